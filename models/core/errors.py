@@ -1,0 +1,48 @@
+"""The one error that a user reads: a line of what was given, and a line of how to mend it.
+
+Lowest module of all: every layer may raise it; only `jobs` prints it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TesseraError(Exception):
+    """A mistake or a refusal that the user can act on. Never shown with a traceback.
+
+    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage".
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message, mend)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.mend}" if self.mend else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive the way through Ray
+        return (_rebuild, (type(self), self.message, self.mend))
+
+
+class UsageError(TesseraError):
+    """The command was put together wrongly."""
+
+    exit_code = 2
+
+
+def _rebuild(kind: type[TesseraError], message: str, mend: str) -> TesseraError:
+    return kind(message, mend=mend)
+
+
+def unknown(what: str, given: str, allowed: Iterable[str]) -> UsageError:
+    """An error for a name that doesn't exist, with the nearest that does."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    listed = ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + ", …"
+    mend = f"did you mean {near[0]!r}? Known: {listed}" if near else f"known: {listed}"
+    return UsageError(f"unknown {what} {given!r}", mend=mend)

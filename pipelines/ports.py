@@ -1,0 +1,199 @@
+"""The sockets that the core plugs into, and the substitutes that need no service.
+
+In: nothing. Out: `World`, `Emit`, `Tracker`, `Registry` and their in-memory forms. Must not know
+Ray, MLflow or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.core.errors import TesseraError
+
+
+@dataclass(frozen=True)
+class World:
+    """Which worker this is, of how many, and on which device ("cpu" or "cuda:0")."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+class Emit(Protocol):
+    """Where a worker's events go: the run's spool, wherever that file is.
+
+    An event is a flat JSON object with a "kind". Calling never blocks on a service.
+    """
+
+    def __call__(self, event: Mapping[str, Any]) -> None: ...
+
+    def flush(self) -> None:
+        """Returns when every event so far is on disk."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Metrics made at one step, with the time of their making."""
+
+    step: int
+    time_ms: int
+    values: Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """One training's entry in the tracking service. Every method may raise OSError or the
+    service's own error; whoever calls decides whether to try again."""
+
+    @property
+    def run_id(self) -> str: ...
+    def params(self, values: Mapping[str, str]) -> None: ...
+    def tags(self, values: Mapping[str, str]) -> None: ...
+    def metrics(self, points: Sequence[Point]) -> None:
+        """Idempotent: the same point twice is one point."""
+
+    def artifact(self, path: Path, folder: str) -> None: ...
+    def dataset(self, *, name: str, digest: str, source: str, split: str) -> None: ...
+    def finish(self, status: str) -> None:
+        """`FINISHED`, `FAILED` or `KILLED`."""
+
+    def link(self) -> str:
+        """Address of the run's page in the model-training view, or a path where no server is."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model version. `number` counts from 1."""
+
+    name: str
+    number: int
+    run_id: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+
+class Registry(Protocol):
+    """The model registry. A version that doesn't exist is a TesseraError."""
+
+    def register(
+        self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
+    ) -> Version:
+        """Stores the files of `directory` as a new version."""
+
+    def version(self, name: str, ref: str | int) -> Version:
+        """By number or by alias."""
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions, the oldest first; empty for a model that doesn't exist."""
+
+    def tag(self, version: Version, values: Mapping[str, str]) -> None: ...
+    def alias(self, name: str, alias: str, number: int) -> None: ...
+    def download(self, version: Version, to: Path) -> Path:
+        """Fetches the version's files; gives the folder with them."""
+
+    def link(self, version: Version) -> str: ...
+
+
+class MemoryTracker:
+    """A tracker that keeps everything in dictionaries."""
+
+    def __init__(self, run_id: str = "memory") -> None:
+        self.run_id = run_id
+        self.logged_params: dict[str, str] = {}
+        self.logged_tags: dict[str, str] = {}
+        self.points: dict[tuple[str, int], list[tuple[int, float]]] = {}
+        self.artifacts: list[str] = []
+        self.datasets: list[dict[str, str]] = []
+        self.status = "RUNNING"
+
+    def params(self, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            if self.logged_params.setdefault(key, value) != value:
+                raise TesseraError(f"parameter {key!r} was logged before with another value")
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.logged_tags.update(values)
+
+    def metrics(self, points: Sequence[Point]) -> None:
+        for point in points:
+            for key, value in point.values.items():
+                seen = self.points.setdefault((key, point.step), [])
+                if (point.time_ms, value) not in seen:
+                    seen.append((point.time_ms, value))
+
+    def artifact(self, path: Path, folder: str) -> None:
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+
+    def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
+        self.datasets.append({"name": name, "digest": digest, "source": source, "split": split})
+
+    def finish(self, status: str) -> None:
+        self.status = status
+
+    def link(self) -> str:
+        return f"memory:{self.run_id}"
+
+
+class MemoryRegistry:
+    """A registry that keeps versions in a folder and everything else in dictionaries."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._versions: dict[str, list[Version]] = {}
+        self._aliases: dict[tuple[str, str], int] = {}
+
+    def register(
+        self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
+    ) -> Version:
+        import shutil
+
+        versions = self._versions.setdefault(name, [])
+        version = Version(name, len(versions) + 1, run_id, dict(tags))
+        shutil.copytree(directory, self._root / name / str(version.number))
+        versions.append(version)
+        return version
+
+    def version(self, name: str, ref: str | int) -> Version:
+        number = self._aliases.get((name, str(ref)), ref)
+        for version in self.versions(name):
+            if str(version.number) == str(number):
+                return version
+        raise TesseraError(f"model {name!r} has no version or alias {ref!r}")
+
+    def versions(self, name: str) -> list[Version]:
+        def aliases(number: int) -> tuple[str, ...]:
+            held = self._aliases.items()
+            return tuple(sorted(a for (n, a), v in held if n == name and v == number))
+
+        return [
+            Version(v.name, v.number, v.run_id, v.tags, aliases(v.number))
+            for v in self._versions.get(name, [])
+        ]
+
+    def tag(self, version: Version, values: Mapping[str, str]) -> None:
+        stored = self._versions[version.name][version.number - 1].tags
+        assert isinstance(stored, dict)
+        stored.update(values)
+
+    def alias(self, name: str, alias: str, number: int) -> None:
+        self.version(name, number)
+        self._aliases[name, alias] = number
+
+    def download(self, version: Version, to: Path) -> Path:
+        import shutil
+
+        target = to / f"{version.name}-{version.number}"
+        shutil.copytree(self._root / version.name / str(version.number), target)
+        return target
+
+    def link(self, version: Version) -> str:
+        return f"memory:{version.name}/{version.number}"

@@ -1,0 +1,262 @@
+"""One frozen tree with everything a run depends on.
+
+In: a family's name and overrides, or a YAML/JSON file. Out: `Recipe`, whose bytes go to the worker,
+to MLflow, into the checkpoint and into the registered model. Must not know any service.
+`with_overrides` is the one way to change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+import models
+from models.core.errors import UsageError, unknown
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Data(_Frozen):
+    """The packed data set. `digest` is filled in when it is opened, and refused when it differs.
+    `height` and `width` in pixels: what the network sees; by default the data set's largest."""
+
+    path: str = ""
+    digest: str = ""
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+
+
+class Optim(_Frozen):
+    """The optimizer of one part. Norms and biases get no weight decay."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Schedule(_Frozen):
+    """The learning rate over the samples seen. `warmup` is a share of all samples to be seen;
+    `step` multiplies by `gamma` at each of `milestones`, which are shares too."""
+
+    kind: Literal["constant", "cosine", "one_cycle", "step"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    final: float = Field(default=0.0, ge=0, le=1)
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+
+
+class Train(_Frozen):
+    """`batch_size` is global: the sum over the workers. `ema` is a decay per step, 0 for none.
+    `patience`: epochs without a better validation figure before it stops, 0 for never.
+    `unfreeze_every_epochs` is read by families that unfreeze gradually."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    clip_norm: float = Field(default=0.0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    patience: int = Field(default=0, ge=0)
+    log_every_steps: int = Field(default=10, ge=1)
+
+
+class Checkpoint(_Frozen):
+    """`every_steps`: also in mid-epoch, 0 for only after each epoch. `keep`: the newest so many
+    stay, beside the best."""
+
+    every_steps: int = Field(default=0, ge=0)
+    keep: int = Field(default=2, ge=1)
+
+
+class Workers(_Frozen):
+    """`count` 0 trains in this process, without Ray. `cpus` are per worker; `gpus` too, and
+    "auto" takes one for each worker where the cluster has them."""
+
+    count: int = Field(default=2, ge=0)
+    cpus: int = Field(default=1, ge=1)
+    gpus: Literal["auto"] | int = "auto"
+    max_failures: int = Field(default=3, ge=0)
+
+
+class Recipe(_Frozen):
+    family: str
+    variant: str = "base"
+    model: dict[str, Any] = {}
+    augment: dict[str, Any] = {}
+    data: Data = Data()
+    optim: dict[str, Optim] = {}
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    workers: Workers = Workers()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """Fills in what family and variant say, so that the tree holds every value in effect."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("family"), str):
+            return given
+        family = models.get(given["family"])
+        variant = given.get("variant", "base")
+        if variant not in family.variants:
+            raise unknown(f"variant of {family.name}", str(variant), family.variants)
+        tree: dict[str, Any] = {
+            "model": dataclasses.asdict(family.variants[variant]),
+            "augment": dataclasses.asdict(family.task.augment_settings()),
+            "optim": {"model": {}},
+        }
+        for path, value in {**family.defaults, **family.variant_defaults.get(variant, {})}.items():
+            _put(tree, path, value)
+        _merge(tree, given)
+        return tree
+
+    @model_validator(mode="after")
+    def _check_dataclasses(self) -> Recipe:
+        self.config()
+        self.augment_settings()
+        return self
+
+    def config(self) -> Any:
+        """The network's settings as the family's dataclass."""
+        return _typed("model", type(models.get(self.family).variants[self.variant]), self.model)
+
+    def augment_settings(self) -> Any:
+        """The augmentation's settings as the task's dataclass."""
+        return _typed("augment", models.get(self.family).task.augment_settings, self.augment)
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values at dotted paths. A path that isn't there is a UsageError."""
+        tree = self.model_dump(mode="json")
+        known = dict(leaves(tree))
+        for path, value in overrides.items():
+            if path not in known:
+                near = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
+                mend = f"did you mean {near[0]!r}?" if near else "see: tessera train … --dry-run"
+                raise UsageError(f"the recipe has no {path!r}", mend=mend)
+            _put(tree, path, value)
+        if overrides.keys() & {"family", "variant"}:
+            for key in ("model", "augment", "optim"):
+                del tree[key]
+        return build(tree)
+
+    def flat(self) -> dict[str, str]:
+        """Dotted path -> value as text: what MLflow keeps as params."""
+        return {path: _text(value) for path, value in leaves(self.model_dump(mode="json"))}
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def build(tree: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data; every mistake is a UsageError that names the place."""
+    if "family" not in tree:
+        raise UsageError("the recipe names no family", mend="add a line: family: cnn")
+    try:
+        return Recipe.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def start(family: str, variant: str | None = None) -> Recipe:
+    """A family's own recipe."""
+    return build({"family": family, **({"variant": variant} if variant else {})})
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from a YAML or JSON file."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {path} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise UsageError(f"recipe {path} is no YAML: {line}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"recipe {path} is no tree of settings", mend="begin with: family: cnn")
+    return build(tree)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`path=value` from a command line; the value is YAML (`0.3`, `true`, `[1, 2]`)."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise UsageError(f"--set {text!r} is not of the form path=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    if isinstance(parsed, str):  # YAML 1.1 takes 1e-3 for a word
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return path.strip(), parsed
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is no non-empty mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+def _merge(tree: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _typed(where: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
+    fields = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in fields:
+            raise unknown(f"setting under {where!r}:", key, fields)
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def _explain(error: ValidationError, where: str = "") -> UsageError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join([where] * bool(where) + [str(p) for p in first["loc"]])
+    if first["type"] == "extra_forbidden":
+        model: type[BaseModel] = Recipe
+        for key in first["loc"][:-1]:
+            kind = model.model_fields[key].annotation if key in model.model_fields else Optim
+            model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else model
+        return unknown("recipe key", place, [_join(place, f) for f in model.model_fields])
+    return UsageError(f"{place} = {first['input']!r}: {first['msg'].lower()}")
+
+
+def _join(place: str, name: str) -> str:
+    return ".".join([*place.split(".")[:-1], name])
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
