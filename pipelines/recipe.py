@@ -117,10 +117,11 @@ class Recipe(_Frozen):
         tree: dict[str, Any] = {
             "model": dataclasses.asdict(family.variants[variant]),
             "augment": dataclasses.asdict(family.task.augment_settings()),
-            "optim": {"model": {}},
+            "optim": {},
         }
         for path, value in {**family.defaults, **family.variant_defaults.get(variant, {})}.items():
             _put(tree, path, value)
+        tree["optim"] = tree["optim"] or {"model": {}}
         _merge(tree, given)
         return tree
 

@@ -1,0 +1,94 @@
+"""The `tessera` command. Each verb is a file of this folder with a click command in `command`.
+
+In: argv. Out: the exit status: 0 done, 1 refused or failed, 2 wrong usage. A verb is imported only
+when it is asked for, and imports its heavy libraries only when it runs, so that help and shell
+completion are immediate.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+import sys
+from typing import NoReturn
+
+import click
+
+import jobs
+from models.core.errors import TesseraError
+
+NO_VERBS = {"cli", "terminal", "embedded"}
+"""Files of this folder that are no verbs: what the verbs share."""
+
+
+def verbs() -> list[str]:
+    found = (m.name for m in pkgutil.iter_modules(jobs.__path__) if not m.ispkg)
+    return sorted(name for name in found if name not in NO_VERBS)
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module when the verb is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return verbs()
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in verbs():
+            return None
+        command: click.Command = importlib.import_module(f"jobs.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in verbs() and not args[0].startswith("-"):
+            from models.core.errors import unknown
+
+            raise unknown("verb", args[0], verbs())
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("tessera"), prog_name="tessera")
+def tessera() -> None:
+    """From a folder of images to a promoted model: pack, train, evaluate, promote, predict.
+
+    Shell completion: eval "$(_TESSERA_COMPLETE=bash_source tessera)", or zsh_source, fish_source.
+    """
+
+
+def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoReturn:
+    """Runs a command and exits; a user's mistake is a line or two on stderr, never a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    verbose = "--verbose" in argv
+    try:
+        status = command.main(args=argv, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        _leave(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        _leave(130)
+    except TesseraError as error:
+        if verbose:
+            raise
+        print(f"tessera: {error.message}", file=sys.stderr)
+        if error.mend:
+            print(f"         {error.mend}", file=sys.stderr)
+        _leave(error.exit_code)
+    _leave(status if isinstance(status, int) else 0)
+
+
+def _leave(status: int) -> NoReturn:
+    """A closed pipe on the other side (`| head`) is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(status)
+
+
+def main() -> NoReturn:
+    run(tessera, "tessera")

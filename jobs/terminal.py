@@ -1,0 +1,31 @@
+"""What the verbs share to speak with a person or a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on stdout, for scripts."""
+    click.echo(json.dumps(value, indent=1))
+
+
+def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Aligned columns with a heading line."""
+    if not rows:
+        return
+    table = [list(rows[0]), *[["" if v is None else str(v) for v in row.values()] for row in rows]]
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """`name  value` lines."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
