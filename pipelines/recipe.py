@@ -7,6 +7,7 @@ to MLflow, into the checkpoint and into the registered model. Must not know any 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -201,10 +202,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         parsed = value
     if isinstance(parsed, str):  # YAML 1.1 takes 1e-3 for a word
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return path.strip(), parsed
 
 

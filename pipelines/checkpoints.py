@@ -1,0 +1,271 @@
+"""Checkpoints and models on disk: directories that say themselves whether they are whole.
+
+In: tensors, recipe, card, progress. Out: a directory with a manifest of checksums, and back.
+Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON. Must not know where the
+directory goes afterwards.
+
+    weights.safetensors    the weights that answer (the EMA's where there is one)
+    training.safetensors   the weights that are trained, only with an EMA
+    optimizer.safetensors  the optimizers' tensors; optimizer.json has their numbers
+    recipe.json  card.json  progress.json
+    manifest.json          size and sha256 of every file; its own sha256 is the directory's digest
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from models.core.errors import TesseraError
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+from pipelines.data.card import Card
+from pipelines.recipe import Recipe
+
+MANIFEST = "manifest.json"
+MODEL_FILES = ("weights.safetensors", "recipe.json", "card.json")
+
+
+class DamagedError(TesseraError):
+    """A directory whose files are not what its manifest says."""
+
+
+@dataclass
+class Progress:
+    """How far a training is. `consumed` samples of `epoch` are done, `seen` in all epochs."""
+
+    epoch: int = 0
+    consumed: int = 0
+    step: int = 0
+    seen: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    best_epoch: int | None = None
+    stale_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """A checkpoint that was read. `optimizers` is part -> flat state, as `pack_optimizer` makes."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    training: dict[str, Tensor]
+    optimizers: dict[str, Any]
+    recipe: Recipe
+    card: Card
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network as files: everything that an answer depends on."""
+
+    weights: dict[str, Tensor]
+    recipe: Recipe
+    card: Card
+    digest: str
+
+
+def save(
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, Tensor] | None,
+    optimizers: Mapping[str, Optimizer],
+    recipe: Recipe,
+    card: Card,
+    progress: Progress,
+) -> Path:
+    """Writes `folder/step-NNNNNNNNN`, whole or not at all."""
+    target = folder / f"step-{progress.step:09d}"
+    scratch = folder / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    scratch.mkdir(parents=True)
+    try:
+        _save_tensors(weights, scratch / "weights.safetensors")
+        if training is not None:
+            _save_tensors(training, scratch / "training.safetensors")
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        for part, optimizer in optimizers.items():
+            packed, numbers[part] = pack_optimizer(optimizer)
+            tensors.update({f"{part}/{key}": value for key, value in packed.items()})
+        _save_tensors(tensors, scratch / "optimizer.safetensors")
+        _write(scratch / "optimizer.json", json.dumps(numbers, indent=1))
+        _write(scratch / "recipe.json", recipe.to_json())
+        _write(scratch / "card.json", card.to_json())
+        _write(scratch / "progress.json", json.dumps(asdict(progress), indent=1))
+        _seal(scratch)
+        if target.exists():  # the same step, done again after a restart
+            shutil.rmtree(target)
+        scratch.rename(target)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise TesseraError(
+            f"checkpoint {target} can't be written: {error.strerror or error}",
+            mend="the checkpoint before is intact; free some space and use --resume",
+        ) from error
+    return target
+
+
+def load(path: Path) -> State:
+    """Reads a checkpoint; raises DamagedError unless every byte is what was written."""
+    verify(path)
+    try:
+        weights = load_file(path / "weights.safetensors")
+        training_file = path / "training.safetensors"
+        training = load_file(training_file) if training_file.exists() else weights
+        tensors = load_file(path / "optimizer.safetensors")
+        numbers = json.loads((path / "optimizer.json").read_text(encoding="utf-8"))
+        progress = Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise DamagedError(f"checkpoint {path.name} can't be read: {error}") from None
+    optimizers = {
+        part: (
+            {k.removeprefix(f"{part}/"): v for k, v in tensors.items() if k.startswith(f"{part}/")},
+            numbers[part],
+        )
+        for part in numbers
+    }
+    recipe, card = _read_identity(path)
+    return State(path, weights, training, optimizers, recipe, card, progress)
+
+
+def newest(folder: Path) -> tuple[State | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is not."""
+    notices: list[str] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load(path), notices
+        except TesseraError as error:
+            notices.append(f"checkpoint {path.name} is damaged and left out: {error.message}")
+    return None, notices
+
+
+def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
+    """Leaves the newest `keep` checkpoints and the best; removes leftovers of crashed writes."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
+        if best_step is None or path.name != f"step-{best_step:09d}":
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_model(checkpoint: Path, target: Path) -> str:
+    """Makes the directory that is registered from a verified checkpoint; gives its digest."""
+    verify(checkpoint)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        shutil.copyfile(checkpoint / name, target / name)
+    return _seal(target, MODEL_FILES)
+
+
+def read_model(path: Path, digest: str | None = None) -> Model:
+    """Reads a model directory; raises DamagedError unless its files have `digest`."""
+    found = verify(path)
+    if digest is not None and found != digest:
+        raise DamagedError(
+            f"the model's files are not those that were registered: digest {found[:12]}…, "
+            f"registered {digest[:12]}…",
+            mend="don't use this version; register the model again from its run",
+        )
+    try:
+        weights = load_file(path / "weights.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"the model's weights can't be read: {error}") from None
+    recipe, card = _read_identity(path)
+    return Model(weights, recipe, card, found)
+
+
+def verify(path: Path) -> str:
+    """Compares every file with the manifest; gives the manifest's own sha256."""
+    try:
+        raw = (path / MANIFEST).read_bytes()
+        entries = json.loads(raw)["files"]
+        items = [(str(name), int(e["size_bytes"]), str(e["sha256"])) for name, e in entries.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{path.name} has no readable {MANIFEST}") from None
+    for name, size_bytes, sha256 in items:
+        if Path(name).name != name:
+            raise DamagedError(f"{MANIFEST} names {name!r}, which is no plain file name")
+        file = path / name
+        if not file.is_file():
+            raise DamagedError(f"file {name} is missing")
+        if file.stat().st_size != size_bytes or _sha256(file) != sha256:
+            raise DamagedError(f"file {name} is not what was written: its checksum differs")
+    return hashlib.sha256(raw).hexdigest()
+
+
+def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name, and the rest as plain data."""
+    state = optimizer.state_dict()
+    tensors = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    return tensors, {"groups": state["param_groups"], "plain": plain}
+
+
+def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]) -> None:
+    """Puts a packed state back into an optimizer of the same parameters."""
+    tensors, numbers = packed
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in numbers["plain"].items()}
+    for key, value in tensors.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+
+
+def _read_identity(path: Path) -> tuple[Recipe, Card]:
+    recipe = recipes.build(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
+    text = (path / "card.json").read_text(encoding="utf-8")
+    return recipe, cards.parse(text, f"{path.name}/card.json")
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # A shared tensor would be refused, a channels_last one stored in another order than it is read.
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+    _sync(path)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _seal(folder: Path, names: tuple[str, ...] | None = None) -> str:
+    files = [folder / n for n in names] if names else sorted(folder.iterdir())
+    entries = {
+        f.name: {"size_bytes": f.stat().st_size, "sha256": _sha256(f)}
+        for f in files
+        if f.name != MANIFEST
+    }
+    text = json.dumps({"files": entries}, indent=1, sort_keys=True)
+    _write(folder / MANIFEST, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

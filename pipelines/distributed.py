@@ -1,0 +1,80 @@
+"""torch.distributed, as functions of a `World`; with a world of one each is a plain identity.
+
+In: tensors, objects, modules and the `World`. Out: the same, agreed among the ranks. The process
+group is there already (Ray Train or a test made it). Must not know what is being trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.ports import World
+
+
+def wrap(module: nn.Module, world: World) -> nn.Module:
+    """The module under DistributedDataParallel. Buffers are not broadcast at each step: ranks
+    gather their own statistics and `average_buffers` merges them where they are read."""
+    if world.size == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    devices = [torch.device(world.device)] if world.device != "cpu" else None
+    return DistributedDataParallel(
+        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+@contextmanager
+def no_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Gradients stay on their rank within this block (all but the last part of a batch)."""
+    with ExitStack() as stack:
+        for module in modules:
+            if hasattr(module, "no_sync"):
+                stack.enter_context(module.no_sync())  # type: ignore[operator]
+        yield
+
+
+def all_sum(values: Tensor, world: World) -> Tensor:
+    """Elementwise sum over the ranks, on every rank."""
+    if world.size > 1:
+        torch.distributed.all_reduce(values)  # collective
+    return values
+
+
+def average_buffers(module: nn.Module, world: World) -> None:
+    """Makes the floating-point buffers (BatchNorm's statistics) the mean over the ranks."""
+    if world.size == 1:
+        return
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([b.detach().reshape(-1).double() for b in buffers])
+    torch.distributed.all_reduce(flat)  # collective
+    flat /= world.size
+    means = torch.split(flat, [b.numel() for b in buffers])
+    for buffer, mean in zip(buffers, means):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def gather(value: Any, world: World) -> list[Any] | None:
+    """Every rank's value, in rank order, on rank 0; None elsewhere. Any picklable value: it goes
+    only between the processes of one training."""
+    if world.size == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world.size if world.leads else None
+    torch.distributed.gather_object(value, gathered)  # collective
+    return gathered
+
+
+def broadcast(value: Any, world: World) -> Any:
+    """Rank 0's value, on every rank."""
+    if world.size == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box)  # collective
+    return box[0]

@@ -1,0 +1,62 @@
+"""Optimizers and the learning rate.
+
+In: a part of the network and its settings. Out: an optimizer; the rate as a pure function of the
+samples seen, so it has no state to save and a change of the batch size doesn't stretch it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from pipelines.recipe import Optim, Schedule
+
+
+def build(module: nn.Module, settings: Optim) -> Optimizer:
+    """The optimizer of one part. Vectors and scalars (norms, biases) get no weight decay
+    (https://arxiv.org/abs/1812.01187, section 3.1)."""
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
+        if params
+    ]
+    if settings.kind == "sgd":
+        nesterov = settings.nesterov and settings.momentum > 0
+        return SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True
+        )
+    kind = Adam if settings.kind == "adam" else AdamW
+    return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def factor(schedule: Schedule, seen: int, total: int) -> float:
+    """What the base rate is multiplied with after `seen` of `total` samples.
+
+    `one_cycle` rises and falls by cosine and begins at 1/25 (https://arxiv.org/abs/1708.07120);
+    the others rise in a line to the base rate in the warm-up.
+    """
+    progress = min(seen / total, 1.0) if total else 1.0
+    if progress < schedule.warmup:
+        share = progress / schedule.warmup
+        if schedule.kind == "one_cycle":
+            return _cosine(1 / 25, 1.0, share)
+        return max(share, 1e-3)
+    share = (progress - schedule.warmup) / (1 - schedule.warmup)
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "step":
+        return float(schedule.gamma ** sum(progress >= m for m in schedule.milestones))
+    return _cosine(1.0, schedule.final, share)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
