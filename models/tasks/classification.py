@@ -1,0 +1,223 @@
+"""Classification: one class for each image.
+
+In: uint8 images with a `label` each; later the probabilities of the classes. Out: the images as the
+network sees them, the figures, and the answers as JSON. Must not know any network.
+
+    B images, N images of a whole split, C channels, H height, W width, K classes
+
+A sample has `label`, an int in [0, K). A batch has `label` (B,) int64, and `target` (B, K) float
+where labels are smoothed. A prediction has `probabilities` (K,) float32 on the CPU and `label`, the
+most probable class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core.errors import TesseraError, UsageError
+from models.core.family import Batch, DataSpec, Draws, Figure, Prediction, Task, Transform
+
+CALIBRATION_BINS = 15
+"""As in Guo et al., On Calibration of Modern Neural Networks, 2017."""
+
+
+@dataclass(frozen=True)
+class ClassificationAugment:
+    """What is done to training images. `flip`: mirror every second image, left to right.
+    `crop_padding`: shift by up to so many pixels each way, the edge mirrored. `cutout`: side in
+    pixels of a square that is blanked, 0 for none. `label_smoothing`: share of the probability
+    that is spread over all classes."""
+
+    flip: bool = False
+    crop_padding: int = 0
+    cutout: int = 0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in {"crop_padding": self.crop_padding, "cutout": self.cutout}.items():
+            if value < 0:
+                raise UsageError(f"augment.{name} = {value}", mend="give 0 or more pixels")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(
+                f"augment.label_smoothing = {self.label_smoothing}", mend="give 0 or more, below 1"
+            )
+
+
+class Classification(Task):
+    name = "classification"
+    primary = Figure("accuracy", "max")
+    augment_settings = ClassificationAugment
+
+    def targets(self, batch: Batch) -> list[dict[str, Any]]:
+        return [{"label": label} for label in batch["label"].tolist()]
+
+    def augment(self, settings: ClassificationAugment, data: DataSpec, *, train: bool) -> Transform:
+        if settings.crop_padding >= min(data.height, data.width):
+            raise UsageError(
+                f"augment.crop_padding = {settings.crop_padding} for images of "
+                f"{data.height} by {data.width} pixels",
+                mend=f"give at most {min(data.height, data.width) - 1}",
+            )
+        return _Augment(settings if train else ClassificationAugment(), data)
+
+    def figures(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Sequence[Mapping[str, Any]],
+        data: DataSpec,
+    ) -> dict[str, float]:
+        """`accuracy`; `loss`, the mean negative log-likelihood in nats; `precision`, `recall` and
+        `f1`, macro averages over the classes that occur; `calibration_error`, expected, over 15
+        bins; `top5` where there are more than 5 classes. Sums are exact, so neither the order of
+        the images nor the number of threads moves a digit."""
+        if not predictions or len(predictions) != len(targets):
+            raise TesseraError(f"{len(predictions)} predictions for {len(targets)} targets")
+        probabilities = torch.stack([p["probabilities"] for p in predictions]).double()
+        truth = torch.tensor([t["label"] for t in targets])
+        said = torch.tensor([p["label"] for p in predictions])
+        matrix = confusion(predictions, targets, data)
+        count = len(predictions)
+        losses = [self.badness(p, t) for p, t in zip(predictions, targets)]
+        figures = {
+            "accuracy": int(matrix.diagonal().sum()) / count,
+            "loss": math.fsum(losses) / count,
+            **_macro(matrix),
+            "calibration_error": _calibration_error(
+                probabilities.gather(1, said[:, None])[:, 0], said == truth
+            ),
+        }
+        if len(data.classes) > 5:
+            best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
+            figures["top5"] = int((best == truth[:, None]).sum()) / count
+        return figures
+
+    def badness(self, prediction: Prediction, target: Mapping[str, Any]) -> float:
+        """Negative log-likelihood of the true class in nats, at most 87.4."""
+        probability = float(prediction["probabilities"][target["label"]])
+        return -math.log(max(probability, torch.finfo(torch.float32).tiny))
+
+    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+        """`class`, its `probability`, and `top5`, the five most probable of them."""
+        probabilities = prediction["probabilities"]
+        best = probabilities.argsort(descending=True, stable=True)[:5].tolist()
+        top5 = [{"class": data.classes[k], "probability": float(probabilities[k])} for k in best]
+        return {**top5[0], "top5": top5}
+
+    def caption(
+        self, prediction: Prediction | None, target: Mapping[str, Any] | None, data: DataSpec
+    ) -> str:
+        truth = data.classes[target["label"]] if target else ""
+        if prediction is None:
+            return truth
+        label = prediction["label"]
+        said = f"{data.classes[label]} {float(prediction['probabilities'][label]):.0%}"
+        wrong = target is not None and target["label"] != label
+        return f"{said}, is {truth}" if wrong else said
+
+
+CLASSIFICATION = Classification()
+
+
+def confusion(
+    predictions: Sequence[Prediction], targets: Sequence[Mapping[str, Any]], data: DataSpec
+) -> Tensor:
+    """(K, K) int64: how many images of the row's class were taken for the column's."""
+    classes = len(data.classes)
+    truth = torch.tensor([t["label"] for t in targets], dtype=torch.int64)
+    said = torch.tensor([p["label"] for p in predictions], dtype=torch.int64)
+    for name, labels in (("target", truth), ("prediction", said)):
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise TesseraError(
+                f"a {name} is of class {int(labels.min())} or {int(labels.max())}, "
+                f"but there are {classes} classes"
+            )
+    return torch.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
+
+
+def _macro(matrix: Tensor) -> dict[str, float]:
+    """Means over the classes that occur in truth or predictions; 0/0 counts as 0, as in
+    scikit-learn."""
+    hits = matrix.diagonal().tolist()
+    truths, saids = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    rows = [row for row in zip(hits, truths, saids) if row[1] or row[2]]
+    return {
+        "precision": math.fsum(hit / said for hit, _, said in rows if said) / len(rows),
+        "recall": math.fsum(hit / truth for hit, truth, _ in rows if truth) / len(rows),
+        "f1": math.fsum(2 * hit / (truth + said) for hit, truth, said in rows) / len(rows),
+    }
+
+
+def _calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Mean distance of confidence and accuracy. `confidence` (N,) float64, `right` (N,) bool."""
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS)
+    gaps: list[list[float]] = [[] for _ in range(CALIBRATION_BINS + 1)]
+    for place, gap in zip(bins.tolist(), (confidence - right.double()).tolist()):
+        gaps[place].append(gap)
+    return math.fsum(abs(math.fsum(gap)) for gap in gaps) / len(confidence)
+
+
+class _Augment:
+    """The transform: one gather for shift and mirror, then one multiplication and addition."""
+
+    def __init__(self, settings: ClassificationAugment, data: DataSpec) -> None:
+        self._settings = settings
+        self._classes = len(data.classes)
+        self._mean = torch.tensor(data.mean)[:, None, None]
+        self._std = torch.tensor(data.std)[:, None, None]
+
+    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+        images: Tensor = batch["image"]
+        self._mean = self._mean.to(images.device)
+        self._std = self._std.to(images.device)
+        if self._settings.flip or self._settings.crop_padding:
+            images = self._shift(images, draws)
+        images = (images.float() / 255 - self._mean) / self._std
+        if self._settings.cutout:
+            images = self._cut(images, draws)
+        batch = {**batch, "image": images}
+        smoothing = self._settings.label_smoothing
+        if smoothing:
+            sure = F.one_hot(batch["label"], self._classes).float()
+            batch["target"] = sure * (1 - smoothing) + smoothing / self._classes
+        return batch
+
+    def _shift(self, images: Tensor, draws: Draws) -> Tensor:
+        """Shifts and mirrors each image by its own draw."""
+        count, _, height, width = images.shape
+        padding = self._settings.crop_padding
+        offset = draws.integers(2 * padding + 1, 2) - padding
+        rows = torch.arange(height) + offset[:, :1]
+        columns = torch.arange(width).expand(count, -1)
+        if self._settings.flip:
+            mirrored = draws.uniform(1) < 0.5
+            columns = torch.where(mirrored, width - 1 - columns, columns)
+        rows = _reflect(rows, height).to(images.device, non_blocking=True)
+        columns = _reflect(columns + offset[:, 1:], width).to(images.device, non_blocking=True)
+        image = torch.arange(count, device=images.device)
+        shifted = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return shifted.permute(0, 3, 1, 2)
+
+    def _cut(self, images: Tensor, draws: Draws) -> Tensor:
+        """Blanks a square of each image; part of it may lie outside."""
+        height, width = images.shape[-2:]
+        side = self._settings.cutout
+        corner = draws.uniform(2) * torch.tensor([height, width]) - side / 2
+        top, left = corner.round().to(images.device, non_blocking=True)[:, :, None].unbind(1)
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device)
+        cut_rows = (rows >= top) & (rows < top + side)
+        cut_columns = (columns >= left) & (columns < left + side)
+        cut = cut_rows[:, None, :, None] & cut_columns[:, None, None, :]
+        return images.masked_fill(cut, 0.0)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Indices beyond an edge, mirrored back at it."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
