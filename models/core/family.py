@@ -112,6 +112,16 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Figures over all images, given in the data set's order: exact, whoever predicted them."""
 
+    def confusion(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Sequence[Mapping[str, Any]],
+        data: DataSpec,
+    ) -> Tensor | None:
+        """(K, K) int64 counts, row the truth, column the answer; None where there are no classes
+        to confuse."""
+        return None
+
     @abstractmethod
     def badness(self, prediction: Prediction, target: Mapping[str, Any]) -> float:
         """How wrong an answer is; the largest are shown as the worst mistakes."""
@@ -143,6 +153,11 @@ class Family(ABC, Generic[C]):
     @abstractmethod
     def build(self, config: C, data: DataSpec) -> nn.Module:
         """A fresh network. Its weights depend on torch's seed alone."""
+
+    def warm_start(self, config: C, module: nn.Module) -> None:
+        """Loads the pretrained weights that the config names, if any. Called once, on every rank,
+        when a training begins; not when one goes on, nor when a trained model is loaded."""
+        return
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> Losses:

@@ -98,6 +98,14 @@ class Classification(Task):
             figures["top5"] = int((best == truth[:, None]).sum()) / count
         return figures
 
+    def confusion(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Sequence[Mapping[str, Any]],
+        data: DataSpec,
+    ) -> Tensor:
+        return confusion(predictions, targets, data)
+
     def badness(self, prediction: Prediction, target: Mapping[str, Any]) -> float:
         """Negative log-likelihood of the true class in nats, at most 87.4."""
         probability = float(prediction["probabilities"][target["label"]])
