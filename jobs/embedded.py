@@ -1,0 +1,32 @@
+"""Where the embedded MLflow and the folders of the runs live.
+
+In: TESSERA_HOME, MLFLOW_TRACKING_URI and TESSERA_UI. Out: places. Creates nothing; must not load
+MLflow.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipelines import tracking
+
+
+def root() -> Path:
+    """TESSERA_HOME, or `.tessera` in the current folder; absolute."""
+    return Path(os.environ.get("TESSERA_HOME") or ".tessera").expanduser().absolute()
+
+
+def tracking_uri() -> str:
+    """The user's MLflow (MLFLOW_TRACKING_URI), or the embedded one."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(root())
+
+
+def runs_dir() -> Path:
+    """One folder for each training lies here."""
+    return root() / "runs"
+
+
+def ui_address() -> str:
+    """Where the pages of the embedded MLflow are shown once `tessera up` runs."""
+    return os.environ.get("TESSERA_UI") or tracking.DEFAULT_UI

@@ -1,0 +1,289 @@
+"""ROOM: MLflow, the registry: versions, aliases, and what MLflow's own tools can serve.
+
+In: folders of model files. Out: `MlflowRegistry`, `save_servable`. Versions are promoted by alias,
+never by stage, and loading one executes nothing. Must not know what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.core.errors import TesseraError, UsageError, unknown
+from pipelines.ports import Version
+from pipelines.tracking import VIEW, connect, page_root
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+_NAME_LENGTH = 256
+_META = "registered_model_meta"  # MLflow adds it to whatever it downloads
+
+
+class MlflowRegistry:
+    """`ports.Registry` over MLflow. `uri` and `ui` as for `tracking.open_run`."""
+
+    def __init__(self, uri: str | None, *, ui: str | None = None) -> None:
+        self._client = connect(uri)
+        self._ui = ui
+
+    def register(
+        self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
+    ) -> Version:
+        """Stores the files of `directory` as a logged model of the run, and that as a new version.
+
+        All or nothing: a version exists once its files are there.
+        """
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
+
+        _check_name(name)
+        client = self._client
+        with _told(f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"):
+            experiment_id = client.get_run(run_id).info.experiment_id
+        # A logged model's name takes less than a registered model's.
+        label = "".join("-" if c in "/:.%\"'" else c for c in f"{name}-{step}")
+        model = client.create_logged_model(
+            experiment_id, label, source_run_id=run_id, tags=dict(tags)
+        )
+        try:
+            client.log_model_artifacts(model.model_id, str(directory))
+        except BaseException:
+            client.finalize_logged_model(model.model_id, "FAILED")
+            raise
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = client.create_model_version(
+            name, source=f"models:/{model.model_id}", run_id=run_id, tags=dict(tags)
+        )
+        return self.version(name, int(made.version))
+
+    def version(self, name: str, ref: str | int) -> Version:
+        _check_name(name)
+        found = self.versions(name)
+        if not found:
+            known = [model.name for model in self._client.search_registered_models()]
+            raise unknown("model", name, known)
+        for version in found:
+            if str(version.number) == str(ref) or str(ref) in version.aliases:
+                return version
+        aliases = sorted(alias for version in found for alias in version.aliases)
+        raise TesseraError(
+            f"model {name!r} has no version or alias {str(ref)!r}",
+            mend=f"it has versions {', '.join(str(v.number) for v in found)} and "
+            + (f"aliases {', '.join(aliases)}" if aliases else "no alias"),
+        )
+
+    def versions(self, name: str) -> list[Version]:
+        from mlflow.exceptions import MlflowException
+
+        _check_name(name)
+        try:
+            aliases = dict(self._client.get_registered_model(name).aliases)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return []
+        rows: list[Any] = []
+        token = None
+        while token or not rows:
+            page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
+            rows += page
+            token = page.token
+            if not token:
+                break
+        held: dict[int, list[str]] = {}
+        for alias, number in aliases.items():
+            held.setdefault(int(number), []).append(alias)
+        return sorted(
+            (
+                Version(
+                    name,
+                    int(row.version),
+                    row.run_id or "",
+                    dict(row.tags),
+                    tuple(sorted(held.get(int(row.version), ()))),
+                )
+                for row in rows
+            ),
+            key=lambda version: version.number,
+        )
+
+    def tag(self, version: Version, values: Mapping[str, str]) -> None:
+        with _told(f"model {version.name!r} has no version {version.number}"):
+            for key, value in values.items():
+                self._client.set_model_version_tag(
+                    version.name, str(version.number), key, str(value)
+                )
+
+    def alias(self, name: str, alias: str, number: int) -> None:
+        """Moves `alias` to the version `number`."""
+        from mlflow.exceptions import MlflowException
+
+        self.version(name, number)
+        try:
+            self._client.set_registered_model_alias(name, alias, str(number))
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise UsageError(
+                f"{alias!r} can't be an alias",
+                mend="use letters, digits, - and _, but not 'latest' nor 'v' with a number",
+            ) from None
+
+    def download(self, version: Version, to: Path) -> Path:
+        """The version's files in `to`/NAME-NUMBER, a folder that must not be there yet. It appears
+        when it is complete."""
+        from mlflow.artifacts import download_artifacts
+
+        target = to / f"{version.name}-{version.number}"
+        if target.exists():
+            raise TesseraError(
+                f"{target} is already there", mend="remove it, or name another folder"
+            )
+        to.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=to, prefix=".download-") as scratch,
+            _told(f"the files of model {version.name!r} version {version.number} are gone"),
+        ):
+            got = Path(
+                download_artifacts(
+                    artifact_uri=f"models:/{version.name}/{version.number}",
+                    dst_path=scratch,
+                    tracking_uri=self._client.tracking_uri,
+                    registry_uri=self._client._registry_uri,
+                )
+            )
+            (got / _META).unlink(missing_ok=True)
+            if got == Path(scratch):
+                got = Path(shutil.copytree(got, Path(scratch) / "files"))
+            os.replace(got, target)
+        return target
+
+    def link(self, version: Version) -> str:
+        from urllib.parse import quote
+
+        base = page_root(self._client.tracking_uri, self._ui)
+        return f"{base}/#/models/{quote(version.name, safe='')}/versions/{version.number}?{VIEW}"
+
+
+def save_servable(
+    module: nn.Module, example: np.ndarray[Any, Any], directory: Path, *, metadata: dict[str, Any]
+) -> str | None:
+    """Writes MLflow's `pytorch` flavor into `directory`, so that `mlflow models serve` and
+    `mlflow.pyfunc` answer without this project.
+
+    `module` takes a uint8 tensor (batch, height, width, channels) and gives one float32 tensor
+    (batch, …), preprocessing included; `example` is such an input. Height and width are fixed, the
+    batch is free. The graph is stored with torch.export: no pickle, no code. Gives None, or in a
+    line why this network can't be stored so; then `directory` is as before.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".servable-") as scratch:
+        flavor = Path(scratch) / "flavor"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch.export's are for its developers
+                _write_flavor(module, example, flavor, metadata)
+                _compare(module, example, flavor)
+        except Exception as error:  # torch.export has no common error
+            lines = str(error).strip().splitlines()
+            return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+        for path in flavor.iterdir():
+            if (directory / path.name).is_dir():
+                shutil.rmtree(directory / path.name)
+            os.replace(path, directory / path.name)
+    return None
+
+
+def _write_flavor(
+    module: nn.Module, example: np.ndarray[Any, Any], to: Path, metadata: dict[str, Any]
+) -> None:
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    plain = _plain_copy(module)
+    # A batch of one would be frozen into the graph, and so would the strides of a slice.
+    batch = np.ascontiguousarray(np.resize(example, (2, *example.shape[1:])))
+    with torch.no_grad():
+        out = plain(torch.from_numpy(batch))
+    # Named specs would make pyfunc hand over a dict, which the flavor doesn't take.
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *batch.shape[1:]))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *out.shape[1:]))]),
+    )
+    mlflow.pytorch.save_model(
+        plain,
+        str(to),
+        signature=signature,
+        input_example=batch,
+        pip_requirements=[f"{name}=={_version(name)}" for name in ("mlflow", "torch", "numpy")],
+        metadata=metadata,
+        serialization_format="pt2",
+    )
+
+
+def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> None:
+    """Raises if the stored graph doesn't answer a batch of another size as the module does."""
+    import numpy as np
+    import torch
+
+    batch = torch.from_numpy(np.ascontiguousarray(np.resize(example, (3, *example.shape[1:]))))
+    stored = torch.export.load(flavor / "data" / "model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            stored(batch), _plain_copy(module)(batch), rtol=1e-3, atol=1e-4, check_stride=False
+        )
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """On the CPU, in eval mode, without a wrapper: the only form that exports well."""
+    import torch
+
+    inner: Any = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    copied: nn.Module = copy.deepcopy(inner).cpu().eval()
+    return copied.to(memory_format=torch.contiguous_format)
+
+
+def _version(name: str) -> str:
+    return importlib.metadata.version(name).partition("+")[0]  # an index has no local versions
+
+
+def _check_name(name: str) -> None:
+    if (
+        not name.strip()
+        or len(name) > _NAME_LENGTH
+        or any(c in "/:'\"\\" or not c.isprintable() for c in name)
+        or name in (".", "..")
+    ):
+        raise UsageError(
+            f"a model can't be called {name!r}",
+            mend=f"use letters, digits, spaces, - _ and ., at most {_NAME_LENGTH} characters",
+        )
+
+
+@contextmanager
+def _told(message: str, mend: str = "") -> Iterator[None]:
+    """MLflow's "there is no such thing" as an error for the user."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TesseraError(message, mend=mend) from error

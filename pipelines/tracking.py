@@ -1,0 +1,356 @@
+"""ROOM: MLflow, the runs. One training is one run, through every restart and resume.
+
+In: a tracking address and what a training wants kept. Out: `MlflowTracker`, and the client that the
+registry (registry.py, the same room) speaks through. MLflow is imported when a function runs, never
+with this module. Must not know Ray, torch, shards or recipes; never touches MLflow's global state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from models.core.errors import TesseraError
+from pipelines.ports import Point
+from pipelines.system_metrics import Sampler
+
+RUN_TAG = "tessera.run"
+"""The tag by which a training finds its run again."""
+
+VIEW = "workflowType=machine_learning"
+"""Without it MLflow's pages open in their GenAI view."""
+
+DEFAULT_UI = "http://127.0.0.1:5000"
+"""Where `tessera up` serves an embedded store."""
+
+_START_TIMEOUT_SECONDS = 5
+_PARAM_LENGTH = 6000  # MLflow cuts longer ones
+_DIGEST_LENGTH = 32  # MLflow takes 36 characters, a sha256 has 64
+_PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+
+
+def settings() -> dict[str, str]:
+    """Environment variables that a process needs before anything in it imports MLflow.
+
+    A failed request fails at once (whoever called has its own patience: MLflow's would hold a
+    thread for 246 s), nothing is unpickled, nothing is sent home, nothing is printed.
+    """
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_DISABLE_AGENT_HINT": "true",
+        "MLFLOW_UV_AUTO_DETECT": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    }
+
+
+def is_permanent(error: BaseException) -> bool:
+    """True if asking again can't help: MLflow itself refused what it was given."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException) or error.error_code not in _PERMANENT:
+        return False
+    # A proxy's 404 page while the server is away is no answer of MLflow's.
+    return not str(error).startswith("API request to")
+
+
+def embedded_uri(root: Path) -> str:
+    """Address of the SQLite store in `root`."""
+    return f"sqlite:///{root.absolute()}/mlflow.db"
+
+
+def embedded_artifacts(root: Path) -> Path:
+    """Where the embedded store keeps its files."""
+    return root.absolute() / "artifacts"
+
+
+def prepare(root: Path) -> str:
+    """Makes or upgrades the embedded store in `root`; gives its address. Safe to call at once
+    from several processes; costs seconds the first time and milliseconds afterwards."""
+    root.mkdir(parents=True, exist_ok=True)
+    embedded_artifacts(root).mkdir(exist_ok=True)
+    _prepare_database(root.absolute() / "mlflow.db", upgrade=True)
+    return embedded_uri(root)
+
+
+def connect(uri: str | None) -> Any:
+    """An `MlflowClient` of a service that answers now; otherwise a TesseraError within seconds.
+
+    `None` lets MLflow choose. A new SQLite file is set up first, under a lock, because MLflow's own
+    set-up breaks when two processes begin at once.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from mlflow import MlflowClient
+
+    if uri and uri.startswith("sqlite:///"):
+        _prepare_database(Path(uri.removeprefix("sqlite:///")), upgrade=False)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        if client.tracking_uri.startswith(("http://", "https://")):
+            _knock(client.tracking_uri)
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise _unreachable(uri, error) from error
+    return client
+
+
+def open_run(
+    uri: str | None,
+    *,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    artifact_root: Path | None,
+    ui: str | None = None,
+) -> MlflowTracker:
+    """The run of the training called `name`, found by its tag or created, and set RUNNING.
+
+    `artifact_root` is where a new experiment keeps its files when no server decides that. `ui` is
+    the address at which a store without a server of its own is shown. A service that can't be
+    reached is a TesseraError at once.
+    """
+    if "'" in name or not name:
+        raise TesseraError(f"a run can't be called {name!r}", mend="use letters, digits, - and _")
+    client = connect(uri)
+    experiment_id = _experiment_id(client, experiment, artifact_root)
+    found = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{RUN_TAG}` = '{name}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    if found:
+        tracker = MlflowTracker(client, experiment_id, found[0].info.run_id, ui)
+        tracker.tags(tags)
+    else:
+        told = {**_context_tags(), **tags, RUN_TAG: name}
+        run = client.create_run(experiment_id, tags=told, run_name=name)
+        tracker = MlflowTracker(client, experiment_id, run.info.run_id, ui)
+    client.update_run(tracker.run_id, status="RUNNING")
+    return tracker
+
+
+class MlflowTracker:
+    """`ports.Tracker` over one MLflow run. Methods raise MLflow's own error when it is away."""
+
+    def __init__(self, client: Any, experiment_id: str, run_id: str, ui: str | None) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        self._client = client
+        self._ui = ui
+        self._sampler: Sampler | None = None
+
+    @property
+    def uri(self) -> str:
+        return str(self._client.tracking_uri)
+
+    def params(self, values: Mapping[str, str]) -> None:
+        """The same value again is no error; another value is a TesseraError."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        for key, value in values.items():
+            if key in known and known[key] != str(value)[:_PARAM_LENGTH]:
+                raise TesseraError(
+                    f"parameter {key!r} was logged before with another value: {known[key]}",
+                    mend="a run keeps its parameters: start a new run for other ones",
+                )
+        new = [Param(key, str(value)) for key, value in values.items() if key not in known]
+        if new:
+            self._client.log_batch(self.run_id, params=new)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        pairs = [RunTag(key, str(value)) for key, value in values.items()]
+        for start in range(0, len(pairs), 100):
+            self._client.log_batch(self.run_id, tags=pairs[start : start + 100])
+
+    def metrics(self, points: Sequence[Point]) -> None:
+        """Idempotent, as each value carries the time of its making."""
+        from mlflow.entities import Metric
+
+        rows = [
+            Metric(key, value, point.time_ms, point.step)
+            for point in points
+            for key, value in point.values.items()
+        ]
+        for start in range(0, len(rows), 1000):
+            self._client.log_batch(self.run_id, metrics=rows[start : start + 1000])
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Stores a file, or a folder under its own name, in the run's `folder`."""
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
+        """Notes a split as an input. `source` is a path or an address."""
+        import json
+
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        scheme = urlsplit(source).scheme
+        is_http = scheme in ("http", "https")
+        dataset = Dataset(
+            # MLflow keeps one input for a name and digest: the split must be in the name, or
+            # only the first split would be kept.
+            name=f"{name}/{split}",
+            digest=digest[:_DIGEST_LENGTH],
+            source_type="http" if is_http else scheme or "local",
+            source=json.dumps({"url" if is_http else "uri": source}),
+        )
+        context = InputTag("mlflow.data.context", split)
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
+
+    def start_system_metrics(self, interval_seconds: float = 10.0) -> None:
+        """Samples this machine's CPU, memory, disk, network and GPUs until `finish`."""
+        if self._sampler is None:
+            known = self._client.get_run(self.run_id).data._metric_objs
+            steps = [m.step for m in known if m.key.startswith("system/")]
+            first = max(steps, default=-1) + 1
+            self._sampler = Sampler(self.metrics, interval_seconds, first)
+            self._sampler.start()
+
+    def finish(self, status: str) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None
+        self._client.set_terminated(self.run_id, status)
+
+    def link(self) -> str:
+        base = page_root(self.uri, self._ui)
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{VIEW}"
+
+
+def page_root(uri: str, ui: str | None) -> str:
+    """Where a person opens the pages of the service at `uri`, without a password in it."""
+    if not uri.startswith(("http://", "https://")):
+        return (ui or DEFAULT_UI).rstrip("/")
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+
+
+def _context_tags() -> dict[str, str]:
+    """User, source and git commit. The commit is this code's own when the command lies elsewhere,
+    as an installed `tessera` does."""
+    from mlflow.tracking.context.registry import resolve_tags
+    from mlflow.utils.git_utils import get_git_branch, get_git_commit
+
+    tags: dict[str, str] = dict(resolve_tags())
+    if "mlflow.source.git.commit" not in tags and (commit := get_git_commit(__file__)):
+        tags["mlflow.source.git.commit"] = commit
+        if branch := get_git_branch(__file__):
+            tags["mlflow.source.git.branch"] = branch
+    return tags
+
+
+def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = None
+        if not client.tracking_uri.startswith(("http://", "https://")) and artifact_root:
+            place = str(artifact_root.absolute())
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # somebody else was faster
+    if found.lifecycle_stage == "deleted":
+        raise TesseraError(
+            f"experiment {name!r} was deleted in MLflow",
+            mend=f"restore it: mlflow experiments restore -x {found.experiment_id}, "
+            "or name another experiment",
+        )
+    return str(found.experiment_id)
+
+
+def _knock(uri: str) -> None:
+    """One request without patience, so that a server that isn't there is said at once."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    http_request(
+        get_default_host_creds(uri),
+        "/version",
+        "GET",
+        max_retries=0,
+        timeout=_START_TIMEOUT_SECONDS,
+    )
+
+
+def _unreachable(uri: str | None, error: Exception) -> TesseraError:
+    code = getattr(error, "error_code", "")
+    where = page_root(uri, None) if uri and uri.startswith("http") else uri or "its default store"
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"):
+        return TesseraError(
+            f"MLflow at {where} refuses this user",
+            mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or a token",
+        )
+    return TesseraError(
+        f"MLflow at {where} can't be used: {' '.join(str(error).split())[:300]}",
+        mend="start it (tessera up), or correct MLFLOW_TRACKING_URI, or unset it to use the "
+        "embedded store",
+    )
+
+
+def _prepare_database(path: Path, *, upgrade: bool) -> None:
+    """Sets up MLflow's tables in a new SQLite file; with `upgrade`, brings an old one up to date.
+
+    What was done is noted in the file itself, as its `user_version`.
+    """
+    wanted = _schema_stamp()
+    if _stamp(path) == wanted or (not upgrade and path.exists() and path.stat().st_size):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _stamp(path) == wanted:
+            return
+        from mlflow.store.db import utils
+
+        engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
+        try:
+            if utils._is_empty_database(engine):
+                utils._initialize_tables(engine)
+            else:
+                utils._upgrade_db(engine)
+        finally:
+            engine.dispose()
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA journal_mode=wal")  # twice as fast with several writers
+            connection.execute(f"PRAGMA user_version={wanted}")
+        connection.close()
+
+
+def _stamp(path: Path) -> int:
+    if not path.exists() or not path.stat().st_size:
+        return -1
+    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+    try:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    except sqlite3.Error:
+        return -1
+    finally:
+        connection.close()
+
+
+def _schema_stamp() -> int:
+    """MLflow's version as one number: 3.17.2 is 31702."""
+    stamp = 0
+    for part in importlib.metadata.version("mlflow").split(".")[:3]:
+        stamp = stamp * 100 + int("".join(filter(str.isdigit, part)) or 0)
+    return stamp
