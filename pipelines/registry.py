@@ -6,9 +6,12 @@ never by stage, and loading one executes nothing. Must not know what is in the f
 
 from __future__ import annotations
 
+import copy
+import importlib.metadata
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -131,11 +131,12 @@ class Shipper:
         return sum(lane.waiting() + lane.refused for lane in self._lanes)
 
     def _tell(self) -> None:
-        offset = min(lane.offset for lane in self._lanes)
+        told = min(lane.offset for lane in self._lanes)
         while True:
             last = self._done.is_set()  # asked before reading: what came before it is told
-            for event, offset in read_events(self._path, offset):  # noqa: B007
+            for event, end in read_events(self._path, told):
                 self._hand(event)
+                told = end
             while not self._notices.empty():
                 self._hand(self._notices.get())
             if last:
