@@ -19,7 +19,7 @@ import click
 import jobs
 from models.core.errors import TesseraError
 
-NO_VERBS = {"cli", "terminal", "embedded"}
+NO_VERBS = {"cli", "terminal", "embedded", "progress", "driver", "services"}
 """Files of this folder that are no verbs: what the verbs share."""
 
 

@@ -164,29 +164,36 @@ def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
 
 
 def write_model(checkpoint: Path, target: Path) -> str:
-    """Makes the directory that is registered from a verified checkpoint; gives its digest."""
+    """Makes the directory that is registered from a verified checkpoint; gives its digest, which
+    covers whatever else lies in `target` already (the form that other tools read)."""
     verify(checkpoint)
     target.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copyfile(checkpoint / name, target / name)
-    return _seal(target, MODEL_FILES)
+    return _seal(target)
 
 
 def read_model(path: Path, digest: str | None = None) -> Model:
     """Reads a model directory; raises DamagedError unless its files have `digest`."""
-    found = verify(path)
-    if digest is not None and found != digest:
-        raise DamagedError(
-            f"the model's files are not those that were registered: digest {found[:12]}…, "
-            f"registered {digest[:12]}…",
-            mend="don't use this version; register the model again from its run",
-        )
+    found = check_digest(path, digest) if digest is not None else verify(path)
     try:
         weights = load_file(path / "weights.safetensors")
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"the model's weights can't be read: {error}") from None
     recipe, card = _read_identity(path)
     return Model(weights, recipe, card, found)
+
+
+def check_digest(path: Path, digest: str) -> str:
+    """Raises DamagedError unless every file is the one that was registered under `digest`."""
+    found = verify(path)
+    if found != digest:
+        raise DamagedError(
+            f"the model's files are not those that were registered: digest {found[:12]}…, "
+            f"registered {digest[:12]}…",
+            mend="don't use this version; register the model again from its run",
+        )
+    return found
 
 
 def verify(path: Path) -> str:
@@ -198,8 +205,8 @@ def verify(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError(f"{path.name} has no readable {MANIFEST}") from None
     for name, size_bytes, sha256 in items:
-        if Path(name).name != name:
-            raise DamagedError(f"{MANIFEST} names {name!r}, which is no plain file name")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedError(f"{MANIFEST} names {name!r}, which lies outside")
         file = path / name
         if not file.is_file():
             raise DamagedError(f"file {name} is missing")
@@ -254,12 +261,11 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _seal(folder: Path, names: tuple[str, ...] | None = None) -> str:
-    files = [folder / n for n in names] if names else sorted(folder.iterdir())
+def _seal(folder: Path) -> str:
     entries = {
-        f.name: {"size_bytes": f.stat().st_size, "sha256": _sha256(f)}
-        for f in files
-        if f.name != MANIFEST
+        f.relative_to(folder).as_posix(): {"size_bytes": f.stat().st_size, "sha256": _sha256(f)}
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f != folder / MANIFEST
     }
     text = json.dumps({"files": entries}, indent=1, sort_keys=True)
     _write(folder / MANIFEST, text)

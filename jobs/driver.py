@@ -1,0 +1,113 @@
+"""What the verbs share to bring the rooms together: environment, services, a group of workers.
+
+In: the environment. Out: a tracker, a registry, an executor for `pipelines.runs`. Imports the rooms
+only when asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import embedded
+from models.core.errors import TesseraError
+from pipelines import cluster, tracking
+
+if TYPE_CHECKING:
+    from pipelines.ports import Emit, Registry, Version
+    from pipelines.tracking import MlflowRegistry, MlflowTracker
+
+EXPERIMENT = "tessera"
+
+
+def apply_settings() -> None:
+    """Sets what Ray and MLflow must find in the environment; what the user set stays."""
+    for name, value in {**tracking.settings(), **cluster.settings()}.items():
+        os.environ.setdefault(name, value)
+
+
+def ray_address() -> str | None:
+    """RAY_ADDRESS, or None for an embedded cluster."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def open_registry() -> MlflowRegistry:
+    apply_settings()
+    uri = embedded.tracking_uri()
+    if uri == tracking.embedded_uri(embedded.root()):
+        tracking.prepare(embedded.root())
+    return tracking.MlflowRegistry(uri, ui=embedded.ui_address())
+
+
+def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowTracker:
+    apply_settings()
+    uri = embedded.tracking_uri()
+    local = uri == tracking.embedded_uri(embedded.root())
+    if local:
+        tracking.prepare(embedded.root())
+    return tracking.open_run(
+        uri,
+        experiment=experiment,
+        name=name,
+        tags=tags,
+        artifact_root=tracking.embedded_artifacts(embedded.root()) if local else None,
+        ui=embedded.ui_address(),
+    )
+
+
+@contextmanager
+def executor(
+    work: cluster.Work, group: cluster.Group, *, name: str, storage: Path, verbose: bool = False
+) -> Iterator[Callable[[dict[str, Any], Emit], dict[str, Any]]]:
+    """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
+    started here and checked to have room for the group."""
+    apply_settings()
+    if group.workers == 0:
+        yield lambda payload, emit: cluster.local(work, payload, emit)
+        return
+    cluster.connect(ray_address(), verbose=verbose)
+    try:
+        cluster.check(group)
+        yield lambda payload, emit: cluster.train(
+            work, payload, group, name=name, storage=storage, emit=emit, verbose=verbose
+        )
+    finally:
+        cluster.disconnect()
+
+
+def attach_tracker(run_id: str) -> MlflowTracker:
+    """The tracker of a run that exists; its status stays as it is."""
+    apply_settings()
+    return tracking.attach_run(embedded.tracking_uri(), run_id, ui=embedded.ui_address())
+
+
+def resolve(registry: Registry, text: str) -> Version:
+    """A version from `models:/NAME@alias`, `models:/NAME/3`, the same without `models:/`, or NAME,
+    which is its newest version."""
+    name = text.removeprefix("models:/")
+    if "@" in name:
+        name, _, alias = name.partition("@")
+        return registry.version(name, alias)
+    if "/" in name:
+        name, _, number = name.partition("/")
+        return registry.version(name, number)
+    versions = registry.versions(name)
+    if not versions:
+        raise TesseraError(
+            f"there is no registered model {name!r}", mend="train one: tessera train"
+        )
+    return versions[-1]
+
+
+def registered_digest(version: Version) -> str:
+    """The digest that the version's files must have."""
+    digest = version.tags.get("tessera.digest")
+    if not digest:
+        raise TesseraError(
+            f"version {version.number} of {version.name!r} was not registered by Tessera",
+            mend="use a version that tessera train registered",
+        )
+    return digest

@@ -1,0 +1,32 @@
+"""`tessera rollback`: the champion before."""
+
+from __future__ import annotations
+
+import click
+
+from jobs.cli import run as run_command
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, verbose: bool, as_json: bool) -> int:
+    """Make the champion before the current one the `champion` of MODEL again."""
+    from jobs import driver
+    from jobs.terminal import show_json
+    from pipelines import promotion
+
+    before, now = promotion.roll_back(driver.open_registry(), model)
+    if as_json:
+        show_json({"model": model, "from": before.number, "to": now.number})
+    else:
+        click.echo(
+            f"rolled back {model} from version {before.number} to version {now.number}: "
+            f"models:/{model}@champion is version {now.number}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera rollback")

@@ -1,0 +1,217 @@
+"""`tessera train`: a family on a packed data set, data-parallel, tracked, registered."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import run as run_command
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe
+    from pipelines.runs import Outcome, Run
+
+
+@click.command()
+@click.argument("what", metavar="FAMILY|RECIPE.yaml", required=False)
+@click.option("--data", "data", metavar="DIR", help="A packed data set.")
+@click.option("--variant", help="A variant of the family.")
+@click.option("--workers", type=int, help="Data-parallel workers; 0 trains in this process.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
+@click.option("--model", help="Name in the registry; by default the data set's name.")
+@click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
+@click.option("--resume", metavar="RUN", help="Go on with this run, by name or MLflow run id.")
+@click.option("--dry-run", is_flag=True, help="Show what would be trained, and do nothing.")
+@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def command(
+    what: str | None,
+    data: str | None,
+    variant: str | None,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    model: str | None,
+    experiment: str,
+    resume: str | None,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Train a family, or a recipe, and register the best checkpoint as `challenger`."""
+    from models.core.errors import UsageError
+    from pipelines import recipe as recipes
+
+    changes: dict[str, Any] = dict(recipes.parse_override(text) for text in overrides)
+    if workers is not None:
+        changes["workers.count"] = workers
+    if resume:
+        if what or variant or model:
+            raise UsageError("--resume takes the recipe of the run it resumes", mend="leave it out")
+        return _finish(_resume(resume, changes, data, experiment, verbose, as_json), as_json)
+    if not what:
+        raise UsageError("nothing to train", mend="name a family or a recipe: tessera families")
+    recipe = _choose(what, variant, data, changes)
+    if dry_run:
+        _describe(recipe, as_json)
+        return 0
+    outcome = start(recipe, model=model, experiment=experiment, verbose=verbose, quiet=as_json)
+    return _finish(outcome, as_json)
+
+
+def _choose(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
+    from models.core.errors import UsageError
+    from pipelines import recipe as recipes
+    from pipelines.data import card as cards
+
+    if what.endswith((".yaml", ".yml", ".json")) or "/" in what:
+        recipe = recipes.read(Path(what))
+        if variant:
+            raise UsageError("--variant goes with a family, not with a recipe file")
+    else:
+        recipe = recipes.start(what, variant)
+    if data:
+        changes = {**changes, "data.path": data}
+    recipe = recipe.with_overrides(changes)
+    if not recipe.data.path:
+        raise UsageError("no data set", mend="name a packed one: --data DIR")
+    path = Path(recipe.data.path).expanduser().absolute()
+    recipe = recipe.with_overrides({"data.path": str(path)})
+    if not recipe.data.digest:
+        recipe = recipe.with_overrides({"data.digest": cards.read(path).digest})
+    return recipe
+
+
+def _describe(recipe: Recipe, as_json: bool) -> None:
+    import yaml
+
+    from jobs.terminal import show_facts, show_json
+    from pipelines.worker import open_data
+
+    card, data = open_data(recipe)
+    samples = card.split("train").samples
+    steps = -(-samples // recipe.train.batch_size)
+    plan = {
+        "data": f"{card.name}: {samples:,} training images of {'×'.join(map(str, data.shape))}",
+        "steps": f"{steps * recipe.train.epochs:,} ({steps:,} an epoch, {recipe.train.epochs} epochs)",
+        "workers": recipe.workers.count,
+    }
+    if as_json:
+        show_json({"recipe": recipe.model_dump(mode="json"), "plan": plan})
+        return
+    click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    show_facts(plan)
+
+
+def _resume(
+    ref: str,
+    changes: dict[str, Any],
+    data: str | None,
+    experiment: str,
+    verbose: bool,
+    as_json: bool,
+) -> Outcome:
+    from jobs import embedded
+    from pipelines import runs
+
+    run = runs.find(embedded.runs_dir(), ref)
+    recipe = run.recipe()
+    if data:
+        changes = {**changes, "data.path": str(Path(data).expanduser().absolute())}
+    recipe = recipe.with_overrides(changes)
+    return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)
+
+
+def start(
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    experiment: str = "tessera",
+    verbose: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Trains a recipe as a new run."""
+    from jobs import embedded
+    from pipelines import runs
+    from pipelines.worker import open_data
+
+    card, _ = open_data(recipe)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = runs.create(embedded.runs_dir(), recipe, model=model or card.name, stamp=stamp)
+    return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=quiet)
+
+
+def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: bool) -> Outcome:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import models
+    from jobs import driver
+    from jobs.progress import Display
+    from pipelines import cluster, runs, tracking, worker
+
+    group = cluster.Group(
+        recipe.workers.count,
+        cpus=recipe.workers.cpus,
+        gpus=recipe.workers.gpus,
+        max_failures=recipe.workers.max_failures,
+    )
+    primary = models.get(recipe.family).task.primary.name
+    tags = {"tessera.family": recipe.family, "tessera.model": run.model}
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    if submitted.get("metadata", {}).get("job_submission_id"):
+        tags["ray.submission_id"] = submitted["metadata"]["job_submission_id"]
+    with runs.locked(run), Display(primary, quiet=quiet) as display:
+        display.say(f"run {run.name}")
+        # Both take seconds and wait mostly for other processes.
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(
+                driver.open_tracker, run.name, experiment=experiment, tags=tags
+            )
+            storage = run.folder / "ray"
+            with driver.executor(
+                worker.run, group, name=run.name, storage=storage, verbose=verbose
+            ) as execute:
+                tracker = opening.result()
+                tracker.start_system_metrics()
+                if group.workers:
+                    tags["ray.job_id"] = cluster.job_id()
+                display.say(f"watch {tracker.link()}")
+                return runs.launch(
+                    run,
+                    recipe,
+                    tracker=tracker,
+                    registry=driver.open_registry(),
+                    execute=execute,
+                    save_servable=tracking.save_servable,
+                    is_permanent=tracking.is_permanent,
+                    listeners=[display],
+                    tags=tags,
+                )
+
+
+def _finish(outcome: Outcome, as_json: bool) -> int:
+    from jobs.terminal import show_facts, show_json
+
+    facts: dict[str, Any] = {
+        "run": outcome.run.name,
+        "model": f"models:/{outcome.version.name}/{outcome.version.number}",
+        "aliases": ", ".join(outcome.version.aliases),
+        **{f"val {name}": round(value, 4) for name, value in outcome.figures.items()},
+        "images/s": round(outcome.images_per_second),
+        "page": outcome.link,
+    }
+    if outcome.undelivered:
+        facts["undelivered"] = f"{outcome.undelivered} events wait in {outcome.run.spool}"
+    if as_json:
+        show_json(facts)
+    else:
+        show_facts(facts)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera train")

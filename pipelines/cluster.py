@@ -1,0 +1,251 @@
+"""The Ray room: run one function as a group of data-parallel workers.
+
+In: a function of (payload, world, emit) that a job hands over, and how many workers. Out: what rank
+0's call gave. Must not know what the function does, nor MLflow or WebDataset.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from models.core.errors import TesseraError
+from pipelines.ports import Emit, World
+
+Work = Callable[[dict[str, Any], World, Emit], dict[str, Any]]
+
+
+def settings() -> dict[str, str]:
+    """Environment variables that must be set before Ray is imported; a user's own stay."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Reports and deaths are noticed at the next poll; Ray's default is 2 s.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many workers, and what each of them gets."""
+
+    workers: int
+    cpus: int = 1
+    gpus: Literal["auto"] | int = "auto"
+    max_failures: int = 3
+
+
+def connect(address: str | None = None, *, cpus: int | None = None, verbose: bool = False) -> None:
+    """Joins the cluster at `address`, or starts one in this process. Idempotent."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise TesseraError(
+                f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}",
+                mend="start one with `tessera up`, or unset RAY_ADDRESS to use an embedded one",
+            ) from error
+        return
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # "local" never joins another cluster of this machine, and the address tells Ray Train's
+    # clean-up which of several clusters is its own (facts about stale placement groups).
+    here = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        dashboard_port=port,
+        runtime_env={"env_vars": here},
+        **quiet,
+    )
+
+
+def disconnect() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def job_id() -> str:
+    """Ray's id of this job."""
+    import ray
+
+    return str(ray.get_runtime_context().get_job_id())
+
+
+def check(group: Group) -> int:
+    """GPUs per worker, or a TesseraError where the cluster can never place the group."""
+    import ray
+
+    has = ray.cluster_resources()
+    wanted_cpus = group.workers * group.cpus
+    if wanted_cpus > has.get("CPU", 0):
+        raise TesseraError(
+            f"{group.workers} workers with {group.cpus} CPU each were asked for, "
+            f"but the cluster has {has.get('CPU', 0):g} CPUs",
+            mend=f"use --workers {int(has.get('CPU', 0)) // group.cpus or 1}, or a larger cluster",
+        )
+    gpus = has.get("GPU", 0)
+    if group.gpus == "auto":
+        return int(0 < group.workers <= gpus)
+    if group.workers * group.gpus > gpus:
+        raise TesseraError(
+            f"{group.workers} workers with {group.gpus} GPU each were asked for, "
+            f"but the cluster has {gpus:g} GPUs",
+            mend="use fewer workers, or --set workers.gpus=0 to train on the CPU",
+        )
+    return group.gpus
+
+
+def local(work: Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Runs the function here, in a world of one, with nothing of Ray."""
+    import torch
+
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return work(payload, World(0, 1, device), emit)
+
+
+def train(
+    work: Work,
+    payload: dict[str, Any],
+    group: Group,
+    *,
+    name: str,
+    storage: Path,
+    emit: Emit,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Runs the function on the group's workers with Ray Train; gives rank 0's result.
+
+    `emit` is sent to an actor beside this process, so that events survive the workers. When a
+    worker dies the group is started again, up to `max_failures` times; the function finds its own
+    way back. A TesseraError in a worker is not tried again, since it would come again.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import TrainingFailedError as Failed
+    from ray.train.torch import TorchTrainer
+
+    gpus = check(group)
+    sink = _start_sink(emit)
+    scaling = ScalingConfig(
+        num_workers=group.workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": group.cpus, **({"GPU": gpus} if gpus else {})},
+    )
+    try:
+        for attempt in range(group.max_failures + 1):
+            trainer = TorchTrainer(
+                _loop,
+                train_loop_config={"work": work, "payload": payload, "sink": sink},
+                scaling_config=scaling,
+                run_config=RunConfig(
+                    # A name of its own each time: the function resumes from its own checkpoints,
+                    # never from Ray's record of a run, which may be cut.
+                    name=f"{name}-{uuid.uuid4().hex[:6]}",
+                    storage_path=str(storage.absolute()),
+                    failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+                    logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+                    worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+                ),
+            )
+            try:
+                result = trainer.fit()
+            except (Failed, RayActorError) as error:
+                refused, line = _explain(error)
+                if refused is not None:
+                    raise refused from None
+                if attempt == group.max_failures:
+                    raise TesseraError(
+                        f"the workers failed {attempt + 1} times, the last time with: {line}",
+                        mend="see the traceback with --verbose; --resume goes on from the last "
+                        "checkpoint",
+                    ) from error
+                emit({"kind": "restart", "attempt": attempt + 1, "reason": line})
+                continue
+            value: dict[str, Any] = result.return_value
+            return value
+        raise AssertionError("unreachable")
+    finally:
+        ray.kill(sink)
+
+
+def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
+    """The user's own mistake among the workers' failures, if one is; and a line on the failure."""
+    failures = dict(getattr(error, "worker_failures", {}))
+    for failure in failures.values():
+        if isinstance(failure, TesseraError):
+            return failure, str(failure)
+        cause = getattr(failure, "cause", None)
+        if isinstance(cause, TesseraError):
+            return cause, str(cause)
+    if failures:
+        rank, first = min(failures.items())
+        lines = [x for x in str(first).splitlines() if x.strip()] or [type(first).__name__]
+        return None, f"worker {rank}: {type(first).__name__}: {lines[-1].strip()[:200]}"
+    lines = [x for x in str(error).splitlines() if x.strip()] or [type(error).__name__]
+    return None, f"{type(error).__name__}: {lines[-1].strip()[:200]}"
+
+
+def _start_sink(emit: Emit) -> Any:
+    """An actor on this node that passes events on to `emit`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(num_cpus=0)(_Sink)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
+        .remote(emit)
+    )
+
+
+class _Sink:
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self._emit(event)
+
+    def flush(self) -> None:
+        self._emit.flush()
+
+
+class _SinkEmit:
+    """A worker's `Emit`: calls don't wait; `flush` waits until all of them are on disk."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self._sink.write.remote(dict(event))
+
+    def flush(self) -> None:
+        import ray
+
+        ray.get(self._sink.flush.remote(), timeout=60)  # an actor's calls run in order
+
+
+def _loop(config: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs in each worker."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    device = str(ray.train.torch.get_device())
+    world = World(context.get_world_rank(), context.get_world_size(), device)
+    result: dict[str, Any] = config["work"](config["payload"], world, _SinkEmit(config["sink"]))
+    return result

@@ -1,0 +1,280 @@
+"""One training as the driver sees it: its folder, its tracking, its registered model.
+
+In: a recipe, a tracker, a registry and a way to execute the work (ports: the jobs choose which).
+Out: an outcome; a run folder that a later process can resume. Must not know MLflow or Ray.
+
+    recipe.json        what is trained        run.json     name, tracking run, registered model
+    spool.jsonl        every event, in order  checkpoints/  pictures/
+    model/             what was registered    lock         held while a driver is at work
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import models
+from models.core.errors import TesseraError, unknown
+from pipelines import checkpoints, pictures
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+from pipelines.ports import Emit, Registry, Tracker, Version
+from pipelines.recipe import Recipe
+from pipelines.spool import Shipper, SpoolFile, read_events
+
+CHALLENGER = "challenger"
+LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "tessera")
+DELIVERY_SECONDS = 120.0
+"""How long the end of a training waits for a tracking service that is away."""
+
+Execute = Callable[[dict[str, Any], Emit], dict[str, Any]]
+SaveServable = Callable[..., str | None]
+"""Writes the form of a model that other tools read; gives the reason where it couldn't."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training's place and names."""
+
+    folder: Path
+    name: str
+    model: str
+    run_id: str = ""
+    resumed: bool = False
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool.jsonl"
+
+    def recipe(self) -> Recipe:
+        return recipes.read(self.folder / "recipe.json")
+
+    def write(self) -> None:
+        content = {"name": self.name, "model": self.model, "run_id": self.run_id}
+        scratch = self.folder / ".run.json"
+        scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        scratch.replace(self.folder / "run.json")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to. `figures` are of the validation split."""
+
+    run: Run
+    version: Version
+    figures: Mapping[str, float]
+    epoch: int
+    images_per_second: float
+    undelivered: int
+    link: str
+
+
+def create(root: Path, recipe: Recipe, *, model: str, stamp: str) -> Run:
+    """A folder for a new training; `stamp` is the time in its name."""
+    name = f"{recipe.family}-{model}-{stamp}-{secrets.token_hex(2)}"
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
+    run = Run(folder, name, model)
+    run.write()
+    return run
+
+
+def find(root: Path, ref: str) -> Run:
+    """A training by its name or its tracking run's id."""
+    known = {}
+    for file in sorted(root.glob("*/run.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        run = Run(file.parent, content["name"], content["model"], content["run_id"], resumed=True)
+        if ref in (run.name, run.run_id):
+            return run
+        known[run.name] = run
+    if not known:
+        raise TesseraError(f"there is no run {ref!r}: nothing was trained under {root} yet")
+    raise unknown("run", ref, known)
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Never two drivers on one run."""
+    with (run.folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TesseraError(
+                f"run {run.name} is being trained by another process",
+                mend="wait for it, or stop it first",
+            ) from None
+        yield
+
+
+def launch(
+    run: Run,
+    recipe: Recipe,
+    *,
+    tracker: Tracker,
+    registry: Registry,
+    execute: Execute,
+    save_servable: SaveServable,
+    is_permanent: Callable[[BaseException], bool],
+    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Trains (or goes on), then registers the best checkpoint as `challenger`.
+
+    Raises whatever `execute` raises, after the tracker has the run's end: FAILED, or KILLED when
+    the process was told to stop.
+    """
+    card = cards.read(Path(recipe.data.path))
+    run = replace(run, run_id=tracker.run_id)
+    run.write()
+    tracker.params(recipe.flat())
+    tracker.tags({**_versions(), **(tags or {}), "tessera.data_digest": card.digest})
+    for split in card.splits:
+        if split != "test":
+            tracker.dataset(
+                name=card.name, digest=card.digest, source=str(recipe.data.path), split=split
+            )
+    spool = SpoolFile(run.spool)
+    shipper = Shipper(run.spool, tracker, listeners=listeners, is_permanent=is_permanent)
+    shipper.start()
+    status = "FAILED"
+    undelivered = 0
+    try:
+        payload = {"recipe": recipe.to_json(), "run_dir": str(run.folder)}
+        summary = execute(payload, spool)
+        best = run.folder / "checkpoints" / summary["checkpoint"]
+        _check_effective(checkpoints.load(best).recipe, recipe)
+        _draw_curves(run, spool)
+        try:
+            version = _register(run, best, summary, tracker, registry, save_servable)
+        except TesseraError:
+            raise
+        except Exception as error:  # whatever the service raises
+            raise TesseraError(
+                f"trained, but not registered: {str(error).splitlines()[0][:200]}",
+                mend=f"when it answers again: tessera train --resume {run.name}",
+            ) from error
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        # A process that is told to stop has seconds; what it leaves is delivered by a resume.
+        undelivered = shipper.close(DELIVERY_SECONDS if status != "KILLED" else 1.0)
+        spool.close()
+        try:
+            tracker.finish(status)
+        except Exception as error:  # whatever the service raises, the training's end stands
+            for listener in listeners:
+                listener({"kind": "notice", "text": f"the run's end was not noted: {error}"})
+    return Outcome(
+        run,
+        version,
+        summary["figures"],
+        summary["epoch"],
+        mean_speed(run),
+        undelivered,
+        tracker.link(),
+    )
+
+
+def history(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of the run by step; a step that was done again after a restart counts once."""
+    curves: dict[str, dict[int, float]] = {}
+    for event, _ in read_events(run.spool):
+        if event["kind"] == "metrics":
+            for name, value in event["values"].items():
+                curves.setdefault(name, {}).setdefault(event["step"], value)
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def mean_speed(run: Run) -> float:
+    """Median of the images per second that were logged in training."""
+    speeds = sorted(v for _, v in history(run).get("train/images_per_second", []))
+    return speeds[len(speeds) // 2] if speeds else 0.0
+
+
+def _check_effective(effective: Recipe, asked: Recipe) -> None:
+    """What was trained must be what was asked for."""
+    before, after = asked.flat(), effective.flat()
+    wrong = [f"{p}: asked {before[p]}, was {after.get(p)}" for p in before if before[p] != after[p]]
+    wrong = [line for line in wrong if not line.startswith(("workers.", "checkpoint."))]
+    if wrong:
+        raise TesseraError(f"another recipe was trained than asked for: {'; '.join(wrong)}")
+
+
+def _draw_curves(run: Run, spool: Emit) -> None:
+    curves = history(run)
+    path = run.folder / "pictures" / "learning_curves.png"
+    pictures.learning_curves(curves, path)
+    spool({"kind": "artifact", "path": f"pictures/{path.name}", "folder": "pictures"})
+
+
+def _register(
+    run: Run,
+    best: Path,
+    summary: Mapping[str, Any],
+    tracker: Tracker,
+    registry: Registry,
+    save_servable: SaveServable,
+) -> Version:
+    target = run.folder / "model"
+    if target.exists():  # left by a driver that died while registering
+        shutil.rmtree(target)
+    state = checkpoints.load(best)
+    recipe, card = state.recipe, state.card
+    data = card.spec(recipe.data.height, recipe.data.width)
+    family = models.get(recipe.family)
+    module = family.build(recipe.config(), data)
+    module.load_state_dict(state.weights)
+    servable = family.servable(module.eval(), data)
+    reason: str | None = f"{recipe.family} has no answer that is one tensor"
+    if servable is not None:
+        import numpy as np
+
+        example = np.zeros((2, data.height, data.width, data.channels), np.uint8)
+        metadata = {"classes": list(data.classes), "task": data.task}
+        reason = save_servable(servable, example, target, metadata=metadata)
+    digest = checkpoints.write_model(best, target)
+    tags = {
+        "tessera.digest": digest,
+        "tessera.family": recipe.family,
+        "tessera.variant": recipe.variant,
+        "tessera.recipe": json.dumps(recipe.model_dump(mode="json"), sort_keys=True),
+        "tessera.data_digest": card.digest,
+        "tessera.data_name": card.name,
+        "tessera.classes": _short_list(card.classes),
+        "tessera.preprocessing": json.dumps(asdict(replace(data, classes=())), sort_keys=True),
+        "tessera.metrics": json.dumps({f"val/{k}": v for k, v in summary["figures"].items()}),
+        "tessera.run": run.name,
+        "tessera.checkpoint": best.name,
+        "tessera.servable": f"no: {reason}" if reason else "mlflow.pytorch",
+    }
+    for version in registry.versions(run.model):  # a driver that died after registering
+        if version.run_id == tracker.run_id and version.tags.get("tessera.digest") == digest:
+            break
+    else:
+        version = registry.register(
+            run.model, target, run_id=tracker.run_id, tags=tags, step=summary["step"]
+        )
+    registry.alias(run.model, CHALLENGER, version.number)
+    return registry.version(run.model, version.number)
+
+
+def _short_list(names: Sequence[str]) -> str:
+    listed = json.dumps(list(names))
+    return listed if len(listed) <= 4000 else f"{len(names)} classes; see card.json"
+
+
+def _versions() -> dict[str, str]:
+    return {f"tessera.version.{name}": importlib.metadata.version(name) for name in LIBRARIES}
+

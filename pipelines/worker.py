@@ -1,0 +1,255 @@
+"""What one worker does: the only place where the core and the rooms' data meet.
+
+In: a payload of plain JSON, the world, and where events go. Out: a summary of plain JSON. Knows
+neither Ray nor MLflow; `cluster` is handed these functions by a job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import models
+from models.core.errors import TesseraError
+from models.core.family import Batch, DataSpec
+from pipelines import checkpoints, distributed, evaluation, pictures
+from pipelines import recipe as recipes
+from pipelines.checkpoints import State
+from pipelines.data import card as cards
+from pipelines.data.card import Card
+from pipelines.data.loading import EvalLoader, TrainLoader
+from pipelines.data.samples import RawSample, decode_image, image_of, resize
+from pipelines.data.shards import ShardReader
+from pipelines.evaluation import Answers
+from pipelines.ports import Emit, World
+from pipelines.recipe import Recipe
+from pipelines.training import Training, resolve_precision
+
+EVAL_BATCH = 256
+"""Fixed: figures must not depend on the hardware or the number of workers."""
+CHECKPOINTS = "checkpoints"
+PICTURES = "pictures"
+
+
+def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
+    """Trains to the end, from the newest good checkpoint if there is one.
+
+    payload: `recipe` (JSON text), `run_dir`. Gives the best checkpoint's name, step, epoch and
+    value, its validation figures, images/s and notices.
+    """
+    recipe = recipes.build(json.loads(payload["recipe"]))
+    run_dir = Path(payload["run_dir"])
+    card, data = open_data(recipe)
+    family = models.get(recipe.family)
+    state = _resume(run_dir / CHECKPOINTS, recipe, world, emit)
+    precision = resolve_precision(recipe.train.precision, world.device)
+    validation = EvalLoader(
+        Path(recipe.data.path), card, data, batch_size=EVAL_BATCH, world=world, split="val"
+    )
+
+    def answer(module: Any) -> Answers | None:
+        return evaluation.answer(
+            family,
+            module,
+            data,
+            validation,
+            world,
+            augment_settings=recipe.augment_settings(),
+            precision=precision,
+            channels_last=recipe.train.channels_last,
+        )
+
+    def validate(module: Any) -> Mapping[str, float]:
+        answers = answer(module)
+        figures = answers.figures(family, data) if answers else None
+        agreed: dict[str, float] = distributed.broadcast(figures, world)
+        return agreed
+
+    def show_first(batch: Batch) -> None:
+        _draw_training_grid(family, data, batch, run_dir, emit)
+
+    training = Training(
+        family=family,
+        recipe=recipe,
+        card=card,
+        data=data,
+        loader=TrainLoader(
+            Path(recipe.data.path),
+            card,
+            data,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.seed,
+            world=world,
+        ),
+        validate=validate,
+        world=world,
+        emit=emit,
+        folder=run_dir / CHECKPOINTS,
+        state=state,
+        on_first_batch=show_first,
+    )
+    progress = training.run()
+    best = f"step-{progress.best_step:09d}"
+    module = family.build(recipe.config(), data).to(world.device)
+    module.load_state_dict(checkpoints.load(run_dir / CHECKPOINTS / best).weights)
+    answers = answer(module)
+    if answers is not None:
+        _draw_answers(family, recipe, card, data, answers, run_dir, emit)
+        emit.flush()
+    return {
+        "checkpoint": best,
+        "step": progress.best_step,
+        "epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "figures": answers.figures(family, data) if answers else {},
+        "images_per_second": training.images_per_second,
+        "precision": precision,
+    }
+
+
+def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
+    """Evaluates a model directory on one split, every sample once, in fp32.
+
+    payload: `model` (folder), `digest`, `data` (folder), `split`. Gives `figures`, `samples`,
+    `data_digest`.
+    """
+    model = checkpoints.read_model(Path(payload["model"]), payload["digest"])
+    folder, split = Path(payload["data"]), payload["split"]
+    card = cards.read(folder)
+    if card.classes != model.card.classes:
+        raise TesseraError(
+            f"the model knows the classes {_some(model.card.classes)}, "
+            f"the data set has {_some(card.classes)}",
+            mend="evaluate it on data with the same classes in the same order",
+        )
+    family = models.get(model.recipe.family)
+    # The network sees these images as it saw those it was trained on: same size, same scaling.
+    data = model.card.spec(model.recipe.data.height, model.recipe.data.width)
+    module = family.build(model.recipe.config(), data)
+    module.load_state_dict(model.weights)
+    module.to(world.device)
+    answers = evaluation.answer(
+        family,
+        module,
+        data,
+        EvalLoader(folder, card, data, batch_size=EVAL_BATCH, world=world, split=split),
+        world,
+        augment_settings=model.recipe.augment_settings(),
+    )
+    if answers is None:
+        return {}
+    return {
+        "figures": answers.figures(family, data),
+        "samples": len(answers.predictions),
+        "data_digest": card.digest,
+        "split": split,
+    }
+
+
+def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
+    """The recipe's data set; refused when it isn't the one that the recipe was made for."""
+    card = cards.read(Path(recipe.data.path))
+    if recipe.data.digest and recipe.data.digest != card.digest:
+        raise TesseraError(
+            f"the data set in {recipe.data.path} is another than the recipe names: "
+            f"digest {card.digest[:12]}…, recipe {recipe.data.digest[:12]}…",
+            mend="give the data set it was made for, or --set data.digest= for a new training",
+        )
+    task = models.get(recipe.family).task.name
+    if card.task != task:
+        raise TesseraError(
+            f"{recipe.family} does {task}, but the data set is for {card.task}",
+            mend="see: tessera families",
+        )
+    return card, card.spec(recipe.data.height, recipe.data.width)
+
+
+FREE_TO_CHANGE = ("workers.", "checkpoint.", "data.path", "train.log_every_steps")
+"""What a resumed training may have otherwise than when it was begun."""
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """Settings that a resumed training must not change, with both values."""
+    old, new = before.flat(), now.flat()
+    return [
+        f"{path} was {old.get(path)}, is {new.get(path)}"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path) and not path.startswith(FREE_TO_CHANGE)
+    ]
+
+
+def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | None:
+    chosen = None
+    if world.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        state, notices = checkpoints.newest(folder)
+        for line in notices:
+            emit({"kind": "notice", "text": line})
+        chosen = state.path.name if state else None
+        if state:
+            emit({"kind": "resume", "checkpoint": chosen, **dataclasses.asdict(state.progress)})
+    chosen = distributed.broadcast(chosen, world)
+    if chosen is None:
+        return None
+    state = checkpoints.load(folder / chosen)
+    changed = differences(state.recipe, recipe)
+    if changed:
+        raise TesseraError(
+            f"this training can't be resumed with other settings: {'; '.join(changed)}",
+            mend="resume without them, or start a new training",
+        )
+    return state
+
+
+def _draw_training_grid(
+    family: Any, data: DataSpec, batch: Batch, run_dir: Path, emit: Emit
+) -> None:
+    shown = min(32, len(batch["key"]))
+    targets = family.task.targets({k: v[:shown] for k, v in batch.items()})
+    path = run_dir / PICTURES / "training_samples.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = batch["image"][:shown].detach().float().cpu()
+    mean = images.new_tensor(data.mean).view(1, -1, 1, 1)
+    std = images.new_tensor(data.std).view(1, -1, 1, 1)
+    captions = [family.task.caption(None, target, data) for target in targets]
+    pictures.grid((images * std + mean).clamp(0, 1), captions, path)
+    emit({"kind": "artifact", "path": f"{PICTURES}/{path.name}", "folder": PICTURES})
+
+
+def _draw_answers(
+    family: Any,
+    recipe: Recipe,
+    card: Card,
+    data: DataSpec,
+    answers: Answers,
+    run_dir: Path,
+    emit: Emit,
+) -> None:
+    import torch
+
+    folder = run_dir / PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["worst_mistakes.png"]
+    worst = answers.worst(family, 24)
+    reader = ShardReader(Path(recipe.data.path), card.split("val"))
+    images, captions = [], []
+    for position in worst:
+        raw = RawSample(*reader.read(answers.indices[position]))
+        image = decode_image(image_of(raw), data.channels, where=raw.key)
+        images.append(resize(image, data.height, data.width))
+        prediction, target = answers.predictions[position], answers.targets[position]
+        captions.append(family.task.caption(prediction, target, data))
+    pictures.grid(torch.stack(images), captions, folder / names[0])
+    matrix = family.task.confusion(answers.predictions, answers.targets, data)
+    if matrix is not None:
+        pictures.confusion_matrix(matrix, data.classes, folder / "confusion_matrix.png")
+        names.append("confusion_matrix.png")
+    for name in names:
+        emit({"kind": "artifact", "path": f"{PICTURES}/{name}", "folder": PICTURES})
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
