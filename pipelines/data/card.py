@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,15 @@ from models.core.family import DataSpec
 FILE = "card.json"
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
+IMAGE_EXTENSIONS = ("jpg", "png", "webp")
+"""Extensions of the image in a shard."""
+LABEL_EXTENSION = "cls"
+"""Extension of the class index: ASCII digits."""
+EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, LABEL_EXTENSION})
+"""All that may lie in a shard: a sample is the members KEY.EXTENSION that follow each other."""
+MAX_KEY_LENGTH = 92
+"""In characters. With dot and extension a key fits the 100 bytes of a tar name."""
+_KEY = re.compile(r"[A-Za-z0-9_~%-]+(/[A-Za-z0-9_~%-]+)*")
 
 
 class _Frozen(BaseModel):
@@ -79,7 +89,7 @@ class Card(_Frozen):
         return hashlib.sha256(encoded.encode()).hexdigest()
 
     def spec(self, height: int | None = None, width: int | None = None) -> DataSpec:
-        """What the network sees: images of `height` × `width`, by default the largest packed."""
+        """What the network sees: images of `height` by `width`, by default the largest packed."""
         return DataSpec(
             task=self.task,
             channels=self.image.channels,
@@ -101,6 +111,15 @@ class Card(_Frozen):
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def check_key(key: str, where: str) -> None:
+    """Refuses a key that could be a path elsewhere, or that WebDataset would read otherwise."""
+    if not _KEY.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
+        raise TesseraError(
+            f"{where}: the key {key[:120]!r} is not allowed",
+            mend=f"a key has at most {MAX_KEY_LENGTH} of the characters A-Z a-z 0-9 _ - ~ % /",
+        )
 
 
 def parse(text: str, where: str) -> Card:

@@ -1,0 +1,115 @@
+"""The idx files of MNIST and of sets in its form (Fashion-MNIST, KMNIST), with or without .gz.
+
+In: a folder with `train-images-idx3-ubyte` and its siblings, or torchvision's folder around `raw`.
+Out: a `Source` with train and test; val is cut from train. Y. LeCun, L. Bottou, Y. Bengio and
+P. Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from models.core.errors import TesseraError
+from pipelines.data.card import Split
+from pipelines.data.importing import Item, Source
+from pipelines.data.samples import MAX_PIXELS, encode_png
+
+NAME = "mnist"
+_FILE = re.compile(r"(train|t10k|test)[-.](images|labels)[-.]idx[13][-.]ubyte(\.gz)?", re.I)
+_MAX_BYTES = 4 << 30
+_UBYTE = 8
+
+
+def recognises(source: str) -> str:
+    found = _find(Path(source))
+    return f"{len(found)} idx files" if ("train", "images") in found else ""
+
+
+def read(source: str) -> Source:
+    """Reads all pixels into memory. Raises TesseraError that names a missing or damaged file."""
+    found = _find(Path(source))
+    pixels: dict[str, np.ndarray[Any, Any]] = {}
+    items: list[Item] = []
+    for split in _splits(found):
+        for kind in ("images", "labels"):
+            if (split, kind) not in found:
+                raise TesseraError(
+                    f"{source} has no {split} {kind}", mend=f"add {split}-{kind}-idx…-ubyte[.gz]"
+                )
+        path = found[split, "images"]
+        pixels[path.name] = _read_idx(path, 3)
+        labels = _read_idx(found[split, "labels"], 1)
+        if len(labels) != len(pixels[path.name]):
+            raise TesseraError(
+                f"{source}: {len(pixels[path.name])} {split} images and {len(labels)} labels"
+            )
+        items += [
+            Item(f"{split}/{row:05d}", label, f"{path.name}[{row}]", split, row)
+            for row, label in enumerate(labels.tolist())
+        ]
+    if not items:
+        raise TesseraError(f"{source} has no images: its idx files are empty")
+    classes = tuple(str(label) for label in range(max(item.label for item in items) + 1))
+    name = Path(source).resolve().name
+    return Source(name, "classification", classes, items, partial(_encode, pixels))
+
+
+def _encode(pixels: Mapping[str, np.ndarray[Any, Any]], item: Item) -> bytes:
+    return encode_png(pixels[item.origin.rpartition("[")[0]][item.row])
+
+
+def _splits(found: Mapping[tuple[Split, str], Path]) -> list[Split]:
+    return sorted({split for split, _ in found} | {"train"}, reverse=True)
+
+
+def _find(folder: Path) -> dict[tuple[Split, str], Path]:
+    """Paths by (split, "images" or "labels"); an unpacked file goes before its .gz."""
+    found: dict[tuple[Split, str], Path] = {}
+    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
+        if not place.is_dir():
+            continue
+        for path in sorted(place.iterdir()):
+            match = _FILE.fullmatch(path.name)
+            if match and path.is_file():
+                split: Split = "train" if match[1].lower() == "train" else "test"
+                found.setdefault((split, match[2].lower()), path)
+        if found:
+            break
+    return found
+
+
+def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
+    """uint8 array of the file's shape: (N, H, W) for images, (N,) for labels."""
+    try:
+        packed = path.suffix.lower() == ".gz"
+        with cast(IO[bytes], gzip.open(path) if packed else path.open("rb")) as file:
+            return _parse_idx(file, path.name, dimensions)
+    except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TesseraError(f"{path.name} can't be read: {reason}", mend="fetch it anew") from None
+
+
+def _parse_idx(file: IO[bytes], name: str, dimensions: int) -> np.ndarray[Any, Any]:
+    head = file.read(4 + 4 * dimensions)
+    if len(head) != 4 + 4 * dimensions or head[:4] != bytes([0, 0, _UBYTE, dimensions]):
+        raise TesseraError(f"{name} is no idx file of {dimensions} dimensions of bytes")
+    shape = tuple(np.frombuffer(head, ">u4", offset=4).tolist())
+    size = math.prod(shape)
+    if size > _MAX_BYTES or math.prod(shape[1:]) > MAX_PIXELS:
+        raise TesseraError(f"{name} says it holds {' by '.join(map(str, shape))} pixels: too many")
+    data = file.read(size + 1)  # never more, whatever a .gz would unfold to
+    if len(data) != size:
+        more = "more" if len(data) > size else len(data)
+        raise TesseraError(
+            f"{name} says it holds {size} bytes and holds {more}", mend="fetch it anew"
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape)

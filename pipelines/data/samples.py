@@ -1,0 +1,226 @@
+"""A sample and its bytes: the on-disk contract, and the one way from image bytes to pixels.
+
+In: bytes by extension. Out: `RawSample`, uint8 tensors, class indices. Must not know where the
+bytes lie, nor Ray, MLflow or WebDataset. Training and prediction decode and resize with the same
+functions, and nothing here ever executes or unpickles what it reads.
+
+The one conversion, whatever the file:
+
+- JPEG, PNG, WEBP, BMP, GIF and TIFF, told by their first bytes and not by their name; everything
+  else is refused. Of several frames the first counts. ICC profiles are ignored.
+- EXIF orientation is applied; an EXIF block that can't be read is no orientation.
+- Transparency (RGBA, LA, palette or colour key) is laid on white.
+- 16-bit grey is scaled to 8 bits (0..65535 to 0..255, rounded); float pixels are refused, because
+  nothing says which range they have.
+- 1-bit becomes 0 and 255; palette, CMYK, YCbCr become RGB.
+- RGB for a data set of one channel becomes grey with the ITU-R 601 weights; grey for one of three
+  channels is repeated.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+
+from models.core.errors import TesseraError
+from pipelines.data.card import IMAGE_EXTENSIONS, LABEL_EXTENSION, MAX_KEY_LENGTH
+
+MAX_PIXELS = 100_000_000
+_ORIENTATION = 0x0112
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+class RawSample(NamedTuple):
+    """A sample as it lies in a shard: `fields` holds the bytes by extension, without the dot."""
+
+    key: str
+    fields: Mapping[str, bytes]
+
+
+def make_key(path: str | bytes) -> str:
+    """A key from a relative path without its extension; `urllib.parse.unquote` gives it back.
+
+    Everything but ASCII letters, digits and `_ - ~ /` is written as %XX, so a key has no dot (where
+    WebDataset would cut it), no space and no control character. A longer one than a tar name takes
+    is cut and ends in a hash of the whole.
+    """
+    raw = os.fsencode(path)
+    key = "/".join(quote(part, safe="").replace(".", "%2E") for part in raw.split(b"/") if part)
+    if len(key) <= MAX_KEY_LENGTH:
+        return key
+    import hashlib
+
+    mark = hashlib.sha256(raw).hexdigest()[:16]
+    return f"{key[: MAX_KEY_LENGTH - len(mark) - 1]}~{mark}"
+
+
+def image_of(sample: RawSample) -> bytes:
+    """The bytes of the sample's image."""
+    found = [sample.fields[e] for e in IMAGE_EXTENSIONS if e in sample.fields]
+    if len(found) != 1:
+        raise TesseraError(f"sample {sample.key} has {len(found)} images, not one")
+    return found[0]
+
+
+def label_of(sample: RawSample, classes: int) -> int:
+    """The sample's class index, in [0, classes)."""
+    text = sample.fields.get(LABEL_EXTENSION)
+    if text is None:
+        raise TesseraError(f"sample {sample.key} has no .{LABEL_EXTENSION}")
+    if not 1 <= len(text) <= 9 or not text.isdigit() or int(text) >= classes:
+        raise TesseraError(
+            f"sample {sample.key} has the class {bytes(text[:40])!r}",
+            mend=f"it must be a whole number from 0 to {classes - 1}",
+        )
+    return int(text)
+
+
+def sniff(data: bytes) -> str | None:
+    """The format by its first bytes, as Pillow names it; None for everything that is refused."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if data[:2] == b"BM":
+        return "BMP"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    return None
+
+
+def open_image(data: bytes, where: str) -> Image.Image:
+    """Decodes to an upright image of mode L (grey) or RGB. `where` names the image in errors."""
+    form = sniff(data)
+    if form is None:
+        what = "is empty" if not data else f"begins with {bytes(data[:8])!r}"
+        raise TesseraError(
+            f"{where} is no image that is read here: it {what}",
+            mend="JPEG, PNG, WEBP, BMP, GIF and TIFF are read, told by content",
+        )
+    _hush_pillow()
+    try:
+        with Image.open(io.BytesIO(data), formats=[form]) as image:
+            _check_size(image.size, where)
+            image.load()
+            return _convert(_turn_upright(image), where)
+    except TesseraError:
+        raise
+    except MemoryError:
+        raise TesseraError(f"{where} can't be decoded: not enough memory") from None
+    except Exception as error:  # Pillow's plugins raise nearly everything on damaged bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # The address of a buffer would make two reports of the same damage differ.
+        reason = re.sub(r"<[^>]*>", "the bytes", reason)
+        raise TesseraError(f"{where} can't be decoded as {form}: {reason}") from None
+
+
+def decode_image(data: bytes, channels: int, *, where: str = "image") -> Tensor:
+    """uint8 (C, H, W) by the conversion on top of this file; `channels` is 1 or 3.
+
+    Raises TesseraError with `where` for damaged bytes, a refused format, or more pixels than
+    `MAX_PIXELS`, which is checked before a pixel is decoded.
+    """
+    return to_tensor(open_image(data, where), channels)
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """uint8 (C, H, W) from an image of mode L or RGB."""
+    mode = {1: "L", 3: "RGB"}[channels]
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    if channels == 1:
+        return torch.from_numpy(pixels)[None]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (C, H, W) -> uint8 (C, height, width), bilinear with antialias, both sides scaled.
+
+    The aspect ratio is not kept. An image of that size comes back as it is.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    return functional.interpolate(
+        image[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
+    )[0]
+
+
+def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
+    """PNG bytes of uint8 (H, W) or (H, W, 3). The same pixels give the same bytes."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise TesseraError(f"pixels of {pixels.dtype} {pixels.shape} are no uint8 image")
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG")
+    return out.getvalue()
+
+
+def _check_size(size: tuple[int, int], where: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise TesseraError(
+            f"{where} has {width} by {height} pixels, more than {MAX_PIXELS:,}",
+            mend="shrink it before packing",
+        )
+    if not width or not height:
+        raise TesseraError(f"{where} has no pixels: {width} by {height}")
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    except Exception:  # a broken EXIF block is not a broken image
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _convert(image: Image.Image, where: str) -> Image.Image:
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image.copy() if image.readonly else image
+    if image.mode == "F":
+        raise TesseraError(
+            f"{where} has float pixels, whose range nothing tells",
+            mend="convert it to 8 or 16 bits",
+        )
+    if image.mode.startswith("I"):
+        return _narrow(image, where)
+    grey = image.mode in _GREY_MODES
+    if image.has_transparency_data:
+        # Pillow knows a colour key on its way to RGBA only.
+        over = image.convert("RGBA")
+        paper = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(paper, over).convert("L" if grey else "RGB")
+    return image.convert("L" if grey else "RGB")
+
+
+def _narrow(image: Image.Image, where: str) -> Image.Image:
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise TesseraError(
+            f"{where} has whole-number pixels outside 0 to 65535",
+            mend="convert it to 8 or 16 bits",
+        )
+    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _hush_pillow() -> None:
+    """Pillow warns of sizes and odd metadata; what matters of it is an error here.
+
+    A filter and not `catch_warnings`, which threads that decode at once would undo for each other.
+    """
+    rule = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if rule not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
