@@ -1,0 +1,235 @@
+"""What every family promises, tried on its `tiny`. A new file in models/ is tested by being there.
+
+Golden losses: ten training losses from a fixed seed are stored beside this file. They are compared
+with a relative tolerance of 1e-4, because convolutions add in another order on another processor;
+within one process they are bit-identical, which is tested too. After a change that is meant to
+change them: UPDATE_GOLDEN=1 pytest tests/models/test_contract.py -k golden
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import examples
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from models.core import spaces
+from models.core.family import Family
+from pipelines import recipe as recipes
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture(params=models.names())
+def family(request) -> Family:
+    return models.get(request.param)
+
+
+def losses_on_one_batch(family: Family, steps: int, optimizer: type = torch.optim.SGD):
+    """The losses of a plain training. SGD by default: Adam's first steps turn noise in a gradient
+    near zero into whole steps, and the losses would differ from processor to processor."""
+    parts = family.parts(examples.tiny(family).train())
+    optimizers = {p: optimizer(m.parameters(), lr=0.01) for p, m in parts.items()}
+    batch = examples.train_batch(family)
+    found = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        for part, losses in family.updates(parts, batch):
+            losses["loss"].backward()
+            optimizers[part].step()
+            for each in optimizers.values():
+                each.zero_grad()
+            found.append(float(losses["loss"].detach()))
+    return found
+
+
+def test_has_tiny_and_base(family):
+    assert {"tiny", "base"} <= set(family.variants)
+    about = (sys.modules[type(family).__module__].__doc__ or "").splitlines()[0]
+    assert about.endswith(".")
+    assert len(about) < 100
+
+
+def test_every_variant_has_a_recipe(family):
+    for variant in family.variants:
+        made = recipes.start(family.name, variant)
+        assert made.config() == family.variants[variant]
+        assert set(made.optim) == set(family.parts(examples.tiny(family)))
+
+
+def test_builds_the_same_weights_from_the_same_seed(family):
+    first, again, other = (examples.tiny(family, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_every_parameter_gets_a_gradient(family):
+    module = examples.tiny(family).train()
+    for part, losses in family.updates(family.parts(module), examples.train_batch(family)):
+        assert losses["loss"].ndim == 0, part
+        assert all(torch.isfinite(value).all() for value in losses.values())
+        losses["loss"].backward()
+    without = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+def test_overfits_one_batch(family):
+    losses = losses_on_one_batch(family, 60, torch.optim.Adam)
+    assert losses[-1] < losses[0] / 10
+
+
+def test_predictions_have_the_tasks_fields_and_render_to_json(family):
+    data, batch = examples.spec(family), examples.train_batch(family)
+    predictions = family.predict(examples.tiny(family).eval(), batch)
+    targets = family.task.targets(batch)
+    assert len(predictions) == len(targets) == len(batch["key"])
+    figures = family.task.figures(predictions, targets, data)
+    assert family.task.primary.name in figures
+    assert all(math.isfinite(value) for value in figures.values())
+    for prediction, target in zip(predictions, targets):
+        answer = family.task.answer(prediction, data)
+        assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+        assert math.isfinite(family.task.badness(prediction, target))
+        assert family.task.caption(prediction, target, data)
+        assert not any(isinstance(v, torch.Tensor) and v.is_cuda for v in prediction.values())
+
+
+def test_prediction_does_not_depend_on_the_others_in_the_batch(family):
+    module = examples.tiny(family).eval()
+    batch = examples.train_batch(family)
+    together = family.predict(module, batch)
+    one = {name: value[2:3] for name, value in batch.items()}
+    (alone,) = family.predict(module, one)
+    for name, value in alone.items():
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(together[2][name]))
+
+
+def test_recipe_round_trips(family):
+    for variant in family.variants:
+        made = recipes.start(family.name, variant)
+        text = made.to_json()
+        again = recipes.build(json.loads(text))
+        assert again.to_json() == text
+        assert again.config() == made.config()
+
+
+def test_search_space_is_valid_at_its_ends(family):
+    space = family.search_space()
+    assert space
+    recipe = recipes.start(family.name)
+    for path, dimension in space.items():
+        for value in spaces.examples(dimension):
+            changed = recipe.with_overrides({path: value})
+            assert json.loads(json.dumps(dict(recipes.leaves(changed.model_dump()))[path])) == value
+            family.augment(changed.augment_settings(), examples.spec(family), train=True)
+            if path.startswith("model."):
+                family.build(changed.config(), examples.spec(family))
+
+
+def test_weights_survive_a_file_bit_for_bit(family, tmp_path):
+    module = examples.tiny(family, seed=1)
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    other = examples.tiny(family, seed=2)
+    other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert all(torch.equal(v, other.state_dict()[n]) for n, v in module.state_dict().items())
+
+
+def test_servable_agrees_with_predict_and_exports_for_any_batch_size(family):
+    module, data = examples.tiny(family).train(), examples.spec(family)
+    servable = family.servable(module, data)
+    if servable is None:
+        pytest.skip(f"{family.name} has no tensor to serve")
+    assert module.training, "serving must not change the network that is being trained"
+    assert not servable.training
+    images = examples.raw_batch(family)["image"].permute(0, 2, 3, 1).contiguous()
+    predictions = family.predict(module.eval(), examples.train_batch(family))
+    expected = torch.stack([p["probabilities"] for p in predictions])
+    with torch.no_grad():
+        torch.testing.assert_close(servable(images), expected)
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(servable, (images[:2],), dynamic_shapes=shapes).module()
+    for count in (1, 3, 8):
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images[:count].contiguous()), expected[:count])
+
+
+def test_runs_under_bf16_autocast(family):
+    module, batch = examples.tiny(family).train(), examples.train_batch(family)
+    exact = {n: float(v.detach()) for n, v in family.loss(module, batch).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = family.loss(module, batch)
+    losses["loss"].backward()
+    assert float(losses["loss"].detach()) == pytest.approx(exact["loss"], rel=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_trains_the_same_twice(family):
+    assert losses_on_one_batch(family, 3) == losses_on_one_batch(family, 3)
+
+
+def test_golden_losses(family):
+    path = HERE / "golden" / f"{family.name}.json"
+    losses = losses_on_one_batch(family, 10)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(json.dumps(losses, indent=1) + "\n")
+    assert path.exists(), "make it: UPDATE_GOLDEN=1 pytest tests/models/test_contract.py -k golden"
+    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    command = [sys.executable, str(HERE / "two_ranks.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "meeting"), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    return folder
+
+
+def test_two_ranks_stay_bit_identical(family, trained_by_two):
+    first, second = (load_file(trained_by_two / f"{family.name}-{r}.safetensors") for r in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    start = {
+        f"{part}.{name}": value
+        for part, module in family.parts(examples.tiny(family)).items()
+        for name, value in module.named_parameters()
+    }
+    assert any(not torch.equal(first[name], start[name]) for name in start)
+
+
+def test_importing_a_family_loads_no_other_library():
+    heavy = ("torchvision", "ray", "mlflow", "webdataset", "matplotlib", "sklearn", "torchmetrics")
+    code = (
+        "import sys, models\n"
+        "for name in models.names(): models.get(name)\n"
+        f"print(*[m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
