@@ -1,0 +1,29 @@
+"""`tessera down`: ends what `tessera up` started, and nothing else."""
+
+from __future__ import annotations
+
+import click
+
+from jobs import services
+from jobs.cli import run
+
+
+@click.command()
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+def command(verbose: bool) -> None:
+    """End the local Ray head and MLflow server, with all jobs that run there."""
+    del verbose
+    with services.alone():
+        known = services.load()
+        if known is None:
+            click.echo("nothing is up")
+            return
+        names = [s.name for s in known.services if services.is_alive(s)]
+        killed = services.end_all(known)
+    click.echo(f"ended: {', '.join(names) or 'nothing, they had ended before'}")
+    if killed:
+        click.echo(f"{killed} processes did not end by themselves and were killed")
+
+
+if __name__ == "__main__":
+    run(command, "tessera down")

@@ -1,0 +1,245 @@
+"""What `up`, `down`, `status`, `submit` and `doctor` share: the record of the local services.
+
+In: `.tessera/services.json`, process tables, HTTP answers. Out: `Services`, who is alive and who
+answers. Must not load Ray or MLflow: asking for the state costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from jobs import embedded
+from models.core.errors import TesseraError
+
+HOST = "127.0.0.1"
+MLFLOW_VIEW = "/#/experiments?workflowType=machine_learning"
+_STOP_SECONDS = 45  # Ray drains a node for up to 30 s after SIGTERM
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process that we started, with all that it started. `began` is its start in seconds
+    since 1970: with it, a process that got the same number later is told apart."""
+
+    name: str
+    pid: int
+    began: float
+    address: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Services:
+    """What `tessera up` started. `environment` is what a shell or a job needs to use it;
+    `scratch` is Ray's session folder, removed by `down`."""
+
+    services: tuple[Service, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    scratch: str = ""
+
+    def named(self, name: str) -> Service | None:
+        return next((s for s in self.services if s.name == name), None)
+
+
+def record_path() -> Path:
+    return embedded.root() / "services.json"
+
+
+def load() -> Services | None:
+    """What was recorded, whether it still runs or not; None if nothing was."""
+    try:
+        raw = json.loads(record_path().read_text())
+        services = tuple(Service(**entry) for entry in raw["services"])
+        return Services(services, dict(raw["environment"]), str(raw["scratch"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TesseraError(
+            f"{record_path()} can't be read: {error}",
+            mend="end the services that it names by hand, then remove the file",
+        ) from error
+
+
+def save(services: Services) -> None:
+    path = record_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(dataclasses.asdict(services), indent=1) + "\n")
+    fresh.replace(path)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Only one `up` or `down` of a folder at a time."""
+    embedded.root().mkdir(parents=True, exist_ok=True)
+    with open(embedded.root() / "services.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TesseraError(
+                f"another `tessera up` or `down` is at work in {embedded.root()}",
+                mend="wait for it, then ask `tessera status`",
+            ) from None
+        yield
+
+
+def exports(environment: dict[str, str]) -> str:
+    """Lines for a shell."""
+    return "\n".join(f"export {name}={shlex.quote(v)}" for name, v in environment.items())
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────
+
+
+def is_alive(service: Service) -> bool:
+    try:
+        process = psutil.Process(service.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(abs(process.create_time() - service.began) < 2)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def processes(service: Service) -> list[psutil.Process]:
+    """The service and all that it started, orphans too: it leads a session of its own, and a
+    session's number isn't given to another process while a member of it lives."""
+    try:
+        leader: psutil.Process | None = psutil.Process(service.pid)
+        if leader and abs(leader.create_time() - service.began) >= 2:
+            return []  # the number was given to another process: nothing of ours is left
+        found = {leader.pid: leader} if leader else {}
+    except psutil.NoSuchProcess:
+        leader, found = None, {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if os.getsid(process.pid) == service.pid:
+                found[process.pid] = process
+    if leader:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {child.pid: child for child in leader.children(recursive=True)}
+    return list(found.values())
+
+
+def end(service: Service, *, timeout_seconds: float = _STOP_SECONDS) -> int:
+    """Ends a service and all that it started; gives how many had to be killed."""
+    members = processes(service)
+    for process in members:
+        if process.pid == service.pid or not is_alive(service):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+    _, left = psutil.wait_procs(members, timeout=timeout_seconds)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+    return len(left)
+
+
+def end_all(services: Services) -> int:
+    """Ends what is recorded, the newest first, and forgets it; gives how many were killed."""
+    killed = sum(end(service) for service in reversed(services.services))
+    if services.scratch:
+        shutil.rmtree(services.scratch, ignore_errors=True)
+    record_path().unlink(missing_ok=True)
+    return killed
+
+
+# ── answers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def token(environment: dict[str, str] | os._Environ[str]) -> str:
+    """Ray's token as Ray itself would find it; empty where there is none."""
+    if value := environment.get("RAY_AUTH_TOKEN"):
+        return value.strip()
+    path = environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def ask(url: str, *, bearer: str = "", timeout_seconds: float = 3) -> str:
+    """Empty if `url` answers 2xx, otherwise the reason why not, in a few words."""
+    request = urllib.request.Request(url)
+    if bearer:
+        request.add_header("Authorization", f"Bearer {bearer}")
+    # Never through a proxy: the address is this machine's or the cluster's own.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_seconds):
+            return ""
+    except urllib.error.HTTPError as error:
+        error.close()
+        refused = {401: "asks for a token", 403: "refuses the token"}
+        return refused.get(error.code, f"answers {error.code}")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            return f"no answer in {timeout_seconds:g} s"
+        if isinstance(reason, ConnectionRefusedError):
+            return "nothing listens there"
+        return str(getattr(reason, "strerror", None) or reason or "no answer")
+
+
+def health(service: Service, environment: dict[str, str]) -> str:
+    """Empty if a service answers, otherwise why not."""
+    if service.name == "ray":
+        return ask(f"{service.address}/api/jobs/", bearer=token(environment))
+    return ask(f"{service.address}/health")
+
+
+def wait_until_healthy(service: Service, environment: dict[str, str], deadline: float) -> None:
+    """Returns once it answers; a service that ended or stays silent is a TesseraError."""
+    while reason := health(service, environment):
+        if not is_alive(service) or time.monotonic() > deadline:
+            state = "did not start" if not is_alive(service) else f"is not healthy: {reason}"
+            raise TesseraError(
+                f"{service.name} {state}; the end of its log:\n{tail(Path(service.log))}",
+                mend=f"the whole log: {service.log}",
+            )
+        time.sleep(0.3)
+
+
+def tail(log: Path, lines: int = 6) -> str:
+    try:
+        found = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "(no log)"
+    return "\n".join(f"  {line}" for line in [x for x in found if x.strip()][-lines:])
+
+
+def require_free(port: int, *, service: str, option: str) -> None:
+    """A TesseraError if something listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError as error:
+            raise TesseraError(
+                f"port {port}, which {service} needs, is not free: {error.strerror}",
+                mend=f"end what uses it, or choose another with {option}",
+            ) from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,226 @@
+"""`tessera submit VERB …`: the same verb as a job on a running Ray cluster.
+
+In: a verb with its arguments. Out: the job's log on stdout, and its exit status as ours. The code of
+a checkout travels with the job; data and secrets don't.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from jobs import embedded, services
+from jobs.cli import run, verbs
+from models.core.errors import TesseraError, UsageError, unknown
+
+LOCAL_VERBS = {"up", "down", "status", "submit"}
+"""Verbs about this machine's services: no jobs."""
+
+_PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[OPTIONS]",
+)
+@click.option("--no-wait", is_flag=True, help="Print the job's id and return at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print the job's id and outcome as JSON.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@click.argument("verb")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    no_wait: bool, as_json: bool, verbose: bool, verb: str, arguments: tuple[str, ...]
+) -> int:
+    """Run VERB with its ARGUMENTS as a job on a running Ray cluster, for example
+    `tessera submit train cnn --data DIR`.
+
+    The cluster is RAY_API_SERVER_ADDRESS, RAY_ADDRESS if that begins with http, or what
+    `tessera up` started. The job's log is followed and its exit status returned; Ctrl-C asks
+    before it stops the job.
+
+    A relative path is taken from the folder you are in: options that name a path, and arguments
+    with a slash that exist here, are sent as absolute ones, so the cluster's machines must see the
+    same files under the same names.
+    """
+    del verbose
+    check(verb, arguments)
+    address, local = find_cluster()
+    if reason := services.ask(f"{address}/api/jobs/", bearer=services.token(os.environ)):
+        raise TesseraError(
+            f"no Ray cluster takes jobs at {address}: {reason}",
+            mend="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS (and RAY_AUTH_MODE="
+            "token with RAY_AUTH_TOKEN_PATH where it asks for a token)",
+        )
+    from pipelines.ray_jobs import Jobs
+
+    cluster = Jobs(address)
+    job = cluster.submit(
+        shlex.join(["python", "-m", f"jobs.{verb}", *settle_paths(verb, arguments)]),
+        source=source_root(),
+        environment=environment_for_job(local),
+        metadata={"verb": verb, "user": getpass.getuser(), "job_submission": "tessera submit"},
+    )
+    if no_wait:
+        show(as_json, job)
+        return 0
+    print(f"job {job} on {address}", file=sys.stderr)
+    return wait_for(cluster, job, as_json)
+
+
+def check(verb: str, arguments: tuple[str, ...]) -> None:
+    """A wrong verb or option is refused here and now, not by a job seconds later."""
+    allowed = [name for name in verbs() if name not in LOCAL_VERBS]
+    if verb in LOCAL_VERBS:
+        raise UsageError(f"{verb!r} is no job: it is about this machine's services")
+    if verb not in allowed:
+        raise unknown("verb", verb, allowed)
+    parse(verb, arguments)
+
+
+def parse(verb: str, arguments: tuple[str, ...]) -> dict[str, object]:
+    """The verb's options as text, by parameter; a click.UsageError if it has no such option."""
+    import importlib
+
+    command: click.Command = importlib.import_module(f"jobs.{verb}").command
+    context = click.Context(command, info_name=f"tessera {verb}")
+    values, _, _ = command.make_parser(context).parse_args(list(arguments))
+    return dict(values)
+
+
+def settle_paths(verb: str, arguments: tuple[str, ...]) -> list[str]:
+    """The arguments, with relative paths made absolute."""
+    import importlib
+
+    command: click.Command = importlib.import_module(f"jobs.{verb}").command
+    values = parse(verb, arguments)
+    paths: set[str] = set()
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path | click.File) and parameter.name in values:
+            found = values[parameter.name]
+            each = found if isinstance(found, list | tuple) else [found]
+            paths |= {value for value in each if isinstance(value, str)}
+
+    def settle(text: str) -> str:
+        named = text in paths or ("/" in text and Path(text).exists())
+        remote = "://" in text or ":/" in text or text == "-"
+        return str(Path(text).expanduser().absolute()) if named and not remote else text
+
+    return [
+        f"{head}={settle(value)}" if word.startswith("-") and equals else settle(word)
+        for word in arguments
+        for head, equals, value in [word.partition("=")]
+    ]
+
+
+def find_cluster() -> tuple[str, bool]:
+    """The dashboard's address, and whether it is the one that `tessera up` started."""
+    up = services.load()
+    ours = up.environment["RAY_API_SERVER_ADDRESS"] if up else ""
+    given = os.environ.get("RAY_API_SERVER_ADDRESS") or ""
+    fallback = os.environ.get("RAY_ADDRESS") or ""
+    if not given and fallback.startswith(("http://", "https://")):
+        given = fallback
+    if not given and fallback and not (up and fallback == up.environment["RAY_ADDRESS"]):
+        raise UsageError(
+            f"RAY_ADDRESS is {fallback!r}, which takes no jobs",
+            mend="set RAY_API_SERVER_ADDRESS to the dashboard's address, as in http://HOST:8265",
+        )
+    address = (given or ours).rstrip("/")
+    if not address:
+        raise TesseraError(
+            "there is no Ray cluster to submit to",
+            mend="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS=http://HOST:8265",
+        )
+    if address == ours and up:
+        os.environ.update(up.environment)
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the cluster's own
+    return address, address == ours
+
+
+def environment_for_job(local: bool) -> dict[str, str]:
+    """What the job gets on top of the cluster's own environment."""
+    environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    tracking = os.environ.get("MLFLOW_TRACKING_URI") or ""
+    host = urlsplit(tracking).hostname or ""
+    # An address of this machine means another machine there: the cluster knows its own.
+    if host and (local or host not in ("localhost", "127.0.0.1", "::1")):
+        environment["MLFLOW_TRACKING_URI"] = tracking
+    if local:
+        environment["TESSERA_HOME"] = str(embedded.root())
+    return environment
+
+
+def source_root() -> Path | None:
+    """The checkout that this runs from; None where Tessera is installed as a package, as it then
+    must be on the cluster."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def wait_for(cluster: object, job: str, as_json: bool) -> int:
+    """Follows the job to its end; gives its exit status."""
+    from pipelines.ray_jobs import Jobs
+
+    assert isinstance(cluster, Jobs)
+    seen = 0
+
+    def write(text: str) -> None:
+        nonlocal seen
+        seen += len(text)
+        print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+
+    while True:
+        try:
+            cluster.follow(job, write, skip=seen)
+            break
+        except KeyboardInterrupt:
+            if not ask_to_stop(job):
+                continue
+            if not cluster.stop(job):
+                print(f"job {job} still waits for its resources; it stays", file=sys.stderr)
+                return 1
+    outcome = cluster.outcome(job)
+    if outcome.status == "STOPPED":
+        status = 128 + signal.SIGINT
+    elif outcome.exit_code is None:
+        status = 0 if outcome.status == "SUCCEEDED" else 1
+    else:
+        status = outcome.exit_code if outcome.exit_code >= 0 else 128 - outcome.exit_code
+    if outcome.status == "FAILED" and outcome.exit_code is None:
+        print(f"job {job} failed: {outcome.message.strip()}", file=sys.stderr)
+    if as_json:
+        show(as_json, job, status=outcome.status, exit_status=status)
+    return status
+
+
+def ask_to_stop(job: str) -> bool:
+    """True to stop, False to go on following; a second Ctrl-C leaves with the job running."""
+    try:
+        if sys.stdin.isatty():
+            return click.confirm("\nstop the job?", default=False, err=True)
+    except (click.Abort, KeyboardInterrupt):
+        pass
+    raise TesseraError(
+        f"job {job} goes on",
+        mend=f"follow it with `ray job logs --follow {job}`, stop it with `ray job stop {job}`",
+    )
+
+
+def show(as_json: bool, job: str, **outcome: object) -> None:
+    from jobs.terminal import show_json
+
+    if as_json:
+        show_json({"job": job, **outcome})
+    else:
+        click.echo(job)
+
+
+if __name__ == "__main__":
+    run(command, "tessera submit")

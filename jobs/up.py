@@ -1,0 +1,179 @@
+"""`tessera up`: a Ray head and an MLflow server on this machine, on loopback only.
+
+In: ports. Out: two services that answer, their record in `.tessera/services.json`, and the exports
+that a shell needs. Either both run in the end, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from jobs import embedded, services
+from jobs.cli import run
+from jobs.services import HOST, Service, Services
+
+_START_SECONDS = 120
+
+
+@click.command()
+@click.option("--cpus", type=click.IntRange(1), help="CPUs that Ray may use. [default: all]")
+@click.option("--ray-port", type=int, default=6379, show_default=True, help="Ray's own port.")
+@click.option("--dashboard-port", type=int, default=8265, show_default=True, help="Ray's pages.")
+@click.option("--mlflow-port", type=int, default=5000, show_default=True, help="MLflow's pages.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+def command(
+    cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int, verbose: bool
+) -> None:
+    """Start a local Ray head and an MLflow server.
+
+    Both listen on loopback only. MLflow shows what jobs logged without a server, too. Logs and the
+    record of what runs are in .tessera. `tessera down` ends both.
+    """
+    del verbose  # read by jobs.cli.run
+    with services.alone():
+        known = services.load()
+        if known and all(map(services.is_alive, known.services)) and len(known.services) == 2:
+            click.echo("up already")
+            show(known)
+            return
+        if known:  # a rest of services that died
+            services.end_all(known)
+        started = start(cpus, ray_port, dashboard_port, mlflow_port)
+    show(started)
+
+
+def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int) -> Services:
+    """Starts both and waits until both answer; whatever goes wrong, none is left behind."""
+    ports = {"--ray-port": ray_port, "--dashboard-port": dashboard_port}
+    for option, port in ports.items():
+        services.require_free(port, service="Ray", option=option)
+    services.require_free(mlflow_port, service="MLflow", option="--mlflow-port")
+
+    from pipelines import tracking
+
+    scratch = tempfile.mkdtemp(prefix="tessera-ray-")
+    environment = environment_of(ray_port, dashboard_port, mlflow_port)
+    up = Services((), environment, scratch)
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        for name, address, argv in (
+            ("ray", environment["RAY_API_SERVER_ADDRESS"], ray_command(up, cpus)),
+            ("mlflow", environment["MLFLOW_TRACKING_URI"], mlflow_command(mlflow_port)),
+        ):
+            if name == "mlflow":  # while Ray starts
+                os.environ.update(tracking.settings())
+                tracking.prepare(embedded.root())
+            up = Services(
+                (*up.services, spawn(name, address, argv, environment)), environment, scratch
+            )
+            services.save(up)
+        for service in up.services:
+            services.wait_until_healthy(service, environment, deadline)
+    except BaseException:
+        with contextlib.suppress(KeyboardInterrupt):
+            services.end_all(up)
+        raise
+    return up
+
+
+def environment_of(ray_port: int, dashboard_port: int, mlflow_port: int) -> dict[str, str]:
+    """What a shell or a job needs to find the services."""
+    return {
+        "RAY_ADDRESS": f"{HOST}:{ray_port}",
+        "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{dashboard_port}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(write_token()),
+        # Ray takes a loopback address for the machine's own on Linux, and then listens on all of
+        # them; this switch, made for macOS and Windows, keeps it on loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
+    }
+
+
+def write_token() -> Path:
+    """The token that the shell already uses, or a new one, readable by its owner only."""
+    path = embedded.root() / "ray-token"
+    value = os.environ.get("RAY_AUTH_TOKEN") or ""
+    if not value and os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        value = services.token(os.environ)
+    if not value and path.exists():
+        value = path.read_text()
+    path.unlink(missing_ok=True)  # so that the mode is ours from the first byte
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(value.strip() or secrets.token_hex(32))
+    return path
+
+
+def ray_command(up: Services, cpus: int | None) -> list[str]:
+    from pipelines import ray_jobs
+
+    return ray_jobs.head_command(
+        address=up.environment["RAY_ADDRESS"],
+        dashboard=up.environment["RAY_API_SERVER_ADDRESS"],
+        client_port=services.free_port(),
+        scratch=up.scratch,
+        cpus=cpus,
+    )
+
+
+def mlflow_command(port: int) -> list[str]:
+    from pipelines import tracking
+
+    root = embedded.root()
+    store = ["--backend-store-uri", tracking.embedded_uri(root)]
+    files = ["--artifacts-destination", str(tracking.embedded_artifacts(root))]
+    where = ["--host", HOST, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]
+
+
+def spawn(name: str, address: str, argv: list[str], environment: dict[str, str]) -> Service:
+    """Starts one service as the leader of a session of its own, its output in a log."""
+    import psutil
+
+    from pipelines import tracking
+
+    root = embedded.root()
+    log = root / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    own = dict(environment)
+    if name == "ray":
+        own.pop("RAY_ADDRESS")  # each job gets it from the cluster
+    # One copy of this environment serves all jobs: they find the same Python and the same folders.
+    own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    own["TESSERA_HOME"] = str(root)
+    server = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("w") as out:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=root,
+            env={**tracking.settings(), **inherited, **server, **own},
+            start_new_session=True,
+        )
+    return Service(name, child.pid, psutil.Process(child.pid).create_time(), address, str(log))
+
+
+def show(up: Services) -> None:
+    from jobs.terminal import show_facts
+
+    dashboard = up.environment["RAY_API_SERVER_ADDRESS"]
+    pages = up.environment["MLFLOW_TRACKING_URI"] + services.MLFLOW_VIEW
+    show_facts({"ray": dashboard, "mlflow": pages, "logs": str(embedded.root() / "logs")})
+    click.echo('\nfor this shell (or: eval "$(tessera status --exports)"):\n')
+    click.echo(services.exports(up.environment))
+
+
+if __name__ == "__main__":
+    run(command, "tessera up")

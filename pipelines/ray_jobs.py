@@ -1,0 +1,164 @@
+"""ROOM: Ray, the cluster as a service: its head, its jobs, a look from one of its workers.
+
+In: addresses and commands as plain data. Out: a command line, a job's id, its log and exit status,
+a worker's facts. Ray is imported when a function runs, never with this module. Must not know what
+a job does, nor MLflow, nor any of our own modules but the errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.core.errors import TesseraError
+
+PACKAGES = ("jobs", "models", "pipelines")
+"""The folders of a checkout that travel with a job."""
+
+_ONLY_PACKAGES = ["/[!.]*", "/.?*", *(f"!/{name}" for name in PACKAGES)]
+"""What stays here, in .gitignore's syntax: all but the packages. No secret and no data travels.
+("/*" would match the folder itself, which Ray asks for first.)"""
+
+_REFUSED_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. `exit_code` is the command's own; None if it never ended by itself."""
+
+    status: str
+    exit_code: int | None
+    message: str
+
+
+def head_command(
+    *, address: str, dashboard: str, client_port: int, scratch: str, cpus: int | None
+) -> list[str]:
+    """The command that runs a cluster's head in the foreground. SIGTERM ends it and its workers.
+
+    `address` is HOST:PORT, `dashboard` http://HOST:PORT. All other ports are free ones.
+    """
+    host, port = address.rsplit(":", 1)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += [f"--node-ip-address={host}", f"--port={port}"]
+    command += [f"--dashboard-host={host}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
+    command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={client_port}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += ["--disable-usage-stats", f"--temp-dir={scratch}"]
+    return command if cpus is None else [*command, f"--num-cpus={cpus}"]
+
+
+class Jobs:
+    """The jobs of the cluster whose dashboard is at `address` (http://HOST:PORT).
+
+    Reads Ray's token from where Ray does (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH). A cluster that can't
+    be reached, or refuses, is a TesseraError.
+    """
+
+    def __init__(self, address: str) -> None:
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # it overrides the client's own argument
+        from ray.job_submission import JobSubmissionClient
+
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("ray."):
+                logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            self._client = JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError) as error:
+            raise _unreachable(address, error) from error
+        self.address = address
+
+    def submit(
+        self,
+        entrypoint: str,
+        *,
+        source: Path | None,
+        environment: Mapping[str, str],
+        metadata: Mapping[str, str],
+    ) -> str:
+        """Starts `entrypoint` (a shell line) on the cluster, in a copy of the packages in `source`
+        if one is given; gives the job's id."""
+        runtime: dict[str, Any] = {"env_vars": dict(environment)}
+        if source:
+            runtime |= {"working_dir": str(source), "excludes": _ONLY_PACKAGES}
+        try:
+            job: str = self._client.submit_job(
+                entrypoint=entrypoint, runtime_env=runtime, metadata=dict(metadata)
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _unreachable(self.address, error) from error
+        return job
+
+    def follow(self, job: str, write: Callable[[str], None], *, skip: int = 0) -> int:
+        """Writes the job's log as it grows until the job has ended; `skip` leaves out so many
+        characters at its beginning. Gives the number of characters seen."""
+        return asyncio.run(self._follow(job, write, skip))
+
+    async def _follow(self, job: str, write: Callable[[str], None], skip: int) -> int:
+        seen, refused_since = 0, time.monotonic()
+        while True:
+            position = 0
+            try:
+                async for text in self._client.tail_job_logs(job):
+                    fresh = text[max(0, max(skip, seen) - position) :]
+                    position += len(text)
+                    seen = max(seen, position)
+                    if fresh:
+                        write(fresh)
+                    refused_since = time.monotonic()
+                if self.has_ended(job):
+                    return max(seen, skip)
+            except (OSError, RuntimeError) as error:
+                if time.monotonic() - refused_since > _REFUSED_SECONDS:
+                    raise _unreachable(self.address, error) from error
+            await asyncio.sleep(1)
+
+    def has_ended(self, job: str) -> bool:
+        return bool(self._client.get_job_status(job).is_terminal())
+
+    def outcome(self, job: str) -> Outcome:
+        details = self._client.get_job_info(job)
+        code = details.driver_exit_code
+        return Outcome(details.status.value, code, details.message or "")
+
+    def stop(self, job: str, *, timeout_seconds: float = 20) -> bool:
+        """Asks a job to end; True if it has ended in that time. Ray kills it 3 s after it asked; a
+        job that still waits for its resources stays."""
+        self._client.stop_job(job)
+        deadline = time.monotonic() + timeout_seconds
+        while not self.has_ended(job):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+
+def _unreachable(address: str, error: BaseException) -> TesseraError:
+    said = str(error).strip().splitlines()
+    return TesseraError(
+        f"the Ray cluster at {address} does not do it: {said[0] if said else type(error).__name__}",
+        mend="see `tessera status`; its token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH",
+    )
+
+
+def ask_worker(address: str | None, question: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Runs `question` in a task on a worker of the cluster at `address`, or of one that is started
+    for it here; gives its answer. May hang as long as the cluster does: call it with a limit."""
+    import ray
+
+    where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    ray.init(**where, log_to_driver=False, logging_level="ERROR")
+    try:
+        answer: dict[str, Any] = ray.get(ray.remote(num_cpus=0)(question).remote())
+        return answer
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
