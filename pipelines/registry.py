@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
+import logging
 import os
 import shutil
 import tempfile
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.ports import Version
@@ -25,8 +30,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+T = TypeVar("T")
+
 _NAME_LENGTH = 256
-_META = "registered_model_meta"  # MLflow adds it to whatever it downloads
+_PATIENCE_SECONDS = 120.0
+_TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "BAD_REQUEST", "REQUEST_LIMIT_EXCEEDED"}
+_DEFAULT_STORE = threading.Lock()
 
 
 class MlflowRegistry:
@@ -44,39 +53,58 @@ class MlflowRegistry:
         All or nothing: a version exists once its files are there.
         """
         from mlflow.entities import LoggedModelOutput
-        from mlflow.exceptions import MlflowException
 
         _check_name(name)
         client = self._client
         with _told(f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"):
-            experiment_id = client.get_run(run_id).info.experiment_id
+            experiment_id = _insist(lambda: client.get_run(run_id)).info.experiment_id
         # A logged model's name takes less than a registered model's.
         label = "".join("-" if c in "/:.%\"'" else c for c in f"{name}-{step}")
-        model = client.create_logged_model(
-            experiment_id, label, source_run_id=run_id, tags=dict(tags)
-        )
+        model_id = _insist(
+            lambda: client.create_logged_model(
+                experiment_id, label, source_run_id=run_id, tags=dict(tags)
+            )
+        ).model_id
         try:
-            client.log_model_artifacts(model.model_id, str(directory))
+            _insist(lambda: client.log_model_artifacts(model_id, str(directory)))
         except BaseException:
-            client.finalize_logged_model(model.model_id, "FAILED")
+            client.finalize_logged_model(model_id, "FAILED")
             raise
-        client.finalize_logged_model(model.model_id, "READY")
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
+        _insist(lambda: client.finalize_logged_model(model_id, "READY"))
+        _insist(lambda: client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)]))
+        number = _insist(lambda: self._add_version(name, model_id, run_id, tags))
+        # The link from the logged model's page to the version's, as MLflow's own tools set it.
+        link = json.dumps([{"name": name, "version": number}])
+        _insist(lambda: client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link}))
+        return self.version(name, number)
+
+    def _add_version(self, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> int:
+        """The number of the version that this logged model is; made if it isn't there yet, as it
+        is when an answer got lost."""
+        from mlflow.exceptions import MlflowException
+
+        source = f"models:/{model_id}"
         try:
-            client.create_registered_model(name)
+            self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = client.create_model_version(
-            name, source=f"models:/{model.model_id}", run_id=run_id, tags=dict(tags)
-        )
-        return self.version(name, int(made.version))
+        for row in self._rows(name):
+            if row.source == source:
+                return int(row.version)
+        with _default_store(self._client.tracking_uri):
+            made = self._client.create_model_version(
+                name, source=source, run_id=run_id, tags=dict(tags)
+            )
+        return int(made.version)
 
     def version(self, name: str, ref: str | int) -> Version:
         _check_name(name)
         found = self.versions(name)
         if not found:
             known = [model.name for model in self._client.search_registered_models()]
+            if not known:
+                raise TesseraError("no model is registered yet", mend="train one: tessera train")
             raise unknown("model", name, known)
         for version in found:
             if str(version.number) == str(ref) or str(ref) in version.aliases:
@@ -98,30 +126,30 @@ class MlflowRegistry:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return []
-        rows: list[Any] = []
-        token = None
-        while token or not rows:
-            page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
-            rows += page
-            token = page.token
-            if not token:
-                break
         held: dict[int, list[str]] = {}
         for alias, number in aliases.items():
             held.setdefault(int(number), []).append(alias)
-        return sorted(
-            (
-                Version(
-                    name,
-                    int(row.version),
-                    row.run_id or "",
-                    dict(row.tags),
-                    tuple(sorted(held.get(int(row.version), ()))),
-                )
-                for row in rows
-            ),
-            key=lambda version: version.number,
-        )
+        versions = [
+            Version(
+                name,
+                int(row.version),
+                row.run_id or "",
+                dict(row.tags),
+                tuple(sorted(held.get(int(row.version), ()))),
+            )
+            for row in self._rows(name)
+        ]
+        return sorted(versions, key=lambda version: version.number)
+
+    def _rows(self, name: str) -> Iterator[Any]:
+        """MLflow's own entries of a model's versions."""
+        token = None
+        while True:
+            page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None:
         with _told(f"model {version.name!r} has no version {version.number}"):
@@ -160,23 +188,17 @@ class MlflowRegistry:
             tempfile.TemporaryDirectory(dir=to, prefix=".download-") as scratch,
             _told(f"the files of model {version.name!r} version {version.number} are gone"),
         ):
-            got = Path(
-                download_artifacts(
-                    artifact_uri=f"models:/{version.name}/{version.number}",
-                    dst_path=scratch,
-                    tracking_uri=self._client.tracking_uri,
-                    registry_uri=self._client._registry_uri,
-                )
+            # By its place, as MLflow looks "models:/…" up in its default store.
+            place = self._client.get_model_version_download_uri(version.name, str(version.number))
+            files = Path(scratch) / "files"
+            files.mkdir()
+            got = download_artifacts(
+                artifact_uri=place, dst_path=str(files), tracking_uri=self._client.tracking_uri
             )
-            (got / _META).unlink(missing_ok=True)
-            if got == Path(scratch):
-                got = Path(shutil.copytree(got, Path(scratch) / "files"))
             os.replace(got, target)
         return target
 
     def link(self, version: Version) -> str:
-        from urllib.parse import quote
-
         base = page_root(self._client.tracking_uri, self._ui)
         return f"{base}/#/models/{quote(version.name, safe='')}/versions/{version.number}?{VIEW}"
 
@@ -196,8 +218,7 @@ def save_servable(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".servable-") as scratch:
         flavor = Path(scratch) / "flavor"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch.export's are for its developers
+            with _quiet():
                 _write_flavor(module, example, flavor, metadata)
                 _compare(module, example, flavor)
         except Exception as error:  # torch.export has no common error
@@ -262,6 +283,22 @@ def _plain_copy(module: nn.Module) -> nn.Module:
     return copied.to(memory_format=torch.contiguous_format)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's warnings and logs, which are for its developers."""
+    handlers = logging.getLogger("torch").handlers
+    levels = [handler.level for handler in handlers]
+    try:
+        for handler in handlers:
+            handler.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler, level in zip(handlers, levels):
+            handler.setLevel(level)
+
+
 def _version(name: str) -> str:
     return importlib.metadata.version(name).partition("+")[0]  # an index has no local versions
 
@@ -290,3 +327,35 @@ def _told(message: str, mend: str = "") -> Iterator[None]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TesseraError(message, mend=mend) from error
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """Makes `uri` MLflow's default for one call: its SQL registry looks a logged model up in the
+    default store, whichever store was asked (a TODO of its own). The public setter would also
+    write the environment, and forget there what the user had set."""
+    from mlflow.tracking._tracking_service import utils
+
+    with _DEFAULT_STORE:
+        before = utils._tracking_uri
+        utils._tracking_uri = uri
+        try:
+            yield
+        finally:
+            utils._tracking_uri = before
+
+
+def _insist(action: Callable[[], T]) -> T:
+    """Does what may be done twice, again and again while MLflow is away for a while."""
+    from mlflow.exceptions import MlflowException
+
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    pause_seconds = 0.5
+    while True:
+        try:
+            return action()
+        except MlflowException as error:
+            if error.error_code not in _TRANSIENT or time.monotonic() > deadline:
+                raise
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 2, 8.0)

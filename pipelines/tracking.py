@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import os
 import sqlite3
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from models.core.errors import TesseraError
 from pipelines.ports import Point
@@ -300,8 +303,11 @@ def _unreachable(uri: str | None, error: Exception) -> TesseraError:
             f"MLflow at {where} refuses this user",
             mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or a token",
         )
+    cause: BaseException = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
     return TesseraError(
-        f"MLflow at {where} can't be used: {' '.join(str(error).split())[:300]}",
+        f"MLflow at {where} can't be used: {' '.join(str(cause).split())[:300]}",
         mend="start it (tessera up), or correct MLFLOW_TRACKING_URI, or unset it to use the "
         "embedded store",
     )
@@ -320,32 +326,37 @@ def _prepare_database(path: Path, *, upgrade: bool) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _stamp(path) == wanted:
             return
-        from mlflow.store.db import utils
+        if path.exists() and path.stat().st_size:
+            _make_tables(path, wanted)
+            return
+        # Made aside, so that a set-up that is killed leaves nothing half-made.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
+            fresh = Path(scratch) / path.name
+            _make_tables(fresh, wanted)
+            os.replace(fresh, path)
 
-        engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
-        try:
-            if utils._is_empty_database(engine):
-                utils._initialize_tables(engine)
-            else:
-                utils._upgrade_db(engine)
-        finally:
-            engine.dispose()
-        with sqlite3.connect(path) as connection:
-            connection.execute("PRAGMA journal_mode=wal")  # twice as fast with several writers
-            connection.execute(f"PRAGMA user_version={wanted}")
-        connection.close()
+
+def _make_tables(path: Path, stamp: int) -> None:
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
+    try:
+        if utils._is_empty_database(engine):
+            utils._initialize_tables(engine)
+        else:
+            utils._upgrade_db(engine)
+    finally:
+        engine.dispose()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=wal")  # twice as fast with several writers
+        connection.execute(f"PRAGMA user_version={stamp}")
 
 
 def _stamp(path: Path) -> int:
     if not path.exists() or not path.stat().st_size:
         return -1
-    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
-    try:
+    with closing(sqlite3.connect(path)) as connection:
         return int(connection.execute("PRAGMA user_version").fetchone()[0])
-    except sqlite3.Error:
-        return -1
-    finally:
-        connection.close()
 
 
 def _schema_stamp() -> int:
