@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,11 +23,7 @@ from typing import Any
 from models.core.errors import TesseraError
 
 PACKAGES = ("jobs", "models", "pipelines")
-"""The folders of a checkout that travel with a job."""
-
-_ONLY_PACKAGES = ["/[!.]*", "/.?*", *(f"!/{name}" for name in PACKAGES)]
-"""What stays here, in .gitignore's syntax: all but the packages. No secret and no data travels.
-("/*" would match the folder itself, which Ray asks for first.)"""
+"""The folders of a checkout that travel with a job: no data, no `.env`, no history."""
 
 _REFUSED_SECONDS = 60
 
@@ -87,14 +85,18 @@ class Jobs:
         """Starts `entrypoint` (a shell line) on the cluster, in a copy of the packages in `source`
         if one is given; gives the job's id."""
         runtime: dict[str, Any] = {"env_vars": dict(environment)}
-        if source:
-            runtime |= {"working_dir": str(source), "excludes": _ONLY_PACKAGES}
-        try:
-            job: str = self._client.submit_job(
-                entrypoint=entrypoint, runtime_env=runtime, metadata=dict(metadata)
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _unreachable(self.address, error) from error
+        with tempfile.TemporaryDirectory() as staged:
+            if source:
+                for name in PACKAGES:
+                    ignored = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(source / name, Path(staged, name), ignore=ignored)
+                runtime["working_dir"] = staged
+            try:
+                job: str = self._client.submit_job(
+                    entrypoint=entrypoint, runtime_env=runtime, metadata=dict(metadata)
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise _unreachable(self.address, error) from error
         return job
 
     def follow(self, job: str, write: Callable[[str], None], *, skip: int = 0) -> int:
