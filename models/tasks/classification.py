@@ -98,7 +98,53 @@ class Classification(Task):
             figures["top5"] = int((best == truth[:, None]).sum()) / count
         return figures
 
-    def _macro(matrix: Tensor) -> dict[str, float]:
+    def confusion(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Sequence[Mapping[str, Any]],
+        data: DataSpec,
+    ) -> Tensor:
+        classes = len(data.classes)
+        truth = torch.tensor([t["label"] for t in targets], dtype=torch.int64)
+        said = torch.tensor([p["label"] for p in predictions], dtype=torch.int64)
+        for name, labels in (("target", truth), ("prediction", said)):
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                raise TesseraError(
+                    f"a {name} is of class {int(labels.min())} or {int(labels.max())}, "
+                    f"but there are {classes} classes"
+                )
+        return torch.bincount(truth * classes + said, minlength=classes**2).reshape(
+            classes, classes
+        )
+
+    def badness(self, prediction: Prediction, target: Mapping[str, Any]) -> float:
+        """Negative log-likelihood of the true class in nats, at most 87.4."""
+        probability = float(prediction["probabilities"][target["label"]])
+        return -math.log(max(probability, torch.finfo(torch.float32).tiny))
+
+    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+        """`class`, its `probability`, and `top5`, the five most probable of them."""
+        probabilities = prediction["probabilities"]
+        best = probabilities.argsort(descending=True, stable=True)[:5].tolist()
+        top5 = [{"class": data.classes[k], "probability": float(probabilities[k])} for k in best]
+        return {**top5[0], "top5": top5}
+
+    def caption(
+        self, prediction: Prediction | None, target: Mapping[str, Any] | None, data: DataSpec
+    ) -> str:
+        truth = data.classes[target["label"]] if target else ""
+        if prediction is None:
+            return truth
+        label = prediction["label"]
+        said = f"{data.classes[label]} {float(prediction['probabilities'][label]):.0%}"
+        wrong = target is not None and target["label"] != label
+        return f"{said}, is {truth}" if wrong else said
+
+
+CLASSIFICATION = Classification()
+
+
+def _macro(matrix: Tensor) -> dict[str, float]:
     """Means over the classes that occur in truth or predictions; 0/0 counts as 0, as in
     scikit-learn."""
     hits = matrix.diagonal().tolist()
