@@ -1,0 +1,175 @@
+"""Pictures of a training, as PNG files.
+
+In: images with captions, a confusion matrix, or figures by step. Out: one PNG at the path given,
+whose folder is made. Must not know what was trained or where the files go. matplotlib is used
+through its objects, without pyplot and its global state, and loaded only when something is drawn.
+
+    N images, C channels (1 or 3), H height, W width, K classes
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.core.errors import TesseraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 120
+COUNTED_CLASSES = 25
+"""Up to so many classes the counts are written into the confusion matrix."""
+NAMED_CLASSES = 120
+"""Up to so many classes each is named at the axes."""
+FIRST = ("loss", "accuracy")
+"""Figures that are drawn first."""
+COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
+
+
+def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
+    """Images with a caption each. `images` is (N, C, H, W), uint8 or float in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(captions):
+        raise TesseraError(f"{len(captions)} captions for images of shape {tuple(images.shape)}")
+    if not len(images):
+        raise TesseraError("there is no image to draw")
+    columns = min(8, math.ceil(math.sqrt(len(images))) + 1, len(images))
+    rows = math.ceil(len(images) / columns)
+    texts = ["\n".join(textwrap.wrap(_line(c), 20, max_lines=2, placeholder="…")) for c in captions]
+    lines = max(text.count("\n") for text in texts) + 1 if any(texts) else 0
+    shape = min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
+    figure = _figure(1.5 * columns + 0.2, rows * (1.35 * shape + 0.17 * lines) + 0.2)
+    pixels = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).clamp(0, 1)
+    pixels = pixels.permute(0, 2, 3, 1).cpu()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, text in zip(axes, pixels, texts):
+        image = image[:, :, 0] if image.shape[-1] == 1 else image
+        axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(text, fontsize=8, pad=3, parse_math=False)
+    _save(figure, path)
+
+
+def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Counts (K, K): rows are the true classes, columns the answers. The colour is the share of
+    the row, on a square-root scale, so that few mistakes can be seen too."""
+    from matplotlib.colors import PowerNorm
+
+    count = len(classes)
+    if tuple(matrix.shape) != (count, count):
+        raise TesseraError(f"a matrix of {tuple(matrix.shape)} for {count} classes")
+    counts = matrix.cpu().double()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(max(4.5, 0.42 * count), 15.0)
+    figure = _figure(side + 1.6, side + 0.8)
+    axis = figure.subplots()
+    shown = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    size = min(9.0, max(4.0, 55 * side / count / 8))
+    every = math.ceil(count / NAMED_CLASSES)
+    places = list(range(0, count, every))
+    names = [textwrap.shorten(_line(classes[place]), 24, placeholder="…") for place in places]
+    wide = max(map(len, names)) * size * 0.6 > 72 * side / count
+    axis.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
+    axis.set_yticks(places, names, fontsize=size, parse_math=False)
+    axis.tick_params(length=0)
+    axis.set_xlabel("answer")
+    axis.set_ylabel("true class")
+    right = int(counts.diagonal().sum())
+    axis.set_title(f"{right} of {int(counts.sum())} right", fontsize=11)
+    if count <= COUNTED_CLASSES:
+        for row in range(count):
+            for column in range(count):
+                number = int(counts[row, column])
+                if number:
+                    colour = "white" if shares[row, column] > 0.35 else "#334155"
+                    axis.text(
+                        column, row, str(number), ha="center", va="center", fontsize=8, color=colour
+                    )
+    bar = figure.colorbar(shown, ax=axis, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("share of the true class", fontsize=9)
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Figures over the training, one panel for each name; `train/loss` and `val/loss` share one.
+
+    `train/…` is by step and `val/…` by epoch: a panel with both has the steps below and the
+    epochs above, so that both lines run from the beginning to the end of the training.
+    """
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, points in history.items():
+        split, _, figure_name = name.partition("/") if "/" in name else ("", "", name)
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
+        if finite:
+            panels.setdefault(figure_name, {})[split] = finite
+    if not panels:
+        raise TesseraError("there is no figure to draw")
+    first = {name: place for place, name in enumerate(FIRST)}
+    order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
+    columns = min(3, len(order))
+    rows = math.ceil(len(order) / columns)
+    figure = _figure(4.2 * columns, 2.9 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, order):
+        _draw_panel(axis, name, panels[name])
+    for axis in axes[len(order) :]:
+        axis.set_axis_off()
+    _save(figure, path)
+
+
+def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    handles = []
+    for split in sorted(lines):
+        own = axis.twiny() if split == "val" and len(lines) > 1 else axis
+        steps, values = zip(*lines[split])
+        (handle,) = own.plot(
+            steps,
+            values,
+            label=split or name,
+            color=COLOURS.get(split, COLOURS[""]),
+            marker="o" if len(steps) <= 30 else None,
+            markersize=3,
+            linewidth=1.5,
+        )
+        handles.append(handle)
+        own.set_xlim(0, max(steps) or 1)
+        own.set_xlabel("epoch" if split == "val" else "step", fontsize=8, labelpad=2)
+        own.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        own.tick_params(labelsize=8)
+        own.spines[:].set_visible(False)
+    axis.spines[["left", "bottom"]].set_visible(True)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", parse_math=False)
+    axis.legend(handles=handles, fontsize=8, frameon=False)
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes; that is no news here.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+
+
+def _line(text: str) -> str:
+    """One line without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
