@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,16 +106,47 @@ def recognise(source: str) -> tuple[str, str]:
     )
 
 
-def find_images(folder: Path) -> Iterator[Path]:
-    """Files below `folder` that are named like images, sorted, without hidden ones."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith((".", "__MACOSX")):
-            continue
+def find_files(folder: Path) -> Iterator[str]:
+    """Paths, relative to `folder` and sorted, of the regular files below it, without hidden ones.
+
+    Links are followed, each folder once.
+    """
+    yield from _walk(folder, "", set())
+
+
+def find_images(folder: Path) -> Iterator[str]:
+    """Those of `find_files` that are named like images."""
+    return (path for path in find_files(folder) if is_image(path))
+
+
+def is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def find_folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted, without hidden ones."""
+    return [folder / entry.name for entry in _scan(folder) if entry.is_dir()]
+
+
+def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    place = folder.stat()
+    if (place.st_dev, place.st_ino) in seen:  # a link to a folder above would never end
+        return
+    seen.add((place.st_dev, place.st_ino))
+    for entry in _scan(folder):
         if entry.is_dir():
-            if not entry.is_symlink():  # a link to a folder above would never end
-                yield from find_images(entry)
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            yield entry
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", seen)
+        elif entry.is_file():
+            yield prefix + entry.name
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
+    except OSError as error:
+        raise TesseraError(f"{folder} can't be read: {error.strerror}") from None
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def pack(

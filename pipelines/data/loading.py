@@ -12,6 +12,7 @@ The order is a pure function of data set, split, seed and epoch. Global batch k 
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ WINDOW = 16
 """Shards whose samples are mixed with each other."""
 PREFETCH = 4
 """Batches made ahead."""
+CACHE_BYTES = 256 << 20
+"""A split whose pixels fit stays decoded in the memory of each rank."""
 _PUT_SECONDS = 0.1
 T = TypeVar("T")
 
@@ -93,30 +96,47 @@ class Step:
 
 
 class _Samples:
-    """Decoded samples of a split by index."""
+    """Decoded samples of a split by index. They are kept where all of them fit in `cache_bytes`, so
+    that each is read and decoded once."""
 
-    def __init__(self, folder: Path, card: Card, spec: DataSpec, split: str) -> None:
+    def __init__(
+        self, folder: Path, card: Card, spec: DataSpec, split: str, cache_bytes: int
+    ) -> None:
         self._reader = ShardReader(folder, card.split(split))
         self._spec = spec
+        count = len(self._reader)
+        kept = count if count * math.prod(spec.shape) <= cache_bytes else 0
+        # Memory of it is used only as far as it is written to.
+        self._images = torch.empty((kept, *spec.shape), dtype=torch.uint8)
+        self._labels = torch.empty(kept, dtype=torch.int64)
+        self._keys: list[str | None] = [None] * kept
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def batch(self, indices: np.ndarray[Any, Any]) -> Batch:
-        samples = [RawSample(*self._reader.read(int(index))) for index in indices]
-        classes = len(self._spec.classes)
-        return {
-            "image": torch.stack([self._image(sample) for sample in samples]),
-            "label": torch.tensor([label_of(sample, classes) for sample in samples]),
-            "key": [sample.key for sample in samples],
-            "index": torch.from_numpy(indices.astype(np.int64)),
-        }
+        with self._lock:  # an iterator given up and the next one may overlap
+            wanted = indices.tolist()
+            if not self._keys:
+                images, labels, keys = zip(*map(self._sample, wanted))
+                held = {"image": torch.stack(images), "label": torch.tensor(labels)}
+                return {**held, "key": list(keys), "index": torch.tensor(wanted)}
+            for index in wanted:
+                if self._keys[index] is None:
+                    image, label, key = self._sample(index)
+                    self._images[index], self._labels[index], self._keys[index] = image, label, key
+            rows = torch.tensor(wanted)
+            held = {"image": self._images[rows], "label": self._labels[rows]}
+            return {**held, "key": [self._keys[index] for index in wanted], "index": rows}
 
-    def _image(self, sample: RawSample) -> Tensor:
+    def _sample(self, index: int) -> tuple[Tensor, int, str]:
+        sample = RawSample(*self._reader.read(index))
         spec = self._spec
         where = f"the image of sample {sample.key}"
         image = decode_image(image_of(sample), spec.channels, where=where)
-        return resize(image, spec.height, spec.width)
+        label = label_of(sample, len(spec.classes))
+        return resize(image, spec.height, spec.width), label, sample.key
 
 
 class TrainLoader:
@@ -133,8 +153,9 @@ class TrainLoader:
         seed: int,
         world: World,
         split: str = "train",
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._data = _Samples(folder, card, spec, split)
+        self._data = _Samples(folder, card, spec, split, cache_bytes)
         self._sizes = [shard.samples for shard in card.split(split).shards]
         self._digest, self._split, self._seed = card.digest, split, seed
         self._batch_size, self._world = batch_size, world
@@ -178,8 +199,9 @@ class EvalLoader:
         batch_size: int,
         world: World,
         split: str,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._data = _Samples(folder, card, spec, split)
+        self._data = _Samples(folder, card, spec, split, cache_bytes)
         self._batch_size, self._world = batch_size, world
         self.samples = len(self._data)
 

@@ -88,7 +88,8 @@ class Rejections:
         return len(self._rows)
 
     def add(self, key: str, origin: str, reason: str, detail: str) -> None:
-        self._rows.append({"key": key, "origin": origin, "reason": reason, "detail": detail})
+        row = {"key": key, "origin": origin, "reason": reason, "detail": detail}
+        self._rows.append({name: _printable(text) for name, text in row.items()})
 
     def judge(self, folder: Path) -> None:
         """Lists them in `folder`, or raises TesseraError where they are more than allowed."""
@@ -106,6 +107,11 @@ class Rejections:
         if self._rows:
             lines = [json.dumps(row, sort_keys=True) + "\n" for row in self._rows]
             write_last(folder / REJECTED, "".join(lines))
+
+
+def _printable(text: str) -> str:
+    """File names may hold line breaks, terminal codes and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _parse_budget(text: str, total: int) -> int:

@@ -7,12 +7,14 @@ files that aren't named like images are passed over and counted.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
-from pipelines.data.importing import IMAGE_SUFFIXES, Item, Source, find_images
+from pipelines.data.importing import Item, Source, find_files, find_folders, find_images, is_image
 from pipelines.data.samples import make_key
 
 NAME = "image_folder"
@@ -31,46 +33,65 @@ def recognises(source: str) -> str:
     if not folder.is_dir():
         return ""
     splits = _find_splits(folder)
-    names = {p.name for part in splits.values() for p in _folders(part) if _has_images(p)}
+    places = [place for part in _parts(folder, splits) for place in find_folders(part)]
+    names = {place.name for place in places if next(find_images(place), None)}
     if not names:
         return ""
-    where = f" in {', '.join(part.name for part in splits.values())}" if None not in splits else ""
-    return f"{len(names)} class folders{where}"
+    return f"{len(names)} class folders" + (f" in each of {', '.join(splits)}" if splits else "")
 
 
 def read(source: str) -> Source:
-    """Lists the files; images are read one at a time by `load`."""
+    """Lists the files; images are read one at a time by `load`.
+
+    Raises TesseraError for a class folder without images and for images outside of them.
+    """
     folder = Path(source)
     if not folder.is_dir():
         raise TesseraError(f"there is no folder {source}")
     splits = _find_splits(folder)
-    places = [(split, place) for split, part in splits.items() for place in _folders(part)]
-    classes = tuple(sorted({_check_name(place) for _, place in places}))
+    places = [place for part in _parts(folder, splits) for place in find_folders(part)]
+    classes = tuple(sorted({_check_name(place.name) for place in places}))
     numbers = {name: number for number, name in enumerate(classes)}
     items: list[Item] = []
-    empty: list[str] = []
-    for split, place in places:
-        found = [path.relative_to(folder) for path in find_images(place)]
-        if not found:
-            empty.append(str(place.relative_to(folder)))
-        items += [
-            Item(make_key(str(path.with_suffix(""))), numbers[place.name], str(path), split)
-            for path in found
-        ]
+    others = 0
+    for path in find_files(folder):
+        if not is_image(path):
+            others += 1
+            continue
+        split, name = _place(path, splits)
+        if name not in numbers:
+            raise TesseraError(
+                f"{source}: the image {path} lies in no class folder",
+                mend="move it to one, or out of the source",
+            )
+        items.append(Item(make_key(os.path.splitext(path)[0]), numbers[name], path, split))
     if not items:
         raise TesseraError(
             f"{source} has no images in class folders", mend="it must be SOURCE/CLASS/IMAGE.jpg"
         )
+    _check_filled(folder, places, items, depth=2 if splits else 1)
+    notes = (f"{others} files that are not named like images are left out",) if others else ()
+    name = folder.resolve().name
+    return Source(name, "classification", classes, items, partial(_load, folder), notes)
+
+
+def _place(path: str, splits: Mapping[str, Split]) -> tuple[Split | None, str]:
+    """(split, class) of an image by its path; the class is empty where it lies in none."""
+    first, *rest = path.split("/")
+    if not splits:
+        return None, first if rest else ""
+    return splits.get(first), rest[0] if first in splits and len(rest) > 1 else ""
+
+
+def _check_filled(folder: Path, places: list[Path], items: list[Item], *, depth: int) -> None:
+    filled = {tuple(item.origin.split("/")[:depth]) for item in items}
+    empty = [p.relative_to(folder) for p in places if p.relative_to(folder).parts not in filled]
     if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise TesseraError(
-            f"{source}: {len(empty)} class folders hold no image: {', '.join(empty[:5])}"
-            if len(empty) > 1
-            else f"{source}: the class folder {empty[0]} holds no image",
+            f"{folder}: the class folder {empty[0]}{more} holds no image",
             mend="add images or remove the folder",
         )
-    name = folder.resolve().name
-    notes = _describe_others(folder, splits, len(items))
-    return Source(name, "classification", classes, items, partial(_load, folder), notes)
 
 
 def _load(folder: Path, item: Item) -> bytes:
@@ -83,59 +104,28 @@ def _load(folder: Path, item: Item) -> bytes:
         raise TesseraError(f"{item.origin} can't be read: {error.strerror}") from None
 
 
-def _find_splits(folder: Path) -> dict[Split | None, Path]:
-    """The split folders, or {None: folder} where the class folders lie in `folder` itself."""
-    found: dict[Split | None, Path] = {}
-    for place in _folders(folder):
+def _find_splits(folder: Path) -> dict[str, Split]:
+    """Folder name -> split; empty where the class folders lie in `folder` itself."""
+    found: dict[str, Split] = {}
+    for place in find_folders(folder):
         split = _SPLITS.get(place.name.lower())
-        if split is None:
-            continue
-        if split in found:
+        if split in found.values():
             raise TesseraError(
-                f"{folder} has two folders for {split}: {found[split].name} and {place.name}",
+                f"{folder} has two folders for {split}, {place.name} is one of them",
                 mend="put them together",
             )
-        found[split] = place
-    # A class may be called "test"; only with class folders in a `train` are they splits.
-    if "train" in found and _folders(found["train"]):
-        return found
-    return {None: folder}
+        if split:
+            found[place.name] = split
+    # A class may be called "test": only with class folders in a `train` are they splits.
+    train = next((name for name, split in found.items() if split == "train"), None)
+    return found if train and find_folders(folder / train) else {}
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))
-    )
+def _parts(folder: Path, splits: Mapping[str, Split]) -> list[Path]:
+    return [folder / name for name in splits] or [folder]
 
 
-def _has_images(folder: Path) -> bool:
-    return next(find_images(folder), None) is not None
-
-
-def _check_name(place: Path) -> str:
-    if not place.name.isprintable():  # also names that are not UTF-8
-        raise TesseraError(f"the class folder {place.name!r} has a name that can't be printed")
-    return place.name
-
-
-def _describe_others(folder: Path, splits: dict[Split | None, Path], taken: int) -> tuple[str, ...]:
-    """Refuses images that lie outside of the class folders; counts files that are no images."""
-    parts = set(splits.values())
-    for path in find_images(folder):
-        relative = path.relative_to(folder)
-        depth = 2 if None in splits else 3
-        if len(relative.parts) < depth or (
-            None not in splits and folder / relative.parts[0] not in parts
-        ):
-            raise TesseraError(
-                f"{folder}: {relative} lies in no class folder",
-                mend="move it to a class folder, or out of the source",
-            )
-    others = sum(
-        1
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix.lower() not in IMAGE_SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-    )
-    return (f"{others} files are not named like images and are left out",) if others else ()
+def _check_name(name: str) -> str:
+    if not name.isprintable():  # also names that are not UTF-8
+        raise TesseraError(f"the class folder {name!r} has a name that can't be printed")
+    return name
