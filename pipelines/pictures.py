@@ -40,9 +40,9 @@ def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
         raise TesseraError(f"{len(captions)} captions for images of shape {tuple(images.shape)}")
     if not len(images):
         raise TesseraError("there is no image to draw")
-    columns = min(8, math.ceil(math.sqrt(len(images))) + 1, len(images))
+    columns = min(len(images), 8 if len(images) > 12 else 4)
     rows = math.ceil(len(images) / columns)
-    texts = ["\n".join(textwrap.wrap(_line(c), 20, max_lines=2, placeholder="…")) for c in captions]
+    texts = ["\n".join(textwrap.wrap(_line(c), 22, max_lines=3, placeholder="…")) for c in captions]
     lines = max(text.count("\n") for text in texts) + 1 if any(texts) else 0
     shape = min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
     figure = _figure(1.5 * columns + 0.2, rows * (1.35 * shape + 0.17 * lines) + 0.2)
@@ -60,7 +60,7 @@ def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
     """Counts (K, K): rows are the true classes, columns the answers. The colour is the share of
-    the row, on a square-root scale, so that few mistakes can be seen too."""
+    the row, on a scale that spreads the small ones, so that few mistakes can be seen too."""
     from matplotlib.colors import PowerNorm
 
     count = len(classes)
@@ -71,12 +71,13 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
     side = min(max(4.5, 0.42 * count), 15.0)
     figure = _figure(side + 1.6, side + 0.8)
     axis = figure.subplots()
-    shown = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    size = min(9.0, max(4.0, 55 * side / count / 8))
+    shown = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, vmin=0, vmax=1))
+    cell_points = 72 * side / count
+    size = min(9.0, max(5.0, 0.62 * cell_points))
     every = math.ceil(count / NAMED_CLASSES)
     places = list(range(0, count, every))
     names = [textwrap.shorten(_line(classes[place]), 24, placeholder="…") for place in places]
-    wide = max(map(len, names)) * size * 0.6 > 72 * side / count
+    wide = max(map(len, names)) * size * 0.6 > cell_points
     axis.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
     axis.set_yticks(places, names, fontsize=size, parse_math=False)
     axis.tick_params(length=0)
@@ -89,7 +90,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
             for column in range(count):
                 number = int(counts[row, column])
                 if number:
-                    colour = "white" if shares[row, column] > 0.35 else "#334155"
+                    colour = "white" if shares[row, column] > 0.3 else "#334155"
                     axis.text(
                         column, row, str(number), ha="center", va="center", fontsize=8, color=colour
                     )
@@ -141,6 +142,7 @@ def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]
             color=COLOURS.get(split, COLOURS[""]),
             marker="o" if len(steps) <= 30 else None,
             markersize=3,
+            clip_on=False,
             linewidth=1.5,
         )
         handles.append(handle)
@@ -152,7 +154,8 @@ def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]
     axis.spines[["left", "bottom"]].set_visible(True)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_title(name.replace("_", " "), fontsize=10, loc="left", parse_math=False)
-    axis.legend(handles=handles, fontsize=8, frameon=False)
+    if len(handles) > 1:
+        axis.legend(handles=handles, fontsize=8, frameon=False)
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
