@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import time
 import urllib.error
@@ -139,16 +140,22 @@ def processes(service: Service) -> list[psutil.Process]:
 def end(service: Service, *, timeout_seconds: float = _STOP_SECONDS) -> int:
     """Ends a service and all that it started; gives how many had to be killed."""
     members = processes(service)
-    for process in members:
-        if process.pid == service.pid or not is_alive(service):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-    _, left = psutil.wait_procs(members, timeout=timeout_seconds)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    leaders = [process for process in members if process.pid == service.pid]
+    _send(leaders, signal.SIGTERM)
+    psutil.wait_procs(leaders, timeout=timeout_seconds)
+    # What it should have ended itself, and what it began while it was ending.
+    rest = list({p.pid: p for p in [*members, *processes(service)]}.values())
+    _send([process for process in rest if process not in leaders], signal.SIGTERM)
+    _, left = psutil.wait_procs(rest, timeout=5)
+    _send(left, signal.SIGKILL)
     psutil.wait_procs(left, timeout=5)
     return len(left)
+
+
+def _send(members: list[psutil.Process], number: signal.Signals) -> None:
+    for process in members:
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil knows a recycled number, too
+            process.send_signal(number)
 
 
 def end_all(services: Services) -> int:

@@ -7,9 +7,12 @@ a checkout travels with the job; data and secrets don't.
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -154,7 +157,23 @@ def environment_for_job(local: bool) -> dict[str, str]:
         environment["MLFLOW_TRACKING_URI"] = tracking
     if local:
         environment["TESSERA_HOME"] = str(embedded.root())
+    if commit := git("rev-parse", "HEAD"):
+        # MLflow's own way in; the copy of the code that travels has no history to ask.
+        tags = {"mlflow.source.git.commit": commit, "mlflow.user": getpass.getuser()}
+        if branch := git("branch", "--show-current"):
+            tags["mlflow.source.git.branch"] = branch
+        environment["MLFLOW_RUN_CONTEXT"] = json.dumps(tags)
     return environment
+
+
+def git(*arguments: str) -> str:
+    """What git says about this checkout; empty if it can't."""
+    root = source_root()
+    if root is None or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(root), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def source_root() -> Path | None:

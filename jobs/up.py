@@ -20,6 +20,7 @@ import click
 from jobs import embedded, services
 from jobs.cli import run
 from jobs.services import HOST, Service, Services
+from models.core.errors import TesseraError
 
 _START_SECONDS = 120
 
@@ -58,8 +59,6 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
         services.require_free(port, service="Ray", option=option)
     services.require_free(mlflow_port, service="MLflow", option="--mlflow-port")
 
-    from pipelines import tracking
-
     scratch = tempfile.mkdtemp(prefix="tessera-ray-")
     environment = environment_of(ray_port, dashboard_port, mlflow_port)
     up = Services((), environment, scratch)
@@ -70,8 +69,7 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
             ("mlflow", environment["MLFLOW_TRACKING_URI"], mlflow_command(mlflow_port)),
         ):
             if name == "mlflow":  # while Ray starts
-                os.environ.update(tracking.settings())
-                tracking.prepare(embedded.root())
+                prepare_store()
             up = Services(
                 (*up.services, spawn(name, address, argv, environment)), environment, scratch
             )
@@ -83,6 +81,21 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
             services.end_all(up)
         raise
     return up
+
+
+def prepare_store() -> None:
+    from pipelines import tracking
+
+    for name, value in tracking.settings().items():
+        os.environ.setdefault(name, value)
+    try:
+        tracking.prepare(embedded.root())
+    except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite say
+        said = str(error).strip() or type(error).__name__
+        raise TesseraError(
+            f"MLflow's store {embedded.root() / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
+            mend="put a good copy in its place, or move it away to begin an empty one",
+        ) from error
 
 
 def environment_of(ray_port: int, dashboard_port: int, mlflow_port: int) -> dict[str, str]:

@@ -153,14 +153,15 @@ def _unreachable(address: str, error: BaseException) -> TesseraError:
 
 def ask_worker(address: str | None, question: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Runs `question` in a task on a worker of the cluster at `address`, or of one that is started
-    for it here; gives its answer. May hang as long as the cluster does: call it with a limit."""
+    for it here; gives its answer with the cluster's `cpus` and `gpus`. May hang as long as the cluster does: call it with a limit."""
     import ray
 
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
     ray.init(**where, log_to_driver=False, logging_level="ERROR")
     try:
         answer: dict[str, Any] = ray.get(ray.remote(num_cpus=0)(question).remote())
-        return answer
+        has = ray.cluster_resources()
+        return {**answer, "cpus": has.get("CPU", 0), "gpus": has.get("GPU", 0)}
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()

@@ -1,0 +1,355 @@
+"""`tessera doctor`: is everything here that a job needs, seen from this machine and from a worker.
+
+In: the environment. Out: a line for each check, `ok`, `warn` or `fail`, with its mend. Ends in
+bounded time: all that might hang runs in a process of its own, which is ended at a limit.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs import embedded, services
+from jobs.cli import run
+from jobs.terminal import show_json
+
+LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "torchmetrics", "safetensors")
+"""What a worker must have in the same version as we."""
+
+FREE_DISK_WARN_BYTES, FREE_DISK_FAIL_BYTES = 10 * 2**30, 2**30
+SHARED_MEMORY_WARN_BYTES = 2**30
+CLOCK_WARN_SECONDS = 5.0
+_ANSWER = "doctor's answer: "
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=click.FloatRange(1),
+    default=120,
+    show_default=True,
+    help="Seconds that Ray and its worker may take.",
+)
+@click.option("--question", hidden=True, help="What the process of its own asks a worker.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+def command(as_json: bool, timeout_seconds: float, question: str | None, verbose: bool) -> int:
+    """Check versions, GPU, Ray, MLflow, storage, disk, shared memory and clock.
+
+    Ray, MLflow and the storage are also checked from a worker: on RAY_ADDRESS, on what
+    `tessera up` started, or on a Ray started for it. On a cluster elsewhere use
+    `tessera submit doctor`. The exit status is 1 if a check fails.
+    """
+    del verbose
+    if question is not None:
+        click.echo(_ANSWER + json.dumps(ask(json.loads(question))))
+        return 0
+    use_local_services()
+    findings = []
+    for finding in examine(timeout_seconds):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.state:<5} {finding.check:<15} {finding.found}")
+            if finding.mend and finding.state != "ok":
+                click.echo(f"{'':<21} → {finding.mend}")
+    if as_json:
+        show_json([asdict(finding) for finding in findings])
+    return int(any(finding.state == "fail" for finding in findings))
+
+
+def use_local_services() -> None:
+    """What `tessera up` started is used where the environment names nothing else."""
+    up = services.load()
+    if up and "RAY_ADDRESS" not in os.environ and all(map(services.is_alive, up.services)):
+        for name, value in up.environment.items():
+            os.environ.setdefault(name, value)
+
+
+def examine(timeout_seconds: float) -> Iterator[Finding]:
+    yield from check_versions()
+    yield check_disk()
+    yield check_shared_memory()
+    yield from check_tracking()
+    yield from check_worker(timeout_seconds)
+
+
+# ── this machine ──────────────────────────────────────────────────────────────────────────────
+
+
+def check_versions() -> Iterator[Finding]:
+    """Python and each library against the bounds that the package declares."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    mend = "install again: `make install`, or `pip install -r requirements.lock`"
+    python = SpecifierSet(importlib.metadata.metadata("tessera")["Requires-Python"])
+    good = python.contains(platform.python_version())
+    yield Finding(
+        "python",
+        "ok" if good else "fail",
+        f"{platform.python_version()} (allowed: {python})",
+        f"use a Python that is {python}",
+    )
+    declared = map(Requirement, importlib.metadata.requires("tessera") or [])
+    wanted = {each.name: each for each in declared if each.marker is None}
+    for name in LIBRARIES:
+        bounds = wanted[name].specifier
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "fail", f"is not installed (allowed: {bounds})", mend)
+            continue
+        good = bounds.contains(version, prereleases=True)
+        yield Finding(name, "ok" if good else "fail", f"{version} (allowed: {bounds})", mend)
+
+
+def check_disk() -> Finding:
+    folder = embedded.root()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    state = "fail" if free < FREE_DISK_FAIL_BYTES else "warn"
+    return Finding(
+        "disk",
+        "ok" if free >= FREE_DISK_WARN_BYTES else state,
+        f"{free / 2**30:.1f} GiB free at {folder}",
+        "remove old runs, or set TESSERA_HOME to a larger disk",
+    )
+
+
+def check_shared_memory() -> Finding:
+    path = Path("/dev/shm")
+    if not path.is_dir():
+        return Finding("shared memory", "ok", "this system has no /dev/shm; Ray uses files")
+    total = shutil.disk_usage(path).total
+    return Finding(
+        "shared memory",
+        "ok" if total >= SHARED_MEMORY_WARN_BYTES else "warn",
+        f"{total / 2**30:.2f} GiB at {path}",
+        "give more, in a container with `--shm-size=2g`; otherwise Ray's objects go to slow files",
+    )
+
+
+def check_tracking() -> Iterator[Finding]:
+    """MLflow from here, and its clock against ours."""
+    uri = embedded.tracking_uri()
+    if not uri.startswith(("http://", "https://")):
+        yield Finding("mlflow store", "ok", f"{uri} (embedded)")
+        return
+    reason = services.ask(f"{uri.rstrip('/')}/health")
+    mend = "start it with `tessera up`, mend MLFLOW_TRACKING_URI, or unset it for the embedded one"
+    yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), mend)
+    if not reason:
+        yield check_clock("mlflow's clock", server_time(f"{uri.rstrip('/')}/health") - time.time())
+
+
+def server_time(url: str) -> float:
+    """Seconds since 1970 by a server's Date header, to the second; ours if it sends none."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=3) as answer:
+            return email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp() + 0.5
+    except (OSError, TypeError, ValueError):
+        return time.time()
+
+
+def check_clock(check: str, ahead_seconds: float) -> Finding:
+    return Finding(
+        check,
+        "ok" if abs(ahead_seconds) < CLOCK_WARN_SECONDS else "warn",
+        f"{ahead_seconds:+.1f} s from ours",
+        "let both machines keep time by NTP; metrics carry the time of their making",
+    )
+
+
+# ── a worker ──────────────────────────────────────────────────────────────────────────────────
+
+
+def check_worker(timeout_seconds: float) -> Iterator[Finding]:
+    """Ray, and what a task on one of its workers finds."""
+    address = os.environ.get("RAY_ADDRESS") or ""
+    name = address or "a Ray started here"
+    folder = embedded.runs_dir()
+    mark = secrets.token_hex(8)
+    ours, theirs = folder / f".doctor-{mark}", folder / f".doctor-{mark}-worker"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ours.write_text(mark)
+    except OSError as error:
+        mend = "set TESSERA_HOME to a folder that you may write"
+        yield Finding("storage", "fail", f"{folder}: {error.strerror}", mend)
+    question = {
+        "address": address or None,
+        "tracking": embedded.tracking_uri(),
+        "libraries": LIBRARIES,
+        "ours": str(ours),
+        "theirs": str(theirs),
+        "mark": mark,
+    }
+    try:
+        answer, problem = ask_apart(question, timeout_seconds)
+        seen = theirs.exists()
+    finally:
+        ours.unlink(missing_ok=True)
+        theirs.unlink(missing_ok=True)
+    if answer is None:
+        mend = "see `tessera status`; unset RAY_ADDRESS to use an embedded Ray"
+        yield Finding("ray", "fail", f"{name}: {problem}", mend)
+        return
+    yield Finding("ray", "ok", f"{name}: {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs")
+    yield from judge(answer, seen)
+
+
+def judge(answer: dict[str, Any], seen: bool) -> Iterator[Finding]:
+    """Findings from what a worker said; `seen`: the file that it wrote is seen here."""
+    different = [
+        f"{name} {version or 'missing'} (here {_version(name) or 'missing'})"
+        for name, version in answer["versions"].items()
+        if version != _version(name)
+    ]
+    yield Finding(
+        "worker's versions",
+        "fail" if different else "ok",
+        ", ".join(different) or "the same as here",
+        "install the same requirements.lock on all machines of the cluster",
+    )
+    gpu = ", ".join(answer["devices"])
+    yield Finding(
+        "gpu",
+        "warn" if answer["gpus"] and not gpu else "ok",
+        gpu or "none: training runs on the CPU",
+        "Ray counts GPUs that torch can't use there: check the driver, and torch's CUDA build",
+    )
+    mlflow = answer["mlflow_problem"]
+    yield Finding(
+        "worker to mlflow",
+        "fail" if mlflow else "ok",
+        mlflow or "reaches it",
+        "MLFLOW_TRACKING_URI must name MLflow as the worker's machine sees it",
+    )
+    storage = answer["storage_problem"] or ("" if seen else "its file is not seen here")
+    yield Finding(
+        "worker's storage",
+        "fail" if storage else "ok",
+        storage or f"writes {embedded.runs_dir()}, seen here",
+        "TESSERA_HOME must be a folder that all machines share, under the same name",
+    )
+    yield check_clock("worker's clock", answer["ahead_seconds"])
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def ask_apart(
+    question: dict[str, Any], timeout_seconds: float
+) -> tuple[dict[str, Any] | None, str]:
+    """Asks in a process of its own; gives the answer, or None and the reason."""
+    import psutil
+
+    here = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "jobs.doctor", "--question", json.dumps(question)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+    )
+    began = psutil.Process(child.pid).create_time()
+    try:
+        out, errors = child.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        out, errors = "", f"no answer in {timeout_seconds:g} s"
+    finally:
+        services.end(services.Service("doctor", child.pid, began, "", ""), timeout_seconds=3)
+        child.kill()
+        child.wait()
+        for stream in (child.stdout, child.stderr):
+            if stream:
+                stream.close()
+    for line in out.splitlines():
+        if line.startswith(_ANSWER):
+            answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+            return answer, ""
+    said = [line for line in errors.splitlines() if line.strip()]
+    return None, said[-1].strip() if said else f"it ended with status {child.returncode}"
+
+
+def ask(question: dict[str, Any]) -> dict[str, Any]:
+    """Asks a worker; runs in the process of its own."""
+    from jobs.driver import apply_settings
+    from pipelines import ray_jobs
+
+    apply_settings()
+    asked = time.time()
+    answer = ray_jobs.ask_worker(question["address"], lambda: look(question))
+    # The worker looked at its clock between asking and now; within that span nothing is wrong.
+    seen, now = answer.pop("time"), time.time()
+    answer["ahead_seconds"] = min(0.0, seen - asked) + max(0.0, seen - now)
+    return answer
+
+
+def look(question: dict[str, Any]) -> dict[str, Any]:
+    """What a worker finds: runs there, so all it needs is imported here."""
+    import importlib.metadata
+    import time
+    from pathlib import Path
+
+    answer: dict[str, Any] = {"versions": {}, "mlflow_problem": "", "storage_problem": ""}
+    for name in question["libraries"]:
+        try:
+            answer["versions"][name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            answer["versions"][name] = ""
+    import torch
+
+    count = torch.cuda.device_count()
+    answer["devices"] = [torch.cuda.get_device_name(index) for index in range(count)]
+    try:
+        if Path(question["ours"]).read_text() != question["mark"]:
+            answer["storage_problem"] = "another file lies there"
+        Path(question["theirs"]).write_text(question["mark"])
+    except OSError as error:
+        answer["storage_problem"] = f"{error.filename}: {error.strerror}"
+    try:
+        from pipelines import tracking
+
+        tracking.connect(question["tracking"])
+    except Exception as error:
+        answer["mlflow_problem"] = str(error).splitlines()[0]
+    answer["time"] = time.time()
+    return answer
+
+
+if __name__ == "__main__":
+    run(command, "tessera doctor")
