@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import embedded
 from models.core.errors import TesseraError
-from pipelines import cluster, tracking
+from pipelines import cluster, registry, tracking
 
 if TYPE_CHECKING:
     from pipelines.ports import Emit, Registry, Version
-    from pipelines.tracking import MlflowRegistry, MlflowTracker
+    from pipelines.registry import MlflowRegistry
+    from pipelines.tracking import MlflowTracker
 
 EXPERIMENT = "tessera"
 
@@ -39,7 +40,7 @@ def open_registry() -> MlflowRegistry:
     uri = embedded.tracking_uri()
     if uri == tracking.embedded_uri(embedded.root()):
         tracking.prepare(embedded.root())
-    return tracking.MlflowRegistry(uri, ui=embedded.ui_address())
+    return registry.MlflowRegistry(uri, ui=embedded.ui_address())
 
 
 def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowTracker:

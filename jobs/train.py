@@ -151,7 +151,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
     import models
     from jobs import driver
     from jobs.progress import Display
-    from pipelines import cluster, runs, tracking, worker
+    from pipelines import cluster, registry, runs, tracking, worker
 
     group = cluster.Group(
         recipe.workers.count,
@@ -186,7 +186,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
                     tracker=tracker,
                     registry=driver.open_registry(),
                     execute=execute,
-                    save_servable=tracking.save_servable,
+                    save_servable=registry.save_servable,
                     is_permanent=tracking.is_permanent,
                     listeners=[display],
                     tags=tags,

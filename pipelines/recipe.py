@@ -124,13 +124,13 @@ class Recipe(_Frozen):
             _put(tree, path, value)
         tree["optim"] = tree["optim"] or {"model": {}}
         _merge(tree, given)
+        kinds = {
+            "model": type(family.variants[variant]),
+            "augment": family.task.augment_settings,
+        }
+        for where, kind in kinds.items():  # checked, and one form whether from code or from JSON
+            tree[where] = dataclasses.asdict(_typed(where, kind, tree[where]))
         return tree
-
-    @model_validator(mode="after")
-    def _check_dataclasses(self) -> Recipe:
-        self.config()
-        self.augment_settings()
-        return self
 
     def config(self) -> Any:
         """The network's settings as the family's dataclass."""

@@ -54,6 +54,9 @@ class SpoolFile:
         while line:
             line = line[os.write(self._file, line) :]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SpoolFile, (self.path,))
+
     def flush(self) -> None:
         """Nothing to do: a write that has returned outlives this process."""
 

@@ -142,6 +142,18 @@ def open_run(
     return tracker
 
 
+def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> MlflowTracker:
+    """A run that exists already; its status stays as it is."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise TesseraError(f"run {run_id!r} is not in this MLflow") from None
+    return MlflowTracker(client, run.info.experiment_id, run_id, ui)
+
+
 class MlflowTracker:
     """`ports.Tracker` over one MLflow run. Methods raise MLflow's own error when it is away."""
 

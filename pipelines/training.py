@@ -104,6 +104,8 @@ class Training:
         self.module = family.build(self.config, data).to(world.device)
         if state:
             self.module.load_state_dict(state.training)
+        else:
+            family.warm_start(self.config, self.module)
         if recipe.train.channels_last:
             self.module.to(memory_format=torch.channels_last)
         self.ema = self._average(state) if recipe.train.ema else None
@@ -133,7 +135,7 @@ class Training:
         return self.progress
 
     def _average(self, state: State | None) -> AveragedModel:
-        average = get_ema_multi_avg_fn(self.recipe.train.ema)
+        average = get_ema_multi_avg_fn(self.recipe.train.ema)  # type: ignore[no-untyped-call]
         ema = AveragedModel(self.module, multi_avg_fn=average, use_buffers=True)
         if state:
             ema.module.load_state_dict(state.weights)

@@ -1,0 +1,46 @@
+# demo · test · check · bench · measure · up · down. CI calls `make test` and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check bench measure up down chromium
+
+demo: $(READY)
+	$(BIN)/python -m jobs.demo
+
+test: check chromium
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# make measure RECIPE=jobs/recipes/digits.yaml: trains it with three seeds and writes what it
+# reached into the recipe's comment.
+measure: $(READY)
+	$(BIN)/python -m jobs.measure $(RECIPE)
+
+up: $(READY)
+	$(BIN)/tessera up
+
+down: $(READY)
+	$(BIN)/tessera down
+
+# The browser tests drive a real Chromium; where it can't be installed they are skipped, and say so.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { apt-get update -qq; apt-get install -qq -y chromium; } >/dev/null 2>&1; } \
+	  || echo "no chromium here: the browser tests will be skipped"
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' \
+	  || { echo "Tessera needs Python 3.11 to 3.13: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@

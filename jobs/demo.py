@@ -1,0 +1,136 @@
+"""`make demo`: the main job on real images, from pixels to a promoted model that answers.
+
+Each step is what the `tessera` command above it does; nothing here is special to the demo but the
+choice of data.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import run as run_command
+
+UNSEEN = 10
+"""Images of the test split that the finished model is asked about."""
+
+
+@click.command()
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
+@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(seed: int, verbose: bool, as_json: bool) -> int:
+    """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""
+    from jobs import driver, embedded
+    from jobs.evaluate import evaluate
+    from jobs.terminal import show_facts, show_json
+    from jobs.train import start
+    from pipelines import promotion
+    from pipelines import recipe as recipes
+    from pipelines.data import card as cards
+
+    began = time.monotonic()
+    data = embedded.root() / "data" / "digits"
+    if not (data / cards.FILE).is_file():
+        _step("tessera pack digits --to .tessera/data/digits")
+        _pack(data)
+    recipe_file = Path(__file__).parent / "recipes" / "digits.yaml"
+    _step(f"tessera train jobs/recipes/digits.yaml --data .tessera/data/digits --set seed={seed}")
+    recipe = recipes.read(recipe_file).with_overrides(
+        {"data.path": str(data), "data.digest": cards.read(data).digest, "seed": seed}
+    )
+    outcome = start(recipe, verbose=verbose)
+    version = outcome.version
+    reference = f"{version.name}/{version.number}"
+    _step(f"tessera evaluate {reference} --data .tessera/data/digits")
+    _, evaluation = evaluate(reference, data)
+    _step(f"tessera promote {version.name} --version {version.number}")
+    registry = driver.open_registry()
+    verdict = promotion.promote(registry, version.name, version.number, policy=promotion.Policy())
+    word = "promoted" if verdict.passed else "not promoted"
+    say(f"version {version.number} {word}: {'; '.join(verdict.reasons)}")
+    champion = f"models:/{version.name}@{promotion.CHAMPION}"
+    _step(f"tessera predict {champion} .tessera/demo/unseen")
+    right, asked = _ask(champion, data, embedded.root() / "demo" / "unseen")
+    facts: dict[str, Any] = {
+        "family": recipe.family,
+        "dataset": f"{version.name}, {evaluation.samples} test images",
+        "test accuracy": round(evaluation.figures["accuracy"], 4),
+        "images/s": round(outcome.images_per_second),
+        "run": outcome.link,
+        "model version": reference,
+        "aliases": ", ".join(registry.version(version.name, version.number).aliases),
+        "champion": f"version {registry.version(version.name, promotion.CHAMPION).number}",
+        "unseen images": f"{right} of {asked} right, asked in a fresh process",
+        "seconds": round(time.monotonic() - began),
+    }
+    if as_json:
+        show_json(facts)
+    else:
+        click.echo()
+        show_facts(facts)
+        click.echo(f"\nopen the pages with: {_tessera()} up")
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _step(text: str) -> None:
+    say(f"\n$ {text}")
+
+
+def _tessera() -> str:
+    """How a person calls the command here: inside the project's own environment or by name."""
+    beside = Path(sys.executable).with_name("tessera")
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else "tessera"
+
+
+def _pack(data: Path) -> None:
+    from pipelines.data import importing
+
+    card = importing.pack("digits", data)
+    counts = ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items())
+    say(f"packed {counts}; digest {card.digest[:12]}")
+
+
+def _ask(model: str, data: Path, folder: Path) -> tuple[int, int]:
+    """Asks a fresh process about images of the test split; gives (right answers, questions)."""
+    from pipelines.data import card as cards
+    from pipelines.data.samples import RawSample, image_of, label_of
+    from pipelines.data.shards import ShardReader
+
+    folder.mkdir(parents=True, exist_ok=True)
+    card = cards.read(data)
+    reader = ShardReader(data, card.split("test"))
+    truth = {}
+    stride = max(1, len(reader) // UNSEEN)
+    for position in range(0, stride * UNSEEN, stride):
+        sample = RawSample(*reader.read(position))
+        path = folder / f"{position:04d}.png"
+        path.write_bytes(image_of(sample))
+        truth[path.name] = card.classes[label_of(sample, len(card.classes))]
+    called = subprocess.run(
+        [sys.executable, "-m", "jobs.predict", model, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    right = 0
+    for line in called.stdout.splitlines():
+        answer = json.loads(line)
+        name = Path(answer["path"]).name
+        right += answer["class"] == truth[name]
+        say(f"{name}: {answer['class']} ({answer['probability']:.1%}), is {truth[name]}")
+    return right, len(truth)
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera demo")

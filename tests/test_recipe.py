@@ -1,0 +1,92 @@
+"""The recipe: one frozen tree, both ways through JSON and YAML, and errors that name the mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.core.errors import UsageError
+from pipelines import recipe as recipes
+
+
+def test_round_trip_through_json_and_yaml(tmp_path: Path) -> None:
+    recipe = recipes.start("cnn", "tiny").with_overrides({"optim.model.lr": 0.3, "seed": 7})
+    assert recipes.build(json.loads(recipe.to_json())) == recipe
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert recipes.read(file) == recipe
+    assert recipes.read(file).to_json() == recipe.to_json()
+
+
+def test_a_variant_brings_its_own_settings_and_overrides_win() -> None:
+    four = recipes.start("cnn", "four-conv")
+    assert four.model["widths"] == (32, 64, 128, 128)
+    assert (four.optim["model"].kind, four.optim["model"].lr) == ("sgd", 0.01)
+    changed = four.with_overrides({"optim.model.lr": 0.5})
+    assert changed.optim["model"].lr == 0.5
+    assert changed.optim["model"].momentum == 0.9
+
+
+def test_changing_the_variant_takes_its_settings() -> None:
+    changed = recipes.start("cnn", "four-conv").with_overrides({"variant": "keras-style"})
+    assert changed == recipes.start("cnn", "keras-style")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a.b=1e-3", 1e-3), ("a=[1, 2]", [1, 2]), ("a=true", True), ("a=x=y", "x=y"), ("a=", None)],
+)
+def test_overrides_from_the_command_line(text: str, value: object) -> None:
+    assert recipes.parse_override(text)[1] == value
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optim.model.lrr": 1}, "did you mean 'optim.model.lr'"),
+        ({"train.epochs": "many"}, "train.epochs = 'many'"),
+        ({"train.epochs": 0}, "train.epochs = 0"),
+        ({"model.widths": "wide"}, "model.widths = 'wide'"),
+        ({"variant": "bse"}, "did you mean 'base'"),
+        ({"optim.model.lr": -1}, "optim.model.lr = -1"),
+        ({"schedule.kind": "cosin"}, "schedule.kind = 'cosin'"),
+    ],
+)
+def test_a_wrong_override_is_named_with_its_mend(change: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipes.start("cnn").with_overrides(change)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("family: cnnn", "did you mean 'cnn'"),
+        ("family: cnn\ntrian: {epochs: 3}", "did you mean 'train'"),
+        ("family: cnn\ntrain: {epoch: 3}", "did you mean 'train.epochs'"),
+        ("family: cnn\nmodel: {width: 3}", "did you mean 'widths'"),
+        ("family: cnn\noptim: {model: {learning_rate: 3}}", "optim.model.learning_rate"),
+        ("variant: base", "names no family"),
+        ("- 1", "no tree of settings"),
+        ("a: [", "is no YAML"),
+        ("family: !!python/object/apply:os.system ['true']", "is no YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_mend(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        recipes.read(file)
+    assert said in str(caught.value)
+
+
+def test_the_tree_is_frozen_and_flat_is_complete() -> None:
+    recipe = recipes.start("cnn")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]
+    flat = recipe.flat()
+    assert flat["optim.model.lr"] == json.dumps(recipe.optim["model"].lr)
+    assert flat["family"] == "cnn"
