@@ -23,6 +23,7 @@ import io
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -37,6 +38,7 @@ from models.core.errors import TesseraError
 from pipelines.data.card import IMAGE_EXTENSIONS, LABEL_EXTENSION, MAX_KEY_LENGTH
 
 MAX_PIXELS = 100_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -90,7 +92,7 @@ def sniff(data: bytes) -> str | None:
     """The format by its first bytes, as Pillow names it; None for everything that is refused."""
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
+    if data[:8] == _PNG:
         return "PNG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -112,6 +114,8 @@ def open_image(data: bytes, where: str) -> Image.Image:
             f"{where} is no image that is read here: it {what}",
             mend="JPEG, PNG, WEBP, BMP, GIF and TIFF are read, told by content",
         )
+    if form == "PNG":
+        _check_png(data, where)
     _hush_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=[form]) as image:
@@ -166,6 +170,20 @@ def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format="PNG")
     return out.getvalue()
+
+
+def _check_png(data: bytes, where: str) -> None:
+    """Every chunk whole, and nothing after the last: Pillow takes a PNG whose end is cut off."""
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 12 + length
+        given = int.from_bytes(data[end - 4 : end], "big")
+        if end > len(data) or zlib.crc32(memoryview(data)[at + 4 : end - 4]) != given:
+            raise TesseraError(f"{where} is a damaged PNG: its chunk {kind!r} is not whole")
+        at = end
+    if at != len(data):
+        raise TesseraError(f"{where} is a damaged PNG: {len(data) - at} bytes follow its end")
 
 
 def _check_size(size: tuple[int, int], where: str) -> None:

@@ -1,0 +1,283 @@
+"""Bytes to pixels: one conversion for every kind of image, an error for everything else."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.core.errors import TesseraError
+from pipelines.data import samples
+from pipelines.data.card import MAX_KEY_LENGTH, check_key
+
+WHITE, BLACK = 255, 0
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format=form, **options)
+    return out.getvalue()
+
+
+def photo(height: int = 24, width: int = 40) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    ramp = np.stack([rows * 255 // height, columns * 255 // width, rows * 0 + 90], -1)
+    return Image.fromarray(ramp.astype(np.uint8))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is large, with next to nothing in it."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_give_the_very_pixels(form: str) -> None:
+    options = {"lossless": True} if form == "WEBP" else {}
+    got = samples.decode_image(encoded(photo(), form, **options), 3)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got, torch.from_numpy(np.array(photo())).permute(2, 0, 1))
+
+
+def test_jpeg_is_near_and_gif_gives_its_first_frame() -> None:
+    true = torch.from_numpy(np.array(photo())).permute(2, 0, 1).float()
+    got = samples.decode_image(encoded(photo(), "JPEG", quality=95), 3).float()
+    assert (got - true).abs().mean() < 4
+    black, white = Image.new("P", (5, 4), 0), Image.new("P", (5, 4), 1)
+    for frame in (black, white):
+        frame.putpalette([0, 0, 0, 255, 255, 255])
+    two = encoded(black, "GIF", save_all=True, append_images=[white])
+    assert samples.decode_image(two, 1).unique().tolist() == [BLACK]
+
+
+@pytest.mark.parametrize(
+    ("image", "grey"),
+    [
+        (Image.new("1", (3, 2), 1), WHITE),
+        (Image.new("L", (3, 2), 77), 77),
+        (Image.new("LA", (3, 2), (0, 0)), WHITE),
+        (Image.new("LA", (3, 2), (40, 255)), 40),
+        (Image.new("RGBA", (3, 2), (255, 0, 0, 0)), WHITE),
+        (Image.new("RGBA", (3, 2), (0, 0, 0, 128)), 127),
+        (Image.new("I;16", (3, 2), 65535), WHITE),
+        (Image.new("I;16", (3, 2), 257 * 9), 9),
+    ],
+    ids=["1-bit", "grey", "LA clear", "LA solid", "RGBA clear", "RGBA half", "16 white", "16 dark"],
+)
+def test_every_mode_has_one_conversion(image: Image.Image, grey: int) -> None:
+    data = encoded(image)
+    one, three = samples.decode_image(data, 1), samples.decode_image(data, 3)
+    assert one.shape == (1, 2, 3)
+    assert three.shape == (3, 2, 3)
+    assert one.unique().tolist() == [grey]
+    assert three.unique().tolist() == [grey]
+
+
+def test_palette_colour_key_and_cmyk() -> None:
+    palette = Image.new("P", (3, 2), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 20])
+    assert samples.decode_image(encoded(palette), 3)[:, 0, 0].tolist() == [200, 10, 20]
+    clear = samples.decode_image(encoded(palette, transparency=1), 3)
+    assert clear.unique().tolist() == [WHITE]
+    keyed = samples.decode_image(encoded(Image.new("L", (3, 2), 7), transparency=7), 1)
+    assert keyed.unique().tolist() == [WHITE]
+    cmyk = samples.decode_image(encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 0)), "JPEG"), 3)
+    assert cmyk.unique().tolist() == [WHITE]
+
+
+def test_float_pixels_are_refused() -> None:
+    with pytest.raises(TesseraError, match=r"^scan has float pixels"):
+        samples.decode_image(encoded(Image.new("F", (3, 2), 0.5), "TIFF"), 1, where="scan")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_gives_the_same_upright_pixels(orientation: int) -> None:
+    upright = np.array(photo())
+    stored = {  # how a camera stores the upright picture under each orientation
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+    got = samples.decode_image(data, 3).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(got, upright)
+
+
+def test_a_broken_exif_block_is_no_orientation() -> None:
+    data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\x01" * 40)
+    assert samples.decode_image(data, 3).shape == (3, 24, 40)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html>404</html>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.7\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\0\0\0\x18ftypheic",
+        b"P6 2 2 255\n" + b"\0" * 12,
+        b"\x80\x04\x95",
+    ],
+    ids=["empty", "html", "eps", "pdf", "svg", "heic", "ppm", "pickle"],
+)
+def test_other_formats_are_refused_by_content(data: bytes) -> None:
+    with pytest.raises(TesseraError, match=r"^cat\.jpg is no image that is read here"):
+        samples.decode_image(data, 3, where="cat.jpg")
+
+
+def test_eps_would_be_opened_without_the_guard() -> None:
+    """The control: bare Pillow takes the file by its content, whatever its name."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    assert Image.open(io.BytesIO(eps)).format == "EPS"
+
+
+@pytest.mark.parametrize("size", [(13_000, 13_000), (19_000, 19_000), (100_001, 1_000)])
+def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int]) -> None:
+    with pytest.raises(TesseraError, match="pixels"):
+        samples.decode_image(png_header(*size), 1)
+
+
+def test_every_flipped_bit_of_a_png_is_refused() -> None:
+    """torchvision's decoder dies of these, and Pillow takes some."""
+    data = encoded(photo(8, 8))
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(TesseraError):
+            samples.decode_image(bytes(flipped), 3)
+
+
+def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
+    data = encoded(photo(8, 8))
+    for end in range(len(data)):
+        with pytest.raises(TesseraError):
+            samples.decode_image(data[:end], 3)
+    with pytest.raises(TesseraError, match="22 bytes follow its end"):
+        samples.decode_image(data + b"PK\5\6" + b"\0" * 18, 3)
+    Image.open(io.BytesIO(data[:-12])).load()  # the control: bare Pillow doesn't mind
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_images_are_our_errors(form: str) -> None:
+    data = encoded(photo(), form)
+    for percent in range(0, 90, 5):
+        with pytest.raises(TesseraError):
+            samples.decode_image(data[: len(data) * percent // 100], 3)
+
+
+def test_pillows_warnings_never_escape_also_from_threads() -> None:
+    """A 9,500 x 9,500 header makes bare Pillow warn; ours answers without a warning."""
+    data = png_header(9_500, 9_500)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(data))
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        for _ in range(5):
+            try:
+                samples.decode_image(data, 1)
+            except BaseException as error:
+                caught.append(error)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not seen
+    assert len(caught) == 15
+    assert {type(error) for error in caught} == {TesseraError}
+
+
+def test_resize_reaches_the_size_and_keeps_a_flat_image_flat() -> None:
+    flat = torch.full((3, 11, 7), 93, dtype=torch.uint8)
+    out = samples.resize(flat, 32, 16)
+    assert out.shape == (3, 32, 16)
+    assert out.dtype == torch.uint8
+    assert out.unique().tolist() == [93]
+    assert samples.resize(flat, 11, 7) is flat
+
+
+def test_resize_shrinks_with_antialias() -> None:
+    """A fine checkerboard shrinks to grey; without antialias it would stay black or white."""
+    board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255
+    small = samples.resize(board.to(torch.uint8)[None], 8, 8)
+    assert (small.float() - 127.5).abs().max() < 12
+
+
+def test_png_goes_both_ways() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    data = samples.encode_png(grey)
+    assert data == samples.encode_png(grey)
+    np.testing.assert_array_equal(samples.decode_image(data, 1)[0].numpy(), grey)
+    with pytest.raises(TesseraError, match="no uint8 image"):
+        samples.encode_png(grey.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "path", ["train/cat/0001", "a b/ü.x/1.2", "../../etc/passwd", "/abs/x", "line\nbreak", "-", "~"]
+)
+def test_a_key_is_safe_and_leads_back(path: str) -> None:
+    key = samples.make_key(path)
+    check_key(key, "here")
+    assert "." not in key
+    assert unquote(key) == path.lstrip("/")
+
+
+def test_long_and_undecodable_paths_have_keys_too() -> None:
+    keys = {samples.make_key("x" * 4000 + tail) for tail in "ab"}
+    keys.add(samples.make_key(b"\xff\xfe"))
+    assert len(keys) == 3
+    assert all(len(key) <= MAX_KEY_LENGTH for key in keys)
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a.b", "a b", "a\n", "a\0", "é"])
+def test_strange_keys_are_refused(key: str) -> None:
+    with pytest.raises(TesseraError, match="is not allowed"):
+        check_key(key, "here")
+
+
+@pytest.mark.parametrize(
+    "label", [b"", b"-1", b"3", b"cat", b"1.0", b" 1", b"9" * 30, "²".encode(), None]
+)
+def test_labels_outside_the_classes_are_refused(label: bytes | None) -> None:
+    fields = {} if label is None else {"cls": label}
+    with pytest.raises(TesseraError, match=r"sample k "):
+        samples.label_of(samples.RawSample("k", fields), 3)
+
+
+def test_label_and_image_of_a_good_sample() -> None:
+    good = samples.RawSample("k", {"cls": b"2", "jpg": b"x"})
+    assert samples.label_of(good, 3) == 2
+    assert samples.image_of(good) == b"x"
+    for fields in ({}, {"jpg": b"x", "png": b"y"}):
+        with pytest.raises(TesseraError, match="images, not one"):
+            samples.image_of(samples.RawSample("k", fields))
