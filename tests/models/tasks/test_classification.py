@@ -1,0 +1,215 @@
+"""Figures against scikit-learn; augmentation against its definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec, Draws
+from models.tasks.classification import CLASSIFICATION, ClassificationAugment
+
+CLASSES = tuple(f"class {k}" for k in range(8))
+SPEC = DataSpec("classification", 3, 12, 10, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def answers(count: int = 400, classes: int = 8, seed: int = 0, absent: int | None = 6):
+    """Predictions better than chance, and truths without the class `absent`."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(classes, (count,), generator=generator)
+    if absent is not None:
+        truth[truth == absent] = 0
+    logits = torch.randn(count, classes, generator=generator) + 1.5 * F.one_hot(truth, classes)
+    if absent is not None:
+        logits[:, absent] -= 20
+    probabilities = logits.softmax(1)
+    predictions = [{"probabilities": row, "label": int(row.argmax())} for row in probabilities]
+    return predictions, [{"label": int(t)} for t in truth], probabilities, truth
+
+
+def rows(count: int, total: int | None = None, start: int = 0, seed: int = 5) -> Draws:
+    return Draws(seed, total or count, slice(start, start + count))
+
+
+def pictures(count: int, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, *SPEC.shape), generator=generator, dtype=torch.uint8)
+    return {
+        "image": images,
+        "label": torch.arange(count) % 8,
+        "key": [str(i) for i in range(count)],
+    }
+
+
+@pytest.mark.parametrize("absent", [6, None])
+def test_figures_agree_with_scikit_learn(absent):
+    from sklearn import metrics
+
+    predictions, targets, probabilities, truth = answers(absent=absent)
+    said = probabilities.argmax(1).numpy()
+    figures = CLASSIFICATION.figures(predictions, targets, SPEC)
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        truth, said, average="macro", zero_division=0
+    )
+    expected = {
+        "accuracy": metrics.accuracy_score(truth, said),
+        "loss": float(F.nll_loss(probabilities.double().log(), truth)),
+        "top5": metrics.top_k_accuracy_score(truth, probabilities, k=5, labels=range(8)),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+    }
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(float(value), rel=1e-12), name
+    matrix = CLASSIFICATION.confusion(predictions, targets, SPEC)
+    assert matrix.dtype == torch.int64
+    expected_matrix = metrics.confusion_matrix(truth, said, labels=range(8))
+    assert torch.equal(matrix, torch.from_numpy(expected_matrix))
+
+
+def test_calibration_error_agrees_with_scikit_learn():
+    from sklearn.calibration import calibration_curve
+
+    predictions, targets, probabilities, truth = answers(absent=None)
+    confidence, said = (t.numpy() for t in probabilities.max(1))
+    right, sure = calibration_curve(said == truth.numpy(), confidence, n_bins=15)
+    counts, _ = np.histogram(confidence, bins=15, range=(0, 1))
+    expected = np.average(np.abs(right - sure), weights=counts[counts > 0])
+    figures = CLASSIFICATION.figures(predictions, targets, SPEC)
+    assert figures["calibration_error"] == pytest.approx(float(expected), rel=1e-5)
+    assert figures["calibration_error"] > 0.02
+
+
+def test_figures_do_not_depend_on_the_order_or_the_threads():
+    predictions, targets, *_ = answers()
+    figures = CLASSIFICATION.figures(predictions, targets, SPEC)
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(3)).tolist()
+    shuffled = [predictions[i] for i in order], [targets[i] for i in order]
+    torch.set_num_threads(2)  # the folder's fixture sets it back
+    assert CLASSIFICATION.figures(*shuffled, SPEC) == figures
+
+
+def test_top5_only_where_it_says_something():
+    few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
+    predictions, targets, *_ = answers(classes=3, absent=None)
+    assert "top5" not in CLASSIFICATION.figures(predictions, targets, few)
+
+
+def test_a_probability_of_zero_is_a_finite_loss():
+    prediction = {"probabilities": torch.tensor([1.0, 0.0]), "label": 0}
+    assert CLASSIFICATION.badness(prediction, {"label": 0}) == 0
+    assert 87 < CLASSIFICATION.badness(prediction, {"label": 1}) < 88
+
+
+def test_labels_out_of_range_are_refused():
+    predictions, targets, *_ = answers(10)
+    with pytest.raises(TesseraError, match="there are 3 classes"):
+        CLASSIFICATION.confusion(
+            predictions, [{"label": 7}] * 10, DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
+        )
+    with pytest.raises(TesseraError, match="10 predictions for 9 targets"):
+        CLASSIFICATION.figures(predictions, targets[1:], SPEC)
+
+
+def test_answer_and_caption_have_the_names():
+    prediction = {"probabilities": torch.tensor([0.1, 0.6, 0.3]), "label": 1}
+    spec = DataSpec("classification", 1, 8, 8, ("cat", "dog", "owl"))
+    answer = CLASSIFICATION.answer(prediction, spec)
+    assert answer["class"] == "dog"
+    assert answer["probability"] == pytest.approx(0.6)
+    assert [a["class"] for a in answer["top5"]] == ["dog", "owl", "cat"]
+    assert CLASSIFICATION.caption(prediction, None, spec) == "dog 60%"
+    assert CLASSIFICATION.caption(prediction, {"label": 1}, spec) == "dog 60%"
+    assert CLASSIFICATION.caption(prediction, {"label": 2}, spec) == "dog 60%, is owl"
+    assert CLASSIFICATION.caption(None, {"label": 2}, spec) == "owl"
+
+
+def test_without_augmentation_images_are_only_normalised():
+    batch = pictures(4)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (SPEC.mean, SPEC.std))
+    expected = (batch["image"].float() / 255 - mean) / std
+    settings = ClassificationAugment(flip=True, crop_padding=3, cutout=4, label_smoothing=0.1)
+    for transform in (
+        CLASSIFICATION.augment(settings, SPEC, train=False),
+        CLASSIFICATION.augment(ClassificationAugment(), SPEC, train=True),
+    ):
+        seen = transform(batch, rows(4))
+        assert torch.equal(seen["image"], expected)
+        assert "target" not in seen
+        assert batch["image"].dtype == torch.uint8
+
+
+def test_shift_and_mirror_give_parts_of_the_mirrored_image():
+    """Each result is one of the crops of the reflection-padded image or of its mirror image."""
+    plain = DataSpec("classification", 3, 12, 10, CLASSES, (0.0,), (1.0,))
+    batch = pictures(64)
+    settings = ClassificationAugment(flip=True, crop_padding=2)
+    seen = CLASSIFICATION.augment(settings, plain, train=True)(batch, rows(64))["image"]
+    shifts, mirrored = set(), 0
+    for image, result in zip(batch["image"].float() / 255, seen):
+        found = []
+        for flipped in (False, True):
+            padded = F.pad((image.flip(-1) if flipped else image)[None], (2, 2, 2, 2), "reflect")[0]
+            for top, left in itertools.product(range(5), range(5)):
+                if torch.equal(padded[:, top : top + 12, left : left + 10], result):
+                    found.append((flipped, top, left))
+        assert len(found) == 1
+        mirrored += found[0][0]
+        shifts.add(found[0][1:])
+    assert 16 < mirrored < 48
+    assert len(shifts) > 15
+
+
+def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
+    batch = pictures(12)
+    settings = ClassificationAugment(flip=True, crop_padding=2, cutout=4, label_smoothing=0.1)
+    transform = CLASSIFICATION.augment(settings, SPEC, train=True)
+    whole = transform(batch, rows(12))
+    for start, count in ((0, 5), (5, 4), (9, 3)):
+        part = {name: value[start : start + count] for name, value in batch.items()}
+        mine = transform(part, rows(count, total=12, start=start))
+        assert torch.equal(mine["image"], whole["image"][start : start + count])
+        assert torch.equal(mine["target"], whole["target"][start : start + count])
+    again = transform(batch, rows(12, seed=6))
+    assert not torch.equal(again["image"], whole["image"])
+
+
+def test_cutout_blanks_a_square_of_the_mean():
+    batch = pictures(200)
+    batch["image"] = torch.full_like(batch["image"], 255)
+    seen = CLASSIFICATION.augment(ClassificationAugment(cutout=4), SPEC, train=True)(
+        batch, rows(200)
+    )["image"]
+    blank = (seen == 0).all(1).flatten(1).sum(1)
+    assert int(blank.max()) == 16
+    assert int(blank.min()) >= 4  # a corner of it is always inside
+    assert len(set(blank.tolist())) > 2
+
+
+def test_smoothed_targets_sum_to_one():
+    settings = ClassificationAugment(label_smoothing=0.2)
+    target = CLASSIFICATION.augment(settings, SPEC, train=True)(pictures(8), rows(8))["target"]
+    assert torch.allclose(target.sum(1), torch.ones(8))
+    assert torch.allclose(target.diagonal(), torch.full((8,), 0.8 + 0.2 / 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_padding": -1}, "crop_padding = -1"),
+        ({"cutout": -2}, "cutout = -2"),
+        ({"label_smoothing": 1.0}, "label_smoothing = 1.0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        ClassificationAugment(**settings)
+
+
+def test_more_padding_than_image_is_refused():
+    with pytest.raises(UsageError, match="give at most 9"):
+        CLASSIFICATION.augment(ClassificationAugment(crop_padding=10), SPEC, train=True)
