@@ -6,12 +6,15 @@ never by stage, and loading one executes nothing. Must not know what is in the f
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -19,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from urllib.parse import quote
 
 from models.core.errors import TesseraError, UsageError, unknown
@@ -94,7 +97,7 @@ class MlflowRegistry:
                 return int(row.version)
         with _default_store(self._client.tracking_uri):
             made = self._client.create_model_version(
-                name, source=source, run_id=run_id, tags=dict(tags)
+                name, source=source, run_id=run_id, tags=dict(tags), model_id=model_id
             )
         return int(made.version)
 
@@ -285,18 +288,29 @@ def _plain_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.export's warnings and logs, which are for its developers."""
-    handlers = logging.getLogger("torch").handlers
-    levels = [handler.level for handler in handlers]
+    """Without what torch.export warns, logs and prints for its developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for handler in handlers:
-            handler.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(_OthersOnly(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for handler, level in zip(handlers, levels):
-            handler.setLevel(level)
+        logging.disable(before)
+
+
+class _OthersOnly(io.TextIOBase):
+    """What other threads write is passed on: they may be showing something."""
+
+    def __init__(self, real: TextIO) -> None:
+        self._real = real
+        self._silent = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._silent else self._real.write(text)
+
+    def flush(self) -> None:
+        self._real.flush()
 
 
 def _version(name: str) -> str:

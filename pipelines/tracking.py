@@ -51,6 +51,7 @@ def settings() -> dict[str, str]:
         "MLFLOW_DISABLE_AGENT_HINT": "true",
         "MLFLOW_UV_AUTO_DETECT": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     }
 

@@ -1,0 +1,98 @@
+"""What several tests need of MLflow: its settings, an embedded store, a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import tracking
+
+
+@pytest.fixture(scope="session")
+def mlflow_settings() -> Iterator[None]:
+    """The environment that every job sets before it imports MLflow."""
+    before = dict(os.environ)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.update(tracking.settings())
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def prepared_store(mlflow_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty embedded store; making one takes seconds, so tests take copies."""
+    root = tmp_path_factory.mktemp("store")
+    tracking.prepare(root)
+    return root
+
+
+@pytest.fixture
+def store(prepared_store: Path, tmp_path: Path) -> Path:
+    """The root of an embedded store of the test's own."""
+    root = tmp_path / "store"
+    shutil.copytree(prepared_store, root)
+    return root
+
+
+class MlflowServer:
+    """A real MLflow server on loopback that can be killed and started again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout_seconds: float = 120.0) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "-w", "1"]
+        command += ["--port", str(self.port), "--backend-store-uri", tracking.prepare(self.root)]
+        command += ["--artifacts-destination", str(self.root / "artifacts")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with open(self.root / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + timeout_seconds
+        while not self._answers():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError((self.root / "server.log").read_text()[-2000:])
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and its worker."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    prepared_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
+    root = tmp_path_factory.mktemp("server") / "store"
+    shutil.copytree(prepared_store, root)
+    server = MlflowServer(root)
+    server.start()
+    yield server
+    server.kill()

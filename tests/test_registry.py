@@ -1,0 +1,260 @@
+"""The registry: the substitute and the real MLflow keep one contract; then what MLflow serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.core.errors import TesseraError, UsageError
+from pipelines import tracking
+from pipelines.ports import MemoryRegistry, Registry
+from pipelines.registry import MlflowRegistry, save_servable
+
+pytestmark = pytest.mark.usefixtures("mlflow_settings")
+
+
+def open_here(root: Path) -> tuple[MlflowRegistry, tracking.MlflowTracker]:
+    uri = tracking.embedded_uri(root)
+    artifacts = tracking.embedded_artifacts(root)
+    run = tracking.open_run(uri, experiment="e", name="n", tags={}, artifact_root=artifacts)
+    return MlflowRegistry(uri), run
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "package"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(bytes(range(256)))
+    (folder / "inner" / "recipe.json").write_text("{}")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(params=["memory", "sqlite", "http"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Registry, str]:
+    """A registry and the run that its models come from."""
+    if request.param == "memory":
+        return MemoryRegistry(tmp_path / "memory"), "run"
+    if request.param == "sqlite":
+        registry, run = open_here(request.getfixturevalue("store"))
+        return registry, run.run_id
+    server = request.getfixturevalue("mlflow_server")
+    name = request.node.name.replace("[", "-").replace("]", "")
+    run = tracking.open_run(server.uri, experiment="e", name=name, tags={}, artifact_root=None)
+    return MlflowRegistry(server.uri), run.run_id
+
+
+def test_a_version_from_registering_to_its_alias(
+    either: tuple[Registry, str], package: Path, tmp_path: Path
+) -> None:
+    registry, run_id = either
+    assert registry.versions("net 1.0") == []
+    first = registry.register("net 1.0", package, run_id=run_id, tags={"digest": "a"}, step=3)
+    assert (first.name, first.number, first.run_id) == ("net 1.0", 1, run_id)
+    assert first.aliases == ()
+    (package / "weights.safetensors").write_bytes(b"other")
+    second = registry.register("net 1.0", package, run_id=run_id, tags={})
+    assert second.number == 2
+
+    registry.tag(first, {"accuracy": "0.98", "digest": "b"})
+    assert registry.version("net 1.0", 1).tags == {"digest": "b", "accuracy": "0.98"}
+    assert registry.version("net 1.0", 2).tags == {}
+
+    registry.alias("net 1.0", "challenger", 1)
+    registry.alias("net 1.0", "champion", 1)
+    assert registry.version("net 1.0", "champion").aliases == ("challenger", "champion")
+    registry.alias("net 1.0", "champion", 2)
+    assert registry.version("net 1.0", "champion").number == 2
+    assert [v.number for v in registry.versions("net 1.0")] == [1, 2]
+    assert [v.aliases for v in registry.versions("net 1.0")] == [("challenger",), ("champion",)]
+
+    folder = registry.download(second, tmp_path / "out")
+    assert contents(folder) == contents(package)
+    older = registry.download(registry.version("net 1.0", "1"), tmp_path / "out")
+    assert contents(older)["weights.safetensors"] == bytes(range(256))
+    assert registry.link(first) != registry.link(second)
+
+
+def test_what_does_not_exist_is_a_tessera_error(
+    either: tuple[Registry, str], package: Path
+) -> None:
+    registry, run_id = either
+    with pytest.raises(TesseraError):
+        registry.version("nothing-like-it", 1)
+    registry.register("some", package, run_id=run_id, tags={})
+    for ref in (7, "7", "champion", "v1"):
+        with pytest.raises(TesseraError, match=f"no version or alias .*{ref}"):
+            registry.version("some", ref)
+    with pytest.raises(TesseraError, match="no version or alias"):
+        registry.alias("some", "champion", 7)
+
+
+def test_errors_name_what_there_is(store: Path, package: Path, tmp_path: Path) -> None:
+    registry, run = open_here(store)
+    with pytest.raises(TesseraError, match="no model is registered yet"):
+        registry.version("digits", 1)
+    version = registry.register("digits", package, run_id=run.run_id, tags={})
+    registry.alias("digits", "champion", 1)
+    with pytest.raises(UsageError, match="did you mean 'digits'"):
+        registry.version("digit", 1)
+    with pytest.raises(TesseraError, match="versions 1 and aliases champion"):
+        registry.version("digits", "champ")
+    for name in ("a/b", "a:b", "it's", "", " ", "..", "x" * 300):
+        with pytest.raises(UsageError, match="can't be called"):
+            registry.register(name, package, run_id=run.run_id, tags={})
+    for alias in ("latest", "v3", "a b"):
+        with pytest.raises(UsageError, match="can't be an alias"):
+            registry.alias("digits", alias, 1)
+    with pytest.raises(TesseraError, match="isn't in MLflow"):
+        registry.register("digits", package, run_id="0" * 32, tags={})
+    registry.download(version, tmp_path / "out")
+    with pytest.raises(TesseraError, match="already there"):
+        registry.download(version, tmp_path / "out")
+    assert [v.number for v in registry.versions("digits")] == [1]
+
+
+def test_mlflow_sees_where_a_version_comes_from(store: Path, package: Path) -> None:
+    registry, run = open_here(store)
+    version = registry.register("a.b", package, run_id=run.run_id, tags={"t": "1"}, step=12)
+    client = run._client
+    row = client.get_model_version("a.b", "1")
+    model_id = row.source.removeprefix("models:/")
+    model = client.get_logged_model(model_id)
+    assert model.source_run_id == row.run_id == run.run_id
+    assert str(model.status) == "READY"
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "a.b", "version": 1}]
+    outputs = client.get_run(run.run_id).outputs.model_outputs
+    assert [(output.model_id, output.step) for output in outputs] == [(model_id, 12)]
+    assert registry.link(version) == (
+        "http://127.0.0.1:5000/#/models/a.b/versions/1?workflowType=machine_learning"
+    )
+
+
+def test_files_that_cannot_be_stored_make_no_version(store: Path, package: Path) -> None:
+    registry, run = open_here(store)
+    artifacts = tracking.embedded_artifacts(store)
+    artifacts.mkdir(exist_ok=True)
+    (artifacts / "models").write_text("a file where the folder of models should be")
+    with pytest.raises(Exception, match="models"):
+        registry.register("digits", package, run_id=run.run_id, tags={})
+    assert registry.versions("digits") == []
+    found = run._client.search_logged_models([run.experiment_id])
+    assert [str(model.status) for model in found] == ["FAILED"]
+
+
+class Net(nn.Module):
+    """uint8 (B, H, W, C) in, probabilities (B, 10) out; everything that eval mode must undo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = image.permute(0, 3, 1, 2).float() / 255
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return torch.softmax(self.head(self.drop(x)), dim=1)
+
+
+def images(count: int) -> np.ndarray[Any, Any]:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (count, 9, 12, 3), dtype=np.uint8)
+
+
+def test_a_fresh_process_without_this_code_gets_the_same_numbers(
+    store: Path, package: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = Net().train()
+    before = contents(package)
+    example = images(6)[::3]  # a view with strides of its own
+    assert save_servable(net, example, package, metadata={"classes": ["a", "b"]}) is None
+    assert net.training
+    assert {k: v for k, v in contents(package).items() if k in before} == before
+    registry, run = open_here(store)
+    registry.register("served", package, run_id=run.run_id, tags={})
+
+    asked = images(5)
+    np.save(tmp_path / "asked.npy", asked)
+    code = (
+        "import sys, json, numpy, mlflow.pyfunc\n"
+        "model = mlflow.pyfunc.load_model('models:/served/1')\n"
+        "numpy.save('answer.npy', model.predict(numpy.load('asked.npy')))\n"
+        "print(json.dumps(model.metadata.metadata), 'pipelines' in sys.modules)"
+    )
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
+        "MLFLOW_TRACKING_URI": tracking.embedded_uri(store),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == '{"classes": ["a", "b"]} False'
+    with torch.no_grad():
+        expected = net.eval()(torch.from_numpy(asked)).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_stored_for_mlflow_is_no_pickle_and_no_code(package: Path) -> None:
+    import yaml
+
+    assert save_servable(Net(), images(1), package, metadata={}) is None
+    model = yaml.safe_load((package / "MLmodel").read_text())
+    flavor = model["flavors"]["python_function"]
+    assert flavor["loader_module"] == "mlflow.pytorch"
+    assert not flavor.get("code")
+    assert "model_code_path" not in flavor
+    assert json.loads(model["signature"]["inputs"]) == [
+        {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 9, 12, 3]}}
+    ]
+    assert json.loads(model["signature"]["outputs"])[0]["tensor-spec"]["shape"] == [-1, 10]
+    requirements = (package / "requirements.txt").read_text().split()
+    assert {line.split("==")[0] for line in requirements} == {"mlflow", "torch", "numpy"}
+    assert not any("+" in line for line in requirements)
+    assert save_servable(Net(), images(2), package, metadata={}) is None, "a second time"
+
+
+class Stubborn(nn.Module):
+    """What it does depends on the pixels: no graph can say that."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() if image.float().mean() > 3 else image.float() * 2
+
+
+class Batchy(nn.Module):
+    """Only takes batches of two."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float().reshape(2, 9, -1)
+
+
+@pytest.mark.parametrize("kind", [Stubborn, Batchy])
+def test_a_network_that_cannot_be_exported_says_why(
+    kind: type[nn.Module], package: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(package)
+    reason = save_servable(kind(), images(2), package, metadata={})
+    assert reason
+    assert "\n" not in reason
+    assert contents(package) == before
+    assert list(package.parent.glob(".servable*")) == []
+    said = capfd.readouterr()
+    assert said.out + said.err == ""

@@ -1,0 +1,305 @@
+"""Runs: the substitute and the real MLflow keep one contract; the real one is then looked into."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.core.errors import TesseraError
+from pipelines import tracking
+from pipelines.ports import MemoryTracker, Point, Tracker
+from pipelines.system_metrics import Sampler
+
+pytestmark = pytest.mark.usefixtures("mlflow_settings")
+
+
+def open_here(root: Path, name: str = "first", **tags: str) -> tracking.MlflowTracker:
+    return tracking.open_run(
+        tracking.embedded_uri(root),
+        experiment="digits",
+        name=name,
+        tags=tags,
+        artifact_root=tracking.embedded_artifacts(root),
+    )
+
+
+History = Callable[[str], list[tuple[int, int, float]]]
+
+
+@pytest.fixture(params=["memory", "mlflow"])
+def either(request: pytest.FixtureRequest) -> tuple[Tracker, History]:
+    """A tracker, and how to read a metric's (step, time, value) back."""
+    if request.param == "memory":
+        memory = MemoryTracker()
+
+        def read(key: str) -> list[tuple[int, int, float]]:
+            rows = [(s, t, v) for (k, s), pts in memory.points.items() if k == key for t, v in pts]
+            return sorted(rows)
+
+        return memory, read
+    real = open_here(request.getfixturevalue("store"))
+
+    def fetch(key: str) -> list[tuple[int, int, float]]:
+        rows = real._client.get_metric_history(real.run_id, key)
+        return sorted((m.step, m.timestamp, m.value) for m in rows)
+
+    return real, fetch
+
+
+def test_metrics_are_idempotent(either: tuple[Tracker, History]) -> None:
+    tracker, history = either
+    points = [Point(step, 1000 + step, {"loss": step / 2, "rate": 1.0}) for step in range(1300)]
+    tracker.metrics(points)
+    tracker.metrics(points[:10])
+    tracker.metrics([*points[5:7], *points[5:7]])
+    assert history("loss") == [(step, 1000 + step, step / 2) for step in range(1300)]
+    tracker.metrics([])
+    tracker.metrics([Point(0, 5, {"odd": math.nan})])
+    assert math.isnan(history("odd")[0][2])
+
+
+def test_parameters_may_be_repeated_but_not_changed(either: tuple[Tracker, History]) -> None:
+    tracker, _ = either
+    tracker.params({"optim.lr": "0.1", "long": "x" * 7000})
+    tracker.params({"optim.lr": "0.1", "long": "x" * 7000, "new": "1"})
+    with pytest.raises(TesseraError, match=r"optim\.lr.*another value"):
+        tracker.params({"optim.lr": "0.2"})
+
+
+def test_files_tags_datasets_and_the_end(either: tuple[Tracker, History], tmp_path: Path) -> None:
+    tracker, _ = either
+    (tmp_path / "grid.png").write_bytes(b"png")
+    tracker.artifact(tmp_path / "grid.png", "pictures")
+    tracker.artifact(tmp_path / "grid.png", "")
+    with pytest.raises(FileNotFoundError):
+        tracker.artifact(tmp_path / "none.png", "")
+    tracker.tags({"ray.job": "1"})
+    tracker.tags({"ray.job": "2"})
+    tracker.dataset(name="digits", digest="f" * 64, source="/data/digits", split="train")
+    assert tracker.run_id in tracker.link()
+    tracker.finish("FINISHED")
+
+
+def test_one_training_is_one_run_through_every_restart(store: Path) -> None:
+    first = open_here(store, attempt="1")
+    first.metrics([Point(1, 1, {"loss": 1.0})])
+    first.finish("FAILED")
+    again = open_here(store, attempt="2")
+    other = open_here(store, "second")
+    assert again.run_id == first.run_id != other.run_id
+    run = again._client.get_run(again.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == "first"
+    assert run.data.tags["attempt"] == "2"
+    assert run.data.tags[tracking.RUN_TAG] == "first"
+    assert run.data.metrics == {"loss": 1.0}
+
+
+def test_what_a_run_says_of_itself(store: Path, tmp_path: Path) -> None:
+    tracker = open_here(store)
+    for split in ("train", "val"):
+        tracker.dataset(name="digits", digest="f" * 64, source="/data/digits", split=split)
+    tracker.dataset(name="web", digest="e" * 64, source="https://example.org/x.tar", split="test")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("a")
+    tracker.artifact(tmp_path / "folder", "notes")
+    tracker.tags({f"tag{i}": "x" for i in range(150)})
+    tracker.finish("KILLED")
+    run = tracker._client.get_run(tracker.run_id)
+    assert run.info.status == "KILLED"
+    assert {"mlflow.user", "mlflow.source.name"} <= set(run.data.tags)
+    if (Path(tracking.__file__).parents[1] / ".git").exists():
+        assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+    inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert set(inputs) == {"train", "val", "test"}  # MLflow would drop a second (name, digest)
+    assert inputs["val"].digest == "f" * 32
+    assert json.loads(inputs["val"].source) == {"uri": "/data/digits"}
+    import mlflow.data
+
+    assert mlflow.data.get_source(inputs["test"]).to_dict() == {"url": "https://example.org/x.tar"}
+    kept = tracking.embedded_artifacts(store) / tracker.run_id / "artifacts/notes/folder/a.txt"
+    assert kept.read_text() == "a"
+    found = tracker._client.search_runs(
+        [tracker.experiment_id], filter_string=f"datasets.digest = '{'f' * 32}'"
+    )
+    assert [found_run.info.run_id for found_run in found] == [tracker.run_id]
+
+
+def test_nothing_of_mlflow_is_set_globally(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    import mlflow
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = dict(os.environ)
+    open_here(store).finish("FINISHED")
+    assert dict(os.environ) == before
+    assert mlflow.active_run() is None
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path}/here/mlflow.db"
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "start"),
+    [
+        ("http://user:secret@host:5000/", "http://host:5000/#/experiments/7/runs/r"),
+        ("https://host/prefix", "https://host/prefix/#/experiments/7/runs/r"),
+        ("sqlite:////x/mlflow.db", "http://127.0.0.1:5000/#/experiments/7/runs/r"),
+    ],
+)
+def test_links_open_the_training_view(uri: str, start: str) -> None:
+    from mlflow import MlflowClient
+
+    client: Any = MlflowClient.__new__(MlflowClient)
+    client._tracking_client = type("Client", (), {"tracking_uri": uri})()
+    tracker = tracking.MlflowTracker(client, "7", "r", None)
+    assert tracker.link() == f"{start}?workflowType=machine_learning"
+
+
+def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(TesseraError, match=r"can't be used.*refused") as caught:
+        tracking.open_run(uri, experiment="e", name="n", tags={}, artifact_root=None)
+    assert time.monotonic() - began < 5
+    assert "tessera up" in caught.value.mend
+
+
+def test_a_server_that_hangs_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_START_TIMEOUT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(TesseraError, match=r"can't be used.*timed out"):
+            tracking.connect(uri)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("uri", ["file:///nowhere", "gopher://x"])
+def test_a_store_of_no_use_is_an_error_with_a_mend(uri: str) -> None:
+    with pytest.raises(TesseraError, match="MLFLOW_TRACKING_URI"):
+        tracking.connect(uri)
+
+
+def test_a_deleted_experiment_is_an_error_with_a_mend(store: Path) -> None:
+    tracker = open_here(store)
+    tracker._client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(TesseraError, match=r"deleted.*restore"):
+        open_here(store)
+
+
+def test_a_run_name_that_would_break_the_search_is_refused(store: Path) -> None:
+    with pytest.raises(TesseraError, match="can't be called"):
+        open_here(store, "it's")
+
+
+def test_permanent_errors_are_those_that_mlflow_means(store: Path) -> None:
+    tracker = open_here(store)
+    with pytest.raises(Exception, match="Invalid value") as bad_name:
+        tracker.metrics([Point(1, 1, {"a@b": 1.0})])
+    assert tracking.is_permanent(bad_name.value)
+    tracker.run_id = "0" * 32
+    with pytest.raises(Exception, match="not found") as no_run:
+        tracker.metrics([Point(1, 1, {"a": 1.0})])
+    assert tracking.is_permanent(no_run.value)
+    from mlflow.exceptions import MlflowException
+
+    for error in (OSError("away"), MlflowException("API request to x failed"), TesseraError("x")):
+        assert not tracking.is_permanent(error)
+    proxy = MlflowException("API request to endpoint /x failed: 404", error_code=None)
+    proxy.error_code = "RESOURCE_DOES_NOT_EXIST"
+    assert not tracking.is_permanent(proxy)
+
+
+def test_settings_are_names_that_mlflow_knows() -> None:
+    import mlflow.environment_variables as known
+
+    for name in tracking.settings():
+        assert hasattr(known, name), name
+    assert known.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 0
+    assert known.MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
+
+
+def test_first_uses_at_once_make_one_good_store(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipelines import tracking\n"
+        "print(tracking.prepare(Path(sys.argv[1])))"
+    )
+    root = tmp_path / "with space" / "store"
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate() for process in several]
+    assert [out.decode().strip() for out, _ in said] == [tracking.embedded_uri(root)] * 2, said
+    assert [process.returncode for process in several] == [0, 0]
+    began = time.monotonic()
+    tracking.prepare(root)
+    assert time.monotonic() - began < 1
+    with sqlite3.connect(root / "mlflow.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_prepared_store_of_another_version_is_upgraded(store: Path) -> None:
+    database = store / "mlflow.db"
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA user_version=1")
+    connection.close()
+    tracker = open_here(store)
+    tracker.finish("FINISHED")
+    tracking.prepare(store)
+    assert tracking._stamp(database) == tracking._schema_stamp()
+    assert open_here(store).run_id == tracker.run_id
+
+
+def test_system_metrics_go_on_after_a_restart(store: Path) -> None:
+    for _ in range(2):
+        tracker = open_here(store)
+        tracker.start_system_metrics(0.1)
+        tracker.start_system_metrics(0.1)
+        time.sleep(0.25)
+        tracker.finish("FINISHED")
+    names = [thread.name for thread in threading.enumerate()]
+    assert "system-metrics" not in names
+    rows = tracker._client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
+    steps = sorted(row.step for row in rows)
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 4
+
+
+def test_system_metrics_outlive_an_outage() -> None:
+    away, arrived = [True], list[Point]()
+
+    def deliver(points: Sequence[Point]) -> None:
+        if away[0]:
+            raise OSError("away")
+        arrived.extend(points)
+
+    sampler = Sampler(deliver, 0.05, 3)
+    sampler.start()
+    time.sleep(0.25)
+    assert arrived == []
+    away[0] = False
+    sampler.stop()
+    assert [point.step for point in arrived] == list(range(3, 3 + len(arrived)))
+    assert len(arrived) >= 3
+    assert "system/system_memory_usage_percentage" in arrived[0].values
