@@ -116,7 +116,7 @@ def read_file(path: Path) -> bytes:
     """The bytes of a regular file; anything else is a TesseraError that doesn't block."""
     try:
         if path.is_dir():
-            raise TesseraError(f"{path} is a folder without images")
+            raise TesseraError(f"{path} is a folder without images, or not to be read in full")
         if not path.exists():
             raise TesseraError(f"{path} doesn't exist")
         if not path.is_file():
@@ -167,10 +167,15 @@ def picture_name(path: Path, taken: set[str]) -> str:
 
 
 def _images_or_itself(folder: Path) -> Iterator[Path]:
-    found = find_images(folder)
-    first = next(found, None)
-    yield first if first is not None else folder
-    yield from found
+    whole = False
+    try:
+        for name in find_images(folder):
+            yield folder / name
+            whole = True
+    except TesseraError:  # a folder that can't be listed
+        whole = False
+    if not whole:
+        yield folder
 
 
 def _shorten(text: str, font: Any, room: float) -> str:

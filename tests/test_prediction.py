@@ -1,0 +1,161 @@
+"""One answer for each input, whatever it is; the same answer as the network's own; safe names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from models.core.errors import TesseraError
+from models.core.family import DataSpec
+from pipelines import recipe as recipes
+from pipelines.prediction import Predictor, draw, expand, picture_name
+
+SPEC = DataSpec(
+    "classification", 3, 12, 16, ("cat", "dog", "owl"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.3)
+)
+RECIPE = recipes.start("cnn", "tiny")
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return models.get("cnn").build(RECIPE.config(), SPEC).eval()
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(RECIPE, SPEC, network().state_dict(), batch_size=3)
+
+
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (16, 12)) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_answers_are_the_networks(predictor, tmp_path):
+    paths = [write_image(tmp_path / f"{seed}.png", seed) for seed in range(7)]
+    servable = models.get("cnn").servable(network(), SPEC)
+    images = np.stack([np.asarray(Image.open(path)) for path in paths])
+    with torch.no_grad():
+        expected = servable(torch.from_numpy(images))
+    answers = list(predictor.predict(paths))
+    assert [a["path"] for a in answers] == [str(p) for p in paths]
+    for answer, row in zip(answers, expected):
+        assert json.loads(json.dumps(answer)) == answer
+        assert answer["class"] == SPEC.classes[int(row.argmax())]
+        assert answer["probability"] == pytest.approx(float(row.max()), rel=1e-5)
+        assert sum(a["probability"] for a in answer["top5"]) == pytest.approx(1)
+
+
+def test_images_of_any_size_are_resized(predictor, tmp_path):
+    (answer,) = predictor.predict([write_image(tmp_path / "large.jpg", size=(300, 200))])
+    assert answer["class"] in SPEC.classes
+
+
+def test_each_input_has_its_line_in_order(predictor, tmp_path):
+    good = [write_image(tmp_path / f"good-{seed}.png", seed) for seed in range(5)]
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(good[0].read_bytes()[:-40])
+    text = tmp_path / "text.jpg"
+    text.write_text("<html>")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    bad = [damaged, text, empty, tmp_path / "absent.png", tmp_path / "pipe.png", Path("a\0b.png")]
+    mixed = [good[0], *bad[:4], good[1], good[2], *bad[4:], good[3], good[4]]
+    answers = list(predictor.predict(mixed))
+    assert [a["path"] for a in answers] == [str(p) for p in mixed]
+    assert [("error" in a) for a in answers] == [path in bad for path in mixed]
+    assert all(set(a) == {"path", "error"} and a["error"] for a in answers if "error" in a)
+    reasons = {a["path"]: a["error"] for a in answers if "error" in a}
+    assert "folder without images" in reasons[str(empty)]
+    assert "doesn't exist" in reasons[str(tmp_path / "absent.png")]
+    assert "no regular file" in reasons[str(tmp_path / "pipe.png")]
+    alone = [next(iter(predictor.predict([path]))) for path in good]
+    for one, other in zip((a for a in answers if "error" not in a), alone, strict=True):
+        assert one["path"] == other["path"]
+        assert one["class"] == other["class"]
+        assert one["probability"] == pytest.approx(other["probability"], rel=1e-5)
+
+
+def test_only_bad_inputs(predictor, tmp_path):
+    absent = [tmp_path / str(n) for n in range(5)]
+    assert all("error" in answer for answer in predictor.predict(absent))
+    assert list(predictor.predict([])) == []
+
+
+def test_is_lazy(predictor, tmp_path):
+    """A million paths are not listed before the first answer."""
+    path, taken = write_image(tmp_path / "a.png"), []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield path
+
+    next(predictor.predict(endless()))
+    assert len(taken) == 3
+
+
+def test_weights_of_another_network_are_refused():
+    other = models.get("cnn").build(recipes.start("cnn").config(), SPEC).state_dict()
+    with pytest.raises(TesseraError, match="not those of a cnn tiny"):
+        Predictor(RECIPE, SPEC, other)
+
+
+def test_files_folders_and_globs(tmp_path):
+    for name in ("b.png", "a.jpg", "deep/c.webp", "deep/er/d.PNG", ".hidden/e.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path / "deep")
+    odd = write_image(tmp_path / "odd[1].png")
+
+    def names(*inputs: str) -> list[str]:
+        return [str(p.relative_to(tmp_path)) for p in expand([tmp_path / i for i in inputs])]
+
+    assert names("b.png", "a.jpg", "b.png") == ["b.png", "a.jpg", "b.png"]
+    assert names("deep") == ["deep/c.webp", "deep/er/d.PNG"]
+    assert names("*.png") == ["b.png", "odd[1].png"]
+    assert names("deep/**/*.PNG")[0] == "deep/er/d.PNG"
+    assert names("notes.txt") == ["notes.txt"]
+    assert names("odd[1].png") == [odd.name]
+    assert names("empty", "absent.png", "*.tiff") == ["empty", "absent.png", "*.tiff"]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (700, 100), (3000, 2000), (30, 600)])
+def test_draw_writes_below_the_image(tmp_path, size):
+    path = write_image(tmp_path / "a.png", size=size)
+    answer = {"class": "a very long class name\nindeed, so long", "probability": 0.987}
+    drawn, empty = draw(path, answer), draw(path, {"class": ""})
+    assert drawn.size == empty.size
+    assert max(drawn.size) <= 1024 + 40
+    assert max(drawn.size) >= 200
+    band = np.asarray(drawn)[-40:]
+    assert band.min() < 100, "there is dark text"
+    assert (band[:, [0, -1]] == 255).all(), "it doesn't run over the sides"
+    assert np.array_equal(np.asarray(drawn)[:-40], np.asarray(empty)[:-40])
+
+
+def test_picture_names_stay_in_the_folder_and_apart():
+    taken: set[str] = set()
+    inputs = ["x/a.png", "y/a.jpg", "A.png", "../..", "/etc/passwd", "..", ".", "a\nb\0.png", "-rf",
+              "a/b/" + "n" * 300 + ".png", "猫.png", "con.tar.png"]  # fmt: skip
+    names = [picture_name(Path(text), taken) for text in inputs]
+    assert names[:3] == ["a.png", "a-2.png", "A-3.png"]
+    assert len({name.lower() for name in names}) == len(inputs)
+    for name in names:
+        assert name.endswith(".png")
+        assert os.sep not in name
+        assert not name.startswith(".")
+        assert len(name) < 100
+        assert "\n" not in name
+        assert "\0" not in name
