@@ -146,7 +146,7 @@ def end(service: Service, *, timeout_seconds: float = _STOP_SECONDS) -> int:
     # What it should have ended itself, and what it began while it was ending.
     rest = list({p.pid: p for p in [*members, *processes(service)]}.values())
     _send([process for process in rest if process not in leaders], signal.SIGTERM)
-    _, left = psutil.wait_procs(rest, timeout=5)
+    _, left = psutil.wait_procs(rest, timeout=min(timeout_seconds, 5))
     _send(left, signal.SIGKILL)
     psutil.wait_procs(left, timeout=5)
     return len(left)

@@ -27,6 +27,7 @@ LOCAL_VERBS = {"up", "down", "status", "submit"}
 """Verbs about this machine's services: no jobs."""
 
 _PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
+_PATH_METAVARS = ("DIR", "FILE", "PATHS…")
 
 
 @click.command(
@@ -105,7 +106,8 @@ def settle_paths(verb: str, arguments: tuple[str, ...]) -> list[str]:
     values = parse(verb, arguments)
     paths: set[str] = set()
     for parameter in command.params:
-        if isinstance(parameter.type, click.Path | click.File) and parameter.name in values:
+        spoken = parameter.metavar in _PATH_METAVARS
+        if (spoken or isinstance(parameter.type, click.Path)) and parameter.name in values:
             found = values[parameter.name]
             each = found if isinstance(found, list | tuple) else [found]
             paths |= {value for value in each if isinstance(value, str)}

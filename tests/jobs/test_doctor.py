@@ -1,0 +1,157 @@
+"""`doctor` with a real Ray worker, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs import doctor
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("RAY_", "MLFLOW_", "TESSERA_")
+
+
+def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(NAMES)}
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.doctor", *arguments],
+        env={**clean, "TESSERA_HOME": str(home), "OMP_NUM_THREADS": "1", **more},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_all_is_well_here(tmp_path: Path) -> None:
+    said = run(tmp_path, "--json")
+    findings = {f["check"]: f for f in json.loads(said.stdout)}
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert not [f for f in findings.values() if f["state"] == "fail"]
+    assert {
+        "python",
+        *doctor.LIBRARIES,
+        "disk",
+        "shared memory",
+        "mlflow store",
+        "ray",
+        "worker's versions",
+        "gpu",
+        "worker to mlflow",
+        "worker's storage",
+        "worker's clock",
+    } == set(findings)
+    assert list((tmp_path / "runs").iterdir()) == []  # its files are gone
+    assert "a Ray started here" in findings["ray"]["found"]
+
+
+def test_a_ray_that_never_answers_ends_at_the_limit(tmp_path: Path) -> None:
+    before = {p.pid for p in psutil.process_iter()}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        said = run(tmp_path, "--timeout", "4", RAY_ADDRESS=address)
+        took = time.monotonic() - began
+    assert said.returncode == 1
+    assert f"{address}: no answer in 4 s" in said.stdout
+    assert took < 30
+    left = [p for p in psutil.process_iter() if p.pid not in before and _home(p) == str(tmp_path)]
+    assert left == []
+
+
+def _home(process: psutil.Process) -> str:
+    try:
+        return str(process.environ().get("TESSERA_HOME", ""))
+    except psutil.Error:
+        return ""
+
+
+def test_an_mlflow_that_is_away_is_said_with_its_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (finding,) = doctor.check_tracking()
+    assert finding.state == "fail"
+    assert "nothing listens there" in finding.found
+    assert "MLFLOW_TRACKING_URI" in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen", "check", "state"),
+    [
+        ({}, True, None, "ok"),
+        ({"versions": {"ray": "1.0"}}, True, "worker's versions", "fail"),
+        ({"versions": {"ray": ""}}, True, "worker's versions", "fail"),
+        ({"gpus": 2}, True, "gpu", "warn"),
+        ({"mlflow_problem": "away"}, True, "worker to mlflow", "fail"),
+        ({"storage_problem": "read-only"}, True, "worker's storage", "fail"),
+        ({}, False, "worker's storage", "fail"),
+        ({"ahead_seconds": -61.0}, True, "worker's clock", "warn"),
+    ],
+)
+def test_what_a_worker_says_is_judged(
+    changes: dict[str, Any], seen: bool, check: str | None, state: str
+) -> None:
+    answer = {
+        "versions": {"ray": importlib.metadata.version("ray")},
+        "devices": [],
+        "gpus": 0,
+        "mlflow_problem": "",
+        "storage_problem": "",
+        "ahead_seconds": 0.0,
+    }
+    wrong = {f.check: f for f in doctor.judge({**answer, **changes}, seen) if f.state != "ok"}
+    assert set(wrong) == ({check} if check else set())
+    if check:
+        assert wrong[check].state == state
+        assert wrong[check].mend
+
+
+def test_looking_tells_what_a_worker_can_not_do(tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    question = {
+        "libraries": ["click", "no-such-library"],
+        "ours": str(ours),
+        "theirs": str(tmp_path / "theirs"),
+        "mark": "m",
+        "tracking": "http://127.0.0.1:9",
+    }
+    answer = doctor.look(question)
+    assert answer["versions"] == {
+        "click": importlib.metadata.version("click"),
+        "no-such-library": "",
+    }
+    assert answer["storage_problem"] == f"{ours}: No such file or directory"
+    assert answer["mlflow_problem"]
+    ours.write_text("other")
+    assert doctor.look(question)["storage_problem"] == "another file lies there"
+
+
+def test_too_little_disk_and_a_library_out_of_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "not" / "there"))
+    assert doctor.check_disk().state == "ok"
+    monkeypatch.setattr(doctor, "FREE_DISK_WARN_BYTES", 2**62)
+    assert doctor.check_disk().state == "warn"
+    monkeypatch.setattr(doctor, "FREE_DISK_FAIL_BYTES", 2**61)
+    assert doctor.check_disk().state == "fail"
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.1" if name == "ray" else real(name)
+    )
+    states = {f.check: f.state for f in doctor.check_versions()}
+    assert states.pop("ray") == "fail"
+    assert set(states.values()) == {"ok"}
