@@ -122,7 +122,7 @@ def check_key(key: str, where: str) -> None:
         )
 
 
-def parse(text: str, where: str) -> Card:
+def parse(text: str | bytes, where: str) -> Card:
     """A card from JSON; refused if it isn't one, or if its digest is not its own."""
     try:
         card = Card.model_validate_json(text)
@@ -146,4 +146,4 @@ def read(folder: Path) -> Card:
             f"{folder} is no packed data set: it has no {FILE}",
             mend=f"pack one: tessera pack SOURCE --to {folder}",
         )
-    return parse(path.read_text(encoding="utf-8"), str(path))
+    return parse(path.read_bytes(), str(path))

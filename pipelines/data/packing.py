@@ -99,7 +99,7 @@ class Rejections:
             shown = "; ".join(row["detail"] for row in self._rows[:_SHOWN])
             more = "; …" if len(self._rows) > _SHOWN else ""
             raise TesseraError(
-                f"{len(self._rows)} samples can't be packed ({counted}), {self._allowed} are "
+                f"{len(self._rows)} of the images can't be packed ({counted}), {self._allowed} are "
                 f"allowed: {shown}{more}",
                 mend="mend or remove them, or leave them out: "
                 f"--allow-rejected {len(self._rows)}, or a share like 0.5%",

@@ -1,0 +1,87 @@
+"""The card says what a data set is, and nobody changes it unnoticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.core.errors import TesseraError
+from pipelines.data import card as cards
+from pipelines.data.card import Card
+
+MakeSet = Callable[..., tuple[Path, Card]]
+
+
+def test_a_card_comes_back_as_it_was(make_set: MakeSet) -> None:
+    folder, card = make_set(12)
+    assert cards.read(folder) == card
+    assert cards.parse(card.to_json(), "here").to_json() == card.to_json()
+
+
+def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
+    _, card = make_set(12)
+    changes: dict[str, object] = {
+        "name": "other",
+        "task": "detection",
+        "classes": ["a", "c", "b"],
+        "source": "elsewhere",
+        "licence": "MIT",
+        "rejected": 1,
+        "version": 2,
+    }
+    for field, value in changes.items():
+        tree = json.loads(card.to_json())
+        assert tree[field] != value
+        tree[field] = value
+        with pytest.raises(TesseraError, match="its digest is not its own"):
+            cards.parse(json.dumps(tree), "here")
+    tree = json.loads(card.to_json())
+    tree["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
+    with pytest.raises(TesseraError, match="its digest is not its own"):
+        cards.parse(json.dumps(tree), "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"name": 3}', "[" * 100_000, '{"name": NaN}', "\\ud800"],
+)
+def test_what_is_no_card_is_refused(text: str) -> None:
+    with pytest.raises(TesseraError, match=r"^here is no card"):
+        cards.parse(text, "here")
+
+
+def test_unknown_keys_and_splits_are_refused(make_set: MakeSet) -> None:
+    _, card = make_set(12)
+    tree = json.loads(card.to_json())
+    for change in ({"extra": 1}, {"splits": {"dev": tree["splits"]["train"]}}):
+        with pytest.raises(TesseraError, match=r"^here is no card: (extra|splits)"):
+            cards.parse(json.dumps(tree | change), "here")
+
+
+def test_a_folder_without_a_card_is_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(TesseraError, match=r"is no packed data set: it has no card\.json"):
+        cards.read(tmp_path)
+
+
+def test_a_card_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TesseraError, match=r"card\.json is no card"):
+        cards.read(tmp_path)
+
+
+def test_the_spec_is_the_largest_size_or_the_one_asked_for(make_set: MakeSet) -> None:
+    _, card = make_set(3)
+    wide = card.model_copy(update={"image": card.image.model_copy(update={"max_width": 9})})
+    assert wide.spec().shape == (1, 4, 9)
+    assert wide.spec(height=2, width=3).shape == (1, 2, 3)
+    assert wide.spec().classes == card.classes
+
+
+def test_a_split_without_samples_is_none(make_set: MakeSet) -> None:
+    _, card = make_set(3)
+    assert card.split("train").samples == 3
+    with pytest.raises(TesseraError, match="no 'val' split"):
+        card.split("val")

@@ -1,0 +1,458 @@
+"""From a source to a data set: whole, the same each time, and every bad input by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data import card as cards
+from pipelines.data import importing, packing, shards
+from pipelines.data.importing import Item, pack, recognise, split_items
+from pipelines.data.samples import RawSample, decode_image, image_of, label_of
+
+MakeFolder = Callable[..., Path]
+MakeImage = Callable[..., Path]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def samples_of(folder: Path, split: str) -> list[RawSample]:
+    reader = shards.ShardReader(folder, cards.read(folder).split(split))
+    return [RawSample(*reader.read(i)) for i in range(len(reader))]
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if "packing" in p.name or p.name == "out"]
+
+
+def test_a_folder_of_classes_is_packed_whole(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 20)
+    card = pack(str(source), tmp_path / "out")
+    assert cards.read(tmp_path / "out") == card
+    assert card.classes == ("cat", "dog")
+    assert (card.name, card.source) == ("pets", "image_folder:pets")
+    assert {name: split.class_counts for name, split in card.splits.items()} == {
+        "train": {"cat": 16, "dog": 16},
+        "val": {"cat": 2, "dog": 2},
+        "test": {"cat": 2, "dog": 2},
+    }
+    packed = [sample for split in card.splits for sample in samples_of(tmp_path / "out", split)]
+    assert len(packed) == 40
+    for sample in packed:
+        assert image_of(sample) == (source / f"{sample.key}.jpg").read_bytes()
+        assert card.classes[label_of(sample, 2)] == sample.key.split("/")[0]
+    shards.verify(tmp_path / "out", card, full=True)
+    assert left_behind(tmp_path) == ["out"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, make_folder: MakeFolder) -> None:
+    one = make_folder(tmp_path / "a" / "pets", ["cat", "dog"], 12)
+    two = make_folder(tmp_path / "b" / "pets", ["dog", "cat"][::-1], 12)
+    for path in two.rglob("*"):
+        os.utime(path, (0, 0))
+    cards_ = [
+        pack(str(s), tmp_path / f"out-{n}", shard_samples=5) for n, s in enumerate((one, two))
+    ]
+    assert cards_[0] == cards_[1]
+    assert contents(tmp_path / "out-0") == contents(tmp_path / "out-1")
+    other = pack(str(one), tmp_path / "out-2", seed=1)
+    assert other.digest != cards_[0].digest
+
+
+def test_mean_and_std_are_those_of_the_train_pixels(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
+    card = pack(str(source), tmp_path / "out")
+    pixels = np.concatenate(
+        [
+            decode_image(image_of(sample), 3).numpy().reshape(3, -1) / 255
+            for sample in samples_of(tmp_path / "out", "train")
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(card.image.mean, pixels.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(card.image.std, pixels.std(1), rtol=1e-12)
+    sizes = (
+        card.image.min_height,
+        card.image.max_height,
+        card.image.min_width,
+        card.image.max_width,
+    )
+    assert sizes == (6, 6, 8, 8)
+
+
+def test_grey_images_alone_make_one_channel_and_mixed_ones_three(
+    tmp_path: Path, make_image: MakeImage
+) -> None:
+    for number in range(6):
+        make_image(tmp_path / "grey" / "a" / f"{number}.png", number, mode="L")
+        make_image(tmp_path / "mixed" / "a" / f"{number}.png", number, mode="L")
+    make_image(tmp_path / "mixed" / "a" / "6.png", 6)
+    grey = pack(str(tmp_path / "grey"), tmp_path / "out-grey").image
+    mixed = pack(str(tmp_path / "mixed"), tmp_path / "out-mixed").image
+    assert (grey.channels, len(grey.mean), mixed.channels, len(mixed.std)) == (1, 1, 3, 3)
+    pixels = [
+        decode_image(image_of(sample), 3).numpy().reshape(3, -1) / 255
+        for sample in samples_of(tmp_path / "out-mixed", "train")
+    ]
+    np.testing.assert_allclose(mixed.mean, np.concatenate(pixels, 1).mean(1), rtol=1e-12)
+
+
+def test_other_formats_become_png_and_names_don_t_decide(
+    tmp_path: Path, make_image: MakeImage
+) -> None:
+    place = tmp_path / "src" / "a"
+    true = {}
+    for suffix in (".bmp", ".tif", ".png", ".gif"):
+        path = make_image(place / f"x{suffix[1:]}{suffix}", mode="L")
+        with Image.open(path) as image:
+            true[f"a/{path.stem}"] = np.array(image.convert("L"))
+    make_image(place / "really.png").rename(place / "named.jpg")
+    pack(str(tmp_path / "src"), tmp_path / "out")
+    found = {
+        sample.key: sample
+        for split in cards.read(tmp_path / "out").splits
+        for sample in samples_of(tmp_path / "out", split)
+    }
+    assert {e for s in found.values() for e in s.fields} == {"png", "cls"}
+    assert set(found) == {*true, "a/named"}
+    for key, pixels in true.items():
+        np.testing.assert_array_equal(decode_image(image_of(found[key]), 1)[0].numpy(), pixels)
+
+
+@pytest.mark.parametrize(
+    ("given", "counts"),
+    [
+        (["train", "val", "test"], {"train": 20, "val": 20, "test": 20}),
+        (["train", "valid", "test"], {"train": 20, "val": 20, "test": 20}),
+        (["train", "test"], {"train": 18, "val": 2, "test": 20}),
+        (["Train", "validation"], {"train": 18, "val": 20, "test": 2}),
+        (["train"], {"train": 16, "val": 2, "test": 2}),
+    ],
+)
+def test_splits_are_taken_and_missing_ones_cut_from_train(
+    tmp_path: Path, make_folder: MakeFolder, given: list[str], counts: dict[str, int]
+) -> None:
+    places = [f"{split}/{name}" for split in given for name in ("cat", "dog")]
+    source = make_folder(tmp_path / "pets", places, 10)
+    card = pack(str(source), tmp_path / "out")
+    assert {name: split.samples for name, split in card.splits.items()} == counts
+    keys = [s.key for split in card.splits for s in samples_of(tmp_path / "out", split)]
+    assert len(set(keys)) == len(keys) == 20 * len(given)
+
+
+def test_the_split_is_stratified_and_stays_when_others_come() -> None:
+    items = [
+        Item(f"{label}/{n}", label, "")
+        for label, size in enumerate((100, 30, 3, 2))
+        for n in range(size)
+    ]
+    parts = split_items(items, 0)
+    by_class = {split: Counter(i.label for i in chosen) for split, chosen in parts.items()}
+    assert by_class == {
+        "train": {0: 80, 1: 24, 2: 1, 3: 2},
+        "val": {0: 10, 1: 3, 2: 1},
+        "test": {0: 10, 1: 3, 2: 1},
+    }
+    assert split_items(items[::-1], 0) == parts
+    assert split_items(items, 1) != parts
+    more = [*items, *(Item(f"4/{n}", 4, "") for n in range(50))]
+    assert {i.key for i in parts["val"]} <= {i.key for i in split_items(more, 0)["val"]}
+
+
+def test_each_shard_is_a_mixture(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 40)
+    pack(str(source), tmp_path / "out", shard_samples=16)
+    train = samples_of(tmp_path / "out", "train")
+    for at in range(0, 64, 16):
+        assert len({label_of(sample, 2) for sample in train[at : at + 16]}) == 2
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    (source / "a").mkdir(parents=True)
+    (source / "a" / "notes.txt").write_text("x")
+    with pytest.raises(TesseraError, match=r"src has no images\. files named"):
+        pack(str(source), tmp_path / "out")
+    with pytest.raises(TesseraError, match="has no images in class folders"):
+        pack(str(source), tmp_path / "out", format="image_folder")
+    assert left_behind(tmp_path) == []
+
+
+def test_images_without_class_folders_are_refused(tmp_path: Path, make_image: MakeImage) -> None:
+    make_image(tmp_path / "src" / "1.jpg")
+    with pytest.raises(TesseraError, match=r"no known format .*SOURCE/CLASS/IMAGE\.jpg"):
+        pack(str(tmp_path / "src"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("stray", ["1.jpg", "train/1.jpg", "other/cat/1.jpg"])
+def test_images_beside_the_class_folders_are_refused(
+    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage, stray: str
+) -> None:
+    source = make_folder(tmp_path / "pets", ["train/cat", "train/dog"], 3)
+    make_image(source / stray)
+    with pytest.raises(TesseraError, match=f"the image {stray} lies in no class folder"):
+        pack(str(source), tmp_path / "out")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["bird", "train/bird", "test/cat"])
+def test_an_empty_class_folder_is_refused_by_name(
+    tmp_path: Path, make_folder: MakeFolder, place: str
+) -> None:
+    splits = "/" in place
+    places = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
+    source = make_folder(tmp_path / "pets", places, 3)
+    (source / place).mkdir()
+    with pytest.raises(TesseraError, match=f"the class folder {place} holds no image"):
+        pack(str(source), tmp_path / "out")
+    assert left_behind(tmp_path) == []
+
+
+def test_a_class_that_train_hasn_t_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["train/cat", "test/cat", "test/emu"], 3)
+    with pytest.raises(TesseraError, match="test has the class 'emu', train has not"):
+        pack(str(source), tmp_path / "out")
+
+
+def test_a_folder_of_classes_called_test_is_a_class(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    card = pack(str(make_folder(tmp_path / "x", ["test", "other"], 4)), tmp_path / "out")
+    assert card.classes == ("other", "test")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "x", ["train/a", "val/a", "valid/a"], 3)
+    with pytest.raises(TesseraError, match="two folders for val"):
+        pack(str(source), tmp_path / "out")
+
+
+def test_hidden_files_are_passed_over_and_others_counted(
+    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
+    make_image(source / ".cache" / "1.jpg")
+    make_image(source / "cat" / "deep" / "down" / "1.jpg")
+    (source / "cat" / ".DS_Store").write_text("x")
+    (source / "README.txt").write_text("x")
+    (source / "dog" / "loop").symlink_to(source)
+    said: list[str] = []
+    card = pack(str(source), tmp_path / "out", say=said.append)
+    assert sum(split.samples for split in card.splits.values()) == 9
+    assert said == [
+        f"{source} is read as image_folder: 2 class folders",
+        "1 files that are not named like images are left out",
+    ]
+
+
+def spoil(source: Path, names: Mapping[str, bytes]) -> None:
+    for name, data in names.items():
+        (source / name).write_bytes(data)
+
+
+def test_an_unreadable_image_stops_the_pack(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
+    half = (source / "cat" / "000.jpg").read_bytes()[:200]
+    spoil(source, {"cat/bad.jpg": half, "dog/empty.png": b"", "dog/page.jpg": b"<html>"})
+    with pytest.raises(TesseraError, match="3 of the images can't be packed") as caught:
+        pack(str(source), tmp_path / "out")
+    message = str(caught.value)
+    for part in ("3 unreadable image", "cat/bad.jpg", "dog/empty.png", "--allow-rejected 3"):
+        assert part in message
+    assert "object at 0x" not in message
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("allowed", ["2", "10%", " 2 "])
+def test_rejected_samples_are_listed_where_they_are_allowed(
+    tmp_path: Path, make_folder: MakeFolder, allowed: str
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
+    spoil(source, {"cat/bad.jpg": b"x", "cat/000.png": (source / "dog" / "001.jpg").read_bytes()})
+    card = pack(str(source), tmp_path / "out", allow_rejected=allowed)
+    assert card.rejected == 2
+    assert sum(split.samples for split in card.splits.values()) == 20
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / packing.REJECTED).read_text().splitlines()
+    ]
+    assert {(row["key"], row["reason"]) for row in rows} == {
+        ("cat/bad", "unreadable image"),
+        ("cat/000", "duplicate key"),
+    }
+    duplicate = next(row for row in rows if row["reason"] == "duplicate key")
+    assert "cat/000.jpg" in duplicate["detail"]
+    assert "cat/000.png" in duplicate["detail"]
+
+
+def test_one_more_than_allowed_is_too_many(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
+    spoil(source, {"cat/1.jpg": b"x", "cat/2.jpg": b"x"})
+    for allowed in ("1", "9%"):
+        with pytest.raises(TesseraError, match="2 of the images can't be packed"):
+            pack(str(source), tmp_path / "out", allow_rejected=allowed)
+
+
+@pytest.mark.parametrize("allowed", ["", "-1", "1.5", "x", "101%", "-1%", "1/0", "nan", "%"])
+def test_a_budget_that_is_none_is_refused(
+    tmp_path: Path, make_folder: MakeFolder, allowed: str
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+    with pytest.raises(UsageError, match="is no number of samples"):
+        pack(str(source), tmp_path / "out", allow_rejected=allowed)
+
+
+def test_a_class_of_which_nothing_is_left_is_refused(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 2)
+    spoil(source, {"dog/000.jpg": b"x", "dog/001.jpg": b"x"})
+    with pytest.raises(TesseraError, match="no train image of the class 'dog' is left"):
+        pack(str(source), tmp_path / "out", allow_rejected="2")
+    assert left_behind(tmp_path) == []
+
+
+def test_file_names_can_t_write_to_the_terminal(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+    (source / "cat" / "a\x1b[2Jb\nc.jpg").write_bytes(b"x")
+    with pytest.raises(TesseraError, match="can't be packed") as caught:
+        pack(str(source), tmp_path / "out")
+    assert str(caught.value).isprintable()
+
+
+def test_an_occupied_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(TesseraError, match=r"the output folder .*out is not empty"):
+        pack("digits", out)
+    assert contents(tmp_path) == {"out/mine.txt": b"keep"}
+    with pytest.raises(TesseraError, match="is a file"):
+        pack("digits", out / "mine.txt")
+
+
+def test_a_packed_data_set_is_not_packed_over(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+    pack(str(source), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(TesseraError, match="is a packed data set already"):
+        pack(str(source), tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_empty_output_folder_is_taken(tmp_path: Path, make_folder: MakeFolder) -> None:
+    (tmp_path / "new" / "out").mkdir(parents=True)
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+    assert (
+        cards.read(tmp_path / "new" / "out") if pack(str(source), tmp_path / "new" / "out") else 0
+    )
+
+
+def test_a_killed_pack_leaves_no_half_set_and_the_next_one_works(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
+    program = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.data.importing import pack
+stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
+pack(sys.argv[1], Path(sys.argv[2]), progress=stop)
+"""
+    arguments = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
+    done = subprocess.run(arguments, cwd=Path(__file__).parents[2], capture_output=True)
+    assert done.returncode == -9
+    assert left_behind(tmp_path) == [".out.packing"]
+    with pytest.raises(TesseraError):
+        cards.read(tmp_path / "out")
+    card = pack(str(source), tmp_path / "out")
+    shards.verify(tmp_path / "out", card, full=True)
+    assert left_behind(tmp_path) == ["out"]
+    assert contents(tmp_path / "out") == contents_of_fresh(source, tmp_path / "fresh")
+
+
+def contents_of_fresh(source: Path, to: Path) -> dict[str, bytes]:
+    pack(str(source), to)
+    return contents(to)
+
+
+def test_two_packs_into_one_folder_don_t_mix(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+    with (
+        packing.stage(tmp_path / "out"),
+        pytest.raises(TesseraError, match="another pack is writing"),
+    ):
+        pack(str(source), tmp_path / "out")
+    assert left_behind(tmp_path) == ["out"]
+
+
+def test_a_stop_by_the_user_leaves_nothing(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(source), tmp_path / "out", progress=stop)
+    assert left_behind(tmp_path) == []
+
+
+def test_a_full_disk_is_said(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source = make_folder(tmp_path / "pets", ["cat"], 3)
+    monkeypatch.setattr(shards, "_flush", fail)
+    with pytest.raises(TesseraError, match="can't be written: No space left on device"):
+        pack(str(source), tmp_path / "out")
+    assert left_behind(tmp_path) == []
+
+
+def test_progress_ends_with_all(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 130)
+    seen: list[tuple[int, int]] = []
+    pack(str(source), tmp_path / "out", progress=lambda *at: seen.append(at))
+    assert seen[-1] == (130, 130)
+    assert seen == sorted(seen)
+
+
+def test_formats_are_the_files_of_the_folder() -> None:
+    assert importing.formats() == ["digits", "image_folder", "mnist"]
+    assert [importing.importer(name).NAME for name in importing.formats()] == importing.formats()
+    with pytest.raises(UsageError, match="did you mean 'mnist'"):
+        importing.importer("minst")
+
+
+def test_what_can_t_be_recognised_says_why(tmp_path: Path, make_folder: MakeFolder) -> None:
+    with pytest.raises(UsageError, match=r"there is no .*nowhere.* bundled set: digits"):
+        recognise(str(tmp_path / "nowhere"))
+    file = tmp_path / "x.zip"
+    file.write_bytes(b"PK")
+    with pytest.raises(UsageError, match="is a file"):
+        recognise(str(file))
+    both = make_folder(tmp_path / "both", ["a"], 1)
+    (both / "train-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"could be image_folder .* mnist .*--format"):
+        recognise(str(both))
+    assert recognise("digits")[0] == "digits"

@@ -1,0 +1,275 @@
+"""Exactly once, in an order that nothing but data set, seed and epoch decides."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.core.errors import TesseraError
+from pipelines.data import loading
+from pipelines.data.card import Card
+from pipelines.data.loading import EvalLoader, Step, TrainLoader, cut, order
+from pipelines.ports import World
+
+ALONE = World()
+MakeSet = Callable[..., tuple[Path, Card]]
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    leaked = [t.name for t in threading.enumerate() if t not in before]
+    assert not leaked
+
+
+def train(
+    folder: Path, card: Card, batch: int, world: World = ALONE, **more: object
+) -> TrainLoader:
+    return TrainLoader(folder, card, card.spec(), batch_size=batch, seed=3, world=world, **more)
+
+
+def counted(steps: list[Step]) -> list[int]:
+    return [i for step in steps for i in step.batch["index"].tolist()[: step.counted]]
+
+
+def test_the_order_never_changes() -> None:
+    """Golden: this order is what a checkpoint's (epoch, consumed) means."""
+    assert order("d1", "train", [3, 2, 4], 0, 0).tolist() == [1, 8, 6, 3, 0, 7, 5, 2, 4]
+    assert order("d1", "train", [3, 2, 4], 0, 0, window=1).tolist() == [8, 6, 7, 5, 1, 0, 2, 3, 4]
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(0, 5), st.integers(1, 5))
+def test_an_order_is_a_permutation(sizes: list[int], epoch: int, window: int) -> None:
+    got = order("digest", "train", sizes, 1, epoch, window)
+    assert got.dtype == np.int64
+    assert sorted(got.tolist()) == list(range(sum(sizes)))
+
+
+def test_an_order_depends_on_each_of_its_arguments() -> None:
+    base = ("d", "train", [50, 50], 0, 0)
+    others = [
+        ("e", *base[1:]),
+        ("d", "val", *base[2:]),
+        (*base[:3], 1, 0),
+        (*base[:4], 1),
+    ]
+    orders = {tuple(order(*arguments).tolist()) for arguments in [base, *others, base]}
+    assert len(orders) == 5
+
+
+def test_samples_stay_within_their_window_of_shards() -> None:
+    sizes = [10] * 8
+    got = order("d", "train", sizes, 0, 0, window=2) // 10
+    windows = [set(got[at : at + 20].tolist()) for at in range(0, 80, 20)]
+    assert all(len(window) == 2 for window in windows)
+    assert set.union(*windows) == set(range(8))
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_a_batch_is_cut_into_nearly_equal_contiguous_rows(total: int, size: int) -> None:
+    cuts = [cut(total, World(rank, size)) for rank in range(size)]
+    assert [row for c in cuts for row in range(c.start, c.stop)] == list(range(total))
+    lengths = [c.stop - c.start for c in cuts]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_batch_holds_what_was_packed(make_set: MakeSet) -> None:
+    folder, card = make_set(13)
+    steps = list(train(folder, card, 4).epoch(0))
+    assert [step.total for step in steps] == [4, 4, 4, 1]
+    assert [step.consumed for step in steps] == [4, 8, 12, 13]
+    for step in steps:
+        batch = step.batch
+        assert batch["image"].dtype == torch.uint8
+        assert batch["image"].shape == (step.total, 1, 4, 4)
+        assert batch["label"].dtype == batch["index"].dtype == torch.int64
+        assert torch.equal(batch["image"][:, 0, 2, 3].long(), batch["index"])
+        assert torch.equal(batch["label"], batch["index"] % 3)
+        assert batch["key"] == [f"s{i:04d}" for i in batch["index"].tolist()]
+
+
+def test_images_get_the_size_asked_for(make_set: MakeSet) -> None:
+    folder, card = make_set(3)
+    spec = card.spec(6, 5)
+    loader = TrainLoader(folder, card, spec, batch_size=2, seed=0, world=World())
+    assert [s.batch["image"].shape for s in loader.epoch(0)] == [(2, 1, 6, 5), (1, 1, 6, 5)]
+
+
+def test_two_epochs_differ_and_a_seed_repeats(make_set: MakeSet) -> None:
+    folder, card = make_set(30)
+    epochs = [counted(list(train(folder, card, 8).epoch(e))) for e in (0, 1, 0)]
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_global_batches_don_t_depend_on_the_ranks(
+    make_set: MakeSet, size: int, cache_bytes: int
+) -> None:
+    folder, card = make_set(29)
+    alone = list(train(folder, card, 6).epoch(1))
+    loaders = [train(folder, card, 6, World(r, size), cache_bytes=cache_bytes) for r in range(size)]
+    for _ in range(2):  # the second time from memory
+        ranks = [list(loader.epoch(1)) for loader in loaders]
+        assert {len(steps) for steps in ranks} == {len(alone)} == {loaders[0].steps_per_epoch}
+        for whole, *parts in zip(alone, *ranks):
+            assert {part.total for part in parts} == {whole.total}
+            assert {part.consumed for part in parts} == {whole.consumed}
+            assert sum(part.counted for part in parts) == whole.total
+            for part in parts:
+                expected = whole.batch["image"][part.rows]
+                assert torch.equal(part.batch["image"], expected)
+                assert part.batch["key"] == whole.batch["key"][part.rows]
+
+
+def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> None:
+    folder, card = make_set(7)
+    last = [list(train(folder, card, 6, World(rank, 3)).epoch(0))[-1] for rank in range(3)]
+    assert [step.counted for step in last] == [1, 0, 0]
+    assert [len(step.batch["key"]) for step in last] == [1, 1, 1]
+    assert {step.batch["key"][0] for step in last} == {last[0].batch["key"][0]}
+    assert [step.rows for step in last[1:]] == [slice(0, 1)] * 2
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_each_sample_once_whatever_the_cuts(make_set: MakeSet, data: st.DataObject) -> None:
+    """Any samples, shards and batch; resumed again and again with other numbers of ranks."""
+    count = data.draw(st.integers(1, 40), "samples")
+    shard = data.draw(st.integers(1, 15), "samples a shard")
+    batch = data.draw(st.integers(1, 12), "batch")
+    folder, card = make_set(count, shard, name=f"set-{count}-{shard}")
+    seen: list[int] = []
+    consumed = 0
+    while consumed < count:
+        size = data.draw(st.integers(1, 5), "ranks")
+        steps = data.draw(st.integers(1, 6), "steps until the cut")
+        loaders = [train(folder, card, batch, World(rank, size)) for rank in range(size)]
+        streams = [loader.epoch(2, consumed) for loader in loaders]
+        for _, parts in zip(range(steps), zip(*streams)):
+            seen += counted(list(parts))
+            consumed = parts[0].consumed
+        for stream in streams:
+            stream.close()  # type: ignore[attr-defined]
+    assert sorted(seen) == list(range(count))
+
+
+def test_resuming_reads_nothing_of_what_was_consumed(
+    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, card = make_set(40)
+    loader = train(folder, card, 10)
+    read: list[int] = []
+    real = loading.ShardReader.read
+    monkeypatch.setattr(
+        loading.ShardReader, "read", lambda self, i: (read.append(i), real(self, i))[1]
+    )
+    rest = counted(list(loader.epoch(0, 30)))
+    assert sorted(read) == sorted(rest)
+    assert len(rest) == 10
+    assert list(loader.epoch(0, 40)) == []
+
+
+@pytest.mark.parametrize("consumed", [-10, 5, 37, 50])
+def test_an_epoch_goes_on_only_at_a_step(make_set: MakeSet, consumed: int) -> None:
+    folder, card = make_set(38)
+    with pytest.raises(TesseraError, match=f"can't go on after {consumed}"):
+        train(folder, card, 10).epoch(0, consumed)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_evaluation_sees_each_sample_once_in_fixed_batches(make_set: MakeSet, size: int) -> None:
+    folder, card = make_set(33)
+    found = {}
+    for rank in range(size):
+        world = World(rank, size)
+        loader = EvalLoader(folder, card, card.spec(), batch_size=7, world=world, split="test")
+        assert loader.samples == 33
+        for k, batch in loader.batches():
+            assert k % size == rank
+            found[k] = batch["index"].tolist()
+    assert [i for k in sorted(found) for i in found[k]] == list(range(33))
+    assert all(indices == list(range(33))[k * 7 : k * 7 + 7] for k, indices in found.items())
+
+
+def test_an_iterator_that_is_given_up_ends_its_thread(make_set: MakeSet) -> None:
+    folder, card = make_set(60)
+    stream = train(folder, card, 2).epoch(0)
+    next(stream)
+    assert any(t.name == "tessera-loading" for t in threading.enumerate())
+    del stream
+    assert not any(t.name == "tessera-loading" for t in threading.enumerate())
+
+
+def test_an_iterator_never_begun_starts_no_thread(make_set: MakeSet) -> None:
+    folder, card = make_set(10)
+    stream = train(folder, card, 2).epoch(0)
+    assert not any(t.name == "tessera-loading" for t in threading.enumerate())
+    del stream
+
+
+def test_no_more_than_a_few_batches_are_made_ahead(
+    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, card = make_set(60)
+    made: list[int] = []
+    real = loading._Samples.batch
+    monkeypatch.setattr(
+        loading._Samples, "batch", lambda self, i: (made.append(1), real(self, i))[1]
+    )
+    stream = train(folder, card, 2).epoch(0)
+    next(stream)
+    deadline = time.monotonic() + 5
+    while len(made) < loading.PREFETCH and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert loading.PREFETCH <= len(made) <= loading.PREFETCH + 2
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_damaged_sample_stops_the_epoch_and_is_named(make_set: MakeSet) -> None:
+    folder, card = make_set(20)
+    path = folder / card.splits["train"].shards[2].path
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TesseraError, match=r"train/000002\.tar, sample 10: checksum differs"):
+        list(train(folder, card, 2).epoch(0))
+
+
+def test_a_missing_split_and_a_short_shard_are_said_at_once(make_set: MakeSet) -> None:
+    folder, card = make_set(12)
+    with pytest.raises(TesseraError, match="no 'val' split"):
+        EvalLoader(folder, card, card.spec(), batch_size=2, world=World(), split="val")
+    path = folder / card.splits["train"].shards[1].path
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(TesseraError, match=r"train/000001\.tar"):
+        train(folder, card, 2)
+
+
+def test_a_split_that_doesn_t_fit_is_not_kept(make_set: MakeSet) -> None:
+    folder, card = make_set(20)
+    pixels = 20 * 16
+    kept = train(folder, card, 4, cache_bytes=pixels)
+    read = train(folder, card, 4, cache_bytes=pixels - 1)
+    for loader in (kept, read):
+        list(loader.epoch(0))
+    for shard in card.splits["train"].shards:
+        path = folder / shard.path
+        path.write_bytes(b"\0" * path.stat().st_size)
+    assert len(counted(list(kept.epoch(1)))) == 20
+    with pytest.raises(TesseraError, match="checksum differs"):
+        list(read.epoch(1))
