@@ -240,7 +240,7 @@ def _write_flavor(
     import mlflow.pytorch
     import numpy as np
     import torch
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     plain = _plain_copy(module)
@@ -262,6 +262,10 @@ def _write_flavor(
         metadata=metadata,
         serialization_format="pt2",
     )
+    saved = Model.load(str(to))
+    # The graph was traced on the CPU and can't move: without this, a machine with a GPU refuses it.
+    saved.flavors["python_function"]["config"] = {"device": "cpu"}
+    saved.save(str(to / "MLmodel"))
 
 
 def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ _START_TIMEOUT_SECONDS = 5
 _PARAM_LENGTH = 6000  # MLflow cuts longer ones
 _DIGEST_LENGTH = 32  # MLflow takes 36 characters, a sha256 has 64
 _PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 
 
 def settings() -> dict[str, str]:
@@ -79,9 +81,8 @@ def embedded_artifacts(root: Path) -> Path:
 def prepare(root: Path) -> str:
     """Makes or upgrades the embedded store in `root`; gives its address. Safe to call at once
     from several processes; costs seconds the first time and milliseconds afterwards."""
-    root.mkdir(parents=True, exist_ok=True)
-    embedded_artifacts(root).mkdir(exist_ok=True)
     _prepare_database(root.absolute() / "mlflow.db", upgrade=True)
+    embedded_artifacts(root).mkdir(exist_ok=True)
     return embedded_uri(root)
 
 
@@ -144,15 +145,17 @@ def open_run(
 
 
 def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> MlflowTracker:
-    """A run that exists already; its status stays as it is."""
+    """The tracker of a run that exists; its status stays as it is."""
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
     try:
         run = client.get_run(run_id)
-    except MlflowException:
-        raise TesseraError(f"run {run_id!r} is not in this MLflow") from None
-    return MlflowTracker(client, run.info.experiment_id, run_id, ui)
+    except MlflowException as error:
+        if not is_permanent(error):
+            raise
+        raise TesseraError(f"MLflow has no run {run_id!r}", mend="give the id of a run") from error
+    return MlflowTracker(client, run.info.experiment_id, run.info.run_id, ui)
 
 
 class MlflowTracker:
@@ -200,8 +203,8 @@ class MlflowTracker:
             for point in points
             for key, value in point.values.items()
         ]
-        for start in range(0, len(rows), 1000):
-            self._client.log_batch(self.run_id, metrics=rows[start : start + 1000])
+        if rows:
+            self._client.log_batch(self.run_id, metrics=rows)  # which sends a thousand at a time
 
     def artifact(self, path: Path, folder: str) -> None:
         """Stores a file, or a folder under its own name, in the run's `folder`."""
@@ -252,9 +255,7 @@ def page_root(uri: str, ui: str | None) -> str:
     """Where a person opens the pages of the service at `uri`, without a password in it."""
     if not uri.startswith(("http://", "https://")):
         return (ui or DEFAULT_UI).rstrip("/")
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+    return _without_password(uri).rstrip("/")
 
 
 def _context_tags() -> dict[str, str]:
@@ -276,11 +277,16 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        place = None
-        if not client.tracking_uri.startswith(("http://", "https://")) and artifact_root:
-            place = str(artifact_root.absolute())
+        location = None
+        place = artifact_root
+        if client.tracking_uri.startswith("sqlite:///"):
+            # Else MLflow takes a folder of whatever directory this process is in.
+            database = Path(client.tracking_uri.removeprefix("sqlite:///"))
+            place = place or embedded_artifacts(database.parent)
+        if place is not None and not client.tracking_uri.startswith(("http://", "https://")):
+            location = str(place.absolute())
         try:
-            return str(client.create_experiment(name, artifact_location=place))
+            return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -299,30 +305,33 @@ def _knock(uri: str) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    http_request(
-        get_default_host_creds(uri),
-        "/version",
-        "GET",
-        max_retries=0,
-        timeout=_START_TIMEOUT_SECONDS,
-    )
+    host = get_default_host_creds(uri)
+    http_request(host, "/version", "GET", max_retries=0, timeout=_START_TIMEOUT_SECONDS)
 
 
 def _unreachable(uri: str | None, error: Exception) -> TesseraError:
-    code = getattr(error, "error_code", "")
-    where = page_root(uri, None) if uri and uri.startswith("http") else uri or "its default store"
-    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"):
-        return TesseraError(
-            f"MLflow at {where} refuses this user",
-            mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or a token",
-        )
+    where = _without_password(uri) if uri else "its default place"
     cause: BaseException = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__ or cause
+    what = " ".join(str(cause).split())[:300]
+    if getattr(error, "error_code", "") in _REFUSED:
+        return TesseraError(
+            f"MLflow at {where} refuses this user or this address: {what}",
+            mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use the address "
+            "that the server was told to answer to (--allowed-hosts)",
+        )
     return TesseraError(
-        f"MLflow at {where} can't be used: {' '.join(str(cause).split())[:300]}",
+        f"MLflow at {where} can't be used: {what}",
         mend="start it (tessera up), or correct MLFLOW_TRACKING_URI, or unset it to use the "
         "embedded store",
+    )
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return (
+        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
     )
 
 
@@ -332,21 +341,31 @@ def _prepare_database(path: Path, *, upgrade: bool) -> None:
     What was done is noted in the file itself, as its `user_version`.
     """
     wanted = _schema_stamp()
-    if _stamp(path) == wanted or (not upgrade and path.exists() and path.stat().st_size):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _stamp(path) == wanted:
+    try:
+        if _stamp(path) == wanted or (not upgrade and _stamp(path) >= 0):
             return
-        if path.exists() and path.stat().st_size:
-            _make_tables(path, wanted)
-            return
-        # Made aside, so that a set-up that is killed leaves nothing half-made.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
-            fresh = Path(scratch) / path.name
-            _make_tables(fresh, wanted)
-            os.replace(fresh, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(path.name + ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _stamp(path)
+            if found >= 0 and found != wanted:
+                _make_tables(path, wanted)
+            if found < 0:
+                # Made aside, so that a set-up that is killed leaves nothing half-made.
+                with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
+                    _make_tables(Path(scratch) / path.name, wanted)
+                    os.replace(Path(scratch) / path.name, path)
+    except OSError as error:
+        raise TesseraError(
+            f"{path} can't be written: {error.strerror}",
+            mend="set TESSERA_HOME to a folder that can",
+        ) from error
+    except Exception as error:  # SQLite's, SQLAlchemy's and Alembic's have nothing in common
+        raise TesseraError(
+            f"{path} can't be used by MLflow {importlib.metadata.version('mlflow')}: "
+            f"{' '.join(str(error).split())[:200]}",
+            mend="put a good copy in its place, or move it away to begin an empty one",
+        ) from error
 
 
 def _make_tables(path: Path, stamp: int) -> None:
@@ -374,7 +393,5 @@ def _stamp(path: Path) -> int:
 
 def _schema_stamp() -> int:
     """MLflow's version as one number: 3.17.2 is 31702."""
-    stamp = 0
-    for part in importlib.metadata.version("mlflow").split(".")[:3]:
-        stamp = stamp * 100 + int("".join(filter(str.isdigit, part)) or 0)
-    return stamp
+    numbers = re.findall(r"\d+", importlib.metadata.version("mlflow"))[:3]
+    return int("".join(number.zfill(2) for number in numbers))

@@ -221,6 +221,7 @@ def test_what_is_stored_for_mlflow_is_no_pickle_and_no_code(package: Path) -> No
     flavor = model["flavors"]["python_function"]
     assert flavor["loader_module"] == "mlflow.pytorch"
     assert not flavor.get("code")
+    assert flavor["config"] == {"device": "cpu"}, "else a machine with a GPU refuses it"
     assert "model_code_path" not in flavor
     assert json.loads(model["signature"]["inputs"]) == [
         {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 9, 12, 3]}}

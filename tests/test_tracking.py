@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import math
 import socket
@@ -189,6 +190,65 @@ def test_a_server_that_hangs_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(TesseraError, match=r"can't be used.*timed out"):
             tracking.connect(uri)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "refuses this user"), (403, "refuses this user"), (404, "can't be used")],
+)
+def test_a_server_that_refuses_or_is_no_mlflow_is_said(status: int, said: str) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>no</html>")
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(TesseraError, match=said) as caught:
+            tracking.connect(f"http://me:secret@127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_is_damaged_or_not_to_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database" * 100)
+    for use in (tracking.prepare, lambda root: tracking.connect(tracking.embedded_uri(root))):
+        with pytest.raises(TesseraError, match="can't be used by MLflow") as caught:
+            use(tmp_path)
+        assert "move it away" in caught.value.mend
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TesseraError, match="can't be written"):
+        tracking.prepare(tmp_path / "file" / "store")
+
+
+def test_without_a_place_for_files_they_lie_beside_the_database(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = tracking.open_run(
+        tracking.embedded_uri(store), experiment="new", name="n", tags={}, artifact_root=None
+    )
+    run.artifact(store / "mlflow.db", "")
+    assert (store / "artifacts" / run.run_id / "artifacts" / "mlflow.db").exists()
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_run_is_found_by_its_id(store: Path) -> None:
+    run = open_here(store)
+    run.finish("FAILED")
+    found = tracking.attach_run(tracking.embedded_uri(store), run.run_id)
+    assert found.link() == run.link()
+    assert found._client.get_run(run.run_id).info.status == "FAILED"
+    with pytest.raises(TesseraError, match="has no run"):
+        tracking.attach_run(tracking.embedded_uri(store), "0" * 32)
 
 
 @pytest.mark.parametrize("uri", ["file:///nowhere", "gopher://x"])
