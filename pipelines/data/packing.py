@@ -190,6 +190,11 @@ def _empty(folder: Path) -> None:
 
 
 def _refuse_occupied(to: Path) -> None:
+    if os.path.ismount(to):
+        raise TesseraError(
+            f"{to} is a mount point, which no finished folder can take the place of",
+            mend=f"give a folder in it: --to {to / 'NAME'}",
+        )
     if to.is_dir():
         if (to / FILE).exists():
             raise TesseraError(

@@ -144,7 +144,9 @@ def decode_image(data: bytes, channels: int, *, where: str = "image") -> Tensor:
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:
     """uint8 (C, H, W) from an image of mode L or RGB."""
-    mode = {1: "L", 3: "RGB"}[channels]
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    if mode is None:
+        raise TesseraError(f"images of {channels} channels can't be made", mend="1 or 3 can")
     pixels = np.array(image if image.mode == mode else image.convert(mode))
     if channels == 1:
         return torch.from_numpy(pixels)[None]

@@ -348,6 +348,11 @@ def test_an_occupied_output_is_refused_before_anything_is_read(tmp_path: Path) -
         pack("digits", out / "mine.txt")
 
 
+def test_a_mount_point_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(TesseraError, match=r"is a mount point.*--to /proc/NAME"):
+        pack("digits", Path("/proc"))
+
+
 def test_a_packed_data_set_is_not_packed_over(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 3)
     pack(str(source), tmp_path / "out")

@@ -102,6 +102,11 @@ def test_palette_colour_key_and_cmyk() -> None:
     assert cmyk.unique().tolist() == [WHITE]
 
 
+def test_two_channels_are_refused() -> None:
+    with pytest.raises(TesseraError, match="2 channels"):
+        samples.decode_image(encoded(photo()), 2)
+
+
 def test_float_pixels_are_refused() -> None:
     with pytest.raises(TesseraError, match=r"^scan has float pixels"):
         samples.decode_image(encoded(Image.new("F", (3, 2), 0.5), "TIFF"), 1, where="scan")
