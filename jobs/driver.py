@@ -69,14 +69,15 @@ def executor(
     if group.workers == 0:
         yield lambda payload, emit: cluster.local(work, payload, emit)
         return
-    cluster.connect(ray_address(), verbose=verbose)
+    opened = cluster.connect(ray_address(), verbose=verbose)
     try:
         cluster.check(group)
         yield lambda payload, emit: cluster.train(
             work, payload, group, name=name, storage=storage, emit=emit, verbose=verbose
         )
     finally:
-        cluster.disconnect()
+        if opened:
+            cluster.disconnect()
 
 
 def attach_tracker(run_id: str) -> MlflowTracker:

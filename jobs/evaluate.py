@@ -22,18 +22,14 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, default=0, show_default=True, help="0: in this process.")
 @click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    model: str, data: str, split: str, workers: int, verbose: bool, as_json: bool
-) -> int:
+def command(model: str, data: str, split: str, workers: int, verbose: bool, as_json: bool) -> int:
     """Evaluate MODEL (NAME, NAME@alias, NAME/3 or models:/…) and note the figures on its version.
 
     NAME alone is its newest version. The figures don't depend on the number of workers.
     """
     from jobs.terminal import show_facts, show_json
 
-    version, evaluation = evaluate(
-        model, Path(data), split=split, workers=workers, verbose=verbose
-    )
+    version, evaluation = evaluate(model, Path(data), split=split, workers=workers, verbose=verbose)
     if as_json:
         show_json({"model": f"models:/{version.name}/{version.number}", **vars(evaluation)})
         return 0
@@ -98,9 +94,7 @@ def _log_figures(version: Version, evaluation: Evaluation, data: Path) -> None:
 
     tracker = driver.attach_tracker(version.run_id)
     card = cards.read(data)
-    tracker.dataset(
-        name=card.name, digest=card.digest, source=str(data), split=evaluation.split
-    )
+    tracker.dataset(name=card.name, digest=card.digest, source=str(data), split=evaluation.split)
     values = {f"{evaluation.split}/{name}": value for name, value in evaluation.figures.items()}
     tracker.metrics([Point(0, time.time_ns() // 1_000_000, values)])
 

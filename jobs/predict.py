@@ -18,8 +18,12 @@ from jobs.cli import run as run_command
 @click.argument("model", metavar="models:/NAME@ALIAS")
 @click.argument("paths", metavar="PATHS…", nargs=-1, required=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write lines here.")
-@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Write each image with its answer drawn in.")
+@click.option(
+    "--pictures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write each image with its answer drawn in.",
+)
 @click.option("--strict", is_flag=True, help="Exit status 1 if an input couldn't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(

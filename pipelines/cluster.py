@@ -41,12 +41,12 @@ class Group:
     max_failures: int = 3
 
 
-def connect(address: str | None = None, *, cpus: int | None = None, verbose: bool = False) -> None:
-    """Joins the cluster at `address`, or starts one in this process. Idempotent."""
+def connect(address: str | None = None, *, cpus: int | None = None, verbose: bool = False) -> bool:
+    """Joins the cluster at `address`, or starts one in this process. False if it had one already."""
     import ray
 
     if ray.is_initialized():
-        return
+        return False
     quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if address:
         try:
@@ -56,7 +56,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
                 f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}",
                 mend="start one with `tessera up`, or unset RAY_ADDRESS to use an embedded one",
             ) from error
-        return
+        return True
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,6 +70,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
         runtime_env={"env_vars": here},
         **quiet,
     )
+    return True
 
 
 def disconnect() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     payload: `recipe` (JSON text), `run_dir`. Gives the best checkpoint's name, step, epoch and
     value, its validation figures, images/s and notices.
     """
+    emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
     recipe = recipes.build(json.loads(payload["recipe"]))
     run_dir = Path(payload["run_dir"])
     card, data = open_data(recipe)

@@ -96,3 +96,38 @@ def mlflow_server(
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(mlflow_settings: None) -> Iterator[None]:
+    """One Ray cluster for all tests, with room for four workers whatever the machine has."""
+    from pipelines import cluster
+
+    os.environ.update(cluster.settings())
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ.pop("RAY_ADDRESS", None)
+    opened = cluster.connect(cpus=4)
+    assert opened, "a test left a Ray cluster behind"
+    yield
+    cluster.disconnect()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled digits, packed."""
+    from pipelines.data import importing
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    importing.pack("digits", folder)
+    return folder
+
+
+@pytest.fixture
+def start_mlflow(prepared_store: Path, tmp_path: Path) -> Iterator[MlflowServer]:
+    """An MLflow server of the test's own, to be killed."""
+    root = tmp_path / "server"
+    shutil.copytree(prepared_store, root)
+    server = MlflowServer(root)
+    server.start()
+    yield server
+    server.kill()

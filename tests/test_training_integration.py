@@ -1,0 +1,256 @@
+"""Trainings on a real Ray, tracked in a real MLflow, and killed.
+
+The reference is a training on two workers that nobody disturbed; the disturbed ones must end with
+the same weights, bit for bit, in one MLflow run without a repeated step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from jobs import driver, embedded, train
+from jobs.evaluate import evaluate
+from models.core.errors import TesseraError
+from pipelines import recipe as recipes
+from pipelines import runs
+from pipelines.data import card as cards
+from pipelines.recipe import Recipe
+from pipelines.runs import Outcome, Run
+from pipelines.spool import read_events
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+LOSS_TOLERANCE = 1e-4
+"""Of a network without BatchNorm, between worker counts: what the order of additions may do."""
+
+
+def small(digits: Path, workers: int, **changes: Any) -> Recipe:
+    """`cnn` tiny: no BatchNorm, no dropout. fp32, and every step logged."""
+    return recipes.start("cnn", "tiny").with_overrides(
+        {
+            "data.path": str(digits),
+            "data.digest": cards.read(digits).digest,
+            "train.epochs": 12,
+            "train.batch_size": 96,
+            "train.precision": "fp32",
+            "train.log_every_steps": 1,
+            "workers.count": workers,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    before = os.environ.get("TESSERA_HOME")
+    os.environ["TESSERA_HOME"] = str(root)
+    yield root
+    os.environ.pop("TESSERA_HOME")
+    if before:
+        os.environ["TESSERA_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, digits: Path) -> dict[int, Outcome]:
+    """The same recipe on 1, 2 and 3 workers."""
+    return {n: train.start(small(digits, n), quiet=True) for n in (1, 2, 3)}
+
+
+def losses(run: Run) -> list[float]:
+    return [value for _, value in runs.history(run)["train/loss"]]
+
+
+def weights_equal(one: Run, other: Run) -> bool:
+    files = [sorted(r.folder.glob("checkpoints/step-*"))[-1] for r in (one, other)]
+    a, b = (load_file(f / "weights.safetensors") for f in files)
+    return a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
+
+
+def check_one_run(run: Run, epochs: int, steps: int) -> None:
+    """MLflow has one run of this name, finished, with every step and epoch exactly once."""
+    client = driver.attach_tracker(runs.find(embedded.runs_dir(), run.name).run_id)._client
+    experiment = client.get_experiment_by_name("tessera")
+    found = client.search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`tessera.run` = '{run.name}'"
+    )
+    assert len(found) == 1
+    assert found[0].info.status == "FINISHED"
+    run_id = found[0].info.run_id
+    train_steps = [m.step for m in client.get_metric_history(run_id, "train/loss")]
+    epoch_steps = [m.step for m in client.get_metric_history(run_id, "val/accuracy")]
+    assert sorted(train_steps) == list(range(1, steps + 1))
+    assert sorted(epoch_steps) == list(range(1, epochs + 1))
+
+
+def events(run_folder: Path) -> list[dict[str, Any]]:
+    spool = run_folder / "spool.jsonl"
+    return [event for event, _ in read_events(spool)] if spool.exists() else []
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise TimeoutError(f"{condition} did not come true in {seconds} s")
+
+
+def reached(folder: Path, epoch: int) -> bool:
+    return any(e["kind"] == "checkpoint" for e in events(folder)) and any(
+        e["kind"] == "metrics" and e.get("epoch", 0) >= epoch for e in events(folder)
+    )
+
+
+def test_the_number_of_workers_changes_nothing(undisturbed: dict[int, Outcome]) -> None:
+    curves = {n: losses(outcome.run) for n, outcome in undisturbed.items()}
+    assert len(curves[1]) == 12 * 15
+    assert curves[1][-1] < curves[1][0] / 2, "nothing was learned"
+    for n in (2, 3):
+        apart = max(abs(a - b) for a, b in zip(curves[1], curves[n], strict=True))
+        assert apart < LOSS_TOLERANCE, f"{n} workers differ from 1 by {apart}"
+    for outcome in undisturbed.values():
+        check_one_run(outcome.run, 12, 12 * 15)
+
+
+def test_evaluation_figures_are_equal(undisturbed: dict[int, Outcome], digits: Path) -> None:
+    version = undisturbed[2].version
+    found = {
+        n: evaluate(f"{version.name}/{version.number}", digits, workers=n)[1] for n in (1, 2, 3)
+    }
+    assert found[1].samples == cards.read(digits).split("test").samples
+    assert found[1] == found[2] == found[3]
+
+
+def test_a_killed_worker_costs_nothing(
+    undisturbed: dict[int, Outcome], digits: Path, home: Path
+) -> None:
+    before = set(embedded.runs_dir().iterdir())
+    killed: list[int] = []
+
+    def kill() -> None:
+        folder = wait_for(lambda: next(iter(set(embedded.runs_dir().iterdir()) - before), None))
+        wait_for(lambda: reached(folder, 4))
+        pid = next(e["pid"] for e in events(folder) if e["kind"] == "worker" and e["rank"] == 1)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    outcome = train.start(small(digits, 2), quiet=True)
+    thread.join()
+    kinds = [e["kind"] for e in events(outcome.run.folder)]
+    assert killed
+    assert kinds.count("restart") == 1
+    assert kinds.count("resume") == 1
+    check_one_run(outcome.run, 12, 12 * 15)
+    assert losses(outcome.run) == losses(undisturbed[2].run)
+    assert weights_equal(outcome.run, undisturbed[2].run)
+
+
+def test_a_killed_driver_is_resumed_in_the_same_run(
+    undisturbed: dict[int, Outcome], digits: Path, home: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small(digits, 2).model_dump(mode="json")))
+    before = set(embedded.runs_dir().iterdir())
+    address = ray.get_runtime_context().gcs_address
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", str(recipe)],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stderr=subprocess.DEVNULL,
+    )
+    folder = wait_for(lambda: next(iter(set(embedded.runs_dir().iterdir()) - before), None))
+    wait_for(lambda: reached(folder, 4))
+    process.kill()
+    process.wait()
+    wait_for(lambda: ray.available_resources().get("CPU", 0) >= 2)
+    assert train.command.main(["--resume", folder.name, "--json"], standalone_mode=False) == 0
+    run = runs.find(embedded.runs_dir(), folder.name)
+    check_one_run(run, 12, 12 * 15)
+    assert losses(run) == losses(undisturbed[2].run)
+    assert weights_equal(run, undisturbed[2].run)
+
+
+def test_a_finished_run_is_not_trained_again(
+    undisturbed: dict[int, Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = undisturbed[1].run.name
+    arguments = ["--resume", name, "--workers", "0", "--json"]
+    assert train.command.main(arguments, standalone_mode=False) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["model"] == f"models:/digits/{undisturbed[1].version.number}"
+    check_one_run(undisturbed[1].run, 12, 12 * 15)
+
+
+def test_resume_refuses_other_settings(undisturbed: dict[int, Outcome]) -> None:
+    arguments = ["--resume", undisturbed[1].run.name, "--workers", "0", "--set", "seed=5", "--json"]
+    with pytest.raises(TesseraError, match="seed was 0, is 5"):
+        train.command.main(arguments, standalone_mode=False)
+
+
+def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(TesseraError, match="the cluster has 4 CPUs"):
+        train.start(small(digits, 5), quiet=True)
+    assert time.monotonic() - began < 10
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(home: Path, digits: Path) -> None:
+    with pytest.raises(TesseraError, match="not finite at step .* in a batch with: "):
+        train.start(small(digits, 2, **{"optim.model.lr": 1e9}), model="diverged", quiet=True)
+    assert driver.open_registry().versions("diverged") == []
+
+
+def test_mlflow_away_for_half_a_minute_costs_nothing(
+    start_mlflow: Any, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", start_mlflow.uri)
+    before = set(embedded.runs_dir().iterdir())
+    down: dict[str, float] = {}
+
+    def outage() -> None:
+        folder = wait_for(lambda: next(iter(set(embedded.runs_dir().iterdir()) - before), None))
+        wait_for(lambda: reached(folder, 2))
+        start_mlflow.kill()
+        down["from"] = time.time()
+        time.sleep(30)
+        start_mlflow.start()
+        down["to"] = time.time()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    epochs = 100
+    outcome = train.start(small(digits, 2, **{"train.epochs": epochs}), quiet=True)
+    thread.join()
+    assert outcome.undelivered == 0
+    check_one_run(outcome.run, epochs, epochs * 15)
+    logged = [e for e in events(outcome.run.folder) if "train/loss" in e.get("values", {})]
+    inside = [e for e in logged if down["from"] < e["time_ms"] / 1000 < down["to"]]
+    assert len(inside) > 100, "the outage was not in mid-training"
+    waits = [
+        (b["time_ms"] - a["time_ms"]) / 1000
+        for a, b in itertools.pairwise(logged)
+        if a["epoch"] == b["epoch"]
+    ]
+    assert max(waits) < 1.0
