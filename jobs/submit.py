@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +28,9 @@ LOCAL_VERBS = {"up", "down", "status", "submit"}
 """Verbs about this machine's services: no jobs."""
 
 _PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
+_CHATTER = re.compile(
+    r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE
+)
 _PATH_METAVARS = ("DIR", "FILE", "PATHS…")
 
 
@@ -195,6 +199,7 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
     def write(text: str) -> None:
         nonlocal seen
         seen += len(text)
+        text = _CHATTER.sub("", text)
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
     while True:

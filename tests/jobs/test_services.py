@@ -145,6 +145,7 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     }
     said = {name: process.communicate(timeout=150) for name, process in running.items()}
     assert running["good"].returncode == 0, said["good"]
+    assert said["good"][0].startswith("cnn")  # nothing but the verb's own words
     assert "classification" in said["good"][0]
     assert running["bad"].returncode == 2, said["bad"]
     assert "unknown family 'no-such-family'" in said["bad"][0]
@@ -168,13 +169,14 @@ def test_control_c_asks_and_stops_the_job(home: Path) -> None:
     try:
         assert job.stdout
         assert job.stderr
-        while "python" not in job.stdout.readline():
-            pass
+        next(line for line in job.stdout if "python" in line)
         for answer in (b"n\n", b"y\n"):
             job.send_signal(signal.SIGINT)
             asked = ""
             while not asked.endswith("stop the job? [y/N]: "):
-                asked += job.stderr.read(1)
+                letter = job.stderr.read(1)
+                assert letter, asked
+                asked += letter
             os.write(keyboard, answer)
             time.sleep(0.5)  # for the first answer: it follows the log again
         assert job.wait(60) == 130
