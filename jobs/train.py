@@ -96,7 +96,7 @@ def _describe(recipe: Recipe, as_json: bool) -> None:
     samples = card.split("train").samples
     steps = -(-samples // recipe.train.batch_size)
     plan = {
-        "data": f"{card.name}: {samples:,} training images of {'×'.join(map(str, data.shape))}",
+        "data": f"{card.name}: {samples:,} training images of {' x '.join(map(str, data.shape))}",
         "steps": f"{steps * recipe.train.epochs:,} ({steps:,} an epoch, {recipe.train.epochs} epochs)",
         "workers": recipe.workers.count,
     }
@@ -168,9 +168,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
         display.say(f"run {run.name}")
         # Both take seconds and wait mostly for other processes.
         with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(
-                driver.open_tracker, run.name, experiment=experiment, tags=tags
-            )
+            opening = pool.submit(driver.open_tracker, run.name, experiment=experiment, tags=tags)
             storage = run.folder / "ray"
             with driver.executor(
                 worker.run, group, name=run.name, storage=storage, verbose=verbose

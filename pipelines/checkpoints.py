@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -232,9 +233,15 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
 def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]) -> None:
     """Puts a packed state back into an optimizer of the same parameters."""
     tensors, numbers = packed
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in numbers["plain"].items()}
     for key, value in tensors.items():
         index, name = key.split("/", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # Fused kernels go through memory in order: a channels_last weight with a contiguous
+            # momentum would silently be given other weights' momentum.
+            value = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
 

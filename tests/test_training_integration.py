@@ -217,7 +217,7 @@ def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) ->
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(home: Path, digits: Path) -> None:
-    with pytest.raises(TesseraError, match="not finite at step .* in a batch with: "):
+    with pytest.raises(TesseraError, match=r"not finite at step .* in a batch with: "):
         train.start(small(digits, 2, **{"optim.model.lr": 1e9}), model="diverged", quiet=True)
     assert driver.open_registry().versions("diverged") == []
 
