@@ -66,7 +66,11 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     try:
         status = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        _complain(
+            error.format_message(),
+            mend=f"see: {context.command_path} --help" if context else "",
+        )
         _leave(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
@@ -74,11 +78,21 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     except TesseraError as error:
         if verbose:
             raise
-        print(f"tessera: {error.message}", file=sys.stderr)
-        if error.mend:
-            print(f"         {error.mend}", file=sys.stderr)
+        _complain(error.message, mend=error.mend)
         _leave(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if verbose:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}", mend="--verbose shows where it happened")
+        _leave(1)
     _leave(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str, mend: str = "") -> None:
+    print(f"tessera: {message}", file=sys.stderr)
+    if mend:
+        print(f"         {mend}", file=sys.stderr)
 
 
 def _leave(status: int) -> NoReturn:

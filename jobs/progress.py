@@ -92,7 +92,7 @@ class Display:
         done = event["seen"] - seen
         if done <= 0:
             return None
-        return (time.monotonic() - at) / done * (event["samples"] - event["seen"])
+        return float((time.monotonic() - at) / done * (event["samples"] - event["seen"]))
 
     def _show(self, event: dict[str, Any]) -> None:
         if not self.live:

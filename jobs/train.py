@@ -116,13 +116,14 @@ def _resume(
     as_json: bool,
 ) -> Outcome:
     from jobs import embedded
+    from pipelines import recipe as recipes
     from pipelines import runs
 
     run = runs.find(embedded.runs_dir(), ref)
-    recipe = run.recipe()
     if data:
         changes = {**changes, "data.path": str(Path(data).expanduser().absolute())}
-    recipe = recipe.with_overrides(changes)
+    recipe = run.recipe().with_overrides(changes)
+    recipes.check_resumable(run.recipe(), recipe)
     return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)
 
 

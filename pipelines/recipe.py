@@ -192,6 +192,30 @@ def read(path: Path) -> Recipe:
     return build(tree)
 
 
+FREE_TO_CHANGE = ("workers.", "checkpoint.", "data.path", "train.log_every_steps")
+"""What a resumed training may have otherwise than when it was begun."""
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """Settings that a training must keep when it is resumed, with both values."""
+    old, new = before.flat(), now.flat()
+    return [
+        f"{path} was {old.get(path)}, is {new.get(path)}"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path) and not path.startswith(FREE_TO_CHANGE)
+    ]
+
+
+def check_resumable(before: Recipe, now: Recipe) -> None:
+    """Raises UsageError that names every setting that a resumed training must not change."""
+    changed = differences(before, now)
+    if changed:
+        raise UsageError(
+            f"a training can't be resumed with other settings: {'; '.join(changed)}",
+            mend="resume without them, or start a new training",
+        )
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """`path=value` from a command line; the value is YAML (`0.3`, `true`, `[1, 2]`)."""
     path, equals, value = text.partition("=")

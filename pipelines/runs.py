@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -136,8 +137,8 @@ def launch(
     card = cards.read(Path(recipe.data.path))
     run = replace(run, run_id=tracker.run_id)
     run.write()
-    tracker.params(recipe.flat())
-    tracker.tags({**_versions(), **(tags or {}), "tessera.data_digest": card.digest})
+    tracker.params(run.recipe().flat())
+    tracker.tags({**_versions(), **_changes(run, recipe), **(tags or {})})
     for split in card.splits:
         if split != "test":
             tracker.dataset(
@@ -154,15 +155,9 @@ def launch(
         best = run.folder / "checkpoints" / summary["checkpoint"]
         _check_effective(checkpoints.load(best).recipe, recipe)
         _draw_curves(run, spool)
-        try:
-            version = _register(run, best, summary, tracker, registry, save_servable)
-        except TesseraError:
-            raise
-        except Exception as error:  # whatever the service raises
-            raise TesseraError(
-                f"trained, but not registered: {str(error).splitlines()[0][:200]}",
-                mend=f"when it answers again: tessera train --resume {run.name}",
-            ) from error
+        version = _patiently(
+            lambda: _register(run, best, summary, tracker, registry, save_servable), run
+        )
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
@@ -203,13 +198,34 @@ def mean_speed(run: Run) -> float:
     return speeds[len(speeds) // 2] if speeds else 0.0
 
 
+def _patiently(register: Callable[[], Version], run: Run) -> Version:
+    """Tries again while the service is away; what `register` does can be done twice."""
+    deadline = time.monotonic() + DELIVERY_SECONDS
+    while True:
+        try:
+            return register()
+        except TesseraError:
+            raise
+        except Exception as error:  # whatever the service raises
+            if time.monotonic() > deadline:
+                raise TesseraError(
+                    f"trained, but not registered: {str(error).splitlines()[0][:200]}",
+                    mend=f"when it answers again: tessera train --resume {run.name}",
+                ) from error
+            time.sleep(2.0)
+
+
 def _check_effective(effective: Recipe, asked: Recipe) -> None:
     """What was trained must be what was asked for."""
-    before, after = asked.flat(), effective.flat()
-    wrong = [f"{p}: asked {before[p]}, was {after.get(p)}" for p in before if before[p] != after[p]]
-    wrong = [line for line in wrong if not line.startswith(("workers.", "checkpoint."))]
+    wrong = recipes.differences(asked, effective)
     if wrong:
         raise TesseraError(f"another recipe was trained than asked for: {'; '.join(wrong)}")
+
+
+def _changes(run: Run, recipe: Recipe) -> dict[str, str]:
+    """Tags for what a resumed run has otherwise than its params say, which can't be changed."""
+    before, now = run.recipe().flat(), recipe.flat()
+    return {f"tessera.resumed.{p}": now[p] for p in now if now[p] != before.get(p)}
 
 
 def _draw_curves(run: Run, spool: Emit) -> None:
@@ -227,6 +243,12 @@ def _register(
     registry: Registry,
     save_servable: SaveServable,
 ) -> Version:
+    for version in registry.versions(run.model):  # it was resumed after it had been registered
+        if (version.tags.get("tessera.run"), version.tags.get("tessera.checkpoint")) == (
+            run.name,
+            best.name,
+        ):
+            return version
     target = run.folder / "model"
     if target.exists():  # left by a driver that died while registering
         shutil.rmtree(target)
@@ -259,13 +281,9 @@ def _register(
         "tessera.checkpoint": best.name,
         "tessera.servable": f"no: {reason}" if reason else "mlflow.pytorch",
     }
-    for version in registry.versions(run.model):  # a driver that died after registering
-        if version.run_id == tracker.run_id and version.tags.get("tessera.digest") == digest:
-            break
-    else:
-        version = registry.register(
-            run.model, target, run_id=tracker.run_id, tags=tags, step=summary["step"]
-        )
+    version = registry.register(
+        run.model, target, run_id=tracker.run_id, tags=tags, step=summary["step"]
+    )
     registry.alias(run.model, CHALLENGER, version.number)
     return registry.version(run.model, version.number)
 
@@ -277,4 +295,3 @@ def _short_list(names: Sequence[str]) -> str:
 
 def _versions() -> dict[str, str]:
     return {f"tessera.version.{name}": importlib.metadata.version(name) for name in LIBRARIES}
-

@@ -228,7 +228,7 @@ class Training:
                     # DDP takes the mean over ranks; with this the gradient is that of the mean
                     # over the global batch, however it was split.
                     share = counted * self.world.size / step.total
-                    (losses["loss"] * share).backward()
+                    (losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
                 self._note(part, losses, counted, piece)
             optimizer = self.optimizers[part]
             if self.recipe.train.clip_norm:

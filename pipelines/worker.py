@@ -169,20 +169,6 @@ def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
     return card, card.spec(recipe.data.height, recipe.data.width)
 
 
-FREE_TO_CHANGE = ("workers.", "checkpoint.", "data.path", "train.log_every_steps")
-"""What a resumed training may have otherwise than when it was begun."""
-
-
-def differences(before: Recipe, now: Recipe) -> list[str]:
-    """Settings that a resumed training must not change, with both values."""
-    old, new = before.flat(), now.flat()
-    return [
-        f"{path} was {old.get(path)}, is {new.get(path)}"
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path) and not path.startswith(FREE_TO_CHANGE)
-    ]
-
-
 def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | None:
     chosen = None
     if world.leads:
@@ -197,12 +183,7 @@ def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | N
     if chosen is None:
         return None
     state = checkpoints.load(folder / chosen)
-    changed = differences(state.recipe, recipe)
-    if changed:
-        raise TesseraError(
-            f"this training can't be resumed with other settings: {'; '.join(changed)}",
-            mend="resume without them, or start a new training",
-        )
+    recipes.check_resumable(state.recipe, recipe)
     return state
 
 
