@@ -65,6 +65,9 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     verbose = "--verbose" in argv
     try:
         status = command.main(args=argv, prog_name=name, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        _leave(error.exit_code)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         _complain(

@@ -137,13 +137,19 @@ def start(
 ) -> Outcome:
     """Trains a recipe as a new run."""
     from jobs import embedded
-    from pipelines import runs
+    from pipelines import registry, runs
     from pipelines.worker import open_data
 
     card, _ = open_data(recipe)
+    name = card.name if model is None else model
+    registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = runs.create(embedded.runs_dir(), recipe, model=model or card.name, stamp=stamp)
-    return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=quiet)
+    run = runs.create(embedded.runs_dir(), recipe, model=name, stamp=stamp)
+    try:
+        return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=quiet)
+    except BaseException:
+        runs.forget(run)
+        raise
 
 
 def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: bool) -> Outcome:
@@ -166,24 +172,26 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
     if submitted.get("metadata", {}).get("job_submission_id"):
         tags["ray.submission_id"] = submitted["metadata"]["job_submission_id"]
     with runs.locked(run), Display(primary, quiet=quiet) as display:
-        display.say(f"run {run.name}")
-        # Both take seconds and wait mostly for other processes.
+        # Both take seconds and wait mostly for other processes. The run is opened after them: a
+        # training that is refused leaves nothing in MLflow.
         with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(driver.open_tracker, run.name, experiment=experiment, tags=tags)
+            opening = pool.submit(driver.open_registry)
             storage = run.folder / "ray"
             with driver.executor(
                 worker.run, group, name=run.name, storage=storage, verbose=verbose
             ) as execute:
-                tracker = opening.result()
+                versions = opening.result()
+                tracker = driver.open_tracker(run.name, experiment=experiment, tags=tags)
                 tracker.start_system_metrics()
                 if group.workers:
                     tags["ray.job_id"] = cluster.job_id()
+                display.say(f"run {run.name}")
                 display.say(f"watch {tracker.link()}")
                 return runs.launch(
                     run,
                     recipe,
                     tracker=tracker,
-                    registry=driver.open_registry(),
+                    registry=versions,
                     execute=execute,
                     save_servable=registry.save_servable,
                     is_permanent=tracking.is_permanent,

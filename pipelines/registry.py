@@ -57,7 +57,7 @@ class MlflowRegistry:
         """
         from mlflow.entities import LoggedModelOutput
 
-        _check_name(name)
+        check_name(name)
         client = self._client
         with _told(f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"):
             experiment_id = _insist(lambda: client.get_run(run_id)).info.experiment_id
@@ -102,7 +102,7 @@ class MlflowRegistry:
         return int(made.version)
 
     def version(self, name: str, ref: str | int) -> Version:
-        _check_name(name)
+        check_name(name)
         found = self.versions(name)
         if not found:
             known = [model.name for model in self._client.search_registered_models()]
@@ -122,7 +122,7 @@ class MlflowRegistry:
     def versions(self, name: str) -> list[Version]:
         from mlflow.exceptions import MlflowException
 
-        _check_name(name)
+        check_name(name)
         try:
             aliases = dict(self._client.get_registered_model(name).aliases)
         except MlflowException as error:
@@ -321,7 +321,8 @@ def _version(name: str) -> str:
     return importlib.metadata.version(name).partition("+")[0]  # an index has no local versions
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """A UsageError for a name that MLflow, or a path, can't take."""
     if (
         not name.strip()
         or len(name) > _NAME_LENGTH

@@ -89,6 +89,12 @@ def create(root: Path, recipe: Recipe, *, model: str, stamp: str) -> Run:
     return run
 
 
+def forget(run: Run) -> None:
+    """Removes the folder of a training that was refused before it began; another one stays."""
+    if not json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["run_id"]:
+        shutil.rmtree(run.folder)
+
+
 def find(root: Path, ref: str) -> Run:
     """A training by its name or its tracking run's id."""
     known = {}

@@ -125,6 +125,8 @@ def open_run(
     """
     if "'" in name or not name:
         raise TesseraError(f"a run can't be called {name!r}", mend="use letters, digits, - and _")
+    if not 0 < len(experiment.strip()) <= 500:
+        raise TesseraError("an experiment's name has 1 to 500 characters", mend="name one")
     client = connect(uri)
     experiment_id = _experiment_id(client, experiment, artifact_root)
     found = client.search_runs(
