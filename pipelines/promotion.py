@@ -102,7 +102,10 @@ def _unfit(standing: Standing, who: str, figure: Figure) -> list[str]:
         return [f"{who}'s files: {standing.damage}"]
     evaluation = standing.evaluation
     if evaluation is None:
-        return [f"{who} (version {standing.number}) was not evaluated on a test split"]
+        return [
+            f"{who} (version {standing.number}) was not evaluated on a test split: "
+            "tessera evaluate it first"
+        ]
     against = []
     if evaluation.model_digest != standing.digest:
         against.append(f"{who}'s evaluation is of other files than it has now")

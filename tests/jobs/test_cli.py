@@ -1,0 +1,342 @@
+"""The command as a person meets it: help at once, and every mistake as a line with its mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.cli import run, tessera, verbs
+
+ROOT = Path(__file__).parents[2]
+HELP_CPU_SECONDS = 0.5
+HEAVY = ("torch", "ray", "mlflow", "webdataset", "torchvision", "matplotlib", "sklearn")
+
+_CALL_AND_TELL = f"""
+import sys
+from jobs.cli import main
+sys.argv[0] = "tessera"
+try:
+    main()
+finally:
+    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `tessera ARGUMENTS` in this process, by the way that the command takes."""
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run(tessera, "tessera", [str(a) for a in arguments])
+        assert isinstance(left.value.code, int)
+        return Done(left.value.code, *capsys.readouterr())
+
+    return call
+
+
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`tessera ARGUMENTS` in a fresh process; the last line of stderr names what it loaded."""
+    return subprocess.run(
+        [sys.executable, "-c", _CALL_AND_TELL, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# ── help ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("verb", ["", *verbs()])
+def test_help_is_immediate_and_loads_nothing_heavy(verb: str) -> None:
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=1.0) >= HELP_CPU_SECONDS:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        shown = start(*([verb] if verb else []), "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert shown.returncode == 0
+        assert shown.stdout.startswith(f"Usage: tessera {verb}".rstrip())
+        assert shown.stderr.strip() == "[]"
+    assert min(seconds) < HELP_CPU_SECONDS
+
+
+def test_every_verb_has_a_line_of_help(call: Call) -> None:
+    listed = call("--help").out.split("Commands:")[1].strip().splitlines()
+    assert [line.split()[0] for line in listed] == verbs()
+    assert all(len(line.split()) > 1 for line in listed)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_a_verb_is_a_module_too(verb: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", f"jobs.{verb}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(f"Usage: tessera {verb} ")
+
+
+def test_every_file_of_jobs_is_a_verb_or_shared() -> None:
+    """A module with a `command` is a verb, and only such a one: the listing is the catalogue."""
+    has_command = {
+        p.stem for p in (ROOT / "jobs").glob("*.py") if "\ndef command(" in p.read_text()
+    }
+    assert has_command == set(verbs())
+
+
+def test_a_dry_run_loads_no_service(digits: Path) -> None:
+    shown = start("train", "cnn", "--data", str(digits), "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("family: cnn\n")
+    assert "1,439 training images of 1 x 8 x 8" in shown.stdout
+    assert shown.stderr.strip() == "['torch']"
+
+
+def test_version(call: Call) -> None:
+    import importlib.metadata
+
+    assert call("--version").out == f"tessera, version {importlib.metadata.version('tessera')}\n"
+
+
+@pytest.mark.parametrize(
+    ("shell", "says"),
+    [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --no-files")],
+)
+def test_completion(shell: str, says: str) -> None:
+    script = start(_TESSERA_COMPLETE=f"{shell}_source")
+    assert script.returncode == 0
+    assert says in script.stdout
+    words = {"COMP_WORDS": "tessera pro", "COMP_CWORD": "1"}
+    if shell == "bash":
+        completed = start(_TESSERA_COMPLETE="bash_complete", **words)
+        assert completed.stdout == "plain,promote\n"
+        assert completed.stderr.strip() == "[]"
+
+
+def test_families(call: Call) -> None:
+    rows = json.loads(call("families", "--json").out)
+    assert {"cnn", "resnet"} <= {row["family"] for row in rows}
+    assert all({"tiny", "base"} <= set(row["variants"]) and row["about"] for row in rows)
+    listed = call("families").out
+    assert all(row["family"] in listed and row["about"] in listed for row in rows)
+
+
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def home(
+    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A place with one small model registered: `digits`, version 1, `challenger`."""
+    root = tmp_path_factory.mktemp("cli") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_HOME", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        train = f"train cnn --variant tiny --workers 0 --set train.epochs=1 --data {digits}"
+        with pytest.raises(SystemExit) as left:
+            run(tessera, "tessera", [*train.split(), "--json"])
+        assert left.value.code == 0
+        yield root
+
+
+def said(done: Done, status: int, *parts: str) -> None:
+    """A mistake's form: a line that says what is wrong, perhaps one that mends it, no more."""
+    assert done.status == status, done
+    assert not done.out
+    lines = done.err.splitlines()
+    assert 1 <= len(lines) <= 2, done.err
+    assert lines[0].startswith("tessera: ")
+    for part in parts:
+        assert part in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("trian", ["unknown verb 'trian'", "did you mean 'train'"]),
+        ("--verison", ["No such option '--verison'", "--version"]),
+        ("train --wrokers 1", ["No such option '--wrokers'", "--workers"]),
+        ("train", ["nothing to train", "tessera families"]),
+        ("train cnn", ["no data set", "--data DIR"]),
+        ("train cnnn --data DIGITS", ["unknown family 'cnnn'", "did you mean 'cnn'"]),
+        ("train cnn --variant tony --data DIGITS", ["unknown variant", "did you mean 'tiny'"]),
+        ("train cnn resnet --data DIGITS", ["unexpected extra argument (resnet)"]),
+        ("train cnn --data DIGITS --set optim.model.lt=1", ["did you mean 'optim.model.lr'"]),
+        ("train cnn --data DIGITS --set model.widhts=1", ["did you mean 'model.widths'"]),
+        ("train cnn --data DIGITS --set optim.model.lr=fast", ["'fast'", "valid number"]),
+        ("train cnn --data DIGITS --set train.epochs=1.5", ["train.epochs", "integer"]),
+        ("train cnn --data DIGITS --set train.epochs=0", ["train.epochs = 0", "greater than"]),
+        ("train cnn --data DIGITS --set model.kernel=2", ["model.kernel = 2", "odd"]),
+        ("train cnn --data DIGITS --set lr", ["path=value"]),
+        ("train cnn --data DIGITS --workers -1", ["workers.count = -1", "0"]),
+        ("train cnn --data DIGITS --workers two", ["'two' is not a valid integer"]),
+        ("train cnn --data DIGITS --model a/b", ["a model can't be called 'a/b'"]),
+        ("train none.yaml --data DIGITS", ["none.yaml can't be read"]),
+        ("train SCRATCH/typo.yaml --data DIGITS", ["'optin'", "did you mean 'optim'"]),
+        ("train SCRATCH/deep.yaml --data DIGITS", ["'train.epoch'", "did you mean 'train.epochs'"]),
+        ("train SCRATCH/no.yaml --data DIGITS", ["is no YAML"]),
+        ("train SCRATCH/empty.yaml --data DIGITS", ["begin with: family: cnn"]),
+        ("train cnn --resume x --data DIGITS", ["--resume takes the recipe of the run"]),
+        ("train --resume nobody", ["unknown run 'nobody'", "known: cnn-digits-"]),
+        ("evaluate digits --data DIGITS --split tset", ["'tset' is not one of"]),
+        ("evaluate digits", ["Missing option '--data'"]),
+        ("promote digits", ["Missing option '--version'"]),
+        ("promote dogits --version 1", ["unknown model 'dogits'", "did you mean 'digits'"]),
+        ("predict models:/dogits@champion x.png", ["unknown model", "did you mean 'digits'"]),
+        ("predict digits", ["Missing argument 'PATHS…'"]),
+    ],
+)
+def test_wrong_usage_is_said_with_its_mend(
+    words: str, parts: list[str], call: Call, home: Path, digits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "typo.yaml").write_text("family: cnn\noptin: {}\n")
+    (tmp_path / "deep.yaml").write_text("family: cnn\ntrain: {epoch: 3}\n")
+    (tmp_path / "no.yaml").write_text("family: [cnn\n")
+    (tmp_path / "empty.yaml").write_text("")
+    before = set((home / "runs").iterdir())
+    line = words.replace("DIGITS", str(digits)).replace("SCRATCH", str(tmp_path))
+    said(call(*line.split()), 2, *parts)
+    assert set((home / "runs").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("train cnn --data SCRATCH", ["is no packed data set", "tessera pack SOURCE --to"]),
+        ("train cnn --data SCRATCH/none", ["is no packed data set", "tessera pack SOURCE --to"]),
+        ("inspect SCRATCH", ["is no packed data set", "tessera pack SOURCE --to"]),
+        ("evaluate digits --data SCRATCH", ["is no packed data set"]),
+        ("evaluate dogits --data DIGITS", ["no registered model 'dogits'", "tessera train"]),
+        ("evaluate digits@champion --data DIGITS", ["'champion'", "aliases challenger"]),
+        ("evaluate digits/7 --data DIGITS", ["'7'", "it has versions 1"]),
+        ("promote digits --version 7", ["'7'", "it has versions 1"]),
+        ("rollback dogits", ["has no champion"]),
+        ("rollback digits", ["has no champion"]),
+        ("predict models:/digits@champion x.png", ["'champion'", "aliases challenger"]),
+        ("predict models:/digits/7 x.png", ["'7'", "it has versions 1"]),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(
+    words: str, parts: list[str], call: Call, home: Path, digits: Path, tmp_path: Path
+) -> None:
+    line = words.replace("DIGITS", str(digits)).replace("SCRATCH", str(tmp_path))
+    said(call(*line.split()), 1, *parts)
+
+
+def test_a_version_without_evaluation_is_refused(call: Call, home: Path) -> None:
+    done = call("promote", "digits", "--version", 1)
+    assert done.status == 1
+    assert "version 1 of digits refused: " in done.out
+    assert "tessera evaluate" in done.out
+    assert "no version or alias 'champion'" in call("predict", "digits@champion", "x").err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train cnn --workers 0 --data DIGITS",
+        "evaluate digits --data DIGITS",
+        "promote digits --version 1",
+        "rollback digits",
+        "predict models:/digits@challenger x.png",
+    ],
+)
+def test_an_mlflow_that_is_not_there_is_said_at_once(
+    words: str, call: Call, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as held:  # bound, so that nobody else listens there
+        held.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        before = set((home / "runs").iterdir())
+        done = call(*words.replace("DIGITS", str(digits)).split())
+    said(done, 1, address, "refused", "tessera up", "MLFLOW_TRACKING_URI")
+    assert set((home / "runs").iterdir()) == before, "a training that never began left its folder"
+
+
+def test_verbose_shows_where_a_mistake_was_found(call: Call) -> None:
+    from models.core.errors import UsageError
+
+    with pytest.raises(UsageError, match="unknown family"):
+        run(tessera, "tessera", ["train", "cnnn", "--verbose"])
+
+
+def test_a_place_that_can_not_be_written_is_said(call: Call, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    out = tmp_path / "file" / "answers.jsonl"
+    said(call("predict", "digits@challenger", tmp_path / "a.png", "--out", out), 1, str(out.parent))
+
+
+def test_an_input_that_can_not_be_read_has_its_line(call: Call, home: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(good)
+    bad.write_bytes(good.read_bytes()[:40])
+    inputs = [good, bad, tmp_path / "none.png"]
+    for strict, status in ([], 0), (["--strict"], 1):
+        done = call("predict", "digits@challenger", *inputs, *strict)
+        assert done.status == status
+        answers = [json.loads(line) for line in done.out.splitlines()]
+        assert [answer["path"] for answer in answers] == [str(path) for path in inputs]
+        assert [set(answer) >= {"class", "probability"} for answer in answers] == [
+            True,
+            False,
+            False,
+        ]
+        assert all("error" in answer for answer in answers[1:])
+        assert all((a["model"], a["version"]) == ("digits", 1) for a in answers)
+        assert done.err == "2 of 3 inputs couldn't be read: see their lines\n"
+    assert call("predict", "digits@challenger", good, "--strict").status == 0
+
+
+def test_answers_are_a_whole_file_or_none(call: Call, home: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    out = tmp_path / "deep" / "answers.jsonl"
+    pictures = tmp_path / "pictures"
+    asked = ("predict", "digits@challenger", tmp_path / "a.png", "--out", out)
+    assert call(*asked, "--pictures", pictures).status == 0
+    assert [json.loads(line)["version"] for line in out.read_text().splitlines()] == [1]
+    assert [path.name for path in pictures.iterdir()] == ["a.png"]
+    assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
+
+
+def test_a_closed_pipe_is_no_error(home: Path) -> None:
+    shown = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m jobs.families --json | head -c 1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (shown.stdout, shown.stderr) == ("[", "")
