@@ -19,10 +19,10 @@ check: $(READY)
 bench: $(READY)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# make measure RECIPE=jobs/recipes/digits.yaml: trains it with three seeds and writes what it
+# make measure RECIPE=jobs/recipes/digits.yaml DATA=DIR: trains it with three seeds and writes what it
 # reached into the recipe's comment.
 measure: $(READY)
-	$(BIN)/python -m jobs.measure $(RECIPE)
+	$(BIN)/python -m jobs.measure $(RECIPE) --data $(DATA)
 
 up: $(READY)
 	$(BIN)/tessera up
