@@ -309,12 +309,12 @@ class Training:
         progress.consumed = 0
         primary = self.family.task.primary
         value = figures[primary.name]
-        better = progress.best_value is None or primary.better(value, progress.best_value)
-        if better:
+        best = progress.best_value
+        improved = best is None or primary.better(value, best)
+        progress.stale_epochs = 0 if improved else progress.stale_epochs + 1
+        if improved or value == best:  # of equals the later one: its rate has come further down
             progress.best_value, progress.best_step = value, progress.step
-            progress.best_epoch, progress.stale_epochs = progress.epoch, 0
-        else:
-            progress.stale_epochs += 1
+            progress.best_epoch = progress.epoch
         if self.world.leads:
             values = {f"val/{name}": v for name, v in figures.items()}
             values["val/seconds"] = seconds
