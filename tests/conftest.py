@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +84,20 @@ class MlflowServer:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+@pytest.fixture(scope="session")
+def make_server() -> Iterator[Callable[[Path], MlflowServer]]:
+    """Makes a server over the store in a folder, not started yet; killed in the end."""
+    made: list[MlflowServer] = []
+
+    def make(root: Path) -> MlflowServer:
+        made.append(MlflowServer(root))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,209 @@
+"""What a person finds in MLflow's pages, driven in a real Chromium.
+
+A small training is logged into an embedded store without a server, then served. Each link that
+Tessera prints is opened in a fresh browser profile, as a person's first click would be.
+TESSERA_UPDATE_PICTURE=1 writes the README's picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import driver, services
+from jobs.cli import run, tessera
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.chromium,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make chromium"),
+]
+
+PICTURE = Path(__file__).parents[1] / "docs" / "mlflow.png"
+EPOCHS, STEPS = 8, 96
+PATIENCE_MS = 60_000
+"""How long a page may take; it is there within seconds, but not on a busy machine."""
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+NO_ASSISTANT = (
+    "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
+    "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+)
+
+Open = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A server, and what the commands printed before it was there."""
+
+    server: str
+    run: str
+    run_page: str
+    version_page: str
+
+
+@pytest.fixture(scope="module")
+def trained(
+    prepared_store: Path,
+    digits: Path,
+    make_server: Callable[[Path], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    """cnn on the digits: trained, evaluated, promoted, all without a server; then served."""
+    root = tmp_path_factory.mktemp("pages") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    server = make_server(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_HOME", str(root))
+        patch.setenv("TESSERA_UI", server.uri)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        settings = f"--set train.epochs={EPOCHS} --set train.log_every_steps=1"
+        said = call(f"train cnn --workers 0 --data {digits} {settings} --json")
+        call(f"evaluate digits --data {digits} --json")
+        call("promote digits --version 1 --json")
+        registry = driver.open_registry()
+        version_page = registry.link(registry.version("digits", 1))
+    server.start()
+    return Trained(server.uri, said["run"], said["page"], version_page)
+
+
+def call(words: str) -> Any:
+    """Runs `tessera WORDS` in this process; gives the JSON that it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
+        run(tessera, "tessera", words.split())
+    assert left.value.code == 0, out.getvalue()
+    return json.loads(out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = [*FLAGS.split(), "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any, trained: Trained) -> Iterator[Open]:
+    """Opens an address in a profile that never saw MLflow before."""
+    contexts = []
+    elsewhere: list[str] = []
+
+    def open_page(address: str, *, height: int = 900, script: str = "") -> Any:
+        context = chromium.new_context(viewport={"width": 1280, "height": height})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        if script:
+            context.add_init_script(script)
+        page = context.new_page()
+        page.on("request", lambda request: elsewhere.append(request.url))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    own = (trained.server, "data:", "blob:")
+    assert [url for url in elsewhere if not url.startswith(own)] == [], "it asks other hosts"
+
+
+def see(page: Any, text: str, *, exact: bool = True) -> None:
+    page.get_by_text(text, exact=exact).first.wait_for()
+
+
+def is_training_view(page: Any) -> bool:
+    """The registry of models is in the list at the left in the model-training view only."""
+    see(page, "Model training")
+    page.wait_for_timeout(500)  # the list follows the view
+    return bool(page.get_by_text("Model registry", exact=True).count())
+
+
+def under(page: str, part: str) -> str:
+    """The address of a part of a run's page."""
+    address, _, query = page.partition("?")
+    return f"{address}/{part}?{query}"
+
+
+def test_the_run_says_what_was_trained(open_page: Open, trained: Trained) -> None:
+    page = open_page(trained.run_page)
+    see(page, trained.run)
+    for fact in ("Finished", "cnn", "train.epochs", "optim.model.lr", "val/accuracy"):
+        see(page, fact)
+    see(page, "digits/train", exact=False)
+    assert is_training_view(page)
+
+
+def test_the_version_has_its_aliases(open_page: Open, trained: Trained) -> None:
+    page = open_page(trained.version_page)
+    for fact in ("Version 1", "champion", "challenger", "tessera.digest", trained.run):
+        see(page, fact, exact=False)
+    assert is_training_view(page)
+
+
+def test_what_up_prints_leads_to_the_run(open_page: Open, trained: Trained) -> None:
+    page = open_page(trained.server + services.MLFLOW_VIEW)
+    assert is_training_view(page)
+    page.get_by_text("tessera", exact=True).first.click()
+    see(page, trained.run)
+    assert is_training_view(page)
+
+
+def test_a_bare_address_opens_another_view(open_page: Open, trained: Trained) -> None:
+    """The control: without what the links carry, MLflow opens its GenAI view."""
+    bare = trained.run_page.partition("?")[0]
+    for address in (trained.server, bare):
+        assert not is_training_view(open_page(address))
+
+
+@pytest.mark.parametrize(
+    "picture", ["training_samples", "confusion_matrix", "learning_curves", "worst_mistakes"]
+)
+def test_the_pictures_are_shown(open_page: Open, trained: Trained, picture: str) -> None:
+    page = open_page(under(trained.run_page, f"artifacts/pictures/{picture}.png"))
+    see(page, f"{picture}.png")
+    page.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 300)")
+
+
+def test_the_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path) -> None:
+    """The page that the README shows: a curve for each figure, a point for each step."""
+    page = open_page(under(trained.run_page, "model-metrics"), height=1000, script=NO_ASSISTANT)
+    figures = "train/(accuracy|loss|lr)|val/(accuracy|f1|loss)"
+    page.get_by_placeholder("Search metric charts").fill(figures)
+    see(page, "train (3)")
+    see(page, "val (3)")
+    page.wait_for_function(
+        "() => document.querySelectorAll('.js-plotly-plot .scatterlayer path.js-line').length >= 6"
+    )
+    points = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot')]"
+        ".map(plot => [plot.data[0].name, plot.data[0].x.length])"
+    )
+    assert sorted(count for _, count in points) == [EPOCHS] * 3 + [STEPS] * 3
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1500)  # charts grow when they come
+    shot = PICTURE if os.environ.get("TESSERA_UPDATE_PICTURE") else tmp_path / "mlflow.png"
+    shot.parent.mkdir(exist_ok=True)
+    page.screenshot(path=shot)
+    assert shot.stat().st_size > 30_000
+
+
+def test_the_machine_s_load_is_drawn(open_page: Open, trained: Trained) -> None:
+    page = open_page(under(trained.run_page, "system-metrics"))
+    see(page, "cpu_utilization_percentage", exact=False)
