@@ -5,6 +5,7 @@ In: the run's events. Out: text on stderr, so that stdout stays for the result.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from typing import Any
@@ -30,6 +31,7 @@ class Display:
         self.task = self.bar.add_task("starting workers", total=None, facts="")
         self.began: tuple[float, int] | None = None
         self.train: dict[str, Any] = {}
+        self.speeds: list[float] = []
         self.last_value = ""
 
     def __enter__(self) -> Display:
@@ -63,7 +65,10 @@ class Display:
         if "train/loss" in values or any(k.startswith("train/") for k in values):
             if self.began is None:
                 self.began = (time.monotonic(), event["seen"])
-            self.train = {**values, "step": event["step"]}
+            if event["epoch"] != self.train.get("epoch"):
+                self.speeds = []
+            self.speeds.append(values["train/images_per_second"])
+            self.train = {**values, "step": event["step"], "epoch": event["epoch"]}
             self._show(event)
         key = f"val/{self.primary}"
         if key in values:
@@ -77,8 +82,8 @@ class Display:
         parts = [f"step {self.train.get('step', 0)}"]
         if loss is not None:
             parts.append(f"loss {loss:.4f}")
-        if "train/images_per_second" in self.train:
-            parts.append(f"{self.train['train/images_per_second']:,.0f} images/s")
+        if self.speeds:  # of the epoch so far: the window at its end may be two steps short
+            parts.append(f"{statistics.median(self.speeds):,.0f} images/s")
             parts.append(f"waiting for data {self.train['train/data_wait_share']:.0%}")
         left = self._seconds_left(event)
         if left is not None:

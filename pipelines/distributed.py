@@ -6,6 +6,7 @@ group is there already (Ray Train or a test made it). Must not know what is bein
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,9 +24,14 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
         return module
     from torch.nn.parallel import DistributedDataParallel
 
-    devices = [torch.device(world.device)] if world.device != "cpu" else None
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Renamed on the way from torch 2.11 to 2.15.
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
-        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        module,
+        device_ids=[torch.device(world.device)] if world.device != "cpu" else None,
+        gradient_as_bucket_view=True,
+        **{sync: False},  # type: ignore[arg-type]
     )
 
 
