@@ -7,8 +7,9 @@ only when asked.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ EXPERIMENT = "tessera"
 
 def apply_settings() -> None:
     """Sets what Ray and MLflow must find in the environment; what the user set stays."""
-    for name, value in {**tracking.settings(), **cluster.settings()}.items():
+    for name, value in {**tracking.settings(), **cluster.settings(ray_address())}.items():
         os.environ.setdefault(name, value)
 
 
@@ -69,15 +70,17 @@ def executor(
     if group.workers == 0:
         yield lambda payload, emit: cluster.local(work, payload, emit)
         return
-    opened = cluster.connect(ray_address(), verbose=verbose)
-    try:
-        cluster.check(group)
-        yield lambda payload, emit: cluster.train(
-            work, payload, group, name=name, storage=storage, emit=emit, verbose=verbose
-        )
-    finally:
-        if opened:
-            cluster.disconnect()
+    # Ray prints what happens to its workers on stdout, where a script reads the result.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
+        opened = cluster.connect(ray_address(), verbose=verbose)
+        try:
+            cluster.check(group)
+            yield lambda payload, emit: cluster.train(
+                work, payload, group, name=name, storage=storage, emit=emit, verbose=verbose
+            )
+        finally:
+            if opened:
+                cluster.disconnect()
 
 
 def attach_tracker(run_id: str) -> MlflowTracker:

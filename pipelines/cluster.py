@@ -17,12 +17,19 @@ from typing import Any, Literal
 from models.core.errors import TesseraError
 from pipelines.ports import Emit, World
 
+LOOPBACK = ("127.0.0.1", "localhost")
 Work = Callable[[dict[str, Any], World, Emit], dict[str, Any]]
 
 
-def settings() -> dict[str, str]:
-    """Environment variables that must be set before Ray is imported; a user's own stay."""
+def settings(address: str | None = None) -> dict[str, str]:
+    """Environment variables that must be set before Ray is imported; a user's own stay. `address`
+    is the cluster's, None for one that is started here."""
+    host = (address or "127.0.0.1").rpartition("//")[2].partition(":")[0]
+    # Ray takes a loopback address for the machine's own on Linux, and then listens on all of them;
+    # this switch, made for macOS and Windows, keeps it on loopback.
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if host in LOOPBACK else {}
     return {
+        **loopback,
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Reports and deaths are noticed at the next poll; Ray's default is 2 s.

@@ -182,6 +182,20 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
     assert weights_equal(run, undisturbed[2].run)
 
 
+def test_an_embedded_ray_listens_on_loopback_only() -> None:
+    import psutil
+
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening, "nothing listens"
+    away = {name for name, ip in listening if ip.removeprefix("::ffff:") != "127.0.0.1"}
+    assert not away
+
+
 def test_a_finished_run_is_not_trained_again(
     undisturbed: dict[int, Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
