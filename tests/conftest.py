@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: several thread pools on few cores are slower than one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pipelines import tracking
 
 
