@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 
@@ -28,7 +29,7 @@ from jobs import embedded
 from models.core.errors import TesseraError
 
 HOST = "127.0.0.1"
-MLFLOW_VIEW = "/#/experiments?workflowType=machine_learning"
+_VIEW = "workflowType=machine_learning"  # without it MLflow opens its GenAI view
 _STOP_SECONDS = 45  # Ray drains a node for up to 30 s after SIGTERM
 
 
@@ -209,6 +210,18 @@ def health(service: Service, environment: dict[str, str]) -> str:
     if service.name == "ray":
         return ask(f"{service.address}/api/jobs/", bearer=token(environment))
     return ask(f"{service.address}/health")
+
+
+def mlflow_pages(address: str, experiment: str = "tessera") -> str:
+    """Where a person finds the trainings: the runs of the experiment, once there is one."""
+    url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=3) as answer:
+            number = json.load(answer)["experiment"]["experiment_id"]
+    except (OSError, ValueError, KeyError):
+        return f"{address}/#/experiments?{_VIEW}"
+    return f"{address}/#/experiments/{number}/runs?{_VIEW}"
 
 
 def wait_until_healthy(service: Service, environment: dict[str, str], deadline: float) -> None:

@@ -143,7 +143,9 @@ def mlflow_command(port: int) -> list[str]:
 
     root = embedded.root()
     store = ["--backend-store-uri", tracking.embedded_uri(root)]
-    files = ["--artifacts-destination", str(tracking.embedded_artifacts(root))]
+    # Files go where they go without a server, so that the store is one whichever way it is used.
+    place = str(tracking.embedded_artifacts(root))
+    files = ["--default-artifact-root", place, "--no-serve-artifacts"]
     where = ["--host", HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]
 
@@ -182,7 +184,7 @@ def show(up: Services) -> None:
     from jobs.terminal import show_facts
 
     dashboard = up.environment["RAY_API_SERVER_ADDRESS"]
-    pages = up.environment["MLFLOW_TRACKING_URI"] + services.MLFLOW_VIEW
+    pages = services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"])
     show_facts({"ray": dashboard, "mlflow": pages, "logs": str(embedded.root() / "logs")})
     click.echo('\nfor this shell (or: eval "$(tessera status --exports)"):\n')
     click.echo(services.exports(up.environment))
