@@ -62,6 +62,8 @@ def tessera() -> None:
 def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoReturn:
     """Runs a command and exits; a user's mistake is a line or two on stderr, never a traceback."""
     argv = sys.argv[1:] if argv is None else argv
+    # Read when torch is loaded: threads that wait let others work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "--verbose" in argv
     try:
         status = command.main(args=argv, prog_name=name, standalone_mode=False)

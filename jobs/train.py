@@ -171,33 +171,36 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     if submitted.get("metadata", {}).get("job_submission_id"):
         tags["ray.submission_id"] = submitted["metadata"]["job_submission_id"]
-    with runs.locked(run), Display(primary, quiet=quiet) as display:
-        # Both take seconds and wait mostly for other processes. The run is opened after them: a
-        # training that is refused leaves nothing in MLflow.
-        with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(driver.open_registry)
-            storage = run.folder / "ray"
-            with driver.executor(
-                worker.run, group, name=run.name, storage=storage, verbose=verbose
-            ) as execute:
-                versions = opening.result()
-                tracker = driver.open_tracker(run.name, experiment=experiment, tags=tags)
-                tracker.start_system_metrics()
-                if group.workers:
-                    tags["ray.job_id"] = cluster.job_id()
-                display.say(f"run {run.name}")
-                display.say(f"watch {tracker.link()}")
-                return runs.launch(
-                    run,
-                    recipe,
-                    tracker=tracker,
-                    registry=versions,
-                    execute=execute,
-                    save_servable=registry.save_servable,
-                    is_permanent=tracking.is_permanent,
-                    listeners=[display],
-                    tags=tags,
-                )
+    storage = run.folder / "ray"
+    # The cluster and the registry take seconds each, and wait mostly for other processes. The run
+    # is opened after both: a training that is refused leaves nothing in MLflow.
+    with (
+        runs.locked(run),
+        Display(primary, quiet=quiet) as display,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        opening = pool.submit(driver.open_registry)
+        with driver.executor(
+            worker.run, group, name=run.name, storage=storage, verbose=verbose
+        ) as execute:
+            versions = opening.result()
+            tracker = driver.open_tracker(run.name, experiment=experiment, tags=tags)
+            tracker.start_system_metrics()
+            if group.workers:
+                tags["ray.job_id"] = cluster.job_id()
+            display.say(f"run {run.name}")
+            display.say(f"watch {tracker.link()}")
+            return runs.launch(
+                run,
+                recipe,
+                tracker=tracker,
+                registry=versions,
+                execute=execute,
+                save_servable=registry.save_servable,
+                is_permanent=tracking.is_permanent,
+                listeners=[display],
+                tags=tags,
+            )
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:

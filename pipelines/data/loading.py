@@ -232,6 +232,8 @@ def _ahead(make: Callable[[], Iterator[T]]) -> Iterator[T]:
         return False
 
     def work() -> None:
+        # A second pool of OpenMP threads beside the training's would fight it for the cores.
+        torch.set_num_threads(1)
         try:
             for item in make():
                 if not put("item", item):

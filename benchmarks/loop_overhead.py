@@ -1,0 +1,137 @@
+"""What the training loop costs beside a bare PyTorch loop over the same network and images.
+
+Both train `cnn` on the bundled digits in one process, in the same precision and memory format, in
+turns in one run. The bare loop has its images decoded, as ours has after its first epoch, and does
+nothing but forward, backward and step. Ratios are what counts; the absolute figures are this
+machine's. Prints a table and writes benchmarks/results/loop_overhead.json.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import models
+from jobs.measure import hardware
+from models.core.family import Draws
+from pipelines import optim, worker
+from pipelines import recipe as recipes
+from pipelines.data import importing
+from pipelines.data.loading import TrainLoader
+from pipelines.evaluation import autocast
+from pipelines.ports import World
+from pipelines.recipe import Recipe
+from pipelines.training import Training, resolve_precision
+
+ROUNDS = 5
+EPOCHS = 4
+RESULT = Path(__file__).with_name("results") / "loop_overhead.json"
+
+
+class Nothing:
+    """An `Emit` for events that nobody reads."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+def ours(recipe: Recipe, folder: Path) -> float:
+    """Images per second of the loop, from its second epoch on, without validation."""
+    card, data = worker.open_data(recipe)
+    loader = TrainLoader(
+        Path(recipe.data.path),
+        card,
+        data,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        world=World(),
+    )
+    training = Training(
+        family=models.get(recipe.family),
+        recipe=recipe,
+        card=card,
+        data=data,
+        loader=loader,
+        validate=lambda module: {"accuracy": 0.0},
+        world=World(),
+        emit=Nothing(),
+        folder=folder,
+    )
+    training._freeze(0)
+    training._epoch()
+    seconds = 0.0
+    for epoch in range(1, EPOCHS + 1):
+        training.progress.epoch, training.progress.consumed = epoch, 0
+        began = time.perf_counter()
+        training._epoch()
+        seconds += time.perf_counter() - began
+    return loader.samples * EPOCHS / seconds
+
+
+def bare(recipe: Recipe) -> float:
+    """Images per second of a loop that does nothing else."""
+    card, data = worker.open_data(recipe)
+    family = models.get(recipe.family)
+    precision = resolve_precision(recipe.train.precision, "cpu")
+    loader = TrainLoader(Path(recipe.data.path), card, data, batch_size=128, seed=0, world=World())
+    transform = family.augment(recipe.augment_settings(), data, train=False)
+    batches = [transform(step.batch, Draws(0, step.total, step.rows)) for step in loader.epoch(0)]
+    for batch in batches:
+        batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    module = family.build(recipe.config(), data).to(memory_format=torch.channels_last).train()
+    optimizer = optim.build(module, recipe.optim["model"])
+
+    def epoch() -> None:
+        for batch in batches:
+            with autocast("cpu", precision):
+                loss = family.loss(module, batch)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    epoch()
+    began = time.perf_counter()
+    for _ in range(EPOCHS):
+        epoch()
+    return loader.samples * EPOCHS / (time.perf_counter() - began)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "digits"
+        card = importing.pack("digits", folder)
+        recipe = recipes.start("cnn").with_overrides(
+            {"data.path": str(folder), "data.digest": card.digest, "train.epochs": EPOCHS + 1}
+        )
+        pairs = [(ours(recipe, Path(scratch)), bare(recipe)) for _ in range(ROUNDS)]
+    ratios = sorted(a / b for a, b in pairs)
+    entry = {
+        "ours_images_per_second": statistics.median(a for a, _ in pairs),
+        "bare_images_per_second": statistics.median(b for _, b in pairs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_range": [ratios[0], ratios[-1]],
+        "rounds": ROUNDS,
+        "threads": torch.get_num_threads(),
+        "hardware": hardware(),
+        "torch": torch.__version__,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(entry, indent=1) + "\n")
+    print(f"ours {entry['ours_images_per_second']:,.0f} images/s")
+    print(f"bare {entry['bare_images_per_second']:,.0f} images/s")
+    print(f"ratio {entry['ratio_median']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()

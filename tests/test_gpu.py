@@ -1,0 +1,37 @@
+"""On a CUDA device: the same loop, bf16, and answers that agree with the CPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import checkpoints, worker
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+from pipelines.ports import World
+from pipelines.spool import SpoolFile
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+def test_training_on_a_gpu_answers_as_on_the_cpu(digits: Path, tmp_path: Path) -> None:
+    recipe = recipes.start("cnn").with_overrides(
+        {"data.path": str(digits), "data.digest": cards.read(digits).digest, "train.epochs": 8}
+    )
+    payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
+    emit = SpoolFile(tmp_path / "spool.jsonl")
+    summary = worker.run(payload, World(0, 1, "cuda:0"), emit)
+    assert summary["figures"]["accuracy"] > 0.9
+    folder = tmp_path / "model"
+    digest = checkpoints.write_model(tmp_path / "checkpoints" / summary["checkpoint"], folder)
+    told = {"model": str(folder), "digest": digest, "data": str(digits), "split": "test"}
+    on_gpu, on_cpu = (
+        worker.evaluate(told, World(0, 1, device), emit)["figures"] for device in ("cuda:0", "cpu")
+    )
+    assert on_gpu["accuracy"] == pytest.approx(on_cpu["accuracy"], abs=0.01)
+    assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.01)
