@@ -92,9 +92,8 @@ def connect(uri: str | None) -> Any:
     `None` lets MLflow choose. A new SQLite file is set up first, under a lock, because MLflow's own
     set-up breaks when two processes begin at once.
     """
-    from mlflow.exceptions import MlflowException
-
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     if uri and uri.startswith("sqlite:///"):
         _prepare_database(Path(uri.removeprefix("sqlite:///")), upgrade=False)
