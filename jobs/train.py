@@ -190,17 +190,21 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
                 tags["ray.job_id"] = cluster.job_id()
             display.say(f"run {run.name}")
             display.say(f"watch {tracker.link()}")
-            return runs.launch(
-                run,
-                recipe,
-                tracker=tracker,
-                registry=versions,
-                execute=execute,
-                save_servable=registry.save_servable,
-                is_permanent=tracking.is_permanent,
-                listeners=[display],
-                tags=tags,
-            )
+            try:
+                return runs.launch(
+                    run,
+                    recipe,
+                    tracker=tracker,
+                    registry=versions,
+                    execute=execute,
+                    save_servable=registry.save_servable,
+                    is_permanent=tracking.is_permanent,
+                    listeners=[display],
+                    tags=tags,
+                )
+            except (KeyboardInterrupt, SystemExit):
+                display.say(f"go on with: tessera train --resume {run.name}")
+                raise
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:
