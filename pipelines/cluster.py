@@ -143,33 +143,14 @@ def train(
     """
     import ray
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train import TrainingFailedError as Failed
-    from ray.train.torch import TorchTrainer
 
     gpus = check(group)
     sink = _start_sink(emit)
-    scaling = ScalingConfig(
-        num_workers=group.workers,
-        use_gpu=gpus > 0,
-        resources_per_worker={"CPU": group.cpus, **({"GPU": gpus} if gpus else {})},
-    )
     try:
         for attempt in range(group.max_failures + 1):
-            trainer = TorchTrainer(
-                _loop,
-                train_loop_config={"work": work, "payload": payload, "sink": sink},
-                scaling_config=scaling,
-                run_config=RunConfig(
-                    # A name of its own each time: the function resumes from its own checkpoints,
-                    # never from Ray's record of a run, which may be cut.
-                    name=f"{name}-{uuid.uuid4().hex[:6]}",
-                    storage_path=str(storage.absolute()),
-                    failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
-                    logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
-                    worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-                ),
-            )
+            told = {"work": work, "payload": payload, "sink": sink}
+            trainer = _trainer(told, group, gpus, name=name, storage=storage, verbose=verbose)
             try:
                 result = trainer.fit()
             except (Failed, RayActorError) as error:
@@ -189,6 +170,32 @@ def train(
         raise AssertionError("unreachable")
     finally:
         ray.kill(sink)
+
+
+def _trainer(
+    told: dict[str, Any], group: Group, gpus: int, *, name: str, storage: Path, verbose: bool
+) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        _loop,
+        train_loop_config=told,
+        scaling_config=ScalingConfig(
+            num_workers=group.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": group.cpus, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            # A name of its own each time: the function resumes from its own checkpoints, never
+            # from Ray's record of a run, which may be cut.
+            name=f"{name}-{uuid.uuid4().hex[:6]}",
+            storage_path=str(storage.absolute()),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+        ),
+    )
 
 
 def _explain(error: BaseException) -> tuple[TesseraError | None, str]:

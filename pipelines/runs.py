@@ -27,6 +27,7 @@ from models.core.errors import TesseraError, unknown
 from pipelines import checkpoints, pictures
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
+from pipelines.data.card import Card
 from pipelines.ports import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
 from pipelines.spool import Shipper, SpoolFile, read_events
@@ -143,13 +144,7 @@ def launch(
     card = cards.read(Path(recipe.data.path))
     run = replace(run, run_id=tracker.run_id)
     run.write()
-    tracker.params(run.recipe().flat())
-    tracker.tags({**_versions(), **_changes(run, recipe), **(tags or {})})
-    for split in card.splits:
-        if split != "test":
-            tracker.dataset(
-                name=card.name, digest=card.digest, source=str(recipe.data.path), split=split
-            )
+    _note_start(run, recipe, card, tracker, tags or {})
     spool = SpoolFile(run.spool)
     shipper = Shipper(run.spool, tracker, listeners=listeners, is_permanent=is_permanent)
     shipper.start()
@@ -186,6 +181,18 @@ def launch(
         undelivered,
         tracker.link(),
     )
+
+
+def _note_start(
+    run: Run, recipe: Recipe, card: Card, tracker: Tracker, tags: Mapping[str, str]
+) -> None:
+    tracker.params(run.recipe().flat())
+    tracker.tags({**_versions(), **_changes(run, recipe), **tags})
+    for split in card.splits:
+        if split != "test":
+            tracker.dataset(
+                name=card.name, digest=card.digest, source=str(recipe.data.path), split=split
+            )
 
 
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import models
 from models.core.errors import TesseraError
@@ -48,23 +50,9 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     family = models.get(recipe.family)
     state = _resume(run_dir / CHECKPOINTS, recipe, world, emit)
     precision = resolve_precision(recipe.train.precision, world.device)
-    validation = EvalLoader(
-        Path(recipe.data.path), card, data, batch_size=EVAL_BATCH, world=world, split="val"
-    )
+    answer = _answerer(recipe, card, data, world, precision)
 
-    def answer(module: Any) -> Answers | None:
-        return evaluation.answer(
-            family,
-            module,
-            data,
-            validation,
-            world,
-            augment_settings=recipe.augment_settings(),
-            precision=precision,
-            channels_last=recipe.train.channels_last,
-        )
-
-    def validate(module: Any) -> Mapping[str, float]:
+    def validate(module: nn.Module) -> Mapping[str, float]:
         answers = answer(module)
         figures = answers.figures(family, data) if answers else None
         agreed: dict[str, float] = distributed.broadcast(figures, world)
@@ -110,6 +98,29 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         "images_per_second": training.images_per_second,
         "precision": precision,
     }
+
+
+def _answerer(
+    recipe: Recipe, card: Card, data: DataSpec, world: World, precision: str
+) -> Callable[[nn.Module], Answers | None]:
+    """A network's answers on the validation split, on rank 0."""
+    loader = EvalLoader(
+        Path(recipe.data.path), card, data, batch_size=EVAL_BATCH, world=world, split="val"
+    )
+
+    def answer(module: nn.Module) -> Answers | None:
+        return evaluation.answer(
+            models.get(recipe.family),
+            module,
+            data,
+            loader,
+            world,
+            augment_settings=recipe.augment_settings(),
+            precision=precision,
+            channels_last=recipe.train.channels_last,
+        )
+
+    return answer
 
 
 def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
