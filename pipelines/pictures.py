@@ -1,22 +1,25 @@
 """Pictures of a training, as PNG files.
 
 In: images with captions, a confusion matrix, or figures by step. Out: one PNG at the path given,
-whose folder is made. Must not know what was trained or where the files go. matplotlib is used
-through its objects, without pyplot and its global state, and loaded only when something is drawn.
+whose folder is made. Must not know what was trained or where the files go. Plots
+are made through matplotlib's objects, without pyplot and its global state, and it is loaded only
+when one is drawn; images are pasted together with Pillow, which takes a hundredth of the time.
 
     N images, C channels (1 or 3), H height, W width, K classes
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from models.core.errors import TesseraError
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 120
+TILE_PIXELS, GAP_PIXELS, CAPTION_PIXELS = 144, 12, 13
 COUNTED_CLASSES = 25
 """Up to so many classes the counts are written into the confusion matrix."""
 NAMED_CLASSES = 120
@@ -45,17 +49,39 @@ def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
     texts = ["\n".join(textwrap.wrap(_line(c), 22, max_lines=3, placeholder="…")) for c in captions]
     lines = max(text.count("\n") for text in texts) + 1 if any(texts) else 0
     shape = min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
-    figure = _figure(1.5 * columns + 0.2, rows * (1.35 * shape + 0.17 * lines) + 0.2)
-    pixels = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).clamp(0, 1)
-    pixels = pixels.permute(0, 2, 3, 1).cpu()
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image, text in zip(axes, pixels, texts):
-        image = image[:, :, 0] if image.shape[-1] == 1 else image
-        axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(text, fontsize=8, pad=3, parse_math=False)
-    _save(figure, path)
+    width, height = TILE_PIXELS, round(TILE_PIXELS * shape)
+    band = lines * (CAPTION_PIXELS + 4) + 6
+    step_x, step_y = width + GAP_PIXELS, height + band + GAP_PIXELS
+    sheet = Image.new("RGB", (columns * step_x + GAP_PIXELS, rows * step_y + GAP_PIXELS), "white")
+    write = ImageDraw.Draw(sheet)
+    font = _font()
+    for place, (image, text) in enumerate(zip(_tiles(images), texts)):
+        x = GAP_PIXELS + place % columns * step_x
+        y = GAP_PIXELS + place // columns * step_y
+        scale = min(width / image.width, height / image.height)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        larger = scale > 1  # pixels stay to be seen
+        kind = Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR
+        sheet.paste(image.resize(size, kind), (x + (width - size[0]) // 2, y + band))
+        middle = (x + width / 2, y + band - 4)
+        write.multiline_text(middle, text, "black", font, anchor="md", align="center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+
+
+def _tiles(images: Tensor) -> Iterator[Image.Image]:
+    pixels = images if images.dtype == torch.uint8 else (images.float().clamp(0, 1) * 255).round()
+    for image in pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
+        yield Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that matplotlib brings along, which knows more scripts than Pillow's."""
+    spec = importlib.util.find_spec("matplotlib")
+    found = Path(spec.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else None
+    if found is None or not found.is_file():
+        return ImageFont.load_default(CAPTION_PIXELS)
+    return ImageFont.truetype(str(found), CAPTION_PIXELS)
 
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
