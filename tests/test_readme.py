@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from jobs import services
+from jobs.cli import verbs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -176,6 +177,11 @@ def test_every_command_runs(shell: Shell) -> None:
 def test_what_is_not_run_is_shown() -> None:
     """A reason for a command that the README no longer has is no reason."""
     assert set(NOT_RUN) <= {text for _, text in commands()}
+
+
+def test_every_verb_is_shown() -> None:
+    missing = [verb for verb in verbs() if not re.search(rf"\b(tessera|make) {verb}\b", README)]
+    assert missing == []
 
 
 def test_what_the_page_names_is_there() -> None:
