@@ -192,8 +192,10 @@ def test_the_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path)
     figures = "train/(accuracy|loss|lr)|val/(accuracy|f1|loss)"
     page.get_by_placeholder("Search metric charts").fill(figures)
     page.get_by_text("calibration_error").first.wait_for(state="detached")  # filtered out
-    drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data?.[0]?.x?.length)"
-    page.wait_for_function(f"() => {drawn}.length >= 6")
+    drawn = (
+        "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data?.[0]?.x?.length > 1)"
+    )
+    page.wait_for_function(f"() => {drawn}.length === 6")
     points = page.evaluate(f"() => {drawn}.map(plot => plot.data[0].x.length)")
     assert sorted(points) == [EPOCHS] * 3 + [STEPS] * 3
     page.mouse.move(0, 0)
