@@ -1,7 +1,7 @@
 """Every command that the README shows, in its order, as a person would run it.
 
-They run in a copy of the checkout with a home of its own. The demo is among them, twice: the second
-makes version 2 and says what it decided.
+They run in a copy of the checkout with a home of its own. The demo has a test of its own,
+tests/jobs/test_demo.py.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIMIT_SECONDS = 300
-DEMO_ACCURACY = 0.97
 
 NOT_RUN = {
-    "make demo": "needs a package index: `python -m jobs.demo`, which it calls, runs here",
+    "make demo": "needs a package index: tests/jobs/test_demo.py runs what it calls",
     "make test": "it is what runs this",
     ". .venv/bin/activate": "the environment that runs this is on the PATH",
     "cp .env.example .env": "only for the next one",
@@ -122,27 +121,6 @@ def write_photos(folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         image.save(target / f"{place}.png")
     (folder / "new" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
-
-
-@pytest.mark.slow
-def test_the_demo_twice(shell: Shell) -> None:
-    first = json.loads(shell("sh", "python -m jobs.demo --json").stdout)
-    assert first["family"] == "cnn"
-    assert first["test accuracy"] >= DEMO_ACCURACY
-    assert first["model version"] == "digits/1"
-    assert first["aliases"] == "challenger, champion"
-    assert first["champion"] == "version 1"
-    assert first["images/s"] > 0
-    assert first["run"].endswith("?workflowType=machine_learning")
-    assert re.fullmatch(r"(9|10) of 10 right, asked in a fresh process", first["unseen images"])
-
-    second = shell("sh", "python -m jobs.demo")
-    table = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in second.stdout.splitlines()[1:-2])
-    assert table["model version"] == "digits/2"
-    assert float(table["test accuracy"]) == first["test accuracy"], "the same seed, another result"
-    assert table["champion"] == "version 1"
-    assert "version 2 not promoted: not better at all: accuracy" in second.stderr
-    assert second.stdout.splitlines()[-1] == "open the pages with: tessera up"
 
 
 @pytest.mark.slow

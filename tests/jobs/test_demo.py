@@ -1,0 +1,57 @@
+"""`make demo` as a person runs it, but for the installation: once, and once more.
+
+The second makes version 2, compares it with the champion, and says what it decided.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ACCURACY = 0.97
+LIMIT_SECONDS = 300
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    services = ("RAY_", "MLFLOW_", "TESSERA_", "PYTEST")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(services)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.demo", *arguments],
+        cwd=folder,
+        env={**clean, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_demo_twice(tmp_path: Path) -> None:
+    first = json.loads(demo(tmp_path, "--json").stdout)
+    assert first["family"] == "cnn"
+    assert first["test accuracy"] >= ACCURACY
+    assert first["model version"] == "digits/1"
+    assert first["aliases"] == "challenger, champion"
+    assert first["champion"] == "version 1"
+    assert first["images/s"] > 0
+    assert first["run"].endswith("?workflowType=machine_learning")
+    assert re.fullmatch(r"(9|10) of 10 right, asked in a fresh process", first["unseen images"])
+
+    second = demo(tmp_path)
+    table = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in second.stdout.splitlines()[1:-2])
+    assert table["model version"] == "digits/2"
+    assert float(table["test accuracy"]) == first["test accuracy"], "the same seed, another result"
+    assert table["champion"] == "version 1"
+    assert "version 2 not promoted: not better at all: accuracy" in second.stderr
+    assert second.stdout.splitlines()[-1] == "open the pages with: tessera up"
+    assert [path.name for path in tmp_path.iterdir()] == [".tessera"]
