@@ -12,7 +12,13 @@ from jobs.cli import run as run_command
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--version", "number", type=int, required=True, help="The candidate.")
-@click.option("--margin", type=float, default=0.0, show_default=True, help="Better by how much.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Better by how much.",
+)
 @click.option("--dry-run", is_flag=True, help="Decide, but change nothing.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")

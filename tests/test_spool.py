@@ -291,7 +291,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
         "    def metrics(self, points):\n"
         "        with open(folder / 'arrived', 'a') as file:\n"
         "            file.writelines(f'{p.step} {p.time_ms}\\n' for p in points)\n"
-        "        time.sleep(0.02)\n"
+        "        time.sleep(0.15)\n"
         "ship = Shipper(folder / 'spool.jsonl', Tracker(), is_permanent=lambda error: False,\n"
         "               interval_seconds=0.01).start()\n"
         "print('up', flush=True)\n"

@@ -171,22 +171,23 @@ def test_frozen_parameters_do_not_move(digits: Path, tmp_path: Path) -> None:
     assert all(k.startswith("fc.") for k in moved), moved
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_train_alike(plain: dict[str, Any], digits: Path, tmp_path: Path, size: int) -> None:
+def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+    """Two are on a real Ray in `test_training_integration.py`."""
     payload = {"recipe": small(digits).to_json(), "run_dir": str(tmp_path)}
-    found = ranks.run(WORK, "train", size, payload)[0]
+    found = ranks.run(WORK, "train", 3, payload)[0]
     apart = max(abs(a - b) for a, b in zip(losses(plain), found["losses"], strict=True))
     assert apart < 1e-4
 
 
 def test_ranks_without_an_image_go_on(digits: Path, tmp_path: Path) -> None:
-    """Batches of 2 and then 1 for 3 ranks: one rank, then two, have nothing to count."""
-    changes = {"train.batch_size": 2, "train.epochs": 1, "train.log_every_steps": 100}
+    """A last batch of one image for 3 ranks: two of them have nothing to count."""
+    assert cards.read(digits).split("train").samples % 719 == 1
+    changes = {"train.batch_size": 719, "train.epochs": 2}
     payload = {"recipe": small(digits, **changes).to_json(), "run_dir": str(tmp_path / "three")}
     found = ranks.run(WORK, "train", 3, payload)[0]
     alone = fit(small(digits, **changes), tmp_path / "one")
     apart = max(abs(a - b) for a, b in zip(losses(alone), found["losses"], strict=True))
-    assert apart < 1e-3
+    assert apart < 1e-4
 
 
 def test_every_rank_stops_at_a_loss_that_is_not_finite(digits: Path, tmp_path: Path) -> None:

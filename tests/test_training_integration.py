@@ -1,7 +1,9 @@
 """Trainings on a real Ray, tracked in a real MLflow, and killed.
 
-The reference is a training on two workers that nobody disturbed; the disturbed ones must end with
-the same weights, bit for bit, in one MLflow run without a repeated step.
+The reference is a training on two workers that nobody disturbed. One whose worker was killed must
+end with the same weights, bit for bit, and one whose driver was killed goes on with another number
+of workers; both in one MLflow run without a repeated step. `test_training.py` has what needs no
+Ray, three ranks among it.
 """
 
 from __future__ import annotations
@@ -67,9 +69,9 @@ def home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def undisturbed(home: Path, digits: Path) -> dict[int, Outcome]:
-    """The same recipe on 1, 2 and 3 workers."""
-    return {n: train.start(small(digits, n), quiet=True) for n in (1, 2, 3)}
+def undisturbed(home: Path, digits: Path) -> Outcome:
+    """A training on two Ray workers."""
+    return train.start(small(digits, 2), quiet=True)
 
 
 def losses(run: Run) -> list[float]:
@@ -119,20 +121,20 @@ def reached(folder: Path, epoch: int) -> bool:
     )
 
 
-def test_the_number_of_workers_changes_nothing(undisturbed: dict[int, Outcome]) -> None:
-    curves = {n: losses(outcome.run) for n, outcome in undisturbed.items()}
-    assert len(curves[1]) == 12 * 15
-    assert curves[1][-1] < curves[1][0] / 2, "nothing was learned"
-    for n in (2, 3):
-        apart = max(abs(a - b) for a, b in zip(curves[1], curves[n], strict=True))
-        assert apart < LOSS_TOLERANCE, f"{n} workers differ from 1 by {apart}"
-    for outcome in undisturbed.values():
+def apart(one: Run, other: Run) -> float:
+    return max(abs(a - b) for a, b in zip(losses(one), losses(other), strict=True))
+
+
+def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Path) -> None:
+    alone = train.start(small(digits, 0), quiet=True)
+    assert len(losses(alone.run)) == 12 * 15
+    assert losses(alone.run)[-1] < losses(alone.run)[0] / 2, "nothing was learned"
+    assert apart(alone.run, undisturbed.run) < LOSS_TOLERANCE
+    for outcome in (alone, undisturbed):
         check_one_run(outcome.run, 12, 12 * 15)
 
 
-def test_a_killed_worker_costs_nothing(
-    undisturbed: dict[int, Outcome], digits: Path, home: Path
-) -> None:
+def test_a_killed_worker_costs_nothing(undisturbed: Outcome, digits: Path, home: Path) -> None:
     before = set(embedded.runs_dir().iterdir())
     killed: list[int] = []
 
@@ -152,12 +154,12 @@ def test_a_killed_worker_costs_nothing(
     assert kinds.count("restart") == 1
     assert kinds.count("resume") == 1
     check_one_run(outcome.run, 12, 12 * 15)
-    assert losses(outcome.run) == losses(undisturbed[2].run)
-    assert weights_equal(outcome.run, undisturbed[2].run)
+    assert losses(outcome.run) == losses(undisturbed.run)
+    assert weights_equal(outcome.run, undisturbed.run)
 
 
 def test_a_killed_driver_is_resumed_in_the_same_run(
-    undisturbed: dict[int, Outcome], digits: Path, home: Path, tmp_path: Path
+    undisturbed: Outcome, digits: Path, home: Path, tmp_path: Path
 ) -> None:
     import ray
 
@@ -174,12 +176,14 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
     wait_for(lambda: reached(folder, 4))
     process.kill()
     process.wait()
-    wait_for(lambda: ray.available_resources().get("CPU", 0) >= 2)
-    assert train.command.main(["--resume", folder.name, "--json"], standalone_mode=False) == 0
+    wait_for(lambda: ray.available_resources().get("CPU", 0) >= 4)  # its workers are gone
+    arguments = ["--resume", folder.name, "--workers", "0", "--json"]
+    assert train.command.main(arguments, standalone_mode=False) == 0
     run = runs.find(embedded.runs_dir(), folder.name)
+    kinds = [e["kind"] for e in events(folder)]
+    assert kinds.count("resume") == 1
     check_one_run(run, 12, 12 * 15)
-    assert losses(run) == losses(undisturbed[2].run)
-    assert weights_equal(run, undisturbed[2].run)
+    assert apart(run, undisturbed.run) < LOSS_TOLERANCE
 
 
 def test_an_embedded_ray_listens_on_loopback_only() -> None:
@@ -197,18 +201,18 @@ def test_an_embedded_ray_listens_on_loopback_only() -> None:
 
 
 def test_a_finished_run_is_not_trained_again(
-    undisturbed: dict[int, Outcome], capsys: pytest.CaptureFixture[str]
+    undisturbed: Outcome, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = undisturbed[1].run.name
+    name = undisturbed.run.name
     arguments = ["--resume", name, "--workers", "0", "--json"]
     assert train.command.main(arguments, standalone_mode=False) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["model"] == f"models:/digits/{undisturbed[1].version.number}"
-    check_one_run(undisturbed[1].run, 12, 12 * 15)
+    assert answer["model"] == f"models:/digits/{undisturbed.version.number}"
+    check_one_run(undisturbed.run, 12, 12 * 15)
 
 
-def test_resume_refuses_other_settings(undisturbed: dict[int, Outcome]) -> None:
-    arguments = ["--resume", undisturbed[1].run.name, "--workers", "0", "--set", "seed=5", "--json"]
+def test_resume_refuses_other_settings(undisturbed: Outcome) -> None:
+    arguments = ["--resume", undisturbed.run.name, "--workers", "0", "--set", "seed=5", "--json"]
     with pytest.raises(TesseraError, match="seed was 0, is 5"):
         train.command.main(arguments, standalone_mode=False)
 
@@ -247,8 +251,11 @@ def test_mlflow_away_for_half_a_minute_costs_nothing(
     inside = [e for e in logged if down["from"] < e["time_ms"] / 1000 < down["to"]]
     assert len(inside) > 100, "the outage was not in mid-training"
     waits = [
-        (b["time_ms"] - a["time_ms"]) / 1000
+        ((b["time_ms"] - a["time_ms"]) / 1000, down["from"] < a["time_ms"] / 1000 < down["to"])
         for a, b in itertools.pairwise(logged)
         if a["epoch"] == b["epoch"]
     ]
-    assert max(waits) < 1.0
+    during = max(seconds for seconds, away in waits if away)
+    otherwise = max(seconds for seconds, away in waits if not away)
+    # Where the machine itself stops everything for a second, it does so without an outage too.
+    assert during < max(1.0, 2 * otherwise)
