@@ -8,9 +8,9 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
-# Two at a time: much of a test is waiting for Ray's and MLflow's processes to start.
+# Three at a time: much of a test is waiting for Ray's and MLflow's processes to start.
 test: check chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from jobs import embedded, services
 from jobs.cli import run
 from jobs.terminal import show_json
 
-LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "torchmetrics", "safetensors")
+LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "safetensors")
 """What a worker must have in the same version as we."""
 
 FREE_DISK_WARN_BYTES, FREE_DISK_FAIL_BYTES = 10 * 2**30, 2**30

@@ -222,7 +222,7 @@ def test_two_ranks_stay_bit_identical(family, trained_by_two):
 
 
 def test_importing_a_family_loads_no_other_library():
-    heavy = ("torchvision", "ray", "mlflow", "webdataset", "matplotlib", "sklearn", "torchmetrics")
+    heavy = ("torchvision", "ray", "mlflow", "webdataset", "matplotlib", "sklearn")
     code = (
         "import sys, models\n"
         "for name in models.names(): models.get(name)\n"
