@@ -9,12 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from calling import Call, Done
 from PIL import Image
 
 from jobs.cli import run, tessera, verbs
@@ -32,29 +32,6 @@ try:
 finally:
     print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 """
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs `tessera ARGUMENTS` in this process, by the way that the command takes."""
-
-    def call(*arguments: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            run(tessera, "tessera", [str(a) for a in arguments])
-        assert isinstance(left.value.code, int)
-        return Done(left.value.code, *capsys.readouterr())
-
-    return call
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

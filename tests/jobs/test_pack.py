@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from calling import Call
 from PIL import Image
-
-from jobs.cli import run, tessera
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs `tessera ARGUMENTS` in this process, by the way that the command takes."""
-
-    def call(*arguments: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            run(tessera, "tessera", [str(a) for a in arguments])
-        assert isinstance(left.value.code, int)
-        return Done(left.value.code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

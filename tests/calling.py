@@ -1,0 +1,15 @@
+"""What a call of the command gives, in tests; the fixture `call` is in `jobs/conftest.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]
