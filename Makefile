@@ -8,9 +8,9 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
-# Three at a time: much of a test is waiting for Ray's and MLflow's processes to start.
+# Two at a time: much of a test is waiting for Ray's and MLflow's processes to start.
 test: check chromium
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -242,8 +242,9 @@ def test_mlflow_away_for_half_a_minute_costs_nothing(
 
     thread = threading.Thread(target=outage)
     thread.start()
-    epochs = 100
-    outcome = train.start(small(digits, 2, **{"train.epochs": epochs}), quiet=True)
+    epochs = 200
+    # In this process: training and shipping share an interpreter, where a wait would show most.
+    outcome = train.start(small(digits, 0, **{"train.epochs": epochs}), quiet=True)
     thread.join()
     assert outcome.undelivered == 0
     check_one_run(outcome.run, epochs, epochs * 15)
