@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 
 class Display:
@@ -22,9 +23,9 @@ class Display:
         self.console = Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal and not quiet
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
             console=self.console,
             transient=True,
         )
@@ -74,10 +75,10 @@ class Display:
         if key in values:
             self.last_value = f"val {self.primary} {values[key]:.4f}"
             self._show(event)
-            facts = self._facts(event)
+            facts = "  ".join(self._facts(event))
             self.say(f"epoch {event['epoch']}/{event['epochs']}  {self.last_value}  {facts}")
 
-    def _facts(self, event: dict[str, Any]) -> str:
+    def _facts(self, event: dict[str, Any]) -> list[str]:
         loss = next((v for k, v in self.train.items() if k.endswith("loss")), None)
         parts = [f"step {self.train.get('step', 0)}"]
         if loss is not None:
@@ -88,7 +89,7 @@ class Display:
         left = self._seconds_left(event)
         if left is not None:
             parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
-        return "  ".join(parts)
+        return parts
 
     def _seconds_left(self, event: dict[str, Any]) -> float | None:
         if self.began is None:
@@ -102,7 +103,10 @@ class Display:
     def _show(self, event: dict[str, Any]) -> None:
         if not self.live:
             return
-        facts = "  ".join(filter(None, [self._facts(event), self.last_value]))
+        # Two lines, so that it all fits beside the bar in 80 columns.
+        facts = self._facts(event)
+        half = (len(facts) + 1) // 2
+        lines = ["  ".join(facts[:half]), "  ".join([*facts[half:], self.last_value])]
         # A validation event counts its epoch as done already.
         epoch = min(event["epoch"] + 1, event["epochs"])
         self.bar.update(
@@ -110,7 +114,7 @@ class Display:
             description=f"epoch {epoch}/{event['epochs']}",
             total=event["samples"],
             completed=event["seen"],
-            facts=facts,
+            facts="\n".join(lines),
         )
 
 

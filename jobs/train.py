@@ -204,7 +204,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
                 )
             except (KeyboardInterrupt, SystemExit):
                 display.say(f"go on with: tessera train --resume {run.name}")
-                raise
+                raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:
