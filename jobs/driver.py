@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pipelines.registry import MlflowRegistry
     from pipelines.tracking import MlflowTracker
 
-EXPERIMENT = "tessera"
-
 
 def apply_settings() -> None:
     """Sets what Ray and MLflow must find in the environment; what the user set stays."""

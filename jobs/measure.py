@@ -60,6 +60,7 @@ def measure(path: Path, data: Path, seeds: int) -> dict[str, Any]:
         {"data.path": str(data), "data.digest": cards.read(data).digest}
     )
     primary = models.get(recipe.family).task.primary.name
+    commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains
     values, seconds, speeds = [], [], []
     for seed in range(seeds):
         began = time.monotonic()
@@ -81,7 +82,7 @@ def measure(path: Path, data: Path, seeds: int) -> dict[str, Any]:
         "images_per_second": [round(s) for s in speeds],
         "workers": recipe.workers.count,
         "hardware": hardware(),
-        "commit": _git("rev-parse", "--short", "HEAD"),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "torch": _version("torch"),
         "ray": _version("ray"),

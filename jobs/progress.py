@@ -6,7 +6,6 @@ In: the run's events. Out: text on stderr, so that stdout stays for the result.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -116,8 +115,3 @@ class Display:
             completed=event["seen"],
             facts="\n".join(lines),
         )
-
-
-def say(text: str) -> None:
-    """A line for the person, beside the result."""
-    print(text, file=sys.stderr)

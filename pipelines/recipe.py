@@ -60,8 +60,7 @@ class Schedule(_Frozen):
 
 class Train(_Frozen):
     """`batch_size` is global: the sum over the workers. `ema` is a decay per step, 0 for none.
-    `patience`: epochs without a better validation figure before it stops, 0 for never.
-    `unfreeze_every_epochs` is read by families that unfreeze gradually."""
+    `patience`: epochs without a better validation figure before it stops, 0 for never."""
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=128, ge=1)
