@@ -104,19 +104,18 @@ def _pack(data: Path) -> None:
 def _ask(model: str, data: Path, folder: Path) -> tuple[int, int]:
     """Asks a fresh process about images of the test split; gives (right answers, questions)."""
     from pipelines.data import card as cards
-    from pipelines.data.samples import RawSample, image_of, label_of
     from pipelines.data.shards import ShardReader
 
     folder.mkdir(parents=True, exist_ok=True)
     card = cards.read(data)
-    reader = ShardReader(data, card.split("test"))
+    reader = ShardReader(data, card, "test")
     truth = {}
     stride = max(1, len(reader) // UNSEEN)
     for position in range(0, stride * UNSEEN, stride):
-        sample = RawSample(*reader.read(position))
+        sample = reader.read(position)
         path = folder / f"{position:04d}.png"
-        path.write_bytes(image_of(sample))
-        truth[path.name] = card.classes[label_of(sample, len(card.classes))]
+        path.write_bytes(sample.image)
+        truth[path.name] = card.classes[sample.label]
     called = subprocess.run(
         [sys.executable, "-m", "jobs.predict", model, str(folder)],
         stdout=subprocess.PIPE,

@@ -22,8 +22,8 @@ from torch import Tensor
 import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Draws
-from pipelines.data.importing import find_images
 from pipelines.data.samples import decode_image, open_image, resize
+from pipelines.data.sources import find_images
 from pipelines.recipe import Recipe
 
 MAX_FILE_BYTES = 512 * 2**20

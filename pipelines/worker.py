@@ -24,7 +24,7 @@ from pipelines.checkpoints import State
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
-from pipelines.data.samples import RawSample, decode_image, image_of, resize
+from pipelines.data.samples import decode_image, resize
 from pipelines.data.shards import ShardReader
 from pipelines.evaluation import Answers
 from pipelines.ports import Emit, World
@@ -228,11 +228,11 @@ def _draw_answers(
     folder.mkdir(parents=True, exist_ok=True)
     names = ["worst_mistakes.png"]
     worst = answers.worst(family, 24)
-    reader = ShardReader(Path(recipe.data.path), card.split("val"))
+    reader = ShardReader(recipe.data.path, card, "val")
     images, captions = [], []
     for position in worst:
-        raw = RawSample(*reader.read(answers.indices[position]))
-        image = decode_image(image_of(raw), data.channels, where=raw.key)
+        stored = reader.read(answers.indices[position])
+        image = decode_image(stored.image, data.channels, where=stored.key)
         images.append(resize(image, data.height, data.width))
         prediction, target = answers.predictions[position], answers.targets[position]
         captions.append(family.task.caption(prediction, target, data))

@@ -15,15 +15,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
+from pipelines.data import storage
 
 FILE = "card.json"
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 """Extensions of the image in a shard."""
-LABEL_EXTENSION = "cls"
-"""Extension of the class index: ASCII digits."""
-EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, LABEL_EXTENSION})
+NOTE_EXTENSIONS = {
+    "classification": "cls",
+    "detection": "json",
+    "instance_segmentation": "json",
+    "semantic_segmentation": "mask.png",
+    "images": "",
+}
+"""What a data set can be for, and the extension of what is said of an image: the class index in
+ASCII digits, objects as JSON, classes of pixels as a grey PNG, nothing."""
+EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, *NOTE_EXTENSIONS.values()} - {""})
 """All that may lie in a shard: a sample is the members KEY.EXTENSION that follow each other."""
 MAX_KEY_LENGTH = 92
 """In characters. With dot and extension a key fits the 100 bytes of a tar name."""
@@ -35,20 +43,24 @@ class _Frozen(BaseModel):
 
 
 class Shard(_Frozen):
-    """One tar. `path` is relative to the card."""
+    """One tar. `path` is relative to the card, or to the card's `root`; `rows_sha256` is over the
+    shard's rows of the index."""
 
     path: str
     samples: int
     size_bytes: int
     sha256: str
+    rows_sha256: str
 
 
 class SplitCard(_Frozen):
-    """One split. `index` is the path, relative to the card, of its sample index."""
+    """One split. `index` is the path, relative to the card, of its sample index. `class_counts` are
+    images, objects or pixels of each class, whichever carry the classes."""
 
     samples: int
     shards: tuple[Shard, ...]
     index: str
+    index_bytes: int
     index_sha256: str
     class_counts: dict[str, int] = {}
 
@@ -65,10 +77,22 @@ class ImageCard(_Frozen):
     std: tuple[float, ...]
 
 
-class Card(_Frozen):
-    """All that is known of a packed data set. `digest` (64 hex digits) is over everything else."""
+class Leakage(_Frozen):
+    """Pairs of images in two splits that look the same, as `leakage.jsonl` lists them. Those with
+    the same pixels are rejected when packing; these are only near."""
 
-    version: int = 1
+    near: int = 0
+    images: int = 0
+
+
+class Card(_Frozen):
+    """All that is known of a packed data set. `digest` (64 hex digits) is over everything else.
+
+    `root` is the folder or address of shards that were not made here and lie elsewhere; empty where
+    they lie beside the card. `classes` is empty for data of the task `images`.
+    """
+
+    version: int = 2
     name: str
     task: str
     classes: tuple[str, ...]
@@ -76,7 +100,9 @@ class Card(_Frozen):
     splits: dict[Split, SplitCard]
     source: str = ""
     licence: str = ""
+    root: str = ""
     rejected: int = 0
+    leakage: Leakage = Leakage()
     digest: str = ""
 
     def sealed(self) -> Card:
@@ -138,12 +164,12 @@ def parse(text: str | bytes, where: str) -> Card:
     return card
 
 
-def read(folder: Path) -> Card:
-    """The card of a packed data set."""
-    path = folder / FILE
-    if not path.is_file():
+def read(where: str | Path) -> Card:
+    """The card of a packed data set in a folder or at an address."""
+    place = storage.at(where)
+    if place.size(FILE) is None:
         raise TesseraError(
-            f"{folder} is no packed data set: it has no {FILE}",
-            mend=f"pack one: tessera pack SOURCE --to {folder}",
+            f"{where} is no packed data set: it has no {FILE}",
+            mend=f"pack one: tessera pack SOURCE --to {where}",
         )
-    return parse(path.read_bytes(), str(path))
+    return parse(place.read(FILE), f"{place.where}/{FILE}")

@@ -2,11 +2,7 @@
 
 In: a folder of images, or the word of a bundled set. Out: shards and a card, or one clear error and
 nothing written. Must not know Ray or MLflow. An importer is a file in `importers/`; the folder is
-the registry. It has
-
-    NAME: str                          what `--format` takes
-    recognises(source: str) -> str     what speaks for it; empty when it isn't this format
-    read(source: str) -> Source
+the registry, and `sources.py` says what it has.
 
 Splits: what the source has is taken (`train`, `val` or `valid` or `validation`, `test`); of `val`
 and `test`, what is missing is cut from `train`, a tenth of each class, chosen by a hash of seed and
@@ -17,10 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,43 +22,17 @@ import numpy as np
 
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.data import importers
-from pipelines.data.card import FILE, LABEL_EXTENSION, SPLITS, Card, Split
+from pipelines.data.card import FILE, SPLITS, Card, Split
 from pipelines.data.packing import Rejections, Tally, stage, write_last
 from pipelines.data.samples import encode_png, open_image, sniff
-from pipelines.data.shards import SHARD_SAMPLES, write
+from pipelines.data.shards import SHARD_SAMPLES, Packed, write
+from pipelines.data.sources import IMAGE_SUFFIXES, Item, Source, find_images
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""Files of these names are taken for images; what they are is told by their content."""
 SHARE = 0.1
 """Share of each train class that a missing `val` or `test` gets; at least one of three images."""
 Progress = Callable[[int, int], None]
 """Called with the number of samples looked at, and of all."""
 _EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a source, not yet read. `origin` is where a person finds it, `row` where the
-    importer does; `split` is None where the source knows none."""
-
-    key: str
-    label: int
-    origin: str
-    split: Split | None = None
-    row: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """What an importer found. `load` gives an item's image file as bytes, or raises TesseraError;
-    `notes` are lines for the user."""
-
-    name: str
-    task: str
-    classes: tuple[str, ...]
-    items: Sequence[Item]
-    load: Callable[[Item], bytes]
-    notes: tuple[str, ...] = ()
 
 
 def formats() -> list[str]:
@@ -106,49 +74,6 @@ def recognise(source: str) -> tuple[str, str]:
     )
 
 
-def find_files(folder: Path) -> Iterator[str]:
-    """Paths, relative to `folder` and sorted, of the regular files below it, without hidden ones.
-
-    Links are followed, each folder once.
-    """
-    yield from _walk(folder, "", set())
-
-
-def find_images(folder: Path) -> Iterator[str]:
-    """Those of `find_files` that are named like images."""
-    return (path for path in find_files(folder) if is_image(path))
-
-
-def is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
-def find_folders(folder: Path) -> list[Path]:
-    """The folders in `folder`, sorted, without hidden ones."""
-    return [folder / entry.name for entry in _scan(folder) if entry.is_dir()]
-
-
-def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    place = folder.stat()
-    if (place.st_dev, place.st_ino) in seen:  # a link to a folder above would never end
-        return
-    seen.add((place.st_dev, place.st_ino))
-    for entry in _scan(folder):
-        if entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", seen)
-        elif entry.is_file():
-            yield prefix + entry.name
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
-    except OSError as error:
-        raise TesseraError(f"{folder} can't be read: {error.strerror}") from None
-    return sorted(visible, key=lambda entry: entry.name)
-
-
 def pack(
     source: str,
     to: Path,
@@ -174,7 +99,7 @@ def pack(
         chosen, why = (format, "as told") if format else recognise(source)
         reader = importer(chosen)
         say(f"{source} is read as {chosen}: {why}")
-        found: Source = reader.read(source)
+        found: Source = reader.read(source, {})
         for note in found.notes:
             say(note)
         rejections = Rejections(allow_rejected, len(found.items))
@@ -224,7 +149,7 @@ def split_items(items: Iterable[Item], seed: int) -> dict[Split, list[Item]]:
 
 def _cut(items: list[Item], missing: list[Split], seed: int) -> dict[Split, list[Item]]:
     parts: dict[Split, list[Item]] = {"train": [], **{split: [] for split in missing}}
-    by_class: dict[int, list[Item]] = {}
+    by_class: dict[int | None, list[Item]] = {}
     for item in items:
         by_class.setdefault(item.label, []).append(item)
     for members in by_class.values():
@@ -258,7 +183,7 @@ def _check(
     rejections: Rejections,
     counts: dict[str, int],
     seen: _Counter,
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+) -> Iterator[Packed]:
     """The items that decode, as shard samples; what doesn't goes to `rejections`."""
     for item in items:
         seen.step()
@@ -272,14 +197,15 @@ def _check(
         extension = _EXTENSION.get(sniff(data) or "")
         if extension is None:
             extension, data = "png", encode_png(np.asarray(image))
-        counts[source.classes[item.label]] += 1
-        yield item.key, {extension: data, LABEL_EXTENSION: b"%d" % item.label}
+        label = item.label or 0
+        counts[source.classes[label]] += 1
+        yield Packed(item.key, (extension, data), ("cls", b"%d" % label), label)
 
 
 def _check_classes(splits: Mapping[Split, list[Item]], classes: Sequence[str], source: str) -> None:
-    trained = {item.label for item in splits["train"]}
+    trained = {item.label or 0 for item in splits["train"]}
     for split, items in splits.items():
-        strange = sorted({item.label for item in items} - trained)
+        strange = sorted({item.label or 0 for item in items} - trained)
         if strange:
             raise TesseraError(
                 f"{source}: {split} has the class {classes[strange[0]]!r}, train has not",

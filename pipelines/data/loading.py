@@ -27,7 +27,7 @@ from torch import Tensor
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
 from pipelines.data.card import Card
-from pipelines.data.samples import RawSample, decode_image, image_of, label_of, resize
+from pipelines.data.samples import decode_image, resize
 from pipelines.data.shards import ShardReader
 from pipelines.ports import World
 
@@ -102,7 +102,7 @@ class _Samples:
     def __init__(
         self, folder: Path, card: Card, spec: DataSpec, split: str, cache_bytes: int
     ) -> None:
-        self._reader = ShardReader(folder, card.split(split))
+        self._reader = ShardReader(folder, card, split)
         self._spec = spec
         count = len(self._reader)
         kept = count if count * math.prod(spec.shape) <= cache_bytes else 0
@@ -131,12 +131,16 @@ class _Samples:
             return {**held, "key": [self._keys[index] for index in wanted], "index": rows}
 
     def _sample(self, index: int) -> tuple[Tensor, int, str]:
-        sample = RawSample(*self._reader.read(index))
+        sample = self._reader.read(index)
         spec = self._spec
         where = f"the image of sample {sample.key}"
-        image = decode_image(image_of(sample), spec.channels, where=where)
-        label = label_of(sample, len(spec.classes))
-        return resize(image, spec.height, spec.width), label, sample.key
+        image = decode_image(sample.image, spec.channels, where=where)
+        if not 0 <= sample.label < len(spec.classes):
+            raise TesseraError(
+                f"sample {sample.key} has the class {sample.label}",
+                mend=f"it must be a whole number from 0 to {len(spec.classes) - 1}",
+            )
+        return resize(image, spec.height, spec.width), sample.label, sample.key
 
 
 class TrainLoader:

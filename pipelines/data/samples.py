@@ -1,6 +1,6 @@
-"""A sample and its bytes: the on-disk contract, and the one way from image bytes to pixels.
+"""The one way from image bytes to pixels, and the keys of samples.
 
-In: bytes by extension. Out: `RawSample`, uint8 tensors, class indices. Must not know where the
+In: bytes. Out: upright uint8 tensors. Must not know where the
 bytes lie, nor Ray, MLflow or WebDataset. Training and prediction decode and resize with the same
 functions, and nothing here ever executes or unpickles what it reads.
 
@@ -24,8 +24,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -35,19 +34,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.core.errors import TesseraError
-from pipelines.data.card import IMAGE_EXTENSIONS, LABEL_EXTENSION, MAX_KEY_LENGTH
+from pipelines.data.card import MAX_KEY_LENGTH
 
 MAX_PIXELS = 100_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
-
-
-class RawSample(NamedTuple):
-    """A sample as it lies in a shard: `fields` holds the bytes by extension, without the dot."""
-
-    key: str
-    fields: Mapping[str, bytes]
 
 
 def make_key(path: str | bytes) -> str:
@@ -65,27 +57,6 @@ def make_key(path: str | bytes) -> str:
 
     mark = hashlib.sha256(raw).hexdigest()[:16]
     return f"{key[: MAX_KEY_LENGTH - len(mark) - 1]}~{mark}"
-
-
-def image_of(sample: RawSample) -> bytes:
-    """The bytes of the sample's image."""
-    found = [sample.fields[e] for e in IMAGE_EXTENSIONS if e in sample.fields]
-    if len(found) != 1:
-        raise TesseraError(f"sample {sample.key} has {len(found)} images, not one")
-    return found[0]
-
-
-def label_of(sample: RawSample, classes: int) -> int:
-    """The sample's class index, in [0, classes)."""
-    text = sample.fields.get(LABEL_EXTENSION)
-    if text is None:
-        raise TesseraError(f"sample {sample.key} has no .{LABEL_EXTENSION}")
-    if not 1 <= len(text) <= 9 or not text.isdigit() or int(text) >= classes:
-        raise TesseraError(
-            f"sample {sample.key} has the class {bytes(text[:40])!r}",
-            mend=f"it must be a whole number from 0 to {classes - 1}",
-        )
-    return int(text)
 
 
 def sniff(data: bytes) -> str | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.data.card import Card, ImageCard
 from pipelines.data.samples import encode_png
-from pipelines.data.shards import write
+from pipelines.data.shards import Packed, write
 
 
 @pytest.fixture
@@ -23,12 +23,11 @@ def make_set(tmp_path: Path) -> Callable[..., tuple[Path, Card]]:
     def make(count: int, shard_samples: int = 5, name: str = "set") -> tuple[Path, Card]:
         folder = tmp_path / name
         samples = (
-            (
+            Packed(
                 f"s{i:04d}",
-                {
-                    "png": encode_png(np.full((4, 4), i % 251, np.uint8)),
-                    "cls": b"%d" % (i % 3),
-                },
+                ("png", encode_png(np.full((4, 4), i % 251, np.uint8))),
+                ("cls", b"%d" % (i % 3)),
+                i % 3,
             )
             for i in range(count)
         )

@@ -14,7 +14,7 @@ from models.core.errors import TesseraError
 from pipelines.data import shards
 from pipelines.data.importers import digits, image_folder, mnist
 from pipelines.data.importing import pack, recognise, split_items
-from pipelines.data.samples import RawSample, decode_image, image_of, label_of
+from pipelines.data.samples import decode_image
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 
@@ -49,7 +49,7 @@ def test_mnist_is_read_under_its_usual_names(
     root = tmp_path / "set"
     write_mnist(root / inner, {"train": 40, "t10k": 20}, packed=packed, dot=dot)
     assert recognise(str(root)) == ("mnist", "4 idx files")
-    source = mnist.read(str(root))
+    source = mnist.read(str(root), {})
     assert Counter(item.split for item in source.items) == {"train": 40, "test": 20}
     assert source.classes == tuple("0123456789")
     true = np.random.default_rng(1).integers(0, 256, (20, 5, 4), dtype=np.uint8)
@@ -101,7 +101,7 @@ def test_damaged_gz_files_are_named(tmp_path: Path) -> None:
     for damage in (data[:-12], b"\x1f\x8b" + b"\xff" * 30, data[:12] + b"\xff\xff" + data[14:]):
         path.write_bytes(damage)
         with pytest.raises(TesseraError, match=r"^train-labels-idx1-ubyte\.gz "):
-            mnist.read(str(tmp_path / "set"))
+            mnist.read(str(tmp_path / "set"), {})
 
 
 def test_a_gz_bomb_is_not_unfolded(tmp_path: Path) -> None:
@@ -110,19 +110,19 @@ def test_a_gz_bomb_is_not_unfolded(tmp_path: Path) -> None:
     bomb = idx(np.zeros(20, np.uint8)) + b"\0" * (64 << 20)
     path.write_bytes(gzip.compress(bomb, mtime=0))
     with pytest.raises(TesseraError, match="says it holds 20 bytes and holds more"):
-        mnist.read(str(tmp_path / "set"))
+        mnist.read(str(tmp_path / "set"), {})
 
 
 def test_missing_and_unequal_idx_files_are_said(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
     (folder / "t10k-labels-idx1-ubyte.gz").rename(folder / "away")
     with pytest.raises(TesseraError, match="has no test labels"):
-        mnist.read(str(folder))
+        mnist.read(str(folder), {})
     (folder / "away").rename(folder / "t10k-labels-idx1-ubyte.gz")
     labels = np.zeros(19, np.uint8)
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels), mtime=0))
     with pytest.raises(TesseraError, match="20 train images and 19 labels"):
-        mnist.read(str(folder))
+        mnist.read(str(folder), {})
 
 
 def test_the_digits_are_all_there(tmp_path: Path) -> None:
@@ -135,13 +135,13 @@ def test_the_digits_are_all_there(tmp_path: Path) -> None:
     assert (card.name, card.image.channels, card.image.max_height) == ("digits", 1, 8)
     found = 0
     for split in card.splits:
-        reader = shards.ShardReader(tmp_path / "out", card.split(split))
+        reader = shards.ShardReader(tmp_path / "out", card, split)
         for i in range(len(reader)):
-            sample = RawSample(*reader.read(i))
+            sample = reader.read(i)
             row = int(sample.key)
-            pixels = decode_image(image_of(sample), 1)[0].numpy()
+            pixels = decode_image(sample.image, 1)[0].numpy()
             np.testing.assert_array_equal(np.rint(pixels / 255 * 16), bundled.images[row])
-            assert label_of(sample, 10) == bundled.target[row]
+            assert sample.label == bundled.target[row]
             found += 1
     assert found == 1797
 
@@ -158,7 +158,7 @@ def test_the_importers_keep_apart(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="the MNIST files are not here")
 def test_the_real_mnist_has_its_true_counts() -> None:
     """Counts are those of the set's SOURCE.md."""
-    source = mnist.read(str(DATA / "mnist"))
+    source = mnist.read(str(DATA / "mnist"), {})
     counts = Counter((item.split, item.label) for item in source.items)
     train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

@@ -14,8 +14,10 @@ from PIL import Image
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
 from pipelines.data import importing, shards
-from pipelines.data.importing import Item, pack, recognise, split_items
-from pipelines.data.samples import RawSample, decode_image, image_of, label_of
+from pipelines.data.importing import pack, recognise, split_items
+from pipelines.data.samples import decode_image, sniff
+from pipelines.data.shards import Stored
+from pipelines.data.sources import Item
 
 MakeFolder = Callable[..., Path]
 MakeImage = Callable[..., Path]
@@ -29,9 +31,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def samples_of(folder: Path, split: str) -> list[RawSample]:
-    reader = shards.ShardReader(folder, cards.read(folder).split(split))
-    return [RawSample(*reader.read(i)) for i in range(len(reader))]
+def samples_of(folder: Path, split: str) -> list[Stored]:
+    reader = shards.ShardReader(folder, cards.read(folder), split)
+    return [reader.read(i) for i in range(len(reader))]
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -52,8 +54,8 @@ def test_a_folder_of_classes_is_packed_whole(tmp_path: Path, make_folder: MakeFo
     packed = [sample for split in card.splits for sample in samples_of(tmp_path / "out", split)]
     assert len(packed) == 40
     for sample in packed:
-        assert image_of(sample) == (source / f"{sample.key}.jpg").read_bytes()
-        assert card.classes[label_of(sample, 2)] == sample.key.split("/")[0]
+        assert sample.image == (source / f"{sample.key}.jpg").read_bytes()
+        assert card.classes[sample.label] == sample.key.split("/")[0]
     shards.verify(tmp_path / "out", card, full=True)
     assert left_behind(tmp_path) == ["out"]
 
@@ -79,7 +81,7 @@ def test_mean_and_std_are_those_of_the_train_pixels(
     card = pack(str(source), tmp_path / "out")
     pixels = np.concatenate(
         [
-            decode_image(image_of(sample), 3).numpy().reshape(3, -1) / 255
+            decode_image(sample.image, 3).numpy().reshape(3, -1) / 255
             for sample in samples_of(tmp_path / "out", "train")
         ],
         axis=1,
@@ -106,7 +108,7 @@ def test_grey_images_alone_make_one_channel_and_mixed_ones_three(
     mixed = pack(str(tmp_path / "mixed"), tmp_path / "out-mixed").image
     assert (grey.channels, len(grey.mean), mixed.channels, len(mixed.std)) == (1, 1, 3, 3)
     pixels = [
-        decode_image(image_of(sample), 3).numpy().reshape(3, -1) / 255
+        decode_image(sample.image, 3).numpy().reshape(3, -1) / 255
         for sample in samples_of(tmp_path / "out-mixed", "train")
     ]
     np.testing.assert_allclose(mixed.mean, np.concatenate(pixels, 1).mean(1), rtol=1e-12)
@@ -128,10 +130,10 @@ def test_other_formats_become_png_and_names_don_t_decide(
         for split in cards.read(tmp_path / "out").splits
         for sample in samples_of(tmp_path / "out", split)
     }
-    assert {e for s in found.values() for e in s.fields} == {"png", "cls"}
+    assert {sniff(s.image) for s in found.values()} == {"PNG"}
     assert set(found) == {*true, "a/named"}
     for key, pixels in true.items():
-        np.testing.assert_array_equal(decode_image(image_of(found[key]), 1)[0].numpy(), pixels)
+        np.testing.assert_array_equal(decode_image(found[key].image, 1)[0].numpy(), pixels)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_each_shard_is_a_mixture(tmp_path: Path, make_folder: MakeFolder) -> Non
     pack(str(source), tmp_path / "out", shard_samples=16)
     train = samples_of(tmp_path / "out", "train")
     for at in range(0, 64, 16):
-        assert len({label_of(sample, 2) for sample in train[at : at + 16]}) == 2
+        assert len({sample.label for sample in train[at : at + 16]}) == 2
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

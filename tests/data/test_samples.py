@@ -268,21 +268,3 @@ def test_long_and_undecodable_paths_have_keys_too() -> None:
 def test_strange_keys_are_refused(key: str) -> None:
     with pytest.raises(TesseraError, match="is not allowed"):
         check_key(key, "here")
-
-
-@pytest.mark.parametrize(
-    "label", [b"", b"-1", b"3", b"cat", b"1.0", b" 1", b"9" * 30, "²".encode(), None]
-)
-def test_labels_outside_the_classes_are_refused(label: bytes | None) -> None:
-    fields = {} if label is None else {"cls": label}
-    with pytest.raises(TesseraError, match=r"sample k "):
-        samples.label_of(samples.RawSample("k", fields), 3)
-
-
-def test_label_and_image_of_a_good_sample() -> None:
-    good = samples.RawSample("k", {"cls": b"2", "jpg": b"x"})
-    assert samples.label_of(good, 3) == 2
-    assert samples.image_of(good) == b"x"
-    for fields in ({}, {"jpg": b"x", "png": b"y"}):
-        with pytest.raises(TesseraError, match="images, not one"):
-            samples.image_of(samples.RawSample("k", fields))

@@ -7,22 +7,24 @@ In: the word. Out: a `Source` without splits; values 0..16 become 0..255. E. Alp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pipelines.data.importing import Item, Source
 from pipelines.data.samples import encode_png
+from pipelines.data.sources import Item, Source
 
 NAME = "digits"
+OPTIONS: Mapping[str, str] = {}
 
 
 def recognises(source: str) -> str:
     return "the handwritten digits that scikit-learn brings along" if source == NAME else ""
 
 
-def read(source: str) -> Source:
+def read(source: str, options: Mapping[str, str]) -> Source:
     """Reads nothing but the installed package; `source` is the word itself."""
     from sklearn.datasets import load_digits
 

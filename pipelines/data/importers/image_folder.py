@@ -14,10 +14,19 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
-from pipelines.data.importing import Item, Source, find_files, find_folders, find_images, is_image
 from pipelines.data.samples import make_key
+from pipelines.data.sources import (
+    Item,
+    Source,
+    find_files,
+    find_folders,
+    find_images,
+    is_image,
+    read_file,
+)
 
 NAME = "image_folder"
+OPTIONS: Mapping[str, str] = {}
 _SPLITS: dict[str, Split] = {
     "train": "train",
     "val": "val",
@@ -25,7 +34,6 @@ _SPLITS: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
-_MAX_FILE_BYTES = 256 << 20
 
 
 def recognises(source: str) -> str:
@@ -40,7 +48,7 @@ def recognises(source: str) -> str:
     return f"{len(names)} class folders" + (f" in each of {', '.join(splits)}" if splits else "")
 
 
-def read(source: str) -> Source:
+def read(source: str, options: Mapping[str, str]) -> Source:
     """Lists the files; images are read one at a time by `load`.
 
     Raises TesseraError for a class folder without images and for images outside of them.
@@ -64,7 +72,7 @@ def read(source: str) -> Source:
                 f"{source}: the image {path} lies in no class folder",
                 mend="move it to one, or out of the source",
             )
-        items.append(Item(make_key(os.path.splitext(path)[0]), numbers[name], path, split))
+        items.append(Item(make_key(os.path.splitext(path)[0]), path, numbers[name], split))
     if not items:
         raise TesseraError(
             f"{source} has no images in class folders", mend="it must be SOURCE/CLASS/IMAGE.jpg"
@@ -72,7 +80,15 @@ def read(source: str) -> Source:
     _check_filled(folder, places, items, depth=2 if splits else 1)
     notes = (f"{others} files that are not named like images are left out",) if others else ()
     name = folder.resolve().name
-    return Source(name, "classification", classes, items, partial(_load, folder), notes)
+    return Source(
+        name=name,
+        task="classification",
+        classes=classes,
+        items=items,
+        load=partial(_load, folder),
+        files=partial(_files, folder),
+        notes=notes,
+    )
 
 
 def _place(path: str, splits: Mapping[str, Split]) -> tuple[Split | None, str]:
@@ -95,13 +111,11 @@ def _check_filled(folder: Path, places: list[Path], items: list[Item], *, depth:
 
 
 def _load(folder: Path, item: Item) -> bytes:
-    path = folder / item.origin
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise TesseraError(f"{item.origin} is larger than {_MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise TesseraError(f"{item.origin} can't be read: {error.strerror}") from None
+    return read_file(folder / item.origin, item.origin)
+
+
+def _files(folder: Path, item: Item) -> tuple[Path, ...]:
+    return (folder / item.origin,)
 
 
 def _find_splits(folder: Path) -> dict[str, Split]:

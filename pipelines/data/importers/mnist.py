@@ -20,10 +20,11 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
-from pipelines.data.importing import Item, Source
 from pipelines.data.samples import MAX_PIXELS, encode_png
+from pipelines.data.sources import Item, Source
 
 NAME = "mnist"
+OPTIONS: Mapping[str, str] = {}
 _FILE = re.compile(r"(train|t10k|test)[-.](images|labels)[-.]idx[13][-.]ubyte(\.gz)?", re.I)
 _MAX_BYTES = 4 << 30
 _UBYTE = 8
@@ -34,7 +35,7 @@ def recognises(source: str) -> str:
     return f"{len(found)} idx files" if ("train", "images") in found else ""
 
 
-def read(source: str) -> Source:
+def read(source: str, options: Mapping[str, str]) -> Source:
     """Reads all pixels into memory. Raises TesseraError that names a missing or damaged file."""
     found = _find(Path(source))
     pixels: dict[str, np.ndarray[Any, Any]] = {}
@@ -53,18 +54,30 @@ def read(source: str) -> Source:
                 f"{source}: {len(pixels[path.name])} {split} images and {len(labels)} labels"
             )
         items += [
-            Item(f"{split}/{row:05d}", label, f"{path.name}[{row}]", split, row)
+            Item(f"{split}/{row:05d}", f"{path.name}[{row}]", label, split, row)
             for row, label in enumerate(labels.tolist())
         ]
     if not items:
         raise TesseraError(f"{source} has no images: its idx files are empty")
-    classes = tuple(str(label) for label in range(max(item.label for item in items) + 1))
+    most = max(item.label or 0 for item in items)
+    classes = tuple(str(label) for label in range(most + 1))
     name = Path(source).resolve().name
-    return Source(name, "classification", classes, items, partial(_encode, pixels))
+    return Source(
+        name=name,
+        task="classification",
+        classes=classes,
+        items=items,
+        load=partial(_encode, pixels),
+        files=partial(_files, tuple(found.values())),
+    )
 
 
 def _encode(pixels: Mapping[str, np.ndarray[Any, Any]], item: Item) -> bytes:
     return encode_png(pixels[item.origin.rpartition("[")[0]][item.row])
+
+
+def _files(paths: tuple[Path, ...], item: Item) -> tuple[Path, ...]:
+    return paths
 
 
 def _splits(found: Mapping[tuple[Split, str], Path]) -> list[Split]:

@@ -1,0 +1,137 @@
+"""What an importer finds in a source, before anything of it is packed.
+
+In: a folder or the word of a bundled set. Out: `Source`, which lists the items and loads one when
+asked. Must not know splits that are cut, shards or cards. An importer is a file in `importers/`;
+the folder is the registry. It has
+
+    NAME: str                                  what `--format` takes
+    OPTIONS: Mapping[str, str]                 options it takes: name, and what it says; may be {}
+    recognises(source: str) -> str             what speaks for it; empty when it isn't this format
+    read(source: str, options: Mapping[str, str]) -> Source
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.core.errors import TesseraError
+from pipelines.data.annotations import Annotation
+from pipelines.data.card import Split
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""Files of these names are taken for images; what they are is told by their content."""
+MAX_FILE_BYTES = 256 << 20
+
+
+class Rejected(TesseraError):
+    """A sample that can't be packed. `reason` is what all of its kind are counted under, such as
+    "unreadable image"; the message has the details."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Rejected], tuple[str, str]]:
+        return (Rejected, (self.reason, self.message))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source, not yet read.
+
+    key      names the sample in the shards (`samples.make_key`)
+    origin   where a person finds it, mostly a path relative to the source
+    label    its class, for classification; None for other tasks
+    split    None where the source knows none
+    row      where the importer finds it
+    problem  (reason, details) where the listing shows already that it can't be packed
+    """
+
+    key: str
+    origin: str
+    label: int | None = None
+    split: Split | None = None
+    row: int = 0
+    problem: tuple[str, str] | None = None
+
+
+def _no_files(item: Item) -> tuple[Path, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an importer found. It goes to other processes, so its functions are functions of a
+    module, or `functools.partial` of such.
+
+    load      gives an item's image file as bytes, or raises TesseraError
+    annotate  gives what is said of the image, for tasks other than classification and `images`;
+              raises TesseraError, best a `Rejected`. It need not check what `annotations.check` does
+    files     the files that an item is made of: a pack that goes on looks whether they are the same
+    notes     lines for the user
+    """
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+    items: Sequence[Item]
+    load: Callable[[Item], bytes]
+    annotate: Callable[[Item], Annotation] | None = None
+    files: Callable[[Item], tuple[Path, ...]] = _no_files
+    notes: tuple[str, ...] = ()
+
+
+def find_files(folder: Path) -> Iterator[str]:
+    """Paths, relative to `folder` and sorted, of the regular files below it, without hidden ones.
+
+    Links are followed, each folder once.
+    """
+    yield from _walk(folder, "", set())
+
+
+def find_images(folder: Path) -> Iterator[str]:
+    """Those of `find_files` that are named like images."""
+    return (path for path in find_files(folder) if is_image(path))
+
+
+def is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def find_folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted, without hidden ones."""
+    return [folder / entry.name for entry in _scan(folder) if entry.is_dir()]
+
+
+def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    place = folder.stat()
+    if (place.st_dev, place.st_ino) in seen:  # a link to a folder above would never end
+        return
+    seen.add((place.st_dev, place.st_ino))
+    for entry in _scan(folder):
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", seen)
+        elif entry.is_file():
+            yield prefix + entry.name
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
+    except OSError as error:
+        raise TesseraError(f"{folder} can't be read: {error.strerror}") from None
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def read_file(path: Path, origin: str) -> bytes:
+    """A source's file, of at most `MAX_FILE_BYTES`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise TesseraError(f"{origin} is larger than {MAX_FILE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise TesseraError(f"{origin} can't be read: {error.strerror}") from None
