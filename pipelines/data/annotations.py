@@ -3,18 +3,48 @@
 In: what an importer read, or bytes from a shard. Out: checked annotations, and the one form in which
 each lies in a shard. Must not know formats of sources, shards or cards.
 
+In a shard objects are JSON, `{"boxes":[[l,t,r,b],…],"crowd":[0,…],"labels":[0,…],"masks":["…",…]}`
+with `masks` only where there are some; classes of pixels are an 8-bit grey PNG. Equal annotations
+have equal bytes.
+
     N objects, H height, W width
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from models.core.errors import TesseraError
+from pipelines.data import rle
+from pipelines.data.samples import encode_png, open_image
+
 IGNORED = 255
 """The value of a mask's pixels that have no class and are not counted."""
+MAX_JSON_BYTES = 64 << 20
+ROUNDING = 0.5
+"""How far, in pixels, a box may stick out of its image to be cut off at the edge: rounded
+coordinates do. One that sticks out further is refused."""
+
+
+class BadAnnotation(TesseraError):
+    """What is said of an image can't be right. `reason` is what all of its kind are counted under,
+    such as "box without area"; the message names image and object."""
+
+    def __init__(self, reason: str, message: str, *, mend: str = "") -> None:
+        super().__init__(message, mend=mend)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (self.reason, self.message, self.mend))
+
+
+def _rebuild(reason: str, message: str, mend: str) -> BadAnnotation:
+    return BadAnnotation(reason, message, mend=mend)
 
 
 @dataclass(frozen=True)
@@ -42,3 +72,282 @@ class Mask:
 
 
 Annotation = Objects | Mask
+
+
+def check(annotation: Annotation, *, height: int, width: int, classes: int, where: str) -> None:
+    """Raises BadAnnotation where it doesn't fit an image of that size and that many classes.
+
+    No objects at all are a legal negative. `where` names the image in the message.
+    """
+    if isinstance(annotation, Mask):
+        _check_pixels(annotation.pixels, height, width, classes, where)
+        return
+    _check_counts(annotation, where)
+    _check_labels(annotation.labels, classes, where)
+    _check_boxes(annotation.boxes, height, width, where)
+    for number, text in enumerate(annotation.masks or ()):
+        if not rle.area(_read_mask(text, height, width, f"{where}: object {number}")):
+            raise BadAnnotation(
+                "mask without pixels", f"{where}: the mask of object {number} has no pixel"
+            )
+
+
+def _check_pixels(
+    pixels: np.ndarray[Any, Any], height: int, width: int, classes: int, where: str
+) -> None:
+    if pixels.shape != (height, width) or pixels.dtype != np.uint8:
+        raise _other_size(where, pixels.shape, height, width)
+    values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
+    strange = values[(values >= classes) & (values != IGNORED)]
+    if len(strange):
+        raise BadAnnotation(
+            "unknown class",
+            f"{where}: its mask has the value {strange[0]}, and there are {classes} classes",
+            mend=f"0 to {classes - 1} and {IGNORED} (ignored) are allowed",
+        )
+    if values.tolist() == [IGNORED]:
+        raise BadAnnotation("mask without pixels", f"{where}: no pixel of its mask has a class")
+
+
+def _other_size(where: str, shape: tuple[int, ...], height: int, width: int) -> BadAnnotation:
+    return BadAnnotation(
+        "mask of another size",
+        f"{where}: its mask is {' by '.join(map(str, shape))} (rows by columns), the image is "
+        f"{height} by {width}",
+    )
+
+
+def _check_counts(objects: Objects, where: str) -> None:
+    boxes, masks = objects.boxes, objects.masks
+    counts = {"boxes": len(boxes), "labels": len(objects.labels), "crowd": len(objects.crowd)}
+    if masks is not None:
+        counts["masks"] = len(masks)
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise BadAnnotation("counts differ", f"{where} has {listed}")
+    if boxes.shape != (len(boxes), 4):
+        raise BadAnnotation("no box", f"{where}: boxes of the shape {boxes.shape} are none")
+
+
+def _check_labels(labels: np.ndarray[Any, Any], classes: int, where: str) -> None:
+    strange = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(strange):
+        raise BadAnnotation(
+            "unknown class",
+            f"{where}: object {strange[0]} has the class {labels[strange[0]]}, and there are "
+            f"{classes} classes",
+            mend=f"0 to {classes - 1} are allowed",
+        )
+
+
+def _check_boxes(boxes: np.ndarray[Any, Any], height: int, width: int, where: str) -> None:
+    left, top, right, bottom = boxes.T
+    inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
+    with np.errstate(invalid="ignore"):
+        faults = (
+            ("box not finite", ~np.isfinite(boxes).all(1)),
+            ("box inverted", (right < left) | (bottom < top)),
+            ("box without area", (right == left) | (bottom == top)),
+            ("box outside the image", ~inside),
+        )
+    for reason, found in faults:
+        if found.any():
+            at = int(np.flatnonzero(found)[0])
+            numbers = ", ".join(f"{value:g}" for value in boxes[at].tolist())
+            raise BadAnnotation(
+                reason,
+                f"{where}, {width} wide and {height} high: {reason}: object {at}, ({numbers})",
+                mend="a box is left, top, right, bottom in pixels",
+            )
+    if len(boxes) and boxes.max() <= 1 < min(height, width):
+        raise BadAnnotation(
+            "box normalised",
+            f"{where}: all box coordinates lie within 0 and 1, as shares of the image do",
+            mend="a box is left, top, right, bottom in pixels: multiply by width and height",
+        )
+
+
+def clip(boxes: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:
+    """Boxes (N, 4) cut off at the edges of the image, where they stick out by at most `ROUNDING`;
+    the others stay as they are, for `check` to refuse."""
+    edges = np.array([width, height, width, height], np.float64)
+    cut = np.clip(boxes, 0, edges)
+    return np.where(np.abs(boxes - cut) <= ROUNDING, cut, boxes)
+
+
+def encode(annotation: Annotation) -> tuple[str, bytes]:
+    """(extension, bytes) of what lies in the shard."""
+    if isinstance(annotation, Mask):
+        return "mask.png", encode_png(annotation.pixels)
+    fields: dict[str, Any] = {
+        # -0.0 equals 0.0 and is written otherwise.
+        "boxes": (annotation.boxes.astype(np.float64) + 0.0).tolist(),
+        "labels": annotation.labels.tolist(),
+        "crowd": annotation.crowd.astype(int).tolist(),
+    }
+    if annotation.masks is not None:
+        fields["masks"] = [text.decode("ascii") for text in annotation.masks]
+    return "json", json.dumps(
+        fields, sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def decode_objects(data: bytes, *, height: int, width: int, classes: int, where: str) -> Objects:
+    """Objects from `encode`'s JSON, checked. Raises BadAnnotation."""
+    fields = read_json(data, where, MAX_JSON_BYTES)
+    if not isinstance(fields, Mapping) or not {"boxes", "labels", "crowd"} <= fields.keys() <= {
+        "boxes",
+        "labels",
+        "crowd",
+        "masks",
+    }:
+        raise _unreadable(where, "it has other fields than boxes, labels, crowd and masks")
+    masks = fields.get("masks")
+    objects = Objects(
+        _boxes(fields["boxes"], where),
+        _numbers(fields["labels"], "labels", where),
+        _numbers(fields["crowd"], "crowd", where),
+        None if masks is None else _texts(masks, where),
+    )
+    if ((objects.crowd != 0) & (objects.crowd != 1)).any():
+        raise _unreadable(where, "crowd is neither 0 nor 1")
+    check(objects, height=height, width=width, classes=classes, where=where)
+    return Objects(objects.boxes, objects.labels, objects.crowd.astype(bool), objects.masks)
+
+
+def read_json(data: bytes, where: str, limit: int) -> Any:
+    """JSON without NaN, doubled keys, endless depth, and of at most `limit` bytes.
+
+    Raises BadAnnotation that begins with `where`.
+    """
+    if len(data) > limit:
+        raise _unreadable(where, f"it has more than {limit} bytes")
+    try:
+        return json.loads(data, object_pairs_hook=_single, parse_constant=_refuse)
+    except RecursionError:
+        raise _unreadable(where, "it is too deep") from None
+    except ValueError as error:  # also broken UTF-8, and numbers of thousands of digits
+        raise _unreadable(where, str(error)) from None
+
+
+def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key is there twice")
+    return fields
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _boxes(given: Any, where: str) -> np.ndarray[Any, Any]:
+    if not isinstance(given, list) or not all(
+        type(row) is list and len(row) == 4 and all(_is_number(value) for value in row)
+        for row in given
+    ):
+        raise _unreadable(where, "boxes are not rows of four numbers")
+    return np.array(given, np.float64).reshape(-1, 4)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+
+
+def _numbers(given: Any, what: str, where: str) -> np.ndarray[Any, Any]:
+    if not isinstance(given, list) or not all(
+        type(value) is int and abs(value) < 1 << 53 for value in given
+    ):
+        raise _unreadable(where, f"{what} are not whole numbers")
+    return np.array(given, np.int64)
+
+
+def _texts(given: Any, where: str) -> tuple[bytes, ...]:
+    if not isinstance(given, list) or not all(type(v) is str and v.isascii() for v in given):
+        raise _unreadable(where, "masks are not run lengths as ASCII text")
+    return tuple(text.encode("ascii") for text in given)
+
+
+def _unreadable(where: str, why: str) -> BadAnnotation:
+    return BadAnnotation("unreadable annotation", f"{where} has an unreadable annotation: {why}")
+
+
+def decode_mask(data: bytes, *, height: int, width: int, classes: int, where: str) -> Mask:
+    """The class of each pixel from `encode`'s PNG, checked. Raises TesseraError."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        raise _unreadable(where, "its mask is no PNG")
+    size = (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
+    if size != (height, width):
+        raise _other_size(where, size, height, width)
+    # Of anything else the way to pixels would change the values.
+    if data[24:26] != b"\x08\x00" or b"tRNS" in data or b"eXIf" in data:
+        raise _unreadable(where, "its mask is no 8-bit grey PNG without transparency and rotation")
+    mask = Mask(np.array(open_image(data, f"{where}: its mask")))
+    check(mask, height=height, width=width, classes=classes, where=where)
+    return mask
+
+
+def resize(
+    annotation: Annotation, size_from: tuple[int, int], size_to: tuple[int, int]
+) -> Annotation:
+    """The annotation for the image scaled from one (height, width) to another.
+
+    Boxes are scaled; of masks the nearest pixel is taken. An object so small that its mask would
+    have no pixel left keeps one, in its middle.
+    """
+    if size_from == size_to:
+        return annotation
+    rows, columns = (_nearest(a, b) for a, b in zip(size_from, size_to, strict=True))
+    if isinstance(annotation, Mask):
+        return Mask(np.ascontiguousarray(annotation.pixels[np.ix_(rows, columns)]))
+    (height, width), (new_height, new_width) = size_from, size_to
+    edges = np.array([new_width, new_height, new_width, new_height], np.float64)
+    boxes = annotation.boxes * edges / np.array([width, height, width, height], np.float64)
+    masks = annotation.masks
+    if masks is not None:
+        masks = tuple(_resize_mask(text, size_from, rows, columns) for text in masks)
+    return Objects(np.minimum(boxes, edges), annotation.labels, annotation.crowd, masks)
+
+
+def _resize_mask(
+    text: bytes, size: tuple[int, int], rows: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]
+) -> bytes:
+    full = rle.to_mask(_read_mask(text, *size, "mask"), *size)
+    small = full[np.ix_(rows, columns)]
+    if not small.any() and full.any():
+        y, x = np.argwhere(full)[np.count_nonzero(full) // 2]
+        small[y * len(rows) // size[0], x * len(columns) // size[1]] = 1
+    return rle.write(rle.of_mask(small))
+
+
+def _nearest(size: int, new: int) -> np.ndarray[Any, Any]:
+    """For each of `new` places the nearest of `size`."""
+    return (2 * np.arange(new) + 1) * size // (2 * new)
+
+
+def count(annotation: Annotation, classes: int) -> list[int]:
+    """Objects, without crowds, or pixels of each class."""
+    if isinstance(annotation, Mask):
+        counts = np.bincount(annotation.pixels.ravel(), minlength=256)[:classes]
+    else:
+        counts = np.bincount(annotation.labels[~annotation.crowd], minlength=classes)
+    return [int(value) for value in counts]
+
+
+def mask_pixels(objects: Objects, height: int, width: int) -> np.ndarray[Any, Any]:
+    """uint8 (N, H, W) of 0 and 1; zeros for objects without masks."""
+    pixels = np.zeros((len(objects.boxes), height, width), np.uint8)
+    for number, text in enumerate(objects.masks or ()):
+        counts = _read_mask(text, height, width, f"object {number}")
+        pixels[number] = rle.to_mask(counts, height, width)
+    return pixels
+
+
+def _read_mask(text: bytes, height: int, width: int, where: str) -> rle.Counts:
+    try:
+        return rle.parse(text, height, width)
+    except ValueError as error:
+        raise BadAnnotation(
+            "mask of another size" if "add up" in str(error) else "unreadable mask",
+            f"{where}: its mask can't be read: {error}",
+        ) from None
