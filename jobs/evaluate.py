@@ -29,7 +29,7 @@ def command(model: str, data: str, split: str, workers: int, verbose: bool, as_j
     """
     from jobs.terminal import show_facts, show_json
 
-    version, evaluation = evaluate(model, Path(data), split=split, workers=workers, verbose=verbose)
+    version, evaluation = evaluate(model, data, split=split, workers=workers, verbose=verbose)
     if as_json:
         show_json({"model": f"models:/{version.name}/{version.number}", **vars(evaluation)})
         return 0
@@ -44,7 +44,7 @@ def command(model: str, data: str, split: str, workers: int, verbose: bool, as_j
 
 
 def evaluate(
-    model: str, data: Path, *, split: str = "test", workers: int = 0, verbose: bool = False
+    model: str, data: str | Path, *, split: str = "test", workers: int = 0, verbose: bool = False
 ) -> tuple[Version, Evaluation]:
     """Evaluates, notes the evaluation on the version and its figures in the version's run."""
     import tempfile
@@ -53,7 +53,7 @@ def evaluate(
     from pipelines import cluster, promotion, worker
     from pipelines.data import card as cards
 
-    data = data.expanduser().absolute()
+    data = embedded.data_place(str(data))
     cards.read(data).split(split)
     registry = driver.open_registry()
     version = driver.resolve(registry, model)
@@ -63,7 +63,7 @@ def evaluate(
         payload: dict[str, Any] = {
             "model": str(folder),
             "digest": driver.registered_digest(version),
-            "data": str(data),
+            "data": data,
             "split": split,
         }
         name = f"evaluate-{version.name}-{version.number}"
@@ -86,7 +86,7 @@ def evaluate(
     return version, evaluation
 
 
-def _log_figures(version: Version, evaluation: Evaluation, data: Path) -> None:
+def _log_figures(version: Version, evaluation: Evaluation, data: str) -> None:
     """The figures as metrics of the version's run, with the split as its input."""
     from jobs import driver
     from pipelines.data import card as cards
@@ -94,7 +94,7 @@ def _log_figures(version: Version, evaluation: Evaluation, data: Path) -> None:
 
     tracker = driver.attach_tracker(version.run_id)
     card = cards.read(data)
-    tracker.dataset(name=card.name, digest=card.digest, source=str(data), split=evaluation.split)
+    tracker.dataset(name=card.name, digest=card.digest, source=data, split=evaluation.split)
     values = {f"{evaluation.split}/{name}": value for name, value in evaluation.figures.items()}
     tracker.metrics([Point(0, time.time_ns() // 1_000_000, values)])
 

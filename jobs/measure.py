@@ -31,13 +31,14 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 @click.option("--readme", is_flag=True, help="Only make README's table again.")
 def command(recipe: str | None, data: str | None, seeds: int, readme: bool) -> int:
     """Measure a recipe on its test split, mean ± std over seeds, and write it down."""
+    from jobs import embedded
     from models.core.errors import UsageError
 
     if not readme:
         if not recipe or not data:
             raise UsageError("a recipe and its data are needed", mend="measure RECIPE --data DIR")
         path = Path(recipe)
-        entry = measure(path, Path(data).expanduser().absolute(), seeds)
+        entry = measure(path, embedded.data_place(data), seeds)
         results = read_results()
         results[path.as_posix()] = entry
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def command(recipe: str | None, data: str | None, seeds: int, readme: bool) -> i
     return 0
 
 
-def measure(path: Path, data: Path, seeds: int) -> dict[str, Any]:
+def measure(path: Path, data: str, seeds: int) -> dict[str, Any]:
     """Trains and evaluates once a seed; every figure that is written down comes from here."""
     import models
     from jobs.evaluate import evaluate
@@ -57,7 +58,7 @@ def measure(path: Path, data: Path, seeds: int) -> dict[str, Any]:
     from pipelines.data import card as cards
 
     recipe = recipes.read(path).with_overrides(
-        {"data.path": str(data), "data.digest": cards.read(data).digest}
+        {"data.path": data, "data.digest": cards.read(data).digest}
     )
     primary = models.get(recipe.family).task.primary.name
     commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains

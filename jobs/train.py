@@ -64,6 +64,7 @@ def command(
 
 
 def _choose(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
+    from jobs import embedded
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
@@ -79,10 +80,10 @@ def _choose(what: str, variant: str | None, data: str | None, changes: dict[str,
     recipe = recipe.with_overrides(changes)
     if not recipe.data.path:
         raise UsageError("no data set", mend="name a packed one: --data DIR")
-    path = Path(recipe.data.path).expanduser().absolute()
-    recipe = recipe.with_overrides({"data.path": str(path)})
+    place = embedded.data_place(recipe.data.path)
+    recipe = recipe.with_overrides({"data.path": place})
     if not recipe.data.digest:
-        recipe = recipe.with_overrides({"data.digest": cards.read(path).digest})
+        recipe = recipe.with_overrides({"data.digest": cards.read(place).digest})
     return recipe
 
 
@@ -121,7 +122,7 @@ def _resume(
 
     run = runs.find(embedded.runs_dir(), ref)
     if data:
-        changes = {**changes, "data.path": str(Path(data).expanduser().absolute())}
+        changes = {**changes, "data.path": embedded.data_place(data)}
     recipe = run.recipe().with_overrides(changes)
     recipes.check_resumable(run.recipe(), recipe)
     return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)

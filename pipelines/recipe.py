@@ -27,13 +27,25 @@ class _Frozen(BaseModel):
 
 
 class Data(_Frozen):
-    """The packed data set. `digest` is filled in when it is opened, and refused when it differs.
-    `height` and `width` in pixels: what the network sees; by default the data set's largest."""
+    """The packed data set: a folder or an address. `digest` is filled in when it is opened, and
+    refused when it differs.
+
+    `height` and `width` in pixels: what the network sees; by default the data set's largest. `fit`
+    says how an image of another size gets there: `stretch` scales both sides, `crop` cuts the middle
+    out. `loader_workers`: processes that decode for each worker; 0 decodes in a thread beside the
+    training. `cache` keeps decoded images, where they fit `cache_gib`: `memory`, shared by the
+    workers of a machine, or `device`; `auto` chooses. `ledger` writes down which samples each step
+    used."""
 
     path: str = ""
     digest: str = ""
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
+    fit: Literal["stretch", "crop"] = "stretch"
+    loader_workers: int = Field(default=0, ge=0)
+    cache: Literal["auto", "none", "memory", "device"] = "auto"
+    cache_gib: float = Field(default=2.0, ge=0)
+    ledger: bool = False
 
 
 class Optim(_Frozen):
@@ -191,7 +203,15 @@ def read(path: Path) -> Recipe:
     return build(tree)
 
 
-FREE_TO_CHANGE = ("workers.", "checkpoint.", "data.path", "train.log_every_steps")
+FREE_TO_CHANGE = (
+    "workers.",
+    "checkpoint.",
+    "data.path",
+    "data.loader_workers",
+    "data.cache",
+    "data.ledger",
+    "train.log_every_steps",
+)
 """What a resumed training may have otherwise than when it was begun."""
 
 

@@ -141,7 +141,7 @@ def launch(
     Raises whatever `execute` raises, after the tracker has the run's end: FAILED, or KILLED when
     the process was told to stop.
     """
-    card = cards.read(Path(recipe.data.path))
+    card = cards.read(recipe.data.path)
     run = replace(run, run_id=tracker.run_id)
     run.write()
     _note_start(run, recipe, card, tracker, tags or {})
@@ -191,7 +191,7 @@ def _note_start(
     for split in card.splits:
         if split != "test":
             tracker.dataset(
-                name=card.name, digest=card.digest, source=str(recipe.data.path), split=split
+                name=card.name, digest=card.digest, source=recipe.data.path, split=split
             )
 
 

@@ -27,6 +27,7 @@ from pipelines.checkpoints import Progress, State
 from pipelines.data.card import Card
 from pipelines.data.loading import Step
 from pipelines.evaluation import autocast, to_device
+from pipelines.ledger import Ledger
 from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
 
@@ -88,12 +89,13 @@ class Training:
         folder: Path,
         state: State | None = None,
         on_first_batch: Callable[[Batch], None] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """`state` is a checkpoint to go on from; `on_first_batch` is shown the first batch of the
-        training as the network sees it, on rank 0."""
+        training as the network sees it, on rank 0; `ledger` is told the samples of each step."""
         self.family, self.recipe, self.card, self.data = family, recipe, card, data
         self.loader, self.validate, self.world, self.emit = loader, validate, world, emit
-        self.folder, self.on_first_batch = folder, on_first_batch
+        self.folder, self.on_first_batch, self.ledger = folder, on_first_batch, ledger
         self.config = recipe.config()
         self.precision = resolve_precision(recipe.train.precision, world.device)
         self.transform = family.augment(recipe.augment_settings(), data, train=True)
@@ -177,6 +179,9 @@ class Training:
             if step is None:
                 break
             self._step(step)
+            if self.ledger:
+                used = step.batch["index"][: step.counted].tolist()
+                self.ledger.note(step=progress.step, epoch=progress.epoch, samples=used)
             progress.consumed = step.consumed
             progress.seen += step.total
             progress.step += 1

@@ -27,6 +27,7 @@ from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.samples import decode_image, resize
 from pipelines.data.shards import ShardReader
 from pipelines.evaluation import Answers
+from pipelines.ledger import Ledger
 from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.training import Training, resolve_precision
@@ -67,7 +68,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         card=card,
         data=data,
         loader=TrainLoader(
-            Path(recipe.data.path),
+            recipe.data.path,
             card,
             data,
             batch_size=recipe.train.batch_size,
@@ -80,6 +81,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         folder=run_dir / CHECKPOINTS,
         state=state,
         on_first_batch=show_first,
+        ledger=_open_ledger(recipe, run_dir, world, state),
     )
     progress = training.run()
     best = f"step-{progress.best_step:09d}"
@@ -100,12 +102,19 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     }
 
 
+def _open_ledger(
+    recipe: Recipe, run_dir: Path, world: World, state: State | None
+) -> Ledger | None:
+    step = state.progress.step if state else 0
+    return Ledger(run_dir, world, step=step) if recipe.data.ledger else None
+
+
 def _answerer(
     recipe: Recipe, card: Card, data: DataSpec, world: World, precision: str
 ) -> Callable[[nn.Module], Answers | None]:
     """A network's answers on the validation split, on rank 0."""
     loader = EvalLoader(
-        Path(recipe.data.path), card, data, batch_size=EVAL_BATCH, world=world, split="val"
+        recipe.data.path, card, data, batch_size=EVAL_BATCH, world=world, split="val"
     )
 
     def answer(module: nn.Module) -> Answers | None:
@@ -130,8 +139,8 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
     `data_digest`.
     """
     model = checkpoints.read_model(Path(payload["model"]), payload["digest"])
-    folder, split = Path(payload["data"]), payload["split"]
-    card = cards.read(folder)
+    place, split = payload["data"], payload["split"]
+    card = cards.read(place)
     if card.classes != model.card.classes:
         raise TesseraError(
             f"the model knows the classes {_some(model.card.classes)}, "
@@ -148,7 +157,7 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
         family,
         module,
         data,
-        EvalLoader(folder, card, data, batch_size=EVAL_BATCH, world=world, split=split),
+        EvalLoader(place, card, data, batch_size=EVAL_BATCH, world=world, split=split),
         world,
         augment_settings=model.recipe.augment_settings(),
     )
@@ -164,7 +173,7 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
 
 def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
     """The recipe's data set; refused when it isn't the one that the recipe was made for."""
-    card = cards.read(Path(recipe.data.path))
+    card = cards.read(recipe.data.path)
     if recipe.data.digest and recipe.data.digest != card.digest:
         raise TesseraError(
             f"the data set in {recipe.data.path} is another than the recipe names: "
