@@ -38,6 +38,8 @@ SHARED_WITH_ROOMS = {
     "pipelines.ports",
     "pipelines.data.card",
     "pipelines.data.index",
+    "pipelines.data.patience",
+    "pipelines.data.remote",
     "pipelines.data.storage",
     "pipelines.data.tars",
 }

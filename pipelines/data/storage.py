@@ -1,16 +1,55 @@
 """Where files lie: in a folder, or at an address of an object store.
 
 In: a path or a URL. Out: a `Place` to read and write files in, whole or not at all. Must not know
-what the files are.
+what the files are, nor the environment: a job says with `use_cache` where copies may lie.
+
+Addresses of these schemes are taken and no others: s3, gs (gcs), az (abfs), memory (this process
+only), http and https (to read), file (a folder). Chains (`a::b`), pipes, variables, wildcards,
+queries and passwords in an address are refused before any library sees them.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, UsageError
+
+STORES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "abfs", "abfs": "abfs", "memory": "memory"}
+"""Schemes of object stores, and the name that each has in the library."""
+WEB = ("http", "https")
+_ALLOWED = (
+    "a folder, or an address that begins with s3://, gs://, az://, http://, https:// or file://"
+)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_REFUSED = {
+    "::": "a chain of addresses",
+    "${": "a variable",
+    "?": "a query",
+    "#": "a fragment",
+    "*": "a wildcard",
+    "[": "a wildcard",
+    "{": "a wildcard",
+    "\\": "a backslash",
+    "@": "a login",
+}
+
+
+class Content(Protocol):
+    """A file of known content; the shards of a card are such."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 class Place(Protocol):
@@ -19,6 +58,8 @@ class Place(Protocol):
 
     where: str
     """As the user knows it: the folder, or the URL without its last slash."""
+    remote: bool
+    """Whether each look at a file is a request."""
 
     def read(self, path: str) -> bytes:
         """A small file, whole."""
@@ -26,8 +67,22 @@ class Place(Protocol):
     def size(self, path: str) -> int | None:
         """In bytes; None where there is no such file."""
 
+    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        """In bytes, of those that are there, with as few requests as the place allows."""
+
     def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
-        """A local file with this content: the file itself, or a checked copy in the cache."""
+        """A local file with this content: the file itself, or a checked copy in the cache, which
+        may drop it later; see `open`."""
+
+    def open(self, path: str, *, size_bytes: int, sha256: str) -> int:
+        """A file descriptor to read this content from, whatever the cache does meanwhile."""
+
+    def prefetch(self, files: Sequence[Content]) -> None:
+        """Begins to fetch these in the background, in this order, and forgets what it was asked
+        before and has not begun. Errors come up when the file is fetched. Local: nothing."""
+
+    def download(self, path: str, to: Path) -> None:
+        """Copies a file as it is, unchecked, into a local file that is made or emptied."""
 
     def put(self, file: Path, path: str) -> None:
         """Takes over a local file; it appears whole or not at all, and `file` is gone after."""
@@ -42,13 +97,94 @@ class Place(Protocol):
         """Paths of all files below `folder`, sorted; none where there is no such folder."""
 
 
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where copies of remote files lie, and how many bytes they may take together."""
+
+    folder: Path
+    limit_bytes: int = 50 << 30
+
+
+_cache: CacheSettings | None = None
+
+
+def use_cache(settings: CacheSettings | None) -> None:
+    """Sets this process's cache for remote files; None for the default. Processes that are forked
+    from this one have it too; others are told by their payload."""
+    global _cache
+    _cache = settings
+
+
+def cache_settings() -> CacheSettings:
+    """The cache in use: by default 50 GiB in `.cache/tessera/shards` of the user's home."""
+    return _cache or CacheSettings(Path.home() / ".cache" / "tessera" / "shards")
+
+
 def at(where: str | Path) -> Place:
-    """The place: a folder, which need not exist yet, or a URL."""
-    return Folder(Path(where))
+    """The place: a folder, which need not exist yet, or a URL. Raises UsageError for an address
+    that is refused, and TesseraError where the library for it is missing. Connects to nothing."""
+    scheme, rest = split(where)
+    if not scheme:
+        return Folder(Path(where))
+    if scheme == "file":
+        return Folder(_file_path(str(where), rest))
+    url = f"{scheme}://{rest.rstrip('/')}"
+    if scheme in WEB:
+        from pipelines.data.web import Web
+
+        return Web(url, cache_settings())
+    from pipelines.data.object_store import Store
+
+    return Store(STORES[scheme], rest.strip("/"), url, cache_settings())
+
+
+def split(where: str | Path) -> tuple[str, str]:
+    """(scheme, what follows `://`) of an address; ("", path) of a folder. Raises UsageError."""
+    text = os.fspath(where)
+    if "\0" in text or "\n" in text or "${" in text or "::" in text:
+        raise UsageError(f"{text!r} is no place", mend=f"give {_ALLOWED}; chains are not read")
+    match = _SCHEME.match(text)
+    if not match:
+        return "", text
+    scheme, rest = match[1].lower(), text[match.end() :]
+    known = scheme in STORES or scheme in WEB or scheme == "file"
+    if not known or not rest.startswith("//"):
+        mend = f"give {_ALLOWED}; a folder with a colon in its name as ./{text}"
+        raise UsageError(f"{text!r} is an address that is not read here", mend=mend)
+    rest = rest[2:]
+    for sign, what in _REFUSED.items():
+        if sign in rest and scheme != "file":
+            raise UsageError(
+                f"{_hidden(text)} has {what} in it", mend=f"give a plain address: {_ALLOWED}"
+            )
+    parts = rest.strip("/").split("/")
+    if scheme != "file" and (not parts[0] or any(part in ("", ".", "..") for part in parts)):
+        raise UsageError(f"{text!r} is no whole address", mend=f"as in {scheme}://BUCKET/FOLDER")
+    return scheme, rest
+
+
+def absolute(where: str) -> str:
+    """The same place for a process in another folder: a URL as it is, a path made absolute."""
+    scheme, _ = split(where)
+    return where if scheme else str(Path(where).expanduser().absolute())
+
+
+def _hidden(text: str) -> str:
+    """An address without the login in it, for messages."""
+    return repr(re.sub(r"//[^/]*@", "//…@", text))
+
+
+def _file_path(url: str, rest: str) -> Path:
+    parts = urlsplit(f"file://{rest}")
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query:
+        raise UsageError(f"{url!r} is no local folder", mend="as in file:///FOLDER")
+    return Path(unquote(parts.path))
 
 
 class Folder:
     """A `Place` that is a local folder."""
+
+    remote = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,7 +194,7 @@ class Folder:
         try:
             return self._locate(path).read_bytes()
         except OSError as error:
-            raise TesseraError(f"{path} of {self.where} can't be read: {error.strerror}") from None
+            raise self._unreadable(path, error) from None
 
     def size(self, path: str) -> int | None:
         try:
@@ -66,13 +202,33 @@ class Folder:
         except OSError:
             return None
 
+    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        found = ((path, self.size(path)) for path in paths)
+        return {path: size for path, size in found if size is not None}
+
     def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
         return self._locate(path)
+
+    def open(self, path: str, *, size_bytes: int, sha256: str) -> int:
+        try:
+            return os.open(self._locate(path), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
+
+    def prefetch(self, files: Sequence[Content]) -> None:
+        return
+
+    def download(self, path: str, to: Path) -> None:
+        try:
+            shutil.copyfile(self._locate(path), to)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
 
     def put(self, file: Path, path: str) -> None:
         target = self._locate(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
+        shutil.move(file, part := target.with_name(f".{target.name}.part"))
+        os.replace(part, target)
 
     def write(self, path: str, data: bytes) -> None:
         target = self._locate(path)
@@ -94,6 +250,9 @@ class Folder:
 
     def _locate(self, path: str) -> Path:
         return self._folder.joinpath(*check_path(path, self.where))
+
+    def _unreadable(self, path: str, error: OSError) -> TesseraError:
+        return TesseraError(f"{path} of {self.where} can't be read: {error.strerror}")
 
 
 def check_path(path: str, where: str) -> tuple[str, ...]:
