@@ -174,7 +174,8 @@ class ShardReader:
         place = storage.at(where)
         self._place = storage.at(card.root) if card.root else place
         self._open: OrderedDict[int, int] = OrderedDict()
-        check_sizes(self._place, self._card)
+        if not self._place.remote:  # elsewhere it is a request a shard, and `fetch` checks them
+            check_sizes(self._place, self._card)
         self.index = Index(place, self._card)
 
     def __len__(self) -> int:
@@ -211,8 +212,9 @@ class ShardReader:
         if len(self._open) >= MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         card = self._card.shards[shard]
-        path = self._place.fetch(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
-        self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._open[shard] = self._place.open(
+            card.path, size_bytes=card.size_bytes, sha256=card.sha256
+        )
         return self._open[shard]
 
     def close(self) -> None:
@@ -227,8 +229,9 @@ class ShardReader:
 
 def check_sizes(place: storage.Place, split_card: SplitCard) -> None:
     """Each shard is there and as long as the card says; else TesseraError names the shard."""
+    sizes = place.sizes([shard.path for shard in split_card.shards])
     for shard in split_card.shards:
-        found = place.size(shard.path)
+        found = sizes.get(shard.path)
         if found is None:
             raise damaged(f"shard {shard.path} of {place.where} is missing")
         if found != shard.size_bytes:
