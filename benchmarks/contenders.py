@@ -1,0 +1,327 @@
+"""The ways to load images that are compared, one function each, and the process that runs one.
+
+In: a set's folder and the side of the crop. Out: for each turn that the parent asks for, how many
+images came in how many seconds of wall and of CPU. Every contender decodes the same JPEGs at full
+size, crops the centre, and hands uint8 batches of 128 to one consumer, with two processes at work.
+
+It is started by `data_loading.py` in the interpreter that has the contender's library, so nothing
+but the standard library is imported before one is chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+BATCH = 128
+PROCESSES = 2
+Counts = Iterator[int]
+"""The number of images of each batch, without end."""
+
+
+# --- the raw limit ---------------------------------------------------------------------------------
+
+
+def raw(folder: Path, crop: int | None) -> Counts:
+    """A bare loop: read, decode, crop, write into the batch. Each process goes by itself, and the
+    batches go nowhere."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    done: Any = context.Queue(4)
+    for seed in range(PROCESSES):
+        context.Process(target=_raw_loop, args=(folder, crop, seed, done), daemon=True).start()
+    while True:
+        yield done.get()
+
+
+def _raw_loop(folder: Path, crop: int | None, seed: int, done: Any) -> None:
+    import numpy as np
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    torch.set_num_threads(1)
+    ends = np.load(folder / "blob.npy").tolist()
+    file = os.open(folder / "blob.bin", os.O_RDONLY)
+    side = crop or 32
+    batch = torch.empty((BATCH, 3, side, side), dtype=torch.uint8)
+    while True:
+        order = np.random.default_rng(seed).permutation(len(ends) - 1)
+        for place, index in enumerate(order.tolist()):
+            data = bytearray(ends[index + 1] - ends[index])
+            os.preadv(file, [data], ends[index])
+            image = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+            batch[place % BATCH] = centre(image, crop)
+            if place % BATCH == BATCH - 1:
+                done.put(BATCH)
+
+
+def centre(image: Any, crop: int | None) -> Any:
+    """The middle of (C, H, W) with sides `crop`."""
+    if crop is None:
+        return image
+    top, left = (image.shape[1] - crop) // 2, (image.shape[2] - crop) // 2
+    return image[:, top : top + crop, left : left + crop]
+
+
+# --- ours ------------------------------------------------------------------------------------------
+
+
+def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
+    """`TrainLoader` with two loader workers."""
+    import inspect
+
+    from pipelines.data import card as cards
+    from pipelines.data.loading import TrainLoader
+    from pipelines.ports import World
+
+    wanted = {"loader_workers": PROCESSES, "fit": "crop", **settings}
+    known = inspect.signature(TrainLoader).parameters
+    missing = sorted(wanted.keys() - known)
+    if missing:
+        print(f"TrainLoader has no {', '.join(missing)} yet", file=sys.stderr)
+    given = {name: value for name, value in wanted.items() if name in known}
+    card = cards.read(folder / "shards")
+    loader = TrainLoader(
+        folder / "shards",
+        card,
+        card.spec(crop, crop),
+        batch_size=BATCH,
+        seed=0,
+        world=World(),
+        **given,
+    )
+    epoch = 0
+    while True:
+        for step in loader.epoch(epoch):
+            yield len(step.batch["image"])
+        epoch += 1
+
+
+def ours_cached(folder: Path, crop: int | None) -> Counts:
+    """The same from its second epoch on, when all images are in memory."""
+    counts = ours(folder, crop, cache="memory")
+    left = json.loads((folder / "done.json").read_text())["images"]
+    while left > 0:
+        left -= next(counts)
+    yield from counts
+
+
+# --- a folder of images with PyTorch's DataLoader ---------------------------------------------------
+
+
+def image_folder(folder: Path, crop: int | None) -> Counts:
+    """torchvision's `ImageFolder`, which decodes with Pillow, as its documentation shows it."""
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    steps = [*([transforms.CenterCrop(crop)] if crop else []), transforms.PILToTensor()]
+    yield from _data_loader(ImageFolder(str(folder / "folder"), transforms.Compose(steps)))
+
+
+class FolderSet:
+    """A plain data set over files that decodes with torchvision."""
+
+    def __init__(self, folder: Path, crop: int | None) -> None:
+        classes = sorted(path.name for path in folder.iterdir())
+        self._files = [
+            (str(path), label)
+            for label, name in enumerate(classes)
+            for path in sorted((folder / name).iterdir())
+        ]
+        self._crop = crop
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+        path, label = self._files[index]
+        return centre(decode_jpeg(read_file(path), ImageReadMode.RGB), self._crop), label
+
+
+def folder_torchvision(folder: Path, crop: int | None) -> Counts:
+    yield from _data_loader(FolderSet(folder / "folder", crop))
+
+
+def _data_loader(data: Any, **settings: Any) -> Counts:
+    from torch.utils.data import DataLoader
+
+    options = {"batch_size": BATCH, "shuffle": True, **settings}
+    loader: Any = DataLoader(data, num_workers=PROCESSES, persistent_workers=True, **options)
+    while True:
+        for images, _ in loader:
+            yield len(images)
+
+
+# --- stock webdataset ------------------------------------------------------------------------------
+
+
+def webdataset(folder: Path, crop: int | None, decoder: str) -> Counts:
+    """Our shards, shuffled by shard and in a buffer of 1,000 samples, batched in the workers, as
+    its documentation recommends."""
+    import webdataset as wds
+
+    shards = sorted(map(str, (folder / "shards" / "train").glob("*.tar")))
+    stream = wds.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(1000)
+    if decoder == "pillow":
+        from torchvision import transforms
+
+        steps = [*([transforms.CenterCrop(crop)] if crop else []), transforms.PILToTensor()]
+        image: Callable[..., Any] = transforms.Compose(steps)
+        stream = stream.decode("pil").to_tuple("jpg", "cls").map_tuple(image, int)
+    else:
+        stream = stream.to_tuple("jpg", "cls").map_tuple(partial(_decode, crop=crop), int)
+    stream = stream.batched(BATCH, collation_fn=_stack)
+    yield from _data_loader(stream, batch_size=None, shuffle=False)
+
+
+def _decode(data: bytes, crop: int | None) -> Any:
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    # `bytearray`, because torch warns of memory that can't be written to.
+    content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return centre(decode_jpeg(content, ImageReadMode.RGB), crop)
+
+
+def _stack(samples: list[tuple[Any, int]]) -> tuple[Any, Any]:
+    import torch
+
+    images, labels = zip(*samples)
+    return torch.stack(images), torch.tensor(labels)
+
+
+# --- MosaicML streaming ----------------------------------------------------------------------------
+
+
+def mosaicml(folder: Path, crop: int | None) -> Counts:
+    """`StreamingDataset` over local MDS shards with the JPEGs as they are, shuffled as it does by
+    default, decoded with torchvision (its own "jpeg" column decodes with Pillow, and slower)."""
+    from streaming import MDSWriter, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    local = folder / "mds"
+    if not local.exists():
+        part = folder / "mds.part"
+        shutil.rmtree(part, ignore_errors=True)
+        with MDSWriter(out=str(part), columns={"image": "bytes", "label": "int"}) as out:
+            files = FolderSet(folder / "folder", crop)._files
+            for path, label in files:
+                out.write({"image": Path(path).read_bytes(), "label": label})
+        part.rename(local)
+
+    class Decoded(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, at: Any) -> Any:
+            sample = super().__getitem__(at)
+            return _decode(sample["image"], crop), sample["label"]
+
+    data = Decoded(local=str(local), shuffle=True, batch_size=BATCH)
+    yield from _data_loader(data, shuffle=False)
+
+
+# --- Ray Data --------------------------------------------------------------------------------------
+
+
+def ray_data(folder: Path, crop: int | None) -> Counts:
+    """`read_webdataset` without a decoder, then torchvision's on blocks, then batches."""
+    import logging
+
+    import ray
+
+    ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    shards = sorted(map(str, (folder / "shards" / "train").glob("*.tar")))
+    stream = ray.data.read_webdataset(shards, decoder=None, shuffle="files")
+    stream = stream.map_batches(partial(_decode_block, crop=crop), batch_size=BATCH)
+    try:
+        while True:
+            for batch in stream.iter_torch_batches(batch_size=BATCH):
+                yield len(batch["image"])
+    finally:
+        ray.shutdown()
+
+
+def _decode_block(batch: dict[str, Any], crop: int | None) -> dict[str, Any]:
+    import numpy as np
+
+    images = np.stack([_decode(data, crop).numpy() for data in batch["jpg"]])
+    return {"image": images, "label": np.array([int(text) for text in batch["cls"]])}
+
+
+# --- a contender's process -------------------------------------------------------------------------
+
+CONTENDERS: dict[str, Callable[[Path, int | None], Counts]] = {
+    "raw": raw,
+    "ours": partial(ours, cache="none"),
+    "ours_cached": ours_cached,
+    "folder_torchvision": folder_torchvision,
+    "image_folder": image_folder,
+    "webdataset_pillow": partial(webdataset, decoder="pillow"),
+    "webdataset_torchvision": partial(webdataset, decoder="torchvision"),
+    "mosaicml": mosaicml,
+    "ray_data": ray_data,
+}
+TIDY = frozenset({"ray_data"})
+"""Those that use the processor between turns: they end after each turn, and begin anew."""
+
+
+def turn(counts: Counts, warm: float, seconds: float) -> dict[str, float]:
+    """Images, seconds of wall and of CPU, from one batch's arrival to another's. What was made
+    ahead is used up in the `warm` seconds before."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < warm:
+        next(counts)
+    next(counts)
+    cpu, began, images = cpu_seconds(), time.perf_counter(), 0
+    while (wall := time.perf_counter() - began) < seconds:
+        images += next(counts)
+    return {"images": images, "wall": wall, "cpu": cpu_seconds() - cpu}
+
+
+def cpu_seconds() -> float:
+    """Of this process and all below it, those that have ended and were waited for included."""
+    import psutil
+
+    me = psutil.Process()
+    total = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def main() -> None:
+    """Speaks JSON lines: says when it is ready, then answers each request for a turn."""
+    name, folder, crop = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) or None
+    # Libraries print; what they print goes to the log.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    counts = CONTENDERS[name](folder, crop)
+    if name not in TIDY:
+        next(counts)
+    print(json.dumps({"ready": name}), file=answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        measured = turn(counts, request["warm"], request["seconds"])
+        if name in TIDY:
+            counts.close()  # type: ignore[attr-defined]
+            counts = CONTENDERS[name](folder, crop)
+        print(json.dumps(measured), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Images a second that come out of our loader, out of other ones, and out of a bare loop.
+
+All run side by side in one measurement: each has a process of its own, and they take turns, round
+by round, so that what else the machine does meets all alike. The ratios count; the absolute figures
+are this machine's. Prints a table for each set and writes benchmarks/results/data_loading.json.
+
+MosaicML's streaming needs an older NumPy and runs in an environment of its own, which `make bench`
+makes (`.venv-bench`). What a contender can't run for is said in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import RAW, ROOT, arguments, machine, record, table
+from contenders import BATCH, CONTENDERS, PROCESSES
+from loading_data import DONE, PHOTOS, SETS, Absent, prepare
+
+BENCH_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+TITLES = {
+    "raw": "raw limit",
+    "ours": "Tessera",
+    "ours_cached": "Tessera, cached",
+    "folder_torchvision": "folder, torchvision's decoder",
+    "image_folder": "ImageFolder, Pillow",
+    "webdataset_pillow": "webdataset, Pillow",
+    "webdataset_torchvision": "webdataset, torchvision's decoder",
+    "mosaicml": "MosaicML streaming",
+    "ray_data": "Ray Data read_webdataset",
+}
+OURS = ("ours", "ours_cached")
+PEERS = [name for name in CONTENDERS if name not in ("raw", *OURS)]
+BARS = {"cifar10": 0.75, "photos": 0.9}
+"""What ours is to reach of the raw limit."""
+CACHED_BAR = 10.0
+"""What ours, cached, is to reach of ImageFolder on CIFAR-10."""
+
+
+class Contender:
+    """A process that runs one contender, and what it measured."""
+
+    def __init__(self, name: str, folder: Path, crop: int | None, logs: Path) -> None:
+        python = BENCH_PYTHON if name == "mosaicml" else Path(sys.executable)
+        self.name, self.turns, self.problem = name, list[dict[str, float]](), ""
+        self._log = logs / f"{name}.log"
+        if not python.exists():
+            self.problem = "not run: make bench makes its environment"
+            return
+        logs.mkdir(parents=True, exist_ok=True)
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [str(python), str(ROOT / "benchmarks/contenders.py"), name, folder, str(crop or 0)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            )
+        self._answer()
+
+    def turn(self, warm: float, seconds: float) -> None:
+        if not self.problem:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps({"warm": warm, "seconds": seconds}) + "\n")
+            self._process.stdin.flush()
+            if answer := self._answer():
+                self.turns.append(answer)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._log.read_text().strip().splitlines()
+            self.problem = f"failed: {said[-1] if said else 'no word'}"
+            return {}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Ends the process; its own children are daemons or end with their pipe."""
+        if hasattr(self, "_process"):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A set's entry: for each contender its turns and their medians."""
+    chosen = [contender for contender in CONTENDERS if contender in options.only]
+    running = []
+    try:
+        for contender in chosen:
+            print(f"{name}: {TITLES[contender]} starts", file=sys.stderr)
+            running.append(
+                Contender(contender, folder, SETS[name].crop, options.work / "logs" / name)
+            )
+        for number in range(options.rounds):
+            print(f"{name}: round {number + 1} of {options.rounds}", file=sys.stderr)
+            for one in running:
+                one.turn(options.warm, options.seconds)
+    finally:
+        for one in running:
+            one.close()
+    entry = {one.name: summary(one) for one in running}
+    return {"data": json.loads((folder / DONE).read_text()), "contenders": entry}
+
+
+def summary(contender: Contender) -> dict[str, Any]:
+    if contender.problem:
+        return {"problem": contender.problem}
+    wall = [turn["images"] / turn["wall"] for turn in contender.turns]
+    cpu = [turn["images"] / turn["cpu"] for turn in contender.turns]
+    return {
+        "images_per_second": statistics.median(wall),
+        "range": [min(wall), max(wall)],
+        "images_per_cpu_second": statistics.median(cpu),
+        "turns": contender.turns,
+    }
+
+
+def share(entry: dict[str, Any], name: str, of: str) -> float | None:
+    """The median over rounds of `name`'s speed over that of `of` in the same round."""
+    both = [entry["contenders"].get(one, {}).get("turns") for one in (name, of)]
+    if not all(both):
+        return None
+    speeds = [[turn["images"] / turn["wall"] for turn in turns] for turns in both]
+    return statistics.median(a / b for a, b in zip(*speeds))
+
+
+def show(name: str, entry: dict[str, Any]) -> str:
+    """The table of a set."""
+    rows = []
+    for contender, measured in entry["contenders"].items():
+        if "problem" in measured:
+            rows.append([TITLES[contender], measured["problem"], "", "", ""])
+            continue
+        low, high = measured["range"]
+        ratio = share(entry, contender, "raw")
+        rows.append(
+            [
+                TITLES[contender],
+                f"{measured['images_per_second']:,.0f}",
+                f"{low:,.0f} to {high:,.0f}",
+                f"{measured['images_per_cpu_second']:,.0f}",
+                "" if ratio is None else f"{ratio:.2f}",
+            ]
+        )
+    data = entry["data"]
+    width, height = data["mean_size"]
+    crop = SETS[name].crop
+    title = (
+        f"{name}: {data['images']:,} JPEGs of {width} x {height}, {data['mean_bytes']:,} bytes, "
+        f"{f'centre crop to {crop}' if crop else 'as they are'}; "
+        f"batches of {BATCH}, {PROCESSES} processes"
+    )
+    heads = ["", "images/s", "range", "images/CPU s", "of the raw limit"]
+    return f"{title}\n{table(heads, rows)}"
+
+
+def judge(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bars: what was asked, what was reached; only those whose contenders all ran."""
+    bars = []
+
+    def bar(asked: str, reached: float | None, least: float) -> None:
+        if reached is not None:
+            bars.append(
+                {"asked": asked, "reached": reached, "least": least, "met": reached >= least}
+            )
+
+    bar(f"{name}: share of the raw limit", share(entry, "ours", "raw"), BARS[name])
+    for peer in PEERS:
+        bar(f"{name}: ours over {TITLES[peer]}", share(entry, "ours", peer), 1.0)
+    if name == "cifar10":
+        cached = share(entry, "ours_cached", "image_folder")
+        bar(f"{name}: ours cached over ImageFolder", cached, CACHED_BAR)
+    return bars
+
+
+def main() -> int:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--data", type=Path, default=RAW, help="folder with the raw data sets")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
+    parser.add_argument("--warm", type=float, default=1.0, help="seconds before it, not counted")
+    parser.add_argument("--photos", type=int, default=PHOTOS)
+    options = parser.parse_args()
+    sets, bars = {}, []
+    for name in options.sets:
+        try:
+            folder = prepare(name, options.data, options.work, options.photos)
+        except Absent as error:
+            print(f"{name} is left out: {error}; name the folder that has it: --data FOLDER")
+            continue
+        sets[name] = measure(name, folder, options)
+        bars += judge(name, sets[name])
+        print(f"\n{show(name, sets[name])}")
+    for bar in bars:
+        verdict = "met" if bar["met"] else f"missed by {bar['least'] - bar['reached']:.2f}"
+        print(f"{bar['asked']}: {bar['reached']:.2f}, at least {bar['least']:.2f} asked: {verdict}")
+    libraries = ("torch", "torchvision", "pillow", "numpy", "webdataset", "ray")
+    entry = {
+        **machine(*libraries),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "sets": sets,
+        "bars": bars,
+    }
+    if sets:
+        print(record(options.results, "data_loading", entry))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
