@@ -15,7 +15,7 @@ whole numbers: the same image has the same fingerprint on every machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
@@ -73,8 +73,8 @@ def fingerprint(image: Image.Image) -> bytes:
     return digest + np.packbits(signs).tobytes()
 
 
-def find(prints: Mapping[str, Array]) -> list[Pair]:
-    """Pairs between different splits, from uint8 (N, `SIZE`) of each split.
+def find(prints: Mapping[str, Array], kinds: Collection[str] = ("same", "near")) -> list[Pair]:
+    """Pairs of these kinds between different splits, from uint8 (N, `SIZE`) of each split.
 
     Every image that has the same pixels as one of another split is in a pair, and every image that
     is near to one of another split is in a pair with the nearest; so the list is no longer than
@@ -83,11 +83,13 @@ def find(prints: Mapping[str, Array]) -> list[Pair]:
     """
     order = {split: place for place, split in enumerate(SPLITS)}
     names = sorted((name for name in prints if len(prints[name])), key=lambda n: order[n])
-    pairs = []
+    pairs: list[Pair] = []
     for left, right in combinations(names, 2):
         a, b = (np.ascontiguousarray(prints[name], np.uint8) for name in (left, right))
-        pairs += [Pair((left, i), (right, j), "same", 0) for i, j in _same(a, b)]
-        pairs += [Pair((left, i), (right, j), "near", d) for i, j, d in _near(a, b)]
+        if "same" in kinds:
+            pairs += [Pair((left, i), (right, j), "same", 0) for i, j in _same(a, b)]
+        if "near" in kinds:
+            pairs += [Pair((left, i), (right, j), "near", d) for i, j, d in _near(a, b)]
     return pairs
 
 
