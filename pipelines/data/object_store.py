@@ -84,7 +84,7 @@ class Store(Remote):
 
     def _judge(self, error: Exception) -> Exception:
         """What an error of the libraries means here."""
-        kind, said = type(error).__name__, str(error) or type(error).__name__
+        kind, said = type(error).__name__, (str(error) or type(error).__name__).splitlines()[0]
         if kind in ("NoCredentialsError", "PartialCredentialsError"):
             return TesseraError(
                 f"{self.where} can't be reached: there are no whole credentials for it",

@@ -120,9 +120,10 @@ def cache_settings() -> CacheSettings:
     return _cache or CacheSettings(Path.home() / ".cache" / "tessera" / "shards")
 
 
-def at(where: str | Path) -> Place:
-    """The place: a folder, which need not exist yet, or a URL. Raises UsageError for an address
-    that is refused, and TesseraError where the library for it is missing. Connects to nothing."""
+def at(where: str | Path, cache: CacheSettings | None = None) -> Place:
+    """The place: a folder, which need not exist yet, or a URL. Copies of remote files go into
+    `cache`, by default this process's. Raises UsageError for an address that is refused, and
+    TesseraError where the library for it is missing. Connects to nothing."""
     scheme, rest = split(where)
     if not scheme:
         return Folder(Path(where))
@@ -132,10 +133,10 @@ def at(where: str | Path) -> Place:
     if scheme in WEB:
         from pipelines.data.web import Web
 
-        return Web(url, cache_settings())
+        return Web(url, cache or cache_settings())
     from pipelines.data.object_store import Store
 
-    return Store(STORES[scheme], rest.strip("/"), url, cache_settings())
+    return Store(STORES[scheme], rest.strip("/"), url, cache or cache_settings())
 
 
 def split(where: str | Path) -> tuple[str, str]:

@@ -51,7 +51,7 @@ class Web(Remote):
         if start == stop:
             return b""
         until = time.monotonic() + seconds
-        with self._open("GET", path, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+        with self._open("GET", path, seconds, f"bytes={start}-{stop - 1}") as answer:
             skip = 0 if answer.status == 206 else start
             data = bytearray()
             while len(data) < skip + stop - start:
@@ -65,7 +65,7 @@ class Web(Remote):
         return bytes(data[skip:])
 
     def _size(self, path: str, seconds: float) -> int:
-        with self._open("HEAD", path, {}) as answer:
+        with self._open("HEAD", path, seconds) as answer:
             length = answer.headers.get("Content-Length", "")
         if not length.isdigit():
             raise TesseraError(
@@ -93,12 +93,14 @@ class Web(Remote):
         )
 
     @contextmanager
-    def _open(self, method: str, path: str, headers: dict[str, str]) -> Iterator[Any]:
+    def _open(self, method: str, path: str, seconds: float, span: str = "") -> Iterator[Any]:
         url = f"{self.where}/{quote('/'.join(check_path(path, self.where)))}"
-        headers = {**headers, "Accept-Encoding": "identity", "User-Agent": "tessera"}
+        headers = {"Accept-Encoding": "identity", "User-Agent": "tessera"}
+        if span:
+            headers["Range"] = span
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            with _opener().open(request, timeout=_QUIET_SECONDS) as answer:
+            with _opener().open(request, timeout=min(seconds, _QUIET_SECONDS)) as answer:
                 yield answer
         except urllib.error.HTTPError as error:
             error.close()

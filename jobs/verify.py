@@ -1,0 +1,69 @@
+"""`tessera verify`: every checksum of a packed data set."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from jobs.cli import run
+from jobs.terminal import show_facts, show_json
+
+
+@click.command()
+@click.argument("where", metavar="DIR")
+@click.option("--workers", type=click.IntRange(1), help="Threads; by default one a CPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--verbose", is_flag=True, help="Show a traceback where it fails.")
+def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> int:
+    """Check every byte of a packed data set: the folder or address DIR.
+
+    Each index, each shard and each sample is compared with its checksum. What differs is listed by
+    name, and the exit status is 1. A remote set is downloaded for it, and not kept.
+    """
+    del verbose
+    from pipelines.data import verifying
+
+    started = time.monotonic()
+    alive = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        if alive:
+            rate = done / 1e9 / max(time.monotonic() - started, 1e-9)
+            line = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB  {rate:.2f} GB/s"
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+
+    try:
+        report = verifying.verify(where, workers=workers or 0, progress=show)
+    finally:
+        if alive:
+            click.echo("\r\x1b[K", nl=False, err=True)
+    seconds = max(time.monotonic() - started, 1e-9)
+    if as_json:
+        show_json(
+            {
+                "same": not report.differences,
+                "shards": report.shards,
+                "samples": report.samples,
+                "bytes": report.size_bytes,
+                "seconds": round(seconds, 3),
+                "differences": list(report.differences),
+            }
+        )
+        return 1 if report.differences else 0
+    for line in report.differences:
+        click.echo(f"differs: {line}")
+    gigabytes = report.size_bytes / 1e9
+    show_facts(
+        {
+            "checked": f"{report.samples:,} samples in {report.shards:,} shards",
+            "read": f"{gigabytes:.2f} GB in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s",
+            "differs": f"{len(report.differences)}" if report.differences else "nothing",
+        }
+    )
+    return 1 if report.differences else 0
+
+
+if __name__ == "__main__":
+    run(command, "tessera verify")

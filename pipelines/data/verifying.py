@@ -1,0 +1,200 @@
+"""Every byte of a packed data set against its card and its index.
+
+In: a folder or an address. Out: what differs, by name. Must not know tasks' annotations: that they
+are what was packed is what the checksums say.
+
+A shard is read once: its checksum, and for each sample its own checksum, the members it is made of
+and, for classes, that what lies in the tar is what the index says. A remote shard is downloaded for
+it and not taken from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from models.core.errors import TesseraError
+from pipelines.data import card as cards
+from pipelines.data import storage
+from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, SplitCard
+from pipelines.data.index import Index, Rows
+from pipelines.data.storage import CacheSettings, Place
+from pipelines.data.tars import members
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were checked, and of all."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked, and a line for each thing that differs."""
+
+    shards: int
+    samples: int
+    size_bytes: int
+    differences: tuple[str, ...]
+
+
+def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Report:
+    """Checks all of a data set with `workers` threads, by default one a CPU. Raises TesseraError
+    where there is no card, or the card's digest is not its own."""
+    card = cards.read(where)
+    counted = [shard for split in card.splits.values() for shard in split.shards]
+    total = sum(shard.size_bytes for shard in counted)
+    differences, done = [], 0
+    workers = workers or os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="tessera-verify-") as folder:
+        fresh = CacheSettings(Path(folder), 1 << 50)
+        place = storage.at(where, fresh)
+        shards = storage.at(card.root, fresh) if card.root else place
+        with ThreadPoolExecutor(workers, thread_name_prefix="tessera-verify") as pool:
+            waiting = {}
+            for name, split in card.splits.items():
+                tables, found = _tables(place, card, name, split)
+                differences += found
+                for shard, rows in zip(split.shards, tables):
+                    work = partial(_check_shard, shards, card, shard, rows, Path(folder))
+                    waiting[pool.submit(work)] = shard
+            try:
+                for future in as_completed(waiting):
+                    differences += future.result()
+                    done += waiting[future].size_bytes
+                    if progress:
+                        progress(done, total)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    samples = sum(split.samples for split in card.splits.values())
+    return Report(len(counted), samples, total, tuple(sorted(differences)))
+
+
+def _tables(
+    place: Place, card: Card, name: str, split: SplitCard
+) -> tuple[list[Rows | None], list[str]]:
+    """Each shard's rows, None where they can't be trusted, and what differs in the index."""
+    differences = []
+    try:
+        found = _whole(place, split)
+        if found:
+            differences.append(f"index {split.index}: {found}")
+        index = Index(place, split)
+    except TesseraError as error:
+        return [None] * len(split.shards), [f"index {split.index}: {error.message}"]
+    tables: list[Rows | None] = []
+    for number in range(len(split.shards)):
+        try:
+            tables.append(index.rows(number))
+        except TesseraError as error:
+            tables.append(None)
+            differences.append(error.message)
+    index.close()
+    if card.task == "classification" and all(table is not None for table in tables):
+        labels = np.concatenate([table["label"] for table in tables if table is not None])
+        counts = np.bincount(labels[labels >= 0], minlength=len(card.classes)).tolist()
+        if dict(zip(card.classes, counts)) != split.class_counts and split.class_counts:
+            differences.append(f"split {name}: the index counts other classes than the card")
+    return tables, differences
+
+
+def _whole(place: Place, split: SplitCard) -> str:
+    """What is wrong with the index file as a whole."""
+    if place.remote:  # its checksum is checked on the way into the cache
+        return ""
+    path = place.fetch(split.index, size_bytes=split.index_bytes, sha256=split.index_sha256)
+    if not path.is_file():
+        return "is missing"
+    with path.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == split.index_sha256
+    return "" if same else "checksum differs"
+
+
+def _check_shard(
+    place: Place, card: Card, shard: Shard, rows: Rows | None, folder: Path
+) -> list[str]:
+    name = f"shard {shard.path}"
+    try:
+        with _opened(place, shard, folder) as file:
+            size = os.fstat(file.fileno()).st_size
+            whole, wrong = _read_through(file, shard, rows, card)
+    except TesseraError as error:
+        return [f"{name}: {error.message}"]
+    except FileNotFoundError:
+        return [f"{name} is missing"]
+    except OSError as error:
+        return [f"{name} can't be read: {error.strerror}"]
+    if size != shard.size_bytes:
+        whole = f"has {size:,} bytes, the card says {shard.size_bytes:,}"
+    if wrong:
+        whole = f"{whole or 'the index says other things of it'}; {len(wrong)} of "
+        return [f"{name}: {whole}{shard.samples} samples differ, the first is {wrong[0]}"]
+    return [f"{name}: {whole}"] if whole else []
+
+
+@contextmanager
+def _opened(place: Place, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
+    if not place.remote:
+        path = place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(dir=folder) as copy:
+        place.download(shard.path, Path(copy.name))
+        with open(copy.name, "rb") as file:
+            yield file
+
+
+def _read_through(
+    file: BinaryIO, shard: Shard, rows: Rows | None, card: Card
+) -> tuple[str, list[str]]:
+    """What is wrong with the shard as a whole, and the samples that differ, by key."""
+    digest, at, wrong = hashlib.sha256(), 0, []
+    for row in () if rows is None else rows:
+        gap = int(row["offset"]) - at
+        if gap < 0:
+            return "its samples overlap", [_key(row)]
+        digest.update(file.read(gap))
+        data = file.read(int(row["size"]))
+        digest.update(data)
+        at += gap + int(row["size"])
+        if zlib.crc32(data) != row["crc32"] or len(data) != row["size"]:
+            wrong.append(_key(row))
+        elif not card.root and (problem := _misfit(data, row, card)):
+            wrong.append(f"{_key(row)} ({problem})")
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return ("" if digest.hexdigest() == shard.sha256 else "checksum differs"), wrong
+
+
+def _misfit(data: bytes, row: Any, card: Card) -> str:
+    """How the members of a sample are others than its row of the index says."""
+    key, extension = _key(row), NOTE_EXTENSIONS[card.task]
+    try:
+        found = members(data, key)
+    except TesseraError as error:
+        return error.message
+    places = {(member.start, member.size): member.name for member in found}
+    if not places.get((int(row["image"]), int(row["image_size"])), "").startswith(f"{key}."):
+        return "its image lies elsewhere"
+    if not extension:
+        return "" if len(found) == 1 else "it has other members"
+    start, size = int(row["note"]), int(row["note_size"])
+    if places.get((start, size)) != f"{key}.{extension}" or len(found) != 2:
+        return f"its .{extension} lies elsewhere"
+    if extension == "cls" and data[start : start + size] != b"%d" % int(row["label"]):
+        return "its class is another than the index says"
+    return ""
+
+
+def _key(row: Any) -> str:
+    key: bytes = row["key"]
+    return key.decode("ascii", "backslashreplace")
