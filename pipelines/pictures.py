@@ -10,7 +10,6 @@ when one is drawn; images are pasted together with Pillow, which takes a hundred
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import textwrap
 import warnings
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.core.errors import TesseraError
+from pipelines.drawing import font, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,9 @@ def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
         raise TesseraError("there is no image to draw")
     columns = min(len(images), 8 if len(images) > 12 else 4)
     rows = math.ceil(len(images) / columns)
-    texts = ["\n".join(textwrap.wrap(_line(c), 22, max_lines=3, placeholder="…")) for c in captions]
+    texts = [
+        "\n".join(textwrap.wrap(one_line(c), 22, max_lines=3, placeholder="…")) for c in captions
+    ]
     lines = max(text.count("\n") for text in texts) + 1 if any(texts) else 0
     shape = min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
     width, height = TILE_PIXELS, round(TILE_PIXELS * shape)
@@ -54,7 +56,7 @@ def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
     step_x, step_y = width + GAP_PIXELS, height + band + GAP_PIXELS
     sheet = Image.new("RGB", (columns * step_x + GAP_PIXELS, rows * step_y + GAP_PIXELS), "white")
     write = ImageDraw.Draw(sheet)
-    font = _font()
+    letters = font(CAPTION_PIXELS)
     for place, (image, text) in enumerate(zip(_tiles(images), texts)):
         x = GAP_PIXELS + place % columns * step_x
         y = GAP_PIXELS + place // columns * step_y
@@ -64,7 +66,7 @@ def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
         kind = Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR
         sheet.paste(image.resize(size, kind), (x + (width - size[0]) // 2, y + band))
         middle = (x + width / 2, y + band - 4)
-        write.multiline_text(middle, text, "black", font, anchor="md", align="center")
+        write.multiline_text(middle, text, "black", letters, anchor="md", align="center")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
 
@@ -73,15 +75,6 @@ def _tiles(images: Tensor) -> Iterator[Image.Image]:
     pixels = images if images.dtype == torch.uint8 else (images.float().clamp(0, 1) * 255).round()
     for image in pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
         yield Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that matplotlib brings along, which knows more scripts than Pillow's."""
-    spec = importlib.util.find_spec("matplotlib")
-    found = Path(spec.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else None
-    if found is None or not found.is_file():
-        return ImageFont.load_default(CAPTION_PIXELS)
-    return ImageFont.truetype(str(found), CAPTION_PIXELS)
 
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -102,7 +95,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
     size = min(9.0, max(5.0, 0.62 * cell_points))
     every = math.ceil(count / NAMED_CLASSES)
     places = list(range(0, count, every))
-    names = [textwrap.shorten(_line(classes[place]), 24, placeholder="…") for place in places]
+    names = [textwrap.shorten(one_line(classes[place]), 24, placeholder="…") for place in places]
     wide = max(map(len, names)) * size * 0.6 > cell_points
     axis.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
     axis.set_yticks(places, names, fontsize=size, parse_math=False)
@@ -197,8 +190,3 @@ def _save(figure: Figure, path: Path) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
         figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
-
-
-def _line(text: str) -> str:
-    """One line without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
