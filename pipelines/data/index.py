@@ -97,10 +97,14 @@ class Index:
     def __len__(self) -> int:
         return self._card.samples
 
-    def find(self, sample: int) -> tuple[int, Any]:
-        """(shard, row) of a sample by its number."""
-        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
-        return shard, self.rows(shard)[sample - int(self.starts[shard])]
+    def gather(self, samples: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Rows]:
+        """(shards, rows) of samples by their numbers, int64 (N,), in their order."""
+        shards = np.searchsorted(self.starts, samples, side="right") - 1
+        found = np.empty(len(samples), self._type)
+        for shard in np.unique(shards).tolist():
+            of_it = np.flatnonzero(shards == shard)
+            found[of_it] = self.rows(shard)[samples[of_it] - self.starts[shard]]
+        return shards, found
 
     def rows(self, shard: int) -> Rows:
         """All rows of a shard."""

@@ -1,86 +1,49 @@
-"""Which samples form which batch, and the batches themselves.
+"""The batches of a training and of an evaluation, for one rank.
 
 In: a packed data set, what the network sees of it, and which rank of how many this is. Out: `Step`s
-for training, batches for evaluation. Must not know tasks beyond their fields, nor Ray, MLflow or
-how a shard is laid out.
+for training, batches for evaluation. Must not know what a batch holds, nor Ray, MLflow or how a
+shard is laid out.
 
-The order is a pure function of data set, split, seed and epoch. Global batch k is rows k·B to
-(k + 1)·B of it, whatever the number of ranks; a rank sees its cut of each. So resuming needs
-(epoch, samples consumed) and nothing else, and the number of ranks may change on the way.
+Global batch k is rows k·B to (k + 1)·B of the epoch's order, whatever the number of ranks and loader
+processes; a rank sees its cut of each. So resuming needs (epoch, samples consumed) and nothing else,
+and both numbers may change on the way.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
+from pipelines.data import decoded, targets
+from pipelines.data.ahead import Processes, in_thread
+from pipelines.data.batches import BatchMaker
 from pipelines.data.card import Card
-from pipelines.data.samples import decode_image, resize
+from pipelines.data.decoded import SharedPixels
+from pipelines.data.order import EpochOrder, cut
+from pipelines.data.samples import Fit
 from pipelines.data.shards import ShardReader
 from pipelines.ports import World
 
-WINDOW = 16
-"""Shards whose samples are mixed with each other."""
-PREFETCH = 4
-"""Batches made ahead."""
-CACHE_BYTES = 256 << 20
-"""A split whose pixels fit stays decoded in the memory of each rank."""
-_PUT_SECONDS = 0.1
+CACHE_BYTES = 2 << 30
+"""A split whose decoded images fit stays decoded in memory."""
+NEARLY_ALL = 0.9
+"""Of the images: when they are in memory, processes to decode the rest cost more than they give."""
 T = TypeVar("T")
-
-
-def order(
-    digest: str,
-    split: str,
-    shard_sizes: Sequence[int],
-    seed: int,
-    epoch: int,
-    window: int = WINDOW,
-) -> np.ndarray[Any, Any]:
-    """int64 permutation of the split's sample indices for one epoch.
-
-    The shards are shuffled, then the samples within each `window` shards that follow each other, so
-    that reading stays among few files. Made from the raw stream of Philox, whose stability NumPy
-    guarantees, and a stable sort: every NumPy on every machine gives the same.
-    """
-    text = f"{digest}\0{split}\0{seed}\0{epoch}".encode()
-    stream = np.random.Philox(key=int.from_bytes(hashlib.sha256(text).digest()[:16], "little"))
-    sizes = np.asarray(shard_sizes, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    shards = np.argsort(stream.random_raw(len(sizes)), kind="stable")
-    parts = [np.zeros(0, np.int64)]
-    for at in range(0, len(shards), window):
-        ranges = [np.arange(starts[s], starts[s] + sizes[s]) for s in shards[at : at + window]]
-        indices = np.concatenate(ranges)
-        parts.append(indices[np.argsort(stream.random_raw(len(indices)), kind="stable")])
-    return np.concatenate(parts)
-
-
-def cut(total: int, world: World) -> slice:
-    """This rank's rows of a global batch: contiguous, and sizes differ by at most one."""
-    base, extra = divmod(total, world.size)
-    start = world.rank * base + min(world.rank, extra)
-    return slice(start, start + base + (world.rank < extra))
 
 
 @dataclass(frozen=True)
 class Step:
     """One global batch as this rank sees it.
 
-    batch     this rank's rows: `image` uint8 (B, C, H, W) on the CPU, `label` int64 (B,), `key`
-              list of B names, `index` int64 (B,), the place in the split
+    batch     this rank's rows, as `batches.py` says
     counted   rows of `batch` that count. A rank that a short global batch leaves without rows gets
               its first row with `counted` 0, so that collectives go on
     total     rows of the global batch, over all ranks
@@ -95,61 +58,89 @@ class Step:
     consumed: int
 
 
-class _Samples:
-    """Decoded samples of a split by index. They are kept where all of them fit in `cache_bytes`, so
-    that each is read and decoded once."""
-
-    def __init__(
-        self, folder: Path, card: Card, spec: DataSpec, split: str, cache_bytes: int
-    ) -> None:
-        self._reader = ShardReader(folder, card, split)
-        self._spec = spec
-        count = len(self._reader)
-        kept = count if count * math.prod(spec.shape) <= cache_bytes else 0
-        # Memory of it is used only as far as it is written to.
-        self._images = torch.empty((kept, *spec.shape), dtype=torch.uint8)
-        self._labels = torch.empty(kept, dtype=torch.int64)
-        self._keys: list[str | None] = [None] * kept
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def batch(self, indices: np.ndarray[Any, Any]) -> Batch:
-        with self._lock:  # an iterator given up and the next one may overlap
-            wanted = indices.tolist()
-            if not self._keys:
-                images, labels, keys = zip(*map(self._sample, wanted))
-                held = {"image": torch.stack(images), "label": torch.tensor(labels)}
-                return {**held, "key": list(keys), "index": torch.tensor(wanted)}
-            for index in wanted:
-                if self._keys[index] is None:
-                    image, label, key = self._sample(index)
-                    self._images[index], self._labels[index], self._keys[index] = image, label, key
-            rows = torch.tensor(wanted)
-            held = {"image": self._images[rows], "label": self._labels[rows]}
-            return {**held, "key": [self._keys[index] for index in wanted], "index": rows}
-
-    def _sample(self, index: int) -> tuple[Tensor, int, str]:
-        sample = self._reader.read(index)
-        spec = self._spec
-        where = f"the image of sample {sample.key}"
-        image = decode_image(sample.image, spec.channels, where=where)
-        if not 0 <= sample.label < len(spec.classes):
-            raise TesseraError(
-                f"sample {sample.key} has the class {sample.label}",
-                mend=f"it must be a whole number from 0 to {len(spec.classes) - 1}",
-            )
-        return resize(image, spec.height, spec.width), sample.label, sample.key
-
-
-class TrainLoader:
-    """The training batches of one rank. Every rank gets the same number of steps, and every sample
-    is in exactly one of them."""
+class _Loader:
+    """What both loaders have: a split, where its decoded images are kept, who makes the batches."""
 
     def __init__(
         self,
-        folder: Path,
+        where: str | Path,
+        card: Card,
+        spec: DataSpec,
+        split: str,
+        world: World,
+        fit: Fit,
+        cache: str,
+        cache_bytes: int,
+        share: SharedPixels | None,
+        loader_workers: int,
+    ) -> None:
+        self._reader = ShardReader(where, card, split)
+        self.samples = len(self._reader)
+        choice = decoded.choose(
+            self.samples, spec, cache=cache, cache_bytes=cache_bytes, device=world.device
+        )
+        self.cache_choice = str(choice)
+        """Where decoded images are kept, and why."""
+        self._pixels = None
+        if choice.kind != "none":
+            self._pixels = share or decoded.anonymous(self.samples, spec)
+        self._maker = BatchMaker(self._reader, spec, fit, self._pixels)
+        self._lock = threading.Lock()
+        self._device_copy = choice.kind == "device"
+        self._images: Tensor | None = None
+        self._world = world
+        self._on_cuda = world.device.startswith("cuda")
+        self._processes = None
+        if loader_workers:
+            self._processes = Processes(self._make, loader_workers, pin=self._on_cuda)
+
+    def close(self) -> None:
+        """Ends the loader's processes. They also end with the loader."""
+        if self._processes is not None:
+            self._processes.close()
+
+    def _numbers(self, key: Any) -> np.ndarray[Any, Any]:
+        raise NotImplementedError
+
+    def _make(self, key: Any) -> Batch:
+        with self._lock:  # an iterator given up and the next one may overlap
+            return self._maker.make(self._numbers(key))
+
+    def _batches(self, keys: Iterable[Any]) -> Iterator[Batch]:
+        if self._processes is not None and self._filled() < NEARLY_ALL:
+            made = self._processes.items(keys)
+        else:
+            self.close()
+            made = in_thread(lambda: map(self._make_here, keys))
+        for batch in made:
+            yield targets.restore(batch)
+
+    def _make_here(self, key: Any) -> Batch:
+        batch = self._make(key)
+        return {name: _pin(value) for name, value in batch.items()} if self._on_cuda else batch
+
+    def _filled(self) -> float:
+        return self._pixels.share_filled if self._pixels is not None else 0.0
+
+
+def _pin(value: Any) -> Any:
+    return value.pin_memory() if isinstance(value, Tensor) else value
+
+
+class TrainLoader(_Loader):
+    """The training batches of one rank. Every rank gets the same number of steps, and every sample
+    is in exactly one of them.
+
+    loader_workers  processes that make batches; 0: a thread does
+    fit             how an image gets the size of `spec`; see `samples.Fit`
+    cache           "auto", "none", "memory" or "device": where decoded images are kept, in at most
+                    `cache_bytes`
+    share           memory that the ranks of a node have in common; else a rank has its own
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
         card: Card,
         spec: DataSpec,
         *,
@@ -157,20 +148,26 @@ class TrainLoader:
         seed: int,
         world: World,
         split: str = "train",
+        fit: Fit = "stretch",
+        cache: str = "auto",
         cache_bytes: int = CACHE_BYTES,
+        share: SharedPixels | None = None,
+        loader_workers: int = 0,
     ) -> None:
-        self._data = _Samples(folder, card, spec, split, cache_bytes)
-        self._sizes = [shard.samples for shard in card.split(split).shards]
-        self._digest, self._split, self._seed = card.digest, split, seed
-        self._batch_size, self._world = batch_size, world
-        self.samples = len(self._data)
+        super().__init__(
+            where, card, spec, split, world, fit, cache, cache_bytes, share, loader_workers
+        )
+        self._sizes = np.array([shard.samples for shard in card.split(split).shards])
+        self._name = (card.digest, split)
+        self._seed, self._batch_size = seed, batch_size
+        self._order: tuple[int, EpochOrder] | None = None
         self.steps_per_epoch = -(-self.samples // batch_size)
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Step]:
         """The epoch's steps after the first `consumed` samples, which are not read.
 
         `consumed` is a `Step.consumed`, or 0: anything else is a TesseraError. Batches are made
-        ahead in a thread that ends with the iterator; its errors are raised here.
+        ahead in a thread or in processes; their errors are raised here.
         """
         inside = 0 <= consumed <= self.samples
         if not inside or (consumed % self._batch_size and consumed != self.samples):
@@ -178,84 +175,69 @@ class TrainLoader:
                 f"an epoch of {self.samples} samples can't go on after {consumed}",
                 mend=f"with a batch size of {self._batch_size} it goes on after a multiple of that",
             )
-        indices = order(self._digest, self._split, self._sizes, self._seed, epoch)
-        starts = range(consumed, self.samples, self._batch_size)
-        return _ahead(lambda: (self._step(indices, start) for start in starts))
+        return self._steps(epoch, range(consumed, self.samples, self._batch_size))
 
-    def _step(self, indices: np.ndarray[Any, Any], start: int) -> Step:
-        chosen = indices[start : start + self._batch_size]
-        rows = cut(len(chosen), self._world)
-        counted = rows.stop - rows.start
-        rows = rows if counted else slice(0, 1)
-        return Step(self._data.batch(chosen[rows]), counted, len(chosen), rows, start + len(chosen))
+    def _steps(self, epoch: int, starts: range) -> Iterator[Step]:
+        keys = ((epoch, start) for start in self._announced(epoch, starts))
+        # In this order, or the end of the batches would never be asked for.
+        for batch, start in zip(self._batches(keys), starts):
+            total = min(self._batch_size, self.samples - start)
+            rows = cut(total, self._world)
+            counted = rows.stop - rows.start
+            yield Step(batch, counted, total, rows if counted else slice(0, 1), start + total)
+
+    def _announced(self, epoch: int, starts: range) -> Iterator[int]:
+        """The starts; with each new window of shards those of the next one are asked for."""
+        order = EpochOrder(*self._name, self._sizes, self._seed, epoch)
+        window = -1
+        for start in starts:
+            if order.window(start) != window:
+                window = order.window(start)
+                near = [s for w in (window, window + 1) for s in order.shards(w, self._world)]
+                self._reader.prefetch(near)
+            yield start
+
+    def _numbers(self, key: tuple[int, int]) -> np.ndarray[Any, Any]:
+        epoch, start = key
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, EpochOrder(*self._name, self._sizes, self._seed, epoch)
+        whole = self._order[1].batch(start, min(start + self._batch_size, self.samples))
+        return whole[cut(len(whole), self._world)] if len(whole) > self._world.rank else whole[:1]
 
 
-class EvalLoader:
+class EvalLoader(_Loader):
     """Fixed batches in the split's own order, dealt out to the ranks: figures made of them can't
-    depend on the number of ranks. Every sample once, nothing repeated."""
+    depend on the number of ranks. Every sample once, nothing repeated. Arguments as for training."""
 
     def __init__(
         self,
-        folder: Path,
+        where: str | Path,
         card: Card,
         spec: DataSpec,
         *,
         batch_size: int,
         world: World,
         split: str,
+        fit: Fit = "stretch",
+        cache: str = "auto",
         cache_bytes: int = CACHE_BYTES,
+        share: SharedPixels | None = None,
+        loader_workers: int = 0,
     ) -> None:
-        self._data = _Samples(folder, card, spec, split, cache_bytes)
-        self._batch_size, self._world = batch_size, world
-        self.samples = len(self._data)
+        super().__init__(
+            where, card, spec, split, world, fit, cache, cache_bytes, share, loader_workers
+        )
+        self._batch_size = batch_size
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """(k, batch k) for this rank's k: rank, rank + size, …; a rank may get none."""
         count = -(-self.samples // self._batch_size)
         mine = range(self._world.rank, count, self._world.size)
-        return _ahead(lambda: ((k, self._batch(k)) for k in mine))
-
-    def _batch(self, k: int) -> Batch:
-        start = k * self._batch_size
-        return self._data.batch(np.arange(start, min(start + self._batch_size, self.samples)))
-
-
-def _ahead(make: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """The items of `make()`, made in a thread a few ahead. The thread starts with the first item
-    asked for and has ended when this iterator has, however that comes."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(PREFETCH)
-    stop = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put((kind, value), timeout=_PUT_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        # A second pool of OpenMP threads beside the training's would fight it for the cores.
-        torch.set_num_threads(1)
         try:
-            for item in make():
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # it belongs to whoever waits for the batch
-            put("error", error)
+            yield from ((k, batch) for batch, k in zip(self._batches(mine), mine))
+        finally:
+            self.close()
 
-    thread = threading.Thread(target=work, name="tessera-loading", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()
+    def _numbers(self, k: int) -> np.ndarray[Any, Any]:
+        start = k * self._batch_size
+        return np.arange(start, min(start + self._batch_size, self.samples))

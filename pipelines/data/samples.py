@@ -24,7 +24,8 @@ import os
 import re
 import warnings
 import zlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -34,9 +35,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.core.errors import TesseraError
+from pipelines.data import jpegs
 from pipelines.data.card import MAX_KEY_LENGTH
 
 MAX_PIXELS = 100_000_000
+Fit = Literal["stretch", "crop"]
+"""How an image of another size gets the size that the network sees: both sides scaled, or the
+middle of it cut out, with smaller sides continued by the edge."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
@@ -110,7 +115,24 @@ def decode_image(data: bytes, channels: int, *, where: str = "image") -> Tensor:
     Raises TesseraError with `where` for damaged bytes, a refused format, or more pixels than
     `MAX_PIXELS`, which is checked before a pixel is decoded.
     """
-    return to_tensor(open_image(data, where), channels)
+    image = decode_plain(data, channels)
+    return image if image is not None else to_tensor(open_image(data, where), channels)
+
+
+def decode_plain(data: Sequence[int], channels: int, tensor: Tensor | None = None) -> Tensor | None:
+    """uint8 (C, H, W) of an ordinary JPEG by the fast decoder; None for everything else, damaged
+    files among it: `open_image` decides then. Where both give pixels, they are the same ones.
+
+    `data` is bytes or a memoryview; `tensor` holds the same, where it is at hand.
+    """
+    header = jpegs.read_header(data)
+    if header is None or header[0] * header[1] > MAX_PIXELS:
+        return None
+    if channels != 3 and (channels, header[2]) != (1, 1):  # colour to grey is Pillow's formula
+        return None
+    if tensor is None:
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return jpegs.decode(tensor, channels)
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:
@@ -134,6 +156,34 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(
         image[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
     )[0]
+
+
+def crop(image: Tensor, height: int, width: int, *, outside: int | None = None) -> Tensor:
+    """(…, H, W) -> (…, height, width): the middle of it, no pixel scaled.
+
+    Where the image is smaller it is continued by its edge, or filled with `outside`.
+    """
+    for axis, size in ((-2, height), (-1, width)):
+        given = image.shape[axis]
+        if given > size:
+            image = image.narrow(axis, (given - size) // 2, size)
+        elif given < size and outside is None:
+            at = torch.arange(size) - (size - given) // 2
+            image = image.index_select(axis, at.clamp(0, given - 1))
+        elif given < size:
+            shape = list(image.shape)
+            shape[axis] = size
+            whole = image.new_full(shape, int(outside or 0))
+            whole.narrow(axis, (size - given) // 2, given).copy_(image)
+            image = whole
+    return image
+
+
+def fit_image(image: Tensor, height: int, width: int, fit: Fit) -> Tensor:
+    """uint8 (C, H, W) -> uint8 (C, height, width), the one way of training and prediction."""
+    if fit == "crop":
+        return crop(image, height, width)
+    return resize(image, height, width)
 
 
 def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:

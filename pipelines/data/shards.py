@@ -12,9 +12,12 @@ import hashlib
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import storage
@@ -33,6 +36,8 @@ from pipelines.data.tars import BLOCK, damaged, members, padded
 SHARD_SAMPLES = 4000
 SHARD_BYTES = 64 << 20
 MAX_OPEN_SHARDS = 128
+PIECE_BYTES = 4 << 20
+"""What is read before it is decoded."""
 _ALLOWED = f"a shard holds KEY.{', KEY.'.join(sorted(EXTENSIONS))}"
 
 
@@ -89,13 +94,18 @@ def write_shard(file: Path, path: str, samples: Iterable[Packed]) -> tuple[Shard
     keys, ends, labels = [], [], []
     with file.open("wb") as stream:
         writer = TarWriter(stream, user="tessera", group="tessera", mtime=0, encoder=False)
-        for sample in samples:
-            _check(sample, path)
-            parts = dict([sample.image, *([sample.note] if sample.note else [])])
-            writer.write({"__key__": sample.key, **parts})
-            keys.append(sample.key)
-            ends.append(writer.tarstream.offset)
-            labels.append(sample.label)
+        try:
+            for sample in samples:
+                _check(sample, path)
+                parts = dict([sample.image, *([sample.note] if sample.note else [])])
+                writer.write({"__key__": sample.key, **parts})
+                keys.append(sample.key)
+                ends.append(writer.tarstream.offset)
+                labels.append(sample.label)
+        except BaseException:
+            with suppress(OSError):  # else it writes when it is collected, after `stream` is closed
+                writer.close()
+            raise
         writer.close()
         stream.flush()
         os.fsync(stream.fileno())
@@ -161,11 +171,20 @@ def _row(data: memoryview, start: int, label: int, path: str) -> tuple[int, ...]
     return (start, len(data), *places["image"], *places["note"], zlib.crc32(data), label)
 
 
+class Piece(NamedTuple):
+    """Some samples, read and checked. They lie one after the other in `data`, uint8, which is only
+    good until the next piece; `starts` says where. `rows` are their rows of the index."""
+
+    data: np.ndarray[Any, Any]
+    starts: np.ndarray[Any, Any]
+    rows: Rows
+
+
 class ShardReader:
     """Samples of one split by number, each read with one system call and checked before it is used.
 
-    Opening looks at the size of each local shard; a shard is opened when its first sample is asked
-    for. Works after a fork and goes through pickle (it opens anew). Not for several threads at once.
+    Opening looks at the sizes of the shards; one is opened when its first sample is asked for. Works
+    after a fork and goes through pickle (it opens anew). Not for several threads at once.
     """
 
     def __init__(self, where: str | Path, card: Card, split: str) -> None:
@@ -174,7 +193,8 @@ class ShardReader:
         place = storage.at(where)
         self._place = storage.at(card.root) if card.root else place
         self._open: OrderedDict[int, int] = OrderedDict()
-        if not self._place.remote:  # elsewhere it is a request a shard, and `fetch` checks them
+        self._buffer = np.empty(0, np.uint8)
+        if not self._place.remote:  # elsewhere it is a request a shard, and `open` checks them
             check_sizes(self._place, self._card)
         self.index = Index(place, self._card)
 
@@ -186,36 +206,71 @@ class ShardReader:
 
     def read(self, sample: int) -> Stored:
         """The sample of that number. Raises TesseraError that names shard and sample."""
-        shard, row = self.index.find(sample)
-        offset, size, image, image_size, note, note_size, crc32, label, key = row.item()
-        where = f"shard {self._card.shards[shard].path}, sample {sample}"
-        try:
-            data = os.pread(self._file(shard), size, offset)
-        except OSError as error:
-            raise TesseraError(f"{where} can't be read: {error.strerror}") from None
-        if len(data) != size:
-            raise damaged(f"{where}: {len(data)} of {size} bytes are there")
-        if zlib.crc32(data) != crc32:
-            raise damaged(f"{where}: checksum differs")
+        wanted = np.array([sample])
+        (piece,) = self.pieces(wanted, *self.index.gather(wanted))
+        _, _, image, image_size, note, note_size, _, label, key = piece.rows[0].item()
         return Stored(
             key.decode("ascii", "backslashreplace"),
-            data[image : image + image_size],
-            data[note : note + note_size],
+            piece.data[image : image + image_size].tobytes(),
+            piece.data[note : note + note_size].tobytes(),
             label,
         )
+
+    def pieces(
+        self, samples: np.ndarray[Any, Any], shards: np.ndarray[Any, Any], rows: Rows
+    ) -> Iterator[Piece]:
+        """The samples of those numbers, int64, in their order, some at a time: as many as fit into
+        `PIECE_BYTES`, and at least one. Shards and rows are theirs, from `index.gather`. Raises
+        TesseraError that names shard and sample."""
+        ends = np.cumsum(rows["size"].astype(np.int64))
+        at = 0
+        while at < len(samples):
+            begin = int(ends[at - 1]) if at else 0
+            stop = max(at + 1, int(np.searchsorted(ends, begin + PIECE_BYTES, side="right")))
+            part = slice(at, stop)
+            starts = np.concatenate([[0], ends[part] - begin])
+            self._fill(samples[part], shards[part], rows[part], int(starts[-1]))
+            yield Piece(self._buffer[: starts[-1]], starts[:-1], rows[part])
+            at = stop
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Begins to fetch remote shards in the background, and forgets those asked for before."""
+        self._place.prefetch([self._card.shards[shard] for shard in shards])
+
+    def _fill(
+        self, samples: np.ndarray[Any, Any], shards: np.ndarray[Any, Any], rows: Rows, size: int
+    ) -> None:
+        if size > len(self._buffer):
+            self._buffer = np.empty(size, np.uint8)
+        view, at = memoryview(self._buffer), 0  # type: ignore[arg-type]
+        wanted = (shards, rows["offset"], rows["size"], rows["crc32"])
+        for number, (shard, offset, size, crc32) in enumerate(zip(*(v.tolist() for v in wanted))):
+            part = view[at : at + size]
+            at += size
+            try:
+                got = os.preadv(self._file(shard), (part,), offset)
+            except OSError as error:
+                where = self._name(shard, samples[number])
+                raise TesseraError(f"{where} can't be read: {error.strerror}") from None
+            if got != size:
+                where = self._name(shard, samples[number])
+                raise damaged(f"{where}: {got} of {size} bytes are there")
+            if zlib.crc32(part) != crc32:
+                raise damaged(f"{self._name(shard, samples[number])}: checksum differs")
+
+    def _name(self, shard: int, sample: int) -> str:
+        return f"shard {self._card.shards[shard].path}, sample {sample}"
 
     def _file(self, shard: int) -> int:
         found = self._open.get(shard)
         if found is not None:
-            self._open.move_to_end(shard)
             return found
         if len(self._open) >= MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         card = self._card.shards[shard]
-        self._open[shard] = self._place.open(
-            card.path, size_bytes=card.size_bytes, sha256=card.sha256
-        )
-        return self._open[shard]
+        opened = self._place.open(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
+        self._open[shard] = opened
+        return opened
 
     def close(self) -> None:
         """Closes the shards; a later read opens them again."""
@@ -229,14 +284,14 @@ class ShardReader:
 
 def check_sizes(place: storage.Place, split_card: SplitCard) -> None:
     """Each shard is there and as long as the card says; else TesseraError names the shard."""
-    sizes = place.sizes([shard.path for shard in split_card.shards])
+    found = place.sizes([shard.path for shard in split_card.shards])
     for shard in split_card.shards:
-        found = sizes.get(shard.path)
-        if found is None:
+        size = found.get(shard.path)
+        if size is None:
             raise damaged(f"shard {shard.path} of {place.where} is missing")
-        if found != shard.size_bytes:
+        if size != shard.size_bytes:
             raise damaged(
-                f"shard {shard.path} of {place.where} has {found} bytes, the card says "
+                f"shard {shard.path} of {place.where} has {size} bytes, the card says "
                 f"{shard.size_bytes}"
             )
 

@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.core.errors import TesseraError
-from pipelines.data import loading
+from pipelines.data import ahead
+from pipelines.data.batches import BatchMaker
 from pipelines.data.card import Card
-from pipelines.data.loading import EvalLoader, Step, TrainLoader, cut, order
+from pipelines.data.loading import EvalLoader, Step, TrainLoader
+from pipelines.data.shards import ShardReader
 from pipelines.ports import World
 
 ALONE = World()
@@ -39,47 +40,6 @@ def train(
 
 def counted(steps: list[Step]) -> list[int]:
     return [i for step in steps for i in step.batch["index"].tolist()[: step.counted]]
-
-
-def test_the_order_never_changes() -> None:
-    """Golden: this order is what a checkpoint's (epoch, consumed) means."""
-    assert order("d1", "train", [3, 2, 4], 0, 0).tolist() == [1, 8, 6, 3, 0, 7, 5, 2, 4]
-    assert order("d1", "train", [3, 2, 4], 0, 0, window=1).tolist() == [8, 6, 7, 5, 1, 0, 2, 3, 4]
-
-
-@given(st.lists(st.integers(0, 9), max_size=12), st.integers(0, 5), st.integers(1, 5))
-def test_an_order_is_a_permutation(sizes: list[int], epoch: int, window: int) -> None:
-    got = order("digest", "train", sizes, 1, epoch, window)
-    assert got.dtype == np.int64
-    assert sorted(got.tolist()) == list(range(sum(sizes)))
-
-
-def test_an_order_depends_on_each_of_its_arguments() -> None:
-    base = ("d", "train", [50, 50], 0, 0)
-    others = [
-        ("e", *base[1:]),
-        ("d", "val", *base[2:]),
-        (*base[:3], 1, 0),
-        (*base[:4], 1),
-    ]
-    orders = {tuple(order(*arguments).tolist()) for arguments in [base, *others, base]}
-    assert len(orders) == 5
-
-
-def test_samples_stay_within_their_window_of_shards() -> None:
-    sizes = [10] * 8
-    got = order("d", "train", sizes, 0, 0, window=2) // 10
-    windows = [set(got[at : at + 20].tolist()) for at in range(0, 80, 20)]
-    assert all(len(window) == 2 for window in windows)
-    assert set.union(*windows) == set(range(8))
-
-
-@given(st.integers(0, 300), st.integers(1, 40))
-def test_a_batch_is_cut_into_nearly_equal_contiguous_rows(total: int, size: int) -> None:
-    cuts = [cut(total, World(rank, size)) for rank in range(size)]
-    assert [row for c in cuts for row in range(c.start, c.stop)] == list(range(total))
-    lengths = [c.stop - c.start for c in cuts]
-    assert max(lengths) - min(lengths) <= 1
 
 
 def test_a_batch_holds_what_was_packed(make_set: MakeSet) -> None:
@@ -173,9 +133,9 @@ def test_resuming_reads_nothing_of_what_was_consumed(
     folder, card = make_set(40)
     loader = train(folder, card, 10)
     read: list[int] = []
-    real = loading.ShardReader.read
+    real = ShardReader.pieces
     monkeypatch.setattr(
-        loading.ShardReader, "read", lambda self, i: (read.append(i), real(self, i))[1]
+        ShardReader, "pieces", lambda self, i, *more: (read.extend(i), real(self, i, *more))[1]
     )
     rest = counted(list(loader.epoch(0, 30)))
     assert sorted(read) == sorted(rest)
@@ -226,17 +186,15 @@ def test_no_more_than_a_few_batches_are_made_ahead(
 ) -> None:
     folder, card = make_set(60)
     made: list[int] = []
-    real = loading._Samples.batch
-    monkeypatch.setattr(
-        loading._Samples, "batch", lambda self, i: (made.append(1), real(self, i))[1]
-    )
+    real = BatchMaker.make
+    monkeypatch.setattr(BatchMaker, "make", lambda self, i: (made.append(1), real(self, i))[1])
     stream = train(folder, card, 2).epoch(0)
     next(stream)
     deadline = time.monotonic() + 5
-    while len(made) < loading.PREFETCH and time.monotonic() < deadline:
+    while len(made) < ahead.PREFETCH and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    assert loading.PREFETCH <= len(made) <= loading.PREFETCH + 2
+    assert ahead.PREFETCH <= len(made) <= ahead.PREFETCH + 2
     stream.close()  # type: ignore[attr-defined]
 
 

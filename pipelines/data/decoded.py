@@ -1,0 +1,190 @@
+"""Decoded images of a split in memory that all processes of a node share.
+
+In: how many samples, and what the network sees. Out: one `Pixels` for every process that opens it.
+Must not know shards, nor who agrees with whom: one process calls `create`, tells the others the path,
+they call `open_file`, and when all have it the first calls `unlink`. From then on the memory ends
+with the last process, however that ends.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.core.errors import TesseraError, unknown
+from models.core.family import DataSpec
+
+Cache = Literal["auto", "none", "memory", "device"]
+CACHES = ("auto", "none", "memory", "device")
+SHARED_FOLDER = Path("/dev/shm")
+_ALIGN = 4096
+_FREE_SHARE = 4
+
+
+class Pixels:
+    """Room for decoded samples.
+
+    images  uint8 (N, C, H, W)
+    masks   uint8 (N, H, W) for semantic segmentation, else (0, H, W)
+    sizes   int64 (N, 2): height and width before the image was fitted
+    filled  uint8 (N,): 1 where the sample is there. Set last; two processes that decode the same
+            sample write the same, so nothing is locked
+    """
+
+    def __init__(self, samples: int, spec: DataSpec, memory: Any = None) -> None:
+        self._memory = memory
+        masks = samples if spec.task == "semantic_segmentation" else 0
+        at = 0
+
+        def room(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+            nonlocal at
+            if memory is None or not math.prod(shape):
+                return torch.empty(shape, dtype=kind)
+            made = torch.frombuffer(memory, dtype=kind, count=math.prod(shape), offset=at)
+            at += _aligned(made.nbytes)
+            return made.view(shape)
+
+        self.images = room((samples, *spec.shape), torch.uint8)
+        self.masks = room((masks, spec.height, spec.width), torch.uint8)
+        self.sizes = room((samples, 2), torch.int64)
+        self.filled = room((samples,), torch.uint8)
+        if memory is None:
+            self.filled.zero_()
+
+    @property
+    def share_filled(self) -> float:
+        """Of all samples, 0 to 1."""
+        return float(self.filled.float().mean())
+
+
+class SharedPixels(Pixels):
+    """`Pixels` in memory that forked processes, and those that open the file, have together."""
+
+    def __init__(
+        self, samples: int, spec: DataSpec, memory: mmap.mmap, path: Path | None = None
+    ) -> None:
+        super().__init__(samples, spec, memory)
+        self.path = path
+
+    def unlink(self) -> None:
+        """Takes the name away; whoever has it open keeps the memory."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def size_bytes(samples: int, spec: DataSpec) -> int:
+    """What the pixels of a split take."""
+    pixels = samples * math.prod(spec.shape)
+    if spec.task == "semantic_segmentation":
+        pixels += samples * spec.height * spec.width
+    return pixels
+
+
+def anonymous(samples: int, spec: DataSpec) -> SharedPixels:
+    """For this process and those that are forked from it. Used as far as it is written to."""
+    return SharedPixels(samples, spec, mmap.mmap(-1, _total(samples, spec)))
+
+
+def create(samples: int, spec: DataSpec) -> SharedPixels | None:
+    """A new file of a name of its own in /dev/shm, or in the temporary folder where that is too
+    small; None where neither has room. The room is taken at once: memory that runs out later would
+    kill whoever writes."""
+    for folder in (SHARED_FOLDER, Path(tempfile.gettempdir())):
+        try:
+            file, name = tempfile.mkstemp(prefix="tessera-", dir=folder)
+        except OSError:
+            continue
+        try:
+            os.posix_fallocate(file, 0, _total(samples, spec))
+            memory = mmap.mmap(file, _total(samples, spec))
+            return SharedPixels(samples, spec, memory, Path(name))
+        except OSError:
+            os.unlink(name)
+        finally:
+            os.close(file)
+    return None
+
+
+def open_file(path: Path, samples: int, spec: DataSpec) -> SharedPixels:
+    """The one that another process has created for the same split and size."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise TesseraError(f"the shared images {path} can't be opened: {error.strerror}") from None
+    try:
+        if os.fstat(file).st_size != _total(samples, spec):
+            raise TesseraError(f"the shared images {path} are of another data set or size")
+        return SharedPixels(samples, spec, mmap.mmap(file, _total(samples, spec)), path)
+    finally:
+        os.close(file)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where decoded images are kept, "none", "memory" or "device", and why, in words."""
+
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+def choose(
+    samples: int, spec: DataSpec, *, cache: str, cache_bytes: int, device: str = "cpu"
+) -> Choice:
+    """Where a split's decoded images go. What is asked for and doesn't fit is a TesseraError;
+    "auto" takes what fits."""
+    if cache not in CACHES:
+        raise unknown("cache", cache, CACHES)
+    if cache == "none":
+        return Choice("none", "asked for")
+    need = size_bytes(samples, spec)
+    size, budget = _words(need), _words(cache_bytes)
+    if need > cache_bytes:
+        if cache == "auto":
+            return Choice("none", f"{size} of images don't fit the budget of {budget}")
+        raise TesseraError(
+            f"{size} of decoded images don't fit the cache's budget of {budget}",
+            mend="give it a larger budget, smaller images, or the cache auto or none",
+        )
+    if cache == "memory":
+        return Choice("memory", f"{size} of images, asked for")
+    fits = f"{size} of images fit the budget of {budget}"
+    if not device.startswith("cuda"):
+        asked = f", and the device is the {device.upper()}" if cache == "device" else ""
+        return Choice("memory", fits + asked)
+    free = torch.cuda.mem_get_info(torch.device(device))[0]
+    if need <= free // _FREE_SHARE:
+        return Choice("device", f"{fits}, and a quarter of the device's free {_words(free)}")
+    return Choice("memory", f"{fits}, but not a quarter of the device's free {_words(free)}")
+
+
+def _words(size: int) -> str:
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if size >= 10**power:
+            return f"{size / 10**power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+def _total(samples: int, spec: DataSpec) -> int:
+    masks = samples if spec.task == "semantic_segmentation" else 0
+    parts = (
+        samples * math.prod(spec.shape),
+        masks * spec.height * spec.width,
+        samples * 2 * 8,
+        samples,
+    )
+    return sum(_aligned(part) for part in parts)

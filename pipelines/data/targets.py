@@ -1,0 +1,104 @@
+"""What is said of an image, fitted as the image was: boxes, masks, classes of pixels.
+
+In: annotations in the image's own size. Out: arrays in the size that the network sees. Must not know
+where they come from, nor batches beyond their lists.
+
+    N objects of one image, H height, W width; sizes are (height, width)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.core.family import Batch
+from pipelines.data.annotations import IGNORED, Mask, Objects, clip, mask_pixels, resize
+from pipelines.data.samples import Fit, crop
+
+COUNTS = "objects"
+"""The field of a flat batch that says how many objects each image has."""
+Size = tuple[int, int]
+
+
+class Fitted(NamedTuple):
+    """The objects of one image: boxes float32 (N, 4), labels int64 (N,), crowd bool (N,), and masks
+    uint8 (N, H, W) where they are asked for."""
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    masks: Tensor | None
+
+
+def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: bool) -> Fitted:
+    """Scaled or cut; an object of which nothing is left is dropped."""
+    pixels = None
+    if fit == "crop":
+        boxes = (
+            objects.boxes + np.array([_shift(a, b) for a, b in zip(given, to)] * 2)[[1, 0, 3, 2]]
+        )
+        boxes = clip(boxes, *to)
+        if masks:
+            pixels = _crop_masks(objects, given, to)
+    else:
+        resized: Any = resize(objects, given, to)
+        boxes = resized.boxes
+        if masks:
+            pixels = mask_pixels(resized, *to)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if pixels is not None and objects.masks is not None:
+        kept &= pixels.any(axis=(1, 2))
+    return Fitted(
+        torch.from_numpy(boxes[kept].astype(np.float32)),
+        torch.from_numpy(objects.labels[kept].astype(np.int64)),
+        torch.from_numpy(objects.crowd[kept].astype(np.bool_)),
+        None if pixels is None else torch.from_numpy(pixels[kept]),
+    )
+
+
+def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Tensor:
+    """uint8 (H, W); what a crop adds is `IGNORED`."""
+    if fit == "crop":
+        return crop(torch.from_numpy(mask.pixels), *to, outside=IGNORED)
+    resized: Any = resize(mask, given, to)
+    return torch.from_numpy(resized.pixels)
+
+
+def flatten(found: Sequence[Fitted]) -> Batch:
+    """The batch's fields with the objects of all images behind each other, and how many each has."""
+    names = [name for name, value in zip(Fitted._fields, found[0]) if value is not None]
+    fields: Batch = {name: torch.cat([getattr(one, name) for one in found]) for name in names}
+    return {**fields, COUNTS: torch.tensor([len(one.boxes) for one in found])}
+
+
+def restore(batch: Batch) -> Batch:
+    """The same batch with a list of one tensor an image for each field of the objects."""
+    if COUNTS not in batch:
+        return batch
+    counts = batch[COUNTS].tolist()
+    lists = {name: list(batch[name].split(counts)) for name in Fitted._fields if name in batch}
+    return {name: value for name, value in batch.items() if name != COUNTS} | lists
+
+
+def _shift(given: int, to: int) -> int:
+    """How far `samples.crop` moves a pixel of a side."""
+    return -((given - to) // 2) if given > to else (to - given) // 2
+
+
+def _crop_masks(objects: Objects, given: Size, to: Size) -> np.ndarray[Any, Any]:
+    """One after the other: all masks of a large photo at once could be gigabytes."""
+    pixels = np.zeros((len(objects.boxes), *to), np.uint8)
+    for number in range(len(objects.masks or ())):
+        one = Objects(
+            objects.boxes[number : number + 1],
+            objects.labels[number : number + 1],
+            objects.crowd[number : number + 1],
+            (objects.masks or ())[number : number + 1],
+        )
+        full = torch.from_numpy(mask_pixels(one, *given))
+        pixels[number] = crop(full, *to, outside=0)[0].numpy()
+    return pixels
