@@ -26,10 +26,10 @@ Counts = Iterator[int]
 """The number of images of each batch, without end."""
 
 
-# --- the raw limit ---------------------------------------------------------------------------------
+# --- the raw limits --------------------------------------------------------------------------------
 
 
-def raw(folder: Path, crop: int | None) -> Counts:
+def raw(folder: Path, crop: int | None, source: str) -> Counts:
     """A bare loop: read, decode, crop, write into the batch. Each process goes by itself, and the
     batches go nowhere."""
     import multiprocessing
@@ -37,30 +37,50 @@ def raw(folder: Path, crop: int | None) -> Counts:
     context = multiprocessing.get_context("fork")
     done: Any = context.Queue(4)
     for seed in range(PROCESSES):
-        context.Process(target=_raw_loop, args=(folder, crop, seed, done), daemon=True).start()
+        given = (folder, crop, source, seed, done)
+        context.Process(target=_raw_loop, args=given, daemon=True).start()
     while True:
         yield done.get()
 
 
-def _raw_loop(folder: Path, crop: int | None, seed: int, done: Any) -> None:
+def _raw_loop(folder: Path, crop: int | None, source: str, seed: int, done: Any) -> None:
     import numpy as np
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     torch.set_num_threads(1)
-    ends = np.load(folder / "blob.npy").tolist()
-    file = os.open(folder / "blob.bin", os.O_RDONLY)
+    count, read = _from_files(folder) if source == "files" else _from_blob(folder)
     side = crop or 32
     batch = torch.empty((BATCH, 3, side, side), dtype=torch.uint8)
     while True:
-        order = np.random.default_rng(seed).permutation(len(ends) - 1)
-        for place, index in enumerate(order.tolist()):
-            data = bytearray(ends[index + 1] - ends[index])
-            os.preadv(file, [data], ends[index])
-            image = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-            batch[place % BATCH] = centre(image, crop)
+        for place, index in enumerate(np.random.default_rng(seed).permutation(count).tolist()):
+            batch[place % BATCH] = centre(decode_jpeg(read(index), ImageReadMode.RGB), crop)
             if place % BATCH == BATCH - 1:
                 done.put(BATCH)
+
+
+def _from_files(folder: Path) -> tuple[int, Callable[[int], Any]]:
+    """A file an image, each opened, read and closed."""
+    from torchvision.io import read_file
+
+    files = sorted(map(str, (folder / "folder").rglob("*.jpg")))
+    return len(files), lambda index: read_file(files[index])
+
+
+def _from_blob(folder: Path) -> tuple[int, Callable[[int], Any]]:
+    """All images in one open file."""
+    import numpy as np
+    import torch
+
+    ends = np.load(folder / "blob.npy").tolist()
+    file = os.open(folder / "blob.bin", os.O_RDONLY)
+
+    def read(index: int) -> Any:
+        data = bytearray(ends[index + 1] - ends[index])
+        os.preadv(file, [data], ends[index])
+        return torch.frombuffer(data, dtype=torch.uint8)
+
+    return len(ends) - 1, read
 
 
 def centre(image: Any, crop: int | None) -> Any:
@@ -76,18 +96,11 @@ def centre(image: Any, crop: int | None) -> Any:
 
 def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
     """`TrainLoader` with two loader workers."""
-    import inspect
-
     from pipelines.data import card as cards
     from pipelines.data.loading import TrainLoader
     from pipelines.ports import World
 
     wanted = {"loader_workers": PROCESSES, "fit": "crop", **settings}
-    known = inspect.signature(TrainLoader).parameters
-    missing = sorted(wanted.keys() - known)
-    if missing:
-        print(f"TrainLoader has no {', '.join(missing)} yet", file=sys.stderr)
-    given = {name: value for name, value in wanted.items() if name in known}
     card = cards.read(folder / "shards")
     loader = TrainLoader(
         folder / "shards",
@@ -96,13 +109,22 @@ def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
         batch_size=BATCH,
         seed=0,
         world=World(),
-        **given,
+        **known(TrainLoader, wanted),
     )
     epoch = 0
     while True:
         for step in loader.epoch(epoch):
             yield len(step.batch["image"])
         epoch += 1
+
+
+def known(function: Callable[..., Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    missing = sorted(wanted.keys() - inspect.signature(function).parameters)
+    if missing:
+        print(f"{function.__name__} has no {', '.join(missing)} yet", file=sys.stderr)
+    return {name: value for name, value in wanted.items() if name not in missing}
 
 
 def ours_cached(folder: Path, crop: int | None) -> Counts:
@@ -262,7 +284,8 @@ def _decode_block(batch: dict[str, Any], crop: int | None) -> dict[str, Any]:
 # --- a contender's process -------------------------------------------------------------------------
 
 CONTENDERS: dict[str, Callable[[Path, int | None], Counts]] = {
-    "raw": raw,
+    "raw_files": partial(raw, source="files"),
+    "raw_blob": partial(raw, source="blob"),
     "ours": partial(ours, cache="none"),
     "ours_cached": ours_cached,
     "folder_torchvision": folder_torchvision,

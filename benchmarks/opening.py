@@ -1,0 +1,101 @@
+"""One opening of a data set, measured in the process that does it and does nothing else.
+
+In: the folder, who opens it, and the share of the epoch that is used up already. Out: a line of JSON
+on stdout. Libraries are imported, and no data looked at, before the clock starts; the clock stops
+when the first batch is there.
+
+    seconds        wall
+    grown_bytes    how much the process's memory grew at its peak, and with it the memory that
+                   belongs to its loader's processes alone
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BATCH = 128
+Opener = Callable[[], Any]
+
+
+def ours(folder: Path, share: float) -> Opener:
+    """`TrainLoader` as a training opens it, from the card on."""
+    import torchvision  # noqa: F401
+    from contenders import known
+
+    from pipelines.data import card as cards
+    from pipelines.data.loading import TrainLoader
+    from pipelines.ports import World
+
+    def first() -> Any:
+        card = cards.read(folder)
+        loader = TrainLoader(
+            folder,
+            card,
+            card.spec(),
+            batch_size=BATCH,
+            seed=0,
+            world=World(),
+            **known(TrainLoader, {"loader_workers": 2}),
+        )
+        steps = loader.epoch(0, int(loader.samples * share) // BATCH * BATCH)
+        return next(steps).batch["image"], steps
+
+    return first
+
+
+def stock(folder: Path, share: float) -> Opener:
+    """webdataset with torchvision's decoder. It has no state to go on from: the samples that are
+    used up are read, not decoded, and dropped."""
+    import torch
+    import torchvision.io  # noqa: F401
+    import webdataset as wds
+    from contenders import _decode
+
+    def first() -> Any:
+        shards = sorted(map(str, (folder / "train").glob("*.tar")))
+        skipped = int(len(shards) * SHARD_SAMPLES * share) // BATCH * BATCH
+        stream = wds.WebDataset(shards, shardshuffle=False).to_tuple("jpg", "cls")
+        chosen = itertools.islice(iter(stream), skipped, skipped + BATCH)
+        return torch.stack([_decode(image, None) for image, _ in chosen]), stream
+
+    return first
+
+
+SHARD_SAMPLES = 1000
+OPENERS: dict[str, Callable[[Path, float], Opener]] = {"ours": ours, "stock": stock}
+
+
+def measure(first: Opener) -> dict[str, float]:
+    me = psutil.Process()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = me.memory_info().rss
+    began = time.perf_counter()
+    images, _held = first()
+    seconds = time.perf_counter() - began
+    assert len(images) == BATCH
+    grown = _peak() - before
+    children = sum(child.memory_full_info().uss for child in me.children(recursive=True))
+    return {"seconds": seconds, "grown_bytes": grown + children, "children_bytes": children}
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return int(peak) * 1024
+
+
+def main() -> None:
+    folder, who, share = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    print(json.dumps(measure(OPENERS[who](folder, share))))
+
+
+if __name__ == "__main__":
+    main()
