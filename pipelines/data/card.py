@@ -18,8 +18,8 @@ from models.core.family import DataSpec
 from pipelines.data import storage
 
 FILE = "card.json"
-SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 """Extensions of the image in a shard."""
 NOTE_EXTENSIONS = {

@@ -88,7 +88,7 @@ def find(prints: Mapping[str, Array], kinds: Collection[str] = ("same", "near"))
     speaks for all when near ones are sought. No near pair is missed. A million images against a
     tenth of them take half a minute; the time grows with the number of pairs that look alike.
     """
-    order = {split: place for place, split in enumerate(SPLITS)}
+    order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     names = sorted((name for name in prints if len(prints[name])), key=lambda n: order[n])
     pairs: list[Pair] = []
     for left, right in combinations(names, 2):

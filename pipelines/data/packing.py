@@ -1,33 +1,45 @@
-"""What packing keeps book of: statistics, rejected samples, and a folder that is whole or absent.
+"""What packing keeps book of: statistics of the images, and what was rejected.
 
-In: decoded images and reasons. Out: `ImageCard`, `rejected.jsonl`, a finished folder. Must not know
-formats or shards.
+In: decoded images and reasons. Out: `ImageCard`, `rejected.jsonl`. Must not know formats, shards or
+where a data set lies.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.card import FILE, ImageCard
+from pipelines.data.card import ImageCard
+from pipelines.data.storage import Place
 
 REJECTED = "rejected.jsonl"
 """One JSON object a line: key, origin, reason, detail."""
 _SHOWN = 5
+
+
+class Kept(TesseraError):
+    """A refusal after which the working folder stays, so that the same command goes on there."""
+
+
+class Counts(BaseModel):
+    """A `Tally` as plain data. `sizes` are min and max height, min and max width; `pixels` how often
+    each value occurs: int64 (4, 256) of grey, red, green, blue."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+    sizes: tuple[int, int, int, int] | None
+    colour: bool
+    pixels: bytes
 
 
 class Tally:
@@ -38,31 +50,52 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._sizes: set[tuple[int, int]] = set()
+        self._sizes: tuple[int, int, int, int] | None = None
         self._colour = False
-        self._grey_counts = np.zeros((1, 256), np.int64)
-        self._rgb_counts = np.zeros((3, 256), np.int64)
+        self._pixels = np.zeros((4, 256), np.int64)
 
     def add(self, image: Image.Image, *, counted: bool) -> None:
         """An image of mode L or RGB; `counted` for those of train."""
-        self._sizes.add(image.size)
+        width, height = image.size
+        self._widen((height, height, width, width))
         self._colour |= image.mode == "RGB"
         if counted:
-            counts = self._rgb_counts if image.mode == "RGB" else self._grey_counts
+            counts = self._pixels[1:] if image.mode == "RGB" else self._pixels[:1]
             counts += np.array(image.histogram(), np.int64).reshape(-1, 256)
 
+    def counts(self) -> Counts:
+        return Counts(sizes=self._sizes, colour=self._colour, pixels=self._pixels.tobytes())
+
+    def merge(self, other: Counts) -> None:
+        """Adds what another tally counted."""
+        if other.sizes:
+            self._widen(other.sizes)
+        self._colour |= other.colour
+        self._pixels += np.frombuffer(other.pixels, np.int64).reshape(4, 256)
+
     def card(self) -> ImageCard:
-        """One channel where every image is grey, else three."""
-        counts = self._grey_counts + self._rgb_counts if self._colour else self._grey_counts
+        """One channel where every image is grey, else three. At least one image was counted."""
+        assert self._sizes is not None
+        grey = self._pixels[:1]
+        counts = grey + self._pixels[1:] if self._colour else grey
         moments = [_moments(channel.tolist()) for channel in counts]
         return ImageCard(
             channels=len(counts),
-            min_height=min(height for _, height in self._sizes),
-            max_height=max(height for _, height in self._sizes),
-            min_width=min(width for width, _ in self._sizes),
-            max_width=max(width for width, _ in self._sizes),
+            min_height=self._sizes[0],
+            max_height=self._sizes[1],
+            min_width=self._sizes[2],
+            max_width=self._sizes[3],
             mean=tuple(mean for mean, _ in moments),
             std=tuple(std for _, std in moments),
+        )
+
+    def _widen(self, sizes: tuple[int, int, int, int]) -> None:
+        low_height, high_height, low_width, high_width = self._sizes or sizes
+        self._sizes = (
+            min(low_height, sizes[0]),
+            max(high_height, sizes[1]),
+            min(low_width, sizes[2]),
+            max(high_width, sizes[3]),
         )
 
 
@@ -74,6 +107,12 @@ def _moments(counts: list[int]) -> tuple[float, float]:
     mean = Fraction(total, 255 * pixels)
     variance = Fraction(squares, 255 * 255 * pixels) - mean * mean
     return float(mean), math.sqrt(variance)
+
+
+def rejection(key: str, origin: str, reason: str, detail: str) -> dict[str, str]:
+    """A line of `rejected.jsonl`."""
+    row = {"key": key, "origin": origin, "reason": reason, "detail": detail}
+    return {name: _printable(text) for name, text in row.items()}
 
 
 class Rejections:
@@ -88,25 +127,32 @@ class Rejections:
         return len(self._rows)
 
     def add(self, key: str, origin: str, reason: str, detail: str) -> None:
-        row = {"key": key, "origin": origin, "reason": reason, "detail": detail}
-        self._rows.append({name: _printable(text) for name, text in row.items()})
+        self._rows.append(rejection(key, origin, reason, detail))
 
-    def judge(self, folder: Path) -> None:
-        """Lists them in `folder`, or raises TesseraError where they are more than allowed."""
+    def extend(self, rows: Iterable[dict[str, str]]) -> None:
+        self._rows += rows
+
+    def judge(self, place: Place) -> None:
+        """Lists them at `place`; raises Kept where they are more than allowed."""
+        if self._rows:
+            place.write(REJECTED, lines_of(self._rows))
         if len(self._rows) > self._allowed:
             reasons = Counter(row["reason"] for row in self._rows)
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             shown = "; ".join(row["detail"] for row in self._rows[:_SHOWN])
             more = "; …" if len(self._rows) > _SHOWN else ""
-            raise TesseraError(
+            raise Kept(
                 f"{len(self._rows)} of the images can't be packed ({counted}), {self._allowed} are "
                 f"allowed: {shown}{more}",
-                mend="mend or remove them, or leave them out: "
-                f"--allow-rejected {len(self._rows)}, or a share like 0.5%",
+                mend=f"all are listed in {place.where}/{REJECTED}; mend or remove them, or leave "
+                f"them out: the same command with --allow-rejected {len(self._rows)}, or a share "
+                "like 0.5%, goes on where this one stopped",
             )
-        if self._rows:
-            lines = [json.dumps(row, sort_keys=True) + "\n" for row in self._rows]
-            write_last(folder / REJECTED, "".join(lines))
+
+
+def lines_of(rows: Iterable[Any]) -> bytes:
+    """JSON lines."""
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
 
 
 def _printable(text: str) -> str:
@@ -130,86 +176,3 @@ def _parse_budget(text: str, total: int) -> int:
             mend="give a whole number, or a share from 0% to 100%",
         )
     return math.floor(value)
-
-
-@contextmanager
-def stage(to: Path) -> Iterator[Path]:
-    """A working folder beside `to` that takes its name when the block ends well, and is removed
-    when it doesn't. What a killed pack left there is cleared by the next one."""
-    to = Path(os.path.abspath(to))
-    _refuse_occupied(to)
-    work = to.parent / f".{to.name}.packing"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _unwritable(to, error) from None
-    try:
-        _claim(lock, to)
-        try:
-            _empty(work)
-            yield work
-            _refuse_occupied(to)
-            os.rename(work, to)
-        except BaseException as error:
-            shutil.rmtree(work, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise _unwritable(to, error) from error
-            raise
-    finally:
-        os.close(lock)
-
-
-def write_last(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and waits until it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def _claim(lock: int, to: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _unwritable(to, error) from None
-        raise TesseraError(
-            f"another pack is writing {to}", mend="wait for it, or give another --to"
-        ) from None
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _refuse_occupied(to: Path) -> None:
-    if os.path.ismount(to):
-        raise TesseraError(
-            f"{to} is a mount point, which no finished folder can take the place of",
-            mend=f"give a folder in it: --to {to / 'NAME'}",
-        )
-    if to.is_dir():
-        if (to / FILE).exists():
-            raise TesseraError(
-                f"{to} is a packed data set already", mend="give another --to, or remove it"
-            )
-        if any(to.iterdir()):
-            raise TesseraError(
-                f"the output folder {to} is not empty", mend="give a new or an empty folder"
-            )
-    elif to.exists() or to.is_symlink():
-        raise TesseraError(f"the output {to} is a file", mend="give a new or an empty folder")
-
-
-def _unwritable(to: Path, error: Any) -> TesseraError:
-    return TesseraError(
-        f"{to} can't be written: {error.strerror or error}",
-        mend="check the permissions and the free space",
-    )

@@ -30,7 +30,9 @@ def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
         "source": "elsewhere",
         "licence": "MIT",
         "rejected": 1,
-        "version": 2,
+        "version": 1,
+        "root": "elsewhere",
+        "leakage": {"near": 1, "images": 2},
     }
     for field, value in changes.items():
         tree = json.loads(card.to_json())

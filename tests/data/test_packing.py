@@ -13,7 +13,7 @@ import pytest
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data import packing, shards
+from pipelines.data import packing, shards, staging
 from pipelines.data.importing import pack
 
 MakeFolder = Callable[..., Path]
@@ -47,7 +47,10 @@ def test_an_unreadable_image_stops_the_pack(tmp_path: Path, make_folder: MakeFol
     for part in ("3 unreadable image", "cat/bad.jpg", "dog/empty.png", "--allow-rejected 3"):
         assert part in message
     assert "object at 0x" not in message
-    assert left_behind(tmp_path) == []
+    assert left_behind(tmp_path) == [".out.packing"]
+    listed = tmp_path / ".out.packing" / packing.REJECTED
+    assert str(listed) in message
+    assert len(listed.read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("allowed", ["2", "10%", " 2 "])
@@ -170,21 +173,23 @@ def contents_of_fresh(source: Path, to: Path) -> dict[str, bytes]:
 def test_two_packs_into_one_folder_don_t_mix(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 3)
     with (
-        packing.stage(tmp_path / "out"),
+        staging.stage(tmp_path / "out"),
         pytest.raises(TesseraError, match="another pack is writing"),
     ):
         pack(str(source), tmp_path / "out")
     assert left_behind(tmp_path) == ["out"]
 
 
-def test_a_stop_by_the_user_leaves_nothing(tmp_path: Path, make_folder: MakeFolder) -> None:
-    source = make_folder(tmp_path / "pets", ["cat"], 3)
+def test_a_stop_by_the_user_before_a_shard_is_done_leaves_nothing(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat"], 100)
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(str(source), tmp_path / "out", progress=stop)
+        pack(str(source), tmp_path / "out", progress=stop, shard_samples=100)
     assert left_behind(tmp_path) == []
 
 
@@ -197,7 +202,7 @@ def test_a_full_disk_is_said(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     source = make_folder(tmp_path / "pets", ["cat"], 3)
-    monkeypatch.setattr(shards, "_flush", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(TesseraError, match="can't be written: No space left on device"):
         pack(str(source), tmp_path / "out")
     assert left_behind(tmp_path) == []

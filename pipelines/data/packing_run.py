@@ -1,0 +1,245 @@
+"""A pack: all its shards, here or elsewhere, from where it was left, to the card.
+
+In: a stage, a plan, and where the work is done. Out: shards, index, `rejected.jsonl`,
+`leakage.jsonl`, a card. Must not know formats, nor who runs the work.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.core.errors import TesseraError
+from pipelines.data import packing_leaks, receipts
+from pipelines.data.card import SPLITS, Card, Leakage, Split, SplitCard
+from pipelines.data.packing import REJECTED, Kept, Rejections, Tally, lines_of
+from pipelines.data.packing_leaks import Prints
+from pipelines.data.packing_plan import Plan
+from pipelines.data.receipts import Receipt
+from pipelines.data.shard_packing import TWO_SPLITS, Part, Shared, look, pack_shard
+from pipelines.data.shards import finish_split
+from pipelines.data.staging import Stage
+
+Progress = Callable[[int, int], None]
+"""Called with the number of samples looked at, and of all."""
+Work = Callable[[Shared, Part], Any]
+Spread = Callable[[Work, Shared, Iterable[Part]], Generator[tuple[int, Any], None, None]]
+"""Calls the function with `Shared` and each part, and gives each part's number with what it gave, as
+they come. It raises what the function raised."""
+
+
+def here(
+    work: Work, shared: Shared, parts: Iterable[Part]
+) -> Generator[tuple[int, Any], None, None]:
+    """The `Spread` of this process."""
+    for number, part in enumerate(parts):
+        yield number, work(shared, part)
+
+
+class Run:
+    """One pack of a plan at a stage. `spread` is where shards are made; None for here."""
+
+    def __init__(
+        self,
+        staged: Stage,
+        plan: Plan,
+        shared: Shared,
+        *,
+        spread: Spread | None,
+        progress: Progress | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._staged, self._plan, self._shared = staged, plan, shared
+        self._spread, self._say = spread, say
+        self._parts: list[Part] = list(plan.parts)
+        self._done: dict[int, Receipt] = {}
+        self._seen = _Counter(plan.samples, progress)
+        self._rejected: list[dict[str, str]] = []
+        self._leakage = Leakage()
+
+    def pack(self, allow_rejected: str, *, near: bool) -> None:
+        """Makes all shards. Raises Kept where more samples are rejected than `allow_rejected`, and
+        where shards can't be made."""
+        rejections = Rejections(allow_rejected, self._plan.total)
+        goes_on = self._staged.begin(self._shared.plan)
+        self._shared = replace(self._shared, scratch=self._staged.scratch())
+        try:
+            if goes_on:
+                self._look()
+            self._make([n for n in range(len(self._parts)) if n not in self._done])
+            self._judge(rejections)
+            if near:
+                self._find_near()
+        except Kept:
+            raise
+        except TesseraError as error:
+            mend = "the same command goes on with the shards that are packed"
+            raise Kept(
+                error.message, mend=f"{error.mend}; {mend}" if error.mend else mend
+            ) from error
+        except KeyboardInterrupt:
+            kept = f"{len(self._done)} of {len(self._parts)} shards are kept"
+            self._say(f"stopped: {kept}, the same command goes on with them")
+            raise
+
+    def card(self, *, name: str, source: str, licence: str) -> Card:
+        """Writes the index of each split, and gives the card."""
+        counts = {split: self._counts(split) for split in SPLITS}
+        self._check_classes(counts, name)
+        tally = Tally()
+        for receipt in self._done.values():
+            tally.merge(receipt.tally)
+        splits = {split: self._finish(split) for split in SPLITS}
+        shared = self._shared.source
+        return Card(
+            name=name,
+            task=shared.task,
+            classes=shared.classes,
+            image=tally.card(),
+            splits={
+                split: card.model_copy(update={"class_counts": counts[split]})
+                for split, card in splits.items()
+                if card.samples
+            },
+            source=source,
+            licence=licence,
+            rejected=len(self._rejected),
+            leakage=self._leakage,
+        ).sealed()
+
+    def _look(self) -> None:
+        """Finds what an earlier call has packed."""
+        known = receipts.known(self._staged.place)
+        numbers = [n for n, part in enumerate(self._parts) if part.path in known]
+        for number, receipt in self._each(look, numbers):
+            if receipt is not None:
+                self._note(number, receipt)
+                self._seen.add(len(self._parts[number].items))
+        if self._done:
+            self._say(f"goes on: {len(self._done)} of {len(self._parts)} shards are there")
+
+    def _make(self, numbers: Sequence[int]) -> None:
+        work = pack_shard if self._spread else partial(pack_shard, step=self._seen.step)
+        for number, receipt in self._each(work, numbers):
+            self._note(number, receipt)
+            if self._spread:
+                self._seen.add(len(self._parts[number].items))
+
+    def _each(self, work: Work, numbers: Sequence[int]) -> Generator[tuple[int, Any], None, None]:
+        parts = [self._parts[number] for number in numbers]
+        with closing((self._spread or here)(work, self._shared, parts)) as results:
+            for place, result in results:
+                yield numbers[place], result
+
+    def _note(self, number: int, receipt: Receipt) -> None:
+        place, path = self._staged.place, receipt.shard.path
+        if receipt.shard.samples and not place.remote and place.size(path) is None:
+            raise TesseraError(
+                f"the shard {path} is not in {place.where}: the worker that packed it has other "
+                "disks",
+                mend="give a folder that all nodes share, or an address such as s3://BUCKET/FOLDER",
+            )
+        self._done[number] = receipt
+
+    def _judge(self, rejections: Rejections) -> None:
+        """Counts what was rejected, with images that are in two splits; packs the shards again that
+        have such."""
+        twins = self._prints().twins()
+        rejections.extend(self._rows())
+        for number, keys in sorted(twins.items()):
+            for item in self._parts[number].items:
+                if item.key in keys:
+                    rejections.add(item.key, item.origin, TWO_SPLITS, keys[item.key])
+        rejections.judge(self._staged.place)
+        if twins:
+            for number, keys in twins.items():
+                self._parts[number] = replace(self._parts[number], without=keys)
+            self._seen.rest()
+            self._make(sorted(twins))
+        self._rejected = self._rows()
+        if self._rejected:
+            self._staged.place.write(REJECTED, lines_of(self._rejected))
+        else:
+            self._staged.place.remove(REJECTED)
+
+    def _rows(self) -> list[dict[str, str]]:
+        done = (row for _, receipt in sorted(self._done.items()) for row in receipt.rejected)
+        return [*self._plan.rejected, *done]
+
+    def _prints(self) -> Prints:
+        done = [self._done[number] for number in range(len(self._parts))]
+        return Prints(self._staged.place, self._parts, done)
+
+    def _find_near(self) -> None:
+        rows, self._leakage = self._prints().near()
+        if rows:
+            self._staged.place.write(packing_leaks.FILE, lines_of(rows))
+            self._say(
+                f"{self._leakage.near} pairs of images in two splits look alike: see "
+                f"{packing_leaks.FILE}"
+            )
+        else:
+            self._staged.place.remove(packing_leaks.FILE)
+
+    def _counts(self, split: Split) -> dict[str, int]:
+        classes = self._shared.source.classes
+        total = np.zeros(len(classes), np.int64)
+        for number, receipt in self._done.items():
+            if self._parts[number].split == split:
+                total += np.array(receipt.counts, np.int64)
+        return dict(zip(classes, total.tolist()))
+
+    def _check_classes(self, counts: dict[Split, dict[str, int]], name: str) -> None:
+        """A class without train images is refused where each image has one, else said."""
+        train = [r for n, r in self._done.items() if self._parts[n].split == "train"]
+        if not any(receipt.shard.samples for receipt in train):
+            raise TesseraError(f"{name}: no train image is left", mend="see which were rejected")
+        empty = [label for label, count in counts["train"].items() if not count]
+        if empty and self._shared.source.task == "classification":
+            raise TesseraError(
+                f"{name}: no train image of the class {empty[0]!r} is left",
+                mend="see which were rejected, or remove the class",
+            )
+        for label in empty:
+            others = [split for split in SPLITS if counts[split][label]]
+            also = f"; {' and '.join(others)} have it" if others else ""
+            self._say(f"no train image has the class {label!r}{also}")
+
+    def _finish(self, split: Split) -> SplitCard:
+        place = self._staged.place
+        done = (r for n, r in sorted(self._done.items()) if self._parts[n].split == split)
+        written = [(r.shard, receipts.load_rows(place, r)) for r in done if r.shard.samples]
+        with tempfile.TemporaryDirectory(dir=self._shared.scratch) as temporary:
+            (Path(temporary) / split).mkdir()
+            card = finish_split(Path(temporary), split, written)
+            if card.samples:
+                place.put(Path(temporary) / card.index, card.index)
+        return card
+
+
+class _Counter:
+    """Tells `progress` now and then: not at each sample, which would cost more than packing it."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def step(self) -> None:
+        self._done += 1
+        if self._progress and (self._done % 64 == 0 or self._done == self._total):
+            self._progress(self._done, self._total)
+
+    def add(self, samples: int) -> None:
+        self._done += samples
+        if self._progress:
+            self._progress(self._done, self._total)
+
+    def rest(self) -> None:
+        """All are counted; what is packed again is not counted twice."""
+        self._progress = None

@@ -1,0 +1,107 @@
+"""What is known of a packed shard, beside it, until its data set is finished.
+
+In: `Receipt` and its arrays. Out: the same, whole or not at all. Must not know images or sources.
+JSON and .npy; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.core.errors import TesseraError
+from pipelines.data.card import Shard
+from pipelines.data.packing import Counts
+from pipelines.data.staging import SHARDS
+from pipelines.data.storage import Place
+
+Array = np.ndarray[Any, Any]
+
+
+class Receipt(BaseModel):
+    """A shard that is packed.
+
+    plan      digest of what was to be packed, and how
+    stamps    digest of sizes and times of the files that its items are made of
+    counts    images, objects or pixels of each class
+    rejected  rows of `rejected.jsonl`
+    rows, prints  sha256 of the shard's rows of the index, and of its images' fingerprints
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    plan: str
+    stamps: str
+    shard: Shard
+    tally: Counts
+    counts: tuple[int, ...]
+    rejected: tuple[dict[str, str], ...]
+    rows: str
+    prints: str
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode(array: Array) -> bytes:
+    """The bytes of a .npy."""
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def save(place: Place, receipt: Receipt, rows: bytes, prints: bytes) -> None:
+    """Writes a receipt with its arrays; the JSON, by which it is found, comes last."""
+    name = _name(receipt.shard.path)
+    place.write(f"{name}.rows.npy", rows)
+    place.write(f"{name}.prints.npy", prints)
+    place.write(f"{name}.json", receipt.model_dump_json().encode())
+
+
+def load(place: Place, path: str) -> Receipt | None:
+    """The receipt of the shard called `path`; None where there is none that can be read."""
+    name = f"{_name(path)}.json"
+    if place.size(name) is None:
+        return None
+    try:
+        return Receipt.model_validate_json(place.read(name))
+    except ValidationError:
+        return None
+
+
+def known(place: Place) -> frozenset[str]:
+    """Paths of the shards that have receipts."""
+    names = place.names(SHARDS)
+    ends = (name for name in names if name.endswith(".json"))
+    return frozenset(
+        f"{name.removeprefix(f'{SHARDS}/').removesuffix('.json')}.tar" for name in ends
+    )
+
+
+def load_rows(place: Place, receipt: Receipt) -> Array:
+    """The shard's rows of the index."""
+    return _load(place, f"{_name(receipt.shard.path)}.rows.npy", receipt.rows)
+
+
+def load_prints(place: Place, receipt: Receipt) -> Array:
+    """uint8 (samples, bytes of a fingerprint)."""
+    return _load(place, f"{_name(receipt.shard.path)}.prints.npy", receipt.prints)
+
+
+def _load(place: Place, path: str, sha256: str) -> Array:
+    data = place.read(path)
+    if digest(data) != sha256:
+        raise TesseraError(
+            f"{place.where}/{path} was changed while packing",
+            mend="no two packs may write to one place; the same command goes on",
+        )
+    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+def _name(path: str) -> str:
+    return f"{SHARDS}/{path.removesuffix('.tar')}"

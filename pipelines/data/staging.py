@@ -1,0 +1,172 @@
+"""Where a data set is while it is packed: whole in the end, or absent.
+
+In: a folder or an address that is to hold a data set. Out: a `Stage` to write it in. Must not know
+formats, shards or cards' content.
+
+A folder is made in a working folder beside it, `.NAME.packing`, which takes its name in the end. At
+an address the files are put where they are to lie, and `card.json` comes last. What a pack needs to
+go on after an interruption lies below `.packing/` and is removed in the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.core.errors import TesseraError
+from pipelines.data import storage
+from pipelines.data.card import FILE
+from pipelines.data.packing import Kept
+
+NOTES = ".packing"
+"""Folder, in the data set that is packed, of what goes when it is finished."""
+SHARDS = f"{NOTES}/shards"
+"""Folder of what is known of the shards that are packed."""
+_PLAN = f"{NOTES}/plan"
+
+
+class Stage:
+    """A data set in the making. `folder` is its local folder; None at an address."""
+
+    def __init__(self, place: storage.Place, folder: Path | None) -> None:
+        self.place, self.folder = place, folder
+        self.fresh = place.size(_PLAN) is None
+
+    def begin(self, plan: str) -> bool:
+        """True where an earlier pack of the same plan left its work; else what lies there goes."""
+        if not self.fresh and self.place.read(_PLAN) == plan.encode():
+            return True
+        self.clear()
+        self.fresh = True
+        self.place.write(_PLAN, plan.encode())
+        return False
+
+    def clear(self, below: str = "") -> None:
+        """Removes all files."""
+        for path in self.place.names(below):
+            self.place.remove(path)
+
+    def scratch(self) -> Path | None:
+        """A local folder on the same disk, for files on their way; None at an address."""
+        if self.folder is None:
+            return None
+        scratch = self.folder / NOTES / "parts"
+        shutil.rmtree(scratch, ignore_errors=True)  # of workers that were killed
+        scratch.mkdir(parents=True)
+        return scratch
+
+
+@contextmanager
+def stage(to: str | Path) -> Iterator[Stage]:
+    """A stage for a data set at `to`, which is there when the block ends well.
+
+    After a refusal (TesseraError, OSError) nothing of this call is left behind. After an
+    interruption, or `Kept`, the work stays for the next call.
+    """
+    place = refuse_occupied(to)
+    if place.remote:
+        yield from _stage_address(place)
+        return
+    with ExitStack() as stack:
+        yield from _stage_folder(Path(os.path.abspath(place.where)), stack)
+
+
+def refuse_occupied(to: str | Path) -> storage.Place:
+    """The place, where a data set can be made there; else TesseraError."""
+    place = storage.at(to)
+    if not place.remote:
+        _refuse_folder(Path(os.path.abspath(place.where)))
+        return place
+    if place.size(FILE) is not None:
+        raise _packed_already(place.where)
+    if place.size(_PLAN) is None and place.names():
+        raise TesseraError(f"{place.where} is not empty", mend="give another --to")
+    return place
+
+
+def _stage_folder(to: Path, stack: ExitStack) -> Iterator[Stage]:
+    work = to.parent / f".{to.name}.packing"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, lock)
+        _claim(lock, to)
+        staged = Stage(storage.at(work), work)
+    except OSError as error:
+        raise _unwritable(to, error) from None
+    try:
+        yield staged
+        _refuse_folder(to)
+        os.rename(work, to)
+    except BaseException as error:
+        if not _goes_on(error, staged):
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable(to, error) from error
+        raise
+    shutil.rmtree(to / NOTES, ignore_errors=True)
+
+
+def _stage_address(place: storage.Place) -> Iterator[Stage]:
+    staged = Stage(place, None)
+    try:
+        yield staged
+    except BaseException as error:
+        if not _goes_on(error, staged):
+            staged.clear()
+        raise
+    staged.clear(NOTES)
+
+
+def _goes_on(error: BaseException, staged: Stage) -> bool:
+    """Whether the work is of use to the next call: a refusal takes away only what is its own."""
+    if isinstance(error, TesseraError | OSError) and not isinstance(error, Kept):
+        return not staged.fresh
+    return bool(staged.place.names(SHARDS))
+
+
+def _claim(lock: int, to: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise TesseraError(
+            f"another pack is writing {to}", mend="wait for it, or give another --to"
+        ) from None
+
+
+def _refuse_folder(to: Path) -> None:
+    if os.path.ismount(to):
+        raise TesseraError(
+            f"{to} is a mount point, which no finished folder can take the place of",
+            mend=f"give a folder in it: --to {to / 'NAME'}",
+        )
+    if to.is_dir():
+        if (to / FILE).exists():
+            raise _packed_already(str(to))
+        if any(to.iterdir()):
+            raise TesseraError(
+                f"the output folder {to} is not empty", mend="give a new or an empty folder"
+            )
+    elif to.exists() or to.is_symlink():
+        raise TesseraError(f"the output {to} is a file", mend="give a new or an empty folder")
+
+
+def _packed_already(where: str) -> TesseraError:
+    return TesseraError(
+        f"{where} is a packed data set already", mend="give another --to, or remove it"
+    )
+
+
+def _unwritable(to: Path, error: Any) -> TesseraError:
+    return TesseraError(
+        f"{to} can't be written: {error.strerror or error}",
+        mend="check the permissions and the free space",
+    )
