@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import run
 from jobs.terminal import show_facts, show_json
+from models.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipelines.data.card import Card
+
+SMALL_ITEMS = 20_000
+"""Smaller sets are packed in this process: starting a cluster takes as long."""
 
 
 @click.command()
 @click.argument("source")
-@click.option("--to", required=True, type=click.Path(path_type=Path), help="The new folder.")
-@click.option("--format", "form", help="The source's format; by default it is recognised.")
+@click.option("--to", required=True, metavar="DIR|URL", help="The new folder, or an address.")
+@click.option(
+    "--format",
+    "form",
+    metavar="NAME[:WORD]",
+    help="The source's format; by default it is recognised. torchvision:NAME is any of its sets.",
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the format; may be given several times.",
+)
 @click.option("--name", help="Name of the data set; by default the source folder's.")
+@click.option("--licence", default="", metavar="TEXT", help="Noted in the card.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--shard-samples", type=click.IntRange(1), help="Most samples in a shard.")
+@click.option(
+    "--shard-samples",
+    type=click.IntRange(1),
+    help="Most samples in a shard; by default as many as fit in 64 MiB.",
+)
+@click.option(
+    "--resize",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Shrink images whose shorter side is longer.",
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    help="Of the JPEGs made by --resize; without it 90, and PNG stays PNG.",
+)
 @click.option(
     "--allow-rejected",
     metavar="N|P%",
@@ -26,50 +65,79 @@ from jobs.terminal import show_facts, show_json
     show_default=True,
     help="So many samples may fail their check; they are listed in rejected.jsonl.",
 )
+@click.option(
+    "--no-leakage-check",
+    "near",
+    flag_value=False,
+    default=True,
+    help="Don't look for images of two splits that look alike.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Tasks at a time on the Ray cluster; 0 packs in this process. By default the cluster's "
+    f"CPUs for {SMALL_ITEMS:,} images or more.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 @click.option("--verbose", is_flag=True, help="Show a traceback where it fails.")
 def command(
     source: str,
-    to: Path,
+    to: str,
     form: str | None,
+    options: tuple[str, ...],
     name: str | None,
+    licence: str,
     seed: int,
     shard_samples: int | None,
+    resize: int | None,
+    quality: int | None,
     allow_rejected: str,
+    near: bool,
+    workers: int | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
     """Pack SOURCE into WebDataset shards.
 
-    SOURCE is a folder (a folder of images for each class, or MNIST's idx files), or the word
-    digits for the bundled set. Splits train, val and test are taken where the source has them; else
-    they are cut from train by the seed.
+    SOURCE is a folder of images in one of the known formats, or the word digits for the bundled set.
+    Splits train, val and test are taken where the source has them; else they are cut from train by
+    the seed. A pack that was stopped goes on when the same command is given again.
     """
     from pipelines.data import importing
-    from pipelines.data.shards import SHARD_SAMPLES
 
     started = time.monotonic()
-    with _Progress() as progress:
+    with _Progress() as progress, _Cluster(workers, verbose=verbose) as cluster:
         card = importing.pack(
             source,
             to,
             format=form,
+            options=dict(map(_parse_option, options)),
             name=name,
+            licence=licence,
             seed=seed,
-            shard_samples=shard_samples or SHARD_SAMPLES,
+            shard_samples=shard_samples,
+            resize=resize,
+            quality=quality,
             allow_rejected=allow_rejected,
+            near=near,
+            spread=cluster.spread if cluster.wanted else None,
+            spread_from=SMALL_ITEMS if workers is None else 0,
             progress=progress.show,
-            say=lambda line: click.echo(line, err=True),
+            say=progress.say,
         )
     if as_json:
         show_json(card.model_dump(mode="json"))
         return
-    seconds = time.monotonic() - started
+    _show(card, to, time.monotonic() - started)
+
+
+def _show(card: Card, to: str, seconds: float) -> None:
     samples = sum(split.samples for split in card.splits.values())
+    rate = f"{samples:,} images in {seconds:.1f} s, {samples / max(seconds, 1e-9):,.0f} images/s"
     rejected = {"rejected": f"{card.rejected}, see rejected.jsonl"} if card.rejected else {}
     show_facts(
         {
-            "packed": f"{to}: {samples:,} images in {seconds:.1f} s",
+            "packed": f"{to}: {rate}",
             "splits": ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items()),
             "classes": f"{len(card.classes)}",
             **rejected,
@@ -79,29 +147,93 @@ def command(
     )
 
 
+def _parse_option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--option {text!r} is no NAME=VALUE", mend="as in --option label=class")
+    return name, value
+
+
+class _Cluster:
+    """The cluster, joined or started when the first shard is to be made there."""
+
+    def __init__(self, workers: int | None, *, verbose: bool) -> None:
+        self._workers, self._verbose = workers, verbose
+        self._stack = ExitStack()
+        self._opened = False
+
+    @property
+    def wanted(self) -> bool:
+        if self._workers is not None:
+            return self._workers > 0
+        return bool(os.environ.get("RAY_ADDRESS")) or (os.cpu_count() or 1) > 1
+
+    def spread(
+        self, work: Any, shared: Any, parts: Iterable[Any]
+    ) -> Generator[tuple[int, Any], None, None]:
+        from pipelines import cluster
+
+        if not self._opened:
+            self._open()
+        workers = self._workers or cluster.cpus()
+        yield from cluster.spread(work, shared, parts, workers=workers)
+
+    def _open(self) -> None:
+        from jobs import driver
+        from pipelines import cluster
+
+        driver.apply_settings()
+        # Ray prints what happens to its workers on stdout, where a script reads the result.
+        nowhere = self._stack.enter_context(Path(os.devnull).open("w"))
+        self._stack.enter_context(redirect_stdout(sys.stderr if self._verbose else nowhere))
+        cpus = max(self._workers or 0, os.cpu_count() or 1)
+        if cluster.connect(driver.ray_address(), cpus=cpus, verbose=self._verbose):
+            self._stack.callback(cluster.disconnect)
+        self._opened = True
+
+    def __enter__(self) -> _Cluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
 class _Progress:
     """One line that is written over; nothing where stderr is no terminal."""
 
     def __init__(self) -> None:
         self._alive = sys.stderr.isatty()
         self._shown = 0.0
-        self._started = time.monotonic()
+        self._started: tuple[float, int] | None = None
 
     def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
+        self._clear()
+
+    def say(self, line: str) -> None:
+        self._clear()
+        click.echo(line, err=True)
 
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
         if self._alive and now - self._shown > 0.2:
+            # What was packed by an earlier call doesn't count as speed of this one.
+            self._started = self._started or (now, done)
+            since, before = self._started
+            rate = f"  {(done - before) / (now - since):,.0f} images/s" if now > since else ""
             self._shown = now
-            rate = done / max(now - self._started, 1e-9)
-            click.echo(
-                f"\r\x1b[K{done:,} of {total:,} images  {rate:,.0f} images/s", nl=False, err=True
-            )
+            share = done * _BAR // max(total, 1)
+            bar = "█" * share + "·" * (_BAR - share)
+            click.echo(f"\r\x1b[K{bar} {done:,} of {total:,} images{rate}", nl=False, err=True)
+
+    def _clear(self) -> None:
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+_BAR = 24
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The Ray room: run one function as a group of data-parallel workers.
+"""The Ray room: run one function as a group of data-parallel workers, or over many parts.
 
-In: a function of (payload, world, emit) that a job hands over, and how many workers. Out: what rank
-0's call gave. Must not know what the function does, nor MLflow or WebDataset.
+In: a function that a job hands over, and how many workers. Out: what rank 0's call gave, or what
+each part's call gave. Must not know what the function does, nor MLflow or WebDataset.
 """
 
 from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from models.core.errors import TesseraError
 from pipelines.ports import Emit, World
 
 LOOPBACK = ("127.0.0.1", "localhost")
+TASK_RETRIES = 3
 Work = Callable[[dict[str, Any], World, Emit], dict[str, Any]]
 
 
@@ -123,6 +124,64 @@ def local(work: Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     return work(payload, World(0, 1, device), emit)
+
+
+def cpus() -> int:
+    """Of the cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def spread(
+    work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any], *, workers: int
+) -> Generator[tuple[int, Any], None, None]:
+    """Calls `work(shared, part)` for each part as tasks of one CPU, at most `workers` at a time.
+
+    Gives (the part's number, what the call gave) as they come. `shared` goes to each node once. A
+    task whose worker dies is tried again, up to `TASK_RETRIES` times. What the function raises is
+    raised here, a TesseraError and an OSError as they were. Whoever closes it stops all tasks.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    task = ray.remote(
+        num_cpus=1,
+        max_retries=TASK_RETRIES,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )(work)
+    held = ray.put(shared)
+    todo = enumerate(parts)
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            while len(running) < workers and (following := next(todo, None)):
+                running[task.remote(held, following[1])] = following[0]
+            if not running:
+                return
+            for done in ray.wait(list(running))[0]:
+                number = running.pop(done)
+                try:
+                    result = ray.get(done)
+                except RayError as error:
+                    raise _explain_task(error, number) from error
+                yield number, result
+    finally:
+        for task_left in running:
+            ray.cancel(task_left, force=True)
+
+
+def _explain_task(error: BaseException, number: int) -> BaseException:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, TesseraError | OSError):
+        return cause
+    lines = [x for x in str(cause or error).splitlines() if x.strip()] or [""]
+    if cause is not None:
+        return TesseraError(f"part {number} failed: {type(cause).__name__}: {lines[-1].strip()}")
+    return TesseraError(
+        f"the worker of part {number} died {TASK_RETRIES + 1} times: {lines[0].strip()[:200]}",
+        mend="perhaps it ran out of memory: use fewer --workers",
+    )
 
 
 def train(
