@@ -22,6 +22,7 @@ import numpy as np
 from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.samples import encode_png, open_image
+from pipelines.data.strict import is_number, read_json
 
 IGNORED = 255
 """The value of a mask's pixels that have no class and are not counted."""
@@ -95,8 +96,7 @@ def check(annotation: Annotation, *, height: int, width: int, classes: int, wher
 def _check_pixels(
     pixels: np.ndarray[Any, Any], height: int, width: int, classes: int, where: str
 ) -> None:
-    if pixels.shape != (height, width) or pixels.dtype != np.uint8:
-        raise _other_size(where, pixels.shape, height, width)
+    check_mask_size(pixels.shape, (height, width), where)
     values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
     strange = values[(values >= classes) & (values != IGNORED)]
     if len(strange):
@@ -109,12 +109,14 @@ def _check_pixels(
         raise BadAnnotation("mask without pixels", f"{where}: no pixel of its mask has a class")
 
 
-def _other_size(where: str, shape: tuple[int, ...], height: int, width: int) -> BadAnnotation:
-    return BadAnnotation(
-        "mask of another size",
-        f"{where}: its mask is {' by '.join(map(str, shape))} (rows by columns), the image is "
-        f"{height} by {width}",
-    )
+def check_mask_size(shape: tuple[int, ...], size: tuple[int, int], where: str) -> None:
+    """Raises BadAnnotation where a mask's shape is not its image's (height, width)."""
+    if shape != size:
+        raise BadAnnotation(
+            "mask of another size",
+            f"{where}: the mask is {' by '.join(map(str, shape))} (rows by columns), the image is "
+            f"{size[0]} by {size[1]}",
+        )
 
 
 def _check_counts(objects: Objects, where: str) -> None:
@@ -194,7 +196,10 @@ def encode(annotation: Annotation) -> tuple[str, bytes]:
 
 def decode_objects(data: bytes, *, height: int, width: int, classes: int, where: str) -> Objects:
     """Objects from `encode`'s JSON, checked. Raises BadAnnotation."""
-    fields = read_json(data, where, MAX_JSON_BYTES)
+    try:
+        fields = read_json(data, "the JSON", MAX_JSON_BYTES)
+    except TesseraError as error:
+        raise _unreadable(where, error.message) from None
     if not isinstance(fields, Mapping) or not {"boxes", "labels", "crowd"} <= fields.keys() <= {
         "boxes",
         "labels",
@@ -215,43 +220,13 @@ def decode_objects(data: bytes, *, height: int, width: int, classes: int, where:
     return Objects(objects.boxes, objects.labels, objects.crowd.astype(bool), objects.masks)
 
 
-def read_json(data: bytes, where: str, limit: int) -> Any:
-    """JSON without NaN, doubled keys, endless depth, and of at most `limit` bytes.
-
-    Raises BadAnnotation that begins with `where`.
-    """
-    if len(data) > limit:
-        raise _unreadable(where, f"it has more than {limit} bytes")
-    try:
-        return json.loads(data, object_pairs_hook=_single, parse_constant=_refuse)
-    except RecursionError:
-        raise _unreadable(where, "it is too deep") from None
-    except ValueError as error:  # also broken UTF-8, and numbers of thousands of digits
-        raise _unreadable(where, str(error)) from None
-
-
-def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key is there twice")
-    return fields
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no number of JSON")
-
-
 def _boxes(given: Any, where: str) -> np.ndarray[Any, Any]:
     if not isinstance(given, list) or not all(
-        type(row) is list and len(row) == 4 and all(_is_number(value) for value in row)
+        type(row) is list and len(row) == 4 and all(is_number(value) for value in row)
         for row in given
     ):
         raise _unreadable(where, "boxes are not rows of four numbers")
     return np.array(given, np.float64).reshape(-1, 4)
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
 
 
 def _numbers(given: Any, what: str, where: str) -> np.ndarray[Any, Any]:
@@ -277,8 +252,7 @@ def decode_mask(data: bytes, *, height: int, width: int, classes: int, where: st
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise _unreadable(where, "its mask is no PNG")
     size = (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
-    if size != (height, width):
-        raise _other_size(where, size, height, width)
+    check_mask_size(size, (height, width), where)
     # Of anything else the way to pixels would change the values.
     if data[24:26] != b"\x08\x00" or b"tRNS" in data or b"eXIf" in data:
         raise _unreadable(where, "its mask is no 8-bit grey PNG without transparency and rotation")

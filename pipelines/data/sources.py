@@ -127,11 +127,11 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def read_file(path: Path, origin: str) -> bytes:
-    """A source's file, of at most `MAX_FILE_BYTES`."""
+def read_file(path: Path, origin: str, limit: int = MAX_FILE_BYTES) -> bytes:
+    """A source's file, of at most `limit` bytes."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TesseraError(f"{origin} is larger than {MAX_FILE_BYTES >> 20} MiB")
+        if path.stat().st_size > limit:
+            raise TesseraError(f"{origin} is larger than {limit >> 20} MiB")
         return path.read_bytes()
     except OSError as error:
         raise TesseraError(f"{origin} can't be read: {error.strerror}") from None

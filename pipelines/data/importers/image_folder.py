@@ -14,6 +14,7 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
+from pipelines.data.reading import IMAGE_NAMES, LABEL_NAMES, SPLIT_NAMES
 from pipelines.data.samples import make_key
 from pipelines.data.sources import (
     Item,
@@ -27,13 +28,6 @@ from pipelines.data.sources import (
 
 NAME = "image_folder"
 OPTIONS: Mapping[str, str] = {}
-_SPLITS: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 def recognises(source: str) -> str:
@@ -42,10 +36,21 @@ def recognises(source: str) -> str:
         return ""
     splits = _find_splits(folder)
     places = [place for part in _parts(folder, splits) for place in find_folders(part)]
-    names = {place.name for place in places if next(find_images(place), None)}
-    if not names:
+    first = {place: next(find_images(place), None) for place in places}
+    names = {place.name for place in places if first[place]}
+    if not names or _is_other_layout(first) or "train" in names <= SPLIT_NAMES.keys():
         return ""
     return f"{len(names)} class folders" + (f" in each of {', '.join(splits)}" if splits else "")
+
+
+def _is_other_layout(first: Mapping[Path, str | None]) -> bool:
+    """Whether folders, with their first images, are those of a set whose labels are files."""
+    for place, path in first.items():
+        if path is None and place.name.lower() in LABEL_NAMES:
+            return True
+        if path and IMAGE_NAMES & {part.lower() for part in (place.name, *path.split("/")[:-1])}:
+            return True
+    return False
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
@@ -122,7 +127,7 @@ def _find_splits(folder: Path) -> dict[str, Split]:
     """Folder name -> split; empty where the class folders lie in `folder` itself."""
     found: dict[str, Split] = {}
     for place in find_folders(folder):
-        split = _SPLITS.get(place.name.lower())
+        split = SPLIT_NAMES.get(place.name.lower())
         if split in found.values():
             raise TesseraError(
                 f"{folder} has two folders for {split}, {place.name} is one of them",

@@ -1,0 +1,75 @@
+"""Masks as COCO files have them: polygons, run lengths as numbers, run lengths as text.
+
+In: what stands in an annotation's `segmentation`, or corners of polygons. Out: run lengths. Must not
+know files. Every number is checked before pycocotools, which draws the polygons, sees it: it trusts
+what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.data import rle
+from pipelines.data.annotations import ROUNDING, BadAnnotation
+from pipelines.data.strict import is_number
+
+
+def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:
+    """Run lengths of an object's mask. Raises BadAnnotation."""
+    if isinstance(given, list):
+        return draw(given, height, width, where)
+    if not isinstance(given, dict):
+        raise _unreadable(where, "is neither a list of polygons nor run lengths")
+    size, counts = given.get("size"), given.get("counts")
+    if size != [height, width]:
+        raise BadAnnotation(
+            "mask of another size",
+            f"{where}: its mask is of the size {str(size)[:50]} (rows, columns), the image is "
+            f"{height} by {width}",
+        )
+    try:
+        if isinstance(counts, str):
+            return rle.parse(counts.encode("ascii"), height, width)
+        if not isinstance(counts, list) or not all(
+            type(value) is int and 0 <= value <= height * width for value in counts
+        ):
+            raise ValueError("counts are neither text nor whole numbers of the image's size")
+        return rle.check(counts, height, width)
+    except ValueError as error:
+        raise _unreadable(where, f"can't be read: {error}") from None
+
+
+def draw(polygons: Sequence[Any], height: int, width: int, where: str) -> rle.Counts:
+    """Run lengths of polygons, each a flat list x, y, x, y, … of at least three corners."""
+    from pycocotools import mask
+
+    if not polygons:
+        raise _unreadable(where, "has no polygon")
+    rings = [_ring(polygon, height, width, where) for polygon in polygons]
+    drawn = mask.merge(mask.frPyObjects(rings, height, width))
+    return rle.parse(drawn["counts"], height, width)
+
+
+def _ring(polygon: Any, height: int, width: int, where: str) -> list[float]:
+    if (
+        not isinstance(polygon, list)
+        or len(polygon) < 6
+        or len(polygon) % 2
+        or not all(map(is_number, polygon))
+    ):
+        raise _unreadable(where, "has a polygon that is not at least three pairs of numbers")
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    cut = np.clip(corners, 0, [width, height])
+    if not (np.abs(corners - cut) <= ROUNDING).all():  # also NaN and infinity
+        raise BadAnnotation(
+            "polygon outside the image",
+            f"{where}: a polygon has corners outside the image, {width} wide and {height} high",
+        )
+    return [float(value) for value in cut.ravel()]
+
+
+def _unreadable(where: str, why: str) -> BadAnnotation:
+    return BadAnnotation("unreadable mask", f"{where}: its segmentation {why}")

@@ -1,0 +1,162 @@
+"""A table of images: a CSV file with a path and a label a row, and if need be a split.
+
+In: a folder with one such file, or the file itself; paths are relative to its folder, or to the
+option `images`. Out: a `Source` for classification. Classes are the labels in the order of their
+characters, or by number where all are whole numbers. A row without label, with an unknown split, or
+with a file that isn't there or lies outside of the source, is an item that can't be packed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.card import Split
+from pipelines.data.reading import SPLIT_NAMES, find_problem, load
+from pipelines.data.samples import make_key
+from pipelines.data.sources import Item, Source, is_image, read_file
+from pipelines.data.strict import read_csv
+
+NAME = "csv"
+OPTIONS: Mapping[str, str] = {
+    "path_column": "column with the images' paths",
+    "label_column": "column with the labels",
+    "split_column": "column with train, val or test",
+    "delimiter": "what separates columns; by default a comma, in a .tsv file a tabulator",
+    "images": "folder that paths are relative to",
+}
+_COLUMNS = {
+    "path_column": ("path", "file_path", "filepath", "image_path", "file", "filename", "image"),
+    "label_column": ("label", "class", "category", "target", "class_name"),
+    "split_column": ("split", "subset", "partition"),
+}
+_HEAD_BYTES = 64 << 10
+
+
+def recognises(source: str) -> str:
+    files = [path for path in _tables(Path(source)) if _fits(path)]
+    return f"paths and labels in {files[0].name}" if len(files) == 1 else ""
+
+
+def read(source: str, options: Mapping[str, str]) -> Source:
+    """Reads the table. Raises TesseraError for a damaged one, UsageError for unknown columns."""
+    path = _table(source)
+    root = path.parent / options.get("images", "")
+    if not root.is_dir():
+        raise UsageError(f"the option images: there is no folder {root}")
+    data = read_file(path, path.name)
+    rows = read_csv(data, path.name, _delimiter(path, options))
+    header = next(rows, [])
+    at, label_at, split_at = _columns(header, options, path.name)
+    listed: list[tuple[str, str, str]] = []
+    for number, row in enumerate(rows, 2):
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise TesseraError(
+                f"{path.name}, row {number}: {len(row)} columns, the header has {len(header)}"
+            )
+        split = row[split_at].strip() if split_at is not None else ""
+        listed.append((row[at].strip(), row[label_at].strip(), split))
+    classes = _classes([label for _, label, _ in listed])
+    numbers = {name: number for number, name in enumerate(classes)}
+    items = [_item(root, number, row, numbers) for number, row in enumerate(listed, 2)]
+    if not items or not classes:
+        raise TesseraError(f"{path.name} has no labelled images below its header")
+    return Source(
+        name=path.resolve().parent.name,
+        task="classification",
+        classes=classes,
+        items=items,
+        load=partial(load, root),
+        files=partial(_files, root, path),
+    )
+
+
+def _item(root: Path, number: int, row: tuple[str, str, str], numbers: Mapping[str, int]) -> Item:
+    name, label, word = row
+    split: Split | None = SPLIT_NAMES.get(word.lower())
+    problem = find_problem(root, name)
+    if not label:
+        problem = ("missing label", f"row {number} ({name!r}) has no label")
+    elif word and not split:
+        problem = ("unknown split", f"row {number} ({name!r}) is of the split {word!r}")
+    key = make_key(os.path.splitext(name)[0].encode("utf-8", "surrogatepass"))
+    return Item(key, name, numbers.get(label), split, number, problem)
+
+
+def _files(root: Path, table: Path, item: Item) -> tuple[Path, ...]:
+    return (root / item.origin, table)
+
+
+def _tables(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix.lower() in (".csv", ".tsv") else []
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in (".csv", ".tsv") and p.is_file())
+
+
+def _table(source: str) -> Path:
+    tables = _tables(Path(source))
+    fitting = [path for path in tables if _fits(path)] or tables
+    if len(fitting) != 1:
+        raise TesseraError(
+            f"{source} has {len(fitting) or 'no'} tables of images", mend="give the file itself"
+        )
+    return fitting[0]
+
+
+def _fits(path: Path) -> bool:
+    """Whether the header has paths and labels by their usual names, and images are named."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).rpartition(b"\n")[0]
+    try:
+        rows = read_csv(head, path.name, _delimiter(path, {}))
+        header = next(rows, [])
+        at, label_at, _ = _columns(header, {}, path.name)
+        first = next((row for row in rows if len(row) == len(header)), None)
+    except TesseraError:
+        return False
+    return first is not None and at != label_at and is_image(first[at].strip())
+
+
+def _delimiter(path: Path, options: Mapping[str, str]) -> str:
+    given = options.get("delimiter", "\t" if path.suffix.lower() == ".tsv" else ",")
+    given = {"tab": "\t", "\\t": "\t"}.get(given, given)
+    if len(given) != 1 or given in '\r\n"':
+        raise UsageError(f"the option delimiter can't be {given!r}", mend="give one character")
+    return given
+
+
+def _columns(
+    header: Sequence[str], options: Mapping[str, str], where: str
+) -> tuple[int, int, int | None]:
+    """Places of path, label and split in a row."""
+    names = [name.strip().lower() for name in header]
+    places: dict[str, int | None] = {}
+    for option, usual in _COLUMNS.items():
+        wanted = [options[option].strip().lower()] if option in options else list(usual)
+        found = [names.index(name) for name in wanted if name in names]
+        if not found and (option in options or option != "split_column"):
+            raise UsageError(
+                f"{where} has no column {' or '.join(wanted)}",
+                mend=f"it has {', '.join(header)[:200] or 'no header'}: give the option {option}",
+            )
+        places[option] = found[0] if found else None
+    path, label = places["path_column"], places["label_column"]
+    assert path is not None
+    assert label is not None
+    return path, label, places["split_column"]
+
+
+def _classes(labels: Sequence[str]) -> tuple[str, ...]:
+    found = {label for label in labels if label}
+    if strange := next((label for label in found if not label.isprintable()), None):
+        raise TesseraError(f"the label {strange[:100]!r} can't be printed")
+    if all(label.isascii() and label.isdigit() and len(label) < 10 for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
+    return tuple(sorted(found))

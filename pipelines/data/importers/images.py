@@ -1,0 +1,69 @@
+"""Images without labels: for autoencoders, GANs and super-resolution.
+
+In: any folder of images, flat or nested; what lies in train, val or test is of that split. Out: a
+`Source` of the task `images`. It is recognised where no other format is; by `--format images` it
+takes any folder with images.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from pipelines.data import importers
+from pipelines.data.card import Split
+from pipelines.data.reading import LABEL_NAMES, SPLIT_NAMES, load, need_folder, no_images
+from pipelines.data.samples import make_key
+from pipelines.data.sources import Item, Source, find_files, find_folders, find_images, is_image
+
+NAME = "images"
+OPTIONS: Mapping[str, str] = {}
+
+
+def recognises(source: str) -> str:
+    folder = Path(source)
+    if not folder.is_dir() or next(find_images(folder), None) is None:
+        return ""
+    # Folders of these names say that there are labels, even where they can't be made out.
+    labelled = any(inner.name.lower() in LABEL_NAMES for inner in find_folders(folder))
+    others = [m.name for m in pkgutil.iter_modules(importers.__path__) if m.name != NAME]
+    modules = (importlib.import_module(f"{importers.__name__}.{name}") for name in others)
+    if labelled or any(module.recognises(source) for module in modules):
+        return ""
+    return "images without labels"
+
+
+def read(source: str, options: Mapping[str, str]) -> Source:
+    """Lists the files. Raises TesseraError where there is no image."""
+    folder = need_folder(source)
+    files = list(find_files(folder))
+    items = [
+        Item(make_key(os.path.splitext(path)[0]), path, None, _split(path))
+        for path in files
+        if is_image(path)
+    ]
+    if not items:
+        raise no_images(source)
+    others = len(files) - len(items)
+    return Source(
+        name=folder.resolve().name,
+        task="images",
+        classes=(),
+        items=items,
+        load=partial(load, folder),
+        files=partial(_files, folder),
+        notes=(f"{others} files that are not named like images are left out",) if others else (),
+    )
+
+
+def _split(path: str) -> Split | None:
+    first, _, rest = path.partition("/")
+    return SPLIT_NAMES.get(first.lower()) if rest else None
+
+
+def _files(folder: Path, item: Item) -> tuple[Path, ...]:
+    return (folder / item.origin,)

@@ -1,0 +1,232 @@
+"""YOLO: a text file an image, with a line an object: class, and box or polygon in shares of the image.
+
+In: SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt, or SOURCE/train/images with
+SOURCE/train/labels, or either without splits. Out: a `Source` for instance segmentation where the
+first file with objects has polygons, else for detection. Classes are `names` of data.yaml (or the
+only other .yaml), or the lines of classes.txt or obj.names. Of the YAML nothing but the names is
+used: its paths are not followed. An image without a text file has no objects, as YOLO has it.
+
+`class cx cy w h` is a box by its middle and size; `class x1 y1 x2 y2 x3 y3 …` a polygon. A polygon
+gives a box too, so a file with both is read for detection. Boxes that stick out by at most half a
+pixel are cut off at the edge.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from models.core.errors import TesseraError
+from pipelines.data import rle
+from pipelines.data.annotations import BadAnnotation, Objects, clip
+from pipelines.data.card import Split
+from pipelines.data.coco_masks import draw
+from pipelines.data.reading import (
+    choose,
+    image_size,
+    load,
+    nearby,
+    need_folder,
+    no_images,
+    read_inside,
+    split_of,
+)
+from pipelines.data.samples import make_key
+from pipelines.data.sources import Item, Source, find_files, is_image, read_file
+from pipelines.data.strict import read_yaml
+
+NAME = "yolo"
+TASKS = ("instance_segmentation", "detection")
+OPTIONS: Mapping[str, str] = {
+    "task": "detection or instance_segmentation; by default what the first objects are",
+    "classes": "names of the classes, with commas, where no file has them",
+}
+MAX_TEXT_BYTES = 16 << 20
+_NUMBER = re.compile(r"[-+]?[0-9]{1,12}(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,3})?", re.ASCII)
+_NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt")
+
+
+def recognises(source: str) -> str:
+    roots = _find(source)
+    return f"images and YOLO's labels in {roots[0].name}" if len(roots) == 1 else ""
+
+
+def read(source: str, options: Mapping[str, str]) -> Source:
+    """Lists images; text files are read when their annotation is asked for."""
+    folder = need_folder(source)
+    roots = _find(source)
+    if len(roots) != 1:
+        raise TesseraError(
+            f"{source} holds {len(roots) or 'no'} sets in YOLO's form",
+            mend="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt",
+        )
+    root = roots[0]
+    classes = _names(root, options)
+    files = list(find_files(root))
+    texts = {path for path in files if path.endswith(".txt")}
+    items = []
+    for path in files:
+        parts = path.split("/")
+        if is_image(path) and "images" in parts[:2]:
+            items.append(Item(make_key(os.path.splitext(path)[0]), path, None, _split(parts)))
+    if not items:
+        raise no_images(source)
+    unlabelled = sum(_text_of(item.origin) not in texts for item in items)
+    first = next((item for item in items if _lines(root, texts, item)), None)
+    polygons = first is not None and len(_lines(root, texts, first)[0].split()) != 5
+    task = choose(options, "task", TASKS, TASKS[not polygons])
+    notes = [f"{unlabelled} images have no text file, so no objects"] if unlabelled else []
+    return Source(
+        name=folder.resolve().name,
+        task=task,
+        classes=classes,
+        items=items,
+        load=partial(load, root),
+        annotate=partial(
+            _annotate, root, frozenset(texts), len(classes), task == "instance_segmentation"
+        ),
+        files=partial(_files, root, frozenset(texts)),
+        notes=tuple(notes),
+    )
+
+
+def _find(source: str) -> list[Path]:
+    """The folders that have `images` and `labels` with a text file, at most one level down."""
+    found = []
+    for root in nearby(source, 1):
+        places = [root, *(place for place in nearby(str(root), 1)[1:] if split_of(place.name))]
+        for place in places:
+            labels = place / "labels"
+            whole = (place / "images").is_dir() and labels.is_dir()
+            if whole and any(path.endswith(".txt") for path in find_files(labels)):
+                found.append(root)
+                break
+    # A split of a set is no set of its own.
+    return [root for root in found if root.parent not in found]
+
+
+def _split(parts: list[str]) -> Split | None:
+    """train/images/x.jpg or images/train/x.jpg."""
+    other = parts[0] if parts[1] == "images" else parts[1]
+    return split_of(other) if len(parts) > 2 else None
+
+
+def _text_of(path: str) -> str:
+    parts = path.split("/")
+    parts[parts.index("images")] = "labels"
+    return os.path.splitext("/".join(parts))[0] + ".txt"
+
+
+def _files(root: Path, texts: frozenset[str], item: Item) -> tuple[Path, ...]:
+    text = _text_of(item.origin)
+    return (root / item.origin, *([root / text] if text in texts else []))
+
+
+def _names(root: Path, options: Mapping[str, str]) -> tuple[str, ...]:
+    found: list[object] = []
+    yamls = sorted(path for end in ("*.yaml", "*.yml") for path in root.glob(end))
+    chosen = [path for path in yamls if path.stem == "data"] or yamls
+    if "classes" in options:
+        found, where = list(options["classes"].split(",")), "the option classes"
+    elif len(chosen) == 1:
+        where = chosen[0].name
+        content = read_yaml(read_file(chosen[0], where), where)
+        names = content.get("names") if isinstance(content, dict) else None
+        found = _in_order(names, where) if isinstance(names, dict) else names or []
+    else:
+        path = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
+        if path is None:
+            raise TesseraError(
+                f"{root} doesn't say what its classes are called",
+                mend="add data.yaml with names, or classes.txt; or the option classes=NAME,NAME",
+            )
+        where = path.name
+        text = read_file(path, where, MAX_TEXT_BYTES).decode("utf-8", "replace")
+        found = [line for line in text.split("\n") if line.strip()]
+    if not isinstance(found, list) or not found:
+        raise TesseraError(f"{where} has no list of names", mend="names: [cat, dog]")
+    classes = tuple(name.strip() if isinstance(name, str) else "" for name in found)
+    if not all(name and name.isprintable() for name in classes):
+        raise TesseraError(f"{where} has a class without a name that can be printed")
+    if len(set(classes)) != len(classes):
+        raise TesseraError(f"{where} has two classes of one name")
+    return classes
+
+
+def _in_order(names: dict[str, object], where: str) -> list[object]:
+    """Names by their numbers, which are 0, 1, 2, …"""
+    if set(names) != {str(number) for number in range(len(names))}:
+        raise TesseraError(f"{where}: the numbers of its names are not 0, 1, 2, …")
+    return [names[str(number)] for number in range(len(names))]
+
+
+def _lines(root: Path, texts: set[str] | frozenset[str], item: Item) -> list[str]:
+    path = _text_of(item.origin)
+    if path not in texts:
+        return []
+    data = read_inside(root, path)
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise BadAnnotation("unreadable annotation", f"{path} is no text: {error}") from None
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _annotate(
+    root: Path, texts: frozenset[str], classes: int, with_masks: bool, item: Item
+) -> Objects:
+    lines = _lines(root, texts, item)
+    height, width = image_size(read_inside(root, item.origin), item.origin)
+    scale = np.array([width, height], np.float64)
+    boxes, labels, masks = [], [], []
+    for number, line in enumerate(lines):
+        where = f"{_text_of(item.origin)}, line {number + 1}"
+        label, values = _parse(line, classes, where)
+        corners = values.reshape(-1, 2) * scale
+        if len(values) > 4:
+            boxes.append([*corners.min(0), *corners.max(0)])
+        else:
+            boxes.append([*(corners[0] - corners[1] / 2), *(corners[0] + corners[1] / 2)])
+        labels.append(label)
+        if with_masks:
+            if len(values) == 4:
+                raise BadAnnotation("unreadable mask", f"{where} is a box, and others are polygons")
+            masks.append(rle.write(draw([corners.ravel().tolist()], height, width, where)))
+    return Objects(
+        clip(np.array(boxes, np.float64).reshape(-1, 4), height, width),
+        np.array(labels, np.int64),
+        np.zeros(len(labels), bool),
+        tuple(masks) if with_masks else None,
+    )
+
+
+def _parse(
+    line: str, classes: int, where: str
+) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """(class, shares): x, y, width, height or the corners of a polygon."""
+    first, *rest = line.split()
+    if not first.isdigit() or len(first) > 9 or int(first) >= classes:
+        raise BadAnnotation(
+            "unknown class", f"{where}: {first[:30]!r} is none of the classes 0 to {classes - 1}"
+        )
+    if len(rest) != 4 and (len(rest) < 6 or len(rest) % 2):
+        raise BadAnnotation(
+            "unreadable annotation",
+            f"{where} has {len(rest)} numbers after the class; a box has 4, a polygon an even "
+            "number from 6 on",
+        )
+    if not all(map(_NUMBER.fullmatch, rest)):
+        raise BadAnnotation("unreadable annotation", f"{where} has something that is no number")
+    values = np.array([float(text) for text in rest])
+    if not (np.abs(values) <= 2).all():
+        raise BadAnnotation(
+            "box outside the image",
+            f"{where} has numbers far from 0 to 1",
+            mend="YOLO's coordinates are shares of the image's width and height",
+        )
+    return int(first), values

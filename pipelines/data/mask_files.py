@@ -1,0 +1,179 @@
+"""Mask files: from their pixels to classes.
+
+In: bytes of an image file whose values or colours are classes. Out: uint8 (H, W) of class indices.
+Must not know where the files lie.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.annotations import IGNORED, BadAnnotation
+from pipelines.data.samples import open_image, sniff
+
+MAX_COLOURS = 64
+"""Colours that are numbered without being named: more come from blending or from JPEG."""
+IGNORED_NAME = "ignored"
+_COLOUR = re.compile(r"\s*([^=,]+?)\s*=\s*#?([0-9a-fA-F]{6})\s*")
+_VALUE_MODES = frozenset({"L", "P", "I", "I;16", "I;16B", "I;16L"})
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A mask as it lies in its file: (H, W) of values, or of colours as 0xrrggbb."""
+
+    pixels: np.ndarray[Any, Any]
+    colours: bool
+
+
+def read_mask(data: bytes, where: str) -> Raw:
+    """The values of a mask file; grey in three channels is grey. Raises TesseraError."""
+    form = sniff(data)
+    if form in ("JPEG", "WEBP"):
+        raise BadAnnotation(
+            "unreadable mask",
+            f"{where} is a {form} file, whose values are not kept exactly",
+            mend="masks are PNG, BMP, GIF or TIFF",
+        )
+    upright = open_image(data, where)  # refuses what is damaged or too large
+    with Image.open(io.BytesIO(data), formats=[form or ""]) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+    if image.mode == "1":
+        return Raw(np.asarray(image, np.uint8) * np.uint8(255), colours=False)
+    if image.mode in _VALUE_MODES:
+        return Raw(np.asarray(image), colours=False)
+    if image.mode == "LA":
+        return Raw(np.asarray(image)[..., 0], colours=False)
+    if image.mode not in ("RGB", "RGBA"):
+        raise BadAnnotation("unreadable mask", f"{where} has pixels of the kind {image.mode}")
+    rgb = np.asarray(image if image.mode == "RGBA" else upright.convert("RGB"))[..., :3]
+    if (rgb == rgb[..., :1]).all():
+        return Raw(rgb[..., 0], colours=False)
+    packed = rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    return Raw(packed, colours=True)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values, or colours, of a set's masks are.
+
+    values  of each class, in the order of the classes; where they are None, a value is its class
+    """
+
+    classes: tuple[str, ...]
+    colours: bool
+    values: tuple[int, ...] | None
+    ignored: tuple[int, ...]
+    note: str
+
+    def apply(self, raw: Raw, where: str) -> np.ndarray[Any, Any]:
+        """uint8 (H, W) of class indices and `IGNORED`. Raises BadAnnotation."""
+        pixels = raw.pixels.astype(np.int64)
+        if self.colours and not raw.colours:
+            pixels = pixels * 0x010101
+        elif raw.colours and not self.colours:
+            raise BadAnnotation("unknown class", f"{where} has colours, and others have values")
+        values = range(len(self.classes)) if self.values is None else self.values
+        known = np.array([*values, *self.ignored], np.int64)
+        classes = np.array([*range(len(values)), *([IGNORED] * len(self.ignored))], np.uint8)
+        order = np.argsort(known)
+        at = np.searchsorted(known[order], pixels).clip(max=len(known) - 1)
+        found = order[at]
+        strange = pixels != known[found]
+        if strange.any():
+            value = int(pixels[strange][0])
+            shown = f"#{value:06x}" if self.colours else str(value)
+            raise BadAnnotation(
+                "unknown class", f"{where} has the value {shown}, which is no class"
+            )
+        return np.asarray(classes[found])
+
+
+def find_meaning(masks: Iterable[tuple[str, Raw]], names: Sequence[str]) -> Meaning:
+    """What the values of all masks mean; `names` are the classes where the user gives them."""
+    values: set[int] = set()
+    colours = False
+    for where, raw in masks:
+        if raw.colours and not colours:
+            values, colours = {value * 0x010101 for value in values}, True
+        found = np.unique(raw.pixels).tolist()
+        if colours and not raw.colours:
+            found = [value * 0x010101 for value in found]
+        values.update(found)
+        if len(values) > (MAX_COLOURS if colours else IGNORED + 1):
+            raise TesseraError(
+                f"the masks up to {where} have {len(values)} values: they are no classes",
+                mend="a blended or a depth image is no mask; name colours by the option colours",
+            )
+    if not values:
+        raise TesseraError("no mask of the source can be read")
+    if colours:
+        return _of_colours(sorted(values), names)
+    return _of_values(values, names)
+
+
+def _of_colours(values: Sequence[int], names: Sequence[str]) -> Meaning:
+    classes = tuple(names) or tuple(f"#{value:06x}" for value in values)
+    if len(classes) != len(values):
+        raise UsageError(
+            f"the masks have {len(values)} colours, and {len(classes)} classes are named",
+            mend="say which colour is which: the option colours=road=#804080,sky=#4682b4",
+        )
+    note = f"the masks' {len(values)} colours are classes, numbered by red, green and blue"
+    return Meaning(classes, True, tuple(values), (), note)
+
+
+def _of_values(values: set[int], names: Sequence[str]) -> Meaning:
+    if values <= {0, IGNORED} and len(names) in (0, 2):
+        classes = tuple(names) or ("background", "foreground")
+        note = f"masks of 0 and 255: 0 is {classes[0]}, 255 is {classes[1]}"
+        return Meaning(classes, False, (0, IGNORED), (), note)
+    most = max(values - {IGNORED}, default=0)
+    if most >= IGNORED:
+        raise TesseraError(
+            f"the masks have values up to {most}; a class is a value from 0 to {IGNORED - 1}",
+            mend="masks of object numbers are no classes",
+        )
+    classes = tuple(names) or tuple(str(value) for value in range(most + 1))
+    if most >= len(classes):
+        raise UsageError(
+            f"the masks have the value {most}, and {len(classes)} classes are named",
+            mend="name them all, with commas, from the value 0 on",
+        )
+    ignored = " and 255 is ignored" if IGNORED in values else ""
+    note = f"the masks' values are classes, 0 to {len(classes) - 1}{ignored}"
+    return Meaning(classes, False, None, (IGNORED,), note)
+
+
+def parse_colours(text: str) -> Meaning:
+    """NAME=#rrggbb,NAME=#rrggbb: the classes in this order. Raises UsageError."""
+    pairs = []
+    for part in text.split(","):
+        match = _COLOUR.fullmatch(part)
+        if not match:
+            raise UsageError(
+                f"the option colours can't have {part!r}", mend="give road=#804080,sky=#4682b4"
+            )
+        pairs.append((match[1], int(match[2], 16)))
+    kept = [(name, value) for name, value in pairs if name != IGNORED_NAME]
+    if len({name for name, _ in kept}) != len(kept) or len({v for _, v in pairs}) != len(pairs):
+        raise UsageError(f"the option colours {text!r} has a name or a colour twice")
+    if not 0 < len(kept) < IGNORED:
+        raise UsageError(f"the option colours names {len(kept)} classes", mend="name 1 to 254")
+    ignored = tuple(value for name, value in pairs if name == IGNORED_NAME)
+    return Meaning(
+        tuple(name for name, _ in kept),
+        True,
+        tuple(value for _, value in kept),
+        ignored,
+        f"{len(kept)} colours are classes, as told",
+    )

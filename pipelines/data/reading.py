@@ -1,0 +1,158 @@
+"""What importers share: names of splits, and files of a source that never lie outside of it.
+
+In: a source's folder and names from its files. Out: paths, bytes, sizes of images. Must not know any
+format.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.annotations import BadAnnotation
+from pipelines.data.card import Split
+from pipelines.data.samples import open_image, sniff
+from pipelines.data.sources import IMAGE_SUFFIXES, Item, Rejected, find_folders, is_image, read_file
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+SPLIT_ORDER: tuple[Split, ...] = ("train", "val", "test")
+IMAGE_NAMES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
+LABEL_NAMES = frozenset(
+    {
+        *("masks", "mask", "labels", "label", "annotations", "annotation", "imagesets"),
+        *("segmentationclass", "segmentationobject"),
+    }
+)
+"""Names that folders of images, and of what is said of them, have where the two lie apart."""
+_ORIENTATION = 0x0112
+_SPLIT = re.compile(r"(train|val|valid|validation|test)[-_]?[0-9]*", re.I)
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a folder or file is named after: "train", "valid", "val2017"; else None."""
+    match = _SPLIT.fullmatch(name)
+    return SPLIT_NAMES[match[1].lower()] if match else None
+
+
+def need_folder(source: str) -> Path:
+    folder = Path(source)
+    if not folder.is_dir():
+        raise TesseraError(f"there is no folder {source}")
+    return folder
+
+
+def nearby(source: str, depth: int = 2) -> list[Path]:
+    """The folder, and the folders in it, down to `depth`: archives unpack to a folder in a folder.
+    Below a folder of very many folders nothing is looked for."""
+    folder = Path(source)
+    found = [folder] if folder.is_dir() else []
+    level = found
+    for _ in range(depth):
+        level = [inner for outer in level for inner in find_folders(outer)]
+        if len(level) > 64:
+            break
+        found = found + level
+    return found
+
+
+def choose(options: Mapping[str, str], name: str, allowed: Iterable[str], default: str) -> str:
+    """An option's value; UsageError where it is none of `allowed`."""
+    value = options.get(name, default)
+    if value not in (known := list(allowed)):
+        raise UsageError(
+            f"the option {name} can't be {value!r}", mend=f"allowed: {', '.join(known)}"
+        )
+    return value
+
+
+def is_plain(name: str) -> bool:
+    """Whether a relative path stays, as it is written, in its folder."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and "\0" not in name and ".." not in parts and not os.path.isabs(name)
+
+
+def locate(folder: Path, name: str) -> Path:
+    """A file that a source names. Raises Rejected where it lies outside of `folder`, also by a
+    link."""
+    path = folder / name
+    if is_plain(name):
+        inside = os.path.realpath(folder)
+        if os.path.commonpath([inside, os.path.realpath(path)]) == inside:
+            return path
+    raise Rejected(OUTSIDE, f"{name!r} lies outside of {folder}")
+
+
+OUTSIDE = "path outside the source"
+
+
+def find_problem(folder: Path, name: str) -> tuple[str, str] | None:
+    """What `Item.problem` says of a file that a source names, before it is read."""
+    if not is_plain(name):
+        return OUTSIDE, f"{name!r} lies outside of {folder}"
+    try:
+        found = (folder / name).is_file()
+    except OSError:  # a name longer than file names are
+        found = False
+    return None if found else ("missing image", f"there is no {name!r} in {folder}")
+
+
+def load(folder: Path, item: Item) -> bytes:
+    """`Source.load` where an item's origin is its image's path in `folder`."""
+    return read_inside(folder, item.origin)
+
+
+def read_inside(folder: Path, name: str) -> bytes:
+    return read_file(locate(folder, name), name)
+
+
+def list_stems(folder: Path) -> dict[str, str]:
+    """Names of the images in `folder` by their names without suffix; of two the first counts."""
+    stems: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for name in sorted(entry.name for entry in entries):
+            if is_image(name) and not name.startswith("."):
+                stems.setdefault(os.path.splitext(name)[0], name)
+    return stems
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of the upright image, from its header. Raises TesseraError."""
+    form = sniff(data)
+    # A PNG's orientation may stand behind its pixels.
+    if form is None or (form == "PNG" and b"eXIf" in data):
+        return open_image(data, where).size[::-1]
+    try:
+        with Image.open(io.BytesIO(data), formats=[form]) as image:
+            width, height = image.size
+            turned = form != "PNG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # the message is made in one place
+        return open_image(data, where).size[::-1]
+    return (width, height) if turned else (height, width)
+
+
+def check_stated_size(stated: tuple[int, int], true: tuple[int, int], where: str) -> None:
+    """BadAnnotation where an annotation is of an image of another (height, width)."""
+    if stated != true:
+        raise BadAnnotation(
+            "annotation of another size",
+            f"{where}: its annotation is of an image {stated[1]} wide and {stated[0]} high, the "
+            f"image is {true[1]} wide and {true[0]} high",
+        )
+
+
+def no_images(source: str | Path) -> TesseraError:
+    return TesseraError(
+        f"{source} has no images", mend=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
+    )
