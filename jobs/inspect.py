@@ -1,4 +1,4 @@
-"""`tessera inspect`: what a packed data set is."""
+"""`tessera inspect`: what a packed data set is, in the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -10,72 +10,97 @@ import click
 from jobs.cli import run
 from jobs.terminal import show_facts, show_json, show_table
 
+SHOWN_CLASSES = 40
+
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("where", metavar="DIR_OR_URL")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with pictures."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 400),
+    default=24,
+    show_default=True,
+    help="Pictures of each split on the page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 @click.option("--verbose", is_flag=True, help="Show a traceback where it fails.")
-def command(folder: Path, as_json: bool, verbose: bool) -> None:
+def command(where: str, html: Path | None, samples: int, as_json: bool, verbose: bool) -> None:
     """Show a packed data set, and check that its shards are all there.
 
-    Sizes and indices are checked, not every byte.
+    Sizes and indices are checked, not every byte; tessera verify does that. The page is one file
+    that opens offline: samples with their boxes and masks, classes, sizes, leakage, rejected ones.
     """
     from pipelines.data import card as cards
-    from pipelines.data import shards
+    from pipelines.data import survey
 
-    card = cards.read(folder)
-    shards.verify(folder, card)
+    card = cards.read(where)
+    survey.check(where, card)
+    if html is not None:
+        _write_page(html, where, card, samples)
     if as_json:
         show_json(card.model_dump(mode="json"))
-        return
-    image = card.image
-    facts = {
-        "name": card.name,
-        "task": card.task,
-        "source": card.source,
-        "images": f"{_channels(image.channels)}, height {_span(image.min_height, image.max_height)}"
-        f", width {_span(image.min_width, image.max_width)}",
-        "mean": "  ".join(f"{value:.4f}" for value in image.mean),
-        "std": "  ".join(f"{value:.4f}" for value in image.std),
-        "licence": card.licence,
-        "rejected": f"{card.rejected}, see rejected.jsonl" if card.rejected else "",
-        "digest": card.digest,
-    }
+    else:
+        _show(where, card)
+        if html is not None:
+            click.echo(f"\npage  {html}")
+
+
+def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
+    from pipelines.data import report, storage, survey
+
+    page = report.render(survey.take(where, card, samples=samples))
+    storage.at(file.parent).write(file.name, page.encode())
+
+
+def _show(where: str, card: Any) -> None:
+    from pipelines.data import report, survey
+
+    facts = {"name": card.name, **dict(report.facts(card))}
+    reasons = survey.count_reasons(survey.read_rejected(where)) if card.rejected else []
+    counted = "".join(f": {count:,} {reason}" for reason, count in reasons[:1])
+    counted += "".join(f", {count:,} {reason}" for reason, count in reasons[1:])
+    facts["rejected"] = f"{card.rejected:,}{counted}; see rejected.jsonl" if card.rejected else ""
+    near = card.leakage
+    facts["leakage"] = (
+        f"{near.near:,} pairs of {near.images:,} images of two splits look alike; see leakage.jsonl"
+        if near.near
+        else ""
+    )
     show_facts({name: value for name, value in facts.items() if value})
     click.echo()
-    show_table(
-        [
-            {
-                "split": name,
-                "images": f"{split.samples:,}",
-                "shards": len(split.shards),
-                "MB": f"{sum(shard.size_bytes for shard in split.shards) / 1e6:.1f}",
-            }
-            for name, split in _ordered(card)
-        ]
-    )
+    splits = survey.ordered(card)
+    show_table([_split_row(name, card.splits[name]) for name in splits])
+    table = report.class_table(card, splits)
+    if not table.total:
+        return
     click.echo()
-    show_table([_class_row(name, card) for name in card.classes])
+    rows = table.rows if table.total <= SHOWN_CLASSES else table.ends
+    show_table([{f"{table.unit} of": row.name, **_cells(table, row)} for row in rows])
+    if len(rows) < table.total:
+        between = f"{table.total - len(rows):,} classes between; all are on the page of --html"
+        click.echo(f"the largest and the smallest {len(rows) // 2}, {between}")
 
 
-def _class_row(name: str, card: Any) -> dict[str, Any]:
-    counts = {split: held.class_counts.get(name, 0) for split, held in _ordered(card)}
-    return {"class": name, **counts}
+def _split_row(name: str, split: Any) -> dict[str, Any]:
+    sizes = [shard.size_bytes for shard in split.shards]
+    return {
+        "split": name,
+        "images": f"{split.samples:,}",
+        "shards": f"{len(sizes):,}",
+        "MB": f"{sum(sizes) / 1e6:.1f}",
+        "MB a shard": _span(min(sizes) / 1e6, max(sizes) / 1e6),
+    }
 
 
-def _ordered(card: Any) -> list[tuple[str, Any]]:
-    """The splits as they are used, not as the JSON sorts them."""
-    from pipelines.data.card import SPLITS
-
-    return [(name, card.splits[name]) for name in SPLITS if name in card.splits]
+def _cells(table: Any, row: Any) -> dict[str, str]:
+    return {split: text for split, (text, _) in zip(table.splits, row.cells)}
 
 
-def _channels(count: int) -> str:
-    return "grey" if count == 1 else "RGB"
-
-
-def _span(low: int, high: int) -> str:
-    return f"{low}" if low == high else f"{low} to {high}"
+def _span(low: float, high: float) -> str:
+    return f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
 
 
 if __name__ == "__main__":

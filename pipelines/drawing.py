@@ -46,6 +46,11 @@ def colour(index: int) -> Colour:
     return _rgb(f"hsl({hue:.1f}, {90 - index % 3 * 20}%, {50 + index % 4 * 6}%)")
 
 
+def hex_colour(index: int) -> str:
+    """The same as `#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*colour(index))
+
+
 def _rgb(text: str) -> Colour:
     red, green, blue = ImageColor.getrgb(text)[:3]
     return red, green, blue

@@ -1,0 +1,322 @@
+"""A packed data set as one HTML page that opens offline.
+
+In: a `Survey`. Out: the page, of a few MB at most: images as `data:` addresses, no script, nothing
+from anywhere else. Must not know how the data set is read. Names and keys are other people's words:
+the template escapes all of them, and the page forbids scripts and addresses by its policy.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines.data.annotations import Mask, Objects
+from pipelines.data.card import NOTE_EXTENSIONS, Card
+from pipelines.data.survey import PairRow, Sample, SplitSurvey, Survey
+from pipelines.drawing import draw, hex_colour, one_line
+
+TEMPLATE = "report.html.j2"
+IMAGE_BYTES = 6_500_000
+"""All embedded images together; what comes later is named and not shown."""
+LISTED_CLASSES, LISTED_ROWS = 1000, 200
+FEW_CLASSES, ENDS = 40, 10
+"""With more classes than that, the largest and the smallest so many are shown first."""
+_SIDE, _PIXELATED = 320, 64
+_LONGEST = 160
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded image; `src` is empty where there is none, and `note` says why."""
+
+    src: str
+    note: str
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A bar of a histogram: its place and height as shares of the drawing, and what it stands for."""
+
+    left: float
+    width: float
+    height: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    name: str
+    low: str
+    high: str
+    bins: list[Bin]
+
+
+def render(survey: Survey) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["line"] = _line
+    environment.filters["count"] = lambda value: f"{value:,}"
+    card, shelf = survey.card, _Shelf(card_classes(survey.card))
+    return environment.get_template(TEMPLATE).render(
+        card=card,
+        facts=list(facts(card)),
+        splits=[_split(split, card, shelf) for split in survey.splits],
+        classes=class_table(card, [split.name for split in survey.splits]),
+        charts=[(split, list(_charts(split))) for split in survey.splits],
+        one_size=_one_size(card),
+        pairs=[_pair(row, left, right, shelf) for row, left, right in survey.pairs],
+        rejected=survey.rejected[:LISTED_ROWS],
+        rejected_count=max(card.rejected, len(survey.rejected)),
+        reasons=survey.reasons,
+    )
+
+
+def card_classes(card: Card) -> tuple[str, ...]:
+    return tuple(_line(name) for name in card.classes)
+
+
+def facts(card: Card) -> Iterator[tuple[str, str]]:
+    """Name and value of what the card says of the whole."""
+    image = card.image
+    shards = [shard for split in card.splits.values() for shard in split.shards]
+    total = sum(shard.size_bytes for shard in shards)
+    yield "task", card.task.replace("_", " ")
+    yield "images", f"{sum(split.samples for split in card.splits.values()):,}"
+    if card.classes:
+        yield "classes", f"{len(card.classes):,}"
+    yield "pixels", f"{'grey' if image.channels == 1 else 'RGB'}, {image_span(card)}"
+    yield "mean", ", ".join(f"{value:.4f}" for value in image.mean)
+    yield "std", ", ".join(f"{value:.4f}" for value in image.std)
+    yield "size", f"{megabytes(total)} in {len(shards):,} shard{'s' * (len(shards) != 1)}"
+    yield "source", card.source
+    yield "shards lie in", card.root
+    yield "licence", card.licence or "not given"
+    yield "digest", card.digest
+
+
+def image_span(card: Card) -> str:
+    """Widths and heights of the images, in pixels."""
+    image = card.image
+    return (
+        f"width {_span(image.min_width, image.max_width)}, "
+        f"height {_span(image.min_height, image.max_height)}"
+    )
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes < 1e10 else f"{size_bytes / 1e9:,.1f} GB"
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its colour, and for each split (count as text, share of the split's largest)."""
+
+    name: str
+    tint: str
+    cells: list[tuple[str, float]]
+    missing: bool
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """`unit` is what is counted. `ends` are the largest and the smallest classes by train, where
+    there are too many to look at; `rows` are all of them, or the first `LISTED_CLASSES`."""
+
+    unit: str
+    splits: list[str]
+    ends: list[ClassRow]
+    rows: list[ClassRow]
+    total: int
+    missing: int
+
+
+def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
+    """How often each class occurs in each split."""
+    unit = {"json": "objects", "mask.png": "share of the pixels"}
+    counts = {
+        split: [card.splits[split].class_counts.get(name, 0) for name in card.classes]  # type: ignore[index]
+        for split in splits
+    }
+    sums = {split: sum(values) or 1 for split, values in counts.items()}
+    tops = {split: max(values, default=0) or 1 for split, values in counts.items()}
+    shares = NOTE_EXTENSIONS.get(card.task) == "mask.png"
+
+    def row(at: int) -> ClassRow:
+        own = [(counts[split][at], split) for split in splits]
+        cells = [
+            (f"{100 * count / sums[split]:.2f} %" if shares else f"{count:,}", count / tops[split])
+            for count, split in own
+        ]
+        tint = hex_colour(at)
+        return ClassRow(_line(card.classes[at]), tint, cells, not all(count for count, _ in own))
+
+    first = splits[0] if splits else ""
+    by_count = sorted(range(len(card.classes)), key=lambda at: -counts[first][at])
+    many = len(card.classes) > FEW_CLASSES
+    ends = [*by_count[:ENDS], *by_count[-ENDS:]] if many else []
+    return ClassTable(
+        unit=unit.get(NOTE_EXTENSIONS.get(card.task, ""), "images"),
+        splits=list(splits),
+        ends=[row(at) for at in ends],
+        rows=[row(at) for at in range(min(len(card.classes), LISTED_CLASSES))],
+        total=len(card.classes),
+        missing=sum(not all(counts[s][at] for s in splits) for at in range(len(card.classes))),
+    )
+
+
+class _Shelf:
+    """Makes the embedded images, and no more of them than fit."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self._left = IMAGE_BYTES
+
+    def picture(self, sample: Sample | None, missing: str = "") -> Picture:
+        if sample is None:
+            return Picture("", missing, False)
+        image, tiny = sample.image, max(sample.image.size) <= _PIXELATED
+        if tiny and sample.annotation is None:
+            data, kind = _encoded(image, "PNG"), "png"
+        else:
+            side = min(_SIDE, max(image.size)) if sample.annotation is None else _SIDE
+            data = _encoded(draw(image, sample.annotation, self.classes, side=side), "JPEG")
+            kind, tiny = "jpeg", False
+        if len(data) > self._left:
+            self._left = 0
+            return Picture("", "left out, or the page would be too large", False)
+        self._left -= len(data)
+        return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", "", tiny)
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **({"quality": 82} if kind == "JPEG" else {}))
+    return out.getvalue()
+
+
+def _split(split: SplitSurvey, card: Card, shelf: _Shelf) -> dict[str, Any]:
+    shards = card.split(split.name).shards
+    return {
+        "name": split.name,
+        "samples": split.samples,
+        "shards": len(shards),
+        "size": megabytes(sum(shard.size_bytes for shard in shards)),
+        "shown": [_tile(sample, shelf) for sample in split.shown],
+    }
+
+
+def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
+    annotation, labels = sample.annotation, []
+    if isinstance(annotation, Objects):
+        labels = annotation.labels.tolist()
+    elif isinstance(annotation, Mask):
+        values = np.flatnonzero(np.bincount(annotation.pixels.ravel())).tolist()
+        labels = [value for value in values if value < len(shelf.classes)]
+    elif sample.label >= 0:
+        labels = [sample.label]
+    present = sorted(set(labels), key=lambda label: (-labels.count(label), label))
+    chips = []
+    for label in present:
+        times = labels.count(label)
+        name = shelf.classes[label] + (f" {_TIMES} {times}" if times > 1 else "")
+        chips.append((name, hex_colour(label)))
+    nothing = "no objects" if isinstance(annotation, Objects) and not labels else ""
+    return {
+        "picture": shelf.picture(sample),
+        "key": _line(sample.key),
+        "size": f"{sample.image.width} {_TIMES} {sample.image.height}",
+        "chips": chips[:6],
+        "more": max(len(chips) - 6, 0),
+        "nothing": nothing,
+    }
+
+
+def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf) -> dict[str, Any]:
+    missing = "in a shard that is not fetched for this page"
+    sides = [
+        {
+            "picture": shelf.picture(sample, missing),
+            "split": _line(side.split),
+            "key": _line(side.key),
+            "origin": _line(side.origin),
+        }
+        for side, sample in ((row.left, left), (row.right, right))
+    ]
+    return {"sides": sides, "distance": row.distance}
+
+
+def _one_size(card: Card) -> str:
+    image = card.image
+    same = (image.min_width, image.min_height) == (image.max_width, image.max_height)
+    return f"{image.min_width} {_TIMES} {image.min_height}" if same else ""
+
+
+def _charts(split: SplitSurvey) -> Iterator[Histogram]:
+    if len(set(split.sizes)) > 1:
+        longer = [max(size) for size in split.sizes]
+        yield histogram("longer side, pixels", longer, spread=True)
+        yield histogram("width : height", [width / height for height, width in split.sizes])
+    if split.objects:
+        yield histogram("objects in an image", split.objects, whole=True)
+    if split.box_sides:
+        yield histogram("√ of box area, pixels", split.box_sides, spread=True)
+
+
+def histogram(
+    name: str, values: Sequence[float], *, spread: bool = False, whole: bool = False, most: int = 24
+) -> Histogram:
+    """At most `most` bars of equal width, or of equal ratio with `spread`; with `whole` each bar
+    stands for whole numbers."""
+    low, high = float(min(values)), float(max(values))
+    if whole:
+        step = math.ceil((high - low + 1) / most)
+        edges = np.arange(low, high + step + 1, step, dtype=np.float64)
+    elif high <= low * (1 + 1e-9):
+        edges = np.array([low, high + 1e-9])
+    else:
+        edges = np.geomspace(low, high, most + 1) if spread else np.linspace(low, high, most + 1)
+    counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+    top, width = int(counts.max()) or 1, 1 / len(counts)
+    bins = [
+        Bin(at * width, width, int(count) / top, f"{_between(edges, at, whole)}: {int(count):,}")
+        for at, count in enumerate(counts)
+        if count
+    ]
+    return Histogram(name, _number(low), _number(high), bins)
+
+
+def _between(edges: np.ndarray[Any, Any], at: int, whole: bool) -> str:
+    low, high = float(edges[at]), float(edges[at + 1]) - whole
+    return _number(low) if low == high else f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _line(text: str) -> str:
+    """Other people's words on one line, cut where they are long."""
+    text = one_line(text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -1,0 +1,317 @@
+"""What is to be seen in a packed data set: samples, sizes, pairs across splits, rejected ones.
+
+In: a folder or an address with a card. Out: `Survey`, plain data and decoded images. Must not know
+how it is shown. It is bounded whatever the data set's size: of each split so many samples are looked
+at, evenly spread; of a remote set only those of a few shards, because each is fetched whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from models.core.errors import TesseraError
+from pipelines.data import storage
+from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
+from pipelines.data.card import NOTE_EXTENSIONS, SPLITS, Card
+from pipelines.data.index import Index
+from pipelines.data.reading import image_size
+from pipelines.data.samples import open_image
+from pipelines.data.shards import ShardReader, Stored, check_sizes
+
+LEAKAGE, REJECTED = "leakage.jsonl", "rejected.jsonl"
+LOOKED_AT = 1000
+"""Samples of each split whose sizes and annotations are read."""
+REMOTE_SHARDS = 3
+"""Shards of each split of a remote set that may be fetched to be looked at."""
+SHOWN_PAIRS = 24
+_EMPTY = -1
+"""Stands among the classes for "nothing in this image"."""
+
+
+class Side(BaseModel):
+    """One of two images that look the same."""
+
+    split: str
+    key: str
+    origin: str = ""
+
+
+class PairRow(BaseModel):
+    """A line of `leakage.jsonl`; the distance is in bits of the fingerprint."""
+
+    left: Side
+    right: Side
+    distance: int = 0
+
+
+class RejectedRow(BaseModel):
+    """A line of `rejected.jsonl`."""
+
+    key: str
+    origin: str = ""
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with what is said of it. `label` is the class of the whole image, -1 where it has
+    none."""
+
+    split: str
+    key: str
+    image: Image.Image
+    annotation: Annotation | None
+    label: int
+
+
+@dataclass
+class SplitSurvey:
+    """What was seen of a split. `sizes` are (height, width) of the `looked_at` images, in pixels;
+    `objects` are their numbers of objects; `box_sides` the square roots of box areas, in pixels."""
+
+    name: str
+    samples: int
+    looked_at: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+    box_sides: list[float] = field(default_factory=list)
+    shown: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """`pairs` has both samples of a pair, or None for one that would have to be fetched."""
+
+    where: str
+    card: Card
+    splits: list[SplitSurvey]
+    pairs: list[tuple[PairRow, Sample | None, Sample | None]]
+    rejected: list[RejectedRow]
+
+    @property
+    def reasons(self) -> list[tuple[str, int]]:
+        return count_reasons(self.rejected)
+
+
+def count_reasons(rows: Iterable[RejectedRow]) -> list[tuple[str, int]]:
+    """(reason, how many), the most frequent first."""
+    return sorted(Counter(row.reason for row in rows).items(), key=lambda item: (-item[1], item[0]))
+
+
+def ordered(card: Card) -> list[str]:
+    """The splits that have samples, as they are used."""
+    return [name for name in SPLITS if name in card.splits and card.splits[name].samples]
+
+
+def check(where: str | Path, card: Card) -> None:
+    """Every shard is there and has its size, and every row of the indices is whole; else
+    TesseraError names what is not."""
+    place = storage.at(where)
+    shards = storage.at(card.root) if card.root else place
+    for name in ordered(card):
+        split = card.split(name)
+        check_sizes(shards, split)
+        index = Index(place, split)
+        for number in range(len(split.shards)):
+            index.rows(number)
+        index.close()
+
+
+def take(where: str | Path, card: Card, *, samples: int) -> Survey:
+    """Looks at a data set; `samples` of each split are shown, chosen so that all classes are there
+    as far as they go, and the same ones each time. Raises TesseraError for damaged data."""
+    remote = storage.at(card.root or where).remote
+    readers = {name: ShardReader(where, card, name) for name in ordered(card)}
+    try:
+        return Survey(
+            where=str(where),
+            card=card,
+            splits=[_look(card, name, readers[name], samples, remote) for name in readers],
+            pairs=_open_pairs(card, readers, read_pairs(where), remote),
+            rejected=read_rejected(where),
+        )
+    finally:
+        for reader in readers.values():
+            reader.close()
+
+
+def read_rejected(where: str | Path) -> list[RejectedRow]:
+    """What was left out when packing; empty where nothing was."""
+    return _read_lines(where, REJECTED, RejectedRow)
+
+
+def read_pairs(where: str | Path) -> list[PairRow]:
+    """Images of two splits that look the same, the most alike first."""
+    rows = _read_lines(where, LEAKAGE, PairRow)
+    return sorted(rows, key=lambda row: (row.distance, row.left.key, row.right.key))
+
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def _read_lines(where: str | Path, file: str, kind: type[Row]) -> list[Row]:
+    place = storage.at(where)
+    if place.size(file) is None:
+        return []
+    rows = []
+    for number, line in enumerate(place.read(file).splitlines(), 1):
+        try:
+            rows.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise TesseraError(
+                f"{place.where}/{file}, line {number} can't be read: {first['msg']}",
+                mend="fetch or pack the data set again",
+            ) from None
+    return rows
+
+
+def _look(card: Card, name: str, reader: ShardReader, samples: int, remote: bool) -> SplitSurvey:
+    seen = SplitSurvey(name, len(reader))
+    spans = _spans(reader, remote)
+    by_class: dict[int, list[int]] = {}
+    for number in _spread(spans, LOOKED_AT):
+        stored = reader.read(number)
+        where = f"{name}, sample {stored.key}"
+        height, width = image_size(stored.image, where)
+        seen.looked_at += 1
+        seen.sizes.append((height, width))
+        annotation = _annotation(card, stored, height, width, where)
+        if isinstance(annotation, Objects):
+            seen.objects.append(len(annotation.boxes))
+            left, top, right, bottom = annotation.boxes.T
+            seen.box_sides += np.sqrt((right - left) * (bottom - top)).tolist()
+        for label in _classes_in(annotation, stored.label):
+            by_class.setdefault(label, []).append(number)
+    if NOTE_EXTENSIONS.get(card.task) == "cls":  # the index knows all of them, rare ones too
+        by_class = _by_label(reader, spans, samples)
+    for number in _choose(by_class, samples):
+        seen.shown.append(_open(card, name, reader, number))
+    return seen
+
+
+def _spans(reader: ShardReader, remote: bool) -> list[tuple[int, int]]:
+    """Ranges of samples that may be read: all, or those of a few shards of a remote set."""
+    starts = reader.index.starts.tolist()
+    if not remote:
+        return [(0, starts[-1])]
+    count = len(starts) - 1
+    shards = sorted(set(np.linspace(0, count - 1, min(count, REMOTE_SHARDS)).astype(int).tolist()))
+    return [(starts[shard], starts[shard + 1]) for shard in shards]
+
+
+def _spread(spans: Sequence[tuple[int, int]], count: int) -> list[int]:
+    """At most `count` numbers, evenly spread over the ranges."""
+    every = np.concatenate([np.arange(*span) for span in spans])
+    at = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
+    return [int(number) for number in every[np.unique(at)]]
+
+
+def _by_label(
+    reader: ShardReader, spans: Sequence[tuple[int, int]], most: int
+) -> dict[int, list[int]]:
+    """The first `most` samples of each class."""
+    found: dict[int, list[int]] = {}
+    starts = reader.index.starts
+    for shard in range(len(starts) - 1):
+        start = int(starts[shard])
+        if any(low <= start < high for low, high in spans):
+            labels = reader.index.rows(shard)["label"]
+            for label in np.unique(labels).tolist():
+                known = found.setdefault(label, [])
+                known += (np.flatnonzero(labels == label)[: most - len(known)] + start).tolist()
+    return found
+
+
+def _choose(by_class: Mapping[int, Sequence[int]], count: int) -> list[int]:
+    """`count` samples: one of each class in turn; with more classes than that, evenly spread."""
+    classes = sorted(by_class)
+    if len(classes) > count:
+        at = np.linspace(0, len(classes) - 1, count).astype(int)
+        classes = [classes[place] for place in at]
+    queues = [iter(by_class[label]) for label in classes]
+    chosen: dict[int, None] = {}
+    while queues and len(chosen) < count:
+        for queue in list(queues):
+            number = next((n for n in queue if n not in chosen), None)
+            if number is None:
+                queues.remove(queue)
+            elif len(chosen) < count:
+                chosen[number] = None
+    return list(chosen)
+
+
+def _classes_in(annotation: Annotation | None, label: int) -> list[int]:
+    if isinstance(annotation, Objects):
+        return sorted(set(annotation.labels.tolist())) or [_EMPTY]
+    if isinstance(annotation, Mask):
+        return np.flatnonzero(np.bincount(annotation.pixels.ravel())[:255]).tolist() or [_EMPTY]
+    return [label]
+
+
+def _annotation(
+    card: Card, stored: Stored, height: int, width: int, where: str
+) -> Annotation | None:
+    kind = NOTE_EXTENSIONS.get(card.task)
+    if kind == "json":
+        return decode_objects(
+            stored.note, height=height, width=width, classes=len(card.classes), where=where
+        )
+    if kind == "mask.png":
+        return decode_mask(
+            stored.note, height=height, width=width, classes=len(card.classes), where=where
+        )
+    return None
+
+
+def _open(card: Card, split: str, reader: ShardReader, number: int) -> Sample:
+    stored = reader.read(number)
+    where = f"{split}, sample {stored.key}"
+    image = open_image(stored.image, where)
+    annotation = _annotation(card, stored, image.height, image.width, where)
+    return Sample(split, stored.key, image, annotation, stored.label)
+
+
+def _open_pairs(
+    card: Card, readers: Mapping[str, ShardReader], rows: list[PairRow], remote: bool
+) -> list[tuple[PairRow, Sample | None, Sample | None]]:
+    """The first pairs with their images. Of a remote set only the rows: each image would be a
+    shard to fetch."""
+    shown = rows[:SHOWN_PAIRS]
+    if remote:
+        return [(row, None, None) for row in shown]
+    wanted: dict[str, set[str]] = {}
+    for side in (side for row in shown for side in (row.left, row.right)):
+        wanted.setdefault(side.split, set()).add(side.key)
+    numbers = {
+        (split, key): number
+        for split, keys in wanted.items()
+        if split in readers
+        for key, number in _find(readers[split], keys).items()
+    }
+
+    def opened(side: Side) -> Sample | None:
+        number = numbers.get((side.split, side.key))
+        return None if number is None else _open(card, side.split, readers[side.split], number)
+
+    return [(row, opened(row.left), opened(row.right)) for row in shown]
+
+
+def _find(reader: ShardReader, keys: Iterable[str]) -> dict[str, int]:
+    """Numbers of the samples with these keys."""
+    found: dict[str, int] = {}
+    asked = np.array([key.encode("ascii", "replace") for key in keys])
+    for shard, start in enumerate(reader.index.starts[:-1].tolist()):
+        names: Any = reader.index.rows(shard)["key"]
+        for at in np.flatnonzero(np.isin(names, asked)).tolist():
+            found[names[at].decode("ascii")] = start + at
+    return found
