@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -184,7 +183,7 @@ class _Cluster:
 
         driver.apply_settings()
         # Ray prints what happens to its workers on stdout, where a script reads the result.
-        nowhere = self._stack.enter_context(Path(os.devnull).open("w"))
+        nowhere = self._stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._stack.enter_context(redirect_stdout(sys.stderr if self._verbose else nowhere))
         cpus = max(self._workers or 0, os.cpu_count() or 1)
         if cluster.connect(driver.ray_address(), cpus=cpus, verbose=self._verbose):
