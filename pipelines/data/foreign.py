@@ -1,0 +1,284 @@
+"""WebDataset shards that somebody else made, indexed where they lie.
+
+In: a folder or an address with tars, and what their members mean. Out: an index and a card that name
+them; not a byte of a shard is copied or changed, and `ShardReader` reads them like our own. Must not
+know how options are written.
+
+A sample is the members that follow each other and have the same name up to the first dot of the
+last part, as in WebDataset. Of these the image is opened, once, to see that it decodes, and the
+label; no other member is ever looked into, and none is unpickled, whatever its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.core.errors import TesseraError
+from pipelines.data.card import SPLITS, Card, Shard, Split, SplitCard
+from pipelines.data.foreign_labels import Label, parse_label, settle_classes
+from pipelines.data.foreign_tars import Entry, entries
+from pipelines.data.index import Rows, rows_of
+from pipelines.data.packing import Counts, Tally
+from pipelines.data.samples import make_key, open_image
+from pipelines.data.shards import finish_split
+from pipelines.data.sources import MAX_FILE_BYTES, Rejected
+from pipelines.data.storage import Place
+
+Progress = Callable[[int, int], None]
+"""Called with the number of samples looked at, and of all as far as can be told."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the members of a sample are.
+
+    image     extensions of the image, lower case, without the first dot
+    label     how the class is written, or None for data without
+    classes   names of the classes; empty where the data tells
+    skip      whether members of other extensions are passed over; else their sample is rejected
+    by_shard  whether a key gets its shard's name before it, for sets that repeat keys
+    """
+
+    image: frozenset[str]
+    label: Label | None
+    classes: tuple[str, ...]
+    skip: bool
+    by_shard: bool
+
+
+@dataclass
+class Found:
+    """What a shard holds. `rows` have no labels yet; `labels` are as they are written there.
+    `rejected` are key, origin, reason, detail; `passed_over` counts extensions."""
+
+    shard: Shard
+    rows: Rows
+    labels: list[int | str]
+    tally: Counts
+    rejected: list[tuple[str, str, str, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def scan_all(
+    place: Place,
+    splits: dict[str, Split],
+    meaning: Meaning,
+    progress: Progress | None = None,
+) -> dict[str, Found]:
+    """What the shards hold, by path. `splits` has the split of each. Several are read at a time.
+    Raises TesseraError for a tar that is damaged or has what is refused, and for a key that is
+    there twice."""
+    paths = list(splits)
+    sizes = place.sizes(paths)
+    found: dict[str, Found] = {}
+    samples = done = 0
+    with (
+        tempfile.TemporaryDirectory(prefix="tessera-index-") as folder,
+        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tessera-index") as pool,
+    ):
+        work = partial(_scan, place, Path(folder), meaning)
+        try:
+            for path, shard in zip(
+                paths, pool.map(work, paths, [splits[path] == "train" for path in paths])
+            ):
+                found[path] = shard
+                samples += len(shard.rows) + len(shard.rejected)
+                done += shard.shard.size_bytes
+                if progress:
+                    progress(samples, max(samples * sum(sizes.values()) // max(done, 1), samples))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    _check_keys(found)
+    return found
+
+
+def make_card(
+    found: dict[str, Found], splits: dict[str, Split], meaning: Meaning, folder: Path
+) -> Card:
+    """Writes the indexes below `folder` and gives the card, without what only the caller knows.
+
+    Raises TesseraError where nothing is left of train, or a class has no train image.
+    """
+    classes, numbers = settle_classes(
+        {path: shard.labels for path, shard in found.items()}, meaning.classes
+    )
+    tally = Tally()
+    for shard in found.values():
+        tally.merge(shard.tally)
+        shard.rows["label"] = [numbers[label] for label in shard.labels] if classes else -1
+    cards: dict[Split, SplitCard] = {}
+    for split in SPLITS:
+        held = [found[path] for path, of in splits.items() if of == split and len(found[path].rows)]
+        if held:
+            cards[split] = _finish(folder, split, held, classes)
+    if "train" not in cards:
+        raise TesseraError(
+            "no train sample is in these shards", mend="see what was rejected, or name the splits"
+        )
+    for split, card in cards.items():
+        for name, count in card.class_counts.items():
+            if count and not cards["train"].class_counts[name]:
+                raise TesseraError(
+                    f"{split} has the class {name!r}, train has not",
+                    mend="each class needs train images; see which shards are train",
+                )
+    return Card(
+        name="",
+        task="classification" if classes else "images",
+        classes=classes,
+        image=tally.card(),
+        splits=cards,
+    )
+
+
+def _finish(
+    folder: Path, split: Split, held: Sequence[Found], classes: tuple[str, ...]
+) -> SplitCard:
+    (folder / split).mkdir(exist_ok=True)
+    card = finish_split(folder, split, [(shard.shard, shard.rows) for shard in held])
+    if not classes:
+        return card
+    labels = np.concatenate([shard.rows["label"] for shard in held])
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    return card.model_copy(update={"class_counts": dict(zip(classes, counts))})
+
+
+def _scan(place: Place, folder: Path, meaning: Meaning, path: str, counted: bool) -> Found:
+    where = f"shard {path} of {place.where}"
+    if not place.remote:
+        with Path(place.where, path).open("rb") as file:
+            return _read(file, path, where, meaning, counted)
+    with tempfile.NamedTemporaryFile(dir=folder) as copy:
+        place.download(path, Path(copy.name))
+        return _read(copy, path, where, meaning, counted)
+
+
+def _read(stream: Any, path: str, where: str, meaning: Meaning, counted: bool) -> Found:
+    file = stream.fileno()
+    keys: list[str] = []
+    places: list[tuple[int, ...]] = []
+    labels: list[int | str] = []
+    rejected, passed_over, tally = [], Counter[str](), Tally()
+    seen: dict[str, int] = {}
+    for stem, group in groupby(entries(file, where), lambda entry: _split(entry.name)[0]):
+        members = list(group)
+        _check_apart(stem, members, seen, where)
+        key = make_key(f"{Path(path).stem}/{stem}" if meaning.by_shard else stem)
+        try:
+            image, label = _choose(members, meaning, passed_over)
+            if image is None:
+                continue
+            data = os.pread(file, image.size, image.start)
+            said = _label(file, label, meaning)
+            tally.add(_open(data, f"{path}: {image.name}"), counted=counted)
+        except Rejected as error:
+            rejected.append((key, f"{path}: {stem}", error.reason, error.message))
+            continue
+        keys.append(key)
+        places.append((image.start, image.size, 0, image.size, 0, 0, zlib.crc32(data), -1))
+        labels.append(said)
+    sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    size = os.fstat(file).st_size
+    shard = Shard(path=path, samples=len(keys), size_bytes=size, sha256=sha256, rows_sha256="")
+    return Found(shard, rows_of(keys, places), labels, tally.counts(), rejected, passed_over)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(what names the sample, extension) as WebDataset sees them; a leading `./` is left out."""
+    folder, slash, last = name.removeprefix("./").rpartition("/")
+    stem, _, extension = last.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], where: str) -> None:
+    at = members[0].start
+    if stem in seen:
+        raise TesseraError(
+            f"{where} has the key {stem!r} twice, at bytes {seen[stem]:,} and {at:,}",
+            mend="the members of a sample must follow each other, and no two samples share a key",
+        )
+    seen[stem] = at
+    twice = [name for name, count in Counter(m.name for m in members).items() if count > 1]
+    if twice:
+        places = [f"{member.start:,}" for member in members if member.name == twice[0]]
+        raise TesseraError(
+            f"{where} has the member {twice[0]!r} twice, at bytes {' and '.join(places)}",
+            mend="two samples of one key follow each other; give them different keys",
+        )
+
+
+def _choose(
+    members: Sequence[Entry], meaning: Meaning, passed_over: Counter[str]
+) -> tuple[Entry | None, Entry | None]:
+    """The image and the label of a sample; no image where there is nothing but members to skip."""
+    kinds = [(_split(member.name)[1], member) for member in members]
+    images = [member for extension, member in kinds if extension in meaning.image]
+    wanted = meaning.label.extension if meaning.label else None
+    labels = [member for extension, member in kinds if extension == wanted]
+    others = [(e, m) for e, m in kinds if m not in images and m not in labels]
+    if others and not meaning.skip:
+        raise Rejected("unknown member", f"{others[0][1].name} is neither the image nor the label")
+    passed_over.update(extension for extension, _ in others)
+    if not images and not labels:
+        return None, None
+    if len(images) != 1:
+        what = f"{len(images)} images" if images else "no image"
+        raise Rejected(what if not images else "several images", f"{members[0].name} has {what}")
+    if meaning.label and not labels:
+        raise Rejected("no label", f"{images[0].name} has no .{wanted} beside it")
+    if images[0].size > MAX_FILE_BYTES:
+        raise Rejected("unreadable image", f"{images[0].name} has {images[0].size:,} bytes")
+    return images[0], labels[0] if labels else None
+
+
+def _label(file: int, member: Entry | None, meaning: Meaning) -> int | str:
+    if member is None or meaning.label is None:
+        return ""
+    limit = meaning.label.limit
+    if member.size > limit:
+        raise Rejected("unknown class", f"{member.name} has {member.size:,} bytes, no label")
+    data = os.pread(file, member.size, member.start)
+    return parse_label(data, member.name, meaning.label, meaning.classes)
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    try:
+        return open_image(data, where)
+    except TesseraError as error:
+        raise Rejected("unreadable image", error.message) from None
+
+
+def _check_keys(found: dict[str, Found]) -> None:
+    """No key in two shards; within one it is looked for while it is read."""
+    for key, first, second in _twins(found):
+        raise TesseraError(
+            f"the key {key!r} is in shard {first} and in shard {second}",
+            mend="where shards repeat keys: --option keys=shard puts the shard's name before them",
+        )
+
+
+def _twins(found: dict[str, Found]) -> Iterator[tuple[str, str, str]]:
+    tables = [(path, shard.rows["key"]) for path, shard in found.items() if len(shard.rows)]
+    if not tables:
+        return
+    keys = np.concatenate([table for _, table in tables])
+    owners = np.repeat(np.arange(len(tables)), [len(table) for _, table in tables])
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    for at in same.tolist():
+        first, second = owners[order[at]], owners[order[at + 1]]
+        yield keys[order[at]].decode(), tables[first][0], tables[second][0]
