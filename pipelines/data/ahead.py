@@ -69,14 +69,19 @@ def in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
         thread.join()
 
 
+def most_ahead(processes: int) -> int:
+    """Items that `Processes` may have made or be making, with the one given out last."""
+    return processes * PREFETCH_EACH + 1
+
+
 class Processes(Generic[K, T]):
     """`count` processes that call `make`. They are forked with the first item asked for, and go on
     to the next `items` where the one before came to its end."""
 
-    def __init__(self, make: Callable[[K], T], count: int, *, pin: bool = False) -> None:
+    def __init__(self, make: Callable[[K], T], count: int) -> None:
         self._keys: _Keys[K] = _Keys()
         self._loader: DataLoader[Any] | None = None
-        self._make, self._count, self._pin = make, count, pin
+        self._make, self._count = make, count
 
     def items(self, keys: Iterable[K]) -> Iterator[T]:
         """`make(key)` for each of the keys, in their order."""
@@ -110,8 +115,8 @@ class Processes(Generic[K, T]):
                 prefetch_factor=PREFETCH_EACH,
                 multiprocessing_context="fork",
                 worker_init_fn=_settle,
+                collate_fn=_as_it_is,
                 persistent_workers=True,
-                pin_memory=self._pin,
                 # Else it draws from the generator of the training.
                 generator=torch.Generator().manual_seed(0),
             )
@@ -123,6 +128,10 @@ class Processes(Generic[K, T]):
             return iter(self._loader)
         finally:
             signal.signal(signal.SIGCHLD, before)
+
+
+def _as_it_is(item: T) -> T:
+    return item
 
 
 class _Failure:

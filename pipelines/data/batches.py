@@ -1,7 +1,9 @@
 """From sample numbers to a batch: read, checked, decoded, fitted, with what is said of the images.
 
-In: a split, what the network sees of it, and numbers of samples. Out: batches on the CPU. Must not
-know epochs, ranks or processes.
+In: a split, what the network sees of it, and numbers of samples. Out: batches. Must not know epochs,
+ranks or processes, but it makes a batch in two halves, so that a process can do the first and its
+parent the second: `fill` decodes into memory that both have and gives the rest in small arrays;
+`collect` makes a batch of both.
 
     B samples, N objects of one image, M objects of all, C channels, H height, W width
 
@@ -17,13 +19,12 @@ split, `size` int64 (B, 2) height and width as stored, and by the data set's tas
     images                 nothing
 
 What is said follows the image: scaled with it, or cut with it; an object of which nothing is left
-is dropped. A flat batch has one tensor in place of each list, for a hundred small ones are slow to
-hand from process to process; `targets.restore` gives the lists.
+is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,29 +37,29 @@ from pipelines.data import targets
 from pipelines.data.annotations import decode_mask, decode_objects
 from pipelines.data.decoded import Pixels
 from pipelines.data.index import Rows
-from pipelines.data.samples import Fit, decode_plain, fit_image, open_image, to_tensor
+from pipelines.data.jpegs import FastDecoder
+from pipelines.data.samples import MAX_PIXELS, Fit, fit_image, open_image, to_tensor
 from pipelines.data.shards import Piece, ShardReader
 from pipelines.data.targets import Fitted, Size
 
 Numbers = np.ndarray[Any, Any]
+Fields = dict[str, Any]
+"""What a batch has beside its pixels: arrays, and the list of keys."""
 
 
 class BatchMaker:
-    """Makes batches of a split; with `cache` each sample is decoded once and kept there."""
+    """Fills memory with the samples of a split. Not for several threads."""
 
-    def __init__(
-        self, reader: ShardReader, spec: DataSpec, fit: Fit = "stretch", cache: Pixels | None = None
-    ) -> None:
-        self._reader, self._spec, self._fit, self._cache = reader, spec, fit, cache
+    def __init__(self, reader: ShardReader, spec: DataSpec, fit: Fit = "stretch") -> None:
+        self._reader, self._spec, self._fit = reader, spec, fit
         self._has_objects = spec.task in ("detection", "instance_segmentation")
+        self._decode_fast = FastDecoder(spec.channels, MAX_PIXELS)
 
-    def make(self, samples: Numbers) -> Batch:
-        """The flat batch of these samples, int64 (B,). Raises TesseraError that names a sample."""
+    def fill(self, samples: Numbers, pixels: Pixels, places: Numbers) -> Fields:
+        """Decodes the samples, int64 (B,), into `pixels` at `places`, but for those that are there
+        already, and gives the rest of the batch. Raises TesseraError that names a sample."""
         shards, rows = self._reader.index.gather(samples)
-        cached = self._cache is not None
-        pixels = self._cache or Pixels(len(samples), self._spec)
-        places = torch.from_numpy(samples if cached else np.arange(len(samples)))
-        missing = pixels.filled[places].numpy() == 0
+        missing = pixels.filled.numpy()[places] == 0
         chosen = np.flatnonzero(missing | self._has_objects)
         found: list[Fitted] = []
         at = 0
@@ -68,45 +69,37 @@ class BatchMaker:
             if self._has_objects:
                 found += self._objects(piece, pixels.sizes.numpy()[places[part]])
             at += len(part)
-        batch: Batch = {
-            "image": pixels.images.index_select(0, places) if cached else pixels.images,
-            "key": [key.decode("ascii", "backslashreplace") for key in rows["key"].tolist()],
-            "index": torch.from_numpy(samples),
-            "size": pixels.sizes.index_select(0, places) if cached else pixels.sizes,
-        }
-        if self._spec.task == "semantic_segmentation":
-            batch["mask"] = pixels.masks.index_select(0, places) if cached else pixels.masks
+        keys = [key.decode("ascii", "backslashreplace") for key in rows["key"].tolist()]
+        fields: Fields = {"key": keys, "index": samples}
         if self._spec.task == "classification":
-            batch["label"] = self._labels(rows)
+            fields["label"] = self._labels(rows)
         if self._has_objects:
-            batch |= targets.flatten(found)
-        return batch
+            fields |= targets.flatten(found)
+        return fields
 
-    def _decode(self, piece: Piece, missing: Numbers, places: Tensor, pixels: Pixels) -> None:
-        """Fills `pixels` at `places` with the samples that are missing there."""
-        spec, fit = self._spec, self._fit
-        channels, shape = spec.channels, torch.Size(spec.shape)
+    def _decode(self, piece: Piece, missing: Numbers, places: Numbers, pixels: Pixels) -> None:
+        spec, fit, fast = self._spec, self._fit, self._decode_fast
         data, view = torch.from_numpy(piece.data), memoryview(piece.data)  # type: ignore[arg-type]
-        starts = (piece.starts + piece.rows["image"]).tolist()
-        at = places.tolist()
-        ends = (piece.starts + piece.rows["image"] + piece.rows["image_size"]).tolist()
-        sizes = pixels.sizes.numpy()
-        for number in np.flatnonzero(missing).tolist():
-            start, end, place = starts[number], ends[number], at[number]
-            image = decode_plain(view[start:end], channels, data[start:end])
+        # NumPy is quicker than torch at one small thing after the other.
+        images, masks, sizes = (v.numpy() for v in (pixels.images, pixels.masks, pixels.sizes))
+        begins = piece.starts + piece.rows["image"]
+        ends = (begins + piece.rows["image_size"]).tolist()
+        todo = np.flatnonzero(missing).tolist()
+        for number, start, place in zip(todo, begins[todo].tolist(), places[todo].tolist()):
+            end = ends[number]
+            image = fast(view[start:end], data[start:end])
             if image is None:
                 where = f"the image of sample {_key(piece.rows[number])}"
-                image = to_tensor(open_image(bytes(view[start:end]), where), channels)
-            height, width = image.shape[1:]
-            if image.shape != shape:
+                image = to_tensor(open_image(bytes(view[start:end]), where), spec.channels)
+            size = sizes[place] = image.size(1), image.size(2)
+            if size != (spec.height, spec.width):
                 image = fit_image(image, spec.height, spec.width, fit)
-            pixels.images[place].copy_(image)
-            sizes[place] = height, width
-            if len(pixels.masks):
-                pixels.masks[place].copy_(self._mask(piece, number, (height, width)))
-        pixels.filled[places[torch.from_numpy(missing)]] = 1
+            images[place] = image.numpy()
+            if len(masks):
+                masks[place] = self._mask(piece, number, size)
+        pixels.filled.numpy()[places[todo]] = 1
 
-    def _labels(self, rows: Rows) -> Tensor:
+    def _labels(self, rows: Rows) -> Numbers:
         labels = rows["label"].astype(np.int64)
         bad = (labels < 0) | (labels >= len(self._spec.classes))
         if bad.any():
@@ -115,9 +108,9 @@ class BatchMaker:
                 f"sample {_key(row)} has the class {row['label']}",
                 mend=f"it must be a whole number from 0 to {len(self._spec.classes) - 1}",
             )
-        return torch.from_numpy(labels)
+        return labels
 
-    def _mask(self, piece: Piece, number: int, given: Size) -> Tensor:
+    def _mask(self, piece: Piece, number: int, given: Size) -> Numbers:
         mask = decode_mask(
             _note(piece, number),
             height=given[0],
@@ -140,6 +133,23 @@ class BatchMaker:
             )
             to = (spec.height, spec.width)
             yield targets.fit_objects(objects, (height, width), to, self._fit, masks=masks)
+
+
+def collect(
+    fields: Mapping[str, Any], images: Tensor, masks: Tensor, sizes: Tensor, *, pin: bool = False
+) -> Batch:
+    """The batch of what `fill` gave and of its pixels; `pin` moves what is on the CPU to pinned
+    memory. `masks` is empty where the task has none."""
+    batch: Batch = {"image": images, "size": sizes}
+    if len(masks):
+        batch["mask"] = masks
+    for name, value in fields.items():
+        batch[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if pin:
+        for name, value in batch.items():
+            if isinstance(value, Tensor) and value.device.type == "cpu":
+                batch[name] = value.pin_memory()
+    return targets.restore(batch)
 
 
 def _key(row: Any) -> str:

@@ -59,6 +59,15 @@ class Pixels:
         if memory is None:
             self.filled.zero_()
 
+    def part(self, start: int, stop: int) -> Pixels:
+        """The room of the samples `start` to `stop`, in the same memory."""
+        made = object.__new__(Pixels)
+        made.__dict__ = {name: value[start:stop] for name, value in self.tensors().items()}
+        return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {n: v for n, v in self.__dict__.items() if isinstance(v, Tensor)}
+
     @property
     def share_filled(self) -> float:
         """Of all samples, 0 to 1."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all with Huffman codes
@@ -29,21 +30,19 @@ _IDS = (b"\1\2\3", b"\0\1\2")
 """Names of the components that mean YCbCr; b"RGB" would mean what it says."""
 _UPRIGHT = (b"\x12\x01\x03\0\x01\0\0\0\x01\0", b"\x01\x12\0\x03\0\0\0\x01\0\x01")
 """The EXIF entry "orientation: upright", in both byte orders."""
-Header = tuple[int, int, int]
+Header = tuple[int, int, int, int]
 
 
 def read_header(data: Sequence[int]) -> Header | None:
-    """(height, width, components) of a JPEG whose pixels both decoders give alike, else None.
-
-    `data` is bytes or a memoryview of them.
-    """
+    """(height, width, components, bytes before the first scan) of a JPEG whose pixels both decoders
+    give alike, else None. `data` is bytes or a memoryview of them."""
     found, at, end = None, 2, len(data) - 10
     if end < 0 or data[0] != 0xFF or data[1] != 0xD8:
         return None
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == _SOS:
-            return found
+            return (*found, at + 2) if found else None
         after = at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker in _SOF:
             if found is not None:
@@ -57,18 +56,37 @@ def read_header(data: Sequence[int]) -> Header | None:
     return None
 
 
-def decode(data: Tensor, components: int) -> Tensor | None:
-    """uint8 (C, H, W) of a JPEG that `read_header` has found plain, or None where it is damaged.
+class FastDecoder:
+    """Decodes ordinary JPEGs of up to `most_pixels` to `channels`, 1 or 3."""
 
-    `data` is a uint8 tensor of the file. The result lies in memory as (H, W, C).
-    """
-    try:
-        return _decoder()(data, components)
-    except RuntimeError:
-        return None
+    def __init__(self, channels: int, most_pixels: int) -> None:
+        self._channels, self._most_pixels = channels, most_pixels
+        self._seen = b""
+
+    def __call__(self, data: memoryview, tensor: Tensor | None = None) -> Tensor | None:
+        """uint8 (C, H, W), which lies in memory as (H, W, C); None where Pillow has to decide, for
+        damaged files too. `tensor`, uint8, holds the same bytes, where one is at hand."""
+        # Files of one size by one program mostly begin alike, tables and all.
+        if not self._seen or data[: len(self._seen)] != self._seen:
+            header = read_header(data)
+            if header is None or not self._takes(*header[:3]):
+                return None
+            self._seen = bytes(data[: header[3]])
+        try:
+            if tensor is None:
+                tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return _operator()(tensor, self._channels)
+        except RuntimeError:
+            return None
+
+    def _takes(self, height: int, width: int, components: int) -> bool:
+        if height * width > self._most_pixels:
+            return False
+        # Colour to grey is Pillow's formula, and not the luminance that is in the file.
+        return self._channels == 3 or (self._channels, components) == (1, 1)
 
 
-def _read_frame(frame: bytes) -> Header | None:
+def _read_frame(frame: bytes) -> tuple[int, int, int] | None:
     components = frame[5] if len(frame) > 5 else 0
     if len(frame) != 6 + 3 * components or frame[0] != 8:
         return None
@@ -92,8 +110,7 @@ def _is_plain(marker: int, segment: bytes) -> bool:
 
 
 @cache
-def _decoder() -> Callable[[Tensor, int], Tensor]:
-    import torch
+def _operator() -> Callable[[Tensor, int], Tensor]:
     import torchvision  # noqa: F401  (registers the operator)
 
     operator: Any = torch.ops.image.decode_jpeg.default

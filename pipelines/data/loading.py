@@ -11,32 +11,19 @@ and both numbers may change on the way.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Unpack
 
 import numpy as np
-from torch import Tensor
 
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
-from pipelines.data import decoded, targets
-from pipelines.data.ahead import Processes, in_thread
-from pipelines.data.batches import BatchMaker
 from pipelines.data.card import Card
-from pipelines.data.decoded import SharedPixels
 from pipelines.data.order import EpochOrder, cut
-from pipelines.data.samples import Fit
-from pipelines.data.shards import ShardReader
+from pipelines.data.supply import Numbers, Options, Supply
 from pipelines.ports import World
-
-CACHE_BYTES = 2 << 30
-"""A split whose decoded images fit stays decoded in memory."""
-NEARLY_ALL = 0.9
-"""Of the images: when they are in memory, processes to decode the rest cost more than they give."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,85 +45,9 @@ class Step:
     consumed: int
 
 
-class _Loader:
-    """What both loaders have: a split, where its decoded images are kept, who makes the batches."""
-
-    def __init__(
-        self,
-        where: str | Path,
-        card: Card,
-        spec: DataSpec,
-        split: str,
-        world: World,
-        fit: Fit,
-        cache: str,
-        cache_bytes: int,
-        share: SharedPixels | None,
-        loader_workers: int,
-    ) -> None:
-        self._reader = ShardReader(where, card, split)
-        self.samples = len(self._reader)
-        choice = decoded.choose(
-            self.samples, spec, cache=cache, cache_bytes=cache_bytes, device=world.device
-        )
-        self.cache_choice = str(choice)
-        """Where decoded images are kept, and why."""
-        self._pixels = None
-        if choice.kind != "none":
-            self._pixels = share or decoded.anonymous(self.samples, spec)
-        self._maker = BatchMaker(self._reader, spec, fit, self._pixels)
-        self._lock = threading.Lock()
-        self._device_copy = choice.kind == "device"
-        self._images: Tensor | None = None
-        self._world = world
-        self._on_cuda = world.device.startswith("cuda")
-        self._processes = None
-        if loader_workers:
-            self._processes = Processes(self._make, loader_workers, pin=self._on_cuda)
-
-    def close(self) -> None:
-        """Ends the loader's processes. They also end with the loader."""
-        if self._processes is not None:
-            self._processes.close()
-
-    def _numbers(self, key: Any) -> np.ndarray[Any, Any]:
-        raise NotImplementedError
-
-    def _make(self, key: Any) -> Batch:
-        with self._lock:  # an iterator given up and the next one may overlap
-            return self._maker.make(self._numbers(key))
-
-    def _batches(self, keys: Iterable[Any]) -> Iterator[Batch]:
-        if self._processes is not None and self._filled() < NEARLY_ALL:
-            made = self._processes.items(keys)
-        else:
-            self.close()
-            made = in_thread(lambda: map(self._make_here, keys))
-        for batch in made:
-            yield targets.restore(batch)
-
-    def _make_here(self, key: Any) -> Batch:
-        batch = self._make(key)
-        return {name: _pin(value) for name, value in batch.items()} if self._on_cuda else batch
-
-    def _filled(self) -> float:
-        return self._pixels.share_filled if self._pixels is not None else 0.0
-
-
-def _pin(value: Any) -> Any:
-    return value.pin_memory() if isinstance(value, Tensor) else value
-
-
-class TrainLoader(_Loader):
+class TrainLoader:
     """The training batches of one rank. Every rank gets the same number of steps, and every sample
-    is in exactly one of them.
-
-    loader_workers  processes that make batches; 0: a thread does
-    fit             how an image gets the size of `spec`; see `samples.Fit`
-    cache           "auto", "none", "memory" or "device": where decoded images are kept, in at most
-                    `cache_bytes`
-    share           memory that the ranks of a node have in common; else a rank has its own
-    """
+    is in exactly one of them."""
 
     def __init__(
         self,
@@ -148,20 +59,20 @@ class TrainLoader(_Loader):
         seed: int,
         world: World,
         split: str = "train",
-        fit: Fit = "stretch",
-        cache: str = "auto",
-        cache_bytes: int = CACHE_BYTES,
-        share: SharedPixels | None = None,
-        loader_workers: int = 0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            where, card, spec, split, world, fit, cache, cache_bytes, share, loader_workers
-        )
-        self._sizes = np.array([shard.samples for shard in card.split(split).shards])
-        self._name = (card.digest, split)
-        self._seed, self._batch_size = seed, batch_size
-        self._order: tuple[int, EpochOrder] | None = None
+        self._batch_size, self._world = batch_size, world
+        self._rows = _TrainRows(card, split, seed, batch_size, world)
+        most = -(-batch_size // world.size)
+        self._supply = Supply(where, card, spec, split, world, self._rows, most, **options)
+        self.samples = card.split(split).samples
         self.steps_per_epoch = -(-self.samples // batch_size)
+        self.cache_choice = self._supply.cache_choice
+        """Where decoded images are kept, and why."""
+
+    def close(self) -> None:
+        """Ends the processes, which else wait for the next epoch. They also end with the loader."""
+        self._supply.close()
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Step]:
         """The epoch's steps after the first `consumed` samples, which are not read.
@@ -180,7 +91,7 @@ class TrainLoader(_Loader):
     def _steps(self, epoch: int, starts: range) -> Iterator[Step]:
         keys = ((epoch, start) for start in self._announced(epoch, starts))
         # In this order, or the end of the batches would never be asked for.
-        for batch, start in zip(self._batches(keys), starts):
+        for batch, start in zip(self._supply.batches(keys), starts):
             total = min(self._batch_size, self.samples - start)
             rows = cut(total, self._world)
             counted = rows.stop - rows.start
@@ -188,26 +99,39 @@ class TrainLoader(_Loader):
 
     def _announced(self, epoch: int, starts: range) -> Iterator[int]:
         """The starts; with each new window of shards those of the next one are asked for."""
-        order = EpochOrder(*self._name, self._sizes, self._seed, epoch)
-        window = -1
+        order, window = self._rows.order(epoch), -1
         for start in starts:
             if order.window(start) != window:
                 window = order.window(start)
                 near = [s for w in (window, window + 1) for s in order.shards(w, self._world)]
-                self._reader.prefetch(near)
+                self._supply.reader.prefetch(near)
             yield start
 
-    def _numbers(self, key: tuple[int, int]) -> np.ndarray[Any, Any]:
+
+class _TrainRows:
+    """A rank's sample numbers of the batch that begins at (epoch, start)."""
+
+    def __init__(self, card: Card, split: str, seed: int, batch_size: int, world: World) -> None:
+        self._name = (card.digest, split)
+        self._shards = np.array([shard.samples for shard in card.split(split).shards])
+        self._seed, self._batch_size, self._world = seed, batch_size, world
+        self._now: tuple[int, EpochOrder] | None = None
+
+    def order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(*self._name, self._shards, self._seed, epoch)
+
+    def __call__(self, key: tuple[int, int]) -> Numbers:
         epoch, start = key
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, EpochOrder(*self._name, self._sizes, self._seed, epoch)
-        whole = self._order[1].batch(start, min(start + self._batch_size, self.samples))
-        return whole[cut(len(whole), self._world)] if len(whole) > self._world.rank else whole[:1]
+        if self._now is None or self._now[0] != epoch:
+            self._now = epoch, self.order(epoch)
+        whole = self._now[1].batch(start, start + self._batch_size)
+        rows = cut(len(whole), self._world)
+        return whole[rows if rows.stop > rows.start else slice(0, 1)]
 
 
-class EvalLoader(_Loader):
+class EvalLoader:
     """Fixed batches in the split's own order, dealt out to the ranks: figures made of them can't
-    depend on the number of ranks. Every sample once, nothing repeated. Arguments as for training."""
+    depend on the number of ranks. Every sample once, nothing repeated."""
 
     def __init__(
         self,
@@ -218,26 +142,31 @@ class EvalLoader(_Loader):
         batch_size: int,
         world: World,
         split: str,
-        fit: Fit = "stretch",
-        cache: str = "auto",
-        cache_bytes: int = CACHE_BYTES,
-        share: SharedPixels | None = None,
-        loader_workers: int = 0,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            where, card, spec, split, world, fit, cache, cache_bytes, share, loader_workers
-        )
-        self._batch_size = batch_size
+        self.samples = card.split(split).samples
+        self._batch_size, self._world = batch_size, world
+        rows = _EvalRows(self.samples, batch_size)
+        self._supply = Supply(where, card, spec, split, world, rows, batch_size, **options)
+        self.cache_choice = self._supply.cache_choice
+        """Where decoded images are kept, and why."""
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """(k, batch k) for this rank's k: rank, rank + size, …; a rank may get none."""
         count = -(-self.samples // self._batch_size)
         mine = range(self._world.rank, count, self._world.size)
         try:
-            yield from ((k, batch) for batch, k in zip(self._batches(mine), mine))
+            yield from ((k, batch) for batch, k in zip(self._supply.batches(mine), mine))
         finally:
-            self.close()
+            self._supply.close()
 
-    def _numbers(self, k: int) -> np.ndarray[Any, Any]:
+
+class _EvalRows:
+    """The sample numbers of batch k."""
+
+    def __init__(self, samples: int, batch_size: int) -> None:
+        self._samples, self._batch_size = samples, batch_size
+
+    def __call__(self, k: int) -> Numbers:
         start = k * self._batch_size
-        return np.arange(start, min(start + self._batch_size, self.samples))
+        return np.arange(start, min(start + self._batch_size, self._samples))

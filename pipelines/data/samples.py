@@ -24,7 +24,6 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -35,8 +34,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.core.errors import TesseraError
-from pipelines.data import jpegs
 from pipelines.data.card import MAX_KEY_LENGTH
+from pipelines.data.jpegs import FastDecoder
 
 MAX_PIXELS = 100_000_000
 Fit = Literal["stretch", "crop"]
@@ -115,24 +114,10 @@ def decode_image(data: bytes, channels: int, *, where: str = "image") -> Tensor:
     Raises TesseraError with `where` for damaged bytes, a refused format, or more pixels than
     `MAX_PIXELS`, which is checked before a pixel is decoded.
     """
-    image = decode_plain(data, channels)
+    image = None
+    if channels in (1, 3):
+        image = FastDecoder(channels, MAX_PIXELS)(memoryview(data))
     return image if image is not None else to_tensor(open_image(data, where), channels)
-
-
-def decode_plain(data: Sequence[int], channels: int, tensor: Tensor | None = None) -> Tensor | None:
-    """uint8 (C, H, W) of an ordinary JPEG by the fast decoder; None for everything else, damaged
-    files among it: `open_image` decides then. Where both give pixels, they are the same ones.
-
-    `data` is bytes or a memoryview; `tensor` holds the same, where it is at hand.
-    """
-    header = jpegs.read_header(data)
-    if header is None or header[0] * header[1] > MAX_PIXELS:
-        return None
-    if channels != 3 and (channels, header[2]) != (1, 1):  # colour to grey is Pillow's formula
-        return None
-    if tensor is None:
-        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return jpegs.decode(tensor, channels)
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:

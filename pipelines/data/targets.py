@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.core.family import Batch
 from pipelines.data.annotations import IGNORED, Mask, Objects, clip, mask_pixels, resize
 from pipelines.data.samples import Fit, crop
 
 COUNTS = "objects"
-"""The field of a flat batch that says how many objects each image has."""
+"""How many objects each image has, while they are in one array."""
+Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
 
 
@@ -28,10 +28,10 @@ class Fitted(NamedTuple):
     """The objects of one image: boxes float32 (N, 4), labels int64 (N,), crowd bool (N,), and masks
     uint8 (N, H, W) where they are asked for."""
 
-    boxes: Tensor
-    labels: Tensor
-    crowd: Tensor
-    masks: Tensor | None
+    boxes: Array
+    labels: Array
+    crowd: Array
+    masks: Array | None
 
 
 def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: bool) -> Fitted:
@@ -53,30 +53,32 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
     if pixels is not None and objects.masks is not None:
         kept &= pixels.any(axis=(1, 2))
     return Fitted(
-        torch.from_numpy(boxes[kept].astype(np.float32)),
-        torch.from_numpy(objects.labels[kept].astype(np.int64)),
-        torch.from_numpy(objects.crowd[kept].astype(np.bool_)),
-        None if pixels is None else torch.from_numpy(pixels[kept]),
+        boxes[kept].astype(np.float32),
+        objects.labels[kept],
+        objects.crowd[kept],
+        None if pixels is None else pixels[kept],
     )
 
 
-def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Tensor:
+def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Array:
     """uint8 (H, W); what a crop adds is `IGNORED`."""
     if fit == "crop":
-        return crop(torch.from_numpy(mask.pixels), *to, outside=IGNORED)
+        return crop(torch.from_numpy(mask.pixels), *to, outside=IGNORED).numpy()
     resized: Any = resize(mask, given, to)
-    return torch.from_numpy(resized.pixels)
+    pixels: Array = resized.pixels
+    return pixels
 
 
-def flatten(found: Sequence[Fitted]) -> Batch:
-    """The batch's fields with the objects of all images behind each other, and how many each has."""
+def flatten(found: Sequence[Fitted]) -> dict[str, Array]:
+    """The objects of all images behind each other, and how many each has: a hundred small arrays
+    are slow to hand from process to process."""
     names = [name for name, value in zip(Fitted._fields, found[0]) if value is not None]
-    fields: Batch = {name: torch.cat([getattr(one, name) for one in found]) for name in names}
-    return {**fields, COUNTS: torch.tensor([len(one.boxes) for one in found])}
+    fields = {name: np.concatenate([getattr(one, name) for one in found]) for name in names}
+    return {**fields, COUNTS: np.array([len(one.boxes) for one in found])}
 
 
 def restore(batch: Batch) -> Batch:
-    """The same batch with a list of one tensor an image for each field of the objects."""
+    """A batch of tensors with a list of one an image for each field that `flatten` has made."""
     if COUNTS not in batch:
         return batch
     counts = batch[COUNTS].tolist()
@@ -89,7 +91,7 @@ def _shift(given: int, to: int) -> int:
     return -((given - to) // 2) if given > to else (to - given) // 2
 
 
-def _crop_masks(objects: Objects, given: Size, to: Size) -> np.ndarray[Any, Any]:
+def _crop_masks(objects: Objects, given: Size, to: Size) -> Array:
     """One after the other: all masks of a large photo at once could be gigabytes."""
     pixels = np.zeros((len(objects.boxes), *to), np.uint8)
     for number in range(len(objects.masks or ())):

@@ -186,8 +186,8 @@ def test_no_more_than_a_few_batches_are_made_ahead(
 ) -> None:
     folder, card = make_set(60)
     made: list[int] = []
-    real = BatchMaker.make
-    monkeypatch.setattr(BatchMaker, "make", lambda self, i: (made.append(1), real(self, i))[1])
+    real = BatchMaker.fill
+    monkeypatch.setattr(BatchMaker, "fill", lambda *a: (made.append(1), real(*a))[1])
     stream = train(folder, card, 2).epoch(0)
     next(stream)
     deadline = time.monotonic() + 5
