@@ -49,14 +49,24 @@ def command(where: str, html: Path | None, samples: int, as_json: bool, verbose:
 
 
 def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
-    from pipelines.data import report, storage, survey
+    from models.core.errors import TesseraError
+    from pipelines.data import report, survey
 
     page = report.render(survey.take(where, card, samples=samples))
-    storage.at(file.parent).write(file.name, page.encode())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.part")
+        part.write_text(page, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise TesseraError(
+            f"{file} can't be written: {error.strerror}", mend="give another --html"
+        ) from None
 
 
 def _show(where: str, card: Any) -> None:
     from pipelines.data import report, survey
+    from pipelines.drawing import one_line
 
     facts = {"name": card.name, **dict(report.facts(card))}
     reasons = survey.count_reasons(survey.read_rejected(where)) if card.rejected else []
@@ -69,7 +79,7 @@ def _show(where: str, card: Any) -> None:
         if near.near
         else ""
     )
-    show_facts({name: value for name, value in facts.items() if value})
+    show_facts({name: one_line(value) for name, value in facts.items() if value})
     click.echo()
     splits = survey.ordered(card)
     show_table([_split_row(name, card.splits[name]) for name in splits])

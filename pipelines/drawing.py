@@ -24,7 +24,7 @@ from pipelines.data.annotations import IGNORED, Annotation, Mask, Objects, mask_
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-NAMED_OBJECTS = 40
+NAMED_OBJECTS = 15
 """With more objects than this, names would hide the image: colours alone tell the classes."""
 TEXT_PIXELS = 12
 _LONGEST_NAME = 24
@@ -58,8 +58,10 @@ def _rgb(text: str) -> Colour:
 
 def ink(ground: Colour) -> Colour:
     """Black or white, whichever is easier to read on that colour."""
-    red, green, blue = ground
-    return (0, 0, 0) if 299 * red + 587 * green + 114 * blue > 140_000 else (255, 255, 255)
+    red, green, blue = ((part / 255) ** 2.2 for part in ground)
+    # Where the luminance is 0.18, both have the same contrast (WCAG 2).
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18
+    return (0, 0, 0) if light else (255, 255, 255)
 
 
 def draw(
@@ -160,7 +162,7 @@ def _rectangle(
 ) -> None:
     left, top, right, bottom = corners
     if right - left > 8 and bottom - top > 8:  # else the dark rim would be all of it
-        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_DARK, width=4)
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_DARK, width=3)
     thick = 2 if min(right - left, bottom - top) > 4 else 1
     pen.rectangle(corners, outline=tint, width=thick)
     if broken:

@@ -17,26 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
+from browser import MARKS
 
 from jobs import driver, services
 from jobs.cli import run, tessera
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.chromium,
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make chromium"),
-]
+pytestmark = MARKS
 
 PICTURE = Path(__file__).parents[1] / "docs" / "mlflow.png"
 EPOCHS, STEPS = 8, 96
 PATIENCE_MS = 60_000
 """How long a page may take; it is there within seconds, but not on a busy machine."""
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 NO_ASSISTANT = (
     "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
     "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
@@ -91,13 +84,8 @@ def call(words: str) -> Any:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = [*FLAGS.split(), "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
+    with browser.launch() as launched:
+        yield launched
 
 
 @pytest.fixture

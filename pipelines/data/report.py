@@ -11,7 +11,7 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ TEMPLATE = "report.html.j2"
 IMAGE_BYTES = 6_500_000
 """All embedded images together; what comes later is named and not shown."""
 LISTED_CLASSES, LISTED_ROWS = 1000, 200
+MOST_BINS = 24
 FEW_CLASSES, ENDS = 40, 10
 """With more classes than that, the largest and the smallest so many are shown first."""
 _SIDE, _PIXELATED = 320, 64
 _LONGEST = 160
+Array = np.ndarray[Any, Any]
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -80,7 +82,8 @@ def render(survey: Survey) -> str:
         facts=list(facts(card)),
         splits=[_split(split, card, shelf) for split in survey.splits],
         classes=class_table(card, [split.name for split in survey.splits]),
-        charts=[(split, list(_charts(split))) for split in survey.splits],
+        charts=_charts(survey.splits),
+        shape=_shape(survey.splits),
         one_size=_one_size(card),
         pairs=[_pair(row, left, right, shelf) for row, left, right in survey.pairs],
         rejected=survey.rejected[:LISTED_ROWS],
@@ -212,7 +215,8 @@ class _Shelf:
 
 def _encoded(image: Image.Image, kind: str) -> bytes:
     out = io.BytesIO()
-    image.save(out, kind, **({"quality": 82} if kind == "JPEG" else {}))
+    # Without subsampling: it would take the colour out of thin lines.
+    image.save(out, kind, **({"quality": 82, "subsampling": 0} if kind == "JPEG" else {}))
     return out.getvalue()
 
 
@@ -257,7 +261,8 @@ def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf
     missing = "in a shard that is not fetched for this page"
     sides = [
         {
-            "picture": shelf.picture(sample, missing),
+            # Bare: what is drawn on an image would hide that it is the other's copy.
+            "picture": shelf.picture(sample and replace(sample, annotation=None), missing),
             "split": _line(side.split),
             "key": _line(side.key),
             "origin": _line(side.origin),
@@ -267,47 +272,72 @@ def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf
     return {"sides": sides, "distance": row.distance}
 
 
+def _shape(splits: Sequence[SplitSurvey]) -> str:
+    """Width by height of the frames: the images' own, where it is not extreme."""
+    shapes = [width / height for split in splits for height, width in split.sizes]
+    return f"{min(max(float(np.median(shapes)), 0.75), 1.6):.3f}"
+
+
 def _one_size(card: Card) -> str:
     image = card.image
     same = (image.min_width, image.min_height) == (image.max_width, image.max_height)
     return f"{image.min_width} {_TIMES} {image.min_height}" if same else ""
 
 
-def _charts(split: SplitSurvey) -> Iterator[Histogram]:
-    if len(set(split.sizes)) > 1:
-        longer = [max(size) for size in split.sizes]
-        yield histogram("longer side, pixels", longer, spread=True)
-        yield histogram("width : height", [width / height for height, width in split.sizes])
-    if split.objects:
-        yield histogram("objects in an image", split.objects, whole=True)
-    if split.box_sides:
-        yield histogram("√ of box area, pixels", split.box_sides, spread=True)
+def _charts(splits: Sequence[SplitSurvey]) -> list[tuple[SplitSurvey, list[Histogram]]]:
+    """The histograms of each split; those of one kind have the same range in all splits."""
+    kinds: list[tuple[str, list[Sequence[float]], bool, bool]] = []
+    if len({size for split in splits for size in split.sizes}) > 1:
+        kinds += [
+            (
+                "longer side, pixels",
+                [[max(s) for s in split.sizes] for split in splits],
+                True,
+                False,
+            ),
+            ("width : height", [[w / h for h, w in split.sizes] for split in splits], False, False),
+        ]
+    kinds += [
+        ("objects in an image", [split.objects for split in splits], False, True),
+        ("√ of box area, pixels", [split.box_sides for split in splits], True, False),
+    ]
+    drawn: list[list[Histogram]] = [[] for _ in splits]
+    for name, columns, spread, whole in kinds:
+        every = [value for values in columns for value in values]
+        if len(set(every)) < 2:
+            continue
+        for place, values in enumerate(columns):
+            if values:
+                edges = bin_edges(min(every), max(every), spread=spread, whole=whole)
+                drawn[place].append(histogram(name, values, edges, whole=whole))
+    return list(zip(splits, drawn))
+
+
+def bin_edges(low: float, high: float, *, spread: bool = False, whole: bool = False) -> Array:
+    """Edges of at most `MOST_BINS` bins from `low` to `high`, which is more: of equal width, or of
+    equal ratio with `spread`; with `whole` each bin holds whole numbers."""
+    if whole:
+        step = math.ceil((high - low + 1) / MOST_BINS)
+        return np.arange(low, high + step + 1, step, dtype=np.float64)
+    return (np.geomspace if spread else np.linspace)(low, high, MOST_BINS + 1)
 
 
 def histogram(
-    name: str, values: Sequence[float], *, spread: bool = False, whole: bool = False, most: int = 24
+    name: str, values: Sequence[float], edges: Array, *, whole: bool = False
 ) -> Histogram:
-    """At most `most` bars of equal width, or of equal ratio with `spread`; with `whole` each bar
-    stands for whole numbers."""
-    low, high = float(min(values)), float(max(values))
-    if whole:
-        step = math.ceil((high - low + 1) / most)
-        edges = np.arange(low, high + step + 1, step, dtype=np.float64)
-    elif high <= low * (1 + 1e-9):
-        edges = np.array([low, high + 1e-9])
-    else:
-        edges = np.geomspace(low, high, most + 1) if spread else np.linspace(low, high, most + 1)
+    """How many values lie between each two edges; all lie between the first and the last."""
+    # Rounding in the edges must not put the largest value outside.
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
-    top, width = int(counts.max()) or 1, 1 / len(counts)
+    top, width = int(counts.max()), 1 / len(counts)
     bins = [
         Bin(at * width, width, int(count) / top, f"{_between(edges, at, whole)}: {int(count):,}")
         for at, count in enumerate(counts)
         if count
     ]
-    return Histogram(name, _number(low), _number(high), bins)
+    return Histogram(name, _number(float(edges[0])), _number(float(edges[-1]) - whole), bins)
 
 
-def _between(edges: np.ndarray[Any, Any], at: int, whole: bool) -> str:
+def _between(edges: Array, at: int, whole: bool) -> str:
     low, high = float(edges[at]), float(edges[at + 1]) - whole
     return _number(low) if low == high else f"{_number(low)} to {_number(high)}"
 
