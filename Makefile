@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench measure up down chromium
+.PHONY: demo test check bench measure up down chromium s3
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
 # Two at a time: much of a test is waiting for Ray's and MLflow's processes to start.
-test: check chromium
+test: check chromium s3
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
@@ -46,6 +46,13 @@ chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && { apt-get update -qq; apt-get install -qq -y chromium; } >/dev/null 2>&1; } \
 	  || echo "no chromium here: the browser tests will be skipped"
+
+# The tests of object stores talk to a real S3 server, Ceph's; where it can't be installed they are
+# skipped, and say so.
+s3:
+	@command -v radosgw >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { apt-get update -qq; apt-get install -qq -y radosgw ceph-mon ceph-osd; } >/dev/null 2>&1; } \
+	  || echo "no S3 server here: its tests will be skipped"
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' \

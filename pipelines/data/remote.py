@@ -69,6 +69,7 @@ class Remote:
     # The place.
 
     def read(self, path: str) -> bytes:
+        check_path(path, self.where)
         size = self._ask(path, partial(self._size, path, self._patience.call_seconds))
         if size > SMALL_BYTES:
             raise TesseraError(f"{path} of {self.where} has {size:,} bytes, too many for a card")
@@ -123,6 +124,7 @@ class Remote:
         self._cache.fetch(file.sha256, file.size_bytes, blocks, file.path)
 
     def download(self, path: str, to: Path) -> None:
+        check_path(path, self.where)
         size = self._ask(path, partial(self._size, path, self._patience.call_seconds))
         with to.open("wb") as out:
             for block in self._blocks(path, size):

@@ -158,7 +158,7 @@ def split(where: str | Path) -> tuple[str, str]:
             raise UsageError(
                 f"{_hidden(text)} has {what} in it", mend=f"give a plain address: {_ALLOWED}"
             )
-    parts = rest.strip("/").split("/")
+    parts = rest.removesuffix("/").split("/")
     if scheme != "file" and (not parts[0] or any(part in ("", ".", "..") for part in parts)):
         raise UsageError(f"{text!r} is no whole address", mend=f"as in {scheme}://BUCKET/FOLDER")
     return scheme, rest

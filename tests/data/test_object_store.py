@@ -1,0 +1,326 @@
+"""Data sets in a real S3 store: packed, read, checked, and read on through an outage."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_server import FaultyWire, wire_to
+from s3_server import S3Server, environment, missing
+
+from models.core.errors import TesseraError
+from pipelines.data import card as cards
+from pipelines.data import importing, storage, verifying
+from pipelines.data.card import Card
+from pipelines.data.object_store import Store
+from pipelines.data.patience import Patience
+from pipelines.data.shards import ShardReader
+from pipelines.data.storage import CacheSettings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "there is a server"),
+]
+QUICK = Patience(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=2.0)
+DATA = hashlib.shake_128(b"data").digest(300_000)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3") / "server")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty bucket of the test's own; the cache is the test's own too."""
+    import boto3
+
+    for name, value in environment(server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    bucket = "b" + hashlib.sha256(os.fsencode(tmp_path)).hexdigest()[:20]
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    storage.use_cache(CacheSettings(tmp_path / "cache"))
+    yield f"s3://{bucket}/set"
+    storage.use_cache(None)
+
+
+@pytest.fixture
+def wire(server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyWire]:
+    """Between the client and the server from here on."""
+    with wire_to(server.port) as wire:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.address)
+        yield wire
+
+
+def quick(where: str) -> Store:
+    cache = storage.cache_settings()
+    return Store("s3", where.removeprefix("s3://"), where, cache, QUICK)
+
+
+def put(where: str, name: str, data: bytes = DATA) -> None:
+    storage.at(where).write(name, data)
+
+
+def kept(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "cache").glob("[!.]*")]
+
+
+def keys(reader: ShardReader) -> list[str]:
+    return [reader.read(number).key for number in range(len(reader))]
+
+
+# ── what a place does ─────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_written_is_there(s3: str, tmp_path: Path) -> None:
+    place = storage.at(s3)
+    assert place.names() == []
+    assert place.size("card.json") is None
+    place.write("card.json", b"{}")
+    place.write("train/empty", b"")
+    big = np.random.default_rng(0).bytes(20 << 20)
+    (tmp_path / "big").write_bytes(big)
+    place.put(tmp_path / "big", "train/000000.tar")
+    assert not (tmp_path / "big").exists()
+    assert place.names() == ["card.json", "train/000000.tar", "train/empty"]
+    assert place.names("train") == ["train/000000.tar", "train/empty"]
+    assert place.names("tra") == []
+    assert place.read("card.json") == b"{}"
+    assert place.read("train/empty") == b""
+    sizes = {"train/000000.tar": len(big), "train/empty": 0}
+    assert place.sizes([*sizes, "train/no"]) == sizes
+    sha256 = hashlib.sha256(big).hexdigest()
+    path = place.fetch("train/000000.tar", size_bytes=len(big), sha256=sha256)
+    assert path.read_bytes() == big
+    place.download("train/000000.tar", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == big
+    for _ in range(2):
+        place.remove("card.json")
+    assert place.size("card.json") is None
+
+
+def test_what_is_wrong_is_said(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TesseraError, match=r"card\.json of s3://.* is not there"):
+        storage.at(s3).read("card.json")
+    with pytest.raises(TesseraError, match="there is no such bucket"):
+        storage.at("s3://nobodys-bucket/set").read("card.json")
+    with pytest.raises(TesseraError, match="there is no such bucket"):
+        storage.at("s3://nobodys-bucket/set").write("card.json", b"{}")
+    with pytest.raises(TesseraError, match="is no packed data set"):
+        cards.read(s3)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(TesseraError, match="access is denied"):
+        storage.at(s3).read("card.json")
+    with pytest.raises(TesseraError, match="access is denied"):
+        storage.at(s3).names()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(TesseraError, match="no whole credentials"):
+        storage.at(s3).read("card.json")
+
+
+def test_a_fork_has_a_connection_of_its_own(s3: str) -> None:
+    place = storage.at(s3)
+    place.write("card.json", b"{}")
+
+    def read() -> None:
+        assert place.read("card.json") == b"{}"
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+
+
+# ── faults of the wire ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fault", ["503", "refuse", "stall", "cut:0", "cut:100000", "drip:1000"])
+def test_what_passes_is_tried_again(fault: str, s3: str, wire: FaultyWire, tmp_path: Path) -> None:
+    place = quick(s3)
+    put(s3, "a.tar")
+    assert place.size("a.tar") == len(DATA)
+    wire.faults = [fault, fault]
+    wire.cut()
+    assert place.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes() == DATA
+    assert not wire.faults
+    assert kept(tmp_path) == [SHA256]
+
+
+@pytest.mark.parametrize(
+    "fault", ["503", "refuse", "stall", "cut:100000", "drip:1000", "flip:50000"]
+)
+def test_what_lasts_is_an_error_and_nothing_is_kept(
+    fault: str, s3: str, wire: FaultyWire, tmp_path: Path
+) -> None:
+    place = quick(s3)
+    put(s3, "a.tar")
+    assert place.size("a.tar") == len(DATA)
+    wire.always = fault
+    wire.cut()
+    with pytest.raises(TesseraError, match=r"a\.tar of .*(tried 4 times|checksum differs)"):
+        place.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256)
+    assert kept(tmp_path) == []
+    wire.always = ""
+    wire.cut()
+    assert place.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes() == DATA
+
+
+def test_another_object_in_its_place_is_said(s3: str) -> None:
+    put(s3, "a.tar", b"<html>sorry</html>")
+    with pytest.raises(TesseraError, match="has 18 bytes, the card says 300,000"):
+        quick(s3).fetch("a.tar", size_bytes=len(DATA), sha256=SHA256)
+
+
+def test_an_upload_through_a_break_is_whole(s3: str, wire: FaultyWire, tmp_path: Path) -> None:
+    place = quick(s3)
+    assert place.size("a.tar") is None
+    (tmp_path / "a").write_bytes(DATA)
+    wire.faults = ["cut:0", "503"]
+    wire.cut()
+    place.put(tmp_path / "a", "a.tar")
+    assert place.read("a.tar") == DATA
+    (tmp_path / "a").write_bytes(DATA)
+    wire.always = "503"
+    wire.cut()
+    with pytest.raises(TesseraError, match="tried 4 times"):
+        place.put(tmp_path / "a", "b.tar")
+    assert (tmp_path / "a").exists(), "what could not be put is still here"
+    wire.always = ""
+    wire.cut()
+    assert place.names() == ["a.tar"]
+
+
+# ── data sets ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def uploaded(s3: str, make_set: Callable[..., tuple[Path, Card]]) -> Card:
+    """120 samples in shards of 10, at the address of `s3`."""
+    folder, card = make_set(120, shard_samples=10)
+    place = storage.at(s3)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            shutil.copy(path, folder / "up")
+            place.put(folder / "up", path.relative_to(folder).as_posix())
+    return card
+
+
+def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> None:
+    here = importing.pack("digits", tmp_path / "digits", shard_samples=300)
+    there = importing.pack("digits", s3, shard_samples=300)
+    assert there.digest == here.digest
+    assert cards.read(s3) == there
+    local = {
+        path.relative_to(tmp_path / "digits").as_posix()
+        for path in (tmp_path / "digits").rglob("*")
+        if path.is_file()
+    }
+    assert set(storage.at(s3).names()) == local
+    report = verifying.verify(s3)
+    assert report.differences == ()
+    assert report.samples == sum(split.samples for split in here.splits.values())
+    ours, theirs = (ShardReader(where, here, "val") for where in (tmp_path / "digits", s3))
+    assert [ours.read(n) for n in range(len(ours))] == [theirs.read(n) for n in range(len(ours))]
+
+
+def test_damage_in_a_store_is_found(s3: str, uploaded: Card) -> None:
+    place = storage.at(s3)
+    shard = uploaded.splits["train"].shards[3]
+    data = bytearray(place.read(shard.path))
+    data[1500] ^= 1
+    place.write(shard.path, bytes(data))
+    place.remove(uploaded.splits["train"].shards[5].path)
+    found = verifying.verify(s3).differences
+    assert [line.split(":")[0] for line in found] == [
+        *["shard train/000003.tar"] * 2,
+        *["shard train/000005.tar"] * 2,
+    ]
+    assert "1 of 10 samples differ" in found[0]
+    assert "is not there" in found[2]
+
+
+def test_opening_asks_the_same_however_many_shards_there_are(
+    s3: str, wire: FaultyWire, make_set: Callable[..., tuple[Path, Card]]
+) -> None:
+    counts = []
+    for shard_samples in (60, 2):
+        folder, card = make_set(120, shard_samples=shard_samples, name=f"set{shard_samples}")
+        where = f"{s3}/{shard_samples}"
+        place = storage.at(where)
+        for path in ("card.json", card.splits["train"].index):
+            shutil.copy(folder / path, folder / "up")
+            place.put(folder / "up", path)
+        before = wire.requests
+        reader = ShardReader(where, cards.read(where), "train")
+        assert len(reader) == 120
+        counts.append(wire.requests - before)
+    assert counts[0] == counts[1] > 0
+
+
+def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: FaultyWire) -> None:
+    """The store is gone for some seconds while an epoch is read: each sample comes once, in its
+    order, and a second epoch is read without the store."""
+    reader = ShardReader(s3, uploaded, "train")
+    wanted = [f"s{n:04d}" for n in range(120)]
+    seen = [reader.read(n).key for n in range(35)]
+    wire.down()
+    back = threading.Timer(4, wire.up)
+    began = time.monotonic()
+    back.start()
+    seen += [reader.read(n).key for n in range(35, 120)]
+    back.join()
+    assert seen == wanted
+    assert time.monotonic() - began > 4, "it was read without the store"
+    wire.down()
+    assert keys(reader) == wanted
+    wire.up()
+
+
+def test_without_patience_the_same_outage_ends_the_epoch(
+    s3: str, uploaded: Card, wire: FaultyWire
+) -> None:
+    place = Store("s3", s3[5:], s3, storage.cache_settings(), Patience(tries=1))
+    assert place.size("card.json")
+    wire.down()
+    shard = uploaded.splits["train"].shards[0]
+    with pytest.raises(TesseraError, match="tried once"):
+        place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
+    wire.up()
+
+
+def test_processes_that_read_one_set_fetch_each_shard_once(
+    s3: str, uploaded: Card, wire: FaultyWire, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def read() -> None:
+        queue.put(keys(ShardReader(s3, uploaded, "train")))
+
+    processes = [context.Process(target=read) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = Counter(key for _ in processes for key in queue.get())
+    for process in processes:
+        process.join(20)
+    assert set(found.values()) == {3}
+    assert len(found) == 120
+    assert len(kept(tmp_path)) == 13, "12 shards and the index"
+    total = sum(path.stat().st_size for path in (tmp_path / "cache").glob("[!.]*"))
+    assert wire.passed < 2 * total
