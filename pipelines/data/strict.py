@@ -18,7 +18,7 @@ from xml.parsers import expat
 from models.core.errors import TesseraError
 
 MAX_XML_BYTES = 16 << 20
-MAX_YAML_BYTES = 256 << 10
+MAX_YAML_BYTES = 128 << 10
 MAX_CSV_BYTES = 256 << 20
 _MAX_DEPTH = 64
 
@@ -88,11 +88,16 @@ def read_yaml(data: bytes, where: str) -> Any:
 
     _check_size(data, where, MAX_YAML_BYTES)
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(data, yaml.BaseLoader)):
-            raise TesseraError(f"{where} has an alias, which is refused", mend="write it out")
+        depth = 0
+        # Before anything is built: the time goes with the square of the depth.
+        for token in yaml.scan(data, yaml.BaseLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise TesseraError(f"{where} has an alias, which is refused", mend="write it out")
+            kind = type(token).__name__
+            depth += kind.endswith("StartToken") - kind.endswith("EndToken")
+            if depth > _MAX_DEPTH:
+                raise TesseraError(f"{where} can't be read: it is too deep")
         return yaml.load(data, yaml.BaseLoader)
-    except RecursionError:
-        raise TesseraError(f"{where} can't be read: it is too deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise TesseraError(f"{where} can't be read: {' '.join(str(error).split())}") from None
 

@@ -196,10 +196,13 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
-def test_images_without_class_folders_are_refused(tmp_path: Path, make_image: MakeImage) -> None:
+def test_images_without_class_folders_are_without_labels(
+    tmp_path: Path, make_image: MakeImage
+) -> None:
     make_image(tmp_path / "src" / "1.jpg")
-    with pytest.raises(TesseraError, match=r"no known format .*SOURCE/CLASS/IMAGE\.jpg"):
-        pack(str(tmp_path / "src"), tmp_path / "out")
+    assert recognise(str(tmp_path / "src")) == ("images", "images without labels")
+    with pytest.raises(TesseraError, match="lies in no class folder"):
+        pack(str(tmp_path / "src"), tmp_path / "out", format="image_folder")
 
 
 @pytest.mark.parametrize("stray", ["1.jpg", "train/1.jpg", "other/cat/1.jpg"])
