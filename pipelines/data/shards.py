@@ -294,19 +294,3 @@ def check_sizes(place: storage.Place, split_card: SplitCard) -> None:
                 f"shard {shard.path} of {place.where} has {size} bytes, the card says "
                 f"{shard.size_bytes}"
             )
-
-
-def verify(where: str | Path, card: Card, *, full: bool = False) -> None:
-    """Checks every split's index and shard sizes; with `full` every byte of every shard."""
-    place = storage.at(where)
-    shards = storage.at(card.root) if card.root else place
-    for split_card in card.splits.values():
-        check_sizes(shards, split_card)
-        index = Index(place, split_card)
-        for number, shard in enumerate(split_card.shards):
-            index.rows(number)
-            if full:
-                path = shards.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                        raise damaged(f"shard {shard.path} of {where}: checksum differs")
