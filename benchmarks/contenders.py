@@ -100,31 +100,23 @@ def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
     from pipelines.data.loading import TrainLoader
     from pipelines.ports import World
 
-    wanted = {"loader_workers": PROCESSES, "fit": "crop", **settings}
     card = cards.read(folder / "shards")
-    loader = TrainLoader(
+    loader: Any = TrainLoader(
         folder / "shards",
         card,
         card.spec(crop, crop),
         batch_size=BATCH,
         seed=0,
         world=World(),
-        **known(TrainLoader, wanted),
+        fit="crop",
+        loader_workers=PROCESSES,
+        **settings,
     )
     epoch = 0
     while True:
         for step in loader.epoch(epoch):
             yield len(step.batch["image"])
         epoch += 1
-
-
-def known(function: Callable[..., Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    import inspect
-
-    missing = sorted(wanted.keys() - inspect.signature(function).parameters)
-    if missing:
-        print(f"{function.__name__} has no {', '.join(missing)} yet", file=sys.stderr)
-    return {name: value for name, value in wanted.items() if name not in missing}
 
 
 def ours_cached(folder: Path, crop: int | None) -> Counts:

@@ -28,7 +28,6 @@ Opener = Callable[[], Any]
 def ours(folder: Path, share: float) -> Opener:
     """`TrainLoader` as a training opens it, from the card on."""
     import torchvision  # noqa: F401
-    from contenders import known
 
     from pipelines.data import card as cards
     from pipelines.data.loading import TrainLoader
@@ -43,7 +42,7 @@ def ours(folder: Path, share: float) -> Opener:
             batch_size=BATCH,
             seed=0,
             world=World(),
-            **known(TrainLoader, {"loader_workers": 2}),
+            loader_workers=2,
         )
         steps = loader.epoch(0, int(loader.samples * share) // BATCH * BATCH)
         return next(steps).batch["image"], steps
