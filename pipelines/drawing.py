@@ -42,8 +42,8 @@ def colour(index: int) -> Colour:
     """The colour of a class, bright enough for dark images and strong enough for bright ones."""
     if index < len(_FIRST):
         return _rgb(_FIRST[index])
-    hue = index * 137.508 % 360  # the golden angle: neighbours differ, and no hue comes twice
-    return _rgb(f"hsl({hue:.1f}, {90 - index % 3 * 20}%, {50 + index % 4 * 6}%)")
+    hue = (20 + index * 137.508) % 360  # the golden angle: neighbours differ, no hue comes twice
+    return _rgb(f"hsl({hue:.1f}, 60%, {62 + index % 3 * 6}%)")
 
 
 def hex_colour(index: int) -> str:
