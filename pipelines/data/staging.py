@@ -42,15 +42,10 @@ class Stage:
         """True where an earlier pack of the same plan left its work; else what lies there goes."""
         if not self.fresh and self.place.read(_PLAN) == plan.encode():
             return True
-        self.clear()
+        _clear(self.place)
         self.fresh = True
         self.place.write(_PLAN, plan.encode())
         return False
-
-    def clear(self, below: str = "") -> None:
-        """Removes all files."""
-        for path in self.place.names(below):
-            self.place.remove(path)
 
     def scratch(self) -> Path | None:
         """A local folder on the same disk, for files on their way; None at an address."""
@@ -84,6 +79,7 @@ def refuse_occupied(to: str | Path) -> storage.Place:
         _refuse_folder(Path(os.path.abspath(place.where)))
         return place
     if place.size(FILE) is not None:
+        _clear(place, NOTES)
         raise _packed_already(place.where)
     if place.size(_PLAN) is None and place.names():
         raise TesseraError(f"{place.where} is not empty", mend="give another --to")
@@ -119,9 +115,14 @@ def _stage_address(place: storage.Place) -> Iterator[Stage]:
         yield staged
     except BaseException as error:
         if not _goes_on(error, staged):
-            staged.clear()
+            _clear(place)
         raise
-    staged.clear(NOTES)
+    _clear(place, NOTES)
+
+
+def _clear(place: storage.Place, folder: str = "") -> None:
+    for path in place.names(folder):
+        place.remove(path)
 
 
 def _goes_on(error: BaseException, staged: Stage) -> bool:
@@ -150,6 +151,7 @@ def _refuse_folder(to: Path) -> None:
         )
     if to.is_dir():
         if (to / FILE).exists():
+            shutil.rmtree(to / NOTES, ignore_errors=True)  # of a pack killed at its last step
             raise _packed_already(str(to))
         if any(to.iterdir()):
             raise TesseraError(
