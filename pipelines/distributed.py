@@ -77,6 +77,15 @@ def gather(value: Any, world: World) -> list[Any] | None:
     return gathered
 
 
+def everyones(value: Any, world: World) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if world.size == 1:
+        return [value]
+    gathered: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(gathered, value)  # collective
+    return gathered
+
+
 def broadcast(value: Any, world: World) -> Any:
     """Rank 0's value, on every rank."""
     if world.size == 1:

@@ -22,7 +22,7 @@ from torch import Tensor
 import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Draws
-from pipelines.data.samples import decode_image, open_image, resize
+from pipelines.data.samples import decode_image, fit_image, open_image
 from pipelines.data.sources import find_images
 from pipelines.recipe import Recipe
 
@@ -46,6 +46,7 @@ class Predictor:
         """`data` is what the network was trained on. Weights of another network are refused."""
         self._family = models.get(recipe.family)
         self._data = data
+        self._fit = recipe.data.fit
         self._device = device
         self._batch_size = batch_size
         self._transform = self._family.augment(recipe.augment_settings(), data, train=False)
@@ -78,7 +79,7 @@ class Predictor:
 
     def _read(self, path: Path) -> Tensor:
         image = decode_image(read_file(path), self._data.channels, where=str(path))
-        return resize(image, self._data.height, self._data.width)
+        return fit_image(image, self._data.height, self._data.width, self._fit)
 
     @torch.no_grad()
     def _answer(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:

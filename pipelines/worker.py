@@ -22,14 +22,17 @@ from pipelines import checkpoints, distributed, evaluation, pictures
 from pipelines import recipe as recipes
 from pipelines.checkpoints import State
 from pipelines.data import card as cards
+from pipelines.data import decoded
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
-from pipelines.data.samples import decode_image, resize
+from pipelines.data.samples import decode_image, fit_image
 from pipelines.data.shards import ShardReader
+from pipelines.data.supply import Options
 from pipelines.evaluation import Answers
 from pipelines.ledger import Ledger
 from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
+from pipelines.sharing import share_pixels
 from pipelines.training import Training, resolve_precision
 
 EVAL_BATCH = 256
@@ -62,19 +65,16 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     def show_first(batch: Batch) -> None:
         _draw_training_grid(family, data, batch, run_dir, emit)
 
+    loader = _train_loader(recipe, card, data, world)
+    if world.leads:
+        emit({"kind": "tags", "values": {"tessera.cache": loader.cache_choice}})
+        emit({"kind": "notice", "level": "info", "text": f"cache: {loader.cache_choice}"})
     training = Training(
         family=family,
         recipe=recipe,
         card=card,
         data=data,
-        loader=TrainLoader(
-            recipe.data.path,
-            card,
-            data,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.seed,
-            world=world,
-        ),
+        loader=loader,
         validate=validate,
         world=world,
         emit=emit,
@@ -102,11 +102,38 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     }
 
 
-def _open_ledger(
-    recipe: Recipe, run_dir: Path, world: World, state: State | None
-) -> Ledger | None:
+def _open_ledger(recipe: Recipe, run_dir: Path, world: World, state: State | None) -> Ledger | None:
     step = state.progress.step if state else 0
     return Ledger(run_dir, world, step=step) if recipe.data.ledger else None
+
+
+def _train_loader(recipe: Recipe, card: Card, data: DataSpec, world: World) -> TrainLoader:
+    samples = card.split("train").samples
+    options = _reading(recipe)
+    choice = decoded.choose(
+        samples, data, cache=options["cache"], cache_bytes=options["cache_bytes"]
+    )
+    if choice.kind != "none":
+        options["share"] = share_pixels(samples, data, world)
+    return TrainLoader(
+        recipe.data.path,
+        card,
+        data,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        world=world,
+        **options,
+    )
+
+
+def _reading(recipe: Recipe) -> Options:
+    """How the recipe wants a split to be read."""
+    return {
+        "fit": recipe.data.fit,
+        "cache": recipe.data.cache,
+        "cache_bytes": int(recipe.data.cache_gib * (1 << 30)),
+        "loader_workers": recipe.data.loader_workers,
+    }
 
 
 def _answerer(
@@ -114,7 +141,13 @@ def _answerer(
 ) -> Callable[[nn.Module], Answers | None]:
     """A network's answers on the validation split, on rank 0."""
     loader = EvalLoader(
-        recipe.data.path, card, data, batch_size=EVAL_BATCH, world=world, split="val"
+        recipe.data.path,
+        card,
+        data,
+        batch_size=EVAL_BATCH,
+        world=world,
+        split="val",
+        **_reading(recipe),
     )
 
     def answer(module: nn.Module) -> Answers | None:
@@ -157,7 +190,16 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
         family,
         module,
         data,
-        EvalLoader(place, card, data, batch_size=EVAL_BATCH, world=world, split=split),
+        EvalLoader(
+            place,
+            card,
+            data,
+            batch_size=EVAL_BATCH,
+            world=world,
+            split=split,
+            fit=model.recipe.data.fit,
+            cache="none",
+        ),
         world,
         augment_settings=model.recipe.augment_settings(),
     )
@@ -242,7 +284,7 @@ def _draw_answers(
     for position in worst:
         stored = reader.read(answers.indices[position])
         image = decode_image(stored.image, data.channels, where=stored.key)
-        images.append(resize(image, data.height, data.width))
+        images.append(fit_image(image, data.height, data.width, recipe.data.fit))
         prediction, target = answers.predictions[position], answers.targets[position]
         captions.append(family.task.caption(prediction, target, data))
     pictures.grid(torch.stack(images), captions, folder / names[0])
