@@ -75,7 +75,8 @@ def _show(where: str, card: Any) -> None:
     facts["rejected"] = f"{card.rejected:,}{counted}; see rejected.jsonl" if card.rejected else ""
     near = card.leakage
     facts["leakage"] = (
-        f"{near.near:,} pairs of {near.images:,} images of two splits look alike; see leakage.jsonl"
+        f"{near.near:,} pair{'s' * (near.near != 1)} of {near.images:,} images of two splits that "
+        "look alike; see leakage.jsonl"
         if near.near
         else ""
     )

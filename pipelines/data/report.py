@@ -24,14 +24,14 @@ from pipelines.data.survey import PairRow, Sample, SplitSurvey, Survey
 from pipelines.drawing import draw, hex_colour, one_line
 
 TEMPLATE = "report.html.j2"
-IMAGE_BYTES = 6_500_000
+IMAGE_BYTES = 5_500_000
 """All embedded images together; what comes later is named and not shown."""
 LISTED_CLASSES, LISTED_ROWS = 1000, 200
 MOST_BINS = 24
 FEW_CLASSES, ENDS = 40, 10
 """With more classes than that, the largest and the smallest so many are shown first."""
 _SIDE, _PIXELATED = 320, 64
-_LONGEST = 160
+_LONGEST = 120
 Array = np.ndarray[Any, Any]
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
