@@ -258,7 +258,7 @@ def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
 
 
 def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf) -> dict[str, Any]:
-    missing = "in a shard that is not fetched for this page"
+    missing = "not opened for this page"
     sides = [
         {
             # Bare: what is drawn on an image would hide that it is the other's copy.

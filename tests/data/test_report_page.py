@@ -1,0 +1,165 @@
+"""The page about a data set in a real browser: nothing planted runs, nothing overflows, and it needs
+no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import jinja2
+import numpy as np
+import pytest
+from browser import MARKS
+from packed_sets import Given, pack_set, pair
+from PIL import Image
+
+from pipelines.data import report, survey
+from pipelines.data.annotations import Objects
+
+pytestmark = MARKS
+
+PLANTED = (
+    "<script>document.title='ran'</script>",
+    "<img src=x onerror=\"document.title='ran'\">",
+    "</style></title></table><svg onload=\"document.title='ran'\">",
+    "\"' onmouseover=document.title='ran' style=position:fixed;inset:0 x='",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:document.title='ran'",
+    "W" * 400,
+    "\u202egnp.exe\u202c\0\x1b[31m",
+    "日本語 العربية 🐈",
+)
+WIDTHS = {"phone": (390, 844), "window": (1400, 900)}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser.launch() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> survey.Survey:
+    """A data set whose words are all planted. A key in a shard can't be, those of lists can."""
+    folder = tmp_path_factory.mktemp("hostile")
+    rng = np.random.default_rng(0)
+    count = len(PLANTED)
+    edges = np.array([[10 * n, 5 * n, 10 * n + 40, 5 * n + 50.0] for n in range(count)])
+
+    def given(number: int) -> Given:
+        pixels = rng.integers(0, 256, (90 + 10 * number, 160, 3), dtype=np.uint8)
+        objects = Objects(edges, np.arange(count), np.arange(count) % 4 == 3)
+        return f"{'k' * 80}{number}", Image.fromarray(pixels), objects
+
+    sides = {split: [given(number) for number in range(6)] for split in ("train", "val")}
+    key = f"{'k' * 80}0"
+    card = pack_set(
+        folder,
+        "detection",
+        sides,
+        PLANTED,
+        name=PLANTED[0],
+        source=PLANTED[1],
+        licence=PLANTED[2],
+        rejected=[dict.fromkeys(("key", "origin", "reason", "detail"), word) for word in PLANTED],
+        pairs=[pair(("train", key), ("val", key), 3)]
+        + [pair(("train", word), (word, word), 4) for word in PLANTED],
+    )
+    return survey.take(folder, card, samples=6)
+
+
+class Opened:
+    """A page, and what it asked for and said."""
+
+    def __init__(self, chromium: Any, file: Path, size: tuple[int, int], scheme: str) -> None:
+        self.asked: list[str] = []
+        self.said: list[str] = []
+        width, height = size
+        self.context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+        )
+        self.page = self.context.new_page()
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_timeout(300)  # an error handler of an image runs late
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", WIDTHS)
+def test_nothing_runs_and_nothing_overflows(
+    chromium: Any, hostile: survey.Survey, tmp_path: Path, size: str, scheme: str
+) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(report.render(hostile), encoding="utf-8")
+    opened = Opened(chromium, file, WIDTHS[size], scheme)
+    page = opened.page
+    assert page.title() == f"{PLANTED[0]}: data set"
+    assert page.evaluate("document.querySelectorAll('script, svg[onload], [onerror]').length") == 0
+    wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1]
+    outside = page.evaluate(
+        "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, .frame') &&"
+        " e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    images = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth)")
+    assert len(images) == 12 + 2
+    assert all(images)
+    for word in PLANTED[:6]:
+        assert page.get_by_text(word, exact=True).count() > 0
+    assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
+    assert opened.said == []
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) > 384) == (scheme == "light")
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    opened.context.close()
+
+
+@pytest.mark.parametrize(("policy", "title"), [(False, "ran"), (True, "data set")])
+def test_without_escaping_the_script_runs_and_the_policy_stops_it(
+    chromium: Any,
+    hostile: survey.Survey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: bool,
+    title: str,
+) -> None:
+    """The control: each of the two guards is one."""
+    real = jinja2.Environment
+    monkeypatch.setattr(
+        jinja2, "Environment", lambda **settings: real(**{**settings, "autoescape": False})
+    )
+    html = report.render(hostile)
+    if not policy:
+        html = html.replace("Content-Security-Policy", "no-policy")
+    file = tmp_path / "page.html"
+    file.write_text(html, encoding="utf-8")
+    opened = Opened(chromium, file, WIDTHS["window"], "light")
+    assert opened.page.title().endswith(title)
+    assert any("Content Security Policy" in line for line in opened.said) == policy
+    opened.context.close()
+
+
+def test_a_thousand_classes_fold_away(chromium: Any, tmp_path: Path) -> None:
+    given: list[Given] = [
+        (f"k{n}", Image.new("RGB", (8, 8), (n, 2 * n, 90)), 10 * n) for n in range(100)
+    ]
+    names = [f"class {number}" for number in range(1000)]
+    card = pack_set(tmp_path / "set", "classification", {"train": given}, names)
+    file = tmp_path / "page.html"
+    file.write_text(report.render(survey.take(tmp_path / "set", card, samples=24)))
+    opened = Opened(chromium, file, WIDTHS["phone"], "dark")
+    height = "document.querySelector('#classes').getBoundingClientRect().height"
+    folded = opened.page.evaluate(height)
+    opened.page.get_by_text("all 1,000 classes").click()
+    assert folded + 200 < opened.page.evaluate(height) < folded + 700
+    row = opened.page.get_by_text("class 999", exact=True).last
+    row.scroll_into_view_if_needed()
+    assert row.is_visible()
+    pixelated = "getComputedStyle(document.images[0]).imageRendering"
+    assert opened.page.evaluate(pixelated) == "pixelated"
+    opened.context.close()
