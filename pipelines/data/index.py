@@ -133,7 +133,7 @@ class Index:
                 shape, _, kind = np.lib.format.read_array_header_1_0(file)
                 head = file.tell()
                 size = os.fstat(file.fileno()).st_size
-        except (ValueError, EOFError, OSError):
+        except Exception:  # NumPy's parser raises nearly everything on a damaged header
             raise damaged(f"{self._name} is no index") from None
         width = kind["key"].itemsize if kind.names and "key" in kind.names else 0
         if not 1 <= width <= MAX_KEY_LENGTH or kind != row_type(width):
