@@ -81,15 +81,16 @@ class Processes(Generic[K, T]):
     def __init__(self, make: Callable[[K], T], count: int) -> None:
         self._keys: _Keys[K] = _Keys()
         self._loader: DataLoader[Any] | None = None
+        self._iterator: Any = None
         self._make, self._count = make, count
 
     def items(self, keys: Iterable[K]) -> Iterator[T]:
         """`make(key)` for each of the keys, in their order."""
         self._keys.given = keys
-        items = self._begin()
+        self._iterator = self._begin()
         done = False
         try:
-            for item in _watched(items):
+            for item in _watched(self._iterator):
                 if isinstance(item, _Failure):
                     raise item.error
                 yield item
@@ -97,12 +98,14 @@ class Processes(Generic[K, T]):
         finally:
             # What is under way of an epoch that was given up would have to be waited for.
             if not done:
-                del items
                 self.close()
 
     def close(self) -> None:
         """Ends the processes; `items` would fork new ones."""
-        self._loader = None
+        if self._iterator is not None:
+            # It would come by itself when nobody has the iterator, but a traceback may have it.
+            self._iterator._shutdown_workers()
+        self._loader = self._iterator = None
 
     def _begin(self) -> Iterator[Any]:
         if self._loader is None:
