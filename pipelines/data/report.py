@@ -116,11 +116,11 @@ def facts(card: Card) -> Iterator[tuple[str, str]]:
 
 
 def image_span(card: Card) -> str:
-    """Widths and heights of the images, in pixels."""
+    """Heights and widths of the images, in pixels."""
     image = card.image
     return (
-        f"width {_span(image.min_width, image.max_width)}, "
-        f"height {_span(image.min_height, image.max_height)}"
+        f"height {_span(image.min_height, image.max_height)}, "
+        f"width {_span(image.min_width, image.max_width)}"
     )
 
 

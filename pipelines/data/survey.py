@@ -32,6 +32,7 @@ LOOKED_AT = 1000
 REMOTE_SHARDS = 3
 """Shards of each split of a remote set that may be fetched to be looked at."""
 SHOWN_PAIRS = 24
+NAMED_REASONS = 10
 _EMPTY = -1
 """Stands among the classes for "nothing in this image"."""
 
@@ -103,8 +104,11 @@ class Survey:
 
 
 def count_reasons(rows: Iterable[RejectedRow]) -> list[tuple[str, int]]:
-    """(reason, how many), the most frequent first."""
-    return sorted(Counter(row.reason for row in rows).items(), key=lambda item: (-item[1], item[0]))
+    """(reason, how many), the most frequent first; the rest of many reasons is summed up."""
+    counted = Counter(row.reason for row in rows)
+    found = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in found[NAMED_REASONS:])
+    return found[:NAMED_REASONS] + ([("for other reasons", rest)] if rest else [])
 
 
 def ordered(card: Card) -> list[str]:

@@ -1,0 +1,166 @@
+"""`tessera inspect` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calling import Call
+from packed_sets import Given, pack_set, pair
+from PIL import Image
+
+from pipelines.data import storage
+from pipelines.data.annotations import Mask, Objects
+
+ROWS = [
+    {"key": "a", "origin": "a.jpg", "reason": "box without area", "detail": "object 4"},
+    {"key": "b", "origin": "b.jpg", "reason": "box without area", "detail": "object 1"},
+    {"key": "c", "origin": "c.jpg", "reason": "unreadable image", "detail": "cut short"},
+]
+
+
+def image(number: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (20, 30), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def said_of(task: str) -> object:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:5] = 1
+    boxes = np.array([[1, 1, 9, 9], [2, 2, 5, 5.0], [3, 3, 8, 9]])
+    objects = Objects(boxes, np.array([0, 0, 1]), np.array([False, False, True]))
+    return {
+        "detection": objects,
+        "semantic_segmentation": Mask(mask),
+        "classification": 1,
+        "images": None,
+    }[task]
+
+
+def make(folder: Path, task: str, **more: object) -> Path:
+    classes = () if task == "images" else ("cat", "dog")
+    given: list[Given] = [(f"k{n}", image(n), said_of(task)) for n in range(6)]  # type: ignore[misc]
+    splits = {"train": given[:4], "test": given[4:]}
+    pack_set(folder, task, splits, classes, shard_samples=3, **more)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "lines"),
+    [
+        ("classification", ["images of train test", "cat 0 0", "dog 4 2"]),
+        ("detection", ["objects of train test", "cat 8 4", "dog 0 0"]),
+        (
+            "semantic_segmentation",
+            ["share of the pixels of train test", "cat 75.00 % 75.00 %", "dog 25.00 % 25.00 %"],
+        ),
+        ("images", ["task images"]),
+    ],
+)
+def test_every_task_has_its_summary(
+    tmp_path: Path, call: Call, task: str, lines: list[str]
+) -> None:
+    folder = make(tmp_path / "set", task, licence="CC0")
+    done = call("inspect", folder)
+    assert done.status == 0, done.err
+    shown = [" ".join(line.split()) for line in done.out.splitlines()]
+    for line in [*lines, "images 6", "pixels grey, height 20, width 30", "licence CC0"]:
+        assert line in shown
+    assert any(line.startswith("train 4 2 ") for line in shown)
+    assert ("cat" in done.out) == (task != "images")
+
+
+def test_rejected_ones_and_leakage_are_counted(tmp_path: Path, call: Call) -> None:
+    pairs = [pair(("train", "k0"), ("test", "k4"), 3)]
+    folder = make(tmp_path / "set", "classification", rejected=ROWS, pairs=pairs)
+    shown = [" ".join(line.split()) for line in call("inspect", folder).out.splitlines()]
+    assert "rejected 3: 2 box without area, 1 unreadable image; see rejected.jsonl" in shown
+    assert "leakage 1 pair of 2 images of two splits that look alike; see leakage.jsonl" in shown
+
+
+def test_the_page_is_written_whole(tmp_path: Path, call: Call) -> None:
+    folder = make(tmp_path / "set", "detection", rejected=ROWS)
+    page = tmp_path / "deep" / "a: page.html"
+    done = call("inspect", folder, "--html", page, "--samples", 2)
+    assert done.status == 0, done.err
+    assert str(page) in done.out
+    html = page.read_text(encoding="utf-8")
+    assert html.startswith("<!DOCTYPE html>")
+    assert html.rstrip().endswith("</html>")
+    assert html.count("<img ") == 4
+    assert [path.name for path in page.parent.iterdir()] == [page.name]
+    call("inspect", folder, "--html", page, "--samples", 1)
+    assert page.read_text(encoding="utf-8").count("<img ") == 2
+
+
+def test_json_is_the_card_also_with_a_page(tmp_path: Path, call: Call) -> None:
+    folder = make(tmp_path / "set", "semantic_segmentation")
+    done = call("inspect", folder, "--json", "--html", tmp_path / "page.html")
+    assert json.loads(done.out) == json.loads((folder / "card.json").read_text())
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_a_set_at_an_address_is_inspected_like_one_in_a_folder(tmp_path: Path, call: Call) -> None:
+    folder = make(tmp_path / "set", "detection", rejected=ROWS)
+    place = storage.at("memory://inspected/set")
+    for path in folder.rglob("*.*"):
+        place.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    here, there = tmp_path / "here.html", tmp_path / "there.html"
+    storage.use_cache(storage.CacheSettings(tmp_path / "cache"))
+    try:
+        remote = call("inspect", "memory://inspected/set", "--html", there)
+    finally:
+        storage.use_cache(None)
+    local = call("inspect", folder, "--html", here)
+    assert remote.status == 0, remote.err
+    assert remote.out.replace(str(there), "") == local.out.replace(str(here), "")
+    assert there.read_text(encoding="utf-8") == here.read_text(encoding="utf-8")
+
+
+def test_a_thousand_classes_are_no_thousand_lines(tmp_path: Path, call: Call) -> None:
+    given: list[Given] = [(f"k{n}", image(n), n) for n in range(9)]
+    names = [f"class {n}" for n in range(1000)]
+    pack_set(tmp_path, "classification", {"train": given}, names)
+    done = call("inspect", tmp_path)
+    assert "980 classes between" in done.out
+    assert len(done.out.splitlines()) < 50
+
+
+def test_names_can_not_steer_the_terminal(tmp_path: Path, call: Call) -> None:
+    given: list[Given] = [("k", image(0), 0)]
+    evil = "\x1b]0;title\x07\x1b[2Jred\n\u202eder"
+    rows = [{"key": evil, "origin": evil, "reason": evil, "detail": evil}]
+    pack_set(
+        tmp_path,
+        "classification",
+        {"train": given},
+        [evil],
+        rejected=rows,
+        **dict.fromkeys(("name", "source", "licence"), evil),
+    )
+    done = call("inspect", tmp_path)
+    assert done.status == 0, done.err
+    assert "red" in done.out
+    assert not [c for c in done.out if not c.isprintable() and c != "\n"]
+
+
+def test_mistakes_are_named(tmp_path: Path, call: Call) -> None:
+    folder = make(tmp_path / "set", "images")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/card.json").write_text("{}")
+    cases: list[tuple[tuple[object, ...], int, str]] = [
+        (("inspect", tmp_path / "none"), 1, "is no packed data set"),
+        (("inspect", tmp_path / "damaged"), 1, "is no card"),
+        (("inspect", "pipe:cat x"), 2, "not read here"),
+        (("inspect", folder, "--samples", 0), 2, "0"),
+        (("inspect", folder, "--html", tmp_path), 2, "is a directory"),
+        (("inspect", folder, "--html", tmp_path / "file" / "page.html"), 1, "can't be written"),
+    ]
+    for arguments, status, part in cases:
+        done = call(*arguments)
+        assert (done.status, done.out) == (status, ""), arguments
+        assert part in done.err
+        assert "Traceback" not in done.err
