@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from models.core.family import Batch
-from pipelines.data.annotations import IGNORED, Mask, Objects, clip, mask_pixels, resize
+from pipelines.data.annotations import IGNORED, Mask, Objects, mask_pixels, resize
 from pipelines.data.samples import Fit, crop
 
 COUNTS = "objects"
@@ -38,10 +38,9 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
     """Scaled or cut; an object of which nothing is left is dropped."""
     pixels = None
     if fit == "crop":
-        boxes = (
-            objects.boxes + np.array([_shift(a, b) for a, b in zip(given, to)] * 2)[[1, 0, 3, 2]]
-        )
-        boxes = clip(boxes, *to)
+        down, right = (_shift(a, b) for a, b in zip(given, to))
+        edges = (to[1], to[0], to[1], to[0])
+        boxes = np.clip(objects.boxes + (right, down, right, down), 0, edges)
         if masks:
             pixels = _crop_masks(objects, given, to)
     else:
