@@ -151,7 +151,8 @@ def _keep(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         (sides[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in (0, 1)
     ]
-    if all(made[i] >= min(2, sides[i]) for i in (0, 1)):
+    least = 1 if kernel == stride and isinstance(layer, nn.Conv2d) else 2  # patches may end in one
+    if all(made[i] >= min(least, sides[i]) for i in (0, 1)):
         return
     if isinstance(layer, nn.Conv2d):
         layer.stride, layer.padding = (1, 1), "same"

@@ -1,0 +1,175 @@
+"""Any classification network of torchvision by name, and of timm where that is installed.
+
+In: `model.name`, as `torchvision.models.list_models` has it, or `timm/NAME`. Out: that network with
+a head for these classes and a first layer for these channels. For images under 96 pixels the first
+convolution loses its stride and a pool right after it is left out, unless it cuts the image into
+patches; later layers don't go below 2x2 pixels. No weight but the head's and, for other than three
+channels, the first layer's changes its shape, so a network's published weights fit.
+
+    B images, C channels, H height, W width, K classes
+
+    image (B, C, H, W) -> logits (B, K)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.core.errors import TesseraError, UsageError, unknown
+from models.core.family import DataSpec
+from models.core.layers import Pretrained, Transfer, first_convolution, is_small, keep_maps
+from models.core.spaces import Choice, LogUniform, Space, Uniform
+
+TIMM = "timm/"
+
+
+@dataclass(frozen=True)
+class BackboneConfig(Pretrained):
+    """`name` of the network. `adapt`: make it fit for small images; without it the network is as
+    its authors have it."""
+
+    name: str = "mobilenet_v3_small"
+    adapt: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name.removeprefix(TIMM):
+            raise UsageError("model.name is empty", mend="name a network, like mobilenet_v3_small")
+
+
+class Backbone(Transfer[BackboneConfig]):
+    variants = {
+        "base": BackboneConfig(),
+        "tiny": BackboneConfig(name="shufflenet_v2_x0_5"),
+    }
+    defaults = {
+        "optim.model.kind": "adamw",
+        "optim.model.lr": 2e-3,
+        "optim.model.weight_decay": 0.02,
+        "schedule.kind": "cosine",
+        "schedule.warmup": 0.1,
+        "train.clip_norm": 1.0,
+    }
+
+    def build(self, config: BackboneConfig, data: DataSpec) -> nn.Module:
+        make = _from_timm if config.name.startswith(TIMM) else _from_torchvision
+        try:
+            net = make(config.name, data)
+            if config.adapt and is_small("auto", data):
+                _keep_size_at_first(net)
+                keep_maps(net, data)
+            _try_out(net, data)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            line = " ".join(str(error).split())[:200].rstrip(".!")
+            raise UsageError(
+                f"{config.name} takes no images of {data.height}x{data.width} pixels: {line}",
+                mend="scale them: --set data.height=224 --set data.width=224",
+            ) from None
+        return net
+
+    def head_names(self, module: nn.Module) -> tuple[str, ...]:
+        return (last_layer(module),)
+
+    def search_space(self) -> Mapping[str, Space]:
+        return {
+            "optim.model.lr": LogUniform(1e-4, 1e-2),
+            "optim.model.weight_decay": LogUniform(1e-4, 0.1),
+            "train.batch_size": Choice((64, 128, 256)),
+            "augment.label_smoothing": Uniform(0.0, 0.2),
+            "model.name": Choice(("mobilenet_v3_small", "shufflenet_v2_x1_0", "regnet_y_400mf")),
+        }
+
+
+def last_layer(net: nn.Module) -> str:
+    """Name of the layer that gives the logits: the last with weights, in the order of making."""
+    kinds = (nn.Linear, nn.Conv2d)
+    found: list[str] = [name for name, module in net.named_modules() if isinstance(module, kinds)]
+    return found[-1]
+
+
+def _from_torchvision(name: str, data: DataSpec) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown("network", name, known)
+    settings: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        if data.height != data.width:
+            raise ValueError("it takes square images only")
+        settings = {"image_size": data.height}
+    elif name == "maxvit_t":
+        settings = {"input_size": (data.height, data.width)}
+    elif name in ("googlenet", "inception_v3"):  # with losses of their own they'd be a family
+        settings = {"aux_logits": False, "init_weights": False}
+    net: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=len(data.classes), **settings
+    )
+    first = first_convolution(net)
+    if data.channels != 3:
+        net.set_submodule(first, _with_channels(net.get_submodule(first), data.channels))
+    return net
+
+
+def _from_timm(name: str, data: DataSpec) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise TesseraError(
+            f"model.name = {name!r} needs timm, which isn't installed here",
+            mend="pip install 'tessera[timm]', on every machine of a Ray cluster",
+        ) from None
+    bare = name.removeprefix(TIMM)
+    known = timm.list_models()
+    if bare not in known:
+        raise unknown("network of timm", bare, known)
+    net: nn.Module = timm.create_model(
+        bare, pretrained=False, num_classes=len(data.classes), in_chans=data.channels
+    )
+    return net
+
+
+def _with_channels(layer: nn.Module, channels: int) -> nn.Conv2d:
+    assert isinstance(layer, nn.Conv2d)
+    return nn.Conv2d(
+        channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        bias=layer.bias is not None,
+    )
+
+
+def _keep_size_at_first(net: nn.Module) -> None:
+    """The first convolution loses its stride, and a pool right after it goes. A convolution whose
+    stride is as large as its kernel cuts patches, and stays."""
+    layers = [m for m in net.modules() if not list(m.children())]
+    start = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
+    first = layers[start]
+    assert isinstance(first, nn.Conv2d)
+    if not 1 < first.stride[0] < first.kernel_size[0]:
+        return
+    first.stride = (1, 1)
+    for layer in layers[start + 1 :]:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.kernel_size, layer.stride, layer.padding = 1, 1, 0
+        if isinstance(layer, nn.MaxPool2d | nn.Conv2d):
+            return
+
+
+def _try_out(net: nn.Module, data: DataSpec) -> None:
+    """One image through the network; what its authors say about the size is raised here."""
+    device = next(net.parameters()).device
+    with torch.no_grad():
+        logits: Tensor = net.eval()(torch.zeros(1, *data.shape, device=device))
+    assert logits.shape == (1, len(data.classes))
+    net.train()
+
+
+FAMILY = Backbone()
