@@ -89,6 +89,8 @@ def pack_shard(shared: Shared, part: Part, step: Callable[[], None] = lambda: No
         shard, table = write_shard(file, part.path, book.samples(shared, part, step))
         if shard.samples:
             place.put(file, part.path)
+        else:  # it may have had some before, when nothing was known of `without`
+            place.remove(part.path)
     rows = receipts.encode(table)
     prints = np.frombuffer(b"".join(book.prints), np.uint8).reshape(-1, leakage.SIZE)
     encoded = receipts.encode(prints)

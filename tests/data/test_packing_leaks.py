@@ -1,0 +1,182 @@
+"""The same image in two splits: the later split keeps it; what only looks alike is listed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data import card as cards
+from pipelines.data import packing, packing_leaks, shards
+from pipelines.data.card import Card
+from pipelines.data.importing import pack
+from pipelines.data.verifying import verify
+
+MakeImage = Callable[..., Path]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def keys(folder: Path, split: str) -> set[str]:
+    reader = shards.ShardReader(folder, cards.read(folder), split)
+    return {reader.read(number).key for number in range(len(reader))}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def scene(seed: int) -> Image.Image:
+    """A picture of some detail, of which a copy of lower quality looks alike."""
+    rough = np.random.default_rng(seed).integers(0, 256, (24, 32), dtype=np.uint8)
+    return Image.fromarray(rough).resize((64, 48), Image.Resampling.BICUBIC).convert("RGB")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """12 train, 4 val and 4 test images of a class; all are others."""
+    for split, count, first in (("train", 12, 0), ("val", 4, 100), ("test", 4, 200)):
+        folder = tmp_path / "pets" / split / "cat"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            scene(first + number).save(folder / f"{number}.png")
+    return tmp_path / "pets"
+
+
+def copy(source: Path, of: str, to: str, quality: int = 0) -> None:
+    with Image.open(source / of) as image:
+        if not quality:
+            image.save(source / to)
+        else:
+            out = io.BytesIO()
+            image.save(out, format="JPEG", quality=quality)
+            (source / to).write_bytes(out.getvalue())
+
+
+def test_sets_without_copies_have_no_leakage(tmp_path: Path, source: Path) -> None:
+    card = pack(str(source), tmp_path / "out")
+    assert card.leakage == cards.Leakage(near=0, images=0)
+    assert not (tmp_path / "out" / packing_leaks.FILE).exists()
+    assert card.rejected == 0
+
+
+def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: Path) -> None:
+    copy(source, "test/cat/1.png", "val/cat/of-test.bmp")  # other bytes, the same pixels
+    copy(source, "test/cat/1.png", "train/cat/of-test.bmp")
+    copy(source, "val/cat/2.png", "train/cat/of-val.bmp")
+    copy(source, "train/cat/5.png", "train/cat/within.bmp")  # no leak: one split
+    with pytest.raises(packing.Kept, match="3 image in two splits"):
+        pack(str(source), tmp_path / "out", shard_samples=5)
+    said: list[str] = []
+    card = pack(str(source), tmp_path / "out", shard_samples=5, allow_rejected="3", say=said.append)
+    assert any(line.startswith("goes on: 5 of 5") for line in said)
+    assert {name: split.samples for name, split in card.splits.items()} == {
+        "train": 13,
+        "val": 4,
+        "test": 4,
+    }
+    assert card.splits["train"].class_counts == {"cat": 13}
+    out = tmp_path / "out"
+    assert "test/cat/1" in keys(out, "test")
+    assert "val/cat/2" in keys(out, "val")
+    assert {"train/cat/5", "train/cat/within"} <= keys(out, "train")
+    rows = {row["key"]: row for row in lines(out / packing.REJECTED)}
+    assert set(rows) == {"val/cat/of-test", "train/cat/of-test", "train/cat/of-val"}
+    assert {row["reason"] for row in rows.values()} == {"image in two splits"}
+    assert rows["train/cat/of-test"]["detail"] == (
+        "train/cat/of-test.bmp of train is the same image as test/cat/1.png of test"
+    )
+    assert not verify(out).differences
+    _check_statistics(out, card)
+
+
+def _check_statistics(out: Path, card: Card) -> None:
+    """What was left out after all isn't counted."""
+    from pipelines.data.samples import decode_image
+
+    reader = shards.ShardReader(out, card, "train")
+    pixels = [
+        decode_image(reader.read(n).image, 3).numpy().reshape(3, -1) for n in range(len(reader))
+    ]
+    np.testing.assert_allclose(card.image.mean, np.concatenate(pixels, 1).mean(1) / 255, rtol=1e-12)
+
+
+def test_a_set_with_copies_has_the_same_bytes_however_it_was_packed(
+    tmp_path: Path, source: Path
+) -> None:
+    for name in ("1", "2", "3"):
+        copy(source, f"test/cat/{name}.png", f"train/cat/of-{name}.bmp")
+    allowed = {"allow_rejected": "3", "shard_samples": 4}
+    pack(str(source), tmp_path / "fresh", **allowed)  # type: ignore[arg-type]
+    done: list[int] = []
+
+    def stop(seen: int, total: int) -> None:
+        done.append(seen)
+        if seen == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(source), tmp_path / "out", progress=stop, **allowed)  # type: ignore[arg-type]
+    pack(str(source), tmp_path / "out", **allowed)  # type: ignore[arg-type]
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_shard_of_copies_alone_is_left_out(tmp_path: Path, source: Path) -> None:
+    copy(source, "test/cat/1.png", "train/cat/of-test.bmp")
+    card = pack(str(source), tmp_path / "out", shard_samples=1, allow_rejected="1")
+    assert len(card.splits["train"].shards) == card.splits["train"].samples == 12
+    names = {path.name for path in (tmp_path / "out" / "train").iterdir()}
+    assert names == {"index.npy", *(Path(s.path).name for s in card.splits["train"].shards)}
+    assert keys(tmp_path / "out", "train") == {f"train/cat/{n}" for n in range(12)}
+
+
+def test_images_that_look_alike_are_listed_and_stay(tmp_path: Path, source: Path) -> None:
+    copy(source, "test/cat/1.png", "train/cat/again.jpg", quality=80)
+    said: list[str] = []
+    card = pack(str(source), tmp_path / "out", say=said.append)
+    assert card.leakage == cards.Leakage(near=1, images=2)
+    (row,) = lines(tmp_path / "out" / packing_leaks.FILE)
+    assert 0 <= row.pop("distance") < 32
+    assert row == {
+        "left": {"split": "train", "key": "train/cat/again", "origin": "train/cat/again.jpg"},
+        "right": {"split": "test", "key": "test/cat/1", "origin": "test/cat/1.png"},
+    }
+    assert "1 pairs of images in two splits look alike: see leakage.jsonl" in said
+    assert "train/cat/again" in keys(tmp_path / "out", "train")
+
+
+def test_the_search_for_what_looks_alike_can_be_left_out(tmp_path: Path, source: Path) -> None:
+    copy(source, "test/cat/1.png", "train/cat/again.jpg", quality=80)
+    copy(source, "test/cat/2.png", "train/cat/same.bmp")
+    card = pack(str(source), tmp_path / "out", near=False, allow_rejected="1")
+    assert card.leakage == cards.Leakage()
+    assert card.rejected == 1, "the same image is rejected all the same"
+
+
+def test_a_pair_goes_by_the_samples_that_are_left(tmp_path: Path, source: Path) -> None:
+    """The nearest of a test image is rejected; the next one is still found."""
+    copy(source, "val/cat/1.png", "train/cat/same.bmp")
+    copy(source, "val/cat/1.png", "test/cat/near.jpg", quality=80)
+    copy(source, "val/cat/1.png", "train/cat/near.jpg", quality=60)
+    pack(str(source), tmp_path / "out", allow_rejected="1")
+    found = {
+        (row["left"]["key"], row["right"]["key"])
+        for row in lines(tmp_path / "out" / packing_leaks.FILE)
+    }
+    assert found == {
+        ("train/cat/near", "val/cat/1"),
+        ("train/cat/near", "test/cat/near"),
+        ("val/cat/1", "test/cat/near"),
+    }
