@@ -90,6 +90,10 @@ def check(verb: str, arguments: tuple[str, ...]) -> None:
     if verb not in allowed:
         raise unknown("verb", verb, allowed)
     parse(verb, arguments)
+    if verb == "train":
+        from jobs import train
+
+        train.check(train.command.make_context("tessera train", list(arguments)).params)
 
 
 def parse(verb: str, arguments: tuple[str, ...]) -> dict[str, object]:

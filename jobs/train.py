@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
+    from pipelines.data.card import Card
     from pipelines.recipe import Recipe
     from pipelines.runs import Outcome, Run
 
@@ -44,11 +46,8 @@ def command(
 ) -> int:
     """Train a family, or a recipe, and register the best checkpoint as `challenger`."""
     from models.core.errors import UsageError
-    from pipelines import recipe as recipes
 
-    changes: dict[str, Any] = dict(recipes.parse_override(text) for text in overrides)
-    if workers is not None:
-        changes["workers.count"] = workers
+    changes = _changes(overrides, workers)
     if resume:
         if what or variant or model:
             raise UsageError("--resume takes the recipe of the run it resumes", mend="leave it out")
@@ -63,11 +62,60 @@ def command(
     return _finish(outcome, as_json)
 
 
+def check(parameters: Mapping[str, Any]) -> None:
+    """Refuses, before it is submitted, a training that can't begin: parameters of `command`.
+
+    Data that only the cluster's machines see is looked at by the job itself.
+    """
+    from models.core.errors import TesseraError
+    from pipelines.data import card as cards
+
+    if parameters["resume"] or not parameters["what"]:
+        return
+    changes = _changes(parameters["overrides"], parameters["workers"])
+    recipe = _ask(parameters["what"], parameters["variant"], parameters["data"], changes)
+    where = recipe.data.path
+    if "://" not in where and not Path(where).exists():
+        return
+    try:
+        cards.read(where)
+    except TesseraError:
+        if "://" in where:  # the credentials may be the cluster's
+            return
+        raise
+    check_data(_settle(recipe))
+
+
+def check_data(recipe: Recipe) -> Card:
+    """The recipe's data set. Raises TesseraError where it can't feed the training, or a file of it
+    is missing."""
+    from pipelines.data import planning
+    from pipelines.worker import open_data
+
+    card, _ = open_data(recipe)
+    workers, batch_size = recipe.workers.count, recipe.train.batch_size
+    where = recipe.data.path
+    planning.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
+    planning.check_files(where, card, "val")
+    return card
+
+
+def _changes(overrides: Sequence[str], workers: int | None) -> dict[str, Any]:
+    from pipelines import recipe as recipes
+
+    changes: dict[str, Any] = dict(recipes.parse_override(text) for text in overrides)
+    return changes if workers is None else {**changes, "workers.count": workers}
+
+
 def _choose(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
+    return _settle(_ask(what, variant, data, changes))
+
+
+def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe as it is asked for; the data set is not looked at."""
     from jobs import embedded
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
-    from pipelines.data import card as cards
 
     if what.endswith((".yaml", ".yml", ".json")) or "/" in what:
         recipe = recipes.read(Path(what))
@@ -80,20 +128,25 @@ def _choose(what: str, variant: str | None, data: str | None, changes: dict[str,
     recipe = recipe.with_overrides(changes)
     if not recipe.data.path:
         raise UsageError("no data set", mend="name a packed one: --data DIR")
-    place = embedded.data_place(recipe.data.path)
-    recipe = recipe.with_overrides({"data.path": place})
-    if not recipe.data.digest:
-        recipe = recipe.with_overrides({"data.digest": cards.read(place).digest})
-    return recipe
+    return recipe.with_overrides({"data.path": embedded.data_place(recipe.data.path)})
+
+
+def _settle(recipe: Recipe) -> Recipe:
+    """The recipe with the digest of the data set that it is to be trained on."""
+    from pipelines.data import card as cards
+
+    if recipe.data.digest:
+        return recipe
+    return recipe.with_overrides({"data.digest": cards.read(recipe.data.path).digest})
 
 
 def _describe(recipe: Recipe, as_json: bool) -> None:
     import yaml
 
     from jobs.terminal import show_facts, show_json
-    from pipelines.worker import open_data
 
-    card, data = open_data(recipe)
+    card = check_data(recipe)
+    data = card.spec(recipe.data.height, recipe.data.width)
     samples = card.split("train").samples
     steps = -(-samples // recipe.train.batch_size)
     plan = {
@@ -125,6 +178,7 @@ def _resume(
         changes = {**changes, "data.path": embedded.data_place(data)}
     recipe = run.recipe().with_overrides(changes)
     recipes.check_resumable(run.recipe(), recipe)
+    check_data(recipe)
     return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)
 
 
@@ -139,9 +193,8 @@ def start(
     """Trains a recipe as a new run."""
     from jobs import embedded
     from pipelines import registry, runs
-    from pipelines.worker import open_data
 
-    card, _ = open_data(recipe)
+    card = check_data(recipe)
     name = card.name if model is None else model
     registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
