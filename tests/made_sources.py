@@ -5,6 +5,7 @@ In: a folder. Out: files in it, as the format's makers write them. Pixels are no
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import pickle
@@ -152,6 +153,27 @@ def table(folder: Path) -> Path:
         split = ("train", "valid", "")[number % 3]
         rows.append(f"photos/{number}.jpg,{('cat', 'dog')[number % 2]},{split}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(
+    folder: Path, counts: dict[str, int], *, packed: bool = True, dot: str = "-"
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (split, count) in enumerate(counts.items()):
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, 5, 4), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images", pixels), ("labels", labels)):
+            name = f"{split}-{kind}{dot}idx{array.ndim}-ubyte"
+            data = idx(array)
+            if packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(data, mtime=0))
+            else:
+                (folder / name).write_bytes(data)
     return folder
 
 

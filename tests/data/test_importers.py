@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_sources import idx, write_mnist
 
 from models.core.errors import TesseraError
 from pipelines.data import shards
@@ -18,27 +18,6 @@ from pipelines.data.packing_plan import split_items
 from pipelines.data.samples import decode_image
 
 DATA = Path(__file__).parents[2] / "../shared/data"
-
-
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def write_mnist(
-    folder: Path, counts: dict[str, int], *, packed: bool = True, dot: str = "-"
-) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed, (split, count) in enumerate(counts.items()):
-        pixels = np.random.default_rng(seed).integers(0, 256, (count, 5, 4), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        for kind, array in (("images", pixels), ("labels", labels)):
-            name = f"{split}-{kind}{dot}idx{array.ndim}-ubyte"
-            data = idx(array)
-            if packed:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(data, mtime=0))
-            else:
-                (folder / name).write_bytes(data)
-    return folder
 
 
 @pytest.mark.parametrize("inner", ["", "raw", "MNIST/raw"])

@@ -20,7 +20,7 @@ from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, check_mask_size
 from pipelines.data.card import Split
 from pipelines.data.importers import coco
-from pipelines.data.reading import image_size, load, need_folder, read_inside, split_of
+from pipelines.data.reading import image_size, list_stems, load, need_folder, read_inside, split_of
 from pipelines.data.samples import make_key, open_image
 from pipelines.data.sources import Item, Source, find_folders, find_images
 
@@ -35,7 +35,8 @@ def recognises(source: str) -> str:
         return ""
     for place, _ in _places(folder):
         # Of a folder of many, the first tell.
-        if any(_is_sample(inner) for inner in find_folders(place)[:5]):
+        first = filter(_is_sample, find_folders(place)[:5])
+        if any(len(list_stems(inner / "images")) == 1 for inner in first):
             return f"{place.name}/ID/images with {place.name}/ID/masks"
     return ""
 
