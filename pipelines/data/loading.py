@@ -21,7 +21,7 @@ import numpy as np
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
 from pipelines.data.card import Card
-from pipelines.data.order import EpochOrder, cut
+from pipelines.data.order import EpochOrder, part
 from pipelines.data.supply import Numbers, Options, Supply
 from pipelines.ports import World
 
@@ -30,12 +30,7 @@ from pipelines.ports import World
 class Step:
     """One global batch as this rank sees it.
 
-    batch     this rank's rows, as `batches.py` says
-    counted   rows of `batch` that count. A rank that a short global batch leaves without rows gets
-              its first row with `counted` 0, so that collectives go on
-    total     rows of the global batch, over all ranks
-    rows      which of them `batch` holds
-    consumed  samples of the epoch that are used up when this step is done
+    `batch` is this rank's rows, as `batches.py` says; the rest is as in `order.Part`.
     """
 
     batch: Batch
@@ -62,7 +57,7 @@ class TrainLoader:
         **options: Unpack[Options],
     ) -> None:
         self._batch_size, self._world = batch_size, world
-        self._rows = _TrainRows(card, split, seed, batch_size, world)
+        self._rows = TrainRows(card, split, seed, batch_size, world)
         most = -(-batch_size // world.size)
         self._supply = Supply(where, card, spec, split, world, self._rows, most, **options)
         self.samples = card.split(split).samples
@@ -92,10 +87,7 @@ class TrainLoader:
         keys = ((epoch, start) for start in self._announced(epoch, starts))
         # In this order, or the end of the batches would never be asked for.
         for batch, start in zip(self._supply.batches(keys), starts):
-            total = min(self._batch_size, self.samples - start)
-            rows = cut(total, self._world)
-            counted = rows.stop - rows.start
-            yield Step(batch, counted, total, rows if counted else slice(0, 1), start + total)
+            yield Step(batch, *part(start, self.samples, self._batch_size, self._world))
 
     def _announced(self, epoch: int, starts: range) -> Iterator[int]:
         """The starts; with each new window of shards those of the next one are asked for."""
@@ -108,7 +100,7 @@ class TrainLoader:
             yield start
 
 
-class _TrainRows:
+class TrainRows:
     """A rank's sample numbers of the batch that begins at (epoch, start)."""
 
     def __init__(self, card: Card, split: str, seed: int, batch_size: int, world: World) -> None:
@@ -124,9 +116,9 @@ class _TrainRows:
         epoch, start = key
         if self._now is None or self._now[0] != epoch:
             self._now = epoch, self.order(epoch)
-        whole = self._now[1].batch(start, start + self._batch_size)
-        rows = cut(len(whole), self._world)
-        return whole[rows if rows.stop > rows.start else slice(0, 1)]
+        order = self._now[1]
+        rows = part(start, order.samples, self._batch_size, self._world).rows
+        return order.batch(start, start + self._batch_size)[rows]
 
 
 class EvalLoader:

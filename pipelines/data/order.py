@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,30 @@ def cut(total: int, world: World) -> slice:
     base, extra = divmod(total, world.size)
     start = world.rank * base + min(world.rank, extra)
     return slice(start, start + base + (world.rank < extra))
+
+
+class Part(NamedTuple):
+    """A rank's part of a global batch.
+
+    counted   rows that count. A rank that a short global batch leaves without rows gets its first
+              row with `counted` 0, so that collectives go on
+    total     rows of the global batch, over all ranks
+    rows      which of them the rank has
+    consumed  samples of the epoch that are used up with this batch
+    """
+
+    counted: int
+    total: int
+    rows: slice
+    consumed: int
+
+
+def part(start: int, samples: int, batch_size: int, world: World) -> Part:
+    """Of the batch that begins at the place `start` of an epoch of so many samples."""
+    total = min(batch_size, samples - start)
+    rows = cut(total, world)
+    counted = rows.stop - rows.start
+    return Part(counted, total, rows if counted else slice(0, 1), start + total)
 
 
 class EpochOrder:
@@ -82,13 +106,13 @@ class EpochOrder:
     def shards(self, window: int, world: World) -> list[int]:
         """The shards of a window that this rank will read from, in their order. Empty behind the
         last window."""
-        part = slice(window * self._window, (window + 1) * self._window)
-        sizes = self._sizes[part]
+        inside = slice(window * self._window, (window + 1) * self._window)
+        sizes = self._sizes[inside]
         ends = np.cumsum(sizes)
         # A batch's share of a shard varies, so the shard beside the cut is likely read as well.
         low = world.rank / world.size * ends[-1:] - sizes
         high = (world.rank + 1) / world.size * ends[-1:] + sizes
-        chosen: list[int] = self._shards[part][(ends > low) & (ends - sizes < high)].tolist()
+        chosen: list[int] = self._shards[inside][(ends > low) & (ends - sizes < high)].tolist()
         return chosen
 
     def _slice(self, start: int, stop: int) -> tuple[Numbers, Numbers]:
@@ -108,8 +132,8 @@ class EpochOrder:
         found = self._kept.get(window)
         if found is not None:
             return found
-        part = slice(window * self._window, (window + 1) * self._window)
-        sizes, firsts = self._sizes[part], self._firsts[part]
+        inside = slice(window * self._window, (window + 1) * self._window)
+        sizes, firsts = self._sizes[inside], self._firsts[inside]
         total = int(sizes.sum())
         begins = np.cumsum(sizes) - sizes
         numbers = np.repeat(firsts - begins, sizes) + np.arange(total)

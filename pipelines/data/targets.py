@@ -39,8 +39,9 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
     pixels = None
     if fit == "crop":
         down, right = (_shift(a, b) for a, b in zip(given, to))
+        moved = objects.boxes + np.array([right, down, right, down])
         edges = (to[1], to[0], to[1], to[0])
-        boxes = np.clip(objects.boxes + (right, down, right, down), 0, edges)
+        boxes = np.clip(moved, 0, edges)
         if masks:
             pixels = _crop_masks(objects, given, to)
     else:

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import exactly_once
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.core.errors import TesseraError
-from pipelines.data import ahead
+from pipelines.data import ahead, loading
 from pipelines.data.batches import BatchMaker
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, Step, TrainLoader
+from pipelines.data.order import Part
 from pipelines.data.shards import ShardReader
 from pipelines.ports import World
 
@@ -70,14 +72,16 @@ def test_two_epochs_differ_and_a_seed_repeats(make_set: MakeSet) -> None:
     assert epochs[0] == epochs[2] != epochs[1]
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("loader_workers", [0, 1, 2])
+@pytest.mark.parametrize("cache", ["none", "memory"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_the_global_batches_don_t_depend_on_the_ranks(
-    make_set: MakeSet, size: int, cache_bytes: int
+    make_set: MakeSet, size: int, cache: str, loader_workers: int
 ) -> None:
     folder, card = make_set(29)
     alone = list(train(folder, card, 6).epoch(1))
-    loaders = [train(folder, card, 6, World(r, size), cache_bytes=cache_bytes) for r in range(size)]
+    options = {"cache": cache, "loader_workers": loader_workers if size < 4 else 0}
+    loaders = [train(folder, card, 6, World(r, size), **options) for r in range(size)]
     for _ in range(2):  # the second time from memory
         ranks = [list(loader.epoch(1)) for loader in loaders]
         assert {len(steps) for steps in ranks} == {len(alone)} == {loaders[0].steps_per_epoch}
@@ -89,6 +93,8 @@ def test_the_global_batches_don_t_depend_on_the_ranks(
                 expected = whole.batch["image"][part.rows]
                 assert torch.equal(part.batch["image"], expected)
                 assert part.batch["key"] == whole.batch["key"][part.rows]
+    for loader in loaders:
+        loader.close()
 
 
 def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> None:
@@ -100,30 +106,69 @@ def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> N
     assert [step.rows for step in last[1:]] == [slice(0, 1)] * 2
 
 
+@pytest.mark.slow
+@settings(max_examples=exactly_once.EXAMPLES, deadline=None, database=None)
+@given(exactly_once.CASES)
+def test_each_sample_once_whatever_the_numbers(case: exactly_once.Case) -> None:
+    exactly_once.check(case)
+
+
+def test_a_sample_used_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a cut that repeats a row, as samplers that pad do, fails the check."""
+    leg = exactly_once.Leg(3, 0, 4)
+    case = exactly_once.Case((4, 3), 4, 0, 0, (leg,))
+    exactly_once.check(case)
+    for module in (loading, exactly_once):
+        monkeypatch.setattr(module, "part", padded)
+    with pytest.raises(AssertionError):
+        exactly_once.check(case)
+
+
+def padded(start: int, samples: int, batch_size: int, world: World) -> Part:
+    """Equal rows for each rank, as torch's DistributedSampler gives them."""
+    total = min(batch_size, samples - start)
+    each = -(-total // world.size)
+    first = min(world.rank * each, total - each)
+    return Part(each, total, slice(first, first + each), start + total)
+
+
+@pytest.mark.slow
 @settings(
-    max_examples=30,
+    max_examples=60,
     deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_each_sample_once_whatever_the_cuts(make_set: MakeSet, data: st.DataObject) -> None:
-    """Any samples, shards and batch; resumed again and again with other numbers of ranks."""
+def test_each_sample_once_through_tars_and_processes(
+    make_set: MakeSet, data: st.DataObject
+) -> None:
+    """Any samples, shards and batch; resumed again and again with other ranks and processes."""
     count = data.draw(st.integers(1, 40), "samples")
     shard = data.draw(st.integers(1, 15), "samples a shard")
     batch = data.draw(st.integers(1, 12), "batch")
+    cache = data.draw(st.sampled_from(["none", "memory"]), "cache")
     folder, card = make_set(count, shard, name=f"set-{count}-{shard}")
     seen: list[int] = []
     consumed = 0
     while consumed < count:
-        size = data.draw(st.integers(1, 5), "ranks")
+        size = data.draw(st.integers(1, 3), "ranks")
+        workers = data.draw(st.integers(0, 2), "loader workers")
         steps = data.draw(st.integers(1, 6), "steps until the cut")
-        loaders = [train(folder, card, batch, World(rank, size)) for rank in range(size)]
+        loaders = [
+            train(folder, card, batch, World(r, size), cache=cache, loader_workers=workers)
+            for r in range(size)
+        ]
         streams = [loader.epoch(2, consumed) for loader in loaders]
         for _, parts in zip(range(steps), zip(*streams)):
+            for part in parts:
+                assert torch.equal(part.batch["image"][:, 0, 0, 0].long(), part.batch["index"])
             seen += counted(list(parts))
             consumed = parts[0].consumed
         for stream in streams:
             stream.close()  # type: ignore[attr-defined]
+        for loader in loaders:
+            loader.close()
     assert sorted(seen) == list(range(count))
 
 

@@ -1,0 +1,99 @@
+"""The property that all of the data layer serves, as a check of one made-up case.
+
+In every epoch each sample is used once: whatever the numbers of samples, shards, batch, ranks and
+loader processes, and however often it is cut and goes on with others. `benchmarks/exactly_once.py`
+checks more cases than the tests do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from pipelines.data.card import Card, ImageCard, Shard, SplitCard
+from pipelines.data.loading import TrainRows
+from pipelines.data.order import part
+from pipelines.ports import World
+
+EXAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stretch of an epoch between two cuts."""
+
+    ranks: int
+    loader_workers: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Case:
+    shard_sizes: tuple[int, ...]
+    batch: int
+    seed: int
+    epoch: int
+    legs: tuple[Leg, ...]
+
+
+LEGS = st.builds(Leg, st.integers(1, 9), st.integers(0, 4), st.integers(0, 12))
+CASES = st.builds(
+    Case,
+    st.lists(st.integers(1, 40), min_size=1, max_size=40).map(tuple),
+    st.integers(1, 70),
+    st.integers(0, 2**63),
+    st.integers(0, 1000),
+    st.lists(LEGS, min_size=1, max_size=6).map(tuple),
+)
+
+
+def card_of(sizes: Sequence[int]) -> Card:
+    """The card of a data set that nobody packed."""
+    shards = tuple(
+        Shard(path=f"train/{n}.tar", samples=size, size_bytes=0, sha256="", rows_sha256="")
+        for n, size in enumerate(sizes)
+    )
+    split = SplitCard(samples=sum(sizes), shards=shards, index="", index_bytes=0, index_sha256="")
+    image = ImageCard(
+        channels=1, min_height=1, max_height=1, min_width=1, max_width=1, mean=(0,), std=(1,)
+    )
+    card = Card(name="x", task="images", classes=(), image=image, splits={"train": split})
+    return card.sealed()
+
+
+def check(case: Case) -> None:
+    """Runs the epoch to its end, the legs over and over."""
+    card, samples = card_of(case.shard_sizes), sum(case.shard_sizes)
+    alone = TrainRows(card, "train", case.seed, case.batch, World())
+    seen: list[int] = []
+    consumed = leg_number = 0
+    while consumed < samples:
+        leg = case.legs[leg_number % len(case.legs)]
+        # The last resort against legs that are all without steps.
+        steps = leg.steps if leg_number < len(case.legs) else samples
+        worlds = [World(rank, leg.ranks) for rank in range(leg.ranks)]
+        processes = [
+            [
+                TrainRows(card, "train", case.seed, case.batch, world)
+                for _ in range(max(leg.loader_workers, 1))
+            ]
+            for world in worlds
+        ]
+        for step in range(steps):
+            if consumed >= samples:
+                break
+            parts = [part(consumed, samples, case.batch, world) for world in worlds]
+            assert len({(p.total, p.consumed) for p in parts}) == 1
+            batch: list[int] = []
+            for mine, makers in zip(parts, processes):
+                rows = makers[step % len(makers)]((case.epoch, consumed)).tolist()
+                assert len(rows) == max(mine.counted, 1)
+                batch += rows[: mine.counted]
+            assert len(batch) == parts[0].total
+            assert batch == alone((case.epoch, consumed)).tolist()
+            seen += batch
+            consumed = parts[0].consumed
+        leg_number += 1
+    assert sorted(seen) == list(range(samples))
