@@ -130,11 +130,11 @@ def list_stems(folder: Path) -> dict[str, str]:
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(height, width) of the upright image, from its header. Raises TesseraError."""
     form = sniff(data)
-    # A PNG's orientation may stand behind its pixels.
-    if form is None or (form == "PNG" and b"eXIf" in data):
+    # A PNG's orientation may stand behind its pixels; a TIFF's size is upright in some Pillows.
+    if form in (None, "TIFF") or (form == "PNG" and b"eXIf" in data):
         return open_image(data, where).size[::-1]
     try:
-        with Image.open(io.BytesIO(data), formats=[form]) as image:
+        with Image.open(io.BytesIO(data), formats=[form or ""]) as image:
             width, height = image.size
             turned = form != "PNG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # the message is made in one place
