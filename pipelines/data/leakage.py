@@ -44,7 +44,11 @@ BLANK_LEVELS = 4
 """An image whose thumbnail has fewer greys between darkest and brightest has no looks to compare."""
 _DIGEST = 16
 _SIDE, _KEPT = 32, 16
+ENOUGH = 64
+"""An image with so many look-alikes isn't compared on with others that have as many."""
 _CHUNK = 1 << 20
+_SHIFT = 40
+_NONE = np.iinfo(np.int64).max
 Array = np.ndarray[Any, Any]
 
 
@@ -85,8 +89,9 @@ def find(prints: Mapping[str, Array], kinds: Collection[str] = ("same", "near"))
     Every image that has the same pixels as one of another split is in a pair, and every image that
     is near to one of another split is in a pair with the nearest; so the list is no longer than
     twice the images, however many are alike. Of images with the same pixels in one split the first
-    speaks for all when near ones are sought. No near pair is missed. A million images against a
-    tenth of them take half a minute; the time grows with the number of pairs that look alike.
+    speaks for all when near ones are sought. No image that has a near one is missed; of more than
+    `ENOUGH` the one given may not be the nearest. A million images against a tenth of them take
+    half a minute of one core.
     """
     order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     names = sorted((name for name in prints if len(prints[name])), key=lambda n: order[n])
@@ -137,8 +142,33 @@ def _same(left: Array, right: Array) -> list[tuple[int, int]]:
     return sorted(found)
 
 
+class _Side:
+    """One split while its near images are sought: for each image its nearest of the other split."""
+
+    def __init__(self, prints: Array) -> None:
+        self.digests = _digests(prints)
+        self.nearest = np.full(len(prints), _NONE)
+        """Distance and the other's number in one whole number, so that the smallest is the best."""
+        self.hits = np.zeros(len(prints), np.int32)
+        first = np.unique(self.digests, return_index=True)[1]
+        bits = prints[:, _DIGEST:]
+        first = np.sort(first[bits[first].any(axis=1)])
+        bits = bits[first]
+        flat = bits[:, 0] >> 7 == 1
+        bits[:, 0] &= 0x7F
+        self.rich, self.flat = _Looks(bits[~flat], first[~flat]), _Looks(bits[flat], first[flat])
+
+    def take(self, numbers: Array, others: Array, distance: Array) -> None:
+        np.minimum.at(self.nearest, numbers, distance << _SHIFT | others)
+        np.add.at(self.hits, numbers, 1)
+
+    def settled(self, numbers: Array) -> Array:
+        """Which of them have so many look-alikes that no more are sought for their own sake."""
+        return np.asarray(self.hits[numbers] >= ENOUGH)
+
+
 class _Looks:
-    """Bits of some of a split's images, ready to be compared."""
+    """Bits of images without their flag, and the numbers of these images in their split."""
 
     def __init__(self, bits: Array, numbers: Array) -> None:
         self.numbers = numbers
@@ -149,87 +179,85 @@ class _Looks:
         return _Looks(self.words.view(np.uint8) ^ _mirror(), self.numbers)
 
 
-def _looks(prints: Array) -> tuple[_Looks, _Looks]:
-    """The images that are not flat, and those that are."""
-    first = np.unique(_digests(prints), return_index=True)[1]
-    bits = prints[:, _DIGEST:]
-    first = np.sort(first[bits[first].any(axis=1)])
-    bits = bits[first]
-    flat = bits[:, 0] >> 7 == 1
-    bits[:, 0] &= 0x7F
-    return _Looks(bits[~flat], first[~flat]), _Looks(bits[flat], first[flat])
+class _Table:
+    """Some of the images, sorted by one band of their bits."""
+
+    def __init__(self, looks: _Looks, band: int, chosen: Array) -> None:
+        chosen = np.flatnonzero(chosen)
+        chosen = chosen[np.argsort(looks.bands[chosen, band], kind="stable")]
+        self.numbers = looks.numbers[chosen]
+        self.keys = looks.bands[chosen, band]
+        self.words = looks.words[chosen].T.copy()
+        self.starts = np.zeros(65537, np.int64)
+        np.cumsum(np.bincount(self.keys, minlength=65536), out=self.starts[1:])
 
 
 def _near(left: Array, right: Array) -> list[tuple[int, int, int]]:
     """(number in left, number in right, distance): for each image its nearest near one."""
-    none = np.iinfo(np.int64).max
-    best_a, best_b = np.full(len(left), none), np.full(len(right), none)
-    same = _digests(left), _digests(right)
-    (rich_a, flat_a), (rich_b, flat_b) = _looks(left), _looks(right)
-    searches = [(rich_a, rich_b, LIMIT)]
-    searches += [(a, b, FLAT_LIMIT) for a, b in ((flat_a, flat_b), (flat_a, rich_b))]
-    searches += [(rich_a, flat_b, FLAT_LIMIT)]
-    for a, b, limit in searches:
-        for i, j, distance in _search(a, b, limit):
-            other = same[0][i] != same[1][j]
-            i, j, distance = i[other], j[other], distance[other].astype(np.int64)
-            np.minimum.at(best_a, i, distance << 40 | j)
-            np.minimum.at(best_b, j, distance << 40 | i)
-    mask = (1 << 40) - 1
-    i, j = np.flatnonzero(best_a < none), np.flatnonzero(best_b < none)
-    found = {(x, best & mask, best >> 40) for x, best in zip(i.tolist(), best_a[i].tolist())}
-    found |= {(best & mask, x, best >> 40) for x, best in zip(j.tolist(), best_b[j].tolist())}
+    a, b = _Side(left), _Side(right)
+    _search(a, a.rich, b, b.rich, LIMIT)
+    for of_a, of_b in ((a.flat, b.flat), (a.flat, b.rich), (a.rich, b.flat)):
+        _search(a, of_a, b, of_b, FLAT_LIMIT)
+    found = set()
+    for side, turned in ((a, False), (b, True)):
+        numbers = np.flatnonzero(side.nearest < _NONE)
+        for number, best in zip(numbers.tolist(), side.nearest[numbers].tolist()):
+            pair = (number, best & (1 << _SHIFT) - 1)
+            found.add((*(reversed(pair) if turned else pair), best >> _SHIFT))
     return sorted(found)
 
 
-def _search(a: _Looks, b: _Looks, limit: int) -> Iterator[tuple[Array, Array, Array]]:
-    """Numbers and distances of all pairs within `limit` bits, also mirrored; a pair may come again.
+def _search(a: _Side, of_a: _Looks, b: _Side, of_b: _Looks, limit: int) -> None:
+    """Tells both sides of the pairs within `limit` bits, also mirrored.
 
     Of 16 bands, one differs in at most `limit // 16` bits, which are 0 or 1: so those that share a
     band, or all but one bit of it, are the candidates.
     """
-    few, many, turned = (a, b, False) if len(a.numbers) <= len(b.numbers) else (b, a, True)
-    if not len(few.numbers):
+    if len(of_a.numbers) > len(of_b.numbers):
+        a, of_a, b, of_b = b, of_b, a, of_a
+    if not len(of_a.numbers):
         return
     flips = [0] if limit < 16 else [0, *(1 << bit for bit in range(16))]
-    sides = (few, few.mirrored())
+    looks = (of_a, of_a.mirrored())
     for band in range(16):
-        order = np.argsort(many.bands[:, band], kind="stable")
-        starts = np.zeros(65537, np.int64)
-        np.cumsum(np.bincount(many.bands[:, band], minlength=65536), out=starts[1:])
-        words = many.words[order].T.copy()
-        for side in sides:
-            asked = np.argsort(side.bands[:, band], kind="stable")
-            keys = side.bands[asked, band]
-            for flip in flips:
-                for q, r, distance in _compare(
-                    side.words[asked].T, keys ^ flip, starts, words, limit
-                ):
-                    x, y = few.numbers[asked[q]], many.numbers[order[r]]
-                    yield (y, x, distance) if turned else (x, y, distance)
+        whole = _Table(of_b, band, np.ones(len(of_b.numbers), bool))
+        for look in looks:
+            busy = a.settled(look.numbers)
+            searches = [(_Table(look, band, ~busy), whole)]
+            if busy.any():
+                rest = _Table(of_b, band, ~b.settled(of_b.numbers))
+                searches.append((_Table(look, band, busy), rest))
+            for asked, table in searches:
+                for flip in flips:
+                    for i, j, distance in _compare(asked, table, flip, limit):
+                        other = a.digests[i] != b.digests[j]
+                        i, j, distance = i[other], j[other], distance[other].astype(np.int64)
+                        a.take(i, j, distance)
+                        b.take(j, i, distance)
 
 
 def _compare(
-    asked: Array, keys: Array, starts: Array, words: Array, limit: int
+    asked: _Table, table: _Table, flip: int, limit: int
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """Places and distances of the near ones among all that have the same key, a part at a time."""
-    counts = starts[keys + np.int64(1)] - starts[keys]
+    """Numbers and distances of the near ones among those whose band is the same but for `flip`, a
+    part at a time."""
+    keys = (asked.keys ^ flip).astype(np.int64)
+    starts = table.starts[keys]
+    counts = table.starts[keys + 1] - starts
     ends = np.cumsum(counts)
     first = 0
     while first < len(keys):
         done = ends[first - 1] if first else 0
         last = max(int(np.searchsorted(ends, done + _CHUNK, side="right")), first + 1)
-        part = counts[first:last]
-        q = np.repeat(np.arange(first, last), part)
-        r = np.arange(len(q)) + np.repeat(
-            starts[keys[first:last]] - (ends[first:last] - part), part
-        )
+        part = slice(first, last)
+        q = np.repeat(np.arange(first, last), counts[part])
+        r = np.arange(len(q)) + np.repeat(starts[part] - ends[part] + counts[part], counts[part])
         r += done
         distance = np.zeros(len(q), np.uint8)
         for word in range(4):
-            distance = distance + np.bitwise_count(asked[word, q] ^ words[word, r])
+            distance = distance + np.bitwise_count(asked.words[word, q] ^ table.words[word, r])
             kept = distance <= limit
             q, r, distance = q[kept], r[kept], distance[kept]
         if len(q):
-            yield q, r, distance
+            yield asked.numbers[q], table.numbers[r], distance
         first = last
