@@ -48,6 +48,85 @@ def test_pack_prints_the_card_as_json(tmp_path: Path, pets: Path, call: Call) ->
     assert card["name"] == "mine"
 
 
+def test_pack_notes_the_licence_and_shrinks(tmp_path: Path, pets: Path, call: Call) -> None:
+    shrink = ("--resize", 3, "--quality", 80)
+    packed = call("pack", pets, "--to", tmp_path / "out", "--licence", "CC0", *shrink, "--json")
+    card = json.loads(packed.out)
+    assert card["licence"] == "CC0"
+    assert (card["image"]["max_height"], card["image"]["max_width"]) == (3, 4)
+
+
+def test_pack_takes_an_address(tmp_path: Path, pets: Path, call: Call) -> None:
+    packed = call("pack", pets, "--to", f"file://{tmp_path}/out")
+    assert packed.status == 0, packed.err
+    assert (tmp_path / "out" / "card.json").exists()
+
+
+def test_pack_takes_the_format_s_options(tmp_path: Path, call: Call) -> None:
+    folder = tmp_path / "src"
+    folder.mkdir()
+    rows = ["file;kind"]
+    for number in range(6):
+        Image.fromarray(np.full((4, 4), 40 * number, np.uint8)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png;{'ab'[number % 2]}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    given = ("--option", "path_column=file", "--option", "label_column=kind")
+    given += ("--option", "delimiter=;")
+    packed = call("pack", folder, "--to", tmp_path / "out", "--format", "csv", *given, "--json")
+    assert packed.status == 0, packed.err
+    assert json.loads(packed.out)["classes"] == ["a", "b"]
+    near = call(
+        "pack", folder, "--to", tmp_path / "x", "--format", "csv", "--option", "paht_column=x"
+    )
+    assert near.status == 2
+    assert "did you mean 'path_column'" in near.err
+
+
+def test_a_pack_that_is_refused_goes_on_when_told_to(
+    tmp_path: Path, pets: Path, call: Call
+) -> None:
+    (pets / "dog" / "bad.jpg").write_bytes(b"x")
+    refused = call("pack", pets, "--to", tmp_path / "out", "--shard-samples", 6)
+    assert refused.status == 1
+    assert f"{tmp_path}/.out.packing/rejected.jsonl" in refused.err
+    again = call(
+        "pack", pets, "--to", tmp_path / "out", "--shard-samples", 6, "--allow-rejected", 1
+    )
+    assert again.status == 0, again.err
+    assert "goes on: 5 of 5 shards are there" in again.err
+    assert "1, see rejected.jsonl" in again.out
+
+
+@pytest.mark.slow
+def test_a_pack_on_the_cluster_is_the_same(
+    tmp_path: Path, pets: Path, call: Call, ray_cluster: None
+) -> None:
+    here = call("pack", pets, "--to", tmp_path / "here", "--json")
+    there = call("pack", pets, "--to", tmp_path / "there", "--workers", 2, "--json")
+    assert there.status == 0, there.err
+    assert there.out == here.out
+
+
+def test_the_progress_is_a_line_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs.pack import _Progress
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    times = iter([10.0, 11.0, 12.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    with _Progress() as progress:
+        progress.show(4000, 10000)  # of an earlier call: no speed of this one
+        progress.show(4500, 10000)
+        progress.show(5500, 10000)
+    lines = capsys.readouterr().err.split("\r\x1b[K")
+    assert lines[1].endswith("4,000 of 10,000 images")
+    assert lines[2].endswith("4,500 of 10,000 images  500 images/s")
+    assert lines[3].endswith("5,500 of 10,000 images  750 images/s")
+    assert all(len(line) < 80 for line in lines)
+    assert lines[-1] == ""
+
+
 def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: Call) -> None:
     (pets / "dog" / "bad.jpg").write_bytes(b"x")
     (tmp_path / "full").mkdir()
@@ -58,6 +137,10 @@ def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: C
         (("pack", pets, "--to", tmp_path / "full"), 1, "is not empty"),
         (("pack", tmp_path / "no", "--to", out), 2, "there is no"),
         (("pack", pets, "--to", out, "--format", "minst"), 2, "did you mean 'mnist'"),
+        (("pack", pets, "--to", out, "--format", "image_folder:x"), 2, "takes no options"),
+        (("pack", pets, "--to", out, "--option", "x"), 2, "is no NAME=VALUE"),
+        (("pack", pets, "--to", out, "--quality", 90), 2, "--quality without --resize"),
+        (("pack", pets, "--to", "pipe:cat"), 2, "pipe"),
         (("inspect", tmp_path / "full"), 1, "is no packed data set"),
     ]
     for arguments, status, says in cases:
