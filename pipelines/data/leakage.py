@@ -91,7 +91,7 @@ def find(prints: Mapping[str, Array], kinds: Collection[str] = ("same", "near"))
     twice the images, however many are alike. Of images with the same pixels in one split the first
     speaks for all when near ones are sought. No image that has a near one is missed; of more than
     `ENOUGH` the one given may not be the nearest. A million images against a tenth of them take
-    half a minute of one core.
+    40 s of one core.
     """
     order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     names = sorted((name for name in prints if len(prints[name])), key=lambda n: order[n])
