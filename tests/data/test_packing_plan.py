@@ -1,0 +1,121 @@
+"""What goes into which shard: the same for the same source, and said by a digest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from models.core.errors import TesseraError
+from pipelines.data.annotations import Annotation, Objects
+from pipelines.data.importing import pack
+from pipelines.data.packing_plan import Plan, digest, make_plan
+from pipelines.data.samples import encode_png
+from pipelines.data.shard_packing import Shared
+from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
+from pipelines.data.sources import Item, Rejected, Source
+
+
+def encode(size: int, item: Item) -> bytes:
+    """Noise, which a PNG can't make smaller."""
+    pixels = np.random.default_rng(item.row).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return encode_png(pixels)
+
+
+def refuse(item: Item) -> bytes:
+    raise Rejected("unreadable image", item.key)
+
+
+def source(count: int, size: int = 4, splits: Sequence[str | None] = (None,)) -> Source:
+    items = [
+        Item(f"{n:05d}", f"{n}.png", n % 2, splits[n % len(splits)], n)  # type: ignore[arg-type]
+        for n in range(count)
+    ]
+    return Source("set", "classification", ("a", "b"), items, partial(encode, size))
+
+
+def plan_of(source: Source, shard_samples: int | None = None, seed: int = 0) -> Plan:
+    shared = Shared(replace(source, items=()), "", None, "")
+    return make_plan(source, shared, seed=seed, shard_samples=shard_samples)
+
+
+def sizes(plan: Plan, split: str) -> list[int]:
+    return [len(part.items) for part in plan.parts if part.split == split]
+
+
+def test_shards_of_a_split_are_as_even_as_can_be() -> None:
+    plan = plan_of(source(100, splits=("train", "train", "val", "test")), shard_samples=20)
+    assert sizes(plan, "train") == [16, 17, 17]
+    assert sizes(plan, "val") == [12, 13]
+    assert [part.path for part in plan.parts[:2]] == ["train/000000.tar", "train/000001.tar"]
+    assert plan.samples == plan.total == 100
+
+
+def test_large_images_make_shards_of_few_samples() -> None:
+    small, large = source(6000, 2), source(6000, 300)
+    assert len(sizes(plan_of(small), "train")) == -(-4800 // SHARD_SAMPLES)
+    shard = max(sizes(plan_of(large), "train"))
+    assert 0.9 * SHARD_BYTES < shard * (300 * 300 * 3) < SHARD_BYTES
+
+
+def test_the_size_of_a_shard_is_found_though_the_first_images_are_bad() -> None:
+    bad = replace(source(200), load=refuse)
+    assert sizes(plan_of(bad), "train") == [160]
+
+
+def test_a_plan_doesn_t_hang_on_the_order_of_the_items() -> None:
+    given = source(60)
+    turned = replace(given, items=given.items[::-1])
+    assert plan_of(given) == plan_of(turned)
+    assert digest(plan_of(given), given, {}) == digest(plan_of(turned), turned, {})
+
+
+def test_the_digest_is_over_all_that_is_packed_and_how() -> None:
+    given = source(60)
+    first = digest(plan_of(given, 20), given, {"seed": 0})
+    for field, value in (("key", "new"), ("origin", "x"), ("label", 0), ("row", 99)):
+        items = [replace(given.items[1], **{field: value}), *given.items]  # type: ignore[arg-type]
+        other = replace(given, items=items[:1] + items[1:2] + items[3:])
+        assert digest(plan_of(other, 20), other, {"seed": 0}) != first, field
+    assert digest(plan_of(given, 20), given, {"seed": 1}) != first
+    assert digest(plan_of(given, 20, seed=1), given, {"seed": 0}) != first
+    assert digest(plan_of(given, 21), given, {"seed": 0}) == first, "it makes the same shards"
+    assert digest(plan_of(given, 10), given, {"seed": 0}) != first
+    named = replace(given, classes=("b", "a"))
+    assert digest(plan_of(named, 20), named, {"seed": 0}) != first
+
+
+def test_items_without_labels_are_one_stratum() -> None:
+    given = source(50)
+    items = [replace(item, label=None) for item in given.items]
+    plan = plan_of(replace(given, task="images", classes=(), items=items))
+    assert (sum(sizes(plan, "train")), sum(sizes(plan, "val"))) == (40, 5)
+
+
+def test_a_class_that_train_hasn_t_is_refused_for_classes_of_images() -> None:
+    given = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
+    with pytest.raises(TesseraError, match="test has the class 'b', train has not"):
+        plan_of(given)
+
+
+def say(classes: int, item: Item) -> Annotation:
+    label = 1 if item.split == "test" else 0
+    return Objects(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([label]), np.array([False]))
+
+
+def test_a_class_that_train_hasn_t_is_said_for_objects(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    from pipelines.data.importers import digits
+
+    given = source(40, splits=("train", "test"))
+    found = replace(given, task="detection", classes=("a", "b", "c"), annotate=partial(say, 3))
+    monkeypatch.setattr(digits, "read", lambda *_: found)
+    said: list[str] = []
+    card = pack("digits", f"{tmp_path}/out", say=said.append)
+    assert "no train image has the class 'b'; test have it" in said
+    assert "no train image has the class 'c'" in said
+    assert card.splits["test"].class_counts == {"a": 0, "b": 20, "c": 0}
