@@ -17,9 +17,10 @@ from typing import NoReturn
 import click
 
 import jobs
+from jobs import data_cache
 from models.core.errors import TesseraError
 
-NO_VERBS = {"cli", "terminal", "embedded", "progress", "driver", "services"}
+NO_VERBS = {"cli", "terminal", "embedded", "progress", "driver", "services", "data_cache"}
 """Files of this folder that are no verbs: what the verbs share."""
 
 
@@ -66,6 +67,7 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "--verbose" in argv
     try:
+        data_cache.apply()
         status = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import embedded
 from models.core.errors import TesseraError
 from pipelines import cluster, registry, tracking
+from pipelines.data import storage as data_storage
 
 if TYPE_CHECKING:
     from pipelines.ports import Emit, Registry, Version
@@ -65,8 +66,9 @@ def executor(
     """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
     started here and checked to have room for the group."""
     apply_settings()
+    cache = {"cache": data_storage.cache_payload()}
     if group.workers == 0:
-        yield lambda payload, emit: cluster.local(work, payload, emit)
+        yield lambda payload, emit: cluster.local(work, {**payload, **cache}, emit)
         return
     # Ray prints what happens to its workers on stdout, where a script reads the result.
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
@@ -74,7 +76,13 @@ def executor(
         try:
             cluster.check(group)
             yield lambda payload, emit: cluster.train(
-                work, payload, group, name=name, storage=storage, emit=emit, verbose=verbose
+                work,
+                {**payload, **cache},
+                group,
+                name=name,
+                storage=storage,
+                emit=emit,
+                verbose=verbose,
             )
         finally:
             if opened:

@@ -22,7 +22,7 @@ from pipelines import checkpoints, distributed, evaluation, pictures
 from pipelines import recipe as recipes
 from pipelines.checkpoints import State
 from pipelines.data import card as cards
-from pipelines.data import decoded
+from pipelines.data import decoded, storage
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.samples import decode_image, fit_image
@@ -44,9 +44,10 @@ PICTURES = "pictures"
 def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Trains to the end, from the newest good checkpoint if there is one.
 
-    payload: `recipe` (JSON text), `run_dir`. Gives the best checkpoint's name, step, epoch and
+    payload: `recipe` (JSON text), `run_dir`, `cache` for remote shards. Gives the best checkpoint's name, step, epoch and
     value, its validation figures, images/s and notices.
     """
+    storage.use_cache_of(payload.get("cache", {}))
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
     recipe = recipes.build(json.loads(payload["recipe"]))
     run_dir = Path(payload["run_dir"])
@@ -168,9 +169,10 @@ def _answerer(
 def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Evaluates a model directory on one split, every sample once, in fp32.
 
-    payload: `model` (folder), `digest`, `data` (folder), `split`. Gives `figures`, `samples`,
-    `data_digest`.
+    payload: `model` (folder), `digest`, `data`, `split`, `cache` for remote shards. Gives `figures`,
+    `samples`, `data_digest`.
     """
+    storage.use_cache_of(payload.get("cache", {}))
     model = checkpoints.read_model(Path(payload["model"]), payload["digest"])
     place, split = payload["data"], payload["split"]
     card = cards.read(place)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from models.core.errors import TesseraError, UsageError
@@ -118,6 +118,18 @@ def use_cache(settings: CacheSettings | None) -> None:
 def cache_settings() -> CacheSettings:
     """The cache in use: by default 50 GiB in `.cache/tessera/shards` of the user's home."""
     return _cache or CacheSettings(Path.home() / ".cache" / "tessera" / "shards")
+
+
+def cache_payload() -> dict[str, Any]:
+    """The cache in use as plain JSON, for `use_cache_of` in another process; empty for the default,
+    which is of whose home it is."""
+    return {"folder": str(_cache.folder), "limit_bytes": _cache.limit_bytes} if _cache else {}
+
+
+def use_cache_of(payload: Mapping[str, Any]) -> None:
+    """Sets the cache that `cache_payload` gave as this process's."""
+    if payload:
+        use_cache(CacheSettings(Path(payload["folder"]), payload["limit_bytes"]))
 
 
 def at(where: str | Path, cache: CacheSettings | None = None) -> Place:
