@@ -91,6 +91,8 @@ def open_image(data: bytes, where: str) -> Image.Image:
         )
     if form == "PNG":
         _check_png(data, where)
+    if form == "GIF" and data[-1:] != b";":  # Pillow stops reading at the end of the pixels
+        raise TesseraError(f"{where} is a damaged GIF: its end is missing")
     _hush_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=[form]) as image:

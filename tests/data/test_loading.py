@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import exactly_once
 import pytest
@@ -30,8 +32,11 @@ MakeSet = Callable[..., tuple[Path, Card]]
 def no_leaked_threads() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    leaked = [t.name for t in threading.enumerate() if t not in before]
-    assert not leaked
+    assert not multiprocessing.active_children()
+    deadline = time.monotonic() + 5  # a queue's own thread ends a moment after its queue
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [t.name for t in threading.enumerate() if t not in before]
 
 
 def train(
@@ -243,16 +248,6 @@ def test_no_more_than_a_few_batches_are_made_ahead(
     stream.close()  # type: ignore[attr-defined]
 
 
-def test_a_damaged_sample_stops_the_epoch_and_is_named(make_set: MakeSet) -> None:
-    folder, card = make_set(20)
-    path = folder / card.splits["train"].shards[2].path
-    data = bytearray(path.read_bytes())
-    data[600] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(TesseraError, match=r"train/000002\.tar, sample 10: checksum differs"):
-        list(train(folder, card, 2).epoch(0))
-
-
 def test_a_missing_split_and_a_short_shard_are_said_at_once(make_set: MakeSet) -> None:
     folder, card = make_set(12)
     with pytest.raises(TesseraError, match="no 'val' split"):
@@ -276,3 +271,55 @@ def test_a_split_that_doesn_t_fit_is_not_kept(make_set: MakeSet) -> None:
     assert len(counted(list(kept.epoch(1)))) == 20
     with pytest.raises(TesseraError, match="checksum differs"):
         list(read.epoch(1))
+
+
+def test_the_next_shards_are_asked_for_before_they_are_read(
+    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each window's and those of the one after it; every shard is asked for before its first
+    sample is read. Processes ask for none: their parent does."""
+    folder, card = make_set(200, 2)
+    asked: list[list[int]] = []
+    read: list[tuple[int, set[int]]] = []
+    monkeypatch.setattr(ShardReader, "prefetch", lambda self, shards: asked.append(list(shards)))
+    real = ShardReader.pieces
+
+    def logged(self: ShardReader, samples: Any, shards: Any, *more: Any) -> Any:
+        read.append((len(asked), set(shards.tolist())))
+        return real(self, samples, shards, *more)
+
+    monkeypatch.setattr(ShardReader, "pieces", logged)
+    list(train(folder, card, 8).epoch(0))
+    assert len(asked) == 100 // 16 + 1
+    assert sorted({s for shards in asked for s in shards}) == list(range(100))
+    for count, shards in read:
+        assert shards <= {s for known in asked[:count] for s in known}
+    count = len(asked)
+    list(train(folder, card, 8, loader_workers=1).epoch(0))
+    assert len(asked) == 2 * count
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_a_damaged_sample_is_named_whoever_reads_it(make_set: MakeSet, loader_workers: int) -> None:
+    folder, card = make_set(20)
+    path = folder / card.splits["train"].shards[2].path
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    loader = train(folder, card, 2, loader_workers=loader_workers)
+    with pytest.raises(TesseraError, match=r"sample 10: checksum differs") as caught:
+        list(loader.epoch(0))
+    assert caught.value.mend == "fetch or pack the data set again"
+
+
+def test_processes_end_with_their_loader(make_set: MakeSet) -> None:
+    folder, card = make_set(20)
+    loader = train(folder, card, 2, loader_workers=2, cache="none")
+    list(loader.epoch(0))
+    assert len(multiprocessing.active_children()) == 2  # they wait for the next epoch
+    del loader
+    assert not multiprocessing.active_children()
+    options = {"world": World(), "split": "test", "loader_workers": 2, "cache": "none"}
+    evaluation = EvalLoader(folder, card, card.spec(), batch_size=7, **options)
+    list(evaluation.batches())
+    assert not multiprocessing.active_children()

@@ -188,12 +188,31 @@ def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
     Image.open(io.BytesIO(data[:-12])).load()  # the control: bare Pillow doesn't mind
 
 
-@pytest.mark.parametrize("form", ["JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_truncated_images_are_our_errors(form: str) -> None:
+    """At each hundredth, and by the last bytes."""
     data = encoded(photo(), form)
-    for percent in range(0, 90, 5):
+    assert samples.decode_image(data, 3).shape == (3, 24, 40)  # the control
+    ends = {len(data) * percent // 100 for percent in range(100)}
+    for end in ends | {len(data) - 1, len(data) - 2}:
         with pytest.raises(TesseraError):
-            samples.decode_image(data[: len(data) * percent // 100], 3)
+            samples.decode_image(data[:end], 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(11, 7), (4, 3), (20, 16), (5, 30), (24, 2)])
+def test_a_crop_takes_the_middle_and_continues_the_edge(height: int, width: int) -> None:
+    """NumPy's own padding says what is right."""
+    image = torch.arange(11 * 7, dtype=torch.uint8).view(1, 11, 7)
+    got = samples.fit_image(image, height, width, "crop")
+    wide = np.pad(image[0].numpy(), ((30, 30), (30, 30)), mode="edge")
+    top = 30 + ((11 - height) // 2 if height < 11 else -((height - 11) // 2))
+    left = 30 + ((7 - width) // 2 if width < 7 else -((width - 7) // 2))
+    np.testing.assert_array_equal(got[0].numpy(), wide[top : top + height, left : left + width])
+    filled = samples.crop(image, height, width, outside=255)
+    assert ((filled == 255).sum() > 0) == (height > 11 or width > 7)
+    inside = filled != 255
+    assert torch.equal(filled[inside], got[inside])
+    assert samples.fit_image(image, height, width, "stretch").shape == (1, height, width)
 
 
 def test_pillows_warnings_never_escape_also_from_threads() -> None:
