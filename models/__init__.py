@@ -41,8 +41,6 @@ def get(name: str) -> Family[Any]:
 
 def _outside(name: str) -> Family[Any]:
     """The family in a module that isn't ours."""
-    from models.core.family import Family
-
     if name.split(".")[0] == __name__:
         raise unknown("family", name, names())
     spec = _locate(name)
@@ -64,6 +62,8 @@ def _outside(name: str) -> Family[Any]:
             f"the family {name!r} can't be imported: {error}",
             mend="install what it needs: here, and on every machine of a Ray cluster",
         ) from error
+    from models.core.family import Family
+
     if not isinstance(family, Family):
         raise UsageError(
             f"FAMILY in {spec.origin} is a {type(family).__name__}, no family",
