@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,20 +21,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
 from pipelines.data import storage
-from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, SplitCard
+from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, Split, SplitCard
 from pipelines.data.index import Index, Rows
 from pipelines.data.storage import CacheSettings, Place
 from pipelines.data.tars import members
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were checked, and of all."""
+
+
+class Row(NamedTuple):
+    """A row of the index as plain values."""
+
+    offset: int
+    size: int
+    image: int
+    image_size: int
+    note: int
+    note_size: int
+    crc32: int
+    label: int
+    key: bytes
 
 
 @dataclass(frozen=True)
@@ -52,20 +67,21 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
     card = cards.read(where)
     counted = [shard for split in card.splits.values() for shard in split.shards]
     total = sum(shard.size_bytes for shard in counted)
-    differences, done = [], 0
+    differences: list[str] = []
+    done = 0
     workers = workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="tessera-verify-") as folder:
         fresh = CacheSettings(Path(folder), 1 << 50)
         place = storage.at(where, fresh)
         shards = storage.at(card.root, fresh) if card.root else place
         with ThreadPoolExecutor(workers, thread_name_prefix="tessera-verify") as pool:
-            waiting = {}
-            for name, split in card.splits.items():
-                tables, found = _tables(place, card, name, split)
-                differences += found
-                for shard, rows in zip(split.shards, tables):
-                    work = partial(_check_shard, shards, card, shard, rows, Path(folder))
-                    waiting[pool.submit(work)] = shard
+            tables = [_Table(place, card, name) for name in card.splits]
+            work = partial(_check_shard, shards, card, Path(folder))
+            waiting = {
+                pool.submit(work, shard, table, number): shard
+                for table in tables
+                for number, shard in enumerate(table.split.shards)
+            }
             try:
                 for future in as_completed(waiting):
                     differences += future.result()
@@ -74,36 +90,57 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
                         progress(done, total)
             finally:
                 pool.shutdown(cancel_futures=True)
+            for table in tables:
+                differences += table.close()
     samples = sum(split.samples for split in card.splits.values())
     return Report(len(counted), samples, total, tuple(sorted(differences)))
 
 
-def _tables(
-    place: Place, card: Card, name: str, split: SplitCard
-) -> tuple[list[Rows | None], list[str]]:
-    """Each shard's rows, None where they can't be trusted, and what differs in the index."""
-    differences = []
-    try:
-        found = _whole(place, split)
-        if found:
-            differences.append(f"index {split.index}: {found}")
-        index = Index(place, split)
-    except TesseraError as error:
-        return [None] * len(split.shards), [f"index {split.index}: {error.message}"]
-    tables: list[Rows | None] = []
-    for number in range(len(split.shards)):
+class _Table:
+    """A split's index, for several threads, and what differs in it."""
+
+    def __init__(self, place: Place, card: Card, name: Split) -> None:
+        self.split = card.splits[name]
+        self._name, self._classes = name, card.classes
+        self._lock = threading.Lock()
+        self._counts = np.zeros(len(card.classes), np.int64)
+        self._index: Index | None = None
+        self._differences: list[str] = []
+        self._whole = card.task == "classification"
+        """Whether the classes of all samples can be counted."""
         try:
-            tables.append(index.rows(number))
+            if found := _whole(place, self.split):
+                self._differences.append(f"index {self.split.index}: {found}")
+            self._index = Index(place, self.split)
         except TesseraError as error:
-            tables.append(None)
-            differences.append(error.message)
-    index.close()
-    if card.task == "classification" and all(table is not None for table in tables):
-        labels = np.concatenate([table["label"] for table in tables if table is not None])
-        counts = np.bincount(labels[labels >= 0], minlength=len(card.classes)).tolist()
-        if dict(zip(card.classes, counts)) != split.class_counts and split.class_counts:
-            differences.append(f"split {name}: the index counts other classes than the card")
-    return tables, differences
+            self._differences = [f"index {self.split.index}: {error.message}"]
+            self._whole = False
+
+    def rows(self, number: int) -> Rows | None:
+        """A shard's rows; None where they can't be trusted."""
+        if self._index is None:
+            return None
+        with self._lock:
+            try:
+                rows = self._index.rows(number)
+            except TesseraError as error:
+                self._differences.append(error.message)
+                self._whole = False
+                return None
+            if self._whole:
+                known = rows["label"][(rows["label"] >= 0) & (rows["label"] < len(self._counts))]
+                self._counts += np.bincount(known, minlength=len(self._counts))
+            return rows
+
+    def close(self) -> list[str]:
+        """What differs, once all shards were looked at."""
+        if self._index is not None:
+            self._index.close()
+        said = self.split.class_counts
+        if self._whole and said and dict(zip(self._classes, self._counts.tolist())) != said:
+            other = f"split {self._name}: the index counts other classes than the card"
+            return [*self._differences, other]
+        return self._differences
 
 
 def _whole(place: Place, split: SplitCard) -> str:
@@ -119,9 +156,9 @@ def _whole(place: Place, split: SplitCard) -> str:
 
 
 def _check_shard(
-    place: Place, card: Card, shard: Shard, rows: Rows | None, folder: Path
+    place: Place, card: Card, folder: Path, shard: Shard, table: _Table, number: int
 ) -> list[str]:
-    name = f"shard {shard.path}"
+    name, rows = f"shard {shard.path}", table.rows(number)
     try:
         with _opened(place, shard, folder) as file:
             size = os.fstat(file.fileno()).st_size
@@ -158,15 +195,15 @@ def _read_through(
 ) -> tuple[str, list[str]]:
     """What is wrong with the shard as a whole, and the samples that differ, by key."""
     digest, at, wrong = hashlib.sha256(), 0, []
-    for row in () if rows is None else rows:
-        gap = int(row["offset"]) - at
+    for row in map(Row._make, () if rows is None else rows.tolist()):
+        gap = row.offset - at
         if gap < 0:
             return "its samples overlap", [_key(row)]
         digest.update(file.read(gap))
-        data = file.read(int(row["size"]))
+        data = file.read(row.size)
         digest.update(data)
-        at += gap + int(row["size"])
-        if zlib.crc32(data) != row["crc32"] or len(data) != row["size"]:
+        at += gap + row.size
+        if zlib.crc32(data) != row.crc32 or len(data) != row.size:
             wrong.append(_key(row))
         elif not card.root and (problem := _misfit(data, row, card)):
             wrong.append(f"{_key(row)} ({problem})")
@@ -175,7 +212,7 @@ def _read_through(
     return ("" if digest.hexdigest() == shard.sha256 else "checksum differs"), wrong
 
 
-def _misfit(data: bytes, row: Any, card: Card) -> str:
+def _misfit(data: bytes, row: Row, card: Card) -> str:
     """How the members of a sample are others than its row of the index says."""
     key, extension = _key(row), NOTE_EXTENSIONS[card.task]
     try:
@@ -183,18 +220,16 @@ def _misfit(data: bytes, row: Any, card: Card) -> str:
     except TesseraError as error:
         return error.message
     places = {(member.start, member.size): member.name for member in found}
-    if not places.get((int(row["image"]), int(row["image_size"])), "").startswith(f"{key}."):
+    if not places.get((row.image, row.image_size), "").startswith(f"{key}."):
         return "its image lies elsewhere"
     if not extension:
         return "" if len(found) == 1 else "it has other members"
-    start, size = int(row["note"]), int(row["note_size"])
-    if places.get((start, size)) != f"{key}.{extension}" or len(found) != 2:
+    if places.get((row.note, row.note_size)) != f"{key}.{extension}" or len(found) != 2:
         return f"its .{extension} lies elsewhere"
-    if extension == "cls" and data[start : start + size] != b"%d" % int(row["label"]):
+    if extension == "cls" and data[row.note : row.note + row.note_size] != b"%d" % row.label:
         return "its class is another than the index says"
     return ""
 
 
-def _key(row: Any) -> str:
-    key: bytes = row["key"]
-    return key.decode("ascii", "backslashreplace")
+def _key(row: Row) -> str:
+    return row.key.decode("ascii", "backslashreplace")
