@@ -1,0 +1,77 @@
+"""A pack to a real S3 server, killed in the middle, ends as if it hadn't been."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server, environment, missing
+
+from pipelines.data import storage
+from pipelines.data.importing import pack
+from pipelines.data.staging import SHARDS
+from pipelines.data.storage import CacheSettings
+from pipelines.data.verifying import verify
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "there is one"),
+]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    import boto3
+
+    server = S3Server(tmp_path / "server")
+    try:
+        server.start()
+        for name, value in environment(server.endpoint).items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="packs")
+        storage.use_cache(CacheSettings(tmp_path / "cache"))
+        yield "s3://packs/pets"
+    finally:
+        storage.use_cache(None)
+        server.stop()
+
+
+def receipts(place: storage.Place) -> int:
+    return sum(name.endswith(".json") for name in place.names(SHARDS))
+
+
+def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[..., Path]) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 200)
+    place = storage.at(s3)
+    command = [sys.executable, "-m", "jobs.pack", str(source), "--to", s3, "--shard-samples", "8"]
+    before = 0
+    for _ in range(2):
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+            deadline = time.monotonic() + 120
+            while receipts(place) < before + 5:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.kill()
+        before = receipts(place)
+        assert place.size("card.json") is None
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"goes on: (\d+) of 50 shards are there", done.stderr)
+    # One that was on its way when its sender died may have arrived.
+    assert found
+    assert before <= int(found[1]) <= before + 1
+    pack(str(source), tmp_path / "here", shard_samples=8)
+    here = {
+        path.relative_to(tmp_path / "here").as_posix(): path.read_bytes()
+        for path in (tmp_path / "here").rglob("*")
+        if path.is_file()
+    }
+    assert {name: place.read(name) for name in place.names()} == here
+    assert not verify(s3).differences
