@@ -31,7 +31,7 @@ from pipelines.data import storage
 from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, Split, SplitCard
 from pipelines.data.index import Index, Rows
 from pipelines.data.storage import CacheSettings, Place
-from pipelines.data.tars import members
+from pipelines.data.tars import BLOCK, padded
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were checked, and of all."""
@@ -214,21 +214,25 @@ def _read_through(
 
 def _misfit(data: bytes, row: Row, card: Card) -> str:
     """How the members of a sample are others than its row of the index says."""
-    key, extension = _key(row), NOTE_EXTENSIONS[card.task]
-    try:
-        found = members(data, key)
-    except TesseraError as error:
-        return error.message
-    places = {(member.start, member.size): member.name for member in found}
-    if not places.get((row.image, row.image_size), "").startswith(f"{key}."):
+    note = NOTE_EXTENSIONS[card.task]
+    name = _member(data, row.image, row.image_size)
+    if name.rpartition(b".")[0] != row.key:
         return "its image lies elsewhere"
-    if not extension:
-        return "" if len(found) == 1 else "it has other members"
-    if places.get((row.note, row.note_size)) != f"{key}.{extension}" or len(found) != 2:
-        return f"its .{extension} lies elsewhere"
-    if extension == "cls" and data[row.note : row.note + row.note_size] != b"%d" % row.label:
+    taken = BLOCK + padded(row.image_size)
+    if note:
+        if _member(data, row.note, row.note_size) != row.key + b"." + note.encode():
+            return f"its .{note} lies elsewhere"
+        taken += BLOCK + padded(row.note_size)
+    if note == "cls" and data[row.note : row.note + row.note_size] != b"%d" % row.label:
         return "its class is another than the index says"
-    return ""
+    return "" if taken == row.size else "it has other members"
+
+
+def _member(data: bytes, start: int, size: int) -> bytes:
+    """The name of the member whose content begins at `start`; empty where none of that size does.
+    The header's own checksum is no matter: the sample's is over it too."""
+    header = data[max(start - BLOCK, 0) : start]
+    return header[:100].rstrip(b"\0") if header[124:136] == b"%011o\0" % size else b""
 
 
 def _key(row: Row) -> str:
