@@ -282,7 +282,7 @@ def test_what_can_t_be_recognised_says_why(tmp_path: Path, make_folder: MakeFold
     file.write_bytes(b"PK")
     with pytest.raises(UsageError, match="is a file"):
         recognise(str(file))
-    both = make_folder(tmp_path / "both", ["a"], 1)
+    both = make_folder(tmp_path / "both", ["a", "b"], 1)
     (both / "train-images-idx3-ubyte").write_bytes(b"")
     with pytest.raises(UsageError, match=r"could be image_folder .* mnist .*--format"):
         recognise(str(both))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
-from pipelines.data.importers import csv
 from pipelines.data.reading import IMAGE_NAMES, LABEL_NAMES, SPLIT_NAMES
 from pipelines.data.samples import make_key
 from pipelines.data.sources import (
@@ -39,9 +38,8 @@ def recognises(source: str) -> str:
     places = [place for part in _parts(folder, splits) for place in find_folders(part)]
     first = {place: next(find_images(place), None) for place in places}
     names = {place.name for place in places if first[place]}
-    if not names or _is_other_layout(first) or "train" in names <= SPLIT_NAMES.keys():
-        return ""
-    if len(names) == 1 and csv.recognises(source):  # the one folder holds what the table names
+    # One folder is no choice of classes: it holds images without labels, or what a table names.
+    if len(names) < 2 or _is_other_layout(first) or "train" in names <= SPLIT_NAMES.keys():
         return ""
     return f"{len(names)} class folders" + (f" in each of {', '.join(splits)}" if splits else "")
 
