@@ -1,0 +1,69 @@
+"""The auxiliary heads: in the loss while it is trained, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+from models.core.family import DataSpec
+from models.googlenet import AUXILIARY_WEIGHT, GoogLeNetConfig
+
+GOOGLENET = models.get("googlenet")
+SPEC = DataSpec("classification", 3, 16, 16, ("a", "b", "c"))
+
+
+def network(**settings) -> torch.nn.Module:
+    torch.manual_seed(0)
+    settings = {"narrow": 8, "dropout": 0.0, "auxiliary_dropout": 0.0, **settings}
+    return GOOGLENET.build(GoogLeNetConfig(**settings), SPEC)
+
+
+def batch(count: int = 6) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {"image": torch.randn(count, *SPEC.shape), "label": torch.arange(count) % 3}
+
+
+def test_the_loss_is_the_articles():
+    net, given = network(), batch()
+    outputs = net(given["image"])
+    main, second, first = (F.cross_entropy(o, given["label"]) for o in outputs)
+    losses = GOOGLENET.loss(net, given)
+    torch.testing.assert_close(losses["loss"], main + AUXILIARY_WEIGHT * (first + second))
+    torch.testing.assert_close(losses["main_loss"], main)
+    right = (outputs.logits.argmax(1) == given["label"]).float().mean()
+    assert losses["accuracy"] == right
+
+
+def test_smoothed_labels_reach_all_heads():
+    net, given = network(), batch()
+    target = torch.full((6, 3), 1 / 3)
+    outputs = net(given["image"])
+    parts = [F.cross_entropy(o, target) for o in outputs]
+    expected = parts[0] + AUXILIARY_WEIGHT * (parts[1] + parts[2])
+    found = GOOGLENET.loss(net, {**given, "target": target})["loss"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_answers_have_one_head():
+    net, given = network().eval(), batch()
+    losses = GOOGLENET.loss(net, given)
+    assert torch.equal(losses["loss"], losses["main_loss"])
+    assert not any("aux" in name for name in network(auxiliary=False).state_dict())
+    plain = GOOGLENET.loss(network(auxiliary=False).train(), given)
+    assert torch.equal(plain["loss"], plain["main_loss"])
+
+
+@pytest.mark.parametrize("narrow", [1, 2, 4, 8])
+def test_narrow_divides_every_layer(narrow):
+    import torchvision
+
+    with torch.device("meta"):
+        theirs = torchvision.models.googlenet(weights=None, num_classes=3, init_weights=False)
+    with torch.no_grad():
+        ours = network(narrow=narrow)
+        assert ours.eval()(batch()["image"]).shape == (6, 3)
+    for name, value in theirs.state_dict().items():
+        if name.endswith("bn.weight"):
+            assert ours.state_dict()[name].shape[0] * narrow == value.shape[0], name
