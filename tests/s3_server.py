@@ -73,6 +73,7 @@ class S3Server:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
         if self.kind == "moto":
             self._spawn(sys.executable, "-m", "moto.server", "-p", str(self.port))
         else:
@@ -90,7 +91,6 @@ class S3Server:
         self._processes.clear()
 
     def _start_ceph(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
         fsid, conf, keyring = str(uuid.uuid4()), self.root / "ceph.conf", self.root / "keyring"
         ports = {"mon": self._mon, "mon_v1": self._mon_v1, "port": self.port}
         conf.write_text(_CONF.format(fsid=fsid, root=self.root, **ports))

@@ -40,12 +40,20 @@ class Amount:
 
 @dataclass(frozen=True)
 class Readers:
-    """Who reads: GPUs of all nodes together, loader workers of each GPU, the global batch."""
+    """Who reads: GPUs of all nodes together, loader workers of each GPU, the global batch. Raises
+    UsageError for more nodes than GPUs."""
 
     gpus: int = 1
     loader_workers: int = 1
     batch: int = 128
     nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.nodes > self.gpus:
+            raise UsageError(
+                f"{self.gpus} GPUs are too few for {self.nodes} nodes",
+                mend="give the GPUs of all nodes together",
+            )
 
     @property
     def count(self) -> int:
@@ -240,18 +248,16 @@ def _steps(samples: int, readers: Readers) -> list[Line]:
 
 
 def _disk(total: int, shard: int, shards: int, readers: Readers) -> list[Line]:
-    window = min(WINDOW, shards) * shard
+    held = min(WINDOW, shards)
+    window = held * shard
+    where = "on the node" if readers.nodes == 1 else f"on each of {readers.nodes} nodes"
     return [
-        Line(
-            "window",
-            f"{_bytes(window)} on each node",
-            f"{min(WINDOW, shards)} shards are read at once",
-        ),
+        Line("window", f"{_bytes(window)} {where}", f"{held} shards are read at once, mixed"),
         Line(
             "cache",
-            f"{_bytes(total)} on each node, {_bytes(2 * window)} at least",
+            f"{_bytes(total)} {where}, {_bytes(min(2 * window, total))} at least",
             "with all of the set in it only the first epoch is fetched; two windows are the one "
-            "that is read and the one that is fetched",
+            "that is read and the one that is fetched meanwhile",
         ),
     ]
 

@@ -324,3 +324,41 @@ def test_processes_that_read_one_set_fetch_each_shard_once(
     assert len(kept(tmp_path)) == 13, "12 shards and the index"
     total = sum(path.stat().st_size for path in (tmp_path / "cache").glob("[!.]*"))
     assert wire.passed < 2 * total
+
+
+def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
+    s3: str, digits: Path, wire: FaultyWire, tmp_path: Path
+) -> None:
+    """The same weights to the last bit: no sample was lost, doubled or moved."""
+    from pipelines import recipe as recipes
+    from pipelines import worker
+    from pipelines.ports import World
+    from pipelines.spool import SpoolFile
+
+    place = storage.at(s3)
+    for path in sorted(digits.rglob("*")):
+        if path.is_file():
+            shutil.copy(path, tmp_path / "up")
+            place.put(tmp_path / "up", path.relative_to(digits).as_posix())
+    weights = []
+    for data in (str(digits), s3):
+        recipe = recipes.start("cnn", "tiny").with_overrides(
+            {
+                "data.path": data,
+                "data.digest": cards.read(data).digest,
+                "train.epochs": 1,
+                "train.precision": "fp32",
+            }
+        )
+        folder = tmp_path / f"run{len(weights)}"
+        folder.mkdir()
+        emit = SpoolFile(folder / "spool.jsonl")
+        if data == s3:
+            wire.faults = ["", "cut:5000", "503"]
+            wire.cut()
+        worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
+        emit.close()
+        last = sorted(folder.glob("checkpoints/step-*"))[-1]
+        weights.append((last / "weights.safetensors").read_bytes())
+    assert not wire.faults, "the store was not asked as often as was thought"
+    assert weights[0] == weights[1]

@@ -67,6 +67,13 @@ def test_a_batch_that_can_not_be_split_evenly_is_said() -> None:
     assert figures(plan)["rank"] == "85 or 86 samples a step"
 
 
+def test_nodes_share_the_gpus() -> None:
+    plan = planning.recommend(Amount(100_000, 10 * GB), Readers(8, 4, 256, nodes=2))
+    assert figures(plan)["window"].endswith("on each of 2 nodes")
+    with pytest.raises(UsageError, match="8 GPUs are too few for 9 nodes"):
+        Readers(8, 4, 256, nodes=9)
+
+
 def test_a_source_is_surveyed_as_it_is_packed(tmp_path: Path) -> None:
     source = digits.read("digits", {})
     train = packing_plan.split_items(source.items, seed=0)["train"]
