@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_photos_are_the_same_at_every_time(
         assert 480 <= width <= 520
         assert 360 <= height <= 390
     blob, ends = (made[0] / "blob.bin").read_bytes(), np.load(made[0] / "blob.npy")
-    in_blob = {blob[a:b] for a, b in zip(ends, ends[1:])}
+    in_blob = {blob[a:b] for a, b in itertools.pairwise(ends)}
     with tarfile.open(made[0] / "shards/train/000000.tar") as tar:
         in_tar = {tar.extractfile(m).read() for m in tar if m.name.endswith("jpg")}  # type: ignore[union-attr]
     assert in_blob == in_tar == {path.read_bytes() for path in jpegs}
