@@ -77,10 +77,12 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
     copy(source, "test/cat/1.png", "train/cat/of-test.bmp")
     copy(source, "val/cat/2.png", "train/cat/of-val.bmp")
     copy(source, "train/cat/5.png", "train/cat/within.bmp")  # no leak: one split
+    # One class alone would be taken for images without labels.
+    how: dict[str, Any] = {"format": "image_folder", "shard_samples": 5}
     with pytest.raises(packing.Kept, match="3 image in two splits"):
-        pack(str(source), tmp_path / "out", shard_samples=5)
+        pack(str(source), tmp_path / "out", **how)
     said: list[str] = []
-    card = pack(str(source), tmp_path / "out", shard_samples=5, allow_rejected="3", say=said.append)
+    card = pack(str(source), tmp_path / "out", allow_rejected="3", say=said.append, **how)
     assert any(line.startswith("goes on: 5 of 5") for line in said)
     assert {name: split.samples for name, split in card.splits.items()} == {
         "train": 13,
