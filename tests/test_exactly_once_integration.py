@@ -82,6 +82,7 @@ class Killer:
             time.sleep(0.01)
 
 
+@pytest.mark.fault(17)
 def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits: Path) -> None:
     card = cards.read(digits)
     samples = card.split("train").samples

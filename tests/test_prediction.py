@@ -60,6 +60,7 @@ def test_images_of_any_size_are_resized(predictor, tmp_path):
     assert answer["class"] in SPEC.classes
 
 
+@pytest.mark.fault(20, 21, 25)
 def test_each_input_has_its_line_in_order(predictor, tmp_path):
     good = [write_image(tmp_path / f"good-{seed}.png", seed) for seed in range(5)]
     damaged = tmp_path / "damaged.png"
@@ -145,6 +146,7 @@ def test_draw_writes_below_the_image(tmp_path, size):
     assert np.array_equal(np.asarray(drawn)[:-40], np.asarray(empty)[:-40])
 
 
+@pytest.mark.fault(10)
 def test_picture_names_stay_in_the_folder_and_apart():
     taken: set[str] = set()
     inputs = ["x/a.png", "y/a.jpg", "A.png", "../..", "/etc/passwd", "..", ".", "a\nb\0.png", "-rf",

@@ -95,6 +95,7 @@ def test_accumulation_is_the_same_training(
     assert 0 < apart < 1e-4
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -136,6 +137,7 @@ def test_a_damaged_newest_checkpoint_is_left_out_and_said(
     assert equal(whole, again)
 
 
+@pytest.mark.fault(18)
 def test_resume_with_another_seed_batch_or_data_is_refused(digits: Path, tmp_path: Path) -> None:
     recipe = small(digits, **{"train.epochs": 1})
     fit(recipe, tmp_path)
@@ -181,6 +183,7 @@ def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path:
     assert apart < 1e-4
 
 
+@pytest.mark.fault(15)
 def test_ranks_without_an_image_go_on(digits: Path, tmp_path: Path) -> None:
     """A last batch of one image for 3 ranks: two of them have nothing to count."""
     assert cards.read(digits).split("train").samples % 719 == 1

@@ -65,6 +65,7 @@ def reason(annotation: Annotation, **other: Any) -> str:
     return caught.value.reason
 
 
+@pytest.mark.fault(29)
 def test_good_annotations_pass() -> None:
     check(objects(), **SIZE)
     check(objects(masks=texts(masks_of(2))), **SIZE)
@@ -75,6 +76,7 @@ def test_good_annotations_pass() -> None:
     check(objects([[0, 0, 1, 1]], [0], [0]), height=1, width=1, classes=1, where="dot.png")
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(
     ("box", "says"),
     [
@@ -97,16 +99,19 @@ def test_a_bad_box_is_named_with_its_reason(box: list[float], says: str) -> None
         check(objects([GOOD[0], box]), **SIZE)
 
 
+@pytest.mark.fault(26)
 def test_boxes_in_shares_of_the_image_are_told_apart() -> None:
     assert reason(objects([[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]])) == "box normalised"
     check(objects([[0.1, 0.2, 0.5, 0.6], [0, 0, 2, 2]]), **SIZE)
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("label", [-1, -100, CLASSES, 10**15])
 def test_a_class_that_there_is_not_is_refused(label: int) -> None:
     assert reason(objects(labels=[0, label])) == "unknown class"
 
 
+@pytest.mark.fault(27)
 def test_counts_must_agree() -> None:
     assert reason(objects(labels=[0])) == "counts differ"
     assert reason(objects(crowd=[0])) == "counts differ"
@@ -177,6 +182,7 @@ def test_masks_come_back_to_the_value() -> None:
 FIELDS = {"boxes": [[1.0, 2.0, 3.0, 4.0]], "crowd": [0], "labels": [1]}
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     "data",
     [

@@ -198,6 +198,7 @@ def test_jpegs_and_pngs_come_by_the_same_way(tmp_path: Path) -> None:
     assert (found[0] - found[1]).abs().float().mean() < 3
 
 
+@pytest.mark.fault(26, 27, 28)
 @pytest.mark.parametrize(
     ("note", "says"),
     [
@@ -222,6 +223,7 @@ def test_a_forged_annotation_is_refused_with_its_key(
         load(tmp_path / "bad", bad, bad.spec())
 
 
+@pytest.mark.fault(27, 30)
 def test_a_label_outside_the_classes_is_refused_with_its_key(tmp_path: Path) -> None:
     folder, card = make(tmp_path, "classification")
     few = card.model_copy(update={"classes": ("a", "b")}).sealed()
@@ -229,6 +231,7 @@ def test_a_label_outside_the_classes_is_refused_with_its_key(tmp_path: Path) -> 
         load(folder, few, few.spec())
 
 
+@pytest.mark.fault(25)
 def test_an_image_that_can_t_be_read_is_named(tmp_path: Path) -> None:
     _, card = make(tmp_path, "images", count=1)
     split = shards.write(tmp_path / "bad", "train", [Packed("s/1", ("jpg", b"<html>"))])

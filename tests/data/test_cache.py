@@ -51,6 +51,7 @@ def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
     assert Cache(tmp_path, LIMIT).fetch(sha256, 0, list, "x").read_bytes() == b""
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -69,6 +70,7 @@ def test_what_is_not_right_has_no_name(tmp_path: Path, given: list[bytes], said:
     assert names(tmp_path) == []
 
 
+@pytest.mark.fault(5)
 def test_a_break_leaves_nothing(tmp_path: Path) -> None:
     sha256, data = content(1)
 

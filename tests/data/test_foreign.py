@@ -264,6 +264,7 @@ def test_options_are_checked(
 # ── what is wrong with a sample ───────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault(8, 27)
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
@@ -297,6 +298,7 @@ def test_a_bad_sample_is_counted_against_a_budget(
     assert row["reason"] == reason
 
 
+@pytest.mark.fault(27, 28)
 @pytest.mark.parametrize(
     "data",
     [
@@ -326,6 +328,7 @@ def test_classes_are_those_that_are_told(add: Callable[..., Card]) -> None:
         add([*samples(1, 2), ("a.png", image(1)), ("a.cls", b"bird")])
 
 
+@pytest.mark.fault(30)
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train.tar", samples(2, 4))
     write_tar(tmp_path / "in" / "val.tar", samples(1))
@@ -345,6 +348,8 @@ def stock(folder: Path, *, decode: bool = False) -> list[dict[str, Any]]:
     return list(found.decode() if decode else found)
 
 
+@pytest.mark.fault(1)
+@pytest.mark.control(1)
 @pytest.mark.parametrize("where", ["member", "header", "data", "half"])
 def test_a_cut_shard_is_refused(where: str, source: Path, tmp_path: Path) -> None:
     path = source / "set-train-000000.tar"
@@ -369,6 +374,8 @@ def _before(data: bytes, at: int) -> int:
     return at
 
 
+@pytest.mark.fault(2)
+@pytest.mark.control(2)
 def test_zeros_in_the_midst_are_refused(source: Path, tmp_path: Path) -> None:
     path = source / "set-train-000000.tar"
     data = bytearray(path.read_bytes())
@@ -380,6 +387,7 @@ def test_zeros_in_the_midst_are_refused(source: Path, tmp_path: Path) -> None:
     assert len(stock(source)) == 33, "stock webdataset says nothing"
 
 
+@pytest.mark.fault(2)
 def test_every_flipped_header_byte_is_seen(source: Path) -> None:
     data = (source / "set-train-000000.tar").read_bytes()
     rng = random.Random(0)
@@ -393,6 +401,7 @@ def test_every_flipped_header_byte_is_seen(source: Path) -> None:
             list(entries(file.fileno(), "flipped.tar"))
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -411,6 +420,7 @@ def test_what_is_no_shard_is_named(data: bytes, said: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(12)
 def test_compressed_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "train.tar.gz").write_bytes(b"x")
@@ -418,6 +428,7 @@ def test_compressed_shards_are_named(tmp_path: Path) -> None:
         webdataset.index(str(tmp_path / "in"), tmp_path / "out", options={})
 
 
+@pytest.mark.fault(7)
 def test_a_key_that_is_there_twice_is_named_with_both_places(
     add: Callable[..., Card], source: Path, tmp_path: Path
 ) -> None:
@@ -443,6 +454,7 @@ class Bomb:
         return (Path.touch, (self.marker,))
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("extension", ["pkl", "pyd", "pth", "PKL", "pickle", "npy", "extra.pyd"])
 @pytest.mark.parametrize("extra", ["skip", "refuse"])
 def test_nothing_is_unpickled(
@@ -460,6 +472,7 @@ def test_nothing_is_unpickled(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.control(13)
 def test_stock_webdataset_runs_it(tmp_path: Path) -> None:
     payload = pickle.dumps(Bomb(tmp_path / "marker"))
     write_tar(tmp_path / "in" / "train.tar", [*samples(1), ("s0001.extra.pyd", payload)])
@@ -467,6 +480,7 @@ def test_stock_webdataset_runs_it(tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -492,6 +506,7 @@ def test_what_is_no_file_is_refused_by_name(kind: bytes, said: str, tmp_path: Pa
         list(entries(file.fileno(), "x.tar"))
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -514,6 +529,7 @@ def test_a_name_that_leads_elsewhere_is_refused(
         list(entries(file.fileno(), "x.tar"))
 
 
+@pytest.mark.fault(10)
 def test_a_name_after_nul_is_not_seen(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x" * 200 + "\0../../evil.png")
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
@@ -521,12 +537,14 @@ def test_a_name_after_nul_is_not_seen(tmp_path: Path) -> None:
         list(entries(file.fileno(), "x.tar"))
 
 
+@pytest.mark.fault(10)
 def test_strange_names_become_plain_keys(add: Callable[..., Card], tmp_path: Path) -> None:
     card = add([("./a b/é;x.png", image(1)), ("./a b/é;x.cls", b"1"), *samples(2)])
     found = [s.key for s in read_all(tmp_path / "out", card)]
     assert found == ["a%20b/%C3%A9%3Bx", "s0002"]
 
 
+@pytest.mark.fault(12)
 def test_claims_of_a_header_cost_no_memory(tmp_path: Path) -> None:
     """A header that says 50 GB, a sparse member of 1.5 GB in 10 KB, a pax header of 1 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -556,6 +574,7 @@ def test_claims_of_a_header_cost_no_memory(tmp_path: Path) -> None:
     assert (after - before) * 1024 < 100 * MB
 
 
+@pytest.mark.control(12)
 def test_the_library_reads_a_sparse_member_whole(tmp_path: Path) -> None:
     """What the refusal is for: ten kilobytes become as many bytes as they say."""
     path = tmp_path / "big"
@@ -592,6 +611,7 @@ def test_random_damage_never_raises_anything_else(source: Path, tmp_path: Path) 
     assert min(outcomes.values()) > 0
 
 
+@pytest.mark.fault(3)
 def test_damage_after_indexing_is_seen_when_it_is_read(source: Path, tmp_path: Path) -> None:
     card = webdataset.index(str(source), tmp_path / "out", options={})
     path = source / "set-train-000001.tar"

@@ -95,6 +95,7 @@ class _Planted:
         return (open, (str(self.marker), "w"))
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
 def test_a_planted_pickle_does_not_run(tmp_path: Path, protocol: int, name: str) -> None:

@@ -172,6 +172,7 @@ def test_a_mask_of_another_size_or_value_is_named(tmp_path: Path) -> None:
         pixels_of(source)
 
 
+@pytest.mark.fault(8)
 def test_an_image_without_mask_can_t_be_packed(tmp_path: Path) -> None:
     folder = made.masks(tmp_path / "set")
     (folder / "masks" / "1.png").unlink()

@@ -33,6 +33,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         assert [path.name for path in source.files(source.items[1])] == ["1.jpg", "labels.csv"]
 
 
+@pytest.mark.fault(8, 29)
 def test_rows_with_a_fault_can_t_be_packed(tmp_path: Path) -> None:
     folder = made.table(tmp_path / "set")
     made.image(tmp_path / "secret.jpg")
@@ -228,6 +229,7 @@ def npy(array: np.ndarray, **header: Any) -> bytes:
     return out.getvalue() + array.tobytes()
 
 
+@pytest.mark.fault(12)
 def test_claims_and_bombs_are_refused_before_they_are_read(tmp_path: Path) -> None:
     labels = npy(np.zeros(2, np.uint8))
     small = np.zeros((2, 8, 8), np.uint8)
@@ -259,6 +261,7 @@ class _Planted:
         return (open, (str(self.marker), "w"))
 
 
+@pytest.mark.fault(13)
 def test_a_planted_pickle_in_an_array_is_not_unpickled(tmp_path: Path) -> None:
     array = np.array([_Planted(tmp_path / "marker")] * 12)
     folder = made.medmnist(tmp_path / "set", train_labels=array)

@@ -120,6 +120,7 @@ class _Planted:
         return (open, (str(self.marker), "w"))
 
 
+@pytest.mark.fault(13)
 def test_a_planted_pickle_does_not_run_even_if_its_checksum_agreed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

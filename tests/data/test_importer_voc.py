@@ -87,6 +87,7 @@ def test_what_no_list_names_is_left_out_and_what_is_missing_can_t_be_packed(tmp_
     assert problems == {"nothing": "missing image", "2007_000000": "missing image"}
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(
     ("box", "says"),
     [

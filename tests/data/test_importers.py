@@ -84,6 +84,7 @@ def test_damaged_gz_files_are_named(tmp_path: Path) -> None:
             mnist.read(str(tmp_path / "set"), {})
 
 
+@pytest.mark.fault(12)
 def test_a_gz_bomb_is_not_unfolded(tmp_path: Path) -> None:
     write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
     path = tmp_path / "set" / "train-labels-idx1-ubyte.gz"

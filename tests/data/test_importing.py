@@ -230,6 +230,7 @@ def test_an_empty_class_folder_is_refused_by_name(
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.fault(30)
 def test_a_class_that_train_hasn_t_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["train/cat", "test/cat", "test/emu"], 3)
     with pytest.raises(TesseraError, match="test has the class 'emu', train has not"):

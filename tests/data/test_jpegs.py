@@ -143,6 +143,7 @@ def test_what_is_not_ordinary_is_pillows(name: str) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.control(24)
 def test_the_guard_is_needed() -> None:
     """The control: the bare decoder turns nothing upright."""
     import torchvision  # noqa: F401
@@ -167,6 +168,7 @@ def test_colour_to_grey_is_pillows_formula() -> None:
     assert torch.equal(samples.decode_image(data, 1), by_pillow(data, 1))
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_cut_anywhere_is_our_error(progressive: bool) -> None:
     data = jpeg(photo(40, 56), quality=85, progressive=progressive)
@@ -207,6 +209,7 @@ print(decoded, refused)
 FLIPPED = 3000
 
 
+@pytest.mark.fault(3)
 def test_flipped_bits_end_no_process() -> None:
     """In a process of its own, where a crash can be seen. Where both decoders take a damaged file,
     they give the same pixels."""
@@ -259,6 +262,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_bomb_is_refused_from_its_header(progressive: bool) -> None:
     data = jpeg(photo(16, 16), progressive=progressive)

@@ -67,6 +67,7 @@ CHANGES: dict[str, Change] = {
 }
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_found(change: str) -> None:
     train = [photo(seed) for seed in range(20)]
@@ -103,6 +104,7 @@ def test_pairs_are_between_splits_only_and_the_first_split_is_left() -> None:
     ]
 
 
+@pytest.mark.control(31)
 def test_without_the_mirror_a_mirrored_copy_looks_like_another_image() -> None:
     """The control for "mirrored": as they are, the bits differ like those of strangers."""
     a, b = prints([photo(1), ImageOps.mirror(photo(1))])[:, 16:]

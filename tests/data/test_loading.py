@@ -71,12 +71,14 @@ def test_images_get_the_size_asked_for(make_set: MakeSet) -> None:
     assert [s.batch["image"].shape for s in loader.epoch(0)] == [(2, 1, 6, 5), (1, 1, 6, 5)]
 
 
+@pytest.mark.fault(19)
 def test_two_epochs_differ_and_a_seed_repeats(make_set: MakeSet) -> None:
     folder, card = make_set(30)
     epochs = [counted(list(train(folder, card, 8).epoch(e))) for e in (0, 1, 0)]
     assert epochs[0] == epochs[2] != epochs[1]
 
 
+@pytest.mark.fault(15, 18, 19)
 @pytest.mark.parametrize("loader_workers", [0, 1, 2])
 @pytest.mark.parametrize("cache", ["none", "memory"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -102,6 +104,7 @@ def test_the_global_batches_don_t_depend_on_the_ranks(
         loader.close()
 
 
+@pytest.mark.fault(15)
 def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> None:
     folder, card = make_set(7)
     last = [list(train(folder, card, 6, World(rank, 3)).epoch(0))[-1] for rank in range(3)]
@@ -111,6 +114,7 @@ def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> N
     assert [step.rows for step in last[1:]] == [slice(0, 1)] * 2
 
 
+@pytest.mark.fault(16)
 @pytest.mark.slow
 @settings(max_examples=exactly_once.EXAMPLES, deadline=None, database=None)
 @given(exactly_once.CASES)
@@ -118,6 +122,7 @@ def test_each_sample_once_whatever_the_numbers(case: exactly_once.Case) -> None:
     exactly_once.check(case)
 
 
+@pytest.mark.control(16)
 def test_a_sample_used_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a cut that repeats a row, as samplers that pad do, fails the check."""
     leg = exactly_once.Leg(3, 0, 4)
@@ -137,6 +142,7 @@ def padded(start: int, samples: int, batch_size: int, world: World) -> Part:
     return Part(each, total, slice(first, first + each), start + total)
 
 
+@pytest.mark.fault(16)
 @pytest.mark.slow
 @settings(
     max_examples=60,
@@ -248,6 +254,7 @@ def test_no_more_than_a_few_batches_are_made_ahead(
     stream.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault(1, 4)
 def test_a_missing_split_and_a_short_shard_are_said_at_once(make_set: MakeSet) -> None:
     folder, card = make_set(12)
     with pytest.raises(TesseraError, match="no 'val' split"):
@@ -299,6 +306,7 @@ def test_the_next_shards_are_asked_for_before_they_are_read(
     assert len(asked) == 2 * count
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("loader_workers", [0, 2])
 def test_a_damaged_sample_is_named_whoever_reads_it(make_set: MakeSet, loader_workers: int) -> None:
     folder, card = make_set(20)

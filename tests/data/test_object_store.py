@@ -114,7 +114,7 @@ def test_what_is_written_is_there(s3: str, tmp_path: Path) -> None:
     assert place.size("card.json") is None
 
 
-def test_what_is_wrong_is_said(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_said(s3: str) -> None:
     with pytest.raises(TesseraError, match=r"card\.json of s3://.* is not there"):
         storage.at(s3).read("card.json")
     with pytest.raises(TesseraError, match="there is no such bucket"):
@@ -123,6 +123,11 @@ def test_what_is_wrong_is_said(s3: str, monkeypatch: pytest.MonkeyPatch) -> None
         storage.at("s3://nobodys-bucket/set").write("card.json", b"{}")
     with pytest.raises(TesseraError, match="is no packed data set"):
         cards.read(s3)
+
+
+def test_a_wrong_login_is_said(s3: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    if server.kind == "moto":
+        pytest.skip("moto's server takes any login")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(TesseraError, match="access is denied"):
         storage.at(s3).read("card.json")
@@ -150,6 +155,7 @@ def test_a_fork_has_a_connection_of_its_own(s3: str) -> None:
 # ── faults of the wire ────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("fault", ["503", "refuse", "stall", "cut:0", "cut:100000", "drip:1000"])
 def test_what_passes_is_tried_again(fault: str, s3: str, wire: FaultyWire, tmp_path: Path) -> None:
     place = quick(s3)
@@ -162,6 +168,7 @@ def test_what_passes_is_tried_again(fault: str, s3: str, wire: FaultyWire, tmp_p
     assert kept(tmp_path) == [SHA256]
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "fault", ["503", "refuse", "stall", "cut:100000", "drip:1000", "flip:50000"]
 )
@@ -292,6 +299,7 @@ def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: Fau
     wire.up()
 
 
+@pytest.mark.control(5)
 def test_without_patience_the_same_outage_ends_the_epoch(
     s3: str, uploaded: Card, wire: FaultyWire
 ) -> None:

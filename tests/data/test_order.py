@@ -59,6 +59,7 @@ def test_any_part_is_the_same_part(sizes: list[int], window: int, data: st.DataO
         assert sorted(order.batch(start, stop).tolist()) == sorted(expected[start:stop])
 
 
+@pytest.mark.fault(19)
 def test_an_order_depends_on_each_of_its_arguments() -> None:
     base = ("d", "train", [50, 50], 0, 0)
     others = [

@@ -110,6 +110,7 @@ def test_what_can_be_fed_passes(packed: tuple[Path, Card]) -> None:
         planning.check_feedable(card, workers=workers, batch_size=batch_size, where=folder)
 
 
+@pytest.mark.fault(15)
 def test_what_can_not_is_refused_with_the_reason(packed: tuple[Path, Card]) -> None:
     folder, card = packed
     with pytest.raises(UsageError, match="12 train samples can't feed 13 workers"):

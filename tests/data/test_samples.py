@@ -67,6 +67,7 @@ def test_jpeg_is_near_and_gif_gives_its_first_frame() -> None:
     assert samples.decode_image(two, 1).unique().tolist() == [BLACK]
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     ("image", "grey"),
     [
@@ -90,6 +91,7 @@ def test_every_mode_has_one_conversion(image: Image.Image, grey: int) -> None:
     assert three.unique().tolist() == [grey]
 
 
+@pytest.mark.fault(24)
 def test_palette_colour_key_and_cmyk() -> None:
     palette = Image.new("P", (3, 2), 1)
     palette.putpalette([0, 0, 0, 200, 10, 20])
@@ -107,11 +109,13 @@ def test_two_channels_are_refused() -> None:
         samples.decode_image(encoded(photo()), 2)
 
 
+@pytest.mark.fault(24)
 def test_float_pixels_are_refused() -> None:
     with pytest.raises(TesseraError, match=r"^scan has float pixels"):
         samples.decode_image(encoded(Image.new("F", (3, 2), 0.5), "TIFF"), 1, where="scan")
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_gives_the_same_upright_pixels(orientation: int) -> None:
     upright = np.array(photo())
@@ -137,6 +141,7 @@ def test_a_broken_exif_block_is_no_orientation() -> None:
     assert samples.decode_image(data, 3).shape == (3, 24, 40)
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize(
     "data",
     [
@@ -156,18 +161,21 @@ def test_other_formats_are_refused_by_content(data: bytes) -> None:
         samples.decode_image(data, 3, where="cat.jpg")
 
 
+@pytest.mark.control(25)
 def test_eps_would_be_opened_without_the_guard() -> None:
     """The control: bare Pillow takes the file by its content, whatever its name."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     assert Image.open(io.BytesIO(eps)).format == "EPS"
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("size", [(13_000, 13_000), (19_000, 19_000), (100_001, 1_000)])
 def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int]) -> None:
     with pytest.raises(TesseraError, match="pixels"):
         samples.decode_image(png_header(*size), 1)
 
 
+@pytest.mark.fault(20)
 def test_every_flipped_bit_of_a_png_is_refused() -> None:
     """torchvision's decoder dies of these, and Pillow takes some."""
     data = encoded(photo(8, 8))
@@ -178,6 +186,8 @@ def test_every_flipped_bit_of_a_png_is_refused() -> None:
             samples.decode_image(bytes(flipped), 3)
 
 
+@pytest.mark.fault(21, 25)
+@pytest.mark.control(21)
 def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
     data = encoded(photo(8, 8))
     for end in range(len(data)):
@@ -188,6 +198,7 @@ def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
     Image.open(io.BytesIO(data[:-12])).load()  # the control: bare Pillow doesn't mind
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_truncated_images_are_our_errors(form: str) -> None:
     """At each hundredth, and by the last bytes."""
@@ -215,6 +226,8 @@ def test_a_crop_takes_the_middle_and_continues_the_edge(height: int, width: int)
     assert samples.fit_image(image, height, width, "stretch").shape == (1, height, width)
 
 
+@pytest.mark.fault(22)
+@pytest.mark.control(22)
 def test_pillows_warnings_never_escape_also_from_threads() -> None:
     """A 9,500 x 9,500 header makes bare Pillow warn; ours answers without a warning."""
     data = png_header(9_500, 9_500)
@@ -266,6 +279,7 @@ def test_png_goes_both_ways() -> None:
         samples.encode_png(grey.astype(np.float32))
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize(
     "path", ["train/cat/0001", "a b/ü.x/1.2", "../../etc/passwd", "/abs/x", "line\nbreak", "-", "~"]
 )
@@ -276,6 +290,7 @@ def test_a_key_is_safe_and_leads_back(path: str) -> None:
     assert unquote(key) == path.lstrip("/")
 
 
+@pytest.mark.fault(10)
 def test_long_and_undecodable_paths_have_keys_too() -> None:
     keys = {samples.make_key("x" * 4000 + tail) for tail in "ab"}
     keys.add(samples.make_key(b"\xff\xfe"))
@@ -283,6 +298,7 @@ def test_long_and_undecodable_paths_have_keys_too() -> None:
     assert all(len(key) <= MAX_KEY_LENGTH for key in keys)
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a.b", "a b", "a\n", "a\0", "é"])
 def test_strange_keys_are_refused(key: str) -> None:
     with pytest.raises(TesseraError, match="is not allowed"):

@@ -172,6 +172,7 @@ def fail(message: str, item: Item) -> Annotation:
     raise TesseraError(message)
 
 
+@pytest.mark.fault(8, 27)
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -191,6 +192,7 @@ def boxes(*box: float) -> Objects:
     return Objects(np.array([box]), np.array([0]), np.array([False]))
 
 
+@pytest.mark.fault(26, 27)
 @pytest.mark.parametrize(
     ("note", "reason"),
     [

@@ -122,6 +122,7 @@ for sample in webdataset.WebDataset(files, shardshuffle=False, empty_check=False
     assert done.stdout.splitlines() == expected
 
 
+@pytest.mark.fault(2, 3)
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
     """Header, payload, padding: each byte of a sample is under its checksum."""
     card = shards.write(tmp_path, "train", some(2, 20), shard_samples=5)
@@ -139,6 +140,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert reader_of(tmp_path, card).read(0)[0] == "train/a/000"
 
 
+@pytest.mark.control(3)
 def test_a_flipped_payload_goes_unnoticed_by_a_plain_reader(
     written: tuple[Path, SplitCard],
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_flipped_payload_goes_unnoticed_by_a_plain_reader(
         assert len(tar.getmembers()) == 10
 
 
+@pytest.mark.fault(1)
 def test_a_cut_shard_is_named_when_it_is_opened(written: tuple[Path, SplitCard]) -> None:
     folder, card = written
     path = folder / card.shards[1].path
@@ -160,6 +163,7 @@ def test_a_cut_shard_is_named_when_it_is_opened(written: tuple[Path, SplitCard])
             reader_of(folder, card)
 
 
+@pytest.mark.control(1)
 def test_a_cut_shard_reads_as_a_shorter_one_without_the_guard(
     written: tuple[Path, SplitCard],
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_cut_shard_reads_as_a_shorter_one_without_the_guard(
         assert 0 < len(tar.getmembers()) < 10
 
 
+@pytest.mark.fault(4)
 def test_missing_shards_and_indices_are_named(written: tuple[Path, SplitCard]) -> None:
     folder, card = written
     (folder / card.shards[2].path).rename(folder / "away")
@@ -251,6 +256,8 @@ class Payload:
         return (os.mkdir, (str(self.mark),))
 
 
+@pytest.mark.fault(13)
+@pytest.mark.control(13)
 def test_a_pickled_index_is_not_executed(written: tuple[Path, SplitCard]) -> None:
     folder, card = written
     mark = folder / "mark"
@@ -263,6 +270,7 @@ def test_a_pickled_index_is_not_executed(written: tuple[Path, SplitCard]) -> Non
     assert mark.exists()
 
 
+@pytest.mark.fault(10, 14)
 @pytest.mark.parametrize(
     "path", ["../x.tar", "/etc/passwd", "train/../../x", "pipe:cat x", "s3://a/b", ""]
 )
@@ -282,6 +290,7 @@ def member(
     return info.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % 512)
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -313,6 +322,7 @@ def test_good_members_are_found() -> None:
 IMAGE = ("jpg", b"x")
 
 
+@pytest.mark.fault(10, 13)
 @pytest.mark.parametrize(
     "sample",
     [

@@ -79,6 +79,7 @@ def test_what_is_not_there_is_said(place: Place, tmp_path: Path) -> None:
         place.download("a.tar", tmp_path / "copy")
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "s3://b/x", "a\0b"])
 def test_a_path_that_leads_elsewhere_is_refused(place: Place, path: str, tmp_path: Path) -> None:
     for act in (place.read, place.remove, place.size):
@@ -123,6 +124,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("where", REFUSED)
 def test_other_addresses_are_refused_and_nothing_runs(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +135,7 @@ def test_other_addresses_are_refused_and_nothing_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.control(14)
 def test_stock_webdataset_runs_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the refusal is for: the same address starts a shell there."""
     import webdataset
@@ -142,6 +145,7 @@ def test_stock_webdataset_runs_a_pipe(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.control(14)
 def test_fsspec_follows_a_chain(tmp_path: Path) -> None:
     """What the refusal is for: the outer address is not all that is opened."""
     import fsspec

@@ -18,6 +18,7 @@ BOMB = b"<!DOCTYPE a [<!ENTITY a0 'ha'>%s]><a>&a9;</a>" % b"".join(
 )
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     "data",
     [
@@ -45,6 +46,7 @@ def test_json_has_a_limit_and_plain_values_pass() -> None:
         read_json(b" " * 11, "x", 10)
 
 
+@pytest.mark.control(28)
 def test_the_json_library_takes_what_is_refused_here() -> None:
     assert json.loads('{"a":1,"a":2}') == {"a": 2}
     assert math.isnan(json.loads("NaN"))

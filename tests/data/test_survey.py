@@ -109,6 +109,7 @@ def test_a_damaged_list_is_named_with_its_line(tmp_path: Path, file: str, line: 
         survey.take(tmp_path, card, samples=1)
 
 
+@pytest.mark.fault(4)
 def test_damage_is_named(tmp_path: Path) -> None:
     card = pack_set(tmp_path, "classification", {"train": labelled([0] * 9)}, "a", shard_samples=3)
     survey.check(tmp_path, card)

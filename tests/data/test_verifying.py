@@ -69,6 +69,7 @@ def test_a_set_of_each_task_is_verified(tmp_path: Path) -> None:
         assert "3 of 3 samples differ" in line
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("at", [1000, 3000, 9000])
 def test_a_flipped_bit_is_found_and_its_sample_named(packed: Path, at: int) -> None:
     path = packed / "train" / "000001.tar"
@@ -91,6 +92,7 @@ def test_every_bit_counts(packed: Path) -> None:
         assert "shard train/000000.tar: checksum differs" in line
 
 
+@pytest.mark.fault(1)
 def test_a_cut_shard_is_found_with_what_is_lost(packed: Path) -> None:
     path = packed / "train" / "000000.tar"
     data = path.read_bytes()
@@ -100,6 +102,7 @@ def test_a_cut_shard_is_found_with_what_is_lost(packed: Path) -> None:
     assert line.startswith(f"shard train/000000.tar: has {size}; 3 of 6 samples differ")
 
 
+@pytest.mark.fault(2)
 def test_zeros_in_the_midst_are_found(packed: Path) -> None:
     path = packed / "train" / "000000.tar"
     data = bytearray(path.read_bytes())
@@ -109,6 +112,7 @@ def test_zeros_in_the_midst_are_found(packed: Path) -> None:
     assert "1 of 6 samples differ, the first is s0001" in line
 
 
+@pytest.mark.fault(4)
 def test_what_is_missing_or_empty_is_found(packed: Path) -> None:
     (packed / "train" / "000000.tar").unlink()
     (packed / "train" / "000001.tar").write_bytes(b"")

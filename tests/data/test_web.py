@@ -63,6 +63,7 @@ def kept(cache: CacheSettings) -> list[str]:
     return [path.name for path in cache.folder.glob("[!.]*")]
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "fault", ["503", "500", "429", "refuse", "stall", "cut:0", "cut:100", "cut:150000", "drip:1000"]
 )
@@ -75,6 +76,7 @@ def test_what_passes_is_tried_again(
     assert kept(cache) == [SHA256]
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("fault", ["503", "refuse", "stall", "cut:0", "cut:150000", "drip:1000"])
 def test_what_lasts_is_an_error_and_nothing_is_kept(
     fault: str, place: Web, wire: FaultyWire, cache: CacheSettings
@@ -89,6 +91,7 @@ def test_what_lasts_is_an_error_and_nothing_is_kept(
     assert fetch(place) == DATA
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(("fault", "said"), [("404", "not there"), ("403", "access is denied")])
 def test_what_will_not_pass_is_said_at_once(
     fault: str, said: str, place: Web, wire: FaultyWire, cache: CacheSettings
@@ -100,6 +103,7 @@ def test_what_will_not_pass_is_said_at_once(
     assert kept(cache) == []
 
 
+@pytest.mark.fault(5)
 def test_a_changed_byte_is_seen(place: Web, wire: FaultyWire, cache: CacheSettings) -> None:
     wire.always = "flip:150000"
     with pytest.raises(TesseraError, match="checksum differs"):
@@ -107,6 +111,7 @@ def test_a_changed_byte_is_seen(place: Web, wire: FaultyWire, cache: CacheSettin
     assert kept(cache) == []
 
 
+@pytest.mark.fault(4, 5)
 def test_another_file_in_its_place_is_said_at_once(
     place: Web, folder: Path, wire: FaultyWire
 ) -> None:
@@ -116,6 +121,7 @@ def test_another_file_in_its_place_is_said_at_once(
     assert wire.connections == 2
 
 
+@pytest.mark.fault(6)
 def test_two_files_of_one_name_are_two(place: Web, folder: Path) -> None:
     other = DATA[::-1]
     assert fetch(place) == DATA
@@ -125,6 +131,7 @@ def test_two_files_of_one_name_are_two(place: Web, folder: Path) -> None:
     assert found.read_bytes() == other
 
 
+@pytest.mark.control(6)
 @pytest.mark.skipif(not shutil.which("curl"), reason="stock webdataset fetches with curl")
 def test_stock_webdataset_takes_one_name_for_one_file(wire: FaultyWire, tmp_path: Path) -> None:
     """What the checksum is for: a cache that goes by the base name gives train for val, and keeps
@@ -206,6 +213,7 @@ def test_what_is_no_longer_wanted_is_not_fetched(
     assert kept(cache) == []
 
 
+@pytest.mark.fault(5)
 def test_a_set_is_read_through_a_wire_that_breaks(
     make_set: Callable[..., tuple[Path, Card]], tmp_path: Path
 ) -> None:
@@ -224,6 +232,7 @@ def test_a_set_is_read_through_a_wire_that_breaks(
         storage.use_cache(None)
 
 
+@pytest.mark.control(5)
 def test_python_reads_a_cut_body_without_a_word(wire: FaultyWire, folder: Path) -> None:
     """What the length is for: a tar that ends at a member's end is a good one for tarfile."""
     with tarfile.open(folder / "x.tar", "w") as tar:
