@@ -134,24 +134,13 @@ def pack(
             raise UsageError(
                 f"{chosen} leaves shards where they lie", mend="leave --shard-samples, --resize out"
             )
-        indexed: Card = reader.index(
-            source,
-            str(to),
-            options=given,
-            name=name,
-            licence=licence,
-            seed=seed,
-            allow_rejected=allow_rejected,
-            progress=progress,
-            say=say,
+        told = {"name": name, "licence": licence, "seed": seed, "allow_rejected": allow_rejected}
+        card: Card = reader.index(
+            source, str(to), options=given, progress=progress, say=say, **told
         )
-        return indexed
+        return card
     with stage(to) as staged:
-        # Workers may stand in another folder.
-        place = os.path.abspath(source) if os.path.exists(source) else source
-        found: Source = reader.read(place, given)
-        for note in found.notes:
-            say(note)
+        found = _read(reader, source, given, say)
         bare = replace(found, items=())
         shared = Shared(bare, staged.place.where, None, "", resize, quality)
         how = {"format": chosen, "options": given, "seed": seed, "resize": [resize, quality]}
@@ -163,6 +152,17 @@ def pack(
         card = run.card(name=name or found.name, source=f"{chosen}:{found.name}", licence=licence)
         staged.place.write(FILE, card.to_json().encode())
     return card
+
+
+def _read(
+    reader: Any, source: str, options: Mapping[str, str], say: Callable[[str], None]
+) -> Source:
+    # Workers may stand in another folder.
+    place = os.path.abspath(source) if os.path.exists(source) else source
+    found: Source = reader.read(place, options)
+    for note in found.notes:
+        say(note)
+    return found
 
 
 def _check_numbers(shard_samples: int | None, resize: int | None, quality: int | None) -> None:
