@@ -29,8 +29,6 @@ _ALLOWED = (
 )
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _REFUSED = {
-    "::": "a chain of addresses",
-    "${": "a variable",
     "?": "a query",
     "#": "a fragment",
     "*": "a wildcard",
