@@ -12,15 +12,15 @@ from collections.abc import Iterable
 class TesseraError(Exception):
     """A mistake or a refusal that the user can act on. Never shown with a traceback.
 
-    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage".
+    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage". File names and keys of others
+    stand in messages: what can't be printed, and so could steer a terminal, is written as \\x1b.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, mend: str = "") -> None:
-        super().__init__(message, mend)
-        self.message = message
-        self.mend = mend
+        self.message, self.mend = _printable(message), _printable(mend)
+        super().__init__(self.message, self.mend)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.mend}" if self.mend else self.message
@@ -33,6 +33,17 @@ class UsageError(TesseraError):
     """The command was put together wrongly."""
 
     exit_code = 2
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+    return "".join(shown)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _rebuild(kind: type[TesseraError], message: str, mend: str) -> TesseraError:
