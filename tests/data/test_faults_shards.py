@@ -1,0 +1,273 @@
+"""Shards that were damaged, and what becomes of the same ones in stock webdataset.
+
+Every way that reads is held: before a training (`check_feedable`), in it (`TrainLoader`), and
+`verify`. A damaged shard is an error with its name, never a shorter epoch or a wrong pair.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.core.errors import TesseraError
+from pipelines.data import planning, verifying
+from pipelines.data.card import Card
+from pipelines.data.importers import webdataset
+from pipelines.data.loading import TrainLoader
+from pipelines.data.samples import encode_png, open_image
+from pipelines.data.shards import ShardReader
+from pipelines.data.tars import BLOCK
+from pipelines.ports import World
+
+MakeSet = Callable[..., tuple[Path, Card]]
+SAMPLES = 6
+OF_SAMPLE = 4 * BLOCK
+"""A header and a block of content each for image and class."""
+
+
+@pytest.fixture
+def packed(make_set: MakeSet) -> tuple[Path, Card, Path]:
+    """Six samples in one shard: its folder, its card, the shard."""
+    folder, card = make_set(SAMPLES, shard_samples=SAMPLES)
+    return folder, card, folder / card.splits["train"].shards[0].path
+
+
+def train(folder: Path, card: Card) -> list[str]:
+    """The keys of an epoch."""
+    spec = card.spec()
+    loader = TrainLoader(folder, card, spec, batch_size=2, seed=0, world=World(0, 1), cache="none")
+    return [key for step in loader.epoch(0) for key in step.batch["key"]]
+
+
+def check(folder: Path, card: Card) -> None:
+    """What a training is refused by before it starts."""
+    planning.check_feedable(card, workers=1, batch_size=2, where=folder)
+
+
+def stock(*shards: Path, **options: Any) -> list[dict[str, Any]]:
+    import webdataset as library
+
+    urls = [str(path) for path in shards]
+    return list(library.WebDataset(urls, shardshuffle=False, empty_check=False, **options))
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def image(number: int) -> bytes:
+    return encode_png(np.full((4, 5, 3), number, np.uint8))
+
+
+# ── cut, flipped, replaced ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.fault(1)
+def test_a_shard_cut_anywhere_is_named_and_counted(packed: tuple[Path, Card, Path]) -> None:
+    """At each boundary of a member, in each header, in the data."""
+    folder, card, shard = packed
+    whole = shard.read_bytes()
+    assert len(train(folder, card)) == SAMPLES
+    for end in range(0, len(whole), BLOCK // 2):
+        shard.write_bytes(whole[:end])
+        lost = SAMPLES - min(end // OF_SAMPLE, SAMPLES)
+        said = rf"train/000000\.tar .*has {end} bytes, the card says {len(whole)}"
+        for act in (check, train):
+            with pytest.raises(TesseraError) as refused:
+                act(folder, card)
+            assert re.search(said, re.sub(r"(?<=\d),(?=\d)", "", refused.value.message))
+        line = verifying.verify(folder, workers=1).differences[0]
+        counted = f"; {lost} of 6 samples differ, the first is s{SAMPLES - lost:04d}"
+        assert line.endswith(counted if lost else f"the card says {len(whole):,}")
+
+
+@pytest.mark.control(1, 2)
+def test_stock_webdataset_takes_a_damaged_shard_for_a_shorter_one(
+    packed: tuple[Path, Card, Path],
+) -> None:
+    _, _, shard = packed
+    whole = shard.read_bytes()
+    half = 3 * OF_SAMPLE
+    assert len(stock(shard)) == SAMPLES
+    flipped = bytearray(whole)
+    flipped[half + 5] ^= 1
+    zeros = whole[:half] + bytes(2 * BLOCK) + whole[half + 2 * BLOCK :]
+    for damaged in (whole[:half], bytes(flipped), zeros):
+        shard.write_bytes(damaged)
+        assert [sample["__key__"] for sample in stock(shard)] == ["s0000", "s0001", "s0002"]
+
+
+@pytest.mark.fault(2, 3)
+def test_an_epoch_is_never_short(packed: tuple[Path, Card, Path]) -> None:
+    """Of the same size, so that only the content tells: a bit of a header, of the data, zeros, the
+    rest cut off and filled up."""
+    folder, card, shard = packed
+    whole = shard.read_bytes()
+    half = 3 * OF_SAMPLE
+    cases = [bytearray(whole) for _ in range(4)]
+    cases[0][half + 5] ^= 1
+    cases[1][half + BLOCK + 30] ^= 1
+    cases[2][half : half + 1024] = bytes(1024)
+    cases[3][half:] = bytes(len(whole) - half)
+    for case in cases:
+        shard.write_bytes(case)
+        with pytest.raises(TesseraError, match=r"train/000000\.tar, sample \d: checksum differs"):
+            train(folder, card)
+        (line,) = verifying.verify(folder, workers=1).differences[:1]
+        assert "checksum differs" in line
+        assert "of 6 samples differ, the first is s0003" in line
+
+
+@pytest.mark.control(3)
+def test_decoders_take_a_flipped_jpeg() -> None:
+    """What the checksum is for."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, format="JPEG", quality=90)
+    data, taken = out.getvalue(), 0
+    truth = np.asarray(open_image(data, "image"))
+    for bit in np.random.default_rng(1).integers(len(data) * 4, len(data) * 8, 50).tolist():
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            taken += not np.array_equal(np.asarray(open_image(bytes(flipped), "image")), truth)
+        except TesseraError:
+            continue
+    assert taken > 25, "wrong pixels, and no error"
+
+
+REPLACED = {
+    "empty": b"",
+    "an error page": b"<html><h1>502 Bad Gateway</h1></html>",
+    "a tar of nothing": bytes(10240),
+    "an error page as long": b"<html>".ljust(20480, b" "),
+    "a longer tar of nothing": bytes(20480),
+}
+
+
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("what", [*REPLACED, "missing"])
+def test_what_is_no_shard_is_named_before_training(
+    what: str, packed: tuple[Path, Card, Path]
+) -> None:
+    """What has the very size of the shard is named when its first sample is asked for."""
+    folder, card, shard = packed
+    size = shard.stat().st_size
+    shard.unlink()
+    if what != "missing":
+        shard.write_bytes(REPLACED[what])
+        as_long = shard.stat().st_size == size
+    else:
+        as_long = False
+    if as_long:
+        check(folder, card)
+        said = "sample .*checksum differs"
+    else:
+        with pytest.raises(TesseraError, match=r"train/000000\.tar (is missing|has [\d,]+ bytes)"):
+            check(folder, card)
+        said = "is missing|has [0-9,]+ bytes"
+    with pytest.raises(TesseraError, match=said):
+        train(folder, card)
+    assert "train/000000.tar" in verifying.verify(folder, workers=1).differences[0]
+
+
+@pytest.mark.control(4)
+def test_stock_webdataset_says_nothing_of_an_empty_tar(tmp_path: Path) -> None:
+    import webdataset as library
+
+    for name, data in REPLACED.items():
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(data)
+        assert stock(path, handler=library.ignore_and_continue) == []
+    assert stock(tmp_path / "a tar of nothing.tar") == []
+
+
+# ── members ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.control(7, 8)
+def test_stock_webdataset_gives_a_key_twice_and_half_samples(tmp_path: Path) -> None:
+    a, b = (("a.png", image(1)), ("a.cls", b"0")), (("b.png", image(2)), ("b.cls", b"1"))
+    apart = write_tar(tmp_path / "apart.tar", [*a, *b, *a])
+    assert [sample["__key__"] for sample in stock(apart)] == ["a", "b", "a"]
+    other = write_tar(tmp_path / "other.tar", list(a))
+    assert [sample["__key__"] for sample in stock(apart, other)] == ["a", "b", "a", "a"]
+    half = write_tar(tmp_path / "half.tar", [a[0], b[1]])
+    assert [sorted(sample.keys() & {"png", "cls"}) for sample in stock(half)] == [["png"], ["cls"]]
+
+
+def torn(folder: Path) -> list[Path]:
+    """Two shards of one key: the first is cut behind its last image, before its class."""
+    first = write_tar(folder / "train-0.tar", [("x.png", image(1)), ("x.cls", b"0")])
+    data = first.read_bytes()
+    first.write_bytes(data[: BLOCK + BLOCK // 2])
+    second = write_tar(folder / "train-1.tar", [("x.cls", b"7"), ("y.png", image(2))])
+    return [first, second]
+
+
+@pytest.mark.control(9)
+def test_stock_webdataset_pairs_an_image_with_the_class_of_another(tmp_path: Path) -> None:
+    import webdataset as library
+
+    first, *_ = stock(*torn(tmp_path / "in"), handler=library.ignore_and_continue)
+    assert (first["__key__"], first["png"], first["cls"]) == ("x", image(1), b"7")
+
+
+@pytest.mark.fault(9)
+def test_no_pair_is_made_of_two_shards(tmp_path: Path) -> None:
+    first, second = torn(tmp_path / "in")
+    for number, name in enumerate(("train-2", "val-0", "test-0")):
+        members = [(f"z{number}.png", image(3)), (f"z{number}.cls", b"1")]
+        write_tar(tmp_path / "in" / f"{name}.tar", members)
+    allow = {"options": {}, "allow_rejected": "3"}
+    with pytest.raises(TesseraError, match=r"train-0\.tar.* (has no end|cut short)"):
+        webdataset.index(str(first.parent), tmp_path / "out", **allow)
+    first.write_bytes(first.read_bytes() + bytes(2 * BLOCK + BLOCK // 2))  # a good tar of an image
+    card = webdataset.index(str(second.parent), tmp_path / "out", **allow)
+    assert card.rejected == 3
+    reader = ShardReader(tmp_path / "out", card, "train")
+    assert [(s.key, s.image, s.label) for s in _all(reader)] == [("z0", image(3), 0)]
+
+
+def _all(reader: ShardReader) -> Iterator[Any]:
+    return (reader.read(number) for number in range(len(reader)))
+
+
+# ── what a tar can do to a folder ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.control(10, 11)
+def test_tarfile_writes_outside_of_the_folder(tmp_path: Path) -> None:
+    """By a name, and through a link. Nothing here is ever written to a path that a tar names."""
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    path = tmp_path / "evil.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("../by-name.png")
+        tar.addfile(info)
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("link/by-link.png"))
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path / "out" / "deep", filter="fully_trusted")
+    assert (tmp_path / "out" / "by-name.png").exists()
+    assert (tmp_path / "by-link.png").exists()
+    assert [sample["__key__"] for sample in stock(path)] == ["../by-name", "link/by-link"]
+    write_tar(tmp_path / "in" / "train.tar", [("good.png", image(1))])
+    (tmp_path / "in" / "evil.tar").write_bytes(path.read_bytes())
+    with pytest.raises(TesseraError, match=r"evil\.tar.*'\.\./by-name\.png' is refused"):
+        webdataset.index(str(tmp_path / "in"), tmp_path / "index", options={"label": "none"})
