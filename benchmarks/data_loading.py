@@ -132,11 +132,14 @@ def summary(contender: Contender) -> dict[str, Any]:
 
 def share(entry: dict[str, Any], name: str, of: str) -> float | None:
     """The median over rounds of `name`'s speed over that of `of` in the same round."""
-    both = [entry["contenders"].get(one, {}).get("turns") for one in (name, of)]
-    if not all(both):
-        return None
-    speeds = [[turn["images"] / turn["wall"] for turn in turns] for turns in both]
-    return statistics.median(a / b for a, b in zip(*speeds))
+    speeds: list[list[float]] = [
+        [
+            turn["images"] / turn["wall"]
+            for turn in entry["contenders"].get(one, {}).get("turns", ())
+        ]
+        for one in (name, of)
+    ]
+    return statistics.median(a / b for a, b in zip(*speeds)) if all(speeds) else None
 
 
 def show(name: str, entry: dict[str, Any]) -> str:

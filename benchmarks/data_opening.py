@@ -2,10 +2,11 @@
 
 Each opening is a process of its own, and they take turns: ours and stock webdataset, over sets of
 10 to 10,000 shards of 1,000 samples. Measured from the card to the first batch of 128 decoded
-images; importing torch and the other libraries is outside. Nobody keeps 10,000 shards for this: the
-index has a true row for each sample, and the shards are one tar under 10,000 names. Its pages are
-in memory, so the disk is outside as well. Prints a table, writes benchmarks/results/
-data_opening.json and data_opening.png.
+images; importing torch and the other libraries is outside. Ours starts two loader processes in that
+time, webdataset reads in the process itself. Nobody keeps 10,000 shards for this: the index has a
+true row for each sample, and the shards are one tar under 10,000 names. Its pages are in memory, so
+the disk is outside as well. Prints a table, writes benchmarks/results/data_opening.json and
+data_opening.png.
 """
 
 from __future__ import annotations
