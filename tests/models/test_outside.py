@@ -136,6 +136,7 @@ def test_trains_on_workers_and_answers(mylab):
     call("pack", "digits", "--to", data, "--workers", "0")
     settings = ["--set", "train.epochs=2", "--set", "train.precision=fp32"]
     call("train", "mylab.mixer", "--data", data, "--workers", "2", "--model", "m", *settings)
+    call("evaluate", "m/1", "--data", data)
     call("promote", "m", "--version", "1")
     image = mylab / "one.png"
     python(mylab, "-c", f"from PIL import Image; Image.new('L', (8, 8)).save({str(image)!r})")
