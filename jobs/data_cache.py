@@ -22,7 +22,7 @@ def apply() -> None:
         return
     from dataclasses import replace
 
-    from pipelines.data import storage
+    from pipelines.data.places import storage
 
     settings = storage.cache_settings()
     if folder:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import embedded
 from models.core.errors import TesseraError
 from pipelines import cluster, registry, tracking
-from pipelines.data import storage as data_storage
+from pipelines.data.places import storage as data_storage
 
 if TYPE_CHECKING:
     from pipelines.ports import Emit, Registry, Version

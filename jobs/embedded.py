@@ -30,8 +30,3 @@ def runs_dir() -> Path:
 def ui_address() -> str:
     """Where the pages of the embedded MLflow are shown once `tessera up` runs."""
     return os.environ.get("TESSERA_UI") or tracking.DEFAULT_UI
-
-
-def data_place(text: str) -> str:
-    """A data set's folder made absolute, as workers elsewhere need it; an address stays."""
-    return text if "://" in text else str(Path(text).expanduser().absolute())

@@ -52,8 +52,9 @@ def evaluate(
     from jobs import driver, embedded
     from pipelines import cluster, promotion, worker
     from pipelines.data import card as cards
+    from pipelines.data.places import storage
 
-    data = embedded.data_place(str(data))
+    data = storage.absolute(str(data))
     cards.read(data).split(split)
     registry = driver.open_registry()
     version = driver.resolve(registry, model)

@@ -31,14 +31,14 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 @click.option("--readme", is_flag=True, help="Only make README's table again.")
 def command(recipe: str | None, data: str | None, seeds: int, readme: bool) -> int:
     """Measure a recipe on its test split, mean ± std over seeds, and write it down."""
-    from jobs import embedded
     from models.core.errors import UsageError
+    from pipelines.data.places import storage
 
     if not readme:
         if not recipe or not data:
             raise UsageError("a recipe and its data are needed", mend="measure RECIPE --data DIR")
         path = Path(recipe)
-        entry = measure(path, embedded.data_place(data), seeds)
+        entry = measure(path, storage.absolute(data), seeds)
         results = read_results()
         results[path.as_posix()] = entry
         RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -138,12 +138,21 @@ def _show(card: Card, to: str, seconds: float) -> None:
         {
             "packed": f"{to}: {rate}",
             "splits": ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items()),
-            "classes": f"{len(card.classes)}",
+            **({"classes": f"{len(card.classes)}"} if card.classes else {}),
             **rejected,
             "digest": card.digest,
-            "next": f"tessera train cnn --data {to}",
+            "next": _next(card.task, to),
         }
     )
+
+
+def _next(task: str, to: str) -> str:
+    import models
+
+    fitting = [name for name in models.names() if models.get(name).task.name == task]
+    if not fitting:
+        return f"tessera inspect {to} --html FILE"
+    return f"tessera train {'cnn' if 'cnn' in fitting else fitting[0]} --data {to}"
 
 
 def _parse_option(text: str) -> tuple[str, str]:

@@ -42,8 +42,9 @@ def command(
     folder or an address, it says how good its shards are.
     """
     del verbose
-    from pipelines.data import planning, storage
+    from pipelines.data import planning
     from pipelines.data.card import FILE
+    from pipelines.data.places import storage
 
     readers = planning.Readers(gpus, loader_workers, batch, nodes)
     local = not storage.split(source)[0]
@@ -75,7 +76,8 @@ def _judge(source: str, readers: Readers) -> Plan:
 
 def _recommend(source: str, form: str | None, options: tuple[str, ...], readers: Readers) -> Plan:
     from models.core.errors import UsageError
-    from pipelines.data import importing, packing_plan, planning
+    from pipelines.data import importing, planning
+    from pipelines.data.packing import plan as packing_plan
 
     pairs = {name: value for name, _, value in (option.partition("=") for option in options)}
     if not all("=" in option for option in options):

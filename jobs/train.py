@@ -113,9 +113,9 @@ def _choose(what: str, variant: str | None, data: str | None, changes: dict[str,
 
 def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
     """The recipe as it is asked for; the data set is not looked at."""
-    from jobs import embedded
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
+    from pipelines.data.places import storage
 
     if what.endswith((".yaml", ".yml", ".json")) or "/" in what:
         recipe = recipes.read(Path(what))
@@ -128,7 +128,7 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
     recipe = recipe.with_overrides(changes)
     if not recipe.data.path:
         raise UsageError("no data set", mend="name a packed one: --data DIR")
-    return recipe.with_overrides({"data.path": embedded.data_place(recipe.data.path)})
+    return recipe.with_overrides({"data.path": storage.absolute(recipe.data.path)})
 
 
 def _settle(recipe: Recipe) -> Recipe:
@@ -172,10 +172,11 @@ def _resume(
     from jobs import embedded
     from pipelines import recipe as recipes
     from pipelines import runs
+    from pipelines.data.places import storage
 
     run = runs.find(embedded.runs_dir(), ref)
     if data:
-        changes = {**changes, "data.path": embedded.data_place(data)}
+        changes = {**changes, "data.path": storage.absolute(data)}
     recipe = run.recipe().with_overrides(changes)
     recipes.check_resumable(run.recipe(), recipe)
     check_data(recipe)

@@ -3,7 +3,8 @@
 The network is torchvision's (BSD-3-Clause), and its weights fit it: Krizhevsky, One weird trick for
 parallelizing convolutional neural networks, 2014, after Krizhevsky et al., ImageNet Classification
 with Deep Convolutional Neural Networks, 2012. For images under 96 pixels the first convolution is
-5x5 without stride, and pools that would leave less than 2x2 pixels are left out.
+5x5 without stride, and pools that would leave less than 2x2 pixels are left out. Weights begin as in
+He et al., Delving Deep into Rectifiers, 2015: with torch's own, a short training learns nothing.
 
     B images, C channels, H height, W width, K classes, S side of the last map, at most 6
 
@@ -97,6 +98,10 @@ class AlexNet(Transfer[AlexNetConfig]):
         classifier[1] = nn.Linear(channels * height * width, config.hidden)
         classifier[4] = nn.Linear(config.hidden, config.hidden)
         classifier[6] = nn.Linear(config.hidden, len(data.classes))
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         return net
 
     def search_space(self) -> Mapping[str, Space]:

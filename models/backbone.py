@@ -30,8 +30,8 @@ TIMM = "timm/"
 
 @dataclass(frozen=True)
 class BackboneConfig(Pretrained):
-    """`name` of the network. `adapt`: make it fit for small images; without it the network is as
-    its authors have it."""
+    """`name` of the network. `adapt`: make it fit for small images and short trainings; without
+    it the network is as its authors have it."""
 
     name: str = "mobilenet_v3_small"
     adapt: bool = True
@@ -60,9 +60,11 @@ class Backbone(Transfer[BackboneConfig]):
         make = _from_timm if config.name.startswith(TIMM) else _from_torchvision
         try:
             net = make(config.name, data)
-            if config.adapt and is_small("auto", data):
-                _keep_size_at_first(net)
-                keep_maps(net, data)
+            if config.adapt:
+                _follow(net)
+                if is_small("auto", data):
+                    _keep_size_at_first(net)
+                    keep_maps(net, data)
             _try_out(net, data)
         except (RuntimeError, ValueError, AssertionError) as error:
             line = " ".join(str(error).split())[:200].rstrip(".!")
@@ -161,6 +163,14 @@ def _keep_size_at_first(net: nn.Module) -> None:
             layer.kernel_size, layer.stride, layer.padding = 1, 1, 0
         if isinstance(layer, nn.MaxPool2d | nn.Conv2d):
             return
+
+
+def _follow(net: nn.Module) -> None:
+    """Norms follow their batches as fast as torch's own do. Some authors set theirs for a million
+    steps, and after a short training the statistics would still be those of the beginning."""
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.momentum is not None:
+            layer.momentum = max(layer.momentum, 0.1)
 
 
 def _try_out(net: nn.Module, data: DataSpec) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
 from pipelines import distributed
-from pipelines.data import decoded
-from pipelines.data.decoded import SharedPixels
+from pipelines.data.batching import decoded
+from pipelines.data.batching.decoded import SharedPixels
 from pipelines.ports import World
 
 

@@ -22,12 +22,13 @@ from pipelines import checkpoints, distributed, evaluation, pictures
 from pipelines import recipe as recipes
 from pipelines.checkpoints import State
 from pipelines.data import card as cards
-from pipelines.data import decoded, storage
+from pipelines.data.batching import decoded
+from pipelines.data.batching.supply import Options
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
+from pipelines.data.places import storage
 from pipelines.data.samples import decode_image, fit_image
 from pipelines.data.shards import ShardReader
-from pipelines.data.supply import Options
 from pipelines.evaluation import Answers
 from pipelines.ledger import Ledger
 from pipelines.ports import Emit, World

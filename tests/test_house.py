@@ -28,7 +28,7 @@ HEAVY = {
 }
 ROOMS = {
     "webdataset": {"pipelines/data/shards.py"},
-    "fsspec": {"pipelines/data/object_store.py"},
+    "fsspec": {"pipelines/data/places/object_store.py"},
     "mlflow": {"pipelines/tracking.py", "pipelines/registry.py", "pipelines/system_metrics.py"},
     "ray": {"pipelines/cluster.py", "pipelines/ray_jobs.py"},
 }
@@ -38,9 +38,9 @@ SHARED_WITH_ROOMS = {
     "pipelines.ports",
     "pipelines.data.card",
     "pipelines.data.index",
-    "pipelines.data.patience",
-    "pipelines.data.remote",
-    "pipelines.data.storage",
+    "pipelines.data.places.patience",
+    "pipelines.data.places.remote",
+    "pipelines.data.places.storage",
     "pipelines.data.tars",
 }
 JOINERS = {"pipelines/worker.py"}

@@ -9,7 +9,7 @@ from typing import Any
 import ranks
 
 from models.core.family import DataSpec
-from pipelines.data import decoded
+from pipelines.data.batching import decoded
 from pipelines.ports import World
 from pipelines.sharing import share_pixels
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
-from pipelines.data import storage
+from pipelines.data.places import storage
 
 FILE = "card.json"
 Split = Literal["train", "val", "test"]

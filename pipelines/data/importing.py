@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import TesseraError, UsageError, unknown
-from pipelines.data import importers, packing_plan
+from pipelines.data import importers
 from pipelines.data.card import FILE, Card
-from pipelines.data.packing_run import Progress, Run, Spread
-from pipelines.data.shard_packing import Shared
+from pipelines.data.packing import plan as packing_plan
+from pipelines.data.packing.run import Progress, Run, Spread
+from pipelines.data.packing.staging import refuse_occupied, stage
+from pipelines.data.packing.work import Shared
 from pipelines.data.sources import IMAGE_SUFFIXES, Source, find_images
-from pipelines.data.staging import refuse_occupied, stage
 
 
 def formats() -> list[str]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.card import MAX_KEY_LENGTH, SplitCard
-from pipelines.data.storage import Place
+from pipelines.data.places.storage import Place
 from pipelines.data.tars import damaged
 
 FIELDS = [

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data import storage
+from pipelines.data.batching.order import WINDOW
 from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, SplitCard
-from pipelines.data.order import WINDOW
+from pipelines.data.places import storage
 from pipelines.data.sources import Item, Source
 from pipelines.data.tars import BLOCK, padded
 

@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.core.errors import TesseraError
+from pipelines.data.batching.jpegs import FastDecoder
 from pipelines.data.card import MAX_KEY_LENGTH
-from pipelines.data.jpegs import FastDecoder
 
 MAX_PIXELS = 100_000_000
 Fit = Literal["stretch", "crop"]

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data import storage
 from pipelines.data.card import (
     EXTENSIONS,
     IMAGE_EXTENSIONS,
@@ -31,6 +30,7 @@ from pipelines.data.card import (
     check_key,
 )
 from pipelines.data.index import Index, Rows, rows_of, write_index
+from pipelines.data.places import storage
 from pipelines.data.tars import BLOCK, damaged, members, padded
 
 SHARD_SAMPLES = 4000

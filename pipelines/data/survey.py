@@ -18,11 +18,11 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from models.core.errors import TesseraError
-from pipelines.data import storage
 from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
 from pipelines.data.card import NOTE_EXTENSIONS, SPLITS, Card
+from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Index
-from pipelines.data.reading import image_size
+from pipelines.data.places import storage
 from pipelines.data.samples import open_image
 from pipelines.data.shards import ShardReader, Stored, check_sizes
 

@@ -27,10 +27,10 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data import storage
 from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, Split, SplitCard
 from pipelines.data.index import Index, Rows
-from pipelines.data.storage import CacheSettings, Place
+from pipelines.data.places import storage
+from pipelines.data.places.storage import CacheSettings, Place
 from pipelines.data.tars import BLOCK, padded
 
 Progress = Callable[[int, int], None]

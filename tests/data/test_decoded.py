@@ -14,8 +14,8 @@ import torch
 
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
-from pipelines.data import decoded
-from pipelines.data.batches import BatchMaker
+from pipelines.data.batching import decoded
+from pipelines.data.batching.batches import BatchMaker
 from pipelines.data.card import Card
 from pipelines.data.loading import TrainLoader
 from pipelines.ports import World
@@ -73,7 +73,7 @@ def test_where_nothing_has_room_there_is_none() -> None:
 KILLED = """
 import os, signal
 from models.core.family import DataSpec
-from pipelines.data import decoded
+from pipelines.data.batching import decoded
 spec = DataSpec(task="images", channels=1, height=4, width=4)
 made = decoded.create(100, spec)
 print(made.path, flush=True)

@@ -26,13 +26,14 @@ from faulty_server import web_server
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data import importing, storage, verifying
+from pipelines.data import importing, verifying
 from pipelines.data.card import Card
-from pipelines.data.foreign_tars import entries
 from pipelines.data.importers import webdataset
+from pipelines.data.importers.support.foreign_tars import entries
+from pipelines.data.places import storage
+from pipelines.data.places.storage import CacheSettings
 from pipelines.data.samples import encode_png, open_image
 from pipelines.data.shards import ShardReader
-from pipelines.data.storage import CacheSettings
 
 Members = list[tuple[str, bytes]]
 MB = 1 << 20

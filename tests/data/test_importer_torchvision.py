@@ -17,8 +17,8 @@ from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import Mask, check
-from pipelines.data.guard import guarded
 from pipelines.data.importers import torchvision as importer
+from pipelines.data.importers.support.guard import guarded
 from pipelines.data.samples import decode_image
 
 

@@ -14,7 +14,7 @@ from models.core.errors import TesseraError
 from pipelines.data import shards
 from pipelines.data.importers import digits, image_folder, mnist
 from pipelines.data.importing import pack, recognise
-from pipelines.data.packing_plan import split_items
+from pipelines.data.packing.plan import split_items
 from pipelines.data.samples import decode_image
 
 DATA = Path(__file__).parents[2] / "../shared/data"

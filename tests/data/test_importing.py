@@ -15,7 +15,7 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
 from pipelines.data import importing, shards
 from pipelines.data.importing import pack, recognise
-from pipelines.data.packing_plan import split_items
+from pipelines.data.packing.plan import split_items
 from pipelines.data.samples import decode_image, sniff
 from pipelines.data.shards import Stored
 from pipelines.data.sources import Item

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.core.errors import TesseraError
-from pipelines.data import ahead, loading
-from pipelines.data.batches import BatchMaker
+from pipelines.data import loading
+from pipelines.data.batching import ahead
+from pipelines.data.batching.batches import BatchMaker
+from pipelines.data.batching.order import Part
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, Step, TrainLoader
-from pipelines.data.order import Part
 from pipelines.data.shards import ShardReader
 from pipelines.ports import World
 

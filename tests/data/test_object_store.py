@@ -19,12 +19,13 @@ from s3_server import S3Server, environment, missing
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data import importing, storage, verifying
+from pipelines.data import importing, verifying
 from pipelines.data.card import Card
-from pipelines.data.object_store import Store
-from pipelines.data.patience import Patience
+from pipelines.data.places import storage
+from pipelines.data.places.object_store import Store
+from pipelines.data.places.patience import Patience
+from pipelines.data.places.storage import CacheSettings
 from pipelines.data.shards import ShardReader
-from pipelines.data.storage import CacheSettings
 
 pytestmark = [
     pytest.mark.slow,

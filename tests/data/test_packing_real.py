@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.data import annotations, packing, shards
+from pipelines.data import annotations, shards
 from pipelines.data.card import Card
 from pipelines.data.importing import pack
+from pipelines.data.packing import tally
 from pipelines.data.verifying import verify
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -49,7 +50,7 @@ def objects(to: Path, card: Card, split: str) -> int:
 
 def test_bccd_without_the_two_boxes_that_have_no_area(tmp_path: Path) -> None:
     source = unpack("bccd/BCCD.tar", tmp_path) / "BCCD"
-    with pytest.raises(packing.Kept, match="2 box without area"):
+    with pytest.raises(tally.Kept, match="2 box without area"):
         pack(str(source), tmp_path / "out")
     card = packed(source, tmp_path / "out", allow_rejected="2")
     assert card.task == "detection"

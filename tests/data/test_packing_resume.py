@@ -15,10 +15,11 @@ import pytest
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data import packing, staging, storage
 from pipelines.data.importing import pack
-from pipelines.data.packing_run import here
-from pipelines.data.shard_packing import Part, Shared
+from pipelines.data.packing import staging, tally
+from pipelines.data.packing.run import here
+from pipelines.data.packing.work import Part, Shared
+from pipelines.data.places import storage
 
 MakeFolder = Callable[..., Path]
 MakeImage = Callable[..., Path]
@@ -172,16 +173,16 @@ def test_without_the_look_a_damaged_shard_would_be_taken(
     run(pets, tmp_path / "fresh", shard_samples=10)
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     flip(tmp_path / ".out.packing" / "train" / "000001.tar")
-    monkeypatch.setattr("pipelines.data.shard_packing._is_there", lambda *_: True)
+    monkeypatch.setattr("pipelines.data.packing.work._is_there", lambda *_: True)
     run(pets, tmp_path / "out", shard_samples=10)
     assert contents(tmp_path / "out") != contents(tmp_path / "fresh")
 
 
 def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Path) -> None:
     (pets / "cat" / "bad.jpg").write_bytes(b"x")
-    with pytest.raises(packing.Kept, match=r"\.out\.packing/rejected\.jsonl"):
+    with pytest.raises(tally.Kept, match=r"\.out\.packing/rejected\.jsonl"):
         run(pets, tmp_path / "out", shard_samples=10)
-    row = json.loads((tmp_path / ".out.packing" / packing.REJECTED).read_text())
+    row = json.loads((tmp_path / ".out.packing" / tally.REJECTED).read_text())
     assert (row["key"], row["reason"]) == ("cat/bad", "unreadable image")
     again = run(pets, tmp_path / "out", shard_samples=10, allow_rejected="1")
     assert again.packed == []
@@ -195,7 +196,7 @@ def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
     good, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     file.write_bytes(b"x" * len(good))
     os.utime(file, ns=times)
-    with pytest.raises(packing.Kept):
+    with pytest.raises(tally.Kept):
         run(pets, tmp_path / "out", shard_samples=10)
     file.write_bytes(good)
     os.utime(file, ns=times)

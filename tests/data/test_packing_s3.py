@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server, environment, missing
 
-from pipelines.data import storage
 from pipelines.data.importing import pack
-from pipelines.data.staging import SHARDS
-from pipelines.data.storage import CacheSettings
+from pipelines.data.packing.staging import SHARDS
+from pipelines.data.places import storage
+from pipelines.data.places.storage import CacheSettings
 from pipelines.data.verifying import verify
 
 pytestmark = [

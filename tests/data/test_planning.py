@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data import importing, packing_plan, planning
+from pipelines.data import importing, planning
 from pipelines.data.card import Card
 from pipelines.data.importers import digits
+from pipelines.data.packing import plan as packing_plan
 from pipelines.data.planning import Amount, Readers
 
 GB = 1 << 30

@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import BadAnnotation
-from pipelines.data.reading import (
+from pipelines.data.importers.support.reading import (
     check_stated_size,
     choose,
     find_problem,

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import annotations, receipts, storage
+from pipelines.data import annotations
 from pipelines.data.annotations import Annotation, Mask, Objects
+from pipelines.data.packing import receipts
+from pipelines.data.packing.work import Part, Shared, look, pack_shard, prepare
+from pipelines.data.places import storage
 from pipelines.data.samples import encode_png, open_image, sniff
-from pipelines.data.shard_packing import Part, Shared, look, pack_shard, prepare
 from pipelines.data.sources import Item, Rejected, Source
 
 ITEM = Item("a", "folder/a.jpg", 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data import storage
-from pipelines.data.storage import CacheSettings, Place
+from pipelines.data.places import storage
+from pipelines.data.places.storage import CacheSettings, Place
 
 
 @pytest.fixture(params=["folder", "memory"])

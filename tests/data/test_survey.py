@@ -12,8 +12,9 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data import storage, survey
+from pipelines.data import survey
 from pipelines.data.annotations import BadAnnotation, Mask, Objects
+from pipelines.data.places import storage
 
 
 def image(number: int, width: int = 12, height: int = 8) -> Image.Image:

@@ -154,7 +154,7 @@ def test_an_index_that_says_other_things_is_found(packed: Path, make_set: MakeSe
     """All checksums are right, and the class in the tar is not the one in the index: what a packer
     with a fault would make."""
     from pipelines.data.index import Index, write_index
-    from pipelines.data.storage import at
+    from pipelines.data.places.storage import at
 
     card = Card.model_validate_json((packed / "card.json").read_text())
     split = card.splits["train"]

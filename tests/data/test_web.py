@@ -14,12 +14,12 @@ import pytest
 from faulty_server import FaultyWire, web_server, wire_to
 
 from models.core.errors import TesseraError
-from pipelines.data import storage
 from pipelines.data.card import Card, Shard
-from pipelines.data.patience import Patience
+from pipelines.data.places import storage
+from pipelines.data.places.patience import Patience
+from pipelines.data.places.storage import CacheSettings
+from pipelines.data.places.web import Web
 from pipelines.data.shards import ShardReader
-from pipelines.data.storage import CacheSettings
-from pipelines.data.web import Web
 
 QUICK = Patience(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=1.0)
 DATA = hashlib.shake_128(b"data").digest(300_000)

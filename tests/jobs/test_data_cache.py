@@ -10,8 +10,8 @@ from calling import Call
 
 from jobs import data_cache
 from models.core.errors import UsageError
-from pipelines.data import storage
-from pipelines.data.storage import CacheSettings
+from pipelines.data.places import storage
+from pipelines.data.places.storage import CacheSettings
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from calling import Call
 from packed_sets import Given, pack_set, pair
 from PIL import Image
 
-from pipelines.data import storage
 from pipelines.data.annotations import Mask, Objects
+from pipelines.data.places import storage
 
 ROWS = [
     {"key": "a", "origin": "a.jpg", "reason": "box without area", "detail": "object 4"},

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import models
 from jobs import services, submit
 from jobs.services import Service
 
@@ -146,7 +147,7 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     }
     said = {name: process.communicate(timeout=150) for name, process in running.items()}
     assert running["good"].returncode == 0, said["good"]
-    assert said["good"][0].startswith("cnn")  # nothing but the verb's own words
+    assert said["good"][0].startswith(models.names()[0])  # nothing but the verb's own words
     assert "classification" in said["good"][0]
     assert running["bad"].returncode == 2, said["bad"]
     assert "unknown family 'no-such-family'" in said["bad"][0]

@@ -59,6 +59,27 @@ def test_the_stem_keeps_what_small_images_have():
     assert repr(large) == repr(bare)
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
+def test_norms_follow_a_short_training(name):
+    """After 50 steps on the same images, the answers in evaluation are those in training."""
+    torch.manual_seed(1)
+    images = 3 + torch.randn(16, 3, 32, 32)
+
+    def distance(adapt: bool) -> float:
+        net = build(name, spec(), adapt=adapt)
+        for layer in net.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+        with torch.no_grad():
+            for _ in range(50):
+                trained = net(images)
+            answered = net.eval()(images)
+        return float((answered - trained).abs().max() / trained.std())
+
+    assert distance(adapt=True) < 0.3
+    assert distance(adapt=False) > 0.5
+
+
 def test_the_head_is_found():
     heads = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "vit_b_16": "heads.head"}
     for name, head in heads.items():

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data import plain_pickle
 from pipelines.data.card import Split
-from pipelines.data.reading import choose, nearby
+from pipelines.data.importers.support import plain_pickle
+from pipelines.data.importers.support.reading import choose, nearby
 from pipelines.data.samples import encode_png
 from pipelines.data.sources import Item, Source, read_file
 

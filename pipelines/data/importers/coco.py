@@ -26,8 +26,8 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, clip
 from pipelines.data.card import Split
-from pipelines.data.coco_masks import read_mask
-from pipelines.data.reading import (
+from pipelines.data.importers.support.coco_masks import read_mask
+from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
     check_stated_size,
     choose,
@@ -40,9 +40,9 @@ from pipelines.data.reading import (
     no_images,
     split_of,
 )
+from pipelines.data.importers.support.strict import is_number, read_json
 from pipelines.data.samples import make_key
 from pipelines.data.sources import Item, Source, find_folders, read_file
-from pipelines.data.strict import is_number, read_json
 
 NAME = "coco"
 TASKS = ("instance_segmentation", "detection")

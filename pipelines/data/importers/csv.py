@@ -15,10 +15,10 @@ from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
-from pipelines.data.reading import SPLIT_NAMES, find_problem, load
+from pipelines.data.importers.support.reading import SPLIT_NAMES, find_problem, load
+from pipelines.data.importers.support.strict import read_csv
 from pipelines.data.samples import make_key
 from pipelines.data.sources import Item, Source, is_image, read_file
-from pipelines.data.strict import read_csv
 
 NAME = "csv"
 OPTIONS: Mapping[str, str] = {

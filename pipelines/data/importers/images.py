@@ -16,7 +16,13 @@ from pathlib import Path
 
 from pipelines.data import importers
 from pipelines.data.card import Split
-from pipelines.data.reading import LABEL_NAMES, SPLIT_NAMES, load, need_folder, no_images
+from pipelines.data.importers.support.reading import (
+    LABEL_NAMES,
+    SPLIT_NAMES,
+    load,
+    need_folder,
+    no_images,
+)
 from pipelines.data.samples import make_key
 from pipelines.data.sources import Item, Source, find_files, find_folders, find_images, is_image
 
@@ -30,7 +36,8 @@ def recognises(source: str) -> str:
         return ""
     # Folders of these names say that there are labels, even where they can't be made out.
     labelled = any(inner.name.lower() in LABEL_NAMES for inner in find_folders(folder))
-    others = [m.name for m in pkgutil.iter_modules(importers.__path__) if m.name != NAME]
+    listed = pkgutil.iter_modules(importers.__path__)
+    others = [m.name for m in listed if not m.ispkg and m.name != NAME]
     modules = (importlib.import_module(f"{importers.__name__}.{name}") for name in others)
     if labelled or any(module.recognises(source) for module in modules):
         return ""

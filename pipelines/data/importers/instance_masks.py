@@ -20,7 +20,14 @@ from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, check_mask_size
 from pipelines.data.card import Split
 from pipelines.data.importers import coco
-from pipelines.data.reading import image_size, list_stems, load, need_folder, read_inside, split_of
+from pipelines.data.importers.support.reading import (
+    image_size,
+    list_stems,
+    load,
+    need_folder,
+    read_inside,
+    split_of,
+)
 from pipelines.data.samples import make_key, open_image
 from pipelines.data.sources import Item, Source, find_folders, find_images
 

@@ -23,8 +23,14 @@ from pathlib import Path
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Mask, check_mask_size
 from pipelines.data.card import Split
-from pipelines.data.mask_files import Meaning, Raw, find_meaning, parse_colours, read_mask
-from pipelines.data.reading import (
+from pipelines.data.importers.support.mask_files import (
+    Meaning,
+    Raw,
+    find_meaning,
+    parse_colours,
+    read_mask,
+)
+from pipelines.data.importers.support.reading import (
     choose,
     image_size,
     list_stems,

@@ -22,7 +22,7 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
-from pipelines.data.reading import SPLIT_ORDER
+from pipelines.data.importers.support.reading import SPLIT_ORDER
 from pipelines.data.samples import MAX_PIXELS, encode_png
 from pipelines.data.sources import Item, Source
 

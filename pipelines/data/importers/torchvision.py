@@ -24,8 +24,8 @@ from PIL import Image
 from models.core.errors import TesseraError, unknown
 from pipelines.data.annotations import IGNORED, BadAnnotation, Mask
 from pipelines.data.card import Split
-from pipelines.data.guard import guarded
-from pipelines.data.reading import SPLIT_ORDER, read_inside
+from pipelines.data.importers.support.guard import guarded
+from pipelines.data.importers.support.reading import SPLIT_ORDER, read_inside
 from pipelines.data.samples import encode_png
 from pipelines.data.sources import Item, Source
 

@@ -26,7 +26,7 @@ import numpy as np
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import BadAnnotation, Objects, clip
 from pipelines.data.card import Split
-from pipelines.data.reading import (
+from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
     check_stated_size,
     choose,
@@ -37,9 +37,9 @@ from pipelines.data.reading import (
     need_folder,
     read_inside,
 )
+from pipelines.data.importers.support.strict import read_xml
 from pipelines.data.samples import make_key
 from pipelines.data.sources import Item, Source, read_file
-from pipelines.data.strict import read_xml
 
 NAME = "voc"
 OPTIONS: Mapping[str, str] = {

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data import foreign, storage
 from pipelines.data.card import FILE, SPLITS, Card, Split
-from pipelines.data.foreign import Found, Meaning, Progress
-from pipelines.data.foreign_labels import Label
-from pipelines.data.packing import Kept, Rejections
-from pipelines.data.staging import stage
-from pipelines.data.storage import Place, check_path
+from pipelines.data.importers.support import foreign
+from pipelines.data.importers.support.foreign import Found, Meaning, Progress
+from pipelines.data.importers.support.foreign_labels import Label
+from pipelines.data.packing.staging import stage
+from pipelines.data.packing.tally import Kept, Rejections
+from pipelines.data.places import storage
+from pipelines.data.places.storage import Place, check_path
 
 NAME = "webdataset"
 OPTIONS: Mapping[str, str] = {

@@ -25,8 +25,8 @@ from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, clip
 from pipelines.data.card import Split
-from pipelines.data.coco_masks import draw
-from pipelines.data.reading import (
+from pipelines.data.importers.support.coco_masks import draw
+from pipelines.data.importers.support.reading import (
     choose,
     image_size,
     load,
@@ -36,9 +36,9 @@ from pipelines.data.reading import (
     read_inside,
     split_of,
 )
+from pipelines.data.importers.support.strict import read_yaml
 from pipelines.data.samples import make_key
 from pipelines.data.sources import Item, Source, find_files, is_image, read_file
-from pipelines.data.strict import read_yaml
 
 NAME = "yolo"
 TASKS = ("instance_segmentation", "detection")

@@ -33,14 +33,14 @@ from torch import Tensor
 
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
-from pipelines.data import targets
 from pipelines.data.annotations import decode_mask, decode_objects
-from pipelines.data.decoded import Pixels
+from pipelines.data.batching import targets
+from pipelines.data.batching.decoded import Pixels
+from pipelines.data.batching.jpegs import FastDecoder
+from pipelines.data.batching.targets import Fitted, Size
 from pipelines.data.index import Rows
-from pipelines.data.jpegs import FastDecoder
 from pipelines.data.samples import MAX_PIXELS, Fit, fit_image, open_image, to_tensor
 from pipelines.data.shards import Piece, ShardReader
-from pipelines.data.targets import Fitted, Size
 
 Numbers = np.ndarray[Any, Any]
 Fields = dict[str, Any]

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Shard
-from pipelines.data.packing import Counts
-from pipelines.data.staging import SHARDS
-from pipelines.data.storage import Place
+from pipelines.data.packing.staging import SHARDS
+from pipelines.data.packing.tally import Counts
+from pipelines.data.places.storage import Place
 
 Array = np.ndarray[Any, Any]
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data import leakage, receipts
+from pipelines.data import leakage
 from pipelines.data.card import SPLITS, Leakage
 from pipelines.data.leakage import Pair
-from pipelines.data.receipts import Receipt
-from pipelines.data.shard_packing import Part
-from pipelines.data.storage import Place
+from pipelines.data.packing import receipts
+from pipelines.data.packing.receipts import Receipt
+from pipelines.data.packing.work import Part
+from pipelines.data.places.storage import Place
 
 FILE = "leakage.jsonl"
 """One JSON object a line: left and right, each with split, key and origin; distance in bits."""

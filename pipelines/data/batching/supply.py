@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from models.core.family import Batch, DataSpec
-from pipelines.data import decoded
-from pipelines.data.ahead import Processes, in_thread, most_ahead
-from pipelines.data.batches import BatchMaker, Fields, collect
+from pipelines.data.batching import decoded
+from pipelines.data.batching.ahead import Processes, in_thread, most_ahead
+from pipelines.data.batching.batches import BatchMaker, Fields, collect
+from pipelines.data.batching.decoded import Pixels, SharedPixels
 from pipelines.data.card import Card
-from pipelines.data.decoded import Pixels, SharedPixels
 from pipelines.data.samples import Fit
 from pipelines.data.shards import ShardReader
 from pipelines.ports import World
@@ -175,7 +175,11 @@ class Supply:
         if part.device.type != "cpu":
             return part.index_select(0, places.to(part.device))
         out = torch.empty((len(places), *part.shape[1:]), dtype=part.dtype, pin_memory=self._pin)
-        return torch.index_select(part, 0, places, out=out)
+        np.take(part.numpy(), places.numpy(), axis=0, out=out.numpy(), mode="clip")
+        return out
 
     def _copy(self, part: Tensor) -> Tensor:
-        return torch.empty(part.shape, dtype=part.dtype, pin_memory=self._pin).copy_(part)
+        """By NumPy: torch would split the copy over threads that wait for the decoders' cores."""
+        out = torch.empty(part.shape, dtype=part.dtype, pin_memory=self._pin)
+        out.numpy()[...] = part.numpy()
+        return out

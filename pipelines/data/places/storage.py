@@ -141,10 +141,10 @@ def at(where: str | Path, cache: CacheSettings | None = None) -> Place:
         return Folder(_file_path(str(where), rest))
     url = f"{scheme}://{rest.rstrip('/')}"
     if scheme in WEB:
-        from pipelines.data.web import Web
+        from pipelines.data.places.web import Web
 
         return Web(url, cache or cache_settings())
-    from pipelines.data.object_store import Store
+    from pipelines.data.places.object_store import Store
 
     return Store(STORES[scheme], rest.strip("/"), url, cache or cache_settings())
 

@@ -20,10 +20,12 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import annotations as notes
-from pipelines.data import leakage, receipts, storage
+from pipelines.data import leakage
 from pipelines.data.card import Shard, Split
-from pipelines.data.packing import Tally, rejection
-from pipelines.data.receipts import Receipt
+from pipelines.data.packing import receipts
+from pipelines.data.packing.receipts import Receipt
+from pipelines.data.packing.tally import Tally, rejection
+from pipelines.data.places import storage
 from pipelines.data.samples import encode_png, open_image, sniff
 from pipelines.data.shards import Packed, write_shard
 from pipelines.data.sources import Item, Rejected, Source

@@ -29,14 +29,14 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Card, Shard, Split, SplitCard
-from pipelines.data.foreign_labels import Label, parse_label, settle_classes
-from pipelines.data.foreign_tars import Entry, entries
+from pipelines.data.importers.support.foreign_labels import Label, parse_label, settle_classes
+from pipelines.data.importers.support.foreign_tars import Entry, entries
 from pipelines.data.index import Rows, rows_of
-from pipelines.data.packing import Counts, Tally
+from pipelines.data.packing.tally import Counts, Tally
+from pipelines.data.places.storage import Place
 from pipelines.data.samples import make_key, open_image
 from pipelines.data.shards import finish_split
 from pipelines.data.sources import MAX_FILE_BYTES, Rejected
-from pipelines.data.storage import Place
 
 Progress = Callable[[int, int], None]
 """Called with the number of samples looked at, and of all as far as can be told."""

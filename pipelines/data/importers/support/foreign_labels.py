@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.core.errors import TesseraError
+from pipelines.data.importers.support.strict import read_json
 from pipelines.data.sources import Rejected
-from pipelines.data.strict import read_json
 
 _MAX_TEXT_BYTES = 1 << 10
 _MAX_JSON_BYTES = 1 << 20

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data import packing_leaks, receipts
 from pipelines.data.card import SPLITS, Card, Leakage, Split, SplitCard
-from pipelines.data.packing import REJECTED, Kept, Rejections, Tally, lines_of
-from pipelines.data.packing_leaks import Prints
-from pipelines.data.packing_plan import Plan
-from pipelines.data.receipts import Receipt
-from pipelines.data.shard_packing import TWO_SPLITS, Part, Shared, look, pack_shard
+from pipelines.data.packing import leaks, receipts
+from pipelines.data.packing.leaks import Prints
+from pipelines.data.packing.plan import Plan
+from pipelines.data.packing.receipts import Receipt
+from pipelines.data.packing.staging import Stage
+from pipelines.data.packing.tally import REJECTED, Kept, Rejections, Tally, lines_of
+from pipelines.data.packing.work import TWO_SPLITS, Part, Shared, look, pack_shard
 from pipelines.data.shards import finish_split
-from pipelines.data.staging import Stage
 
 Progress = Callable[[int, int], None]
 """Called with the number of samples looked at, and of all."""
@@ -180,13 +180,13 @@ class Run:
     def _find_near(self) -> None:
         rows, self._leakage = self._prints().near()
         if rows:
-            self._staged.place.write(packing_leaks.FILE, lines_of(rows))
+            self._staged.place.write(leaks.FILE, lines_of(rows))
             self._say(
-                f"{self._leakage.near} pairs of images in two splits look alike: see "
-                f"{packing_leaks.FILE}"
+                f"pairs of images in two splits that look alike: {self._leakage.near}; see "
+                f"{leaks.FILE}"
             )
         else:
-            self._staged.place.remove(packing_leaks.FILE)
+            self._staged.place.remove(leaks.FILE)
 
     def _counts(self, split: Split) -> dict[str, int]:
         classes = self._shared.source.classes

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import TesseraError
-from pipelines.data import storage
 from pipelines.data.card import FILE
-from pipelines.data.packing import Kept
+from pipelines.data.packing.tally import Kept
+from pipelines.data.places import storage
 
 NOTES = ".packing"
 """Folder, in the data set that is packed, of what goes when it is finished."""

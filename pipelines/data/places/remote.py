@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.data.cache import Cache
-from pipelines.data.patience import Passing, Patience, persist
-from pipelines.data.storage import CacheSettings, Content, check_path
+from pipelines.data.places.cache import Cache
+from pipelines.data.places.patience import Passing, Patience, persist
+from pipelines.data.places.storage import CacheSettings, Content, check_path
 
 BLOCK_BYTES = 8 << 20
 """With `Patience.call_seconds` it says how slow a server may drip: 140 kB/s."""

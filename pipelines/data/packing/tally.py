@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import ImageCard
-from pipelines.data.storage import Place
+from pipelines.data.places.storage import Place
 
 REJECTED = "rejected.jsonl"
 """One JSON object a line: key, origin, reason, detail."""

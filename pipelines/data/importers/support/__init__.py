@@ -1,0 +1,1 @@
+"""What importers share. No formats: the folder above is their registry."""
