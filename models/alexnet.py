@@ -97,11 +97,11 @@ class AlexNet(Transfer[AlexNetConfig]):
         assert isinstance(classifier, nn.Sequential)
         classifier[1] = nn.Linear(channels * height * width, config.hidden)
         classifier[4] = nn.Linear(config.hidden, config.hidden)
-        classifier[6] = nn.Linear(config.hidden, len(data.classes))
-        for layer in net.modules():
+        for layer in (*features, classifier[1], classifier[4]):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        classifier[6] = nn.Linear(config.hidden, len(data.classes))
         return net
 
     def search_space(self) -> Mapping[str, Space]:
