@@ -127,6 +127,15 @@ def test_families(call: Call) -> None:
     assert all(row["family"] in listed and row["about"] in listed for row in rows)
 
 
+def test_formats(call: Call) -> None:
+    rows = json.loads(call("formats", "--json").out)
+    assert {"image_folder", "coco", "torchvision"} <= {row["format"] for row in rows}
+    listed = call("formats").out
+    for row in rows:
+        assert row["about"] in listed
+        assert all(f"--option {name}=" in listed for name in row["options"])
+
+
 # ── mistakes ──────────────────────────────────────────────────────────────────────────────────
 
 
