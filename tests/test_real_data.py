@@ -76,6 +76,7 @@ def test_bccd(tmp_path: Path) -> None:
     assert "BloodImage_00343" in said
     card = go_through(source, tmp_path / "out", "--allow-rejected", "2")
     lost = {"train": 0, "val": 0, "test": 0}
+    assert counts(card, "test") == {"Platelets": 69, "RBC": 805, "WBC": 71}
     rows = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     assert {row["key"].split("/")[-1] for row in rows} == {"BloodImage_00338", "BloodImage_00343"}
     for split in lost:
@@ -84,6 +85,7 @@ def test_bccd(tmp_path: Path) -> None:
     assert samples(card) == {n: c - lost[n] for n, c in (("train", 205), ("val", 87), ("test", 72))}
     assert card.task == "detection"
     # Of 4,888 boxes those of the two images are gone.
+    assert {row["reason"] for row in rows} == {"box without area"}
     gone = sum(
         (source / "Annotations" / f"{row['key'].split('/')[-1]}.xml").read_text().count("<object>")
         for row in rows
@@ -127,6 +129,14 @@ def test_images_without_labels(tmp_path: Path, archive: str, count: int) -> None
     assert card.classes == ()
 
 
+def test_photos_are_shrunk_on_the_way(tmp_path: Path) -> None:
+    source = unpack("sr-bsd68-set5", "CBSD68.tar", tmp_path)
+    small = go_through(source, tmp_path / "small", "--resize", "160", "--quality", "90")
+    assert (small.image.min_height, small.image.max_width) == (160, 240)
+    size_bytes = sum(s.size_bytes for split in small.splits.values() for s in split.shards)
+    assert size_bytes < (DATA / "sr-bsd68-set5" / "CBSD68.tar").stat().st_size / 10
+
+
 def test_mnist(tmp_path: Path) -> None:
     if not (DATA / "mnist").is_dir():
         pytest.skip("the data set mnist is not here")
@@ -146,3 +156,4 @@ def test_cifar10(tmp_path: Path) -> None:
     assert set(counts(card, "train", "val").values()) == {5000}
     assert set(counts(card, "test").values()) == {1000}
     assert len(card.classes) == 10
+    assert card.leakage.near > 0, "CIFAR-10 is known for near duplicates across its splits"
