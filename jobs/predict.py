@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import IO
 import click
 
 from jobs.cli import run as run_command
+from jobs.terminal import json_line
 
 
 @click.command()
@@ -55,7 +55,7 @@ def command(
             total += 1
             failed += "error" in answer
             answer["model"], answer["version"] = version.name, version.number
-            lines.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            lines.write(json_line(answer) + "\n")
             if pictures and "error" not in answer:
                 _draw(Path(answer["path"]), answer, pictures, names)
     if failed:

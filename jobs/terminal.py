@@ -14,6 +14,15 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
+def json_line(value: Any) -> str:
+    """One line of JSON, with letters of any alphabet as they are; what can't be printed is escaped:
+    names that are no UTF-8 have no other form, and some would steer a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Aligned columns with a heading line."""
     if not rows:

@@ -9,9 +9,9 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
@@ -35,11 +35,19 @@ EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, *NOTE_EXTENSIONS.values()} - {""})
 """All that may lie in a shard: a sample is the members KEY.EXTENSION that follow each other."""
 MAX_KEY_LENGTH = 92
 """In characters. With dot and extension a key fits the 100 bytes of a tar name."""
+MAX_SHARD_SAMPLES = 4_000_000
+"""Rows of a shard come into memory together."""
+MAX_PIXELS = 100_000_000
+"""Of one image."""
 _KEY = re.compile(r"[A-Za-z0-9_~%-]+(/[A-Za-z0-9_~%-]+)*")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
 class Shard(_Frozen):
@@ -47,8 +55,8 @@ class Shard(_Frozen):
     shard's rows of the index."""
 
     path: str
-    samples: int
-    size_bytes: int
+    samples: Annotated[int, Field(ge=0, le=MAX_SHARD_SAMPLES)]
+    size_bytes: Count
     sha256: str
     rows_sha256: str
 
@@ -57,32 +65,32 @@ class SplitCard(_Frozen):
     """One split. `index` is the path, relative to the card, of its sample index. `class_counts` are
     images, objects or pixels of each class, whichever carry the classes."""
 
-    samples: int
+    samples: Count
     shards: tuple[Shard, ...]
     index: str
-    index_bytes: int
+    index_bytes: Count
     index_sha256: str
-    class_counts: dict[str, int] = {}
+    class_counts: dict[str, Count] = {}
 
 
 class ImageCard(_Frozen):
     """What the images are. Sizes are in pixels; mean and std are of train pixels scaled to 0..1."""
 
-    channels: int
-    min_height: int
-    max_height: int
-    min_width: int
-    max_width: int
+    channels: Literal[1, 3]
+    min_height: Side
+    max_height: Side
+    min_width: Side
+    max_width: Side
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(ge=0)], ...]
 
 
 class Leakage(_Frozen):
     """Pairs of images in two splits that look the same, as `leakage.jsonl` lists them. Those with
     the same pixels are rejected when packing; these are only near."""
 
-    near: int = 0
-    images: int = 0
+    near: Count = 0
+    images: Count = 0
 
 
 class Card(_Frozen):
@@ -92,7 +100,7 @@ class Card(_Frozen):
     they lie beside the card. `classes` is empty for data of the task `images`.
     """
 
-    version: int = 2
+    version: Literal[2] = 2
     name: str
     task: str
     classes: tuple[str, ...]
@@ -101,9 +109,26 @@ class Card(_Frozen):
     source: str = ""
     licence: str = ""
     root: str = ""
-    rejected: int = 0
+    rejected: Count = 0
     leakage: Leakage = Leakage()
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """What nothing later looks at again: it would be an error of another kind there."""
+        if self.task not in NOTE_EXTENSIONS:
+            raise ValueError(f"{self.task!r} is no task: {', '.join(NOTE_EXTENSIONS)}")
+        channels = self.image.channels
+        if not len(self.image.mean) == len(self.image.std) == channels:
+            raise ValueError(f"mean and std are not of {channels} channels")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have one name")
+        if "" in self.classes:
+            raise ValueError("a class has no name")
+        for name, split in self.splits.items():
+            if split.class_counts.keys() - set(self.classes):
+                raise ValueError(f"{name} counts classes that there are not")
+        return self
 
     def sealed(self) -> Card:
         """The same card with its digest."""
@@ -115,15 +140,22 @@ class Card(_Frozen):
         return hashlib.sha256(encoded.encode()).hexdigest()
 
     def spec(self, height: int | None = None, width: int | None = None) -> DataSpec:
-        """What the network sees: images of `height` by `width`, by default the largest packed."""
+        """What the network sees: images of `height` by `width`, by default the largest packed.
+        Where all pixels are the same, 1 stands for the std, by which they are divided."""
+        height, width = height or self.image.max_height, width or self.image.max_width
+        if height * width > MAX_PIXELS:
+            raise TesseraError(
+                f"images {width} wide and {height} high are too large",
+                mend="say which size the network is to see: data.height and data.width",
+            )
         return DataSpec(
             task=self.task,
             channels=self.image.channels,
-            height=height or self.image.max_height,
-            width=width or self.image.max_width,
+            height=height,
+            width=width,
             classes=self.classes,
             mean=self.image.mean,
-            std=self.image.std,
+            std=tuple(value or 1.0 for value in self.image.std),
         )
 
     def split(self, name: str) -> SplitCard:
@@ -154,13 +186,16 @@ def parse(text: str | bytes, where: str) -> Card:
         card = Card.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise TesseraError(f"{where} is no card: {place}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
+        said = first["msg"].removeprefix("Value error, ")
+        raise TesseraError(f"{where} is no card: {place}{said}") from None
     if card.digest != card.content_digest():
         raise TesseraError(
             f"{where} was changed after it was packed: its digest is not its own",
             mend="pack the data set again",
         )
+    if not any(split.samples for split in card.splits.values()):
+        raise TesseraError(f"{where} is the card of a data set without samples")
     return card
 
 

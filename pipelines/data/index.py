@@ -42,6 +42,8 @@ FIELDS = [
 ]
 MAX_SAMPLE_BYTES = 1 << 30
 KEPT_SHARDS = 64
+_OF_KEYS = np.zeros(256, bool)
+_OF_KEYS[list(b"\0/-_~%0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
 Rows = np.ndarray[Any, Any]
 
 
@@ -161,4 +163,7 @@ class Index:
         for name in ("image", "note"):
             if (rows[name].astype(np.uint64) + rows[f"{name}_size"] > sizes).any():
                 raise damaged(f"{where} points behind the end of a sample")
+        keys = np.ascontiguousarray(rows["key"])
+        if not _OF_KEYS[keys.view(np.uint8)].all():  # they are printed, and go into other files
+            raise damaged(f"{where} has a key with other characters than keys have")
         return rows

@@ -172,7 +172,7 @@ def check_files(where: str | Path, card: Card, split: str) -> None:
     them. In an object store it costs a listing, however many shards there are."""
     held = card.split(split)
     place = storage.at(where)
-    root = storage.at(card.root) if card.root else place
+    root = storage.shards_of(where, card.root)
     found = root.sizes([shard.path for shard in held.shards])
     index = place.size(held.index)
     wrong = [name for shard in held.shards if (name := _fault(shard, found.get(shard.path)))]

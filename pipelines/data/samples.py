@@ -34,10 +34,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.core.errors import TesseraError
-from pipelines.data.batching.jpegs import FastDecoder
-from pipelines.data.card import MAX_KEY_LENGTH
+from pipelines.data.batching.jpegs import MAX_SCANS, SCAN, FastDecoder
+from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
 
-MAX_PIXELS = 100_000_000
 Fit = Literal["stretch", "crop"]
 """How an image of another size gets the size that the network sees: both sides scaled, or the
 middle of it cut out, with smaller sides continued by the edge."""
@@ -91,6 +90,8 @@ def open_image(data: bytes, where: str) -> Image.Image:
         )
     if form == "PNG":
         _check_png(data, where)
+    if form == "JPEG" and data.count(SCAN) > MAX_SCANS:
+        raise TesseraError(f"{where} is a JPEG of more than {MAX_SCANS} scans, which is refused")
     if form == "GIF" and data[-1:] != b";":  # Pillow stops reading at the end of the pixels
         raise TesseraError(f"{where} is a damaged GIF: its end is missing")
     _hush_pillow()

@@ -191,7 +191,7 @@ class ShardReader:
         self._args = (where, card, split)
         self._card = card.split(split)
         place = storage.at(where)
-        self._place = storage.at(card.root) if card.root else place
+        self._place = storage.shards_of(where, card.root)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._buffer = np.empty(0, np.uint8)
         if not self._place.remote:  # elsewhere it is a request a shard, and `open` checks them

@@ -13,6 +13,7 @@ the folder is the registry. It has
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +129,14 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def read_file(path: Path, origin: str, limit: int = MAX_FILE_BYTES) -> bytes:
-    """A source's file, of at most `limit` bytes."""
+    """A source's file, of at most `limit` bytes; not a pipe, which would be waited for."""
     try:
-        if path.stat().st_size > limit:
-            raise TesseraError(f"{origin} is larger than {limit >> 20} MiB")
-        return path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise TesseraError(f"{origin} is no regular file")
+            data = file.read(limit + 1)
     except OSError as error:
         raise TesseraError(f"{origin} can't be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise TesseraError(f"{origin} is larger than {limit >> 20} MiB")
+    return data

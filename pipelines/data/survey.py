@@ -120,7 +120,7 @@ def check(where: str | Path, card: Card) -> None:
     """Every shard is there and has its size, and every row of the indices is whole; else
     TesseraError names what is not."""
     place = storage.at(where)
-    shards = storage.at(card.root) if card.root else place
+    shards = storage.shards_of(where, card.root)
     for name in ordered(card):
         split = card.split(name)
         check_sizes(shards, split)
@@ -133,7 +133,7 @@ def check(where: str | Path, card: Card) -> None:
 def take(where: str | Path, card: Card, *, samples: int) -> Survey:
     """Looks at a data set; `samples` of each split are shown, chosen so that all classes are there
     as far as they go, and the same ones each time. Raises TesseraError for damaged data."""
-    remote = storage.at(card.root or where).remote
+    remote = storage.shards_of(where, card.root).remote
     readers = {name: ShardReader(where, card, name) for name in ordered(card)}
     try:
         return Survey(
@@ -280,6 +280,11 @@ def _annotation(
 def _open(card: Card, split: str, reader: ShardReader, number: int) -> Sample:
     stored = reader.read(number)
     where = f"{split}, sample {stored.key}"
+    if stored.label >= len(card.classes):
+        raise TesseraError(
+            f"{where} has the class {stored.label}, and there are {len(card.classes)} classes",
+            mend="pack the data set again",
+        )
     image = open_image(stored.image, where)
     annotation = _annotation(card, stored, image.height, image.width, where)
     return Sample(split, stored.key, image, annotation, stored.label)

@@ -73,7 +73,7 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
     with tempfile.TemporaryDirectory(prefix="tessera-verify-") as folder:
         fresh = CacheSettings(Path(folder), 1 << 50)
         place = storage.at(where, fresh)
-        shards = storage.at(card.root, fresh) if card.root else place
+        shards = storage.shards_of(where, card.root, fresh)
         with ThreadPoolExecutor(workers, thread_name_prefix="tessera-verify") as pool:
             tables = [_Table(place, card, name) for name in card.splits]
             work = partial(_check_shard, shards, card, Path(folder))

@@ -30,7 +30,6 @@ def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
         "source": "elsewhere",
         "licence": "MIT",
         "rejected": 1,
-        "version": 1,
         "root": "elsewhere",
         "leakage": {"near": 1, "images": 2},
     }

@@ -38,8 +38,9 @@ from pipelines.data.batching import targets
 from pipelines.data.batching.decoded import Pixels
 from pipelines.data.batching.jpegs import FastDecoder
 from pipelines.data.batching.targets import Fitted, Size
+from pipelines.data.card import MAX_PIXELS
 from pipelines.data.index import Rows
-from pipelines.data.samples import MAX_PIXELS, Fit, fit_image, open_image, to_tensor
+from pipelines.data.samples import Fit, fit_image, open_image, to_tensor
 from pipelines.data.shards import Piece, ShardReader
 
 Numbers = np.ndarray[Any, Any]

@@ -20,6 +20,12 @@ from torch import Tensor
 
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all with Huffman codes
 _SOS = 0xDA
+SCAN = b"\xff\xda"
+MAX_SCANS = 100
+"""Of one file. Each of a progressive one costs a walk over all pixels, however few bytes it has; the
+usual ones have about ten."""
+LARGE_PIXELS = 2_000_000
+"""In smaller images scans cost too little to be counted."""
 _HARMLESS = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xE2, 0xEE})
 """Tables, restart interval, comments and applications' own; none changes what a pixel is."""
 _EXIF, _EXTRA = 0xE1, 0xE2
@@ -62,6 +68,7 @@ class FastDecoder:
     def __init__(self, channels: int, most_pixels: int) -> None:
         self._channels, self._most_pixels = channels, most_pixels
         self._seen = b""
+        self._large = False
 
     def __call__(self, data: memoryview, tensor: Tensor | None = None) -> Tensor | None:
         """uint8 (C, H, W), which lies in memory as (H, W, C); None where Pillow has to decide, for
@@ -72,6 +79,9 @@ class FastDecoder:
             if header is None or not self._takes(*header[:3]):
                 return None
             self._seen = bytes(data[: header[3]])
+            self._large = header[0] * header[1] > LARGE_PIXELS
+        if self._large and bytes(data).count(SCAN) > MAX_SCANS:
+            return None
         try:
             if tensor is None:
                 tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)

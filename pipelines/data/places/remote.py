@@ -23,12 +23,10 @@ from typing import TypeVar
 from models.core.errors import TesseraError
 from pipelines.data.places.cache import Cache
 from pipelines.data.places.patience import Passing, Patience, persist
-from pipelines.data.places.storage import CacheSettings, Content, check_path
+from pipelines.data.places.storage import SMALL_BYTES, CacheSettings, Content, check_path
 
 BLOCK_BYTES = 8 << 20
 """With `Patience.call_seconds` it says how slow a server may drip: 140 kB/s."""
-SMALL_BYTES = 256 << 20
-"""The most that `read` takes into memory."""
 AHEAD_THREADS = 4
 T = TypeVar("T")
 

@@ -24,6 +24,8 @@ from models.core.errors import TesseraError, UsageError
 STORES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "abfs", "abfs": "abfs", "memory": "memory"}
 """Schemes of object stores, and the name that each has in the library."""
 WEB = ("http", "https")
+SMALL_BYTES = 256 << 20
+"""The most that `Place.read` takes into memory."""
 _ALLOWED = (
     "a folder, or an address that begins with s3://, gs://, az://, http://, https:// or file://"
 )
@@ -149,6 +151,26 @@ def at(where: str | Path, cache: CacheSettings | None = None) -> Place:
     return Store(STORES[scheme], rest.strip("/"), url, cache or cache_settings())
 
 
+def shards_of(where: str | Path, root: str, cache: CacheSettings | None = None) -> Place:
+    """The place of the shards whose card lies at `where` and names the `root`, which may be empty.
+
+    A card in a folder is the user's own and may name any place. One that comes over a network may
+    name none of this machine's folders, no other kind of network and no other web server: else
+    whoever wrote it would say what this machine reads and asks. Raises TesseraError.
+    """
+    if not root:
+        return at(where, cache)
+    (kind, rest), (other, rest_of_root) = split(where), split(root)
+    host, host_of_root = (text.partition("/")[0] for text in (rest, rest_of_root))
+    afar = kind not in ("", "file")
+    if afar and (kind != other or (kind in WEB and host != host_of_root)):
+        raise TesseraError(
+            f"the card at {where} says that its shards lie in {root!r}, which is elsewhere",
+            mend="if you trust it, fetch card and indices into a folder and give that",
+        )
+    return at(root, cache)
+
+
 def split(where: str | Path) -> tuple[str, str]:
     """(scheme, what follows `://`) of an address; ("", path) of a folder. Raises UsageError."""
     text = os.fspath(where)
@@ -203,9 +225,13 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         try:
-            return self._locate(path).read_bytes()
+            with self._locate(path).open("rb") as file:
+                data = file.read(SMALL_BYTES + 1)
         except OSError as error:
             raise self._unreadable(path, error) from None
+        if len(data) > SMALL_BYTES:
+            raise TesseraError(f"{path} of {self.where} is larger than {SMALL_BYTES:,} bytes")
+        return data
 
     def size(self, path: str) -> int | None:
         try:
