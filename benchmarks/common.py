@@ -69,6 +69,16 @@ def record(folder: Path, name: str, entry: dict[str, Any]) -> Path:
     return path
 
 
+def put_in_readme(mark: str, text: str) -> None:
+    """Puts a table between README's marks of that name."""
+    readme = ROOT / "README.md"
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, found, rest = readme.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if found and closed:
+        readme.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width; the first stands left, the others right."""
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]

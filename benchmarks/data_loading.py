@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RAW, ROOT, arguments, machine, record, table
+from common import RAW, RESULTS, ROOT, arguments, machine, put_in_readme, record, table
 from contenders import BATCH, CONTENDERS, PROCESSES
 from loading_data import DONE, PHOTOS, SETS, Absent, prepare
 
@@ -172,6 +172,24 @@ def show(name: str, entry: dict[str, Any]) -> str:
     return f"{title}\n{table(heads, rows)}"
 
 
+def markdown(entry: dict[str, Any]) -> str:
+    """README's table: images/s of all contenders on both sets, and their share of the raw limit
+    over one file."""
+    sets = entry["sets"]
+    heads = [f"{name}, images/s | of the limit" for name in sets]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + 2 * len(sets)) + "|"]
+    for contender in CONTENDERS:
+        cells = []
+        for held in sets.values():
+            measured = held["contenders"].get(contender, {})
+            ratio = share(held, contender, "raw_blob")
+            speed = measured.get("images_per_second")
+            cells += [f"{speed:,.0f}" if speed else "", f"{ratio:.2f}" if ratio else ""]
+        lines.append(f"| {TITLES[contender]} | {' | '.join(cells)} |")
+    hardware, commit = entry["hardware"], entry["commit"]
+    return "\n".join([*lines, "", f"Measured on {hardware}, at commit {commit}.", ""])
+
+
 def judge(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
     """The bars: what was asked, what was reached; only those whose contenders all ran."""
     bars = []
@@ -225,6 +243,12 @@ def main() -> int:
     }
     if sets:
         print(record(options.results, "data_loading", entry))
+    if (
+        options.results == RESULTS
+        and sets.keys() == SETS.keys()
+        and options.only == list(CONTENDERS)
+    ):
+        put_in_readme("loading", markdown(entry))
     return 0
 
 

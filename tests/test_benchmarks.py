@@ -20,6 +20,11 @@ from PIL import Image
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def test_readme_has_the_table_of_the_results(data_loading: ModuleType) -> None:
+    entry = json.loads((BENCHMARKS / "results" / "data_loading.json").read_text())
+    assert data_loading.markdown(entry) in (BENCHMARKS.parent / "README.md").read_text()
+
+
 @pytest.fixture
 def data_loading(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)

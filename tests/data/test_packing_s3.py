@@ -47,14 +47,14 @@ def receipts(place: storage.Place) -> int:
 
 
 def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[..., Path]) -> None:
-    source = make_folder(tmp_path / "pets", ["cat", "dog"], 200)
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 60)
     place = storage.at(s3)
     command = [sys.executable, "-m", "jobs.pack", str(source), "--to", s3, "--shard-samples", "8"]
     before = 0
     for _ in range(2):
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
             deadline = time.monotonic() + 120
-            while receipts(place) < before + 5:
+            while receipts(place) < before + 3:
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -63,7 +63,7 @@ def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[
         assert place.size("card.json") is None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"goes on: (\d+) of 50 shards are there", done.stderr)
+    found = re.search(r"goes on: (\d+) of \d+ shards are there", done.stderr)
     # One that was on its way when its sender died may have arrived.
     assert found
     assert before <= int(found[1]) <= before + 1
