@@ -89,6 +89,8 @@ class Index:
         if card.samples != self.starts[-1]:
             raise damaged(f"the card of {place.where} counts other samples than its shards")
         path = place.fetch(card.index, size_bytes=card.index_bytes, sha256=card.index_sha256)
+        if not path.is_file():
+            raise damaged(f"{self._name} is missing")
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

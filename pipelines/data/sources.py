@@ -123,6 +123,8 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
+            # A link in a circle is no error of `exists`, but one of `is_dir`.
+            visible = [e for e in visible if not e.is_symlink() or os.path.exists(e.path)]
     except OSError as error:
         raise TesseraError(f"{folder} can't be read: {error.strerror}") from None
     return sorted(visible, key=lambda entry: entry.name)

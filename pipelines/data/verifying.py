@@ -181,6 +181,8 @@ def _check_shard(
 def _opened(place: Place, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
     if not place.remote:
         path = place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
+        if not path.is_file():
+            raise FileNotFoundError
         with path.open("rb") as file:
             yield file
         return

@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data.card import Split
-from pipelines.data.samples import MAX_PIXELS, encode_png
+from pipelines.data.card import MAX_PIXELS, Split
+from pipelines.data.samples import encode_png
 from pipelines.data.sources import Item, Source
 
 NAME = "mnist"

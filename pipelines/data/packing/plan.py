@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class Plan:
 def make_plan(source: Source, shared: Shared, *, seed: int, shard_samples: int | None) -> Plan:
     """Splits a source and cuts its splits into shards. Raises TesseraError for one without train
     images, or where a class of another split has none."""
+    _check_names(source)
     rejected: list[dict[str, str]] = []
     splits = split_items(_without_duplicates(source.items, rejected), seed)
     if source.task == "classification":
@@ -119,6 +121,20 @@ def _without_duplicates(items: Sequence[Item], rejected: list[dict[str, str]]) -
             detail = f"{item.origin} has the key of {other.origin}"
             rejected.append(rejection(item.key, item.origin, "duplicate key", detail))
     return list(first.values())
+
+
+def _check_names(source: Source) -> None:
+    """Letters with marks have two forms in Unicode; names that differ in it alone are one name."""
+    known: set[str] = set()
+    for name in source.classes:
+        if not name:
+            raise TesseraError(f"{source.name} has a class without a name", mend="name it")
+        if (plain := unicodedata.normalize("NFC", name)) in known:
+            raise TesseraError(
+                f"{source.name} has two classes that are called {name!r}",
+                mend="rename one of them, or put them together",
+            )
+        known.add(plain)
 
 
 def _check_classes(splits: Mapping[Split, list[Item]], classes: Sequence[str], source: str) -> None:

@@ -80,7 +80,7 @@ class Tally:
         counts = grey + self._pixels[1:] if self._colour else grey
         moments = [_moments(channel.tolist()) for channel in counts]
         return ImageCard(
-            channels=len(counts),
+            channels=3 if self._colour else 1,
             min_height=self._sizes[0],
             max_height=self._sizes[1],
             min_width=self._sizes[2],

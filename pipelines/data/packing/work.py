@@ -235,7 +235,7 @@ def stamp(source: Source, items: tuple[Item, ...]) -> str:
 def _stamp_file(path: Path) -> bytes:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a NUL in a name that a table gives
         return b"-"
     return b"%d %d" % (found.st_size, found.st_mtime_ns)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -65,7 +66,7 @@ class Place(Protocol):
         """A small file, whole."""
 
     def size(self, path: str) -> int | None:
-        """In bytes; None where there is no such file."""
+        """In bytes; None where there is no such file, or what is there is none."""
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
         """In bytes, of those that are there, with as few requests as the place allows."""
@@ -235,9 +236,11 @@ class Folder:
 
     def size(self, path: str) -> int | None:
         try:
-            return self._locate(path).stat().st_size
+            found = self._locate(path).stat()
         except OSError:
             return None
+        # A pipe would be waited for, and a device has no end.
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
         found = ((path, self.size(path)) for path in paths)

@@ -160,6 +160,8 @@ def _finish(
 def _scan(place: Place, folder: Path, meaning: Meaning, path: str, counted: bool) -> Found:
     where = f"shard {path} of {place.where}"
     if not place.remote:
+        if not Path(place.where, path).is_file():  # a pipe would be waited for
+            raise TesseraError(f"{where} is no regular file")
         with Path(place.where, path).open("rb") as file:
             return _read(file, path, where, meaning, counted)
     with tempfile.NamedTemporaryFile(dir=folder) as copy:
