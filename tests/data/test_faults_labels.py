@@ -1,0 +1,118 @@
+"""What is said of images, where it can't be right, and what trains on it without a word elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.core.errors import TesseraError
+from pipelines.data import importing
+from pipelines.data.shards import ShardReader
+
+ROOT = Path(__file__).parents[2]
+MakeFolder = Callable[..., Path]
+
+DETECTOR = """
+import sys, torch
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+torch.manual_seed(0)
+network = fasterrcnn_mobilenet_v3_large_320_fpn(
+    weights=None, weights_backbone=None, num_classes=3
+).train()
+for right, label in (("9", 1), ("nan", 1), ("9", -1), ("inf", 1)):
+    target = {"boxes": torch.tensor([[1.0, 2.0, float(right), 9.0]]), "labels": torch.tensor([label])}
+    losses = network([torch.rand(3, 32, 32)], [target])
+    print(right, label, bool(torch.isfinite(sum(losses.values()))), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.control(26, 27)
+def test_a_detector_trains_on_nan_and_minus_one_and_dies_of_infinity() -> None:
+    """What each box and label is checked for when it is packed, and again when it is read."""
+    done = subprocess.run([sys.executable, "-c", DETECTOR], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["9 1 True", "nan 1 False", "9 -1 True"]
+    assert done.returncode < 0, "a process that ends by a signal"
+
+
+@pytest.mark.control(27)
+def test_a_label_of_minus_100_is_learned_by_nobody() -> None:
+    scores, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, -100])
+    loss = torch.nn.functional.cross_entropy
+    assert loss(scores, labels) == loss(scores[:3], labels[:3])
+
+
+@pytest.mark.control(29)
+def test_stock_webdataset_loses_a_sample_without_a_label(tmp_path: Path) -> None:
+    import webdataset as library
+
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a.png", "a.cls", "b.png", "c.png", "c.cls"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    found = library.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
+    pairs = found.to_tuple("__key__", "cls", handler=library.ignore_and_continue)
+    assert [key for key, _ in pairs] == ["a", "c"]
+
+
+@pytest.mark.control(30)
+def test_imagefolder_numbers_the_classes_of_each_split_by_itself(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """The same class is another number in train than in val, and nothing says so."""
+    from torchvision.datasets import ImageFolder
+
+    make_folder(tmp_path, ["train/ant", "train/bee", "train/cat", "val/bee", "val/cat"], 3)
+    train, val = (ImageFolder(str(tmp_path / split)).class_to_idx for split in ("train", "val"))
+    assert (train["bee"], val["bee"]) == (1, 0)
+    card = importing.pack(str(tmp_path), tmp_path / "out")
+    reader = ShardReader(tmp_path / "out", card, "val")
+    stored = [reader.read(number) for number in range(len(reader))]
+    assert {card.classes[s.label] for s in stored if "bee" in s.key} == {"bee"}
+
+
+@pytest.mark.fault(30)
+def test_a_single_class_is_taken_only_where_it_is_asked_for(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "in", ["cat"])
+    card = importing.pack(str(source), tmp_path / "by-itself")
+    assert (card.task, card.classes) == ("images", ())
+    card = importing.pack(str(source), tmp_path / "as-told", format="image_folder")
+    assert (card.task, card.classes) == ("classification", ("cat",))
+
+
+@pytest.mark.fault(30)
+def test_two_forms_of_one_name_are_one_class(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """A letter and its mark are one character or two; nobody sees which."""
+    names = ["caf\u00e9", "cafe\u0301"]
+    source = make_folder(tmp_path / "in", names, 3)
+    assert len(os.listdir(source)) == 2, "two folders of one name, without the guard two classes"
+    with pytest.raises(TesseraError, match="two classes that are called"):
+        importing.pack(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.control(31)
+def test_a_digest_of_files_takes_a_copy_in_another_format_for_another_image(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    import hashlib
+
+    source = make_folder(tmp_path / "in", ["train/ant", "train/bee", "test/ant", "test/bee"], 4)
+    image = Image.open(source / "train/ant/000.jpg")
+    image.save(source / "test/ant/copy.png")
+    files = [path.read_bytes() for path in source.rglob("*.*")]
+    assert len({hashlib.sha256(data).digest() for data in files}) == len(files)
+    with pytest.raises(TesseraError, match="image in two splits"):
+        importing.pack(str(source), tmp_path / "out")
+    assert np.array_equal(Image.open(source / "test/ant/copy.png"), image)
