@@ -14,15 +14,21 @@ from models.core.errors import TesseraError
 from pipelines import checkpoints, optim
 from pipelines import recipe as recipes
 from pipelines.checkpoints import DamagedError, Progress
-from pipelines.data.card import Card, ImageCard
+from pipelines.data.card import Card, ImageCard, Shard, SplitCard
 
 
 def make_card() -> Card:
     image = ImageCard(
         channels=1, min_height=8, max_height=8, min_width=8, max_width=8, mean=(0.5,), std=(0.5,)
     )
+    shard = Shard(path="train/000000.tar", samples=2, size_bytes=1, sha256="", rows_sha256="")
+    split = SplitCard(samples=2, shards=(shard,), index="", index_bytes=0, index_sha256="")
     return Card(
-        name="tiny", task="classification", classes=("a", "b"), image=image, splits={}
+        name="tiny",
+        task="classification",
+        classes=("a", "b"),
+        image=image,
+        splits={"train": split},
     ).sealed()
 
 

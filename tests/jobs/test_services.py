@@ -136,7 +136,7 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     plain = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", "."]
     commands = {
         "good": ([*ours, "families"], environment(home)),
-        "bad": ([*ours, "train", "no-such-family", "--data", "x"], environment(home)),
+        "bad": ([*ours, "inspect", "no-such-set"], environment(home)),
         "ray": ([*plain, "--", "python", "-m", "jobs.families"], environment(home, **known)),
     }
     running = {
@@ -149,8 +149,8 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     assert running["good"].returncode == 0, said["good"]
     assert said["good"][0].startswith(models.names()[0])  # nothing but the verb's own words
     assert "classification" in said["good"][0]
-    assert running["bad"].returncode == 2, said["bad"]
-    assert "unknown family 'no-such-family'" in said["bad"][0]
+    assert running["bad"].returncode == 1, said["bad"]
+    assert "no-such-set is no packed data set" in said["bad"][0]
     assert "Traceback" not in "".join(said["bad"])
     assert running["ray"].returncode == 0, said["ray"]
     assert "classification" in said["ray"][0]
