@@ -13,6 +13,7 @@ import os
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -53,12 +54,19 @@ def run(kind: str, count: int, patience: float = PATIENCE_SECONDS) -> Ended:
 
 
 def _watch(kind: str, first: int, count: int, ended: Ended, patience: float) -> int:
-    """One process; gives the case to go on with."""
+    """One process; gives the case to go on with. What it leaves when it is killed is cleared."""
+    with tempfile.TemporaryDirectory(prefix="tessera-faults-") as scratch:
+        return _watch_in(scratch, kind, first, count, ended, patience)
+
+
+def _watch_in(
+    scratch: str, kind: str, first: int, count: int, ended: Ended, patience: float
+) -> int:
     process = subprocess.Popen(
         [sys.executable, str(PROGRAM), kind, str(first), str(count - first)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": scratch},
     )
     assert process.stdout is not None
     number, said = first, b""
