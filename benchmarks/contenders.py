@@ -255,18 +255,16 @@ def ray_data(folder: Path, crop: int | None) -> Counts:
 
     import ray
 
-    ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
+    if not ray.is_initialized():  # it stays between turns: one that is started anew ends the process
+        ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     shards = sorted(map(str, (folder / "shards" / "train").glob("*.tar")))
     stream = ray.data.read_webdataset(shards * 20, decoder=None, shuffle="files")
     stream = stream.map_batches(partial(_decode_block, crop=crop), batch_size=BATCH)
-    try:
-        while True:
-            for batch in stream.iter_torch_batches(batch_size=BATCH):
-                yield len(batch["image"])
-    finally:
-        ray.shutdown()
+    while True:
+        for batch in stream.iter_torch_batches(batch_size=BATCH):
+            yield len(batch["image"])
 
 
 def _decode_block(batch: dict[str, Any], crop: int | None) -> dict[str, Any]:

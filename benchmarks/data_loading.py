@@ -147,7 +147,7 @@ def show(name: str, entry: dict[str, Any]) -> str:
     rows = []
     for contender, measured in entry["contenders"].items():
         if "problem" in measured:
-            rows.append([TITLES[contender], measured["problem"], "", "", "", ""])
+            rows.append([TITLES[contender], measured["problem"][:40], "", "", "", ""])
             continue
         low, high = measured["range"]
         ratios = [share(entry, contender, limit) for limit in LIMITS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -141,14 +141,16 @@ def _show(card: Card, to: str, seconds: float) -> None:
             **({"classes": f"{len(card.classes)}"} if card.classes else {}),
             **rejected,
             "digest": card.digest,
-            "next": _next(card.task, to),
+            "next": _next(card.task, card.splits, to),
         }
     )
 
 
-def _next(task: str, to: str) -> str:
+def _next(task: str, splits: Collection[str], to: str) -> str:
     import models
 
+    if "val" not in splits:
+        return "more images: a training needs the splits train and val"
     fitting = [name for name in models.names() if models.get(name).task.name == task]
     if not fitting:
         return f"tessera inspect {to} --html FILE"

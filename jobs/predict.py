@@ -58,6 +58,8 @@ def command(
             lines.write(json_line(answer) + "\n")
             if pictures and "error" not in answer:
                 _draw(Path(answer["path"]), answer, pictures, names)
+    if out is not None:
+        print(f"{total:,} answers in {out}", file=sys.stderr)
     if failed:
         print(f"{failed} of {total} inputs couldn't be read: see their lines", file=sys.stderr)
     return int(strict and failed > 0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -244,7 +246,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
             if group.workers:
                 tags["ray.job_id"] = cluster.job_id()
             display.say(f"run {run.name}")
-            display.say(f"watch {tracker.link()}")
+            display.say(f"watch {_page(tracker.link())}")
             try:
                 return runs.launch(
                     run,
@@ -260,6 +262,16 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
             except (KeyboardInterrupt, SystemExit):
                 display.say(f"go on with: tessera train --resume {run.name}")
                 raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C
+
+
+def _page(link: str) -> str:
+    """The link, and what is missing where nobody answers there."""
+    place = urlsplit(link)
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 443), timeout=1):
+            return link
+    except OSError:
+        return f"{link} (once `tessera up` runs)"
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:

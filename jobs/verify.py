@@ -54,14 +54,15 @@ def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> in
         return 1 if report.differences else 0
     for line in report.differences:
         click.echo(f"differs: {line}")
-    gigabytes = report.size_bytes / 1e9
-    show_facts(
-        {
-            "checked": f"{report.samples:,} samples in {report.shards:,} shards",
-            "read": f"{gigabytes:.2f} GB in {seconds:.1f} s, {gigabytes / seconds:.2f} GB/s",
-            "differs": f"{len(report.differences)}" if report.differences else "nothing",
-        }
-    )
+    megabytes = report.size_bytes / 1e6
+    facts = {
+        "checked": f"{report.samples:,} samples in {report.shards:,} shards",
+        "read": f"{megabytes:,.1f} MB in {seconds:.2f} s, {megabytes / seconds:,.0f} MB/s",
+        "differs": f"{len(report.differences)}" if report.differences else "nothing",
+    }
+    if report.differences:
+        facts["next"] = "fetch these shards again, or pack the data set anew"
+    show_facts(facts)
     return 1 if report.differences else 0
 
 

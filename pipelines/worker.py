@@ -227,9 +227,13 @@ def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
         )
     task = models.get(recipe.family).task.name
     if card.task != task:
+        fitting = [name for name in models.names() if models.get(name).task.name == card.task]
+        kind = card.task.replace("_", " ")
         raise TesseraError(
-            f"{recipe.family} does {task}, but the data set is for {card.task}",
-            mend="see: tessera families",
+            f"{recipe.family} does {task}, but the data set is one of {kind}",
+            mend=f"these train on it: {', '.join(fitting)}"
+            if fitting
+            else "no family does that yet",
         )
     return card, card.spec(recipe.data.height, recipe.data.width)
 

@@ -203,8 +203,15 @@ def read(where: str | Path) -> Card:
     """The card of a packed data set in a folder or at an address."""
     place = storage.at(where)
     if place.size(FILE) is None:
-        raise TesseraError(
-            f"{where} is no packed data set: it has no {FILE}",
-            mend=f"pack one: tessera pack SOURCE --to {where}",
-        )
+        raise TesseraError(f"{where} is no packed data set: it has no {FILE}", mend=_how(place))
     return parse(place.read(FILE), f"{place.where}/{FILE}")
+
+
+def _how(place: storage.Place) -> str:
+    """What to do about a place without a card."""
+    folder = Path(place.where)
+    if place.remote or not folder.is_dir() or not any(folder.iterdir()):
+        stopped = not place.remote and (folder.parent / f".{folder.name}.packing").is_dir()
+        again = "its pack was stopped: the same tessera pack command goes on"
+        return again if stopped else f"pack one: tessera pack SOURCE --to {place.where}"
+    return f"if it is a source, pack it: tessera pack {place.where} --to DIR, and give that DIR"

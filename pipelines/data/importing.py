@@ -18,12 +18,12 @@ from typing import Any
 
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.data import importers
-from pipelines.data.card import FILE, Card
+from pipelines.data.card import FILE, SPLITS, Card
 from pipelines.data.packing import plan as packing_plan
 from pipelines.data.packing.run import Progress, Run, Spread
 from pipelines.data.packing.staging import refuse_occupied, stage
 from pipelines.data.packing.work import Shared
-from pipelines.data.sources import IMAGE_SUFFIXES, Source, find_images
+from pipelines.data.sources import IMAGE_SUFFIXES, TABLES, Source, find_files, find_images
 
 
 def formats() -> list[str]:
@@ -67,10 +67,23 @@ def _unrecognised(source: str) -> TesseraError:
             f"there is no {source}", mend=f"give a folder, or the name of a bundled set: {words}"
         )
     if not folder.is_dir():
-        return UsageError(f"{source} is a file", mend="give the folder with the images; unpack it")
+        table = folder.suffix.lower() in TABLES
+        return UsageError(
+            f"{source} is a file" + (", and no table as it should be" if table else ""),
+            mend="see what is wrong with it: --format csv"
+            if table
+            else "give the folder with the images; unpack it",
+        )
     if next(find_images(folder), None) is None:
         return TesseraError(
             f"{source} has no images", mend=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
+        )
+    tables = [path for path in find_files(folder) if path.lower().endswith(TABLES)]
+    if tables:
+        return TesseraError(
+            f"{source} has images, and {tables[0]}, which is no table that is known",
+            mend="if it has the labels: --format csv, with --option label_column=… or delimiter=…; "
+            "if not: --format images, or image_folder",
         )
     return TesseraError(
         f"{source} is of no known format ({', '.join(formats())})",
@@ -145,6 +158,7 @@ def pack(
         bare = replace(found, items=())
         shared = Shared(bare, staged.place.where, None, "", resize, quality)
         how = {"format": chosen, "options": given, "seed": seed, "resize": [resize, quality]}
+        _tell_cut(found, say)
         plan = packing_plan.make_plan(found, shared, seed=seed, shard_samples=shard_samples)
         shared = replace(shared, plan=packing_plan.digest(plan, found, how))
         afar = spread if len(found.items) >= spread_from else None
@@ -153,6 +167,15 @@ def pack(
         card = run.card(name=name or found.name, source=f"{chosen}:{found.name}", licence=licence)
         staged.place.write(FILE, card.to_json().encode())
     return card
+
+
+def _tell_cut(source: Source, say: Callable[[str], None]) -> None:
+    """What will be cut from train where the source has other splits: else it would seem its own."""
+    given = {item.split or "train" for item in source.items}
+    missing = [split for split in SPLITS if split not in given]
+    if missing and len(given) > 1:
+        share = f"a tenth of it{' for each' if len(missing) > 1 else ''}"
+        say(f"the source has no {' and no '.join(missing)}: cut from train, {share}")
 
 
 def _read(

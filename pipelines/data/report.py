@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -249,7 +250,7 @@ def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
     nothing = "no objects" if isinstance(annotation, Objects) and not labels else ""
     return {
         "picture": shelf.picture(sample),
-        "key": _line(sample.key),
+        "key": _line(unquote(sample.key)),
         "size": f"{sample.image.width} {_TIMES} {sample.image.height}",
         "chips": chips[:6],
         "more": max(len(chips) - 6, 0),
@@ -264,7 +265,7 @@ def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf
             # Bare: what is drawn on an image would hide that it is the other's copy.
             "picture": shelf.picture(sample and replace(sample, annotation=None), missing),
             "split": _line(side.split),
-            "key": _line(side.key),
+            "key": _line(unquote(side.key)),
             "origin": _line(side.origin),
         }
         for side, sample in ((row.left, left), (row.right, right))

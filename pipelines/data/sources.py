@@ -24,6 +24,8 @@ from pipelines.data.card import Split
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Files of these names are taken for images; what they are is told by their content."""
+TABLES = (".csv", ".tsv")
+"""Files of these names are taken for tables, which may have labels."""
 MAX_FILE_BYTES = 256 << 20
 
 

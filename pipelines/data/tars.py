@@ -67,4 +67,6 @@ def padded(size: int) -> int:
 
 
 def damaged(message: str) -> TesseraError:
-    return TesseraError(message, mend="fetch or pack the data set again")
+    return TesseraError(
+        message, mend="fetch or pack the data set again; `tessera verify` names all that differs"
+    )

@@ -318,7 +318,7 @@ def test_a_table_s_names_are_no_way_out(tmp_path: Path) -> None:
     (tmp_path / "in" / "t.csv").write_text("\n".join(["path,label", *rows, *bad]) + "\n")
     with pytest.raises(TesseraError) as refused:
         importing.pack(str(tmp_path / "in"), tmp_path / "out")
-    assert "3 path outside the source, 2 missing image" in str(refused.value)
+    assert "(path outside the source: 3, missing image: 2)" in str(refused.value)
     assert str(refused.value).isprintable()
 
 

@@ -114,7 +114,7 @@ def test_a_flipped_bit_is_an_error_by_every_way(tmp_path: Path) -> None:
         with pytest.raises(TesseraError, match="sample a"):
             load(folder, card)
     (source / "b/1.png").write_bytes(damaged)
-    with pytest.raises(TesseraError, match=r"1 unreadable image"):
+    with pytest.raises(TesseraError, match=r"unreadable image: 1"):
         importing.pack(str(source), tmp_path / "out")
 
 

@@ -82,10 +82,12 @@ def test_columns_delimiter_and_folder_may_be_given(tmp_path: Path) -> None:
     ]
     (folder / "my.csv").write_text(text.replace(";", "\t"))
     assert len(csv.read(str(folder), {**options, "delimiter": "tab"}).items) == 2
+    del options["delimiter"]  # the header tells
+    assert len(csv.read(str(folder), options).items) == 2
     for name, value in (("delimiter", ""), ("delimiter", "::"), ("images", "none")):
         with pytest.raises(UsageError, match=f"option {name}"):
             csv.read(str(folder), {**options, name: value})
-    with pytest.raises(UsageError, match=r"no column name.*give the option path_column"):
+    with pytest.raises(UsageError, match=r"no column name.*give --option path_column"):
         csv.read(str(folder), {**options, "delimiter": "tab", "path_column": "name"})
 
 
@@ -97,7 +99,7 @@ def test_columns_delimiter_and_folder_may_be_given(tmp_path: Path) -> None:
         (b"path,label\na.jpg,x,y\n", "row 2: 3 columns"),
         (b"path,label\na.jpg,\n", "no labelled images"),
         (b'path,label\n"a.jpg,x', "can't be read"),
-        (b"path,label\n\xff.jpg,x\n", "can't be read"),
+        (b"path,label\n\xff.jpg,x\n", "is no UTF-8"),
         (b"path,label\na.jpg,\x1b[31m\n", "can't be printed"),
     ],
 )

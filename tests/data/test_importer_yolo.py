@@ -1,4 +1,4 @@
-"""YOLO: boxes and polygons in shares of the image; of the YAML nothing but the names."""
+"""YOLO: boxes and polygons in shares of the image; the YAML has names, and which folder is what."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def test_both_layouts_and_both_forms_are_read(
     assert source.classes == ("no", "yes")
     assert source.task == ("instance_segmentation" if polygons else "detection")
     assert Counter(item.split for item in source.items) == {"train": 3, "val": 3}
-    assert source.notes == ("2 images have no text file, so no objects",)
+    assert source.notes == (
+        "data.yaml has train: /etc, which is no folder here",
+        "images without a text file, so without objects: 2",
+    )
     found = annotated(source)
     assert found.labels.tolist() == [1, 0]
     box = [0.25, 0.25, 0.75, 0.75] if polygons else [0.375, 0.25, 0.625, 0.75]
@@ -162,6 +165,24 @@ def test_names_may_stand_in_a_text_file_or_an_option(tmp_path: Path) -> None:
     assert yolo.read(str(folder), {"classes": "a, b"}).classes == ("a", "b")
     (folder / "classes.txt").write_text("cat\ndog\n\n")
     assert yolo.read(str(folder), {}).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("before", ["", "./", "../set/", "/home/someone/set/"])
+def test_the_yaml_says_which_folder_is_which_split(tmp_path: Path, before: str) -> None:
+    folder = made.yolo(tmp_path / "set")
+    for kind in ("images", "labels"):
+        (folder / kind / "train").rename(folder / kind / "first")
+        (folder / kind / "val").rename(folder / kind / "train")
+    where = f"train: {before}images/first\nval: [{before}images/train]\ntest:\nnames: [a, b]\n"
+    (folder / "data.yaml").write_text(where)
+    source = yolo.read(str(folder), {})
+    assert {(item.origin.split("/")[1], item.split) for item in source.items} == {
+        ("first", "train"),
+        ("train", "val"),
+    }
+    (folder / "data.yaml").write_text(where.replace("images/train", "images/first"))
+    with pytest.raises(TesseraError, match="images/first is train and val"):
+        yolo.read(str(folder), {})
 
 
 def test_links_out_of_the_source_are_not_read(tmp_path: Path) -> None:

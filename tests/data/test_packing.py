@@ -43,10 +43,10 @@ def test_an_unreadable_image_stops_the_pack(tmp_path: Path, make_folder: MakeFol
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
     half = (source / "cat" / "000.jpg").read_bytes()[:200]
     spoil(source, {"cat/bad.jpg": half, "dog/empty.png": b"", "dog/page.jpg": b"<html>"})
-    with pytest.raises(TesseraError, match="3 of the images can't be packed") as caught:
+    with pytest.raises(TesseraError, match=r"3 of \d+ images can't be packed") as caught:
         pack(str(source), tmp_path / "out")
     message = str(caught.value)
-    for part in ("3 unreadable image", "cat/bad.jpg", "dog/empty.png", "--allow-rejected 3"):
+    for part in ("unreadable image: 3", "cat/bad.jpg", "dog/empty.png", "--allow-rejected 3"):
         assert part in message
     assert "object at 0x" not in message
     assert left_behind(tmp_path) == [".out.packing"]
@@ -80,7 +80,7 @@ def test_one_more_than_allowed_is_too_many(tmp_path: Path, make_folder: MakeFold
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
     spoil(source, {"cat/1.jpg": b"x", "cat/2.jpg": b"x"})
     for allowed in ("1", "9%"):
-        with pytest.raises(TesseraError, match="2 of the images can't be packed"):
+        with pytest.raises(TesseraError, match=r"2 of \d+ images can't be packed"):
             pack(str(source), tmp_path / "out", allow_rejected=allowed)
 
 

@@ -133,7 +133,7 @@ def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: C
     (tmp_path / "full" / "x").write_text("x")
     out = tmp_path / "out"
     cases: list[tuple[tuple[object, ...], int, str]] = [
-        (("pack", pets, "--to", out), 1, "1 of the images can't be packed"),
+        (("pack", pets, "--to", out), 1, "images can't be packed"),
         (("pack", pets, "--to", tmp_path / "full"), 1, "is not empty"),
         (("pack", tmp_path / "no", "--to", out), 2, "there is no"),
         (("pack", pets, "--to", out, "--format", "minst"), 2, "did you mean 'mnist'"),

@@ -25,7 +25,7 @@ OPTIONS: Mapping[str, str] = {
     "path_column": "column with the images' paths",
     "label_column": "column with the labels",
     "split_column": "column with train, val or test",
-    "delimiter": "what separates columns; by default a comma, in a .tsv file a tabulator",
+    "delimiter": "what separates columns; by default the comma, semicolon or tabulator of the header",
     "images": "folder that paths are relative to",
 }
 _COLUMNS = {
@@ -57,7 +57,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             continue
         if len(row) != len(header):
             raise TesseraError(
-                f"{path.name}, row {number}: {len(row)} columns, the header has {len(header)}"
+                f"{path.name}, row {number}: {len(row)} columns, the header has {len(header)}",
+                mend="mend the row, or put quotes around a text with the delimiter in it",
             )
         split = row[split_at].strip() if split_at is not None else ""
         listed.append((row[at].strip(), row[label_at].strip(), split))
@@ -125,7 +126,11 @@ def _fits(path: Path) -> bool:
 
 
 def _delimiter(path: Path, options: Mapping[str, str]) -> str:
-    given = options.get("delimiter", "\t" if path.suffix.lower() == ".tsv" else ",")
+    with path.open("rb") as file:
+        first = file.readline(_HEAD_BYTES).decode("latin-1")
+    # Of equals the first: a header of one column has none of them.
+    usual = max(",;\t", key=first.count)
+    given = options.get("delimiter", usual)
     given = {"tab": "\t", "\\t": "\t"}.get(given, given)
     if len(given) != 1 or given in '\r\n"':
         raise UsageError(f"the option delimiter can't be {given!r}", mend="give one character")
@@ -144,7 +149,8 @@ def _columns(
         if not found and (option in options or option != "split_column"):
             raise UsageError(
                 f"{where} has no column {' or '.join(wanted)}",
-                mend=f"it has {', '.join(header)[:200] or 'no header'}: give the option {option}",
+                mend=f"its first row has {', '.join(header)[:200] or 'nothing'}: if that is the header, "
+                f"give --option {option}=NAME; else add a header",
             )
         places[option] = found[0] if found else None
     path, label = places["path_column"], places["label_column"]

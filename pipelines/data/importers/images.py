@@ -24,7 +24,15 @@ from pipelines.data.importers.support.reading import (
     no_images,
 )
 from pipelines.data.samples import make_key
-from pipelines.data.sources import Item, Source, find_files, find_folders, find_images, is_image
+from pipelines.data.sources import (
+    TABLES,
+    Item,
+    Source,
+    find_files,
+    find_folders,
+    find_images,
+    is_image,
+)
 
 NAME = "images"
 OPTIONS: Mapping[str, str] = {}
@@ -36,6 +44,7 @@ def recognises(source: str) -> str:
         return ""
     # Folders of these names say that there are labels, even where they can't be made out.
     labelled = any(inner.name.lower() in LABEL_NAMES for inner in find_folders(folder))
+    labelled |= any(path.lower().endswith(TABLES) for path in find_files(folder))
     listed = pkgutil.iter_modules(importers.__path__)
     others = [m.name for m in listed if not m.ispkg and m.name != NAME]
     modules = (importlib.import_module(f"{importers.__name__}.{name}") for name in others)
@@ -56,6 +65,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not items:
         raise no_images(source)
     others = len(files) - len(items)
+    notes = [f"{others} files that are not named like images are left out"] if others else []
+    folders = {item.origin.split("/")[0] for item in items if "/" in item.origin}
+    if len(folders) == 1 and not any(item.split or "/" not in item.origin for item in items):
+        notes.append(
+            f"all lie in {folders.pop()}: one folder is no choice of classes, so no labels"
+        )
     return Source(
         name=folder.resolve().name,
         task="images",
@@ -63,7 +78,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         items=items,
         load=partial(load, folder),
         files=partial(_files, folder),
-        notes=(f"{others} files that are not named like images are left out",) if others else (),
+        notes=tuple(notes),
     )
 
 

@@ -3,8 +3,10 @@
 In: SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt, or SOURCE/train/images with
 SOURCE/train/labels, or either without splits. Out: a `Source` for instance segmentation where the
 first file with objects has polygons, else for detection. Classes are `names` of data.yaml (or the
-only other .yaml), or the lines of classes.txt or obj.names. Of the YAML nothing but the names is
-used: its paths are not followed. An image without a text file has no objects, as YOLO has it.
+only other .yaml), or the lines of classes.txt or obj.names. Its `train`, `val` and `test` say which
+folder is which split, where they name folders of the source; elsewhere no path of it leads. Folders
+that it doesn't name are told by their own names. An image without a text file has no objects, as
+YOLO has it.
 
 `class cx cy w h` is a box by its middle and size; `class x1 y1 x2 y2 x3 y3 …` a polygon. A polygon
 gives a box too, so a file with both is read for detection. Boxes that stick out by at most half a
@@ -24,7 +26,7 @@ import numpy as np
 from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, clip
-from pipelines.data.card import Split
+from pipelines.data.card import SPLITS, Split
 from pipelines.data.importers.support.coco_masks import draw
 from pipelines.data.importers.support.reading import (
     choose,
@@ -66,21 +68,25 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             mend="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt",
         )
     root = roots[0]
-    classes = _names(root, options)
+    said, where = _read_yaml(root)
+    classes = _names(root, options, said, where)
+    roles, notes = _roles(root, said, where)
     files = list(find_files(root))
     texts = {path for path in files if path.endswith(".txt")}
     items = []
     for path in files:
         parts = path.split("/")
         if is_image(path) and "images" in parts[:2]:
-            items.append(Item(make_key(os.path.splitext(path)[0]), path, None, _split(parts)))
+            split = _role(path, roles) or _split(parts)
+            items.append(Item(make_key(os.path.splitext(path)[0]), path, None, split))
     if not items:
         raise no_images(source)
     unlabelled = sum(_text_of(item.origin) not in texts for item in items)
     first = next((item for item in items if _lines(root, texts, item)), None)
     polygons = first is not None and len(_lines(root, texts, first)[0].split()) != 5
     task = choose(options, "task", TASKS, TASKS[not polygons])
-    notes = [f"{unlabelled} images have no text file, so no objects"] if unlabelled else []
+    if unlabelled:
+        notes.append(f"images without a text file, so without objects: {unlabelled}")
     return Source(
         name=folder.resolve().name,
         task=task,
@@ -127,17 +133,60 @@ def _files(root: Path, texts: frozenset[str], item: Item) -> tuple[Path, ...]:
     return (root / item.origin, *([root / text] if text in texts else []))
 
 
-def _names(root: Path, options: Mapping[str, str]) -> tuple[str, ...]:
-    found: list[object] = []
+def _read_yaml(root: Path) -> tuple[dict[str, object], str]:
+    """What data.yaml says, and what the file is called; nothing where there is none."""
     yamls = sorted(path for end in ("*.yaml", "*.yml") for path in root.glob(end))
     chosen = [path for path in yamls if path.stem == "data"] or yamls
+    if len(chosen) != 1:
+        return {}, ""
+    where = chosen[0].name
+    content = read_yaml(read_file(chosen[0], where), where)
+    return (content if isinstance(content, dict) else {}), where
+
+
+def _roles(
+    root: Path, said: Mapping[str, object], where: str
+) -> tuple[dict[str, Split], list[str]]:
+    """Folder below `root` -> split, as data.yaml says; and lines on what it names that isn't here."""
+    roles: dict[str, Split] = {}
+    notes = []
+    for split in SPLITS:
+        value = said.get(split)
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str) or not text.strip():
+                continue
+            parts = [part for part in text.strip().split("/") if part not in ("", ".", "..")]
+            # From the whole path to its end: what stands before is where its author had it.
+            tails = ["/".join(parts[at:]) for at in range(len(parts))]
+            found = next((tail for tail in tails if (root / tail).is_dir()), None)
+            if found is None:
+                notes.append(f"{where} has {split}: {text}, which is no folder here")
+            elif roles.setdefault(found, split) != split:
+                raise TesseraError(
+                    f"{where} says that {found} is {roles[found]} and {split}",
+                    mend="an image belongs to one split",
+                )
+    return roles, notes
+
+
+def _role(path: str, roles: Mapping[str, Split]) -> Split | None:
+    """By the innermost folder that has a role."""
+    fitting = [folder for folder in roles if path.startswith(f"{folder}/")]
+    return roles[max(fitting, key=len)] if fitting else None
+
+
+def _names(
+    root: Path, options: Mapping[str, str], said: Mapping[str, object], where: str
+) -> tuple[str, ...]:
+    found: list[object] = []
     if "classes" in options:
         found, where = list(options["classes"].split(",")), "the option classes"
-    elif len(chosen) == 1:
-        where = chosen[0].name
-        content = read_yaml(read_file(chosen[0], where), where)
-        names = content.get("names") if isinstance(content, dict) else None
-        found = _in_order(names, where) if isinstance(names, dict) else names or []
+    elif where:
+        names = said.get("names")
+        if isinstance(names, dict):
+            found = _in_order(names, where)
+        elif isinstance(names, list):
+            found = names
     else:
         path = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
         if path is None:

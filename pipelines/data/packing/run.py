@@ -69,6 +69,8 @@ class Run:
         where shards can't be made."""
         rejections = Rejections(allow_rejected, self._plan.total)
         goes_on = self._staged.begin(self._shared.plan)
+        if self._staged.replaced:
+            self._say("starts again: what was there is of another source, or of other options")
         self._shared = replace(self._shared, scratch=self._staged.scratch())
         try:
             if goes_on:

@@ -37,11 +37,13 @@ class Stage:
     def __init__(self, place: storage.Place, folder: Path | None) -> None:
         self.place, self.folder = place, folder
         self.fresh = place.size(_PLAN) is None
+        self.replaced = False
 
     def begin(self, plan: str) -> bool:
         """True where an earlier pack of the same plan left its work; else what lies there goes."""
         if not self.fresh and self.place.read(_PLAN) == plan.encode():
             return True
+        self.replaced = not self.fresh
         _clear(self.place)
         self.fresh = True
         self.place.write(_PLAN, plan.encode())

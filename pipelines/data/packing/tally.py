@@ -119,7 +119,7 @@ class Rejections:
     """Samples that failed their check, and how many may."""
 
     def __init__(self, allowed: str, total: int) -> None:
-        self._allowed = _parse_budget(allowed, total)
+        self._allowed, self._total = _parse_budget(allowed, total), total
         self._rows: list[dict[str, str]] = []
 
     @property
@@ -138,15 +138,16 @@ class Rejections:
             place.write(REJECTED, lines_of(self._rows))
         if len(self._rows) > self._allowed:
             reasons = Counter(row["reason"] for row in self._rows)
-            counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+            share = math.ceil(1000 * len(self._rows) / self._total) / 10
             shown = "; ".join(row["detail"] for row in self._rows[:_SHOWN])
             more = "; …" if len(self._rows) > _SHOWN else ""
             raise Kept(
-                f"{len(self._rows)} of the images can't be packed ({counted}), {self._allowed} are "
-                f"allowed: {shown}{more}",
+                f"{len(self._rows)} of {self._total} images can't be packed, allowed are "
+                f"{self._allowed} ({counted}): {shown}{more}",
                 mend=f"all are listed in {place.where}/{REJECTED}; mend or remove them, or leave "
-                f"them out: the same command with --allow-rejected {len(self._rows)}, or a share "
-                "like 0.5%, goes on where this one stopped",
+                f"them out: the same command with --allow-rejected {len(self._rows)}, or {share:g}%, "
+                "goes on where this one stopped",
             )
 
 

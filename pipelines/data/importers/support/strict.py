@@ -108,7 +108,9 @@ def read_csv(data: bytes, where: str, delimiter: str) -> Iterator[list[str]]:
     try:
         text = data.decode("utf-8-sig")
         yield from csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise TesseraError(f"{where} is no UTF-8: {error}", mend="save it as UTF-8") from None
+    except csv.Error as error:
         raise TesseraError(f"{where} can't be read: {error}") from None
 
 
