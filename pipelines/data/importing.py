@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.data import importers
@@ -143,16 +143,19 @@ def pack(
     refuse_occupied(to)
     chosen, reader, given, why = choose(source, format, options or {})
     say(f"{source} is read as {chosen}: {why}")
-    if hasattr(reader, "index"):
+    if hasattr(reader, "index"):  # of shards that stay where they lie
         if shard_samples or resize:
             raise UsageError(
                 f"{chosen} leaves shards where they lie", mend="leave --shard-samples, --resize out"
             )
-        told = {"name": name, "licence": licence, "seed": seed, "allow_rejected": allow_rejected}
-        card: Card = reader.index(
-            source, str(to), options=given, progress=progress, say=say, **told
-        )
-        return card
+        told: dict[str, Any] = {
+            "name": name,
+            "licence": licence,
+            "seed": seed,
+            "allow_rejected": allow_rejected,
+        }
+        told |= {"options": given, "progress": progress, "say": say}
+        return cast(Card, reader.index(source, str(to), **told))
     with stage(to) as staged:
         found = _read(reader, source, given, say)
         bare = replace(found, items=())
