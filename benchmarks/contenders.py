@@ -255,7 +255,8 @@ def ray_data(folder: Path, crop: int | None) -> Counts:
 
     import ray
 
-    if not ray.is_initialized():  # it stays between turns: one that is started anew ends the process
+    # It stays between turns: one that is started anew ends the process.
+    if not ray.is_initialized():
         ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
