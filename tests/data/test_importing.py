@@ -288,3 +288,44 @@ def test_what_can_t_be_recognised_says_why(tmp_path: Path, make_folder: MakeFold
     with pytest.raises(UsageError, match=r"could be image_folder .* mnist .*--format"):
         recognise(str(both))
     assert recognise("digits")[0] == "digits"
+
+
+def test_a_table_that_is_not_known_is_not_passed_over(
+    tmp_path: Path, make_image: Callable[..., Path]
+) -> None:
+    """Its labels would be lost without a word."""
+    for number in range(3):
+        make_image(tmp_path / "set" / "img" / f"{number}.png", seed=number)
+    table = tmp_path / "set" / "labels.csv"
+    table.write_text("datei,klasse\n0.png,a\n1.png,b\n")
+    with pytest.raises(TesseraError, match=r"labels\.csv, which is no table") as caught:
+        recognise(str(tmp_path / "set"))
+    assert "--format images" in (caught.value.mend or "")
+    with pytest.raises(UsageError, match="is a file") as given:
+        recognise(str(table))
+    assert "--format csv" in (given.value.mend or "")
+    table.unlink()
+    assert recognise(str(tmp_path / "set"))[0] == "images"
+
+
+def test_what_is_cut_and_what_is_begun_anew_is_said(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    source = make_folder(tmp_path / "src", ["train/a", "train/b", "val/a", "val/b"])
+    said: list[str] = []
+    pack(str(source), tmp_path / "out", say=said.append)
+    assert "the source has no test: cut from train, a tenth of it" in said
+    (source / "train" / "a" / "000.jpg").write_bytes(b"x")
+    with pytest.raises(TesseraError, match="unreadable image: 1"):
+        pack(str(source), tmp_path / "new", say=said.append)
+    assert not any(line.startswith("starts again") for line in said)
+    pack(str(source), tmp_path / "new", seed=1, allow_rejected="1", say=said.append)
+    assert any(line.startswith("starts again") for line in said)
+
+
+def test_one_folder_is_said_to_be_no_class(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    said: list[str] = []
+    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", say=said.append)
+    assert any("all lie in cat: one folder is no choice of classes" in line for line in said)
