@@ -23,13 +23,11 @@ from torch import nn
 from models.core.classifier import Classifier
 from models.core.errors import UsageError
 from models.core.family import DataSpec
+from models.core.layers import Stem, is_small
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.core.weights import load_weights, read_weights
 
-Stem = Literal["auto", "small", "large"]
 Freeze = Literal["none", "backbone", "gradual"]
-LARGE_PIXELS = 96
-"""From this height and width on, "auto" takes the 7x7 stem that divides the size by four."""
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -95,8 +93,7 @@ class ResNet(Classifier[ResNetConfig]):
         net: nn.Module = resnet.ResNet(block, blocks, num_classes=len(data.classes))
         for place in range(len(config.blocks), 4):
             setattr(net, f"layer{place + 1}", nn.Identity())
-        large = min(data.height, data.width) >= LARGE_PIXELS
-        if config.stem == "small" or (config.stem == "auto" and not large):
+        if is_small(config.stem, data):
             net.conv1 = _convolution(data.channels, kernel=3, stride=1)
             net.maxpool = nn.Identity()
         elif data.channels != 3:
