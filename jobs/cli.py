@@ -20,7 +20,17 @@ import jobs
 from jobs import data_cache
 from models.core.errors import TesseraError
 
-NO_VERBS = {"cli", "terminal", "embedded", "progress", "driver", "services", "data_cache"}
+NO_VERBS = {
+    "cli",
+    "terminal",
+    "embedded",
+    "progress",
+    "driver",
+    "services",
+    "data_cache",
+    "judges",
+    "answers",
+}
 """Files of this folder that are no verbs: what the verbs share."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,9 @@ def evaluate(
     """Evaluates, notes the evaluation on the version and its figures in the version's run."""
     import tempfile
 
-    from jobs import driver, embedded
+    from jobs import driver, embedded, judges
     from pipelines import cluster, promotion, worker
+    from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.data.places import storage
 
@@ -67,6 +69,10 @@ def evaluate(
             "data": data,
             "split": split,
         }
+        recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
+        if recipe.judge:
+            payload["judge"] = str(Path(scratch) / worker.JUDGE)
+            judges.fetch(recipe, registry, Path(payload["judge"]))
         name = f"evaluate-{version.name}-{version.number}"
         group = cluster.Group(workers)
         with driver.executor(
@@ -79,6 +85,7 @@ def evaluate(
         split=split,
         samples=result["samples"],
         figures=result["figures"],
+        judge_digest=recipe.judge_digest,
     )
     tag = f"tessera.evaluation.{split}"
     if version.tags.get(tag) != evaluation.to_json():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -16,7 +16,7 @@ from jobs.terminal import json_line
 
 @click.command()
 @click.argument("model", metavar="models:/NAME@ALIAS")
-@click.argument("paths", metavar="PATHS…", nargs=-1, required=True)
+@click.argument("paths", metavar="[PATHS…]", nargs=-1)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write lines here.")
 @click.option(
     "--pictures",
@@ -24,53 +24,56 @@ from jobs.terminal import json_line
     metavar="DIR",
     help="Write each image with its answer drawn in.",
 )
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write answers as files: objects as COCO results, masks and made images as PNG.",
+)
+@click.option("--samples", type=click.IntRange(1), help="Let a generator make so many images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
+@click.option(
+    "--decode",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Let an autoencoder decode the codes in these JSON lines.",
+)
+@click.option(
+    "--gallery",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Who is it? DIR has a folder of images for each.",
+)
 @click.option("--strict", is_flag=True, help="Exit status 1 if an input couldn't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-def command(
-    model: str,
-    paths: tuple[str, ...],
-    out: Path | None,
-    pictures: Path | None,
-    strict: bool,
-    verbose: bool,
-) -> int:
+def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:
     """Answer for files, folders and globs: one JSON line for each input, in order."""
     import tempfile
 
-    from jobs import driver
-    from pipelines import checkpoints, prediction
+    from jobs import answers, driver
+    from pipelines import checkpoints, worker
+    from pipelines.prediction import Predictor
 
+    del options["verbose"]
+    asked = answers.Asked(paths, **options)
     registry = driver.open_registry()
     version = driver.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
         found = checkpoints.read_model(folder, driver.registered_digest(version))
-    recipe = found.recipe
-    data = found.card.spec(recipe.data.height, recipe.data.width)
-    predictor = prediction.Predictor(recipe, data, found.weights)
+    predictor = Predictor(found.recipe, worker.seen_of(found.recipe, found.card), found.weights)
     failed = total = 0
-    names: set[str] = set()
-    with _open(out) as lines:
-        for answer in predictor.predict(prediction.expand(paths)):
+    with _open(asked.out) as lines:
+        for answer in answers.give(predictor, asked, version):
             total += 1
             failed += "error" in answer
             answer["model"], answer["version"] = version.name, version.number
             lines.write(json_line(answer) + "\n")
-            if pictures and "error" not in answer:
-                _draw(Path(answer["path"]), answer, pictures, names)
-    if out is not None:
-        print(f"{total:,} answers in {out}", file=sys.stderr)
+    if asked.out is not None:
+        print(f"{total:,} answers in {asked.out}", file=sys.stderr)
     if failed:
         print(f"{failed} of {total} inputs couldn't be read: see their lines", file=sys.stderr)
     return int(strict and failed > 0)
-
-
-def _draw(path: Path, answer: dict[str, object], folder: Path, names: set[str]) -> None:
-    from pipelines import prediction
-
-    folder.mkdir(parents=True, exist_ok=True)
-    name = prediction.picture_name(path, names)
-    prediction.draw(path, answer).save(folder / name)
 
 
 @contextmanager

@@ -134,9 +134,11 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
 
 
 def _settle(recipe: Recipe) -> Recipe:
-    """The recipe with the digest of the data set that it is to be trained on."""
+    """The recipe with the digests of what it depends on: the data set, and the judge's files."""
+    from jobs import judges
     from pipelines.data import card as cards
 
+    recipe = judges.settle(recipe)
     if recipe.data.digest:
         return recipe
     return recipe.with_overrides({"data.digest": cards.read(recipe.data.path).digest})
@@ -146,9 +148,10 @@ def _describe(recipe: Recipe, as_json: bool) -> None:
     import yaml
 
     from jobs.terminal import show_facts, show_json
+    from pipelines.worker import seen_of
 
     card = check_data(recipe)
-    data = card.spec(recipe.data.height, recipe.data.width)
+    data = seen_of(recipe, card)
     samples = card.split("train").samples
     steps = -(-samples // recipe.train.batch_size)
     plan = {
@@ -198,7 +201,7 @@ def start(
     from pipelines import registry, runs
 
     card = check_data(recipe)
-    name = card.name if model is None else model
+    name = model_name(recipe, card) if model is None else model
     registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = runs.create(embedded.runs_dir(), recipe, model=name, stamp=stamp)
@@ -209,11 +212,20 @@ def start(
         raise
 
 
+def model_name(recipe: Recipe, card: Card) -> str:
+    """The registered model's name where none is given: the data set's, and with it the task where
+    that isn't what the data set is made for."""
+    import models
+
+    task = models.get(recipe.family).task.name
+    return card.name if task == card.task else f"{card.name}-{task}"
+
+
 def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: bool) -> Outcome:
     from concurrent.futures import ThreadPoolExecutor
 
     import models
-    from jobs import driver
+    from jobs import driver, judges
     from jobs.progress import Display
     from pipelines import cluster, registry, runs, tracking, worker
 
@@ -241,6 +253,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
             worker.run, group, name=run.name, storage=storage, verbose=verbose
         ) as execute:
             versions = opening.result()
+            judges.fetch(recipe, versions, run.folder / worker.JUDGE)
             tracker = driver.open_tracker(run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:

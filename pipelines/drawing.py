@@ -8,9 +8,10 @@ either comes from, or where the picture goes. A class has the same colour in eve
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
+from models.core.family import Panel
 from pipelines.data.annotations import IGNORED, Annotation, Mask, Objects, mask_pixels
 
 Colour = tuple[int, int, int]
@@ -78,19 +80,45 @@ def draw(
     first, so that lines and names are as thick in all pictures; enlarged pixels stay to be seen.
     Crowds have broken lines; pixels without a class are grey.
     """
-    base = _open(image)
-    size = base.size
-    if side is not None:
-        factor = side / max(size)
-        size = max(1, round(base.width * factor)), max(1, round(base.height * factor))
-        kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX
-        base = base.resize(size, kind, reducing_gap=2.0 if factor < 1 else None)
+    base = _scaled(_open(image), side)
     if isinstance(annotation, Mask):
         base = _paint_classes(base, annotation)
     elif annotation is not None:
-        base = _paint_objects(base, annotation, _size(image))
+        if annotation.masks:
+            bitmaps = _bitmaps(annotation, _size(image))
+            base = _paint_objects(base, bitmaps, annotation.labels.tolist())
         _draw_boxes(base, annotation, classes, base.width / _size(image)[0])
     return _with_caption(base, caption) if caption else base
+
+
+def panel(panel: Panel, classes: Sequence[str], *, side: int | None = None) -> Image.Image:
+    """An RGB image of what a panel says, but for its caption. `side` as in `draw`."""
+    base = _scaled(_open(panel.image), side)
+    if panel.mask is not None:
+        base = _paint_classes(base, Mask(panel.mask.numpy()))
+    if panel.boxes is None or panel.labels is None:
+        return base
+    count = len(panel.boxes)
+    boxes = panel.boxes.double().numpy().reshape(-1, 4)
+    objects = Objects(boxes, panel.labels.numpy(), np.zeros(count, bool))
+    if panel.masks is not None:
+        base = _paint_objects(base, panel.masks.numpy(), panel.labels.tolist())
+        objects = dataclasses.replace(
+            objects, masks=(b"",) * count
+        )  # painted: no boxes around them
+    scores = None if panel.scores is None else panel.scores.tolist()
+    _draw_boxes(base, objects, classes, base.width / panel.image.shape[-1], scores)
+    return base
+
+
+def _scaled(base: Image.Image, side: int | None) -> Image.Image:
+    """Its longer side as long as `side`."""
+    if side is None:
+        return base
+    factor = side / max(base.size)
+    size = max(1, round(base.width * factor)), max(1, round(base.height * factor))
+    kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX
+    return base.resize(size, kind, reducing_gap=2.0 if factor < 1 else None)
 
 
 def _open(image: Tensor | Image.Image) -> Image.Image:
@@ -115,19 +143,28 @@ def _paint_classes(base: Image.Image, mask: Mask) -> Image.Image:
     return Image.blend(base, painted, _PIXELS)
 
 
-def _paint_objects(base: Image.Image, objects: Objects, size: tuple[int, int]) -> Image.Image:
-    if not objects.masks:
-        return base
-    canvas = np.array(base)
+def _bitmaps(objects: Objects, size: tuple[int, int]) -> Iterator[np.ndarray[Any, Any]]:
+    """uint8 (H, W) of each object, one at a time: a thousand masks of a large photo at once would
+    not fit into memory."""
     width, height = size
-    for number, label in enumerate(objects.labels.tolist()):
-        # One at a time: a thousand masks of a large photo at once would not fit into memory.
+    for number in range(len(objects.masks or ())):
         one = slice(number, number + 1)
         alone = Objects(
-            objects.boxes[one], objects.labels[one], objects.crowd[one], objects.masks[one]
+            objects.boxes[one],
+            objects.labels[one],
+            objects.crowd[one],
+            (objects.masks or ())[one],
         )
-        bitmap = Image.fromarray(mask_pixels(alone, height, width)[0])
-        inside = np.asarray(bitmap.resize(base.size, Image.Resampling.NEAREST)) > 0
+        yield mask_pixels(alone, height, width)[0]
+
+
+def _paint_objects(
+    base: Image.Image, bitmaps: Iterable[np.ndarray[Any, Any]], labels: Sequence[int]
+) -> Image.Image:
+    canvas = np.array(base)
+    for pixels, label in zip(bitmaps, labels):
+        bitmap = Image.fromarray(pixels).resize(base.size, Image.Resampling.NEAREST)
+        inside = np.asarray(bitmap) > 0
         tint = np.array(colour(label))
         canvas[inside] = (canvas[inside] * (1 - _FILL) + tint * _FILL).astype(np.uint8)
         canvas[_edge(inside)] = tint
@@ -141,7 +178,13 @@ def _edge(inside: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(inside & ~core)
 
 
-def _draw_boxes(base: Image.Image, objects: Objects, classes: Sequence[str], factor: float) -> None:
+def _draw_boxes(
+    base: Image.Image,
+    objects: Objects,
+    classes: Sequence[str],
+    factor: float,
+    scores: Sequence[float] | None = None,
+) -> None:
     pen = ImageDraw.Draw(base)
     # With masks the outlines say where, and boxes around them would only hide it.
     boxed = np.ones(len(objects.boxes), bool) if objects.masks is None else objects.crowd
@@ -152,9 +195,13 @@ def _draw_boxes(base: Image.Image, objects: Objects, classes: Sequence[str], fac
             continue
         corners = left, top, max(right - 1, left), max(bottom - 1, top)
         _rectangle(pen, corners, colour(label), broken=crowd)
-    if len(classes) > 1 and len(drawn) <= NAMED_OBJECTS:
-        for (left, top, _, _), label, _, _ in drawn:
-            _tag(pen, base.size, left, top, classes[label], colour(label))
+    if len(drawn) > NAMED_OBJECTS:
+        return
+    for number, ((left, top, _, _), label, _, _) in enumerate(drawn):
+        words = [classes[label]] if len(classes) > 1 else []
+        words += [f"{scores[number]:.0%}"] if scores is not None else []
+        if words:
+            _tag(pen, base.size, left, top, " ".join(words), colour(label))
 
 
 def _rectangle(

@@ -1,7 +1,7 @@
 """Figures that don't depend on who computed them.
 
-In: a network, a family, an `EvalLoader`. Out: predictions and targets in the data set's order, and
-exact figures. Batches have a fixed composition and are dealt to the ranks, so that a network sees
+In: a network, a family, an `EvalLoader`. Out: a record of each image in the data set's order, and
+exact figures. A rank compares its own predictions with the truth; what is gathered is small. Batches have a fixed composition and are dealt to the ranks, so that a network sees
 the same batches with one rank as with eight; no row is padded or counted twice. Must not know
 where the figures go.
 """
@@ -16,7 +16,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.core.family import Batch, DataSpec, Draws, Family, Prediction, Transform
+from models.core.family import (
+    Batch,
+    DataSpec,
+    Draws,
+    Family,
+    Judge,
+    Prediction,
+    Record,
+    Target,
+    Transform,
+)
 from pipelines import distributed
 from pipelines.ports import World
 
@@ -29,22 +39,19 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """One entry an image, in the data set's order."""
+    """What was found of each image, in the data set's order: one entry an image in each list."""
 
-    predictions: list[Prediction]
-    targets: list[dict[str, Any]]
+    records: list[Record]
     keys: list[str]
     indices: list[int]
 
     def figures(self, family: Family[Any], data: DataSpec) -> dict[str, float]:
-        figures = family.task.figures(self.predictions, self.targets, data)
+        figures = family.task.figures(self.records, data)
         return {name: float(value) for name, value in figures.items()}
 
     def worst(self, family: Family[Any], count: int) -> list[int]:
         """Positions of the answers that are most wrong, the worst first."""
-        scores = [
-            family.task.badness(p, t) for p, t in zip(self.predictions, self.targets, strict=True)
-        ]
+        scores = [family.task.badness(record) for record in self.records]
         return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
 
 
@@ -55,48 +62,76 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
-    }
+    """The batch with its tensors, and its lists of tensors, on the device."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return [item.to(device, non_blocking=True) for item in value]
+        return value
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
-@torch.no_grad()
+class Asker:
+    """A network that is asked for the answers of whole batches."""
+
+    def __init__(
+        self,
+        family: Family[Any],
+        module: nn.Module,
+        data: DataSpec,
+        device: str,
+        *,
+        augment_settings: Any,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        judge: Judge | None = None,
+    ) -> None:
+        self._family, self._module, self._data, self._device = family, module, data, device
+        self._transform: Transform = family.augment(augment_settings, data, train=False)
+        self._precision, self._channels_last, self._judge = precision, channels_last, judge
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[list[Prediction], list[Target]]:
+        """Predictions and truths of a loader's batch, one each an image."""
+        task, rows = self._family.task, len(batch["key"])
+        was_training = self._module.training
+        self._module.eval()
+        try:
+            seen = self._transform(to_device(batch, self._device), Draws(0, rows, slice(0, rows)))
+            if self._channels_last and seen["image"].ndim == 4:
+                seen["image"] = seen["image"].contiguous(memory_format=torch.channels_last)
+            with autocast(self._device, self._precision):
+                predictions = self._family.predict(self._module, seen)
+        finally:
+            self._module.train(was_training)
+        targets = task.targets(batch)
+        if self._judge is not None:
+            task.consult(self._judge, predictions, targets)
+        return predictions, targets
+
+
 def answer(
-    family: Family[Any],
-    module: nn.Module,
-    data: DataSpec,
-    loader: Loader,
-    world: World,
-    *,
-    augment_settings: Any,
-    precision: str = "fp32",
-    channels_last: bool = False,
+    family: Family[Any], ask: Asker, data: DataSpec, loader: Loader, world: World
 ) -> Answers | None:
     """Predicts every image once; the answers are on rank 0, None elsewhere. Called by all ranks."""
-    transform: Transform = family.augment(augment_settings, data, train=False)
-    was_training = module.training
-    module.eval()
     mine = []
-    try:
-        for number, batch in loader.batches():
-            rows = len(batch["key"])
-            seen = transform(to_device(batch, world.device), Draws(0, rows, slice(0, rows)))
-            if channels_last:
-                seen["image"] = seen["image"].contiguous(memory_format=torch.channels_last)
-            with autocast(world.device, precision):
-                predictions = family.predict(module, seen)
-            indices = batch["index"].tolist()
-            mine.append((number, predictions, family.task.targets(batch), batch["key"], indices))
-    finally:
-        module.train(was_training)
+    for number, batch in loader.batches():
+        predictions, targets = ask(batch)
+        records = [
+            family.task.compare(prediction, target, data)
+            for prediction, target in zip(predictions, targets, strict=True)
+        ]
+        mine.append((number, records, batch["key"], batch["index"].tolist()))
     gathered = distributed.gather([_pack(item) for item in mine], world)
     if gathered is None:
         return None
-    answers = Answers([], [], [], [])
+    answers = Answers([], [], [])
     for item in sorted((i for part in gathered for i in part), key=lambda i: int(i[0])):
-        _, predictions, targets, keys, indices = _unpack(item)
-        answers.predictions.extend(predictions)
-        answers.targets.extend(targets)
+        _, records, keys, indices = _unpack(item)
+        answers.records.extend(records)
         answers.keys.extend(keys)
         answers.indices.extend(indices)
     return answers
@@ -104,16 +139,16 @@ def answer(
 
 def _pack(item: tuple[Any, ...]) -> tuple[Any, ...]:
     """Stacks fields that are tensors of one shape: one large object is sent, not a thousand."""
-    number, predictions, *rest = item
+    number, records, *rest = item
     packed: dict[str, Any] = {}
-    for name in predictions[0] if predictions else ():
-        values = [p[name] for p in predictions]
+    for name in records[0] if records else ():
+        values = [record[name] for record in records]
         alike = all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values)
         packed[name] = torch.stack(values) if alike else values
-    return (number, packed, len(predictions), *rest)
+    return (number, packed, len(records), *rest)
 
 
 def _unpack(item: tuple[Any, ...]) -> tuple[Any, ...]:
     number, packed, count, *rest = item
-    predictions = [{name: values[i] for name, values in packed.items()} for i in range(count)]
-    return (number, predictions, *rest)
+    records = [{name: values[i] for name, values in packed.items()} for i in range(count)]
+    return (number, records, *rest)

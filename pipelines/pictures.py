@@ -1,6 +1,6 @@
 """Pictures of a training, as PNG files.
 
-In: images with captions, a confusion matrix, or figures by step. Out: one PNG at the path given,
+In: panels, a confusion matrix, or figures by step. Out: one PNG at the path given,
 whose folder is made. Must not know what was trained or where the files go. Plots
 are made through matplotlib's objects, without pyplot and its global state, and it is loaded only
 when one is drawn; images are pasted together with Pillow, which takes a hundredth of the time.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.core.errors import TesseraError
+from models.core.family import Panel
+from pipelines import drawing
 from pipelines.drawing import font, one_line
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 120
 TILE_PIXELS, GAP_PIXELS, CAPTION_PIXELS = 144, 12, 13
+LARGE_TILE_PIXELS = 288
+SMALL_PIXELS = 96
+"""Images up to this size need no large tile, unless objects are drawn on them."""
 COUNTED_CLASSES = 25
 """Up to so many classes the counts are written into the confusion matrix."""
 NAMED_CLASSES = 120
@@ -38,43 +43,57 @@ FIRST = ("loss", "accuracy")
 COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
 
 
-def grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
-    """Images with a caption each. `images` is (N, C, H, W), uint8 or float in [0, 1]."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(captions):
-        raise TesseraError(f"{len(captions)} captions for images of shape {tuple(images.shape)}")
-    if not len(images):
+def grid(groups: Sequence[Sequence[Panel]], classes: Sequence[str], path: Path) -> None:
+    """Panels with their captions. Those of a group stand side by side, as many groups in a line as
+    there is room for. `classes` are names for the panels' labels."""
+    panels = [panel for group in groups for panel in group]
+    if not panels:
         raise TesseraError("there is no image to draw")
-    columns = min(len(images), 8 if len(images) > 12 else 4)
-    rows = math.ceil(len(images) / columns)
-    texts = [
-        "\n".join(textwrap.wrap(one_line(c), 22, max_lines=3, placeholder="…")) for c in captions
-    ]
-    lines = max(text.count("\n") for text in texts) + 1 if any(texts) else 0
-    shape = min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
-    width, height = TILE_PIXELS, round(TILE_PIXELS * shape)
+    for panel in panels:
+        given = tuple(panel.image.shape)
+        if len(given) != 3 or given[0] not in (1, 3) or panel.image.dtype != torch.uint8:
+            raise TesseraError(f"an image of shape {given} and {panel.image.dtype} can't be drawn")
+    wide = max(len(group) for group in groups)
+    large = any(max(p.image.shape[-2:]) > SMALL_PIXELS or p.boxes is not None for p in panels)
+    width = LARGE_TILE_PIXELS if large else TILE_PIXELS
+    most = 4 if large or len(panels) <= 12 else 8
+    across = min(len(groups), max(1, most // wide))
+    shape = max(min(max(p.image.shape[1] / p.image.shape[2], 0.4), 2.5) for p in panels)
+    height = round(width * shape)
+    texts = {id(p): _wrapped(p.caption, width) for p in panels}
+    lines = max(text.count("\n") + 1 if text else 0 for text in texts.values())
     band = lines * (CAPTION_PIXELS + 4) + 6
     step_x, step_y = width + GAP_PIXELS, height + band + GAP_PIXELS
-    sheet = Image.new("RGB", (columns * step_x + GAP_PIXELS, rows * step_y + GAP_PIXELS), "white")
+    group_x = wide * step_x + (GAP_PIXELS if wide > 1 else 0)
+    rows = math.ceil(len(groups) / across)
+    size = (across * group_x + GAP_PIXELS, rows * step_y + GAP_PIXELS)
+    sheet = Image.new("RGB", size, "white")
     write = ImageDraw.Draw(sheet)
     letters = font(CAPTION_PIXELS)
-    for place, (image, text) in enumerate(zip(_tiles(images), texts)):
-        x = GAP_PIXELS + place % columns * step_x
-        y = GAP_PIXELS + place // columns * step_y
-        scale = min(width / image.width, height / image.height)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        larger = scale > 1  # pixels stay to be seen
-        kind = Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR
-        sheet.paste(image.resize(size, kind), (x + (width - size[0]) // 2, y + band))
-        middle = (x + width / 2, y + band - 4)
-        write.multiline_text(middle, text, "black", letters, anchor="md", align="center")
+    for place, group in enumerate(groups):
+        for column, panel in enumerate(group):
+            x = GAP_PIXELS + place % across * group_x + column * step_x
+            y = GAP_PIXELS + place // across * step_y
+            tile = _tile(panel, classes, width, height)
+            sheet.paste(tile, (x + (width - tile.width) // 2, y + band))
+            middle = (x + width / 2, y + band - 4)
+            write.multiline_text(
+                middle, texts[id(panel)], "black", letters, anchor="md", align="center"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
 
 
-def _tiles(images: Tensor) -> Iterator[Image.Image]:
-    pixels = images if images.dtype == torch.uint8 else (images.float().clamp(0, 1) * 255).round()
-    for image in pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
-        yield Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
+def _wrapped(caption: str, width: int) -> str:
+    columns = round(width / 6.5)
+    return "\n".join(textwrap.wrap(one_line(caption), columns, max_lines=3, placeholder="…"))
+
+
+def _tile(panel: Panel, classes: Sequence[str], width: int, height: int) -> Image.Image:
+    """As large as fits; enlarged pixels stay to be seen."""
+    high, wide = panel.image.shape[-2:]
+    scale = min(width / wide, height / high)
+    return drawing.panel(panel, classes, side=max(1, round(max(high, wide) * scale)))
 
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:

@@ -60,6 +60,9 @@ class Tracker(Protocol):
         """Idempotent: the same point twice is one point."""
 
     def artifact(self, path: Path, folder: str) -> None: ...
+    def image(self, path: Path, key: str, step: int, time_ms: int) -> None:
+        """A picture of a series: the same thing at another step. Idempotent."""
+
     def dataset(self, *, name: str, digest: str, source: str, split: str) -> None: ...
     def finish(self, status: str) -> None:
         """`FINISHED`, `FAILED` or `KILLED`."""
@@ -110,6 +113,7 @@ class MemoryTracker:
         self.logged_tags: dict[str, str] = {}
         self.points: dict[tuple[str, int], list[tuple[int, float]]] = {}
         self.artifacts: list[str] = []
+        self.images: dict[tuple[str, int], str] = {}
         self.datasets: list[dict[str, str]] = []
         self.status = "RUNNING"
 
@@ -132,6 +136,11 @@ class MemoryTracker:
         if not path.exists():
             raise FileNotFoundError(path)
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+
+    def image(self, path: Path, key: str, step: int, time_ms: int) -> None:
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self.images[key, step] = path.name
 
     def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
         self.datasets.append({"name": name, "digest": digest, "source": source, "split": split})

@@ -12,18 +12,22 @@ import glob
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import models
-from models.core.errors import TesseraError
-from models.core.family import DataSpec, Draws
-from pipelines.data.samples import decode_image, fit_image, open_image
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec, Draws, Panel, Prediction, Task, View
+from pipelines import drawing
+from pipelines.data.samples import decode_image, extents, fit_image, view
 from pipelines.data.sources import find_images
+from pipelines.evaluation import to_device
 from pipelines.recipe import Recipe
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -31,8 +35,18 @@ DRAWN_PIXELS = (256, 1024)
 """A drawn image's longer side is brought between these."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was found of one input. `answer` is plain JSON: `path` and the task's fields, or `error`;
+    `prediction` is for the image in its own size, None where there is an error."""
+
+    path: Path
+    answer: dict[str, Any]
+    prediction: Prediction | None = None
+
+
 class Predictor:
-    """A trained network that answers. Figures in fp32, whatever it was trained in."""
+    """A trained network that answers. In fp32, whatever it was trained in."""
 
     def __init__(
         self,
@@ -41,15 +55,16 @@ class Predictor:
         weights: Mapping[str, Tensor],
         *,
         device: str = "cpu",
-        batch_size: int = 64,
     ) -> None:
         """`data` is what the network was trained on. Weights of another network are refused."""
         self._family = models.get(recipe.family)
+        self._task = self._family.task
         self._data = data
         self._fit = recipe.data.fit
+        # Padded is only what has to fit a frame together with others; alone an image is its own.
+        self._own_size = self._fit == "pad" and not (recipe.data.height or recipe.data.width)
         self._device = device
-        self._batch_size = batch_size
-        self._transform = self._family.augment(recipe.augment_settings(), data, train=False)
+        self._transform = self._task.prepare(recipe.augment_settings(), data)
         module = self._family.build(recipe.config(), data)
         try:
             module.load_state_dict(dict(weights))
@@ -61,39 +76,89 @@ class Predictor:
             ) from None
         self._module = module.to(device).eval()
 
-    def predict(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        """For each path, in order, {"path", …the task's answer} or {"path", "error"}."""
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def data(self) -> DataSpec:
+        return self._data
+
+    def predict(self, paths: Iterable[Path]) -> Iterator[Found]:
+        """What is found of each path, in order."""
+        if not self._task.from_images:
+            raise UsageError(
+                f"a {self._family.name} makes images and isn't asked about some",
+                mend="say how many: --samples 64",
+            )
         remaining = iter(paths)
-        while chunk := list(itertools.islice(remaining, self._batch_size)):
+        many = 1 if self._own_size else min(64, self._task.eval_batch)
+        while chunk := list(itertools.islice(remaining, many)):
             images: list[Tensor] = []
             errors: dict[int, str] = {}
             for place, path in enumerate(chunk):
                 try:
-                    images.append(self._read(path))
+                    images.append(read_image(path, self._data.channels))
                 except TesseraError as error:
                     errors[place] = str(error)
-            answers = iter(self._answer(images))
+            predictions = iter(self._predict(images))
             for place, path in enumerate(chunk):
-                found = {"error": errors[place]} if place in errors else next(answers)
-                yield {"path": str(path), **found}
-
-    def _read(self, path: Path) -> Tensor:
-        image = decode_image(read_file(path), self._data.channels, where=str(path))
-        return fit_image(image, self._data.height, self._data.width, self._fit)
+                if place in errors:
+                    yield Found(path, {"path": str(path), "error": errors[place]})
+                    continue
+                prediction = next(predictions)
+                answer = self._task.answer(prediction, self._data)
+                yield Found(path, {"path": str(path), **answer}, prediction)
 
     @torch.no_grad()
-    def _answer(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Answers for images (C, H, W) uint8, one each."""
+    def generate(self, count: int, seed: int) -> Iterator[Prediction]:
+        """New images, of a network that makes them. The first of them don't depend on `count`."""
+        if self._task.from_images:
+            raise UsageError(
+                f"a {self._family.name} answers about images and makes none up",
+                mend="name images, or leave --samples out",
+            )
+        step = self._task.eval_batch
+        for start in range(0, count, step):
+            index = torch.arange(start, min(start + step, count))
+            batch = {"index": index, "key": [str(i) for i in index.tolist()], "seed": seed}
+            yield from self._family.predict(self._module, batch)
+
+    @torch.no_grad()
+    def decode(self, codes: Sequence[Sequence[float]]) -> list[Prediction]:
+        """What codes stand for, of a network that encodes."""
+        return self._family.decode(self._module, torch.tensor(codes).to(self._device))
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[Tensor]) -> list[Prediction]:
+        """Predictions for images (C, H, W) uint8 of any size, one each, in the images' own size."""
         if not images:
             return []
+        views = [self._view(image) for image in images]
+        fitted = [fit_image(i, *v.frame, self._fit) for i, v in zip(images, views)]
+        sizes = torch.tensor([view.size for view in views])
+        frame = views[0].frame
         count = len(images)
         batch = {
-            "image": torch.stack(list(images)).to(self._device),
+            "image": torch.stack(fitted),
             "key": [str(place) for place in range(count)],
+            "index": torch.arange(count),
+            "size": sizes,
+            "extent": extents(sizes, *frame, self._fit),
         }
-        batch = self._transform(batch, Draws(0, count, slice(0, count)))
+        batch = self._transform(to_device(batch, self._device), Draws(0, count, slice(0, count)))
         predictions = self._family.predict(self._module, batch)
-        return [self._family.task.answer(prediction, self._data) for prediction in predictions]
+        return [self._task.restore(p, view) for p, view in zip(predictions, views)]
+
+    def _view(self, image: Tensor) -> View:
+        size = (image.shape[-2], image.shape[-1])
+        frame = size if self._own_size else (self._data.height, self._data.width)
+        return view(size, *frame, self._fit)
+
+
+def read_image(path: Path, channels: int) -> Tensor:
+    """uint8 (C, H, W) from a file; TesseraError where it can't be read."""
+    return decode_image(read_file(path), channels, where=str(path))
 
 
 def expand(inputs: Iterable[str | Path]) -> Iterator[Path]:
@@ -130,31 +195,44 @@ def read_file(path: Path) -> bytes:
         raise TesseraError(f"{path} can't be read: {reason}") from None
 
 
-def draw(path: Path, answer: Mapping[str, Any]) -> Image.Image:
-    """The image, RGB, with its answer on a band below it. Small images are enlarged without
-    smoothing, so that their pixels can be seen."""
-    image = open_image(read_file(path), str(path)).convert("RGB")
+def draw(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:
+    """Panels side by side, RGB, each with its caption on a band below it. Small images are enlarged
+    without smoothing, so that their pixels can be seen."""
     low, high = DRAWN_PIXELS
-    longest = max(image.size)
-    if longest > high:
-        image.thumbnail((high, high))
-    elif longest < low:
-        image = image.resize(
-            (image.width * (low // longest), image.height * (low // longest)),
-            Image.Resampling.NEAREST,
-        )
-    text = str(answer.get("class", ""))
-    right = f"{answer['probability']:.0%}" if "probability" in answer else ""
+    longest = max(max(panel.image.shape[-2:]) for panel in panels)
+    side = high if longest > high else longest * max(1, low // longest)
+    tiles = []
+    for panel in panels:
+        scale = side / longest
+        tile = drawing.panel(panel, classes, side=round(max(panel.image.shape[-2:]) * scale))
+        tiles.append((tile, panel.caption))
     size = 20
-    font = ImageFont.load_default(size)
-    canvas = Image.new("RGB", (max(image.width, low // 2), image.height + 2 * size), "white")
-    canvas.paste(image, ((canvas.width - image.width) // 2, 0))
+    gap = size if len(tiles) > 1 else 0
+    widths = [max(tile.width, low // 2) for tile, _ in tiles]
+    band = 2 * size if any(caption for _, caption in tiles) else 0
+    height = max(tile.height for tile, _ in tiles)
+    canvas = Image.new("RGB", (sum(widths) + gap * (len(tiles) - 1), height + band), "white")
     pen = ImageDraw.Draw(canvas)
-    middle = image.height + size
-    room = canvas.width - size - (font.getlength(right) + size / 2 if right else 0)
-    pen.text((size // 2, middle), _shorten(text, font, room), fill="black", font=font, anchor="lm")
-    pen.text((canvas.width - size // 2, middle), right, fill="black", font=font, anchor="rm")
+    letters = drawing.font(size)
+    left = 0
+    for (tile, caption), width in zip(tiles, widths):
+        canvas.paste(tile, (left + (width - tile.width) // 2, 0))
+        text = _shorten(caption, letters, width - size)
+        place = (left + size // 2, height + size)
+        pen.text(place, text, fill="black", font=letters, anchor="lm")
+        left += width + gap
     return canvas
+
+
+def save_image(pixels: Tensor | None, to: Path) -> bool:
+    """Writes uint8 (C, H, W) or (H, W) as PNG; False where there is none."""
+    if pixels is None:
+        return False
+    array = pixels.cpu().numpy()
+    if array.ndim == 3:
+        array = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(array)).save(to, format="PNG")
+    return True
 
 
 def picture_name(path: Path, taken: set[str]) -> str:

@@ -42,6 +42,8 @@ class Evaluation:
     split: str
     samples: int
     figures: Mapping[str, float]
+    judge_digest: str = ""
+    """Of the classifier that judged, where one did."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -134,6 +136,11 @@ def _incomparable(candidate: Standing, champion: Standing) -> list[str]:
             f"it was evaluated on other data (digest {mine.data_digest[:12]}…) than the champion, "
             f"version {champion.number} (digest {champion.evaluation.data_digest[:12]}…): "
             "evaluate both on the same"
+        )
+    if mine and mine.judge_digest != champion.evaluation.judge_digest:
+        against.append(
+            f"another classifier judged it than the champion, version {champion.number}: "
+            "evaluate both by the same"
         )
     if champion.classes != candidate.classes:
         against.append(f"its classes are not those of the champion, version {champion.number}")

@@ -32,7 +32,7 @@ class Data(_Frozen):
 
     `height` and `width` in pixels: what the network sees; by default the data set's largest. `fit`
     says how an image of another size gets there: `stretch` scales both sides, `crop` cuts the middle
-    out. `loader_workers`: processes that decode for each worker; 0 decodes in a thread beside the
+    out, `pad` keeps its shape, makes it smaller where it is too large, and fills the frame up. `loader_workers`: processes that decode for each worker; 0 decodes in a thread beside the
     training. `cache` keeps decoded images, where they fit `cache_gib`: `memory`, shared by the
     workers of a machine, or `device`; `auto` chooses. `ledger` writes down which samples each step
     used."""
@@ -41,7 +41,7 @@ class Data(_Frozen):
     digest: str = ""
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
-    fit: Literal["stretch", "crop"] = "stretch"
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
     loader_workers: int = Field(default=0, ge=0)
     cache: Literal["auto", "none", "memory", "device"] = "auto"
     cache_gib: float = Field(default=2.0, ge=0)
@@ -104,8 +104,13 @@ class Workers(_Frozen):
 
 
 class Recipe(_Frozen):
+    """`judge` names the registered classifier, `models:/NAME/3`, that judges images which the
+    network makes, and `judge_digest` its files; a digest is filled in when a training begins."""
+
     family: str
     variant: str = "base"
+    judge: str = ""
+    judge_digest: str = ""
     model: dict[str, Any] = {}
     augment: dict[str, Any] = {}
     data: Data = Data()

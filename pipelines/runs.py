@@ -267,8 +267,8 @@ def _register(
         shutil.rmtree(target)
     state = checkpoints.load(best)
     recipe, card = state.recipe, state.card
-    data = card.spec(recipe.data.height, recipe.data.width)
     family = models.get(recipe.family)
+    data = card.spec(recipe.data.height, recipe.data.width, reads=family.task.reads)
     module = family.build(recipe.config(), data)
     module.load_state_dict(state.weights)
     servable = family.servable(module.eval(), data)
@@ -277,7 +277,7 @@ def _register(
         import numpy as np
 
         example = np.zeros((2, data.height, data.width, data.channels), np.uint8)
-        metadata = {"classes": list(data.classes), "task": data.task}
+        metadata = {"classes": list(data.classes), "task": family.task.name}
         reason = save_servable(servable, example, target, metadata=metadata)
     digest = checkpoints.write_model(best, target)
     tags = {

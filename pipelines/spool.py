@@ -111,7 +111,7 @@ class Shipper:
         # Two lanes, so that a picture that can't be stored never holds up a metric.
         self._lanes = [
             _Lane(spool_path, kinds, tracker, is_permanent, self._notices.put, interval_seconds)
-            for kinds in (("metrics", "tags"), ("artifact",))
+            for kinds in (("metrics", "tags"), ("artifact", "image"))
         ]
         self._teller = threading.Thread(target=self._tell, name="spool-listeners", daemon=True)
 
@@ -273,6 +273,9 @@ class _Lane(threading.Thread):
             raise ValueError(f"{event['path']} lies outside the run's folder")
         if not path.exists():
             raise FileNotFoundError(f"{event['path']} isn't there any more")
+        if event["kind"] == "image":
+            key, step, time_ms = str(event["key"]), int(event["step"]), int(event["time_ms"])
+            return lambda: self._tracker.image(path, key, step, time_ms)
         return lambda: self._tracker.artifact(path, str(event.get("folder", "")))
 
     def _insist(self, action: Callable[[], None]) -> tuple[bool, BaseException | None]:

@@ -11,8 +11,10 @@ import fcntl
 import importlib.metadata
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -212,6 +214,26 @@ class MlflowTracker:
         if not path.exists():
             raise FileNotFoundError(path)
         self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def image(self, path: Path, key: str, step: int, time_ms: int) -> None:
+        """Stores a PNG as one of a series, which the page of metrics shows with a slider over the
+        steps. In the form of MLflow's `log_image`, but for the random part of its file names: the
+        same picture twice is one."""
+        from mlflow.tracking.multimedia import compress_image_size
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+        from PIL import Image
+
+        random_part = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id} {key} {step} {time_ms}")
+        stem = f"{key}+step+{step}+timestamp+{time_ms}+{random_part}"
+        with tempfile.TemporaryDirectory() as scratch:
+            whole = Path(scratch, f"{stem}.png")
+            shutil.copyfile(path, whole)
+            small = Path(scratch, f"{stem}+compressed.webp")
+            with Image.open(path) as image:
+                compress_image_size(image).save(small)
+            for file in (whole, small):
+                self._client.log_artifact(self.run_id, str(file), "images")
+        self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, True)
 
     def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
         """Notes a split as an input. `source` is a path or an address."""

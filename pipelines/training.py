@@ -42,8 +42,9 @@ class Loader(Protocol):
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Step]: ...
 
 
-Validate = Callable[[nn.Module], Mapping[str, float]]
-"""Figures of a network on the validation split, the same on every rank."""
+Validate = Callable[[nn.Module, int], Mapping[str, float]]
+"""Figures of a network on the validation split after an epoch, counted from 1; the same on every
+rank."""
 
 
 @dataclass
@@ -308,7 +309,7 @@ class Training:
         progress = self.progress
         self._agree()
         began = time.perf_counter()
-        figures = dict(self.validate(self.answering))
+        figures = dict(self.validate(self.answering, progress.epoch + 1))
         seconds = time.perf_counter() - began
         progress.epoch += 1
         progress.consumed = 0

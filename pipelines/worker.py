@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 import models
-from models.core.errors import TesseraError
-from models.core.family import Batch, DataSpec
-from pipelines import checkpoints, distributed, evaluation, pictures
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec, Family
+from pipelines import checkpoints, distributed, evaluation, judging
 from pipelines import recipe as recipes
 from pipelines.checkpoints import State
 from pipelines.data import card as cards
@@ -27,26 +27,24 @@ from pipelines.data.batching.supply import Options
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.places import storage
-from pipelines.data.samples import decode_image, fit_image
-from pipelines.data.shards import ShardReader
-from pipelines.evaluation import Answers
+from pipelines.evaluation import Asker
 from pipelines.ledger import Ledger
 from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.sharing import share_pixels
+from pipelines.showing import Show
 from pipelines.training import Training, resolve_precision
 
-EVAL_BATCH = 256
-"""Fixed: figures must not depend on the hardware or the number of workers."""
 CHECKPOINTS = "checkpoints"
-PICTURES = "pictures"
+JUDGE = "judge"
+"""The folder of a run, or of a payload, with the files of the classifier that judges."""
 
 
 def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Trains to the end, from the newest good checkpoint if there is one.
 
-    payload: `recipe` (JSON text), `run_dir`, `cache` for remote shards. Gives the best checkpoint's name, step, epoch and
-    value, its validation figures, images/s and notices.
+    payload: `recipe` (JSON text), `run_dir`, `cache` for remote shards. Gives the best checkpoint's name, step and epoch, the epochs trained,
+    its validation figures, images/s and precision.
     """
     storage.use_cache_of(payload.get("cache", {}))
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
@@ -56,16 +54,26 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     family = models.get(recipe.family)
     state = _resume(run_dir / CHECKPOINTS, recipe, world, emit)
     precision = resolve_precision(recipe.train.precision, world.device)
-    answer = _answerer(recipe, card, data, world, precision)
+    asker = _asker(recipe, data, world, precision, run_dir / JUDGE)
+    validation = EvalLoader(
+        recipe.data.path,
+        card,
+        data,
+        batch_size=family.task.eval_batch,
+        world=world,
+        split="val",
+        **_reading(recipe),
+    )
+    show = Show(family, recipe, card, data, run_dir, emit)
 
-    def validate(module: nn.Module) -> Mapping[str, float]:
-        answers = answer(module)
+    def validate(module: nn.Module, epoch: int) -> Mapping[str, float]:
+        ask = asker(module)
+        answers = evaluation.answer(family, ask, data, validation, world)
         figures = answers.figures(family, data) if answers else None
+        if answers:
+            show.epoch(epoch, ask, answers)
         agreed: dict[str, float] = distributed.broadcast(figures, world)
         return agreed
-
-    def show_first(batch: Batch) -> None:
-        _draw_training_grid(family, data, batch, run_dir, emit)
 
     loader = _train_loader(recipe, card, data, world)
     if world.leads:
@@ -82,16 +90,17 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         emit=emit,
         folder=run_dir / CHECKPOINTS,
         state=state,
-        on_first_batch=show_first,
+        on_first_batch=show.training_samples,
         ledger=_open_ledger(recipe, run_dir, world, state),
     )
     progress = training.run()
     best = f"step-{progress.best_step:09d}"
     module = family.build(recipe.config(), data).to(world.device)
     module.load_state_dict(checkpoints.load(run_dir / CHECKPOINTS / best).weights)
-    answers = answer(module)
+    ask = asker(module)
+    answers = evaluation.answer(family, ask, data, validation, world)
     if answers is not None:
-        _draw_answers(family, recipe, card, data, answers, run_dir, emit)
+        show.outcome(ask, answers)
         emit.flush()
     return {
         "checkpoint": best,
@@ -138,79 +147,75 @@ def _reading(recipe: Recipe) -> Options:
     }
 
 
-def _answerer(
-    recipe: Recipe, card: Card, data: DataSpec, world: World, precision: str
-) -> Callable[[nn.Module], Answers | None]:
-    """A network's answers on the validation split, on rank 0."""
-    loader = EvalLoader(
-        recipe.data.path,
-        card,
-        data,
-        batch_size=EVAL_BATCH,
-        world=world,
-        split="val",
-        **_reading(recipe),
-    )
+def _asker(
+    recipe: Recipe,
+    data: DataSpec,
+    world: World,
+    precision: str,
+    judge_folder: Path,
+) -> Callable[[nn.Module], Asker]:
+    """Makes a network one that can be asked."""
+    judge = None
+    if models.get(recipe.family).task.judged:
+        judge = judging.open_judge(judge_folder, recipe.judge_digest, data, world.device)
 
-    def answer(module: nn.Module) -> Answers | None:
-        return evaluation.answer(
+    def ask(module: nn.Module) -> Asker:
+        return Asker(
             models.get(recipe.family),
             module,
             data,
-            loader,
-            world,
+            world.device,
             augment_settings=recipe.augment_settings(),
             precision=precision,
             channels_last=recipe.train.channels_last,
+            judge=judge,
         )
 
-    return answer
+    return ask
 
 
 def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Evaluates a model directory on one split, every sample once, in fp32.
 
-    payload: `model` (folder), `digest`, `data`, `split`, `cache` for remote shards. Gives `figures`,
-    `samples`, `data_digest`.
+    payload: `model` (folder), `digest`, `data`, `split`, `cache` for remote shards, `judge` where the
+    task is judged (a folder). Gives `figures`, `samples`, `data_digest`.
     """
     storage.use_cache_of(payload.get("cache", {}))
     model = checkpoints.read_model(Path(payload["model"]), payload["digest"])
     place, split = payload["data"], payload["split"]
     card = cards.read(place)
-    if card.classes != model.card.classes:
+    family = models.get(model.recipe.family)
+    check_readable(family, card)
+    if family.task.knows_classes and card.classes != model.card.classes:
         raise TesseraError(
             f"the model knows the classes {_some(model.card.classes)}, "
             f"the data set has {_some(card.classes)}",
             mend="evaluate it on data with the same classes in the same order",
         )
-    family = models.get(model.recipe.family)
-    # The network sees these images as it saw those it was trained on: same size, same scaling.
-    data = model.card.spec(model.recipe.data.height, model.recipe.data.width)
+    data = seen_of(model.recipe, model.card)
+    if model.recipe.data.fit == "pad":  # its own size for every image, and a frame for the largest
+        frame = card.spec(model.recipe.data.height, model.recipe.data.width)
+        data = dataclasses.replace(data, height=frame.height, width=frame.width)
     module = family.build(model.recipe.config(), data)
     module.load_state_dict(model.weights)
     module.to(world.device)
-    answers = evaluation.answer(
-        family,
-        module,
+    ask = _asker(model.recipe, data, world, "fp32", Path(payload.get("judge", "")))(module)
+    loader = EvalLoader(
+        place,
+        card,
         data,
-        EvalLoader(
-            place,
-            card,
-            data,
-            batch_size=EVAL_BATCH,
-            world=world,
-            split=split,
-            fit=model.recipe.data.fit,
-            cache="none",
-        ),
-        world,
-        augment_settings=model.recipe.augment_settings(),
+        batch_size=family.task.eval_batch,
+        world=world,
+        split=split,
+        fit=model.recipe.data.fit,
+        cache="none",
     )
+    answers = evaluation.answer(family, ask, data, loader, world)
     if answers is None:
         return {}
     return {
         "figures": answers.figures(family, data),
-        "samples": len(answers.predictions),
+        "samples": len(answers.records),
         "data_digest": card.digest,
         "split": split,
     }
@@ -225,17 +230,34 @@ def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
             f"digest {card.digest[:12]}…, recipe {recipe.data.digest[:12]}…",
             mend="give the data set it was made for, or --set data.digest= for a new training",
         )
-    task = models.get(recipe.family).task.name
-    if card.task != task:
-        fitting = [name for name in models.names() if models.get(name).task.name == card.task]
-        kind = card.task.replace("_", " ")
-        raise TesseraError(
-            f"{recipe.family} does {task}, but the data set is one of {kind}",
-            mend=f"these train on it: {', '.join(fitting)}"
-            if fitting
-            else "no family does that yet",
+    family = models.get(recipe.family)
+    check_readable(family, card)
+    if family.task.judged and not recipe.judge:
+        raise UsageError(
+            f"what a {recipe.family} makes is judged by a classifier of the same data, and none is "
+            "named",
+            mend="train one, then: --set judge=models:/NAME@ALIAS",
         )
-    return card, card.spec(recipe.data.height, recipe.data.width)
+    return card, seen_of(recipe, card)
+
+
+def seen_of(recipe: Recipe, card: Card) -> DataSpec:
+    """What the recipe's network sees of a data set."""
+    task = models.get(recipe.family).task
+    return card.spec(recipe.data.height, recipe.data.width, reads=task.reads)
+
+
+def check_readable(family: Family[Any], card: Card) -> None:
+    """Refuses data of which the family can't read what it asks for."""
+    task = family.task
+    if card.can_be_read_as(task.reads):
+        return
+    fitting = [n for n in models.names() if card.can_be_read_as(models.get(n).task.reads)]
+    kind = card.task.replace("_", " ")
+    raise TesseraError(
+        f"{family.name} does {task.name.replace('_', ' ')}, but the data set is one of {kind}",
+        mend=f"these train on it: {', '.join(fitting)}",
+    )
 
 
 def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | None:
@@ -254,53 +276,6 @@ def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | N
     state = checkpoints.load(folder / chosen)
     recipes.check_resumable(state.recipe, recipe)
     return state
-
-
-def _draw_training_grid(
-    family: Any, data: DataSpec, batch: Batch, run_dir: Path, emit: Emit
-) -> None:
-    shown = min(32, len(batch["key"]))
-    targets = family.task.targets({k: v[:shown] for k, v in batch.items()})
-    path = run_dir / PICTURES / "training_samples.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = batch["image"][:shown].detach().float().cpu()
-    mean = images.new_tensor(data.mean).view(1, -1, 1, 1)
-    std = images.new_tensor(data.std).view(1, -1, 1, 1)
-    captions = [family.task.caption(None, target, data) for target in targets]
-    pictures.grid((images * std + mean).clamp(0, 1), captions, path)
-    emit({"kind": "artifact", "path": f"{PICTURES}/{path.name}", "folder": PICTURES})
-
-
-def _draw_answers(
-    family: Any,
-    recipe: Recipe,
-    card: Card,
-    data: DataSpec,
-    answers: Answers,
-    run_dir: Path,
-    emit: Emit,
-) -> None:
-    import torch
-
-    folder = run_dir / PICTURES
-    folder.mkdir(parents=True, exist_ok=True)
-    names = ["worst_mistakes.png"]
-    worst = answers.worst(family, 24)
-    reader = ShardReader(recipe.data.path, card, "val")
-    images, captions = [], []
-    for position in worst:
-        stored = reader.read(answers.indices[position])
-        image = decode_image(stored.image, data.channels, where=stored.key)
-        images.append(fit_image(image, data.height, data.width, recipe.data.fit))
-        prediction, target = answers.predictions[position], answers.targets[position]
-        captions.append(family.task.caption(prediction, target, data))
-    pictures.grid(torch.stack(images), captions, folder / names[0])
-    matrix = family.task.confusion(answers.predictions, answers.targets, data)
-    if matrix is not None:
-        pictures.confusion_matrix(matrix, data.classes, folder / "confusion_matrix.png")
-        names.append("confusion_matrix.png")
-    for name in names:
-        emit({"kind": "artifact", "path": f"{PICTURES}/{name}", "folder": PICTURES})
 
 
 def _some(names: tuple[str, ...]) -> str:

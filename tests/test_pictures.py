@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 
 from models.core.errors import TesseraError
+from models.core.family import Panel
 from pipelines import pictures
+
+
+def panels(images: torch.Tensor, captions: list[str]) -> list[list[Panel]]:
+    if images.dtype != torch.uint8:
+        images = (images * 255).round().to(torch.uint8)
+    return [[Panel(image, caption)] for image, caption in zip(images, captions, strict=True)]
+
 
 ODD = ["$x_1^{", "日本語", "a\nb\t\x07c", "", "<b>&amp;</b>", "w" * 200, "\\frac", "#%&"]
 
@@ -26,9 +34,9 @@ def pixels(path: Path) -> np.ndarray:
 def test_grid_shows_every_image(tmp_path, count, channels):
     path = tmp_path / "made" / "grid.png"
     images = torch.full((count, channels, 6, 6), 0, dtype=torch.uint8)
-    pictures.grid(images, [""] * count, path)
+    pictures.grid(panels(images, [""] * count), (), path)
     dark = (pixels(path).sum(2) == 0).sum()
-    pictures.grid(images[:1], [""], tmp_path / "one.png")
+    pictures.grid(panels(images[:1], [""]), (), tmp_path / "one.png")
     one = (pixels(tmp_path / "one.png").sum(2) == 0).sum()
     assert dark / count == pytest.approx(one, rel=0.25)
 
@@ -36,27 +44,29 @@ def test_grid_shows_every_image(tmp_path, count, channels):
 def test_grid_keeps_colours_and_range(tmp_path):
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 1.0
-    pictures.grid(red, ["red"], tmp_path / "float.png")
-    pictures.grid((red * 255).to(torch.uint8), ["red"], tmp_path / "uint8.png")
+    pictures.grid(panels(red, ["red"]), (), tmp_path / "float.png")
+    pictures.grid(panels((red * 255).to(torch.uint8), ["red"]), (), tmp_path / "uint8.png")
     shown = pixels(tmp_path / "float.png")
     assert ((shown == [255, 0, 0]).all(2)).mean() > 0.4
     assert np.array_equal(shown, pixels(tmp_path / "uint8.png"))
     grey = torch.full((1, 1, 4, 4), 0.5)  # not stretched to black or white
-    pictures.grid(grey, ["grey"], tmp_path / "grey.png")
+    pictures.grid(panels(grey, ["grey"]), (), tmp_path / "grey.png")
     assert ((abs(pixels(tmp_path / "grey.png") - 127) <= 1).all(2)).mean() > 0.4
 
 
 @pytest.mark.parametrize("shape", [(20, 5, 50), (20, 50, 5), (4, 2000, 2000)])
 def test_grid_of_unusual_shapes(tmp_path, shape):
     count, height, width = shape
-    pictures.grid(torch.rand(count, 1, height, width), ["caption"] * count, tmp_path / "a.png")
+    pictures.grid(
+        panels(torch.rand(count, 1, height, width), ["caption"] * count), (), tmp_path / "a.png"
+    )
     side = pixels(tmp_path / "a.png").shape
     assert max(side) < 3000
 
 
 def test_odd_captions_and_class_names_are_only_text(tmp_path):
     """Neither mathematics nor a warning; `filterwarnings = error` is on."""
-    pictures.grid(torch.rand(len(ODD), 3, 8, 8), ODD, tmp_path / "grid.png")
+    pictures.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")
     pictures.confusion_matrix(torch.eye(len(ODD)).long(), ODD, tmp_path / "matrix.png")
     history = {f"val/{name}": [(1, 0.5)] for name in ODD}
     pictures.learning_curves(history, tmp_path / "curves.png")
@@ -109,11 +119,11 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
 
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(TesseraError, match="1 captions for images"):
-        pictures.grid(torch.rand(2, 3, 4, 4), ["a"], tmp_path / "a.png")
+        pictures.grid(panels(torch.rand(2, 3, 4, 4), ["a"]), (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="captions for images of shape"):
-        pictures.grid(torch.rand(2, 5, 4, 4), ["a", "b"], tmp_path / "a.png")
+        pictures.grid(panels(torch.rand(2, 5, 4, 4), ["a", "b"]), (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="no image"):
-        pictures.grid(torch.rand(0, 3, 4, 4), [], tmp_path / "a.png")
+        pictures.grid(panels(torch.rand(0, 3, 4, 4), []), (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="for 3 classes"):
         pictures.confusion_matrix(torch.zeros(2, 2), list("abc"), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

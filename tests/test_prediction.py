@@ -13,7 +13,7 @@ from PIL import Image
 
 import models
 from models.core.errors import TesseraError
-from models.core.family import DataSpec
+from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
 from pipelines.prediction import Predictor, draw, expand, picture_name
 
@@ -30,7 +30,7 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(RECIPE, SPEC, network().state_dict(), batch_size=3)
+    return Predictor(RECIPE, SPEC, network().state_dict())
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (16, 12)) -> Path:
@@ -46,7 +46,7 @@ def test_answers_are_the_networks(predictor, tmp_path):
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
     with torch.no_grad():
         expected = servable(torch.from_numpy(images))
-    answers = list(predictor.predict(paths))
+    answers = [f.answer for f in predictor.predict(paths)]
     assert [a["path"] for a in answers] == [str(p) for p in paths]
     for answer, row in zip(answers, expected):
         assert json.loads(json.dumps(answer)) == answer
@@ -56,8 +56,8 @@ def test_answers_are_the_networks(predictor, tmp_path):
 
 
 def test_images_of_any_size_are_resized(predictor, tmp_path):
-    (answer,) = predictor.predict([write_image(tmp_path / "large.jpg", size=(300, 200))])
-    assert answer["class"] in SPEC.classes
+    (found,) = predictor.predict([write_image(tmp_path / "large.jpg", size=(300, 200))])
+    assert found.answer["class"] in SPEC.classes
 
 
 @pytest.mark.fault(20, 21, 25)
@@ -72,7 +72,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     bad = [damaged, text, empty, tmp_path / "absent.png", tmp_path / "pipe.png", Path("a\0b.png")]
     mixed = [good[0], *bad[:4], good[1], good[2], *bad[4:], good[3], good[4]]
-    answers = list(predictor.predict(mixed))
+    answers = [f.answer for f in predictor.predict(mixed)]
     assert [a["path"] for a in answers] == [str(p) for p in mixed]
     assert [("error" in a) for a in answers] == [path in bad for path in mixed]
     assert all(set(a) == {"path", "error"} and a["error"] for a in answers if "error" in a)
@@ -80,7 +80,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
     assert "folder without images" in reasons[str(empty)]
     assert "doesn't exist" in reasons[str(tmp_path / "absent.png")]
     assert "no regular file" in reasons[str(tmp_path / "pipe.png")]
-    alone = [next(iter(predictor.predict([path]))) for path in good]
+    alone = [next(iter(predictor.predict([path]))).answer for path in good]
     for one, other in zip((a for a in answers if "error" not in a), alone, strict=True):
         assert one["path"] == other["path"]
         assert one["class"] == other["class"]
@@ -89,7 +89,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
 
 def test_only_bad_inputs(predictor, tmp_path):
     absent = [tmp_path / str(n) for n in range(5)]
-    assert all("error" in answer for answer in predictor.predict(absent))
+    assert all("error" in found.answer for found in predictor.predict(absent))
     assert list(predictor.predict([])) == []
 
 
@@ -103,7 +103,7 @@ def test_is_lazy(predictor, tmp_path):
             yield path
 
     next(predictor.predict(endless()))
-    assert len(taken) == 3
+    assert len(taken) == 64
 
 
 def test_weights_of_another_network_are_refused():
@@ -133,17 +133,24 @@ def test_files_folders_and_globs(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (700, 100), (3000, 2000), (30, 600)])
-def test_draw_writes_below_the_image(tmp_path, size):
-    path = write_image(tmp_path / "a.png", size=size)
-    answer = {"class": "a very long class name\nindeed, so long", "probability": 0.987}
-    drawn, empty = draw(path, answer), draw(path, {"class": ""})
-    assert drawn.size == empty.size
+def test_draw_writes_below_the_image(size):
+    image = torch.zeros(3, size[1], size[0], dtype=torch.uint8)
+    caption = "a very long class name\nindeed, so long 99% that no picture has room for it at all"
+    drawn, other = (draw([Panel(image, text)], ("a",)) for text in (caption, "x"))
+    assert drawn.size == other.size
     assert max(drawn.size) <= 1024 + 40
     assert max(drawn.size) >= 200
     band = np.asarray(drawn)[-40:]
     assert band.min() < 100, "there is dark text"
     assert (band[:, [0, -1]] == 255).all(), "it doesn't run over the sides"
-    assert np.array_equal(np.asarray(drawn)[:-40], np.asarray(empty)[:-40])
+    assert np.array_equal(np.asarray(drawn)[:-40], np.asarray(other)[:-40])
+
+
+def test_draw_puts_panels_side_by_side():
+    small = torch.full((1, 10, 10), 200, dtype=torch.uint8)
+    large = torch.full((3, 20, 20), 100, dtype=torch.uint8)
+    drawn = np.asarray(draw([Panel(small), Panel(large)], ()))
+    assert (drawn == 200).all(2).sum() * 4 == (drawn == 100).all(2).sum() > 0
 
 
 @pytest.mark.fault(10)

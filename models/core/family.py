@@ -15,15 +15,25 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.core.errors import UsageError
 from models.core.spaces import Space
 
 Batch = dict[str, Any]
 """`image` (B, C, H, W), uint8 from the loader and float from a transform on; `key`, a list of B
-names; the task's own fields, with B rows each."""
+names; `index` (B,), numbers in the split; `size` (B, 2), height and width as stored; `extent`
+(B, 2), how much of `image`, from its left upper corner, is picture; the task's own fields, with B
+rows each. A field of another length an image is a list of B tensors."""
 Losses = dict[str, Tensor]
 """`loss` is the mean over the batch's images and is minimised; the others are only logged."""
 Prediction = dict[str, Any]
-"""The answer for one image; its fields are the task's."""
+"""The answer for one image; its fields are the task's. Tensors are on the CPU."""
+Target = dict[str, Any]
+"""The truth of one image; its fields are the task's. Tensors are on the CPU."""
+Record = dict[str, Any]
+"""What figures need to know of one image: prediction and truth compared. It goes from process to
+process, so it is small: numbers, texts, bytes, short tensors on the CPU."""
+Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A trained classifier: images uint8 (B, C, H, W) -> features (B, D), probabilities (B, K)."""
 Defaults = Mapping[str, Any]
 """Dotted paths of the recipe and their values."""
 C = TypeVar("C")
@@ -31,7 +41,9 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network has to know of the data. `mean` and `std` are of pixels scaled to 0..1."""
+    """What a network has to know of the data. `task` is what is read of a sample (`Task.reads`).
+    `mean` and `std` are of pixels scaled to 0..1; `counts` are images, objects or pixels of each
+    class in the training split, empty where there are no classes."""
 
     task: str
     channels: int
@@ -40,6 +52,7 @@ class DataSpec:
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    counts: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,6 +79,10 @@ class Draws:
         """(B, *shape) in [0, 1), on the CPU."""
         return torch.rand((self.total, *shape), generator=self._generator)[self.rows]
 
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape), normally distributed, on the CPU."""
+        return torch.randn((self.total, *shape), generator=self._generator)[self.rows]
+
     def integers(self, high: int, *shape: int) -> Tensor:
         """(B, *shape) of int64 in [0, high)."""
         drawn = torch.randint(high, (self.total, *shape), generator=self._generator)
@@ -87,54 +104,135 @@ class Figure:
         return value > than if self.direction == "max" else value < than
 
 
+@dataclass(frozen=True)
+class View:
+    """How an image of `size` lies in what the network sees of it, `frame`: its pixel (y, x) is at
+    (y * scale[0] + shift[0], x * scale[1] + shift[1]). Sizes are (height, width)."""
+
+    size: tuple[int, int]
+    frame: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture to look at: an image and what is said of it. Whoever draws it knows the colours.
+
+    image   uint8 (C, H, W), on the CPU
+    boxes   float (N, 4): left, top, right, bottom in its pixels; with `labels` (N,), and `scores`
+            (N,) where they are predicted
+    masks   uint8 (N, H, W) of 0 and 1: the pixels of the N objects
+    mask    uint8 (H, W): the class of each pixel, 255 for none
+    """
+
+    image: Tensor
+    caption: str = ""
+    boxes: Tensor | None = None
+    labels: Tensor | None = None
+    scores: Tensor | None = None
+    masks: Tensor | None = None
+    mask: Tensor | None = None
+
+
 class Task(ABC):
     """What is asked: the sample's fields, the figures, the default augmentation, the rendering."""
 
     name: ClassVar[str]
+    reads: ClassVar[str]
+    """What is read of a sample: a task of data sets (`card.NOTE_EXTENSIONS`). Data of any task can
+    be read as "images", and those with instances as "detection"."""
     primary: ClassVar[Figure]
     augment_settings: ClassVar[type[Any]]
     """A frozen dataclass; the recipe's `augment` holds its fields."""
+    eval_batch: ClassVar[int] = 256
+    """Images in a batch of an evaluation. Fixed: figures must not depend on the hardware."""
+    judged: ClassVar[bool] = False
+    """Whether figures need a `Judge`; it is then consulted for each batch of an evaluation."""
+    knows_classes: ClassVar[bool] = True
+    """Whether an answer is one of the classes that were trained on."""
+    coco_results: ClassVar[bool] = False
+    """Whether answers are objects that can be written as COCO results."""
+    from_images: ClassVar[bool] = True
+    """Whether an answer is about an image that is given."""
 
     @abstractmethod
-    def targets(self, batch: Batch) -> list[dict[str, Any]]:
-        """One small dict an image: the truth that `figures` compares a prediction with."""
+    def targets(self, batch: Batch) -> list[Target]:
+        """One an image: the truth that a prediction is compared with. `batch` is as the loader
+        gave it, or transformed."""
 
     @abstractmethod
     def augment(self, settings: Any, data: DataSpec, *, train: bool) -> Transform:
-        """The transform on a whole batch, on the device. Ends with normalised float images."""
+        """The transform on a whole batch of images with their truths, on the device. Ends with
+        normalised float images."""
+
+    def prepare(self, settings: Any, data: DataSpec) -> Transform:
+        """The transform on images of which nothing is known, as they are given to be answered."""
+        return self.augment(settings, data, train=False)
+
+    def consult(
+        self, judge: Judge, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> None:
+        """Adds to a batch's predictions and targets what a classifier says of their images."""
+        return
 
     @abstractmethod
-    def figures(
-        self,
-        predictions: Sequence[Prediction],
-        targets: Sequence[Mapping[str, Any]],
-        data: DataSpec,
-    ) -> dict[str, float]:
+    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        """All that `figures` has to know of an image. Made by the rank that predicted."""
+
+    @abstractmethod
+    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """Figures over all images, given in the data set's order: exact, whoever predicted them."""
 
-    def confusion(
-        self,
-        predictions: Sequence[Prediction],
-        targets: Sequence[Mapping[str, Any]],
-        data: DataSpec,
-    ) -> Tensor | None:
+    def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor | None:
         """(K, K) int64 counts, row the truth, column the answer; None where there are no classes
         to confuse."""
         return None
 
     @abstractmethod
-    def badness(self, prediction: Prediction, target: Mapping[str, Any]) -> float:
+    def badness(self, record: Record) -> float:
         """How wrong an answer is; the largest are shown as the worst mistakes."""
+
+    def restore(self, prediction: Prediction, view: View) -> Prediction:
+        """The prediction for what the network saw, as one for the image itself."""
+        return prediction
 
     @abstractmethod
     def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """A prediction as plain JSON with class names."""
 
     @abstractmethod
-    def caption(
-        self, prediction: Prediction | None, target: Mapping[str, Any] | None, data: DataSpec
-    ) -> str:
-        """A line to write under the picture."""
+    def panels(
+        self,
+        image: Tensor,
+        prediction: Prediction | None,
+        target: Target | None,
+        data: DataSpec,
+    ) -> list[Panel]:
+        """What to look at, side by side. `image` is uint8 (C, H, W), all of it picture; prediction
+        and target, where they are given, fit it."""
+
+    def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
+        """The images of a transformed training batch, as the network sees them."""
+        mean = torch.tensor(data.mean)[:, None, None]
+        std = torch.tensor(data.std)[:, None, None]
+        images = batch["image"].detach().float().cpu() * std + mean
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+        return [self.panels(i, None, t, data) for i, t in zip(pixels, self.targets(batch))]
+
+    def related(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
+        """Positions of other images to show beside one, the nearest first, with a caption each."""
+        return []
+
+    def picture(self, prediction: Prediction) -> Tensor | None:
+        """The answer as an image file: uint8 (C, H, W) colours, or (H, W) classes of pixels; None
+        where it is no image."""
+        return None
+
+    def coco(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """The objects of the answer as COCO results, but for `image_id`; `category_id` counts the
+        classes from 1."""
+        return []
 
 
 class Family(ABC, Generic[C]):
@@ -159,9 +257,9 @@ class Family(ABC, Generic[C]):
         when a training begins; not when one goes on, nor when a trained model is loaded."""
         return
 
-    @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """The losses of a transformed batch."""
+        """The losses of a transformed batch. A family of several parts has `updates` instead."""
+        raise NotImplementedError(f"{type(self).__name__} has neither loss nor updates")
 
     @abstractmethod
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
@@ -180,6 +278,10 @@ class Family(ABC, Generic[C]):
     def updates(self, parts: Mapping[str, nn.Module], batch: Batch) -> Iterator[tuple[str, Losses]]:
         """Yields (part, losses) once for each optimizer update; the loop applies it in between."""
         yield "model", self.loss(parts["model"], batch)
+
+    def decode(self, module: nn.Module, codes: Tensor) -> list[Prediction]:
+        """What codes (B, D) stand for, for a network that encodes; a UsageError for any other."""
+        raise UsageError(f"a {self.name} makes no codes", mend="an autoencoder does")
 
     def frozen(self, config: C, module: nn.Module, epoch: int) -> frozenset[str]:
         """Names of the parameters that are not trained in this epoch."""

@@ -13,7 +13,7 @@ most probable class.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import Batch, DataSpec, Draws, Figure, Prediction, Task, Transform
+from models.core.family import (
+    Batch,
+    DataSpec,
+    Draws,
+    Figure,
+    Panel,
+    Prediction,
+    Record,
+    Target,
+    Task,
+    Transform,
+)
 
 CALIBRATION_BINS = 15
 """As in Guo et al., On Calibration of Modern Neural Networks, 2017."""
@@ -52,10 +63,11 @@ class ClassificationAugment:
 
 class Classification(Task):
     name = "classification"
+    reads = "classification"
     primary = Figure("accuracy", "max")
     augment_settings = ClassificationAugment
 
-    def targets(self, batch: Batch) -> list[dict[str, Any]]:
+    def targets(self, batch: Batch) -> list[Target]:
         return [{"label": label} for label in batch["label"].tolist()]
 
     def augment(self, settings: ClassificationAugment, data: DataSpec, *, train: bool) -> Transform:
@@ -67,27 +79,29 @@ class Classification(Task):
             )
         return _Augment(settings if train else ClassificationAugment(), data)
 
-    def figures(
-        self,
-        predictions: Sequence[Prediction],
-        targets: Sequence[Mapping[str, Any]],
-        data: DataSpec,
-    ) -> dict[str, float]:
+    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        """`probabilities` (K,), `said` and `label`, the class indices of answer and truth."""
+        said, label, classes = prediction["label"], target["label"], len(data.classes)
+        for name, index in (("target", label), ("prediction", said)):
+            if not 0 <= index < classes:
+                raise TesseraError(f"a {name} is of class {index}, but there are {classes} classes")
+        return {"probabilities": prediction["probabilities"], "said": said, "label": label}
+
+    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`accuracy`; `loss`, the mean negative log-likelihood in nats; `precision`, `recall` and
         `f1`, macro averages over the classes that occur; `calibration_error`, expected, over 15
         bins; `top5` where there are more than 5 classes. Sums are exact, so neither the order of
         the images nor the number of threads moves a digit."""
-        if not predictions or len(predictions) != len(targets):
-            raise TesseraError(f"{len(predictions)} predictions for {len(targets)} targets")
-        probabilities = torch.stack([p["probabilities"] for p in predictions]).double()
-        truth = torch.tensor([t["label"] for t in targets])
-        said = torch.tensor([p["label"] for p in predictions])
-        matrix = self.confusion(predictions, targets, data)
-        count = len(predictions)
-        losses = [self.badness(p, t) for p, t in zip(predictions, targets)]
+        if not records:
+            raise TesseraError("there is no answer to make figures of")
+        probabilities = torch.stack([r["probabilities"] for r in records]).double()
+        truth = torch.tensor([r["label"] for r in records])
+        said = torch.tensor([r["said"] for r in records])
+        matrix = self.confusion(records, data)
+        count = len(records)
         figures = {
             "accuracy": int(matrix.diagonal().sum()) / count,
-            "loss": math.fsum(losses) / count,
+            "loss": math.fsum(self.badness(r) for r in records) / count,
             **_macro(matrix),
             "calibration_error": _calibration_error(
                 probabilities.gather(1, said[:, None])[:, 0], said == truth
@@ -98,28 +112,17 @@ class Classification(Task):
             figures["top5"] = int((best == truth[:, None]).sum()) / count
         return figures
 
-    def confusion(
-        self,
-        predictions: Sequence[Prediction],
-        targets: Sequence[Mapping[str, Any]],
-        data: DataSpec,
-    ) -> Tensor:
+    def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor:
         classes = len(data.classes)
-        truth = torch.tensor([t["label"] for t in targets], dtype=torch.int64)
-        said = torch.tensor([p["label"] for p in predictions], dtype=torch.int64)
-        for name, labels in (("target", truth), ("prediction", said)):
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                raise TesseraError(
-                    f"a {name} is of class {int(labels.min())} or {int(labels.max())}, "
-                    f"but there are {classes} classes"
-                )
+        truth = torch.tensor([r["label"] for r in records], dtype=torch.int64)
+        said = torch.tensor([r["said"] for r in records], dtype=torch.int64)
         return torch.bincount(truth * classes + said, minlength=classes**2).reshape(
             classes, classes
         )
 
-    def badness(self, prediction: Prediction, target: Mapping[str, Any]) -> float:
+    def badness(self, record: Record) -> float:
         """Negative log-likelihood of the true class in nats, at most 87.4."""
-        probability = float(prediction["probabilities"][target["label"]])
+        probability = float(record["probabilities"][record["label"]])
         return -math.log(max(probability, torch.finfo(torch.float32).tiny))
 
     def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
@@ -129,16 +132,21 @@ class Classification(Task):
         top5 = [{"class": data.classes[k], "probability": float(probabilities[k])} for k in best]
         return {**top5[0], "top5": top5}
 
-    def caption(
-        self, prediction: Prediction | None, target: Mapping[str, Any] | None, data: DataSpec
-    ) -> str:
+    def panels(
+        self,
+        image: Tensor,
+        prediction: Prediction | None,
+        target: Target | None,
+        data: DataSpec,
+    ) -> list[Panel]:
+        """The image with its class, the answer, or both where they differ."""
         truth = data.classes[target["label"]] if target else ""
         if prediction is None:
-            return truth
+            return [Panel(image, truth)]
         label = prediction["label"]
         said = f"{data.classes[label]} {float(prediction['probabilities'][label]):.0%}"
         wrong = target is not None and target["label"] != label
-        return f"{said}, is {truth}" if wrong else said
+        return [Panel(image, f"{said}, is {truth}" if wrong else said)]
 
 
 CLASSIFICATION = Classification()

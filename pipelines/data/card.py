@@ -139,9 +139,23 @@ class Card(_Frozen):
         encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(encoded.encode()).hexdigest()
 
-    def spec(self, height: int | None = None, width: int | None = None) -> DataSpec:
-        """What the network sees: images of `height` by `width`, by default the largest packed.
-        Where all pixels are the same, 1 stands for the std, by which they are divided."""
+    def can_be_read_as(self, task: str) -> bool:
+        """Whether a sample says what data of that task say: instances have boxes, too, and every
+        sample has an image."""
+        readable = {self.task, "images"}
+        if self.task == "instance_segmentation":
+            readable.add("detection")
+        return task in readable
+
+    def spec(
+        self, height: int | None = None, width: int | None = None, *, reads: str | None = None
+    ) -> DataSpec:
+        """What the network sees: images of `height` by `width`, by default the largest packed, and
+        of what is said of them what data of the task `reads` say, by default all. Where all pixels
+        are the same, 1 stands for the std, by which they are divided."""
+        task = self.task if reads is None else reads
+        if not self.can_be_read_as(task):
+            raise TesseraError(f"data of {self.task} can't be read as {task}")
         height, width = height or self.image.max_height, width or self.image.max_width
         if height * width > MAX_PIXELS:
             raise TesseraError(
@@ -149,14 +163,20 @@ class Card(_Frozen):
                 mend="say which size the network is to see: data.height and data.width",
             )
         return DataSpec(
-            task=self.task,
+            task=task,
             channels=self.image.channels,
             height=height,
             width=width,
-            classes=self.classes,
+            classes=() if task == "images" else self.classes,
             mean=self.image.mean,
             std=tuple(value or 1.0 for value in self.image.std),
+            counts=() if task == "images" else self._counts(),
         )
+
+    def _counts(self) -> tuple[int, ...]:
+        """Of each class in train."""
+        train = self.splits.get("train")
+        return tuple(train.class_counts.get(name, 0) for name in self.classes) if train else ()
 
     def split(self, name: str) -> SplitCard:
         for known, split in self.splits.items():

@@ -134,11 +134,14 @@ class EvalLoader:
         batch_size: int,
         world: World,
         split: str,
+        only: Numbers | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self.samples = card.split(split).samples
+        """`only` are numbers of samples: these are given, in this order, instead of all."""
+        numbers = np.arange(card.split(split).samples) if only is None else only
+        self.samples = len(numbers)
         self._batch_size, self._world = batch_size, world
-        rows = _EvalRows(self.samples, batch_size)
+        rows = _EvalRows(numbers, batch_size)
         self._supply = Supply(where, card, spec, split, world, rows, batch_size, **options)
         self.cache_choice = self._supply.cache_choice
         """Where decoded images are kept, and why."""
@@ -156,9 +159,9 @@ class EvalLoader:
 class _EvalRows:
     """The sample numbers of batch k."""
 
-    def __init__(self, samples: int, batch_size: int) -> None:
-        self._samples, self._batch_size = samples, batch_size
+    def __init__(self, numbers: Numbers, batch_size: int) -> None:
+        self._numbers, self._batch_size = numbers, batch_size
 
     def __call__(self, k: int) -> Numbers:
         start = k * self._batch_size
-        return np.arange(start, min(start + self._batch_size, self._samples))
+        return self._numbers[start : start + self._batch_size]

@@ -34,12 +34,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.core.errors import TesseraError
+from models.core.family import View
 from pipelines.data.batching.jpegs import MAX_SCANS, SCAN, FastDecoder
 from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
 
-Fit = Literal["stretch", "crop"]
-"""How an image of another size gets the size that the network sees: both sides scaled, or the
-middle of it cut out, with smaller sides continued by the edge."""
+Fit = Literal["stretch", "crop", "pad"]
+"""How an image of another size gets the size that the network sees: both sides scaled; the middle of
+it cut out, with smaller sides continued by the edge; or made smaller in its own shape where it is
+too large, never larger, with black to the right and below."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
@@ -171,7 +173,36 @@ def fit_image(image: Tensor, height: int, width: int, fit: Fit) -> Tensor:
     """uint8 (C, H, W) -> uint8 (C, height, width), the one way of training and prediction."""
     if fit == "crop":
         return crop(image, height, width)
+    if fit == "pad":
+        given = (image.shape[-2], image.shape[-1])
+        (inner,) = extents(torch.tensor([given]), height, width, fit).tolist()
+        whole = image.new_zeros((image.shape[0], height, width))
+        whole[:, : inner[0], : inner[1]] = resize(image, *inner)
+        return whole
     return resize(image, height, width)
+
+
+def extents(sizes: Tensor, height: int, width: int, fit: Fit) -> Tensor:
+    """int64 (B, 2): how much of the fitted images, from the left upper corner, is picture, for
+    images that were `sizes` (B, 2)."""
+    frame = torch.tensor([height, width])
+    if fit != "pad":
+        return frame.expand(len(sizes), 2).clone()
+    scale = (frame / sizes.double()).amin(1, keepdim=True).clamp(max=1)
+    return (sizes * scale).round().long().clamp(min=1).minimum(frame)
+
+
+def view(size: tuple[int, int], height: int, width: int, fit: Fit) -> View:
+    """Where the pixels of an image of that size are after `fit_image`."""
+    frame = (height, width)
+    if fit == "crop":
+        down, right = (
+            -((given - to) // 2) if given > to else (to - given) // 2
+            for given, to in zip(size, frame)
+        )
+        return View(size, frame, shift=(down, right))
+    (inner,) = extents(torch.tensor([size]), height, width, fit).tolist()
+    return View(size, frame, scale=(inner[0] / size[0], inner[1] / size[1]))
 
 
 def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:

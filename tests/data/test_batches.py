@@ -113,7 +113,7 @@ def test_each_task_has_its_fields(
     for epoch in range(2):
         (step,) = loader.epoch(epoch)
         batch = step.batch
-        assert set(batch) == {"image", "key", "index", "size"} | more
+        assert set(batch) == {"image", "key", "index", "size", "extent"} | more
         assert batch["size"].tolist() == [[HEIGHT, WIDTH]] * 10
         for row, number in enumerate(batch["index"].tolist()):
             pixels, box = box_image(number)

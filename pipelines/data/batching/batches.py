@@ -8,7 +8,8 @@ parent the second: `fill` decodes into memory that both have and gives the rest 
     B samples, N objects of one image, M objects of all, C channels, H height, W width
 
 A batch has `image` uint8 (B, C, H, W), `key` list of B names, `index` int64 (B,) numbers in the
-split, `size` int64 (B, 2) height and width as stored, and by the data set's task
+split, `size` int64 (B, 2) height and width as stored, `extent` int64 (B, 2) how much of `image`,
+from its left upper corner, is picture, and by what is read of the data set
 
     classification         label   int64 (B,)
     detection              boxes   list of float32 (N, 4): left, top, right, bottom in pixels of `image`
@@ -40,7 +41,7 @@ from pipelines.data.batching.jpegs import FastDecoder
 from pipelines.data.batching.targets import Fitted, Size
 from pipelines.data.card import MAX_PIXELS
 from pipelines.data.index import Rows
-from pipelines.data.samples import Fit, fit_image, open_image, to_tensor
+from pipelines.data.samples import Fit, extents, fit_image, open_image, to_tensor
 from pipelines.data.shards import Piece, ShardReader
 
 Numbers = np.ndarray[Any, Any]
@@ -137,11 +138,18 @@ class BatchMaker:
 
 
 def collect(
-    fields: Mapping[str, Any], images: Tensor, masks: Tensor, sizes: Tensor, *, pin: bool = False
+    fields: Mapping[str, Any],
+    images: Tensor,
+    masks: Tensor,
+    sizes: Tensor,
+    *,
+    fit: Fit = "stretch",
+    pin: bool = False,
 ) -> Batch:
     """The batch of what `fill` gave and of its pixels; `pin` moves what is on the CPU to pinned
     memory. `masks` is empty where the task has none."""
-    batch: Batch = {"image": images, "size": sizes}
+    extent = extents(sizes, images.shape[-2], images.shape[-1], fit)
+    batch: Batch = {"image": images, "size": sizes, "extent": extent}
     if len(masks):
         batch["mask"] = masks
     for name, value in fields.items():

@@ -108,7 +108,7 @@ class Supply:
             samples, spec, cache=cache, cache_bytes=cache_bytes, device=world.device
         )
         self.cache_choice = str(choice)
-        self._spec = spec
+        self._spec, self._fit = spec, fit
         self._lock = threading.Lock()
         self._device = torch.device(world.device) if choice.kind == "device" else None
         self._on_device: tuple[Tensor, Tensor] | None = None
@@ -153,21 +153,24 @@ class Supply:
                 return self._from_cache(self._filler.maker.fill(samples, self._cache, samples))
             pixels = Pixels(len(samples), self._spec)
             fields = self._filler.maker.fill(samples, pixels, np.arange(len(samples)))
-        return collect(fields, pixels.images, pixels.masks, pixels.sizes, pin=self._pin)
+        return self._whole(fields, pixels.images, pixels.masks, pixels.sizes)
 
     def _collect(self, fields: Fields, slot: int) -> Batch:
         if self._cache is not None:
             return self._from_cache(fields)
         room = self._filler.room(slot, len(fields["index"]))
         parts = (room.images, room.masks, room.sizes)
-        return collect(fields, *(self._copy(part) for part in parts), pin=self._pin)
+        return self._whole(fields, *(self._copy(part) for part in parts))
 
     def _from_cache(self, fields: Fields) -> Batch:
         assert self._cache is not None
         places = torch.from_numpy(fields["index"])
         images, masks = self._on_device or (self._cache.images, self._cache.masks)
         parts = (images, masks, self._cache.sizes)
-        return collect(fields, *(self._pick(part, places) for part in parts), pin=self._pin)
+        return self._whole(fields, *(self._pick(part, places) for part in parts))
+
+    def _whole(self, fields: Fields, images: Tensor, masks: Tensor, sizes: Tensor) -> Batch:
+        return collect(fields, images, masks, sizes, fit=self._fit, pin=self._pin)
 
     def _pick(self, part: Tensor, places: Tensor) -> Tensor:
         if not len(part):  # masks of a task that has none

@@ -16,7 +16,7 @@ import torch
 
 from models.core.family import Batch
 from pipelines.data.annotations import IGNORED, Mask, Objects, mask_pixels, resize
-from pipelines.data.samples import Fit, crop
+from pipelines.data.samples import Fit, crop, extents, view
 
 COUNTS = "objects"
 """How many objects each image has, while they are in one array."""
@@ -38,17 +38,21 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
     """Scaled or cut; an object of which nothing is left is dropped."""
     pixels = None
     if fit == "crop":
-        down, right = (_shift(a, b) for a, b in zip(given, to))
+        down, right = view(given, *to, fit).shift
         moved = objects.boxes + np.array([right, down, right, down])
         edges = (to[1], to[0], to[1], to[0])
         boxes = np.clip(moved, 0, edges)
         if masks:
             pixels = _crop_masks(objects, given, to)
     else:
-        resized: Any = resize(objects, given, to)
+        inner = _inner(given, to, fit)
+        resized: Any = resize(objects, given, inner)
         boxes = resized.boxes
         if masks:
-            pixels = mask_pixels(resized, *to)
+            pixels = mask_pixels(resized, *inner)
+            if inner != to:
+                outside = ((0, 0), (0, to[0] - inner[0]), (0, to[1] - inner[1]))
+                pixels = np.pad(pixels, outside)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if pixels is not None and objects.masks is not None:
         kept &= pixels.any(axis=(1, 2))
@@ -64,9 +68,13 @@ def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Array:
     """uint8 (H, W); what a crop adds is `IGNORED`."""
     if fit == "crop":
         return crop(torch.from_numpy(mask.pixels), *to, outside=IGNORED).numpy()
-    resized: Any = resize(mask, given, to)
+    inner = _inner(given, to, fit)
+    resized: Any = resize(mask, given, inner)
     pixels: Array = resized.pixels
-    return pixels
+    if inner == to:
+        return pixels
+    outside = ((0, to[0] - inner[0]), (0, to[1] - inner[1]))
+    return np.pad(pixels, outside, constant_values=IGNORED)
 
 
 def flatten(found: Sequence[Fitted]) -> dict[str, Array]:
@@ -86,9 +94,10 @@ def restore(batch: Batch) -> Batch:
     return {name: value for name, value in batch.items() if name != COUNTS} | lists
 
 
-def _shift(given: int, to: int) -> int:
-    """How far `samples.crop` moves a pixel of a side."""
-    return -((given - to) // 2) if given > to else (to - given) // 2
+def _inner(given: Size, to: Size, fit: Fit) -> Size:
+    """The size that the picture itself has in its frame."""
+    height, width = extents(torch.tensor([given]), *to, fit)[0].tolist()
+    return height, width
 
 
 def _crop_masks(objects: Objects, given: Size, to: Size) -> Array:

@@ -28,7 +28,11 @@ def answers(count: int = 400, classes: int = 8, seed: int = 0, absent: int | Non
         logits[:, absent] -= 20
     probabilities = logits.softmax(1)
     predictions = [{"probabilities": row, "label": int(row.argmax())} for row in probabilities]
-    return predictions, [{"label": int(t)} for t in truth], probabilities, truth
+    return compared(predictions, [{"label": int(t)} for t in truth]), probabilities, truth
+
+
+def compared(predictions, targets):
+    return [CLASSIFICATION.compare(p, t, SPEC) for p, t in zip(predictions, targets)]
 
 
 def rows(count: int, total: int | None = None, start: int = 0, seed: int = 5) -> Draws:
@@ -49,9 +53,9 @@ def pictures(count: int, seed: int = 0) -> dict:
 def test_figures_agree_with_scikit_learn(absent):
     from sklearn import metrics
 
-    predictions, targets, probabilities, truth = answers(absent=absent)
+    records, probabilities, truth = answers(absent=absent)
     said = probabilities.argmax(1).numpy()
-    figures = CLASSIFICATION.figures(predictions, targets, SPEC)
+    figures = CLASSIFICATION.figures(records, SPEC)
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         truth, said, average="macro", zero_division=0
     )
@@ -65,7 +69,7 @@ def test_figures_agree_with_scikit_learn(absent):
     }
     for name, value in expected.items():
         assert figures[name] == pytest.approx(float(value), rel=1e-12), name
-    matrix = CLASSIFICATION.confusion(predictions, targets, SPEC)
+    matrix = CLASSIFICATION.confusion(records, SPEC)
     assert matrix.dtype == torch.int64
     expected_matrix = metrics.confusion_matrix(truth, said, labels=range(8))
     assert torch.equal(matrix, torch.from_numpy(expected_matrix))
@@ -74,45 +78,47 @@ def test_figures_agree_with_scikit_learn(absent):
 def test_calibration_error_agrees_with_scikit_learn():
     from sklearn.calibration import calibration_curve
 
-    predictions, targets, probabilities, truth = answers(absent=None)
+    records, probabilities, truth = answers(absent=None)
     confidence, said = (t.numpy() for t in probabilities.max(1))
     right, sure = calibration_curve(said == truth.numpy(), confidence, n_bins=15)
     counts, _ = np.histogram(confidence, bins=15, range=(0, 1))
     expected = np.average(np.abs(right - sure), weights=counts[counts > 0])
-    figures = CLASSIFICATION.figures(predictions, targets, SPEC)
+    figures = CLASSIFICATION.figures(records, SPEC)
     assert figures["calibration_error"] == pytest.approx(float(expected), rel=1e-5)
     assert figures["calibration_error"] > 0.02
 
 
 def test_figures_do_not_depend_on_the_order_or_the_threads():
-    predictions, targets, *_ = answers()
-    figures = CLASSIFICATION.figures(predictions, targets, SPEC)
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(3)).tolist()
-    shuffled = [predictions[i] for i in order], [targets[i] for i in order]
+    records, *_ = answers()
+    figures = CLASSIFICATION.figures(records, SPEC)
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(3)).tolist()
+    shuffled = [records[i] for i in order]
     torch.set_num_threads(2)  # the folder's fixture sets it back
-    assert CLASSIFICATION.figures(*shuffled, SPEC) == figures
+    assert CLASSIFICATION.figures(shuffled, SPEC) == figures
 
 
 def test_top5_only_where_it_says_something():
     few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
-    predictions, targets, *_ = answers(classes=3, absent=None)
-    assert "top5" not in CLASSIFICATION.figures(predictions, targets, few)
+    records, *_ = answers(classes=3, absent=None)
+    assert "top5" not in CLASSIFICATION.figures(records, few)
 
 
 def test_a_probability_of_zero_is_a_finite_loss():
     prediction = {"probabilities": torch.tensor([1.0, 0.0]), "label": 0}
-    assert CLASSIFICATION.badness(prediction, {"label": 0}) == 0
-    assert 87 < CLASSIFICATION.badness(prediction, {"label": 1}) < 88
+    right, wrong = compared([prediction, prediction], [{"label": 0}, {"label": 1}])
+    assert CLASSIFICATION.badness(right) == 0
+    assert 87 < CLASSIFICATION.badness(wrong) < 88
 
 
 def test_labels_out_of_range_are_refused():
-    predictions, targets, *_ = answers(10)
-    with pytest.raises(TesseraError, match="there are 3 classes"):
-        CLASSIFICATION.confusion(
-            predictions, [{"label": 7}] * 10, DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
-        )
-    with pytest.raises(TesseraError, match="10 predictions for 9 targets"):
-        CLASSIFICATION.figures(predictions, targets[1:], SPEC)
+    few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
+    good = {"probabilities": torch.tensor([1.0, 0.0, 0.0]), "label": 0}
+    with pytest.raises(TesseraError, match="a target is of class 7, but there are 3 classes"):
+        CLASSIFICATION.compare(good, {"label": 7}, few)
+    with pytest.raises(TesseraError, match="a prediction is of class 3"):
+        CLASSIFICATION.compare({**good, "label": 3}, {"label": 0}, few)
+    with pytest.raises(TesseraError, match="no answer"):
+        CLASSIFICATION.figures([], few)
 
 
 def test_answer_and_caption_have_the_names():
@@ -122,10 +128,16 @@ def test_answer_and_caption_have_the_names():
     assert answer["class"] == "dog"
     assert answer["probability"] == pytest.approx(0.6)
     assert [a["class"] for a in answer["top5"]] == ["dog", "owl", "cat"]
-    assert CLASSIFICATION.caption(prediction, None, spec) == "dog 60%"
-    assert CLASSIFICATION.caption(prediction, {"label": 1}, spec) == "dog 60%"
-    assert CLASSIFICATION.caption(prediction, {"label": 2}, spec) == "dog 60%, is owl"
-    assert CLASSIFICATION.caption(None, {"label": 2}, spec) == "owl"
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+
+    def caption(said, truth):
+        (panel,) = CLASSIFICATION.panels(image, said, truth, spec)
+        return panel.caption
+
+    assert caption(prediction, None) == "dog 60%"
+    assert caption(prediction, {"label": 1}) == "dog 60%"
+    assert caption(prediction, {"label": 2}) == "dog 60%, is owl"
+    assert caption(None, {"label": 2}) == "owl"
 
 
 def test_without_augmentation_images_are_only_normalised():

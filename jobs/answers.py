@@ -1,0 +1,171 @@
+"""What `tessera predict` asks, and what it writes beside the lines.
+
+In: a predictor and what is asked: images, new samples, codes to decode, who it is. Out: an answer a
+line as plain JSON; pictures and results as files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.core.errors import TesseraError, UsageError
+
+if TYPE_CHECKING:
+    from models.core.family import Prediction
+    from pipelines.ports import Version
+    from pipelines.prediction import Predictor
+
+COCO_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `tessera predict`. Raises UsageError where they don't go together."""
+
+    paths: tuple[str, ...]
+    out: Path | None = None
+    pictures: Path | None = None
+    results: Path | None = None
+    samples: int | None = None
+    seed: int = 0
+    decode: Path | None = None
+    gallery: Path | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {"PATHS": self.paths, "--samples": self.samples, "--decode": self.decode}
+        given = [name for name, value in kinds.items() if value]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} don't go together" if given else "nothing is asked"
+            raise UsageError(said, mend="name images, or give --samples N, or --decode FILE")
+        if self.gallery and not self.paths:
+            raise UsageError("--gallery goes with images", mend="name some")
+
+
+def give(predictor: Predictor, asked: Asked, version: Version) -> Iterator[dict[str, Any]]:
+    """An answer for each thing that is asked, in order; the files are written on the way."""
+    files = _Files(predictor, asked)
+    if asked.samples:
+        for number, prediction in enumerate(predictor.generate(asked.samples, asked.seed)):
+            name = f"sample-{number:05d}"
+            answer = predictor.task.answer(prediction, predictor.data)
+            yield {"sample": number, "seed": asked.seed, **answer, **files.write(name, prediction)}
+    elif asked.decode:
+        for number, prediction in enumerate(predictor.decode(read_codes(asked.decode))):
+            yield {"line": number + 1, **files.write(f"decoded-{number:05d}", prediction)}
+    else:
+        yield from _about_images(predictor, asked, version, files)
+    files.close()
+
+
+def _about_images(
+    predictor: Predictor, asked: Asked, version: Version, files: _Files
+) -> Iterator[dict[str, Any]]:
+    from pipelines import prediction
+
+    identify = None
+    if asked.gallery:
+        from pipelines import galleries
+
+        figures = json.loads(version.tags.get("tessera.metrics", "{}"))
+        identify = galleries.enrol(predictor, asked.gallery, figures.get("val/threshold"))
+    for found in predictor.predict(prediction.expand(asked.paths)):
+        answer = found.answer
+        if found.prediction is not None:
+            if identify:
+                answer = {**answer, **identify(found.prediction)}
+            answer = {**answer, **files.write(found.path, found.prediction)}
+        yield answer
+
+
+def read_codes(path: Path) -> list[list[float]]:
+    """The `code` of each line of a JSON lines file, as `tessera predict` writes them."""
+    codes: list[list[float]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TesseraError(f"{path} can't be read: {error}") from None
+    for line in lines:
+        code = _code(line)
+        if not code or (codes and len(code) != len(codes[0])):
+            raise TesseraError(
+                f"{path}, line {len(codes) + 1} has no code, or one of another length",
+                mend="give lines with a code, as tessera predict --out writes",
+            )
+        codes.append(code)
+    return codes
+
+
+def _code(line: str) -> list[float]:
+    """The code in a line; empty where there is none."""
+    try:
+        code = json.loads(line)["code"]
+        return [float(value) for value in code if type(value) in (int, float)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+class _Files:
+    """The pictures and results of one call."""
+
+    def __init__(self, predictor: Predictor, asked: Asked) -> None:
+        self._predictor, self._pictures, self._results = predictor, asked.pictures, asked.results
+        self._names: set[str] = set()
+        self._objects: list[dict[str, Any]] = []
+        self._images = 0
+        for folder in (self._pictures, self._results):
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, source: Path | str, prediction: Prediction) -> dict[str, str]:
+        """Writes what was asked for; gives the names of the files, for the answer's line."""
+        from pipelines import prediction as predictions
+
+        if not self._pictures and not self._results:
+            return {}
+        name = predictions.picture_name(Path(source), self._names)
+        written = {}
+        if self._pictures:
+            self._draw(source, prediction, self._pictures / name)
+            written["picture"] = name
+        if self._results:
+            self._images += 1
+            if predictions.save_image(
+                self._predictor.task.picture(prediction), self._results / name
+            ):
+                written["result"] = name
+            if self._predictor.task.coco_results:
+                objects = self._predictor.task.coco(prediction)
+                known = {"image_id": self._images, "file_name": Path(source).name}
+                self._objects += [known | one for one in objects]
+                written["result"] = COCO_FILE
+            if "result" not in written:
+                raise UsageError(
+                    f"answers of {self._predictor.task.name.replace('_', ' ')} are no files",
+                    mend="take --out for their lines, or --pictures",
+                )
+        return written
+
+    def _draw(self, source: Path | str, prediction: Prediction, to: Path) -> None:
+        from pipelines import prediction as predictions
+
+        task, data = self._predictor.task, self._predictor.data
+        image = None
+        if isinstance(source, Path):
+            image = predictions.read_image(source, data.channels)
+        else:
+            image = task.picture(prediction)
+        if image is None:
+            raise UsageError(f"answers of {task.name} can't be drawn")
+        panels = task.panels(image, prediction, None, data)
+        predictions.draw(panels, data.classes).save(to)
+
+    def close(self) -> None:
+        """Writes the COCO results, which are one file."""
+        if self._results and self._predictor.task.coco_results:
+            from jobs.terminal import json_line
+
+            (self._results / COCO_FILE).write_text(json_line(self._objects) + "\n")

@@ -1,0 +1,46 @@
+"""The classifier that judges what a generating network makes, from the registry.
+
+In: a recipe that names one. Out: the recipe with its version and digest; its files in a folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.ports import Registry
+    from pipelines.recipe import Recipe
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with the judge that its reference means now, whatever it will mean later."""
+    if not recipe.judge or recipe.judge_digest:
+        return recipe
+    from jobs import driver
+
+    version = driver.resolve(driver.open_registry(), recipe.judge)
+    return recipe.with_overrides(
+        {
+            "judge": f"models:/{version.name}/{version.number}",
+            "judge_digest": driver.registered_digest(version),
+        }
+    )
+
+
+def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
+    """Puts the files of the recipe's judge, if it has one, into `folder`."""
+    if not recipe.judge or folder.exists():
+        return
+    from jobs import driver
+    from pipelines import checkpoints
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = registry.download(driver.resolve(registry, recipe.judge), Path(scratch))
+        checkpoints.check_digest(found, recipe.judge_digest)
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(found, unfinished)
+        unfinished.rename(folder)
