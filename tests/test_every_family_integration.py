@@ -1,0 +1,113 @@
+"""Every family goes the whole way: packed, trained on two Ray workers, tracked, registered,
+evaluated, promoted, asked. In one Ray cluster and one MLflow; a new family is tested by being there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import family_sources
+import mlflow
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import models
+from jobs import driver, evaluate, predict, promote, train
+from pipelines import promotion
+from pipelines import recipe as recipes
+from pipelines.data import importing
+from pipelines.recipe import Recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    before = os.environ.get("TESSERA_HOME")
+    os.environ["TESSERA_HOME"] = str(root)
+    yield root
+    os.environ.pop("TESSERA_HOME")
+    if before:
+        os.environ["TESSERA_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A packed data set of each kind, and the folder of its sources."""
+    root = tmp_path_factory.mktemp("sets")
+    made = {}
+    for kind, make in family_sources.SOURCES.items():
+        importing.pack(str(make(root / f"{kind}-source")), root / kind, near=False)
+        made[kind] = root / kind
+    return made
+
+
+def recipe_for(name: str, packed: dict[str, Path], workers: int) -> Recipe:
+    family = models.get(name)
+    data = packed[family_sources.READ_FROM[family.task.reads]]
+    return recipes.start(name, "tiny").with_overrides(
+        {
+            "data.path": str(data),
+            "train.epochs": 1,
+            "train.batch_size": 8,
+            "workers.count": workers,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def judge(home: Path, packed: dict[str, Path]) -> str:
+    """A registered classifier of the same images."""
+    outcome = train.start(train._settle(recipe_for("cnn", packed, 0)), model="judge", quiet=True)
+    return f"models:/judge/{outcome.version.number}"
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_whole_way(
+    name: str, home: Path, packed: dict[str, Path], judge: str, tmp_path: Path
+) -> None:
+    task = models.get(name).task
+    recipe = recipe_for(name, packed, 2)
+    if task.judged:
+        recipe = recipe.with_overrides({"judge": judge})
+    outcome = train.start(train._settle(recipe), model=name, quiet=True)
+    version = f"models:/{name}/{outcome.version.number}"
+    assert task.primary.name in outcome.figures
+
+    client = mlflow.MlflowClient(driver.embedded.tracking_uri())
+    run = client.get_run(outcome.run.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["family"] == name
+    assert f"val/{task.primary.name}" in run.data.metrics
+    files = {Path(f.path).name for f in client.list_artifacts(run.info.run_id, "images")}
+    assert any(f.startswith("val+step+1+") and f.endswith(".png") for f in files)
+
+    evaluate.evaluate(version, recipe.data.path)
+    ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
+    assert ran.exit_code == 0, ran.output
+    champion = promotion.current_champion(driver.open_registry(), name)
+    assert champion is not None
+    assert champion.number == 1
+
+    images = sorted(Path(f"{recipe.data.path}-source").glob("test/**/*.png"))
+    asked = [str(p) for p in images if "mask" not in str(p)][:3]
+    if not task.from_images:
+        asked = ["--samples", "3"]
+    out = tmp_path / "answers.jsonl"
+    ran = CliRunner().invoke(
+        predict.command,
+        [f"models:/{name}@champion", *asked, "--out", str(out), "--pictures", str(tmp_path)],
+    )
+    assert ran.exit_code == 0, ran.output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["version"] == 1
+        assert Image.open(tmp_path / line["picture"]).size > (100, 100)
