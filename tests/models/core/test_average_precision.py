@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as run_lengths
+
+from models.core import average_precision
+from models.core.average_precision import figures, metric_names
+
+CLASSES = ("red", "white")
+LEFT, RIGHT = (10.0, 10.0, 30.0, 30.0), (60.0, 10.0, 80.0, 30.0)
+EMPTY = (40.0, 70.0, 60.0, 90.0)
+
+
+def record(found=(), truth=(), crowd=()) -> dict:
+    """`found`: (box, score, label); `truth`: (box, label); `crowd`: numbers of crowds in truth."""
+    marks = [place in crowd for place in range(len(truth))]
+    return {
+        "size": (100, 100),
+        "boxes": torch.tensor([box for box, _, _ in found]).reshape(-1, 4),
+        "scores": torch.tensor([score for _, score, _ in found]),
+        "labels": torch.tensor([label for _, _, label in found], dtype=torch.int64),
+        "true_boxes": torch.tensor([box for box, _ in truth]).reshape(-1, 4),
+        "true_labels": torch.tensor([label for _, label in truth], dtype=torch.int64),
+        "true_crowd": torch.tensor(marks, dtype=torch.bool),
+    }
+
+
+def test_all_found_is_one(capsys):
+    both = [(LEFT, 0), (RIGHT, 1)]
+    one = record([(LEFT, 0.9, 0), (RIGHT, 0.8, 1)], both)
+    found = figures([one, record()], CLASSES)
+    assert list(found) == ["map", "map50", "map75", "map/red", "map/white"]
+    assert list(found.values()) == pytest.approx([1] * 5)
+    assert capsys.readouterr().out == ""
+
+
+def test_overlap_decides_at_which_thresholds_a_box_counts():
+    wide = (10.0, 10.0, 30.0, 40.0)  # 20 by 20 of 20 by 30: an overlap of 2/3
+    found = figures([record([(wide, 0.9, 0)], [(LEFT, 0)])], CLASSES)
+    assert found["map50"] == pytest.approx(1)
+    assert found["map75"] == 0.0
+    assert found["map"] == pytest.approx(4 / 10)  # 0.5, 0.55, 0.6, 0.65
+
+
+def test_a_mistake_before_the_find_costs_precision():
+    """Precision 1/2 at every recall; after the find it costs nothing."""
+    truth = [(LEFT, 0)]
+    before = record([(EMPTY, 0.9, 0), (LEFT, 0.5, 0)], truth)
+    after = record([(EMPTY, 0.4, 0), (LEFT, 0.5, 0)], truth)
+    assert figures([before], CLASSES)["map"] == pytest.approx(0.5)
+    assert figures([after], CLASSES)["map"] == pytest.approx(1)
+
+
+def test_half_of_the_objects_found():
+    """Precision 1 at the recalls 0, 0.01 … 0.5, which are 51 of 101."""
+    one = record([(LEFT, 0.9, 0)], [(LEFT, 0), (RIGHT, 0)])
+    assert figures([one], CLASSES)["map"] == pytest.approx(51 / 101)
+
+
+def test_an_object_is_found_once_only():
+    twice = record([(LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], [(LEFT, 0), (RIGHT, 0)])
+    # the second is a mistake: at recalls above 0.5 the precision is 2/3
+    assert figures([twice], CLASSES)["map"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_another_class_is_a_mistake_and_unknown_classes_have_no_figure():
+    found = figures([record([(LEFT, 0.9, 1)], [(LEFT, 0)])], CLASSES)
+    assert found == {"map": 0.0, "map50": 0.0, "map75": 0.0, "map/red": 0.0}
+
+
+def test_a_crowd_is_no_miss_and_what_is_found_in_it_no_mistake():
+    crowd = (50.0, 0.0, 100.0, 50.0)
+    truth = [(LEFT, 0), (crowd, 0)]
+    found = [(RIGHT, 0.9, 0), (LEFT, 0.5, 0)]
+    assert figures([record(found, truth, crowd={1})], CLASSES)["map"] == pytest.approx(1)
+    assert figures([record(found, truth)], CLASSES)["map"] < 0.5  # control: as an object
+    only = figures([record(found[:1], [(crowd, 0)], crowd={0})], CLASSES)
+    assert only == {"map": 0.0, "map50": 0.0, "map75": 0.0}
+
+
+@pytest.mark.parametrize("found", [(), [(LEFT, 0.9, 0)]])
+@pytest.mark.parametrize("truth", [(), [(RIGHT, 0)]])
+def test_nothing_found_or_nothing_there_is_finite(found, truth):
+    values = figures([record(found, truth)], CLASSES)
+    assert {"map", "map50", "map75"} <= values.keys()
+    assert set(values.values()) == {0.0}
+    assert set(figures([], CLASSES).values()) == {0.0}
+
+
+def test_order_of_images_and_objects_moves_no_digit():
+    rng = random.Random(0)
+
+    def box() -> tuple[float, ...]:
+        left, top = rng.uniform(0, 60), rng.uniform(0, 60)
+        return (left, top, left + rng.uniform(5, 40), top + rng.uniform(5, 40))
+
+    records = []
+    for _ in range(12):
+        truth = [(box(), rng.randrange(2)) for _ in range(rng.randrange(6))]
+        found = [
+            (tuple(side + rng.uniform(-3, 3) for side in where), rng.random(), label)
+            for where, label in truth
+        ]
+        found += [(box(), rng.random(), rng.randrange(2)) for _ in range(4)]
+        records.append((found, truth))
+    first = figures([record(*one) for one in records], CLASSES)
+    assert 0.1 < first["map"] < 0.9
+    rng.shuffle(records)
+    again = [record(rng.sample(f, len(f)), rng.sample(t, len(t))) for f, t in records]
+    assert figures(again, CLASSES) == first
+
+
+def test_only_the_most_certain_of_an_image_count():
+    places = [(20.0 * (i % 5), 20.0 * (i // 5)) for i in range(20)]
+    boxes = [(left, top, left + 15, top + 15) for left, top in places]
+    one = record([(b, 0.9 - i / 100, 0) for i, b in enumerate(boxes)], [(b, 0) for b in boxes])
+    assert figures([one], CLASSES)["map"] == pytest.approx(1)
+    assert figures([one], CLASSES, most_found=10)["map"] == pytest.approx(51 / 101)
+
+
+def encode(box) -> bytes:
+    pixels = np.zeros((100, 100), np.uint8, order="F")
+    left, top, right, bottom = (int(side) for side in box)
+    pixels[top:bottom, left:right] = 1
+    return run_lengths.encode(pixels)["counts"]
+
+
+def test_masks_are_compared_by_their_pixels():
+    half = (10.0, 10.0, 30.0, 22.0)  # 12 of 20 rows: an overlap of 0.6
+    one = record([(LEFT, 0.9, 0)], [(LEFT, 0)])
+    one |= {"masks": [encode(half)], "true_masks": [encode(LEFT)]}
+    assert figures([one], CLASSES, "segm")["map"] == pytest.approx(3 / 10)
+    assert figures([one], CLASSES, "bbox")["map"] == pytest.approx(1)
+    crowd = record([(LEFT, 0.9, 0), (RIGHT, 0.95, 0)], [(LEFT, 0), (RIGHT, 0)], crowd={1})
+    crowd |= {"masks": [encode(LEFT), encode(RIGHT)], "true_masks": [encode(LEFT), encode(RIGHT)]}
+    assert figures([crowd], CLASSES, "segm")["map"] == pytest.approx(1)
+
+
+def test_names_of_classes_are_legal_and_distinct():
+    from mlflow.utils.validation import _validate_metric_name
+
+    classes = ("RBC", "rbc", "a/b", "a b", "a:b", "..", "", "Zelle/ü", "RBC-2", "x" * 300, "\n")
+    names = metric_names(classes)
+    assert names[0] == "RBC"
+    assert len({name.lower() for name in names}) == len(classes)
+    for name in names:
+        _validate_metric_name(f"val/map/{name}")
+
+
+def test_only_so_many_classes_have_a_figure_of_their_own():
+    classes = [f"class {k}" for k in range(60)]
+    records = [record([(LEFT, 0.9, k)], [(LEFT, k)]) for k in range(60)]
+    found = figures(records, classes)
+    assert found["map"] == pytest.approx(1)
+    assert len(found) == 3 + average_precision.NAMED_CLASSES
+    assert all(math.isfinite(value) for value in found.values())
