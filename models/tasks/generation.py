@@ -1,0 +1,194 @@
+"""Generation: new images like those of a data set.
+
+In: uint8 images; later as many made ones, and what a classifier of the same data, the judge, says
+of both. Out: the images as the discriminator sees them, the figures, and made images as files. Must
+not know any network, nor which classifier judges.
+
+    B images, N images of a whole split, C channels, H height, W width, D features, K classes of
+    the judge
+
+A sample has only its image. A prediction has `image`, uint8 (C, H, W); it answers to no sample: the
+i-th made image stands beside the i-th real one only so that there are as many. Once the judge was
+consulted, it also has its `features` (D,), `said`, the most probable of the judge's `classes`, and
+the `confidence` of that. What is gathered of an image is 8 D bytes: 10 MB of 10,000 images with the
+128 features of a small classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.core.errors import TesseraError
+from models.core.family import (
+    Batch,
+    DataSpec,
+    Draws,
+    Figure,
+    Judge,
+    Panel,
+    Prediction,
+    Record,
+    Target,
+    Task,
+    Transform,
+)
+
+
+@dataclass(frozen=True)
+class GenerationAugment:
+    """What is done to training images. `flip`: mirror every second image, left to right."""
+
+    flip: bool = False
+
+
+class Generation(Task):
+    name = "generation"
+    reads = "images"
+    primary = Figure("frechet", "min")
+    augment_settings = GenerationAugment
+    judged = True
+    knows_classes = False
+    from_images = False
+
+    def targets(self, batch: Batch) -> list[Target]:
+        """`image` (C, H, W): all that the network was shown, what was padded too, because that is
+        what it imitates."""
+        return [{"image": image} for image in batch["image"].detach().cpu()]
+
+    def augment(self, settings: GenerationAugment, data: DataSpec, *, train: bool) -> Transform:
+        return _Augment(settings.flip and train, data)
+
+    def consult(
+        self, judge: Judge, predictions: Sequence[Prediction], targets: Sequence[Target]
+    ) -> None:
+        made, probabilities = judge(torch.stack([p["image"] for p in predictions]))
+        real, _ = judge(torch.stack([t["image"] for t in targets]))
+        confidences, saids = probabilities.max(1)
+        rows = zip(predictions, made, saids.tolist(), confidences.tolist())
+        for prediction, features, said, confidence in rows:
+            prediction.update(
+                features=features.clone(),  # a view would carry its whole batch through pickle
+                said=said,
+                confidence=confidence,
+                classes=probabilities.shape[1],
+            )
+        for target, features in zip(targets, real):
+            target["features"] = features.clone()
+
+    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        """`made` and `real`, features (D,) of a made and a real image; `said`, `classes` and
+        `confidence` of the made one."""
+        if "features" not in prediction or "features" not in target:
+            raise TesseraError(
+                "what was made was not judged",
+                mend="name a classifier of the same data: --set judge=models:/NAME@ALIAS",
+            )
+        known = ("said", "classes", "confidence")
+        return {
+            "made": prediction["features"],
+            "real": target["features"],
+            **{name: prediction[name] for name in known},
+        }
+
+    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+        """`frechet`; `class_share_min` and `class_share_max`, the shares of the made images that
+        the judge takes for its rarest and its commonest class; `class_entropy` of these shares, 1
+        where all are equal; `confidence`, the mean probability of the class said. Shares and
+        confidence are exact sums; `frechet` is in float64, and another order of the images would
+        move its last digits."""
+        if not records:
+            raise TesseraError("there is no image to make figures of")
+        count, classes = len(records), records[0]["classes"]
+        saids = torch.tensor([r["said"] for r in records])
+        shares = [n / count for n in torch.bincount(saids, minlength=classes).tolist()]
+        entropy = -math.fsum(share * math.log(share) for share in shares if share)
+        return {
+            "frechet": frechet_distance(
+                torch.stack([r["made"] for r in records]),
+                torch.stack([r["real"] for r in records]),
+            ),
+            "class_share_min": min(shares),
+            "class_share_max": max(shares),
+            "class_entropy": entropy / math.log(classes) if classes > 1 else 1.0,
+            "confidence": math.fsum(r["confidence"] for r in records) / count,
+        }
+
+    def badness(self, record: Record) -> float:
+        """How little the judge is sure of what the made image shows, in 0..1."""
+        return 1 - float(record["confidence"])
+
+    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+        """`height` and `width` of the made image; itself it is a file."""
+        height, width = prediction["image"].shape[-2:]
+        return {"height": height, "width": width}
+
+    def panels(
+        self,
+        image: Tensor,
+        prediction: Prediction | None,
+        target: Target | None,
+        data: DataSpec,
+    ) -> list[Panel]:
+        """The made image alone: no real one is its truth. Without a prediction, the real one."""
+        if prediction is None:
+            return [Panel(image)]
+        said = ""
+        if "said" in prediction:
+            said = f"class {prediction['said']}, {prediction['confidence']:.0%}"
+        return [Panel(prediction["image"], said)]
+
+    def picture(self, prediction: Prediction) -> Tensor:
+        made: Tensor = prediction["image"]
+        return made
+
+
+GENERATION = Generation()
+
+
+def frechet_distance(made: Tensor, real: Tensor) -> float:
+    """Fréchet distance between Gaussians with the mean and covariance of two sets of features
+    (N, D) and (M, D), as in Heusel et al., https://arxiv.org/abs/1706.08500:
+
+        |m - r|² + tr(A + B - 2 (A B)^½)
+
+    In float64. With the covariances as A = P'P and B = Q'Q the trace of (A B)^½ is the sum of the
+    singular values of P Q', so no root of a matrix is taken, and sets of fewer images than features
+    are no exception. A set of one image has no spread.
+    """
+    mean_made, root_made = _gaussian(made)
+    mean_real, root_real = _gaussian(real)
+    apart = (mean_made - mean_real).square().sum()
+    spread = root_made.square().sum() + root_real.square().sum()
+    shared = torch.linalg.svdvals(root_made @ root_real.T).sum()
+    return max(float(apart + spread - 2 * shared), 0.0)
+
+
+def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and P (min(N, D), D), of which P'P is the covariance."""
+    values = features.double()
+    mean = values.mean(0)
+    centred = (values - mean) / math.sqrt(max(len(values) - 1, 1))
+    return mean, torch.linalg.qr(centred, mode="r").R
+
+
+class _Augment:
+    """The transform: every second image mirrored, then the normalisation."""
+
+    def __init__(self, flip: bool, data: DataSpec) -> None:
+        self._flip = flip
+        self._std = torch.tensor(data.std)[:, None, None]
+        self._mean = torch.tensor(data.mean)[:, None, None]
+
+    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+        images: Tensor = batch["image"]
+        self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        if self._flip:
+            mirrored = (draws.uniform(1, 1, 1) < 0.5).to(images.device, non_blocking=True)
+            images = torch.where(mirrored, images.flip(-1), images)
+        return {**batch, "image": (images.float() / 255 - self._mean) / self._std}
