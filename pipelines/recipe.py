@@ -144,8 +144,10 @@ class Recipe(_Frozen):
             "model": type(family.variants[variant]),
             "augment": family.task.augment_settings,
         }
-        for where, kind in kinds.items():  # checked, and one form whether from code or from JSON
-            tree[where] = dataclasses.asdict(_typed(where, kind, tree[where]))
+        typed = {where: _typed(where, kind, tree[where]) for where, kind in kinds.items()}
+        family.check(typed["model"], typed["augment"])
+        for where, settings in typed.items():  # one form, whether from code or from JSON
+            tree[where] = dataclasses.asdict(settings)
         return tree
 
     def config(self) -> Any:

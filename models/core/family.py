@@ -252,6 +252,11 @@ class Family(ABC, Generic[C]):
     def build(self, config: C, data: DataSpec) -> nn.Module:
         """A fresh network. Its weights depend on torch's seed alone."""
 
+    def check(self, config: C, augment: Any) -> None:
+        """Raises a UsageError where the settings of network and augmentation don't go together.
+        Called for every recipe."""
+        return
+
     def warm_start(self, config: C, module: nn.Module) -> None:
         """Loads the pretrained weights that the config names, if any. Called once, on every rank,
         when a training begins; not when one goes on, nor when a trained model is loaded."""

@@ -1,0 +1,246 @@
+"""Networks that make images larger: ESPCN, SRResNet, EDSR, and a quick one.
+
+ESPCN (Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel
+Convolutional Neural Network, 2016), SRResNet (Ledig et al., Photo-Realistic Single Image
+Super-Resolution Using a Generative Adversarial Network, 2017), the EDSR baseline (Lim et al.,
+Enhanced Deep Residual Networks for Single Image Super-Resolution, 2017).
+
+    B images, P patches of each, C channels, h height, w width of the small image, S scale, D width
+
+    image (B, C, h, w) -> features (B, D, h, w) -> shuffled (B, C, h*S, w*S), added to the bicubic
+
+All of them work on small images and make the large one's pixels at the end, S*S from each feature
+map's pixel. Other than in the articles, a network adds to the bicubic enlarging of its input
+(`model.bicubic`): it begins where bicubic is, and needs minutes to be better instead of hours. It
+takes the colours as they are; the articles' ESPCN takes luma alone. The loss is the mean absolute
+difference, of pixels in 0..1, as EDSR has it; the articles of ESPCN and SRResNet have the squared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core import fidelity
+from models.core.errors import UsageError
+from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.layers import check_choice
+from models.core.spaces import Choice, LogUniform, Space
+from models.core.tiles import check_tiles, in_tiles
+from models.tasks.upscaling import SCALES, UPSCALING, UpscalingAugment, to_pixels
+
+Kind = Literal["espcn", "srresnet", "edsr"]
+Upsampler = Literal["stages", "direct"]
+
+
+@dataclass(frozen=True)
+class SuperResolutionConfig:
+    """`scale`: 2, 3 or 4; `augment.scale` is the same. `width`: channels of the features; `blocks`:
+    residual blocks of srresnet and edsr, whose signal is multiplied by `residual_scale` before it
+    is added; `norm`: batch norm in srresnet's. `upsampler`: of these two, `stages` enlarges the
+    features and has a last convolution on the large image, as in the articles; `direct` makes the
+    pixels at once, as ESPCN does, for a fraction of the time. `bicubic`: add to the bicubic
+    enlarging. `tile`, `overlap`: an image with a longer side than `tile` pixels, before enlarging,
+    is answered in tiles that overlap by so much."""
+
+    kind: Kind = "edsr"
+    scale: int = 2
+    width: int = 32
+    blocks: int = 4
+    residual_scale: float = 1.0
+    norm: bool = False
+    upsampler: Upsampler = "direct"
+    bicubic: bool = True
+    tile: int = 512
+    overlap: int = 64
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(Kind))
+        check_choice("scale", self.scale, SCALES)
+        check_choice("upsampler", self.upsampler, get_args(Upsampler))
+        if self.width < 2 or self.blocks < 1:
+            raise UsageError(
+                f"model.width = {self.width}, model.blocks = {self.blocks}",
+                mend="give a width of 2 or more and at least one block",
+            )
+        if not 0 < self.residual_scale <= 1:
+            raise UsageError(
+                f"model.residual_scale = {self.residual_scale}", mend="give more than 0, at most 1"
+            )
+        check_tiles(self.tile, self.overlap)
+
+
+class Net(nn.Module):
+    """Normalised (B, C, h, w) -> (B, C, h*S, w*S) in 0..1, not clamped."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: SuperResolutionConfig, data: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(data, name))[:, None, None]
+            self.register_buffer(name, values, persistent=False)
+        self.body = (_espcn if config.kind == "espcn" else _residual)(config, data.channels)
+        if config.bicubic:
+            last = [m for m in self.body.modules() if isinstance(m, nn.Conv2d)][-1]
+            with torch.no_grad():  # begin near bicubic
+                last.weight *= 0.1
+                cast(Tensor, last.bias).zero_()
+
+    def forward(self, image: Tensor) -> Tensor:
+        made: Tensor = self.body(image).float()
+        if not self.config.bicubic:
+            return made * self.std + self.mean
+        scale = self.config.scale
+        pixels = image.float() * self.std + self.mean
+        height, width = pixels.shape[-2] * scale, pixels.shape[-1] * scale
+        return fidelity.bicubic(pixels, height, width) + made
+
+
+def _espcn(config: SuperResolutionConfig, channels: int) -> nn.Module:
+    return nn.Sequential(
+        _convolution(channels, config.width, 5),
+        nn.Tanh(),
+        _convolution(config.width, config.width // 2),
+        nn.Tanh(),
+        _convolution(config.width // 2, channels * config.scale**2),
+        nn.PixelShuffle(config.scale),
+    )
+
+
+def _residual(config: SuperResolutionConfig, channels: int) -> nn.Module:
+    width, article = config.width, config.kind == "srresnet"
+    outer = 9 if article else 3
+    blocks = [_Add(_block(config), config.residual_scale) for _ in range(config.blocks)]
+    inner = nn.Sequential(*blocks, _convolution(width, width), *_norm(config))
+    first: list[nn.Module] = [_convolution(channels, width, outer)]
+    if article:
+        first.append(nn.PReLU())
+    last: list[nn.Module] = []
+    if config.upsampler == "direct":
+        last = [
+            _convolution(width, channels * config.scale**2, 3),
+            nn.PixelShuffle(config.scale),
+        ]
+    else:
+        for factor in (2, 2) if config.scale == 4 else (config.scale,):
+            last += [_convolution(width, width * factor**2), nn.PixelShuffle(factor)]
+            if article:
+                last.append(nn.PReLU())
+        last.append(_convolution(width, channels, outer))
+    return nn.Sequential(*first, _Add(inner), *last)
+
+
+def _block(config: SuperResolutionConfig) -> nn.Sequential:
+    width = config.width
+    between = nn.PReLU() if config.kind == "srresnet" else nn.ReLU()
+    return nn.Sequential(
+        _convolution(width, width),
+        *_norm(config),
+        between,
+        _convolution(width, width),
+        *_norm(config),
+    )
+
+
+def _norm(config: SuperResolutionConfig) -> list[nn.Module]:
+    return [nn.BatchNorm2d(config.width)] if config.norm and config.kind == "srresnet" else []
+
+
+def _convolution(channels: int, maps: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(channels, maps, kernel, padding=kernel // 2)
+
+
+class _Add(nn.Module):
+    """Adds what `inner` makes of the signal to the signal."""
+
+    def __init__(self, inner: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, signal: Tensor) -> Tensor:
+        added: Tensor = self.inner(signal)
+        return signal + (added if self.scale == 1 else added * self.scale)
+
+
+class SuperResolution(Family[SuperResolutionConfig]):
+    task = UPSCALING
+    variants = {
+        "base": SuperResolutionConfig(),
+        "tiny": SuperResolutionConfig(width=8, blocks=1, tile=64, overlap=16),
+        "espcn": SuperResolutionConfig(kind="espcn", width=64),
+        "srresnet": SuperResolutionConfig(
+            kind="srresnet", width=64, blocks=16, norm=True, upsampler="stages"
+        ),
+        "edsr": SuperResolutionConfig(width=64, blocks=16, upsampler="stages"),
+    }
+    defaults = {
+        "data.fit": "pad",
+        "optim.model.kind": "adam",
+        "optim.model.lr": 1e-3,
+        "schedule.kind": "cosine",
+        "schedule.warmup": 0.02,
+        "train.batch_size": 16,
+        "train.precision": "fp32",
+    }
+    variant_defaults = {
+        "tiny": {"augment.patch": 24, "augment.patches": 2},
+        "srresnet": {"optim.model.lr": 2e-4},
+        "edsr": {"optim.model.lr": 2e-4},
+    }
+
+    def build(self, config: SuperResolutionConfig, data: DataSpec) -> nn.Module:
+        return Net(config, data)
+
+    def check(self, config: SuperResolutionConfig, augment: UpscalingAugment) -> None:
+        if config.scale != augment.scale:
+            raise UsageError(
+                f"model.scale = {config.scale}, but augment.scale = {augment.scale}: the network "
+                "has to enlarge by as much as the images are made smaller",
+                mend="set both to the same: 2, 3 or 4",
+            )
+
+    def loss(self, module: nn.Module, batch: Batch) -> Losses:
+        """Mean absolute difference of pixels in 0..1."""
+        image, high = batch["image"], batch["high"]
+        if image.ndim == 5:
+            image, high = image.flatten(0, 1), high.flatten(0, 1)
+        made = module(image)
+        if made.shape != high.shape:
+            raise UsageError(
+                f"{tuple(made.shape[-2:])} pixels were made where {tuple(high.shape[-2:])} are "
+                "asked for",
+                mend="set model.scale and augment.scale to the same",
+            )
+        return {"loss": F.l1_loss(made, high)}
+
+    @torch.no_grad()
+    def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
+        """An image at a time, as they have their own sizes."""
+        net = cast(Net, module)
+        config = net.config
+        predictions = []
+        for image, (height, width) in zip(batch["image"], batch["extent"].tolist()):
+            seen = image[None, :, :height, :width]
+            made = in_tiles(seen, net, tile=config.tile, overlap=config.overlap, scale=config.scale)
+            low = seen * net.std + net.mean
+            predictions.append({"image": to_pixels(made[0]).cpu(), "low": to_pixels(low[0]).cpu()})
+        return predictions
+
+    def search_space(self) -> Mapping[str, Space]:
+        return {
+            "optim.model.lr": LogUniform(1e-4, 3e-3),
+            "model.width": Choice((16, 32, 64)),
+            "model.blocks": Choice((2, 4, 8)),
+            "augment.patches": Choice((2, 4, 8)),
+        }
+
+
+FAMILY = SuperResolution()
