@@ -1,0 +1,193 @@
+"""Embeddings: any classifier of this folder, trained so that images of one class lie together.
+
+The classifier's logits are taken for the embedding. In training its cosine with a direction for each
+class is a logit, with a margin that the true class has to keep: Deng et al., ArcFace: Additive
+Angular Margin Loss for Deep Face Recognition, 2019. Afterwards the directions are of no use:
+whether two images show the same is the cosine of their embeddings, whatever their classes.
+
+    B images, C channels, H height, W width, K classes, D numbers of an embedding
+
+    image (B, C, H, W) -> classifier -> (B, D) -> unit length
+    in training, with labels (B,): -> cosines with the K directions -> logits (B, K)
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import models
+from models.core.classifier import Classifier
+from models.core.errors import TesseraError, UsageError, unknown
+from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.layers import check_choice, check_shares
+from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.tasks.verification import VERIFICATION
+
+Head = Literal["arcface", "cosine"]
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """`backbone` and `backbone_variant`: the classifier. `dimensions` of the embedding. `head`:
+    "cosine" asks for no margin. `margin`: an angle in radians. `scale`: what cosines are multiplied
+    with to be logits. `dropout`: share of the embedding's numbers left out in training."""
+
+    backbone: str = "cnn"
+    backbone_variant: str = "base"
+    dimensions: int = 64
+    head: Head = "arcface"
+    margin: float = 0.3
+    scale: float = 16.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 2:
+            raise UsageError(f"model.dimensions = {self.dimensions}", mend="give 2 or more")
+        if not 0 <= self.margin < math.pi / 2:
+            raise UsageError(
+                f"model.margin = {self.margin}", mend="give an angle from 0 to 1.5, like 0.3"
+            )
+        if not 0 < self.scale < math.inf:
+            raise UsageError(f"model.scale = {self.scale}", mend="give a number above 0, like 16")
+        check_choice("head", self.head, get_args(Head))
+        check_shares(self, "dropout")
+        self.find_backbone()
+
+    def find_backbone(self) -> tuple[Classifier[Any], Any]:
+        """(family, its config). Raises UsageError for one that isn't a plain classifier."""
+        family = None if self.backbone == "embedding" else models.get(self.backbone)
+        if not isinstance(family, Classifier) or type(family).loss is not Classifier.loss:
+            raise UsageError(
+                f"model.backbone = {self.backbone!r} gives more or other than logits",
+                mend="name a plain classifier, like cnn, resnet or vit",
+            )
+        if self.backbone_variant not in family.variants:
+            raise unknown(f"variant of {self.backbone}", self.backbone_variant, family.variants)
+        return family, family.variants[self.backbone_variant]
+
+
+class Net(nn.Module):
+    """`trained` (K,) says which classes have training images: only these are told apart."""
+
+    trained: Tensor
+
+    def __init__(self, config: EmbeddingConfig, data: DataSpec) -> None:
+        super().__init__()
+        names = tuple(str(number) for number in range(config.dimensions))
+        family, settings = config.find_backbone()
+        self.backbone = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
+        self.dropout = nn.Dropout(config.dropout)
+        self.directions = nn.Parameter(torch.randn(len(data.classes), config.dimensions))
+        self.register_buffer("trained", _trained(data), persistent=False)
+        self.scale = config.scale
+        self.margin = config.margin if config.head == "arcface" else 0.0
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (B, K)."""
+        features = self.dropout(self.backbone(image).float())
+        # Near 1, bf16 knows cosines only to 0.004.
+        with torch.autocast(image.device.type, enabled=False):
+            embedding = F.normalize(features)
+            if label is None:
+                return embedding
+            cosines = embedding @ F.normalize(self.directions).T
+            logits = self.scale * _with_margin(cosines, label, self.margin)
+            return logits.masked_fill(~self.trained, -torch.inf)
+
+
+def _trained(data: DataSpec) -> Tensor:
+    """(K,) bool: classes that have training images; all where that isn't known."""
+    counts = torch.tensor(data.counts if any(data.counts) else (1,) * len(data.classes))
+    if int((counts > 0).sum()) < 2:
+        raise TesseraError(
+            "all training images are of one class: there is nothing to tell apart",
+            mend="give data with two classes or more",
+        )
+    return counts > 0
+
+
+def _with_margin(cosines: Tensor, label: Tensor, margin: float) -> Tensor:
+    """cos(angle + margin) in place of the true class's cosine (B, K). Beyond pi - margin, where it
+    would rise again, it goes on below the cosine, as in the authors' code. The sine's slope has no
+    limit at an angle of 0, so it is kept from there."""
+    if not margin:
+        return cosines
+    true = cosines.gather(1, label[:, None])
+    sine = (1 - true.square()).clamp_min(1e-6).sqrt()
+    harder = true * math.cos(margin) - sine * math.sin(margin)
+    reached = true > math.cos(math.pi - margin)
+    harder = torch.where(reached, harder, true - margin * math.sin(margin))
+    return cosines.scatter(1, label[:, None], harder)
+
+
+class Embedding(Family[EmbeddingConfig]):
+    task = VERIFICATION
+    variants = {
+        "base": EmbeddingConfig(),
+        "tiny": EmbeddingConfig(backbone_variant="tiny", dimensions=16),
+        "cosine": EmbeddingConfig(head="cosine"),
+    }
+    defaults = {
+        "optim.model.kind": "sgd",
+        "optim.model.lr": 0.1,
+        "optim.model.nesterov": True,
+        "optim.model.weight_decay": 5e-4,
+        "schedule.kind": "cosine",
+        "schedule.warmup": 0.2,
+    }
+
+    def build(self, config: EmbeddingConfig, data: DataSpec) -> nn.Module:
+        return Net(config, data)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Losses:
+        """Cross-entropy with the margin."""
+        return {"loss": F.cross_entropy(module(batch["image"], batch["label"]), batch["label"])}
+
+    @torch.no_grad()
+    def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
+        embeddings: Tensor = module(batch["image"]).cpu()  # the one wait for the device
+        # Clones, because a row that is a view would carry its whole batch through pickle.
+        return [{"embedding": row.clone()} for row in embeddings]
+
+    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+        """From uint8 (B, H, W, C) to embeddings (B, D); a copy, on the CPU, to evaluate."""
+        return _Servable(copy.deepcopy(module).cpu(), data).eval()
+
+    def search_space(self) -> Mapping[str, Space]:
+        return {
+            "optim.model.lr": LogUniform(1e-3, 1.0),
+            "optim.model.weight_decay": LogUniform(1e-5, 1e-2),
+            "model.head": Choice(("arcface", "cosine")),
+            "model.dimensions": Choice((16, 64, 256)),
+            "model.margin": Uniform(0.0, 0.5),
+            "model.scale": LogUniform(8.0, 64.0),
+            "model.dropout": Uniform(0.0, 0.5),
+        }
+
+
+class _Servable(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, data: DataSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(data.std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        embeddings: Tensor = self.net((pixels - self.mean) / self.std)
+        return embeddings
+
+
+FAMILY = Embedding()
