@@ -1,0 +1,319 @@
+"""Semantic segmentation: a class for each pixel.
+
+In: uint8 images with the class of each pixel; later the classes that a network says. Out: the images
+as the network sees them, the figures, and the answers as JSON. Must not know any network.
+
+    B images, C channels, H height, W width, K classes
+    P patches of one image, h height and w width of what the network sees
+
+A batch has `mask` uint8 (B, H, W), 255 where a pixel has no class. A training batch with several
+patches of each image has `image` (B, P, C, h, w) and `mask` (B, P, h, w). A prediction has `mask`
+uint8 (H, W), for the picture without what was added to fill a frame, and `confidence`, the mean
+probability of the classes that are said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core.average_precision import NAMED_CLASSES, metric_names
+from models.core.errors import TesseraError, UsageError
+from models.core.family import (
+    Batch,
+    DataSpec,
+    Draws,
+    Figure,
+    Panel,
+    Prediction,
+    Record,
+    Target,
+    Task,
+    Transform,
+    View,
+)
+
+IGNORED = 255
+"""The pixel has no class."""
+SHOWN_PATCHES = 4
+"""Patches of one image that are shown."""
+
+
+@dataclass(frozen=True)
+class SegmentationAugment:
+    """What is done to training images; their masks follow. `patch`: side in pixels of a square that
+    is cut out at a random place, 0 for the whole image. `patches`: so many of them of each image, in
+    one step. `flip`, `flip_vertical`: mirror every second patch. `rotate`: by a multiple of 90
+    degrees. `zoom`: larger or smaller by up to this share. `elastic`: standard deviation in pixels
+    of random shifts on a 3x3 grid, between which the picture is bent (Ronneberger et al., U-Net,
+    2015, took 10). `brightness`: added, up to this share of the range; `contrast`: changed by up to
+    this share. Where a patch reaches over the edge, the picture is mirrored and has no class."""
+
+    patch: int = 0
+    patches: int = 1
+    flip: bool = False
+    flip_vertical: bool = False
+    rotate: bool = False
+    zoom: float = 0.0
+    elastic: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patch < 0 or self.elastic < 0:
+            raise UsageError(
+                f"augment.patch = {self.patch}, augment.elastic = {self.elastic}",
+                mend="give 0 or more pixels",
+            )
+        if self.patches < 1:
+            raise UsageError(f"augment.patches = {self.patches}", mend="give 1 or more")
+        for name in ("zoom", "brightness", "contrast"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"augment.{name} = {getattr(self, name)}", mend="give 0 or more, below 1"
+                )
+
+
+class SemanticSegmentation(Task):
+    name = "semantic_segmentation"
+    reads = "semantic_segmentation"
+    primary = Figure("miou", "max")
+    augment_settings = SegmentationAugment
+    eval_batch = 4
+
+    def targets(self, batch: Batch) -> list[Target]:
+        masks = batch["mask"].cpu()
+        extents = batch["extent"].tolist()
+        return [{"mask": m[:height, :width]} for m, (height, width) in zip(masks, extents)]
+
+    def augment(self, settings: SegmentationAugment, data: DataSpec, *, train: bool) -> Transform:
+        return _Augment(settings if train else None, data)
+
+    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        """`counts` (K, K) int64 of the pixels that have a class: row the truth, column the
+        answer."""
+        classes = len(data.classes)
+        said, truth = prediction["mask"], target["mask"]
+        if said.shape != truth.shape:
+            raise TesseraError(
+                f"a prediction is of {tuple(said.shape)} pixels, its target of {tuple(truth.shape)}"
+            )
+        known = truth != IGNORED
+        said, truth = said[known].long(), truth[known].long()
+        for name, found in (("target", truth), ("prediction", said)):
+            if found.numel() and int(found.max()) >= classes:
+                raise TesseraError(
+                    f"a {name} has the class {int(found.max())}, but there are {classes} classes"
+                )
+        counts = torch.bincount(truth * classes + said, minlength=classes**2)
+        return {"counts": counts.reshape(classes, classes)}
+
+    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+        """`miou`, the mean over classes of the intersection over union, `dice`, the mean over
+        classes of 2 * intersection / (truth + answer), and `pixel_accuracy`, each of all pixels of
+        all images together; and `iou/CLASS`. A class that is in no truth and in no answer does not
+        count; pixels without a class don't either. Counts are whole numbers, so the figures depend
+        on nothing else."""
+        matrix = self.confusion(records, data)
+        total = int(matrix.sum())
+        if not total:
+            raise TesseraError(
+                "no pixel of these images has a class: there is nothing to make figures of"
+            )
+        names = metric_names(data.classes)
+        ious = _ious(matrix)
+        dices = [2 * iou / (1 + iou) for iou in ious.values()]
+        return {
+            "miou": math.fsum(ious.values()) / len(ious),
+            "dice": math.fsum(dices) / len(dices),
+            "pixel_accuracy": int(matrix.diagonal().sum()) / total,
+            **{f"iou/{names[k]}": iou for k, iou in ious.items() if k < NAMED_CLASSES},
+        }
+
+    def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor:
+        classes = len(data.classes)
+        matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        for record in records:
+            matrix += record["counts"]
+        return matrix
+
+    def badness(self, record: Record) -> float:
+        """1 - the mean IoU of the image's own classes; 0 where no pixel has one."""
+        ious = _ious(record["counts"])
+        return 1 - math.fsum(ious.values()) / len(ious) if ious else 0.0
+
+    def restore(self, prediction: Prediction, view: View) -> Prediction:
+        """The mask in the image's own size. What the network did not see has no class."""
+        mask = prediction["mask"]
+        axes = zip(view.size, view.scale, view.shift, mask.shape)
+        rows, columns = (_seen(*axis) for axis in axes)
+        found = mask[rows.clamp(min=0)][:, columns.clamp(min=0)]
+        unseen = (rows < 0)[:, None] | (columns < 0)
+        return {**prediction, "mask": found.masked_fill(unseen, IGNORED)}
+
+    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+        """`shares`, how much of the picture each class has, and `confidence`."""
+        counts = torch.bincount(prediction["mask"].flatten().long(), minlength=IGNORED + 1)
+        known = counts[: len(data.classes)].tolist()
+        total = sum(known) or 1
+        shares = {name: count / total for name, count in zip(data.classes, known)}
+        return {"shares": shares, "confidence": prediction["confidence"]}
+
+    def panels(
+        self,
+        image: Tensor,
+        prediction: Prediction | None,
+        target: Target | None,
+        data: DataSpec,
+    ) -> list[Panel]:
+        """The image with the truth on it, where it is known, beside that with the answer."""
+        panels = []
+        if target is not None:
+            panels.append(Panel(image, "truth", mask=target["mask"]))
+        if prediction is not None:
+            caption = f"confidence {prediction['confidence']:.0%}"
+            if target is not None:
+                wrong = self.badness(self.compare(prediction, target, data))
+                caption = f"mean IoU {1 - wrong:.2f}"
+            panels.append(Panel(image, caption, mask=prediction["mask"]))
+        return panels
+
+    def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
+        """Of each image some patches, each with its truth."""
+        images, masks = batch["image"], batch["mask"]
+        if images.ndim == 4:
+            return super().samples(batch, data)
+        groups: list[list[Panel]] = [[] for _ in images]
+        for patch in range(min(images.shape[1], SHOWN_PATCHES)):
+            part = {**batch, "image": images[:, patch], "mask": masks[:, patch]}
+            for group, panels in zip(groups, super().samples(part, data)):
+                group += panels
+        return groups
+
+    def picture(self, prediction: Prediction) -> Tensor:
+        """(H, W): the classes by their numbers, 255 for none."""
+        mask: Tensor = prediction["mask"]
+        return mask
+
+
+SEMANTIC_SEGMENTATION = SemanticSegmentation()
+
+
+def _ious(matrix: Tensor) -> dict[int, float]:
+    """Intersection over union of each class that is in truth or answers."""
+    hits = matrix.diagonal().tolist()
+    truths, saids = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    return {
+        k: hit / (truth + said - hit)
+        for k, (hit, truth, said) in enumerate(zip(hits, truths, saids))
+        if truth or said
+    }
+
+
+def _seen(size: int, scale: float, shift: int, given: int) -> Tensor:
+    """Where each of an image's `size` pixels along an axis is among the `given` ones of a
+    prediction; -1 where it is not."""
+    at = ((torch.arange(size, dtype=torch.float64) + 0.5) * scale + shift).floor().long()
+    return torch.where(at < given, at, -1).clamp(min=-1)
+
+
+class _Augment:
+    """The transform: patches are taken out of the image, then normalised and changed in colour.
+    Without settings images are normalised as they are."""
+
+    def __init__(self, settings: SegmentationAugment | None, data: DataSpec) -> None:
+        self._settings = settings
+        std = torch.tensor(data.std, dtype=torch.float64)[:, None, None]
+        mean = torch.tensor(data.mean, dtype=torch.float64)[:, None, None]
+        self._scale, self._offset = (1 / (255 * std)).float(), (-mean / std).float()
+        self._std = std.float()
+
+    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+        image: Tensor = batch["image"]
+        self._scale, self._offset, self._std = (
+            constant.to(image.device) for constant in (self._scale, self._offset, self._std)
+        )
+        settings = self._settings
+        if settings is None:
+            return {**batch, "image": self._normalise(image)}
+        image, mask = self._patches(batch, settings, draws)  # (B, C, P, h, w), (B, P, h, w)
+        image = self._normalise(image.transpose(1, 2))
+        if settings.brightness or settings.contrast:
+            image = self._recolour(image, settings, draws)
+        if settings.patches == 1:
+            image, mask = image[:, 0], mask[:, 0]
+        frame = torch.tensor(mask.shape[-2:]).expand(len(mask), 2).to(batch["extent"].device)
+        return {**batch, "image": image, "mask": mask, "extent": frame}
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        return torch.addcmul(self._offset, image.float(), self._scale)
+
+    def _patches(
+        self, batch: Batch, settings: SegmentationAugment, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        image, mask = batch["image"], batch["mask"]
+        high, wide = image.shape[-2:]
+        frame = (settings.patch or high, settings.patch or wide)
+        places = _places(settings, frame, batch["extent"].cpu(), draws).to(image.device)
+        edges = batch["extent"].to(image.device)[:, None, None, None, :]
+        inside = ((places > -0.5) & (places < edges - 0.5)).all(-1)
+        # Beyond an edge the picture is mirrored, as often as is needed.
+        at = (edges - ((places + 0.5).remainder(2 * edges) - edges).abs() - 0.5).clamp(min=0)
+        at = at.minimum(edges - 1)
+        nearest = at.round().long()
+        pixels = (nearest[..., 0] * wide + nearest[..., 1]).flatten(1)
+        found = mask.flatten(1).gather(1, pixels).view_as(inside)
+        found = found.masked_fill(~inside, IGNORED)
+        if settings.zoom or settings.elastic:
+            # -1..1 from the first pixel's centre to the last one's, the column first
+            grid = 2 * at / torch.tensor([max(high - 1, 1), max(wide - 1, 1)]).to(at) - 1
+            grid = grid.flip(-1).flatten(1, 2)
+            seen = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=True)
+        else:
+            pixels = pixels[:, None].expand(-1, image.shape[1], -1)
+            seen = image.flatten(2).gather(2, pixels)
+        return seen.view(*image.shape[:2], *inside.shape[1:]), found
+
+    def _recolour(self, image: Tensor, settings: SegmentationAugment, draws: Draws) -> Tensor:
+        change = (2 * draws.uniform(settings.patches, 2) - 1).to(image.device)
+        brighter, stronger = change[:, :, :, None, None, None].unbind(2)
+        shift = settings.brightness * brighter / self._std
+        return image * (1 + settings.contrast * stronger) + shift
+
+
+def _places(
+    settings: SegmentationAugment, frame: tuple[int, int], extent: Tensor, draws: Draws
+) -> Tensor:
+    """Where the pixels of the patches come from, (B, P, h, w, 2): row and column in the image, whole
+    numbers at the centres of its pixels."""
+    patches = settings.patches
+    turns = draws.integers(4, patches) if settings.rotate else torch.zeros(len(extent), patches)
+    mirrored = (draws.uniform(patches, 2) < 0.5) & torch.tensor(
+        [settings.flip_vertical, settings.flip]
+    )
+    zoom = torch.exp((2 * draws.uniform(patches, 1) - 1) * math.log1p(settings.zoom))
+    turned = (turns % 2 == 1)[:, :, None]
+    sides = torch.tensor(frame, dtype=torch.float32)
+    covered = torch.where(turned, sides.flip(0), sides) / zoom
+    room = extent[:, None] - covered
+    corner = torch.where(room < 0, room / 2, draws.uniform(patches, 2) * (room.floor() + 1)).floor()
+
+    rows, columns = (torch.arange(side) + 0.5 - side / 2 for side in frame)
+    offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+    offsets = offsets * (1 - 2 * mirrored.float())[:, :, None, None, :]
+    quarter = offsets.flip(-1) * torch.tensor([1.0, -1.0])
+    offsets = torch.where(turned[..., None, None], quarter, offsets)
+    around = 1 - 2 * (turns >= 2).float()
+    offsets = offsets * (around[..., None] / zoom)[:, :, None, None, :]
+    places = offsets + (corner + covered / 2 - 0.5)[:, :, None, None, :]
+    if settings.elastic:
+        shifts = draws.normal(patches, 2, 3, 3).flatten(0, 1) * settings.elastic
+        smooth = F.interpolate(shifts, size=frame, mode="bicubic", align_corners=True)
+        places = places + smooth.view(-1, patches, 2, *frame).movedim(2, -1)
+    return places

@@ -1,0 +1,285 @@
+"""U-Net: a class for each pixel, from what is near it and from what the whole looks like.
+
+Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015, on padded
+convolutions, so that the answer is as large as the image. Trained with cross-entropy and the soft
+Dice loss of Milletari et al., V-Net, 2016, in the form of several classes.
+
+    B images, P patches of one image, C channels, H height, W width, K classes
+    D depth, F width of the first level
+
+    image (B, C, H, W) -> padded to multiples of 2^D
+    -> D times down: level i is (B, F * 2^i, H / 2^i, W / 2^i) -> the lowest level, F * 2^D wide
+    -> D times up, each beside what came down at that level -> logits (B, K, H, W)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core.errors import UsageError
+from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.layers import check_choice, check_shares
+from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.core.tiles import check_tiles, in_tiles
+from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
+
+Norm = Literal["batch", "group", "instance", "none"]
+Up = Literal["transpose", "bilinear"]
+ClassWeights = Literal["none", "sqrt", "balanced"]
+GROUP_CHANNELS = 8
+"""Channels that a group norm takes together."""
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """`depth`: how often the size is halved. `width`: channels of the first level; each lower one
+    has twice as many. `norm` after each convolution. `dropout`: share of whole maps dropped at the
+    lowest level. `up`: by a transposed convolution, or bilinearly and by a convolution. `dice`:
+    weight of the Dice loss, beside that of the cross-entropy, which is 1. `class_weights` of the
+    pixels in the cross-entropy: "balanced" is the inverse of how many a class has in the training
+    split, "sqrt" its root. Images of more than `tile` * `tile` pixels are answered in tiles of that
+    side, which overlap by `overlap` pixels."""
+
+    depth: int = 4
+    width: int = 32
+    norm: Norm = "batch"
+    dropout: float = 0.0
+    up: Up = "transpose"
+    dice: float = 1.0
+    class_weights: ClassWeights = "none"
+    tile: int = 1024
+    overlap: int = 128
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.width < 1:
+            raise UsageError(
+                f"model.depth = {self.depth}, model.width = {self.width}", mend="give 1 or more"
+            )
+        check_choice("norm", self.norm, get_args(Norm))
+        check_choice("up", self.up, get_args(Up))
+        check_choice("class_weights", self.class_weights, get_args(ClassWeights))
+        check_shares(self, "dropout")
+        if not 0 <= self.dice < math.inf:
+            raise UsageError(f"model.dice = {self.dice}", mend="give 0 or more")
+        check_tiles(self.tile, self.overlap)
+
+
+class Net(nn.Module):
+    class_weights: Tensor
+
+    def __init__(self, config: UnetConfig, data: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.width * 2**level for level in range(config.depth + 1)]
+        befores = [data.channels, *widths]
+        self.down = nn.ModuleList(
+            _block(config, before, width) for before, width in zip(befores, widths)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.up = nn.ModuleList(_up(config, width) for width in widths[:-1])
+        self.merge = nn.ModuleList(_block(config, 2 * width, width) for width in widths[:-1])
+        self.head = nn.Conv2d(config.width, len(data.classes), 1)
+        weights = weights_of(data, config.class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                # The fan of a transposed convolution of stride 2: each output has one input pixel.
+                fan = module.in_channels * module.kernel_size[0] ** 2
+                fan = module.in_channels if isinstance(module, nn.ConvTranspose2d) else fan
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K, H, W)."""
+        height, width = image.shape[-2:]
+        signal = reflect(image, 2**self.config.depth)
+        passed = []
+        for block in self.down[:-1]:
+            signal = block(signal)
+            passed.append(signal)
+            signal = self.pool(signal)
+        signal = self.dropout(self.down[-1](signal))
+        for level in reversed(range(self.config.depth)):
+            signal = self.up[level](signal)
+            signal = self.merge[level](torch.cat([passed[level], signal], 1))
+        logits: Tensor = self.head(signal)[..., :height, :width]
+        return logits
+
+
+def _block(config: UnetConfig, before: int, width: int) -> nn.Sequential:
+    """Twice a convolution, a norm and a ReLU."""
+    layers: list[nn.Module] = []
+    for given in (before, width):
+        layers.append(nn.Conv2d(given, width, 3, padding=1, bias=config.norm == "none"))
+        if config.norm == "batch":
+            layers.append(nn.BatchNorm2d(width))
+        elif config.norm == "group":
+            groups = math.gcd(max(width // GROUP_CHANNELS, 1), width)
+            layers.append(nn.GroupNorm(groups, width))
+        elif config.norm == "instance":
+            layers.append(nn.InstanceNorm2d(width, affine=True))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def _up(config: UnetConfig, width: int) -> nn.Module:
+    """Twice the size, half the channels: (B, 2 * width, h, w) -> (B, width, 2h, 2w)."""
+    if config.up == "transpose":
+        return nn.ConvTranspose2d(2 * width, width, 2, 2)
+    larger = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    return nn.Sequential(nn.Conv2d(2 * width, width, 1), larger)
+
+
+def reflect(image: Tensor, unit: int) -> Tensor:
+    """The image with its sides a multiple of `unit`, and at least two of it, so that a norm has
+    several values at the lowest level; continued below and on the right by its mirror image."""
+    for axis in (-2, -1):
+        size = image.shape[axis]
+        wanted = max(-(-size // unit), 2) * unit
+        if wanted > size:
+            period = max(2 * size - 2, 1)
+            at = torch.arange(wanted, device=image.device).remainder(period)
+            image = image.index_select(axis, torch.minimum(at, (period - at).abs()))
+    return image
+
+
+def weights_of(data: DataSpec, kind: ClassWeights) -> Tensor:
+    """(K,): what a pixel of each class counts for; over the training split the mean is 1. A class
+    that is not in it counts 1."""
+    counts = torch.tensor(data.counts, dtype=torch.float64)
+    if kind == "none" or len(counts) != len(data.classes) or not counts.any():
+        return torch.ones(len(data.classes))
+    shares = counts / counts.sum()
+    weights = 1 / (shares if kind == "balanced" else shares.sqrt())
+    weights = weights.where(counts > 0, 0)
+    weights = weights / (weights * shares).sum()
+    return weights.where(counts > 0, 1).float()
+
+
+def losses_of(logits: Tensor, mask: Tensor, weights: Tensor, dice: float) -> Losses:
+    """The means over images of logits (B, K, H, W) and classes uint8 (B, H, W), 255 for none.
+
+    An image's cross-entropy is the mean over its pixels with a class, 0 where there is none; its
+    Dice loss is 1 - the mean of the soft Dice coefficients of the classes that it has.
+    """
+    known = mask != IGNORED
+    pixels = known.flatten(1).sum(1).clamp(min=1)
+    truth = mask.long().masked_fill(~known, 0)
+    logs = logits.float().log_softmax(1)
+    nll = -logs.gather(1, truth[:, None])[:, 0] * weights[truth] * known
+    entropy = nll.flatten(1).sum(1) / pixels
+
+    classes = logits.shape[1]
+    share = logs.exp() * known[:, None]
+    there = F.one_hot(truth, classes).movedim(-1, 1) * known[:, None]
+    both = (share * there).flatten(2).sum(2)
+    truths = there.flatten(2).sum(2)
+    coefficients = 2 * both / (share.flatten(2).sum(2) + truths).clamp(min=1)
+    occurs = (truths > 0).float()
+    overlap = (coefficients * occurs).sum(1) / occurs.sum(1).clamp(min=1)
+    missed = (1 - overlap) * (occurs.sum(1) > 0)
+    right = ((logits.argmax(1) == truth) & known).flatten(1).sum(1) / pixels
+    return {
+        "loss": (entropy + dice * missed).mean(),
+        "cross_entropy": entropy.mean(),
+        "dice_loss": missed.mean(),
+        "pixel_accuracy": right.mean(),
+    }
+
+
+class Unet(Family[UnetConfig]):
+    task = SEMANTIC_SEGMENTATION
+    variants = {
+        "base": UnetConfig(),
+        "tiny": UnetConfig(depth=2, width=8, norm="group"),
+        "small": UnetConfig(depth=3, width=16),
+        "article": UnetConfig(width=64, norm="none", dropout=0.5, dice=0.0),
+    }
+    defaults = {
+        "data.fit": "pad",
+        "optim.model.kind": "adamw",
+        "optim.model.lr": 1e-3,
+        "optim.model.weight_decay": 1e-4,
+        "schedule.kind": "cosine",
+        "schedule.warmup": 0.05,
+        "train.batch_size": 8,
+        "train.clip_norm": 1.0,
+        "augment.flip": True,
+    }
+    variant_defaults = {
+        "article": {
+            "optim.model.kind": "sgd",
+            "optim.model.lr": 1e-3,
+            "optim.model.momentum": 0.99,
+            "optim.model.weight_decay": 0.0,
+            "schedule.kind": "constant",
+            "schedule.warmup": 0.0,
+            "train.batch_size": 1,
+            "augment.elastic": 10.0,
+        }
+    }
+
+    def build(self, config: UnetConfig, data: DataSpec) -> nn.Module:
+        return Net(config, data)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Losses:
+        """Of images (B, C, H, W) with `mask` (B, H, W), or of (B, P, C, H, W) with (B, P, H, W)."""
+        image, mask = batch["image"], batch["mask"]
+        if image.ndim == 5:
+            image, mask = image.flatten(0, 1), mask.flatten(0, 1)
+        net = _net(module)
+        return losses_of(module(image), mask, net.class_weights, net.config.dice)
+
+    @torch.no_grad()
+    def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
+        """Each picture by itself and without what was added to fill the frame, because the network
+        would take that for something."""
+        predictions = []
+        for image, (height, width) in zip(batch["image"], batch["extent"].tolist()):
+            shares = self._shares(module, image[None, :, :height, :width])
+            confidence, said = shares[0].max(0)
+            mask = said.to(torch.uint8).cpu()  # the wait for the device
+            predictions.append({"mask": mask, "confidence": float(confidence.mean())})
+        return predictions
+
+    def _shares(self, module: nn.Module, image: Tensor) -> Tensor:
+        """(1, C, H, W) -> probabilities (1, K, H, W)."""
+
+        def run(images: Tensor) -> Tensor:
+            logits: Tensor = module(images)
+            return logits.float().softmax(1)
+
+        config = _net(module).config
+        if image.shape[-2] * image.shape[-1] <= config.tile**2:
+            return run(image)
+        return in_tiles(image, run, tile=config.tile, overlap=config.overlap)
+
+    def search_space(self) -> Mapping[str, Space]:
+        return {
+            "optim.model.lr": LogUniform(1e-4, 1e-2),
+            "optim.model.weight_decay": LogUniform(1e-6, 1e-2),
+            "train.batch_size": Choice((2, 4, 8)),
+            "model.width": Choice((16, 32, 64)),
+            "model.dice": Uniform(0.0, 2.0),
+            "model.class_weights": Choice(("none", "sqrt", "balanced")),
+            "augment.zoom": Uniform(0.0, 0.3),
+        }
+
+
+def _net(module: nn.Module) -> Net:
+    """The network itself, whether or not DistributedDataParallel is around it."""
+    net = getattr(module, "module", module)
+    assert isinstance(net, Net)
+    return net
+
+
+FAMILY = Unet()
