@@ -7,7 +7,7 @@ line as plain JSON; pictures and results as files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Asked:
     seed: int = 0
     decode: Path | None = None
     gallery: Path | None = None
+    compare: bool = False
 
     def __post_init__(self) -> None:
         kinds = {"PATHS": self.paths, "--samples": self.samples, "--decode": self.decode}
@@ -43,6 +44,10 @@ class Asked:
             raise UsageError(said, mend="name images, or give --samples N, or --decode FILE")
         if self.gallery and not self.paths:
             raise UsageError("--gallery goes with images", mend="name some")
+        if self.compare and not self.paths:
+            raise UsageError("--compare goes with images", mend="name two or more")
+        if self.compare and self.gallery:
+            raise UsageError("--compare and --gallery don't go together", mend="ask one by one")
 
 
 def give(predictor: Predictor, asked: Asked, version: Version) -> Iterator[dict[str, Any]]:
@@ -66,19 +71,30 @@ def _about_images(
 ) -> Iterator[dict[str, Any]]:
     from pipelines import prediction
 
-    identify = None
-    if asked.gallery:
-        from pipelines import galleries
-
-        figures = json.loads(version.tags.get("tessera.metrics", "{}"))
-        identify = galleries.enrol(predictor, asked.gallery, figures.get("val/threshold"))
-    for found in predictor.predict(prediction.expand(asked.paths)):
+    liken = _likener(predictor, asked, version)
+    for number, found in enumerate(predictor.predict(prediction.expand(asked.paths))):
         answer = found.answer
+        if asked.compare and not number and found.prediction is None:
+            raise TesseraError(answer["error"], mend="it is what the others are compared with")
         if found.prediction is not None:
-            if identify:
-                answer = {**answer, **identify(found.prediction)}
+            if liken:
+                answer = {**answer, **liken(found.prediction)}
             answer = {**answer, **files.write(found.path, found.prediction)}
         yield answer
+
+
+def _likener(
+    predictor: Predictor, asked: Asked, version: Version
+) -> Callable[[Prediction], dict[str, Any]] | None:
+    """What tells of an embedding who it is, or whether it is the same as the first."""
+    if not asked.gallery and not asked.compare:
+        return None
+    from pipelines import galleries
+
+    threshold = json.loads(version.tags.get("tessera.metrics", "{}")).get("val/threshold")
+    if asked.gallery:
+        return galleries.enrol(predictor, asked.gallery, threshold)
+    return galleries.Comparison(predictor, threshold)
 
 
 def read_codes(path: Path) -> list[list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,12 @@ SMALL_ITEMS = 20_000
     help="Don't look for images of two splits that look alike.",
 )
 @click.option(
+    "--unseen",
+    multiple=True,
+    metavar="CLASS,…",
+    help="Keep these classes for test, which then has no other; may be given several times.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(0),
     help="Tasks at a time on the Ray cluster; 0 packs in this process. By default the cluster's "
@@ -92,6 +98,7 @@ def command(
     quality: int | None,
     allow_rejected: str,
     near: bool,
+    unseen: tuple[str, ...],
     workers: int | None,
     as_json: bool,
     verbose: bool,
@@ -119,6 +126,7 @@ def command(
             quality=quality,
             allow_rejected=allow_rejected,
             near=near,
+            unseen=unseen,
             spread=cluster.spread if cluster.wanted else None,
             spread_from=SMALL_ITEMS if workers is None else 0,
             progress=progress.show,
@@ -141,16 +149,18 @@ def _show(card: Card, to: str, seconds: float) -> None:
             **({"classes": f"{len(card.classes)}"} if card.classes else {}),
             **rejected,
             "digest": card.digest,
-            "next": _next(card.task, card.splits, to),
+            "next": _next(card, to),
         }
     )
 
 
-def _next(task: str, splits: Collection[str], to: str) -> str:
+def _next(card: Card, to: str) -> str:
     import models
 
-    if "val" not in splits:
+    if "val" not in card.splits:
         return "more images: a training needs the splits train and val"
+    unseen = card.task == "classification" and not all(card.spec().counts)
+    task = "verification" if unseen else card.task
     fitting = [name for name in models.names() if models.get(name).task.name == task]
     if not fitting:
         return f"tessera inspect {to} --html FILE"

@@ -44,6 +44,9 @@ from jobs.terminal import json_line
     metavar="DIR",
     help="Who is it? DIR has a folder of images for each.",
 )
+@click.option(
+    "--compare", is_flag=True, help="Is each image after the first the same as the first?"
+)
 @click.option("--strict", is_flag=True, help="Exit status 1 if an input couldn't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.core.errors import TesseraError, UsageError
+from models.core.errors import TesseraError
 from models.core.family import (
     Batch,
     DataSpec,
@@ -229,25 +229,35 @@ def _equal_error(far: Tensor, frr: Tensor) -> tuple[float, float]:
 
 def _few_shot(labels: Tensor, rows: Tensor) -> float | None:
     """Mean accuracy of `EPISODES` draws; None where less than two classes have images enough."""
-    _, numbers, sizes = labels.unique_consecutive(return_inverse=True, return_counts=True)
+    numbers, sizes = _number(labels)
     fitting = (sizes > SHOTS)[numbers]
-    rows, labels = rows[fitting], labels[fitting]
-    _, labels, sizes = labels.unique_consecutive(return_inverse=True, return_counts=True)
+    rows, (labels, sizes) = rows[fitting], _number(labels[fitting])
     count, classes = len(rows), len(sizes)
     if classes < 2:
         return None
     generator = torch.Generator().manual_seed(0)
     starts = sizes.cumsum(0) - sizes
-    hits = 0
+    hits, step = 0, max(_BLOCK // classes, 1)
     for _ in range(EPISODES):
         drawn = (labels + torch.rand(count, generator=generator, dtype=torch.float64)).argsort()
         chosen = drawn[starts[:, None] + torch.arange(SHOTS)]
         prototypes = rows[chosen].sum(1)
         prototypes /= (prototypes**2).sum(1, keepdim=True).sqrt().clamp_min(1)
         asked = torch.ones(count, dtype=torch.bool).index_fill_(0, chosen.flatten(), False)
-        for part in asked.nonzero()[:, 0].split(max(_BLOCK // classes, 1)):
+        queries = asked.nonzero()[:, 0]
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
             likeness = rows[part] @ prototypes.T
             truth = likeness.gather(1, labels[part, None])
             others = likeness.scatter_(1, labels[part, None], -torch.inf)
             hits += int((truth[:, 0] > others.amax(1)).sum())
     return hits / (EPISODES * (count - SHOTS * classes))
+
+
+def _number(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted labels (N,) as numbers from 0 without gaps (N,), and how many there are of each."""
+    if not len(labels):
+        return labels, labels
+    new = torch.cat([labels.new_zeros(1), (labels[1:] != labels[:-1]).long()])
+    numbers = new.cumsum(0)
+    return numbers, numbers.bincount()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -122,6 +122,7 @@ def pack(
     quality: int | None = None,
     allow_rejected: str = "0",
     near: bool = True,
+    unseen: Sequence[str] = (),
     spread: Spread | None = None,
     spread_from: int = 0,
     progress: Progress | None = None,
@@ -132,8 +133,10 @@ def pack(
     `shard_samples` is the most that a shard has; by default as many as fit in 64 MiB. `resize` is
     the most pixels that the shorter side of an image keeps, `quality` that of the JPEGs made then.
     `allow_rejected` is how many samples may fail their check: a number, or a share like "0.5%".
-    `near` says whether images of two splits that look alike are sought. `spread` is where shards are
-    made, for sources of `spread_from` items or more; else it is here.
+    `near` says whether images of two splits that look alike are sought. `unseen` are classes, or
+    lists of classes with commas, that only test is to have: their images are left out of train and
+    val, and those of the other classes out of test. `spread` is where shards are made, for sources
+    of `spread_from` items or more; else it is here.
 
     Raises TesseraError, and leaves nothing behind, for an occupied `to`, a source without images or
     an empty class. Where more samples are rejected than allowed, and after an interruption, what is
@@ -144,9 +147,10 @@ def pack(
     chosen, reader, given, why = choose(source, format, options or {})
     say(f"{source} is read as {chosen}: {why}")
     if hasattr(reader, "index"):  # of shards that stay where they lie
-        if shard_samples or resize:
+        if shard_samples or resize or unseen:
             raise UsageError(
-                f"{chosen} leaves shards where they lie", mend="leave --shard-samples, --resize out"
+                f"{chosen} leaves shards where they lie",
+                mend="leave --shard-samples, --resize and --unseen out",
             )
         told: dict[str, Any] = {
             "name": name,
@@ -161,13 +165,20 @@ def pack(
         bare = replace(found, items=())
         shared = Shared(bare, staged.place.where, None, "", resize, quality)
         how = {"format": chosen, "options": given, "seed": seed, "resize": [resize, quality]}
+        labels = _find_classes(found, unseen)
+        if labels:
+            how["unseen"] = sorted(labels)
         _tell_cut(found, say)
-        plan = packing_plan.make_plan(found, shared, seed=seed, shard_samples=shard_samples)
+        plan = packing_plan.make_plan(
+            found, shared, seed=seed, shard_samples=shard_samples, unseen=labels
+        )
         shared = replace(shared, plan=packing_plan.digest(plan, found, how))
         afar = spread if len(found.items) >= spread_from else None
+        note = _tell_unseen(found, plan, say)
         run = Run(staged, plan, shared, spread=afar, progress=progress, say=say)
         run.pack(allow_rejected, near=near)
-        card = run.card(name=name or found.name, source=f"{chosen}:{found.name}", licence=licence)
+        source = f"{chosen}:{found.name}{note}"
+        card = run.card(name=name or found.name, source=source, licence=licence)
         staged.place.write(FILE, card.to_json().encode())
     return card
 
@@ -179,6 +190,35 @@ def _tell_cut(source: Source, say: Callable[[str], None]) -> None:
     if missing and len(given) > 1:
         share = f"a tenth of it{' for each' if len(missing) > 1 else ''}"
         say(f"the source has no {' and no '.join(missing)}: cut from train, {share}")
+
+
+def _find_classes(source: Source, given: Sequence[str]) -> frozenset[int]:
+    """The classes that are named, as labels. Raises UsageError for a name that there isn't."""
+    if given and source.task != "classification":
+        kind = source.task.replace("_", " ")
+        raise UsageError(
+            f"data of {kind} have no classes of whole images", mend="leave --unseen out"
+        )
+    labels = set()
+    for text in given:
+        names = [text] if text in source.classes else text.split(",")
+        for name in filter(None, map(str.strip, names)):
+            if name not in source.classes:
+                raise unknown("class", name, source.classes)
+            labels.add(source.classes.index(name))
+    return frozenset(labels)
+
+
+def _tell_unseen(source: Source, plan: packing_plan.Plan, say: Callable[[str], None]) -> str:
+    """Says what is left out for the unseen classes; gives what the card says of them."""
+    if not plan.unseen:
+        return ""
+    names = ", ".join(source.classes[label] for label in sorted(plan.unseen))
+    say(
+        f"only test has the classes {names}, and no other: {plan.left_out:,} images are left out "
+        "for that"
+    )
+    return f", unseen: {names}"
 
 
 def _read(

@@ -4,7 +4,7 @@ In: a source's items. Out: a `Plan`, the same for the same input. Must not know 
 
 Splits: what the source has is taken (`train`, `val`, `test`); of `val` and `test`, what is missing is
 cut from `train`, a tenth of each class, chosen by a hash of seed and key. Within a split the samples
-are in hashed order, so that each shard is a mixture. All shards of a split have as many samples, give
+are in hashed order, so that each shard is a mixture. Classes can be kept for `test` alone. All shards of a split have as many samples, give
 or take one.
 """
 
@@ -34,10 +34,13 @@ _FORM = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards to be, and what is rejected already: rows of `rejected.jsonl`."""
+    """The shards to be, and what is rejected already: rows of `rejected.jsonl`. `unseen` are
+    classes that only `test` has, and `left_out` the images that are not packed for that."""
 
     parts: tuple[Part, ...]
     rejected: tuple[dict[str, str], ...]
+    unseen: frozenset[int] = frozenset()
+    left_out: int = 0
 
     @property
     def samples(self) -> int:
@@ -50,17 +53,29 @@ class Plan:
         return self.samples + len(self.rejected)
 
 
-def make_plan(source: Source, shared: Shared, *, seed: int, shard_samples: int | None) -> Plan:
-    """Splits a source and cuts its splits into shards. Raises TesseraError for one without train
-    images, or where a class of another split has none."""
+def make_plan(
+    source: Source,
+    shared: Shared,
+    *,
+    seed: int,
+    shard_samples: int | None,
+    unseen: frozenset[int] = frozenset(),
+) -> Plan:
+    """Splits a source and cuts its splits into shards. Of the classes `unseen` train and val get no
+    image, and test gets no other. Raises TesseraError for a source without train images, or where
+    another class of another split has none."""
     _check_names(source)
     rejected: list[dict[str, str]] = []
     splits = split_items(_without_duplicates(source.items, rejected), seed)
+    found = sum(map(len, splits.values()))
+    if unseen:
+        splits = _keep_apart(splits, source.classes, unseen)
     if source.task == "classification":
-        _check_classes(splits, source.classes, source.name)
+        _check_classes(splits, source.classes, source.name, unseen)
     most = shard_samples or _fitting(shared, splits["train"])
     parts = (part for split, items in splits.items() for part in _cut_parts(split, items, most))
-    return Plan(tuple(parts), tuple(rejected))
+    left_out = found - sum(map(len, splits.values()))
+    return Plan(tuple(parts), tuple(rejected), unseen, left_out)
 
 
 def digest(plan: Plan, source: Source, how: Mapping[str, Any]) -> str:
@@ -93,6 +108,25 @@ def split_items(items: Iterable[Item], seed: int) -> dict[Split, list[Item]]:
         for split, chosen in given.items()
         if chosen
     }
+
+
+def _keep_apart(
+    splits: Mapping[Split, list[Item]], classes: Sequence[str], unseen: frozenset[int]
+) -> dict[Split, list[Item]]:
+    """The same without the unseen classes in train and val, and without the others in test."""
+    kept = {  # what has no label stays, to be rejected
+        split: [i for i in items if i.label is None or (i.label in unseen) == (split == "test")]
+        for split, items in splits.items()
+    }
+    if not kept["train"]:
+        raise TesseraError("no train image is left: all classes are unseen", mend="name fewer")
+    tested = {item.label for item in kept.get("test", ())}
+    for label in sorted(unseen - tested):
+        raise TesseraError(
+            f"test has no image of the unseen class {classes[label]!r}",
+            mend="an unseen class needs test images, or 3 images of which some can be test's",
+        )
+    return {split: items for split, items in kept.items() if items}
 
 
 def _cut_splits(items: list[Item], missing: list[Split], seed: int) -> dict[Split, list[Item]]:
@@ -137,8 +171,13 @@ def _check_names(source: Source) -> None:
         known.add(plain)
 
 
-def _check_classes(splits: Mapping[Split, list[Item]], classes: Sequence[str], source: str) -> None:
-    trained = {item.label for item in splits["train"]}
+def _check_classes(
+    splits: Mapping[Split, list[Item]],
+    classes: Sequence[str],
+    source: str,
+    unseen: frozenset[int],
+) -> None:
+    trained = {item.label for item in splits["train"]} | unseen
     for split, items in splits.items():
         labels = {item.label for item in items} - trained
         strange = [label for label in range(len(classes)) if label in labels]

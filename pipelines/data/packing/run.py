@@ -199,11 +199,14 @@ class Run:
         return dict(zip(classes, total.tolist()))
 
     def _check_classes(self, counts: dict[Split, dict[str, int]], name: str) -> None:
-        """A class without train images is refused where each image has one, else said."""
+        """A class without train images is refused where each image has one, else said; but for
+        those that are to have none."""
         train = [r for n, r in self._done.items() if self._parts[n].split == "train"]
         if not any(receipt.shard.samples for receipt in train):
             raise TesseraError(f"{name}: no train image is left", mend="see which were rejected")
-        empty = [label for label, count in counts["train"].items() if not count]
+        unseen = {self._shared.source.classes[label] for label in self._plan.unseen}
+        trained = counts["train"].items()
+        empty = [label for label, count in trained if not count and label not in unseen]
         if empty and self._shared.source.task == "classification":
             raise TesseraError(
                 f"{name}: no train image of the class {empty[0]!r} is left",
