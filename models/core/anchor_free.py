@@ -134,7 +134,8 @@ def losses(said: Said, at: Grid, truth: Truths, most: int, weights: Weights) -> 
     """`loss`, and its parts before they are weighted: `objects`, `classes`, `boxes`, `bins`.
 
     Each is a mean over the images of what belongs to an image alone, so that it doesn't matter how
-    a batch is cut.
+    a batch is cut. From the cross-entropies the entropy of the goal is taken, which changes no
+    gradient: the loss of a perfect answer is 0.
     """
     said = Said(*(logits.float() for logits in said))
     boxes, scores = boxes_of(said.distances, at), scores_of(said)
@@ -151,6 +152,7 @@ def losses(said: Said, at: Grid, truth: Truths, most: int, weights: Weights) -> 
     total = goal.sum(1).clamp(min=1.0)
     share = (quality / total[image]) / count
     unlike = F.binary_cross_entropy_with_logits(said.objects, goal, reduction="none")
+    unlike[image, point] -= _entropy(quality)
     unlike = unlike * _outside_of_crowds(boxes.detach(), truth, owner)
     parts = {
         "objects": (unlike.sum(1) / total).mean(),
@@ -164,7 +166,7 @@ def losses(said: Said, at: Grid, truth: Truths, most: int, weights: Weights) -> 
 
 
 def _bins(distances: Tensor, box: Tensor, at: Grid, point: Tensor) -> Tensor:
-    """(P, 4, D) -> (P,): the cross-entropy of both bins beside the true distance, weighted by how
+    """(P, 4, D) -> (P,): the divergence from both bins beside the true distance, weighted by how
     near they are (Li et al., Generalized Focal Loss, 2020: https://arxiv.org/abs/2006.04388)."""
     last = distances.shape[-1] - 1
     places, strides = at.points[point], at.strides[point, None]
@@ -175,7 +177,13 @@ def _bins(distances: Tensor, box: Tensor, at: Grid, point: Tensor) -> Tensor:
     logs = distances.log_softmax(-1)
     near = logs.gather(-1, lower.long()[..., None])[..., 0]
     far = logs.gather(-1, lower.long()[..., None] + 1)[..., 0]
-    return -(near * (1 - upper_share) + far * upper_share).mean(-1)
+    unlike = -(near * (1 - upper_share) + far * upper_share) - _entropy(upper_share)
+    return unlike.mean(-1)
+
+
+def _entropy(share: Tensor) -> Tensor:
+    """Of yes or no, in nats."""
+    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share))
 
 
 def _outside_of_crowds(boxes: Tensor, truth: Truths, owner: Tensor) -> Tensor:
