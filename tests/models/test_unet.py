@@ -1,0 +1,291 @@
+"""U-Net: the article's layers, its losses against their definitions, any image size."""
+
+from __future__ import annotations
+
+import math
+
+import examples
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import models
+from models.core.errors import UsageError
+from models.core.family import DataSpec, Draws
+from models.unet import Unet, UnetConfig, losses_of, reflect, weights_of
+from pipelines import recipe as recipes
+
+UNET = models.get("unet")
+CLASSES = ("a", "b", "c")
+
+
+def spec(height: int = 32, width: int = 32, channels: int = 3, counts=(9, 8, 1)) -> DataSpec:
+    mean, std = (0.5,) * channels, (0.3,) * channels
+    return DataSpec("semantic_segmentation", channels, height, width, CLASSES, mean, std, counts)
+
+
+def net(data: DataSpec, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    return Unet().build(UnetConfig(**{"depth": 2, "width": 4, **settings}), data)
+
+
+def batch_of(images: torch.Tensor, extents: list[tuple[int, int]] | None = None) -> dict:
+    count, (height, width) = len(images), images.shape[-2:]
+    extent = torch.tensor(extents or [(height, width)] * count)
+    return {"image": images, "extent": extent, "key": [str(i) for i in range(count)]}
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_article_has_its_layers():
+    """Widths, 23 convolutions and 31 million weights of figure 1 of Ronneberger et al., 2015."""
+    data = DataSpec("semantic_segmentation", 1, 512, 512, ("membrane", "cell"))
+    module = UNET.build(UNET.variants["article"], data)
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert len(layers) == 23
+    widths = [(m.in_channels, m.out_channels) for m in layers if m.kernel_size == (3, 3)]
+    down = [(1, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512)]
+    assert widths[:10] == [*down, (512, 512), (512, 1024), (1024, 1024)]
+    assert sorted(widths[10:]) == sorted(
+        (before, after) for w in (64, 128, 256, 512) for before, after in ((2 * w, w), (w, w))
+    )
+    assert sum(p.numel() for p in module.parameters()) == 31_030_658
+    assert recipes.start("unet", "article").optim["model"].momentum == 0.99
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+@pytest.mark.parametrize("up", ["transpose", "bilinear"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 17), (8, 8), (33, 20)])
+def test_works_on_any_size(norm, up, size):
+    """Also one image alone, in training."""
+    module = net(spec(*size), norm=norm, up=up, depth=3)
+    images = noise(1, 3, *size)
+    assert module(images).shape == (1, 3, *size)
+    mask = torch.zeros(1, *size, dtype=torch.uint8)
+    losses = UNET.loss(module, {"image": images, "mask": mask})
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+
+
+def test_padding_is_by_reflection():
+    image = noise(2, 3, 5, 6)
+    assert torch.equal(reflect(image, 4), F.pad(image, (0, 2, 0, 3), mode="reflect"))
+    assert reflect(image, 2).shape == (2, 3, 6, 6)
+    assert torch.equal(reflect(image, 1), image)
+    assert torch.equal(reflect(image[..., :1, :1], 2), image[..., :1, :1].expand(-1, -1, 4, 4))
+
+
+def test_each_pixel_sees_far_and_near():
+    """The lowest level reaches further than the convolutions of the first alone."""
+    module = net(spec(64, 64), norm="none").eval()
+    image = noise(1, 3, 64, 64).requires_grad_()
+    module(image)[0, 0, 32, 32].backward()
+    rows = image.grad.abs().sum((0, 1, 3)).nonzero()[:, 0]
+    assert int(rows.min()) < 22
+    assert int(rows.max()) > 42
+    assert image.grad[0, :, 32, 32].any()
+
+
+def plain_losses(logits, mask, weights):
+    """As defined, one image and class after the other."""
+    entropies, dices = [], []
+    for one, truth in zip(logits, mask):
+        known = truth != 255
+        shares = one.softmax(0)
+        total, found = 0.0, []
+        for k in range(3):
+            there = known & (truth == k)
+            total += float(-(shares[k].log() * there).sum() * weights[k])
+            if there.any():
+                both = float((shares[k] * there).sum())
+                found.append(2 * both / (float((shares[k] * known).sum()) + int(there.sum())))
+        entropies.append(total / max(int(known.sum()), 1))
+        dices.append(1 - sum(found) / len(found) if found else 0.0)
+    return sum(entropies) / len(entropies), sum(dices) / len(dices)
+
+
+def test_losses_are_as_defined():
+    logits = noise(4, 3, 6, 5)
+    mask = torch.randint(0, 4, (4, 6, 5), generator=torch.Generator().manual_seed(1))
+    mask[mask == 3] = 255
+    mask[1][mask[1] == 2] = 0
+    mask[2] = 255
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    losses = losses_of(logits, mask.to(torch.uint8), weights, 0.7)
+    entropy, missed = plain_losses(logits, mask, weights)
+    assert float(losses["cross_entropy"]) == pytest.approx(entropy, rel=1e-5)
+    assert float(losses["dice_loss"]) == pytest.approx(missed, rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx(entropy + 0.7 * missed, rel=1e-5)
+    known = mask != 255
+    right = (logits.argmax(1) == mask).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+    assert float(losses["pixel_accuracy"]) == pytest.approx(float(right.mean()))
+    cross = F.cross_entropy(logits[:1], mask[:1], ignore_index=255)
+    (first,) = (losses_of(logits[:1], mask[:1], torch.ones(3), 0.0)["loss"],)
+    assert float(first) == pytest.approx(float(cross), rel=1e-5)
+
+
+def test_a_perfect_answer_loses_nothing_and_a_wrong_one_much():
+    mask = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8)
+    sure = 50.0 * F.one_hot(mask.long() % 255, 3).movedim(-1, 1)
+    assert float(losses_of(sure, mask, torch.ones(3), 1.0)["loss"]) < 1e-6
+    assert float(losses_of(sure.roll(1, 1), mask, torch.ones(3), 1.0)["loss"]) > 50
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_without_a_known_pixel_the_loss_is_zero_and_finite(norm):
+    module = net(spec(), norm=norm)
+    mask = torch.full((2, 32, 32), 255, dtype=torch.uint8)
+    losses = UNET.loss(module, {"image": noise(2, 3, 32, 32), "mask": mask})
+    losses["loss"].backward()
+    assert float(losses["loss"].detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_images():
+    """So that it is the same however the batch is cut for ranks and accumulation."""
+    module = net(spec(), norm="group", class_weights="balanced")
+    images = noise(4, 3, 32, 32)
+    mask = torch.randint(0, 3, (4, 32, 32), generator=torch.Generator().manual_seed(2))
+    mask[1, :30] = 255
+    mask = mask.to(torch.uint8)
+    with torch.no_grad():
+        whole = UNET.loss(module, {"image": images, "mask": mask})["loss"]
+        each = [
+            UNET.loss(module, {"image": images[i : i + 1], "mask": mask[i : i + 1]})["loss"]
+            for i in range(4)
+        ]
+    torch.testing.assert_close(whole, torch.stack(each).mean())
+
+
+def test_patches_are_images():
+    module = net(spec(16, 16), norm="group")
+    images, masks = noise(6, 3, 16, 16), torch.randint(0, 3, (6, 16, 16)).to(torch.uint8)
+    flat = UNET.loss(module, {"image": images, "mask": masks})["loss"]
+    patches = {"image": images.unflatten(0, (2, 3)), "mask": masks.unflatten(0, (2, 3))}
+    assert torch.equal(UNET.loss(module, patches)["loss"], flat)
+
+
+def test_class_weights():
+    data = spec(counts=(90, 9, 1))
+    assert weights_of(data, "none").tolist() == [1, 1, 1]
+    balanced = weights_of(data, "balanced")
+    shares = torch.tensor([0.9, 0.09, 0.01])
+    torch.testing.assert_close(balanced * shares, torch.full((3,), 1 / 3))
+    root = weights_of(data, "sqrt")
+    torch.testing.assert_close(root[2] / root[0], torch.tensor(math.sqrt(90)))
+    assert float((root * shares).sum()) == pytest.approx(1)
+    absent = weights_of(spec(counts=(90, 10, 0)), "balanced")
+    torch.testing.assert_close(absent, torch.tensor([0.5 / 0.9, 5.0, 1.0]))
+    assert weights_of(spec(counts=()), "balanced").tolist() == [1, 1, 1]
+    assert "class_weights" not in net(data).state_dict()
+
+
+def test_a_picture_is_answered_without_what_fills_its_frame():
+    """The same answer whatever is beside the picture, or in the batch."""
+    module = net(spec(), norm="batch").eval()
+    images = noise(3, 3, 32, 32)
+    extents = [(32, 32), (20, 11), (1, 32)]
+    found = UNET.predict(module, batch_of(images, extents))
+    assert [tuple(p["mask"].shape) for p in found] == extents
+    other = images.clone()
+    other[1, :, 20:] = 5
+    other[1, :, :, 11:] = -5
+    again = UNET.predict(module, batch_of(other, extents))
+    assert torch.equal(again[1]["mask"], found[1]["mask"])
+    (alone,) = UNET.predict(module, batch_of(images[1:2, :, :20, :11]))
+    assert torch.equal(alone["mask"], found[1]["mask"])
+    assert alone["mask"].dtype == torch.uint8
+    assert 1 / 3 < alone["confidence"] <= 1
+
+
+def test_large_images_are_answered_in_tiles():
+    """What the network gets is no larger than a tile, and the answer is nearly that of the whole."""
+    module = net(spec(96, 80), tile=48, overlap=24).eval()
+    whole = net(spec(96, 80)).eval()
+    whole.load_state_dict(module.state_dict())
+    image = noise(1, 3, 96, 80)
+    sizes = []
+    hook = module.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[-2:]))
+    (tiled,) = UNET.predict(module, batch_of(image))
+    hook.remove()
+    assert set(sizes) == {(48, 48)}
+    (expected,) = UNET.predict(whole, batch_of(image))
+    assert (tiled["mask"] == expected["mask"]).float().mean() > 0.98
+    assert tiled["confidence"] == pytest.approx(expected["confidence"], abs=0.01)
+    sizes.clear()
+    hook = module.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[-2:]))
+    UNET.predict(module, batch_of(image[..., :48, :48]))
+    hook.remove()
+    assert sizes == [(48, 48)]
+
+
+def test_learns_what_only_the_surroundings_tell():
+    """Squares are of one class or the other by what is far from their middle: a frame around them."""
+    torch.manual_seed(0)
+    data = DataSpec("semantic_segmentation", 1, 32, 32, ("ground", "plain", "framed"))
+    module = net(data, width=8, norm="batch")
+    generator = torch.Generator().manual_seed(0)
+
+    def made(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, masks = torch.zeros(count, 1, 32, 32), torch.zeros(count, 32, 32).to(torch.uint8)
+        for image, mask in zip(images, masks):
+            top, left = torch.randint(4, 14, (2,), generator=generator).tolist()
+            framed = bool(torch.rand(1, generator=generator) < 0.5)
+            if framed:
+                image[:, top - 3 : top + 15, left - 3 : left + 15] = -1
+                image[:, top - 2 : top + 14, left - 2 : left + 14] = 0
+            image[:, top : top + 12, left : left + 12] = 1
+            mask[top : top + 12, left : left + 12] = 1 + framed
+        return images, masks
+
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    for _ in range(30):
+        images, masks = made(8)
+        UNET.loss(module, {"image": images, "mask": masks})["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    images, masks = made(32)
+    predictions = UNET.predict(module.eval(), batch_of(images))
+    records = [UNET.task.compare(p, {"mask": m}, data) for p, m in zip(predictions, masks)]
+    assert UNET.task.figures(records, data)["miou"] > 0.8
+
+
+def test_the_recipes_augmentation_trains():
+    """Patches from images of several sizes in one batch, through transform and loss."""
+    settings = recipes.start("unet").with_overrides(
+        {"augment.patch": 16, "augment.patches": 2, "augment.rotate": True, "augment.zoom": 0.2}
+    )
+    data = examples.spec(UNET)
+    batch = examples.raw_batch(UNET)
+    batch["extent"][:4] = torch.tensor([9, 30])
+    seen = UNET.augment(settings.augment_settings(), data, train=True)(
+        batch, Draws(0, 8, slice(0, 8))
+    )
+    module = net(data)
+    losses = UNET.loss(module, seen)
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+    assert settings.data.fit == "pad"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"depth": 0},
+        {"width": 0},
+        {"norm": "layer"},
+        {"up": "nearest"},
+        {"class_weights": "some"},
+        {"dropout": 1.0},
+        {"dice": -1.0},
+        {"dice": float("nan")},
+        {"overlap": 600},
+        {"tile": 0},
+    ],
+)
+def test_wrong_settings_are_refused(settings):
+    with pytest.raises(UsageError, match=r"model|tile"):
+        UnetConfig(**settings)
