@@ -81,6 +81,7 @@ def test_a_training_is_tracked_and_registered(
         "worst_mistakes.png",
         "learning_curves.png",
     }
+    assert tracker.images == {("val", step): f"val-{step:05d}.png" for step in (1, 2)}
     version = services.registry.version("digits", runs.CHALLENGER)
     assert version.number == outcome.version.number == 1
     assert json.loads(version.tags["tessera.recipe"]) == recipe.model_dump(mode="json")

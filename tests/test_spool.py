@@ -133,22 +133,26 @@ def test_writers_in_threads_and_processes_keep_lines_whole(tmp_path: Path) -> No
 
 
 def test_everything_arrives_and_listeners_hear_it(tmp_path: Path) -> None:
-    (tmp_path / "grid.png").write_bytes(b"png")
+    for name in ("grid.png", "val-00003.png"):
+        (tmp_path / name).write_bytes(b"png")
     tracker, heard = MemoryTracker(), list[Event]()
     ship = shipper(tmp_path, tracker, listeners=[heard.append])
     emit = SpoolFile(tmp_path / FILE)
     for step in range(1200):
         emit(metric(step, loss=step / 2, rate=1.0))
     emit({"kind": "artifact", "path": "grid.png", "folder": "pictures"})
+    emit({"kind": "image", "path": "val-00003.png", "key": "val", "step": 3, "time_ms": 5})
+    emit({"kind": "image", "path": "val-00003.png", "key": "val"})
     emit({"kind": "tags", "values": {"epoch": 3}})
     emit({"kind": "progress", "epoch": 1})
-    assert ship.close(10) == 0
+    assert ship.close(10) == 1  # a picture that doesn't say of which step it is
+    assert tracker.images == {("val", 3): "val-00003.png"}
     assert values_of(tracker, "loss") == {step: [step / 2] for step in range(1200)}
     assert tracker.points["rate", 7] == [(1007, 1.0)]
     assert tracker.artifacts == ["pictures/grid.png"]
     assert tracker.logged_tags == {"epoch": "3"}
-    assert len(heard) == 1203
-    assert heard[-1]["kind"] == "progress"
+    assert sum(event["kind"] != "notice" for event in heard) == 1205
+    assert [e["kind"] for e in heard if e["kind"] != "notice"][-1] == "progress"
 
 
 def test_values_that_are_no_numbers_arrive(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import re
 import socket
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines import tracking
@@ -85,6 +87,11 @@ def test_files_tags_datasets_and_the_end(either: tuple[Tracker, History], tmp_pa
     tracker.artifact(tmp_path / "grid.png", "")
     with pytest.raises(FileNotFoundError):
         tracker.artifact(tmp_path / "none.png", "")
+    Image.new("RGB", (40, 30)).save(tmp_path / "val.png")
+    for step in (1, 2, 2):
+        tracker.image(tmp_path / "val.png", "val", step, 1000 + step)
+    with pytest.raises(FileNotFoundError):
+        tracker.image(tmp_path / "none.png", "val", 1, 1)
     tracker.tags({"ray.job": "1"})
     tracker.tags({"ray.job": "2"})
     tracker.dataset(name="digits", digest="f" * 64, source="/data/digits", split="train")
@@ -105,6 +112,29 @@ def test_one_training_is_one_run_through_every_restart(store: Path) -> None:
     assert run.data.tags["attempt"] == "2"
     assert run.data.tags[tracking.RUN_TAG] == "first"
     assert run.data.metrics == {"loss": 1.0}
+
+
+def test_a_series_of_pictures_has_the_form_of_mlflow_s_own(store: Path, tmp_path: Path) -> None:
+    """Its pages know them by name: ours beside those that MLflow writes itself."""
+    picture = Image.new("RGB", (400, 300), "red")
+    picture.save(tmp_path / "val.png")
+    tracker = open_here(store)
+    for _ in range(2):  # the second time after a restart
+        tracker.image(tmp_path / "val.png", "val", 7, 1234)
+    tracker._client.log_image(
+        tracker.run_id, picture, key="val", step=7, timestamp=1234, synchronous=True
+    )
+    folder = tracking.embedded_artifacts(store) / tracker.run_id / "artifacts" / "images"
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 4
+    forms = {re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", name) for name in names}
+    assert forms == {
+        "val+step+7+timestamp+1234+ID.png",
+        "val+step+7+timestamp+1234+ID+compressed.webp",
+    }
+    sizes = {name.rpartition("+")[2]: Image.open(folder / name).size for name in names}
+    assert len(set(sizes.values())) <= 2
+    assert tracker._client.get_run(tracker.run_id).data.tags["mlflow.loggedImages"] == "True"
 
 
 def test_what_a_run_says_of_itself(store: Path, tmp_path: Path) -> None:

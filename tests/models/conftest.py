@@ -1,14 +1,9 @@
-"""Puts this folder's shared examples within reach, and the thread count to one: golden losses."""
+"""One thread, as the golden losses were made with."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
