@@ -200,6 +200,7 @@ def start(
     from jobs import embedded
     from pipelines import registry, runs
 
+    recipe = _settle(recipe)
     card = check_data(recipe)
     name = model_name(recipe, card) if model is None else model
     registry.check_name(name)

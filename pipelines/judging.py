@@ -42,26 +42,46 @@ def open_judge(folder: Path, digest: str, data: DataSpec, device: str) -> Judge:
     module = family.build(recipe.config(), own)
     module.load_state_dict(model.weights)
     module = module.to(device).eval()
-    inputs: list[Tensor] = []
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    last = _watch_last_layer(module)
     prepare = family.task.prepare(recipe.augment_settings(), own)
 
     @torch.no_grad()
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(device)
-        if tuple(images.shape[-2:]) != (own.height, own.width):
-            scaled = F.interpolate(
-                images.float(), (own.height, own.width), mode="bilinear", antialias=True
-            )
-            images = scaled.round().clamp(0, 255).to(torch.uint8)
+        images = _fit(images.to(device), own)
         rows = len(images)
         batch = prepare({"image": images}, Draws(0, rows, slice(0, rows)))
-        inputs.clear()
         logits: Tensor = module(batch["image"])
-        # The last layer is the one whose input came last; its input has a row an image.
-        features = inputs[-1].reshape(rows, -1)
+        features = _features(*last.pop())
         return features.float().cpu(), logits.float().softmax(1).cpu()
 
     return judge
+
+
+def _fit(images: Tensor, data: DataSpec) -> Tensor:
+    """uint8 images in the size that the judge sees."""
+    size = (data.height, data.width)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+def _watch_last_layer(module: nn.Module) -> list[tuple[nn.Module, Tensor]]:
+    """A list that during a forward has the layer that came last, and its input: of the layers that
+    multiply by weights, among them convolutions, which end some networks."""
+    found: list[tuple[nn.Module, Tensor]] = []
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found[:] = [(layer, given[0])]
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.register_forward_pre_hook(note)
+    return found
+
+
+def _features(layer: nn.Module, given: Tensor) -> Tensor:
+    """(B, D) from a layer's input: the mean over the places in the image, where it has some."""
+    if isinstance(layer, nn.Conv2d):
+        given = given.flatten(2).transpose(1, 2)
+    return given.reshape(len(given), -1, given.shape[-1]).mean(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_where_less_is_better() -> None:
         (replace(standing(2, 0.99), evaluation=None), "was not evaluated"),
         (change(standing(2, 0.99), data_digest="other"), "other data"),
         (change(standing(2, 0.99), split="val"), "evaluated on 'val'"),
+        (change(standing(2, 0.99), judge_digest="other"), "another classifier judged it"),
         (change(standing(2, 0.99), model_digest="x"), "of other files"),
         (change(standing(2), figures={"accuracy": math.nan}), "not finite"),
         (change(standing(2), figures={"accuracy": 0.99, "loss": math.inf}), "not finite: loss"),
@@ -70,6 +72,21 @@ def test_refused_with_its_reason(candidate: Standing, reason: str) -> None:
     verdict = promotion.decide(candidate, standing(1), ACCURACY, Policy())
     assert not verdict.passed
     assert any(reason in line for line in verdict.reasons), verdict.reasons
+
+
+def test_the_same_judge_is_needed_on_both_sides() -> None:
+    judged = {number: change(standing(number, 0.1 * number), judge_digest="j") for number in (1, 2)}
+    assert promotion.decide(judged[2], judged[1], ACCURACY, Policy()).passed
+    assert not promotion.decide(standing(2, 0.2), judged[1], ACCURACY, Policy()).passed
+
+
+def test_an_evaluation_from_before_there_were_judges_is_read() -> None:
+    written = json.loads(Evaluation("m", "d", "test", 1, {"accuracy": 0.5}).to_json())
+    del written["judge_digest"]
+    version = Version("m", 1, "run", {promotion.EVALUATION_TAG: json.dumps(written)})
+    found = promotion.evaluation_of(version)
+    assert found is not None
+    assert found.judge_digest == ""
 
 
 def test_every_reason_is_given() -> None:

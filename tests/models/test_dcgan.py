@@ -1,0 +1,172 @@
+"""A generator for images of any size, and two parts that learn from each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import models
+from models.core.errors import UsageError
+from models.core.family import DataSpec
+from models.dcgan import DcganConfig
+
+FAMILY = models.get("dcgan")
+DATA = DataSpec("images", 1, 12, 12, (), (0.3,), (0.2,))
+
+
+def network(data: DataSpec = DATA, **changes) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return FAMILY.build(DcganConfig(**{"noise": 8, "widths": (8, 16), **changes}), data)
+
+
+def ask(module: torch.nn.Module, indices: list[int], **fields) -> torch.Tensor:
+    predictions = FAMILY.predict(module.eval(), {"index": torch.tensor(indices), **fields})
+    return torch.stack([p["image"] for p in predictions])
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 33, 20), (1, 8, 8), (3, 17, 64), (1, 4, 5)], ids=str
+)
+def test_images_of_any_size_are_made_in_their_size(shape, norm):
+    data = DataSpec("images", *shape, (), (0.5,) * shape[0], (0.2,) * shape[0])
+    module = network(data, widths=(4, 8, 12), generator_norm=norm, discriminator_norm=norm)
+    made = ask(module, [0, 1])
+    assert made.shape == (2, *shape)
+    assert made.dtype == torch.uint8
+    batch = {"image": torch.randn(1, *shape)}  # a rank can have one image
+    for _, losses in FAMILY.updates(FAMILY.parts(module.train()), batch):
+        losses["loss"].backward()
+        assert torch.isfinite(losses["loss"])
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_the_article_network_begins_at_four_by_four():
+    data = DataSpec("images", 3, 64, 64, (), (0.5,) * 3, (0.2,) * 3)
+    module = FAMILY.build(FAMILY.variants["radford"], data)
+    assert module.generator.start == (1024, 4, 4)
+    kernels = [tuple(p.shape) for p in module.generator.parameters() if p.ndim == 4]
+    assert kernels == [(1024, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 3, 4, 4)]
+
+
+def test_weights_begin_as_in_the_article():
+    module = network(widths=(32, 64))
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.1), name
+            assert abs(float(parameter.detach().mean())) < 0.002, name
+
+
+def test_a_sample_is_the_same_in_any_company():
+    module = network().eval()
+    together = ask(module, [3, 4, 5, 600])
+    for place, index in enumerate((3, 4, 5, 600)):
+        assert torch.equal(ask(module, [index])[0], together[place])
+    assert len({image.numpy().tobytes() for image in ask(module, list(range(50)))}) == 50
+    assert torch.equal(ask(module, [3, 4], seed=0), together[:2]), "0 is the seed of evaluations"
+    for seed in (1, 2**31, 2**32, -1):
+        assert not torch.equal(ask(module, [3, 4], seed=seed), together[:2]), seed
+
+
+def test_black_and_white_are_the_data_sets():
+    """What the discriminator gets of a made image is what it would get of it as a real one."""
+    module = network().eval()
+    noise = torch.randn(4, 8)
+    pixels = module(noise)
+    assert 0 <= float(pixels.detach().min()) < float(pixels.detach().max()) <= 1
+    shown = module.generator(noise)
+    torch.testing.assert_close(shown, (pixels - 0.3) / 0.2)
+
+
+def test_losses_of_a_discriminator_that_knows_nothing():
+    module = network()
+    torch.nn.init.zeros_(module.discriminator.head.weight)
+    batch = {"image": torch.randn(6, 1, 12, 12)}
+    found = {
+        part: float(x["loss"].detach()) for part, x in FAMILY.updates(FAMILY.parts(module), batch)
+    }
+    assert found == {
+        "discriminator": pytest.approx(2 * math.log(2)),
+        "generator": pytest.approx(math.log(2)),
+    }
+
+
+def test_each_update_is_of_its_part_alone():
+    module = network()
+    updates = FAMILY.updates(FAMILY.parts(module), {"image": torch.randn(6, 1, 12, 12)})
+    for expected, other in (
+        ("discriminator", module.generator),
+        ("generator", module.discriminator),
+    ):
+        part, losses = next(updates)
+        losses["loss"].backward()
+        assert part == expected
+        assert all(p.grad is None for p in other.parameters()), part
+        assert all(p.grad is not None for p in getattr(module, part).parameters())
+        module.zero_grad(set_to_none=True)
+    assert next(updates, None) is None
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_the_generator_learns_from_the_discriminators_new_weights():
+    """The second losses are computed only when they are asked for."""
+    batch = {"image": torch.randn(6, 1, 12, 12)}
+    found = []
+    for bias in (0.0, 5.0):
+        module = network()
+        torch.manual_seed(1)
+        updates = FAMILY.updates(FAMILY.parts(module), batch)
+        next(updates)
+        with torch.no_grad():
+            module.discriminator.head.bias.fill_(bias)
+        found.append(float(next(updates)[1]["loss"].detach()))
+    assert found[1] < found[0] / 10
+
+
+def test_it_learns_to_make_what_it_is_shown():
+    """Images that are white on one side, of either kind: made ones become alike."""
+    module = network(DataSpec("images", 1, 8, 8, (), (0.5,), (0.5,)), discriminator_norm="none")
+    images = torch.full((32, 1, 8, 8), -1.0)
+    images[:, :, :, :4] = 1
+    images[16:] = images[16:].flip(-1)
+    parts = FAMILY.parts(module.train())
+    optimizers = {
+        name: torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0.5, 0.999))
+        for name, part in parts.items()
+    }
+
+    def apart() -> float:
+        made = ask(module, list(range(64))).float() / 127.5 - 1
+        return float((made[:, None] - images[[0, 16]]).abs().mean((2, 3, 4)).amin(1).mean())
+
+    before = apart()
+    module.train()
+    for step in range(150):
+        torch.manual_seed(step)
+        for part, losses in FAMILY.updates(parts, {"image": images}):
+            losses["loss"].backward()
+            optimizers[part].step()
+            for optimizer in optimizers.values():
+                optimizer.zero_grad()
+    assert apart() < before / 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"noise": 0}, "model.noise"),
+        ({"widths": ()}, "model.widths"),
+        ({"widths": (8, 0)}, "model.widths"),
+        ({"generator_norm": "layer"}, "model.generator_norm"),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(changes, named):
+    with pytest.raises(UsageError, match=named):
+        DcganConfig(**changes)
+
+
+def test_images_that_are_too_small_are_refused():
+    with pytest.raises(UsageError, match=r"3 by 9 pixels.*data\.height"):
+        network(DataSpec("images", 1, 3, 9))
