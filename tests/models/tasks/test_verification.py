@@ -1,0 +1,210 @@
+"""Figures against scikit-learn and against brute force over all pairs."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec, Draws
+from models.tasks import verification
+from models.tasks.classification import CLASSIFICATION, ClassificationAugment
+from models.tasks.verification import VERIFICATION, VerificationAugment
+
+CLASSES = tuple(f"class {k}" for k in range(5))
+SPEC = DataSpec("classification", 1, 8, 8, CLASSES, (0.5,), (0.2,))
+
+
+def compared(embeddings: torch.Tensor, labels: torch.Tensor) -> list[dict]:
+    return [
+        VERIFICATION.compare({"embedding": row.clone()}, {"label": label}, SPEC)
+        for row, label in zip(F.normalize(embeddings), labels.tolist())
+    ]
+
+
+def scattered(count: int = 300, classes: int = 5, spread: float = 0.5, seed: int = 0):
+    """Embeddings around a direction for each class; the classes overlap."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    centres = torch.randn(classes, 16, generator=generator)
+    rows = spread * centres[labels] + torch.randn(count, 16, generator=generator)
+    return compared(rows, labels)
+
+
+def all_pairs(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """(similarity, whether of one class) of every pair, one after the other."""
+    found = [
+        (float(a["embedding"].double() @ b["embedding"].double()), a["label"] == b["label"])
+        for a, b in itertools.combinations(records, 2)
+    ]
+    return np.array([s for s, _ in found]), np.array([same for _, same in found])
+
+
+@pytest.mark.parametrize("spread", [0.4, 0.7, 1.2])
+def test_rates_agree_with_scikit_learn(spread):
+    from scipy.optimize import brentq
+    from sklearn.metrics import roc_curve
+
+    records = scattered(spread=spread)
+    similarity, same = all_pairs(records)
+    far, tar, _ = roc_curve(same, similarity, drop_intermediate=False)
+    figures = VERIFICATION.figures(records, SPEC)
+    eer = brentq(lambda x: 1 - x - np.interp(x, far, tar), 0, 1)
+    assert figures["eer"] == pytest.approx(eer, abs=1e-3)
+    assert 0.01 < eer < 0.45
+    accepted = similarity >= figures["threshold"]
+    assert accepted[~same].mean() == pytest.approx(eer, abs=1e-3)
+    assert 1 - accepted[same].mean() == pytest.approx(eer, abs=2e-3)
+    for name, rate in (("tar_far_1e2", 1e-2), ("tar_far_1e3", 1e-3)):
+        assert figures[name] == pytest.approx(tar[far <= rate].max(), abs=3e-3), name
+
+
+def test_recall_agrees_with_brute_force():
+    records = scattered(count=120, spread=0.4)
+    embeddings = torch.stack([r["embedding"] for r in records]).double()
+    labels = torch.tensor([r["label"] for r in records])
+    likeness = (embeddings @ embeddings.T).fill_diagonal_(-2)
+    expected = (labels[likeness.argmax(1)] == labels).double().mean()
+    recall = VERIFICATION.figures(records, SPEC)["recall_at_1"]
+    assert recall == pytest.approx(float(expected), abs=1e-12)
+    assert 0.3 < recall < 0.95
+
+
+def test_few_shot_agrees_with_brute_force():
+    """Other draws than ours: the mean over many comes out the same."""
+    records = scattered(count=100, spread=0.7)
+    embeddings = torch.stack([r["embedding"] for r in records]).double()
+    labels = [r["label"] for r in records]
+    draw = random.Random(7)
+    rates = []
+    for _ in range(200):
+        support = {
+            k: draw.sample([i for i, label in enumerate(labels) if label == k], 5) for k in range(5)
+        }
+        prototypes = F.normalize(torch.stack([embeddings[support[k]].mean(0) for k in range(5)]))
+        asked = [i for i in range(100) if i not in {j for s in support.values() for j in s}]
+        said = (embeddings[asked] @ prototypes.T).argmax(1).tolist()
+        rates.append(np.mean([s == labels[i] for s, i in zip(said, asked)]))
+    figure = VERIFICATION.figures(records, SPEC)["few_shot_5"]
+    assert figure == pytest.approx(np.mean(rates), abs=4 * np.std(rates) / np.sqrt(100))
+    assert 0.4 < figure < 0.95
+
+
+def test_figures_depend_on_neither_order_nor_threads_nor_blocks(monkeypatch):
+    records = scattered(count=120)
+    figures = VERIFICATION.figures(records, SPEC)
+    shuffled = random.Random(1).sample(records, len(records))
+    assert VERIFICATION.figures(shuffled, SPEC) == figures
+    torch.set_num_threads(2)  # the folder's fixture sets it back
+    monkeypatch.setattr(verification, "_BLOCK", 50 * len(records))
+    assert VERIFICATION.figures(shuffled, SPEC) == figures
+    assert VERIFICATION.figures(records[1:], SPEC) != figures
+
+
+def test_classes_far_apart_are_told_apart():
+    """The threshold lies in the middle of the gap."""
+    labels = torch.arange(40) % 4
+    figures = VERIFICATION.figures(compared(torch.eye(4)[labels], labels), SPEC)
+    best = {"tar_far_1e2": 1, "tar_far_1e3": 1, "recall_at_1": 1, "few_shot_5": 1, "eer": 0}
+    assert {name: figures[name] for name in best} == best
+    assert figures["threshold"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_one_embedding_for_all_is_worth_nothing():
+    labels = torch.arange(40) % 4
+    figures = VERIFICATION.figures(compared(torch.ones(40, 3), labels), SPEC)
+    assert figures["eer"] == 0.5
+    assert all(figures[name] == 0 for name in ("tar_far_1e2", "recall_at_1", "few_shot_5"))
+
+
+def test_opposite_embeddings_are_counted():
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    figures = VERIFICATION.figures(compared(rows, torch.tensor([0, 0, 1, 1])), SPEC)
+    assert (figures["eer"], figures["recall_at_1"]) == (0, 1)
+    assert "few_shot_5" not in figures
+
+
+def test_classes_with_few_images():
+    """One with a single image is only another's other; those with up to 5 are in no draw."""
+    labels = torch.tensor([0] * 8 + [1] * 7 + [2] * 5 + [3])
+    records = compared(torch.eye(4)[labels] + 0.01 * torch.arange(21.0)[:, None].sin(), labels)
+    figures = VERIFICATION.figures(records, SPEC)
+    assert figures["recall_at_1"] == 1
+    assert figures["few_shot_5"] == 1
+    assert "few_shot_5" not in VERIFICATION.figures(records[8:], SPEC)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([0, 0, 0], "no two of different classes"), ([0, 1, 2], "no two of one class")],
+)
+def test_a_split_without_pairs_is_refused(labels, message):
+    records = compared(torch.eye(3), torch.tensor(labels))
+    with pytest.raises(TesseraError, match=message):
+        VERIFICATION.figures(records, SPEC)
+
+
+def test_what_is_no_embedding_is_refused():
+    records = compared(torch.eye(3), torch.tensor([0, 0, 1]))
+    records[1]["embedding"] = torch.tensor([float("nan"), 0.0, 0.0])
+    with pytest.raises(TesseraError, match="not finite"):
+        VERIFICATION.figures(records, SPEC)
+    with pytest.raises(TesseraError, match="no answer"):
+        VERIFICATION.figures([], SPEC)
+
+
+def test_ten_thousand_images_take_seconds():
+    records = scattered(count=10_000)
+    started = time.process_time()
+    VERIFICATION.figures(records, SPEC)
+    assert time.process_time() - started < 10
+
+
+def test_the_nearest_are_related():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.96, 0.28]])
+    records = compared(rows, torch.tensor([0, 1, 2, 9]))
+    assert VERIFICATION.related(records, 0) == [
+        (3, "0.96 class 9"),
+        (2, "0.80 class 2"),
+        (1, "0.00 class 1"),
+    ]
+    many = scattered(count=50)
+    related = VERIFICATION.related(many, 7)
+    assert len(related) == verification.NEIGHBOURS
+    assert 7 not in [position for position, _ in related]
+
+
+def test_answer_and_captions():
+    prediction = {"embedding": torch.tensor([0.6, 0.8])}
+    assert VERIFICATION.answer(prediction, SPEC) == {
+        "embedding": [pytest.approx(0.6), pytest.approx(0.8)]
+    }
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    captions = [
+        VERIFICATION.panels(image, prediction, truth, SPEC)[0].caption
+        for truth in (None, {"label": 1}, {"label": 12})
+    ]
+    assert captions == ["", "class 1", "class 12"]
+
+
+def test_images_are_augmented_as_for_classification():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    batch = {"image": images, "label": torch.arange(16) % 5, "key": [""] * 16}
+    settings = {"flip": True, "crop_padding": 2, "cutout": 3}
+    one, other = (
+        task.augment(kind(**settings), SPEC, train=True)(batch, Draws(3, 16, slice(0, 16)))
+        for task, kind in (
+            (VERIFICATION, VerificationAugment),
+            (CLASSIFICATION, ClassificationAugment),
+        )
+    )
+    assert torch.equal(one["image"], other["image"])
+    with pytest.raises(UsageError, match=r"augment\.cutout = -1"):
+        VerificationAugment(cutout=-1)
