@@ -30,6 +30,7 @@ from pipelines import recipe as recipes
 OVERFITS = {
     "classification": 0.1,
     "detection": 0.3,
+    "instance_segmentation": 0.3,
     "semantic_segmentation": 0.2,
     "verification": 0.5,
 }

@@ -1,0 +1,34 @@
+"""Faster R-CNN: a box around each object, found in two stages.
+
+Ren et al., Faster R-CNN, 2015, with the pyramid of Lin et al., 2017, of torchvision's parts
+(BSD-3-Clause). `base` is a small network that learns from scratch on a CPU; `resnet50_fpn` is
+torchvision's, and its weights fit it:
+
+    tessera train faster_rcnn --variant resnet50_fpn --set model.weights=FILE_OR_URL --data DIR
+
+A classifier's weights fit its body alone. `--set model.freeze=backbone` trains what stands on it.
+
+    B images, C channels, H height, W width, D features, K classes, R regions
+
+    image (B, C, H, W) -> pyramid of maps (B, D, ., .) -> proposals -> regions (R, D, 7, 7)
+      -> class (R, K + 1) and box (R, K + 1, 4)
+"""
+
+from __future__ import annotations
+
+from models.core.rcnn import DEFAULTS, FROM_FILE, RESNET50, TINY, Rcnn, RcnnConfig
+from models.tasks.detection import DETECTION
+
+
+class FasterRcnn(Rcnn[RcnnConfig]):
+    task = DETECTION
+    variants = {
+        "base": RcnnConfig(),
+        "tiny": RcnnConfig(**TINY),
+        "resnet50_fpn": RcnnConfig(**RESNET50),
+    }
+    defaults = DEFAULTS
+    variant_defaults = {"resnet50_fpn": FROM_FILE}
+
+
+FAMILY = FasterRcnn()

@@ -1,0 +1,145 @@
+"""Instance segmentation: which pixels each object of an image has, and what it is.
+
+In: uint8 images with the boxes and masks of their objects; later those that a network found. Out:
+the images as the network sees them, the figures, and the answers as JSON. Must not know any network.
+
+    B images, H height, W width, N objects of an image
+
+It is detection with masks: uint8 (N, H, W) of 0 and 1, in a batch a list of B, in a target and a
+prediction of the size of the picture. A record has run lengths instead, COCO's compressed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core import average_precision
+from models.core.errors import TesseraError
+from models.core.family import (
+    Batch,
+    DataSpec,
+    Figure,
+    Panel,
+    Prediction,
+    Record,
+    Target,
+    Transform,
+    View,
+)
+from models.core.mask_augment import MaskAugment, MaskAugmentSettings
+from models.tasks.detection import Detection
+
+
+class InstanceSegmentation(Detection):
+    name = "instance_segmentation"
+    reads = "instance_segmentation"
+    primary = Figure("mask_map", "max")
+    augment_settings: ClassVar[type[Any]] = MaskAugmentSettings
+    eval_batch = 8
+
+    def targets(self, batch: Batch) -> list[Target]:
+        """Detection's, and `masks`."""
+        targets = super().targets(batch)
+        for target, masks in zip(targets, batch["masks"]):
+            height, width = target["size"]
+            target["masks"] = masks[:, :height, :width].cpu()
+        return targets
+
+    def augment(self, settings: Any, data: DataSpec, *, train: bool) -> Transform:
+        return MaskAugment(settings if train else MaskAugmentSettings(), data)
+
+    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        record = super().compare(prediction, target, data)
+        for name, side in (("masks", prediction), ("true_masks", target)):
+            masks = side["masks"]
+            if masks.shape[-2:] != target["size"]:
+                raise TesseraError(
+                    f"{name} are {tuple(masks.shape[-2:])}, the picture is {target['size']}"
+                )
+            record[name] = run_lengths(masks)
+        return record
+
+    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+        """COCO's of masks: `mask_map` over overlaps from 0.5 to 0.95, `mask_map50`, `mask_map75`,
+        and `mask_map/CLASS`; of boxes `box_map`, `box_map50`, `box_map75`, `box_map/CLASS`."""
+        if not records:
+            raise TesseraError("there is no answer to make figures of")
+        masks = average_precision.figures(records, data.classes, "segm")
+        boxes = average_precision.figures(records, data.classes, "bbox")
+        return {
+            **{f"mask_{name}": value for name, value in masks.items()},
+            **{f"box_{name}": value for name, value in boxes.items()},
+        }
+
+    def restore(self, prediction: Prediction, view: View) -> Prediction:
+        """Boxes and masks in the image's own pixels. An object outside of it is none."""
+        restored = super().restore(prediction, view)
+        return restored | {"masks": _restore_masks(restored["masks"], view)}
+
+    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+        """`objects`, each with `class`, `score`, `box`, and `mask`: `size` (height, width) and
+        `counts`, COCO's compressed run lengths."""
+        answer = super().answer(prediction, data)
+        for found, mask in zip(answer["objects"], _segmentations(prediction["masks"])):
+            found["mask"] = mask
+        return answer
+
+    def coco(self, prediction: Prediction) -> list[dict[str, Any]]:
+        objects = super().coco(prediction)
+        for found, mask in zip(objects, _segmentations(prediction["masks"])):
+            found["segmentation"] = mask
+        return objects
+
+    def _panel(self, image: Tensor, caption: str, said: dict[str, Any]) -> Panel:
+        return Panel(
+            image,
+            caption,
+            boxes=said["boxes"],
+            labels=said["labels"],
+            scores=said.get("scores"),
+            masks=said["masks"],
+        )
+
+
+INSTANCE_SEGMENTATION = InstanceSegmentation()
+
+
+def run_lengths(masks: Tensor) -> list[bytes]:
+    """COCO's compressed run lengths, columns first, of uint8 (N, H, W) of 0 and 1."""
+    import numpy as np
+    from pycocotools import mask as coco
+
+    # One after the other: a copy in Fortran's order of all masks could be gigabytes.
+    return [coco.encode(np.asfortranarray(mask))["counts"] for mask in masks.cpu().numpy()]
+
+
+def _segmentations(masks: Tensor) -> list[dict[str, Any]]:
+    height, width = masks.shape[-2:]
+    return [
+        {"size": [height, width], "counts": counts.decode("ascii")} for counts in run_lengths(masks)
+    ]
+
+
+def _restore_masks(masks: Tensor, view: View) -> Tensor:
+    """uint8 (N, H, W) of the image, 0 where the network saw nothing of it."""
+    height, width = view.size
+    if view.scale != (1.0, 1.0):
+        inner = [round(side * scale) for side, scale in zip(view.size, view.scale)]
+        cut = masks[:, : inner[0], : inner[1]]
+        large = torch.zeros(len(masks), height, width, dtype=torch.uint8)
+        for into, mask in zip(large, cut):  # one at a time, as numbers they are four times as large
+            shape = (height, width)
+            into.copy_(F.interpolate(mask[None, None].float(), shape, mode="bilinear")[0, 0] >= 0.5)
+        return large
+    down, right = view.shift
+    whole = torch.zeros(len(masks), height, width, dtype=torch.uint8)
+    top, left = max(0, down), max(0, right)
+    seen = masks[:, top : top + height, left : left + width]
+    at = (max(0, -down), max(0, -right))
+    whole[:, at[0] : at[0] + seen.shape[1], at[1] : at[1] + seen.shape[2]] = seen
+    return whole
