@@ -5,6 +5,7 @@ With a real MLflow, in this process.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from jobs import driver, embedded
 from pipelines import checkpoints, promotion, worker
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "initial_frechet.py"
 pytestmark = pytest.mark.slow
 SMALL = ("--variant", "tiny", "--workers", "0", "--set", "train.epochs=1", "--json")
 
@@ -66,6 +68,7 @@ def test_the_whole_way(
     assert champion.number == 1
 
     _ask(call, tmp_path, digits)
+    _compare_with_the_beginning(digits, evaluation["figures"])
     resumed = call("train", "--resume", folder.name, "--workers", "0", "--json")
     assert json.loads(resumed.out)["model"] == "models:/digits-generation/1"
     shutil.rmtree(folder / worker.JUDGE)
@@ -93,3 +96,16 @@ def _ask(call: Call, tmp_path: Path, digits: Path) -> None:
     assert about.status == 2
     assert "say how many: --samples" in about.err
     assert call("predict", "models:/digits", "--samples", 3).status == 2
+
+
+def _compare_with_the_beginning(digits: Path, figures: dict[str, float]) -> None:
+    spec = importlib.util.spec_from_file_location("initial_frechet", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.initial_frechet("models:/digits-generation/1", str(digits))
+    assert found["trained"] == figures
+    assert found["initial"]["frechet"] > 0
+    assert found["initial"] != figures
+    assert found["share"] == figures["frechet"] / found["initial"]["frechet"]

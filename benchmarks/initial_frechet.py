@@ -1,0 +1,88 @@
+"""How far from real images a generator is before it has learned, by the figure it is measured with.
+
+In: a registered generator and its data set. Out: a line of JSON on stdout with the figures of the
+network as its training began, from the recipe's seed, and of the trained one, both on the same split
+and by the recipe's own judge.
+
+    python benchmarks/initial_frechet.py models:/mnist-generation --data DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any]:
+    """`initial` and `trained` figures of `model`, `share`: the trained Fréchet distance in the
+    initial one, and `judge`."""
+    import torch
+
+    import models
+    from jobs import driver, judges
+    from pipelines import checkpoints, worker
+    from pipelines.checkpoints import Progress
+    from pipelines.ports import World
+
+    registry = driver.open_registry()
+    version = driver.resolve(registry, model)
+    with tempfile.TemporaryDirectory() as scratch:
+        judge = Path(scratch) / worker.JUDGE
+        trained = registry.download(version, Path(scratch))
+        found = checkpoints.read_model(trained, driver.registered_digest(version))
+        judges.fetch(found.recipe, registry, judge)
+        torch.manual_seed(found.recipe.seed)  # as a training does
+        family = models.get(found.recipe.family)
+        module = family.build(found.recipe.config(), worker.seen_of(found.recipe, found.card))
+        fresh = checkpoints.save(
+            Path(scratch) / "fresh",
+            weights=module.state_dict(),
+            training=None,
+            optimizers={},
+            recipe=found.recipe,
+            card=found.card,
+            progress=Progress(),
+        )
+        initial = Path(scratch) / "initial"
+        digests = {initial: checkpoints.write_model(fresh, initial), trained: found.digest}
+        figures = {}
+        for folder, digest in digests.items():
+            payload = {"model": str(folder), "digest": digest, "judge": str(judge)}
+            payload |= {"data": data, "split": split}
+            figures[folder] = worker.evaluate(payload, World(), _Silent())["figures"]
+    return {
+        "model": f"models:/{version.name}/{version.number}",
+        "judge": found.recipe.judge,
+        "split": split,
+        "initial": figures[initial],
+        "trained": figures[trained],
+        "share": figures[trained]["frechet"] / figures[initial]["frechet"],
+    }
+
+
+class _Silent:
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", help="a registered generator, models:/NAME/3")
+    parser.add_argument("--data", required=True, help="the packed data set")
+    parser.add_argument("--split", default="test", help="of the data set")
+    asked = parser.parse_args()
+    print(json.dumps(initial_frechet(asked.model, asked.data, asked.split)))
+
+
+if __name__ == "__main__":
+    main()
