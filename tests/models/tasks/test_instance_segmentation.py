@@ -1,0 +1,283 @@
+"""Instance segmentation: masks follow their images, figures are counted on pixels, answers can be read
+by COCO's tools."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import examples
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+
+from models.core.errors import TesseraError
+from models.core.family import DataSpec, Draws, View
+from models.core.mask_augment import MaskAugmentSettings, boxes_of
+from models.tasks.instance_segmentation import INSTANCE_SEGMENTATION as TASK
+from models.tasks.instance_segmentation import run_lengths
+from pipelines.data import rle
+from pipelines.data.samples import fit_image, view
+
+DATA = dataclasses.replace(
+    examples.SPECS["instance_segmentation"], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+)
+
+
+def mask(left, top, right, bottom, size=(20, 30)):
+    pixels = torch.zeros(size, dtype=torch.uint8)
+    pixels[top:bottom, left:right] = 1
+    return pixels
+
+
+def said(*masks, labels=None, scores=None, crowd=None, size=(20, 30)):
+    """A target, or a prediction where there are scores."""
+    stacked = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8)
+    fields = {
+        "boxes": boxes_of(stacked),
+        "labels": torch.tensor(labels or [0] * len(masks), dtype=torch.int64),
+        "masks": stacked,
+    }
+    if scores is not None:
+        return fields | {"scores": torch.tensor(scores, dtype=torch.float32)}
+    crowds = torch.tensor(crowd or [False] * len(masks), dtype=torch.bool)
+    return fields | {"crowd": crowds, "size": size}
+
+
+def decoded(counts, height, width):
+    """By our own reader, which packs data sets; pycocotools' decoding warns of NumPy 2."""
+    return rle.to_mask(rle.parse(counts, height, width), height, width)
+
+
+def figures(*pairs):
+    return TASK.figures([TASK.compare(p, t, DATA) for p, t in pairs], DATA)
+
+
+class TestFigures:
+    def test_of_perfect_answers_are_one(self):
+        one, other = mask(2, 3, 12, 9), mask(14, 4, 28, 18)
+        truth = said(one, other, labels=[0, 2])
+        found = figures((said(other, one, labels=[2, 0], scores=[0.9, 0.8]), truth))
+        assert set(found) == {
+            f"{kind}_{name}"
+            for kind in ("mask", "box")
+            for name in ("map", "map50", "map75", "map/cat", "map/owl")
+        }
+        assert all(value == pytest.approx(1) for value in found.values())
+
+    def test_masks_are_compared_by_their_pixels(self):
+        """A frame of the right outline, of which 24 of 100 pixels are there."""
+        whole, frame = mask(0, 0, 10, 10), mask(0, 0, 10, 10)
+        frame[1:9, 1:9] = 0
+        thick = mask(0, 0, 10, 10)
+        thick[4:6, 1:9] = 0  # 84 of 100: right up to an overlap of 0.8, 7 of 10 thresholds
+        found = figures((said(frame, scores=[0.9]), said(whole)))
+        assert (found["mask_map"], found["box_map"]) == (0, pytest.approx(1))
+        found = figures((said(thick, scores=[0.9]), said(whole)))
+        assert found["mask_map"] == pytest.approx(0.7)
+        assert found["mask_map75"] == pytest.approx(1)
+
+    def test_crowds_are_neither_missed_nor_wrong(self):
+        objects = (mask(0, 0, 8, 8), mask(10, 0, 30, 20))
+        inside = mask(12, 2, 20, 10)
+        answer = said(inside, objects[0], scores=[0.9, 0.8])
+        found = figures((answer, said(*objects, crowd=[False, True])))
+        assert found["mask_map50"] == pytest.approx(1)
+        found = figures((answer, said(*objects)))
+        assert found["mask_map50"] < 0.6
+
+    def test_of_images_without_objects_are_finite(self):
+        empty = (said(scores=[]), said())
+        assert figures(empty)["mask_map"] == 0
+        right = (said(mask(0, 0, 9, 9), scores=[0.9]), said(mask(0, 0, 9, 9)))
+        false = (said(mask(0, 0, 9, 9), scores=[0.95]), said())
+        assert figures(empty, right)["mask_map50"] == pytest.approx(1)
+        assert figures(false, right)["mask_map50"] == pytest.approx(0.5)
+
+    def test_need_masks_of_the_pictures_size(self):
+        with pytest.raises(TesseraError, match="picture is"):
+            TASK.compare(said(mask(0, 0, 5, 5, (20, 20)), scores=[0.5]), said(), DATA)
+
+    def test_run_lengths_are_cocos(self):
+        pixels = torch.rand(3, 17, 23, generator=torch.Generator().manual_seed(0)) < 0.3
+        for counts, expected in zip(run_lengths(pixels.byte()), pixels):
+            assert np.array_equal(decoded(counts, 17, 23), expected.numpy())
+
+
+class TestAnswers:
+    def test_have_cocos_run_lengths(self):
+        answer = TASK.answer(said(mask(3, 4, 12, 9), labels=[1], scores=[0.75]), DATA)
+        (found,) = json.loads(json.dumps(answer))["objects"]
+        assert (found["class"], found["score"]) == ("dog", 0.75)
+        assert found["box"] == [3, 4, 12, 9]
+        assert found["mask"]["size"] == [20, 30]
+        pixels = decoded(found["mask"]["counts"].encode(), 20, 30)
+        assert np.array_equal(pixels, mask(3, 4, 12, 9).numpy())
+
+    def test_are_coco_results(self):
+        prediction = said(mask(3, 4, 12, 9), labels=[1], scores=[0.75])
+        (found,) = json.loads(json.dumps(TASK.coco(prediction)))
+        assert found["bbox"] == [3, 4, 9, 5]
+        assert found["category_id"] == 2
+        assert coco.area(found["segmentation"]) == 45
+
+    def test_of_no_objects_are_empty(self):
+        assert TASK.answer(said(scores=[]), DATA) == {"objects": []}
+        assert TASK.coco(said(scores=[])) == []
+
+    def test_are_shown_beside_the_truth(self):
+        truth = said(mask(0, 0, 9, 9), mask(10, 0, 20, 9))
+        answer = said(mask(0, 0, 9, 9), mask(1, 1, 9, 9), scores=[0.9, 0.1])
+        panels = TASK.panels(torch.zeros(3, 20, 30, dtype=torch.uint8), answer, truth, DATA)
+        assert [len(panel.masks) for panel in panels] == [2, 1]
+
+
+class TestRestore:
+    """Masks go the way back that `fit_image` went with the image."""
+
+    @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+    @pytest.mark.parametrize("size", [(20, 30), (90, 50), (31, 64), (150, 200)])
+    def test_takes_masks_back_to_the_image(self, fit, size):
+        frame = (64, 48)
+        height, width = size
+        middle = (width // 3, height // 3, width * 2 // 3, height * 2 // 3)
+        truth = mask(*middle, size)
+        seen = fit_image(truth[None] * 255, *frame, fit)[0] >= 128
+        where = view(size, *frame, fit)
+        inner = tuple(round(side * scale) for side, scale in zip(size, where.scale))
+        if fit == "pad":
+            seen = seen[: inner[0], : inner[1]]
+        prediction = said(seen.byte(), scores=[0.5], size=tuple(seen.shape))
+        restored = TASK.restore(prediction, where)
+        assert restored["masks"].shape == (1, *size)
+        expected = truth.clone()
+        if fit == "crop":  # of what was cut off nothing is known
+            down, right = where.shift
+            kept = torch.zeros_like(truth)
+            top, left = max(0, -down), max(0, -right)
+            kept[top : top + frame[0], left : left + frame[1]] = 1
+            expected *= kept
+        common = int((restored["masks"][0] & expected).sum())
+        assert common / int((restored["masks"][0] | expected).sum()) > 0.85
+        overlap = boxes_of(restored["masks"])[0] - restored["boxes"][0]
+        assert overlap.abs().max() <= 4
+
+    def test_leaves_out_what_lies_outside_of_the_image(self):
+        """A crop continues a small image by its edge; there may be found something too."""
+        where = View((10, 10), (20, 30), shift=(5, 10))
+        prediction = said(mask(0, 0, 8, 4), mask(12, 6, 18, 12), scores=[0.9, 0.8])
+        restored = TASK.restore(prediction, where)
+        assert restored["scores"].tolist() == pytest.approx([0.8])
+        assert torch.equal(restored["masks"][0], mask(2, 1, 8, 7, (10, 10)))
+
+
+def painted(count=6, extent=(64, 64), seed=0):
+    """Images in which each object is a bright patch of its own shape."""
+    generator = torch.Generator().manual_seed(seed)
+    data = DataSpec("instance_segmentation", 3, 64, 64, ("a", "b"))
+    images = torch.zeros(count, 3, 64, 64, dtype=torch.uint8)
+    batch = {"key": [str(i) for i in range(count)], "index": torch.arange(count)}
+    fields = {"boxes": [], "labels": [], "crowd": [], "masks": []}
+    for image in images:
+        masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
+        for pixels, left in zip(masks, (3, 22)):
+            top = int(torch.randint(3, extent[0] - 20, (1,), generator=generator))
+            pixels[top : top + 12, left : left + 9] = 1
+            pixels[top : top + 4, left : left + 14] = 1
+        image[:] = masks.amax(0) * 255
+        fields["masks"].append(masks)
+        fields["boxes"].append(boxes_of(masks))
+        fields["labels"].append(torch.tensor([0, 1]))
+        fields["crowd"].append(torch.tensor([False, True]))
+    sizes = torch.tensor([list(extent)] * count)
+    return data, batch | fields | {"image": images, "size": sizes, "extent": sizes.clone()}
+
+
+def augmented(settings, batch, data, *, total=None, rows=None):
+    count = len(batch["key"])
+    draws = Draws(7, total or count, rows or slice(0, count))
+    plain = dataclasses.replace(data, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return TASK.augment(MaskAugmentSettings(**settings), plain, train=True)(batch, draws)
+
+
+WAYS = {
+    "flip": {"flip": True},
+    "flip_vertical": {"flip_vertical": True},
+    "rotate": {"rotate": True},
+    "zoom": {"zoom": 0.6},
+    "shift": {"shift": 0.3},
+    "mosaic": {"mosaic": 0.7, "zoom": 0.3},
+    "all": {"flip": True, "flip_vertical": True, "rotate": True, "zoom": 0.5, "shift": 0.2},
+}
+
+
+class TestAugment:
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("extent", [(64, 64), (48, 40)])
+    def test_masks_follow_the_image(self, way, extent):
+        data, batch = painted(extent=extent)
+        seen = augmented(WAYS[way], batch, data)
+        assert not torch.equal(seen["image"], batch["image"] / 255), "nothing was done"
+        pixels = bright = 0
+        for image, masks, boxes in zip(seen["image"], seen["masks"], seen["boxes"]):
+            assert torch.equal(boxes, boxes_of(masks))
+            assert masks.dtype == torch.uint8
+            union = masks.amax(0).bool() if len(masks) else torch.zeros(64, 64, dtype=torch.bool)
+            pixels += int((union & (image[0] > 0.5)).sum())
+            bright += int((union | (image[0] > 0.5)).sum())
+        # bilinear pixels are half bright at an edge; dropped objects are still to be seen
+        assert pixels / bright > (0.85 if way in ("zoom", "shift", "mosaic", "all") else 0.999)
+
+    def test_a_turn_keeps_the_picture_where_it_is(self):
+        data, batch = painted(extent=(40, 40))
+        seen = augmented({"rotate": True}, batch, data)
+        assert not seen["image"][:, :, 40:].any()
+        assert not seen["image"][:, :, :, 40:].any()
+        assert torch.equal(seen["extent"], batch["extent"])
+        before = [int(m.sum()) for m in batch["masks"]]
+        assert [int(m.sum()) for m in seen["masks"]] == before
+        turned = [not torch.equal(a, b) for a, b in zip(seen["masks"], batch["masks"])]
+        assert any(turned)
+        assert not all(turned)
+
+    def test_an_object_that_leaves_the_image_is_dropped(self):
+        data, batch = painted(count=40)
+        seen = augmented({"shift": 0.9}, batch, data)
+        counts = [len(masks) for masks in seen["masks"]]
+        assert min(counts) < 2
+        for name in ("boxes", "labels", "crowd"):
+            assert [len(value) for value in seen[name]] == counts
+        assert all(m.any(2).any(1).all() for m in seen["masks"])
+        crowds = torch.cat(seen["crowd"])
+        assert torch.equal(torch.cat(seen["labels"]) == 1, crowds)
+
+    def test_does_not_depend_on_the_ranks(self):
+        data, batch = painted()
+        settings = WAYS["all"] | {"brightness": 0.2, "contrast": 0.3, "colour": 0.1}
+        whole = augmented(settings, batch, data)
+        half = {name: value[3:] for name, value in batch.items()}
+        mine = augmented(settings, half, data, total=6, rows=slice(3, 6))
+        for name in ("image", "extent"):
+            torch.testing.assert_close(mine[name], whole[name][3:])
+        for name in ("boxes", "masks", "labels"):
+            assert all(torch.equal(a, b) for a, b in zip(mine[name], whole[name][3:]))
+
+    def test_leaves_the_given_batch_as_it_is(self):
+        data, batch = painted()
+        kept = [m.clone() for m in batch["masks"]]
+        images = batch["image"].clone()
+        augmented(WAYS["all"], batch, data)
+        assert torch.equal(batch["image"], images)
+        assert all(torch.equal(a, b) for a, b in zip(batch["masks"], kept))
+
+    def test_images_without_objects(self):
+        data, batch = painted()
+        empty = {
+            name: [v[:0] for v in value] if name in ("boxes", "labels", "crowd", "masks") else value
+            for name, value in batch.items()
+        }
+        for settings in WAYS.values():
+            seen = augmented(settings, empty, data)
+            assert all(m.shape == (0, 64, 64) for m in seen["masks"])
+            assert all(b.shape == (0, 4) for b in seen["boxes"])
