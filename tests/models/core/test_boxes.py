@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+from torchvision.ops import box_iou, complete_box_iou_loss
+
+from models.core.boxes import areas, complete_overlap, covered, overlap, overlaps
+
+
+def drawn(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, generator=generator) * 50
+    sides = torch.rand(count, 2, generator=generator) * 40 + 1
+    return torch.cat([corners, corners + sides], 1)
+
+
+def test_overlaps_are_those_of_torchvision():
+    boxes, others = drawn(20, 0), drawn(30, 1)
+    torch.testing.assert_close(overlaps(boxes, others), box_iou(boxes, others))
+    torch.testing.assert_close(overlap(boxes, boxes + 3), box_iou(boxes, boxes + 3).diagonal())
+
+
+def test_complete_overlap_and_its_gradient_are_those_of_torchvision():
+    boxes, others = drawn(40, 0).requires_grad_(), drawn(40, 1)
+    theirs = complete_box_iou_loss(boxes, others, reduction="none")
+    ours = 1 - complete_overlap(boxes, others)
+    torch.testing.assert_close(ours, theirs)
+    (expected,) = torch.autograd.grad(theirs.sum(), boxes)
+    (found,) = torch.autograd.grad(ours.sum(), boxes)
+    torch.testing.assert_close(found, expected)
+
+
+def test_boxes_without_an_area_are_finite():
+    flat = torch.tensor([[5.0, 5.0, 5.0, 5.0]]).requires_grad_()
+    assert areas(flat).tolist() == overlap(flat, flat).tolist() == [0]
+    complete_overlap(flat, torch.tensor([[5.0, 5.0, 5.0, 5.0]])).sum().backward()
+    assert torch.isfinite(flat.grad).all()
+    assert float(areas(torch.tensor([8.0, 8.0, 5.0, 5.0]))) == 0
+
+
+def test_covered_is_the_share_of_the_first():
+    small, large = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 100.0, 100.0]])
+    assert float(covered(small, large)) == 0.5
+    assert float(covered(large, small)) < 0.01

@@ -1,0 +1,169 @@
+"""Objects are painted into the images; after each transform they must lie where their boxes say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.core.errors import UsageError
+from models.core.family import Batch, DataSpec, Draws
+from models.core.object_augment import ObjectAugment, ObjectAugmentSettings
+from models.core.placing import Place, inside
+
+HEIGHT, WIDTH, COUNT = 80, 100, 12
+DATA = DataSpec("detection", 3, HEIGHT, WIDTH, ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+OBJECTS = ((10, 8, 30, 20), (40, 30, 56, 60), (3, 50, 25, 64))
+
+
+def batch(extent: tuple[int, int] = (HEIGHT, WIDTH)) -> Batch:
+    """Black images, each with bright objects; the number of the image is its brightness."""
+    images = torch.zeros(COUNT, 3, HEIGHT, WIDTH, dtype=torch.uint8)
+    for number, image in enumerate(images):
+        for left, top, right, bottom in OBJECTS:
+            image[:, top:bottom, left:right] = 255 - 4 * number
+    boxes = torch.tensor(OBJECTS, dtype=torch.float32)
+    return {
+        "image": images,
+        "key": [str(n) for n in range(COUNT)],
+        "extent": torch.tensor([extent] * COUNT),
+        "boxes": [boxes.clone() for _ in range(COUNT)],
+        "labels": [torch.tensor([0, 1, 0]) for _ in range(COUNT)],
+        "crowd": [torch.tensor([False, False, True]) for _ in range(COUNT)],
+    }
+
+
+def augmented(given: Batch, seed: int = 0, **settings: object) -> Batch:
+    transform = ObjectAugment(ObjectAugmentSettings(**settings), DATA)
+    return transform(given, Draws(seed, COUNT, slice(0, COUNT)))
+
+
+def fits(image: Tensor, boxes: Tensor) -> bool:
+    """Bright inside of the boxes, dark outside, but for a pixel at their edges."""
+    bright, dark = image[0] > 0.3, image[0] < 0.6
+    outer, inner = torch.zeros_like(bright), torch.zeros_like(bright)
+    for left, top, right, bottom in boxes.round().int().tolist():
+        outer[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = True
+        inner[top + 1 : max(bottom - 1, 0), left + 1 : max(right - 1, 0)] = True
+    return bool((dark | outer).all()) and bool((inner <= bright).all())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"flip": True},
+        {"flip_vertical": True},
+        {"zoom": 0.5},
+        {"shift": 0.2},
+        {"mosaic": 1.0},
+        {"mosaic": 0.5, "zoom": 0.5, "shift": 0.2, "flip": True, "flip_vertical": True},
+        {"brightness": 0.2, "contrast": 0.2, "colour": 0.1},
+    ],
+)
+@pytest.mark.parametrize("extent", [(HEIGHT, WIDTH), (66, 60)])
+def test_boxes_follow_the_image(settings, extent, monkeypatch):
+    # pieces of dropped objects would be bright pixels without a box
+    monkeypatch.setattr("models.core.object_augment.LEAST_SHARE", 0.0)
+    given = batch(extent)
+    for seed in range(3):
+        seen = augmented(given, seed, **settings)
+        assert seen["image"].shape == (COUNT, 3, HEIGHT, WIDTH)
+        assert seen["image"].dtype == torch.float32
+        for image, boxes, labels, crowd in zip(
+            *(seen[name] for name in ("image", "boxes", "labels", "crowd"))
+        ):
+            assert fits(image, boxes)
+            assert len(boxes) == len(labels) == len(crowd)
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            assert (boxes >= 0).all()
+            assert (boxes <= torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
+    assert torch.equal(given["boxes"][0], batch()["boxes"][0]), "the loader's batch stays as it was"
+    assert given["image"].dtype == torch.uint8
+
+
+def test_the_check_of_boxes_can_fail():
+    seen = augmented(batch(), flip=True)
+    moved = [not fits(image, batch()["boxes"][0]) for image in seen["image"]]
+    assert any(moved)
+    assert not all(moved)
+
+
+def test_a_mirrored_picture_stays_in_its_extent():
+    extent = (66, 60)
+    seen = augmented(batch(extent), flip=True)
+    assert torch.equal(seen["extent"], batch(extent)["extent"])
+    assert not seen["image"][..., extent[1] :].any()
+    mirrored = [b for b in seen["boxes"] if not torch.equal(b, batch()["boxes"][0])]
+    assert mirrored[0][0].tolist() == [30.0, 8.0, 50.0, 20.0]  # 60 - 30, 60 - 10
+    assert augmented(batch(extent), zoom=0.5)["extent"].tolist() == [[HEIGHT, WIDTH]] * COUNT
+
+
+def test_a_mosaic_has_four_images():
+    seen = augmented(batch(), mosaic=1.0)
+    shades = [len(image[0][image[0] > 0.5].round(decimals=3).unique()) for image in seen["image"]]
+    assert max(shades) > 3  # several brightnesses: of several images
+    assert max(len(boxes) for boxes in seen["boxes"]) > len(OBJECTS)
+
+
+def test_an_object_that_loses_most_of_itself_is_dropped():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).expand(3, 4)
+    frame = torch.tensor([[0.0, 0.0, 50.0, 50.0], [7.0, 0.0, 50.0, 50.0], [8.0, 0.0, 50.0, 50.0]])
+    cut, kept = inside(boxes, frame, 0.25)
+    assert kept.tolist() == [True, True, False]
+    assert cut[1].tolist() == [7.0, 0.0, 10.0, 10.0]
+    _, kept = inside(boxes[:1] + 100, frame[:1], 0.0)
+    assert not kept.any()
+
+
+def test_a_place_says_the_same_of_pixels_and_boxes():
+    image = torch.zeros(1, 1, HEIGHT, WIDTH)
+    image[..., 20:40, 10:60] = 1
+    place = Place(torch.tensor([[0.5, -1.0]]), torch.tensor([[4.0, 90.0]]))
+    moved = place.images(image)
+    box = place.boxes(torch.tensor([[10.0, 20.0, 60.0, 40.0]]), torch.tensor([0]))
+    assert box.tolist() == [[30.0, 14.0, 80.0, 24.0]]
+    expected = torch.zeros(HEIGHT, WIDTH)
+    expected[14:24, 30:80] = 1
+    torch.testing.assert_close(moved[0, 0], expected)
+    assert place.images(image * 7, nearest=True).unique().tolist() == [0.0, 7.0]
+
+
+def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
+    settings = {"flip": True, "zoom": 0.5, "shift": 0.2, "brightness": 0.2, "contrast": 0.2}
+    whole = augmented(batch(), 7, **settings)
+    half = {name: value[6:] for name, value in batch().items()}
+    transform = ObjectAugment(ObjectAugmentSettings(**settings), DATA)
+    part = transform(half, Draws(7, COUNT, slice(6, COUNT)))
+    torch.testing.assert_close(part["image"], whole["image"][6:])
+    for one, other in zip(part["boxes"], whole["boxes"][6:]):
+        assert torch.equal(one, other)
+
+
+def test_images_without_objects_and_a_batch_of_one_are_mosaics_too():
+    given = batch()
+    for name in ("boxes", "labels", "crowd"):
+        given[name] = [value[:0] for value in given[name]]
+    seen = augmented(given, mosaic=1.0, zoom=0.3)
+    assert [tuple(boxes.shape) for boxes in seen["boxes"]] == [(0, 4)] * COUNT
+    one = {name: value[:1] for name, value in batch().items()}
+    transform = ObjectAugment(ObjectAugmentSettings(mosaic=1.0), DATA)
+    assert fits(*(transform(one, Draws(0, 1, slice(0, 1)))[n][0] for n in ("image", "boxes")))
+
+
+def test_pixels_are_normalised():
+    data = DataSpec("detection", 3, HEIGHT, WIDTH, ("a",), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    given = batch()
+    seen = ObjectAugment(ObjectAugmentSettings(), data)(given, Draws(0, COUNT, slice(0, COUNT)))
+    mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+    torch.testing.assert_close(seen["image"], (given["image"].float() / 255 - mean) / std)
+    assert given["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    "settings", [{"zoom": -1.0}, {"shift": 1.0}, {"mosaic": 1.5}, {"contrast": -0.1}]
+)
+def test_wrong_settings_are_refused_by_name(settings):
+    (name,) = settings
+    with pytest.raises(UsageError, match=f"augment.{name}"):
+        ObjectAugmentSettings(**settings)
