@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import examples
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +17,7 @@ from models.core.errors import UsageError
 from models.core.family import DataSpec, Draws
 from models.unet import Unet, UnetConfig, losses_of, reflect, weights_of
 from pipelines import recipe as recipes
+from pipelines.prediction import Predictor, save_image
 
 UNET = models.get("unet")
 CLASSES = ("a", "b", "c")
@@ -270,6 +273,35 @@ def test_the_recipes_augmentation_trains():
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
     assert settings.data.fit == "pad"
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
+def test_answers_are_in_the_images_own_size(fit, tmp_path):
+    """Padded images are not even resized: the answer is the network's own."""
+    data = spec(24, 24)
+    recipe = recipes.start("unet", "tiny").with_overrides({"data.fit": fit})
+    torch.manual_seed(1)
+    module = UNET.build(recipe.config(), data).eval()
+    predictor = Predictor(recipe, data, module.state_dict())
+    sizes = [(50, 37), (9, 30), (24, 24)]
+    images = [(noise(3, *size, seed=i) * 60 + 128).clamp(0, 255) for i, size in enumerate(sizes)]
+    pixels = [image.to(torch.uint8) for image in images]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(pixels, paths):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    found = list(predictor.predict(paths))
+    for one, size, image in zip(found, sizes, pixels):
+        mask = one.prediction["mask"]
+        assert tuple(mask.shape) == size
+        assert sum(one.answer["shares"].values()) == pytest.approx(1)
+        seen = fit == "crop" and (min(size[0], 24) * min(size[1], 24))
+        assert int((mask != 255).sum()) == (seen or size[0] * size[1])
+        if fit == "pad" or size == (24, 24):
+            (own,) = UNET.predict(module, batch_of((image[None].float() / 255 - 0.5) / 0.3))
+            assert torch.equal(mask, own["mask"])
+        picture = tmp_path / "picture.png"
+        assert save_image(UNET.task.picture(one.prediction), picture)
+        assert torch.equal(torch.from_numpy(np.array(Image.open(picture))), mask)
 
 
 @pytest.mark.parametrize(
