@@ -91,7 +91,7 @@ class Net(nn.Module):
         if config.bicubic:
             last = [m for m in self.body.modules() if isinstance(m, nn.Conv2d)][-1]
             with torch.no_grad():  # begin near bicubic
-                last.weight *= 0.1
+                last.weight *= 0.01
                 cast(Tensor, last.bias).zero_()
 
     def forward(self, image: Tensor) -> Tensor:
