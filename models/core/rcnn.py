@@ -61,11 +61,11 @@ class RcnnConfig(Pretrained):
     boxes overlap by more than `overlap` (IoU)."""
 
     body: Body = "small"
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = (32, 64, 128, 128)
     blocks: int = 1
     norm: Norm = "group"
     features: int = 64
-    anchors: tuple[tuple[int, ...], ...] = ((16,), (32,), (64,))
+    anchors: tuple[tuple[int, ...], ...] = ((16,), (32,), (64,), (128,))
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     hidden: int = 256
     proposals: int = 500

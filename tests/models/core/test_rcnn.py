@@ -318,9 +318,9 @@ def test_images_of_any_size(family):
 
 def test_settings_that_cant_be():
     for wrong, message in (
-        ({"anchors": ((16,), (32,))}, "each of 3 levels"),
-        ({"anchors": ((16,), (32,), (64, 96))}, "of one length"),
-        ({"widths": (12, 32, 64)}, "multiples of 8"),
+        ({"anchors": ((16,), (32,))}, "each of 4 levels"),
+        ({"anchors": ((16,), (32,), (64,), (96, 128))}, "of one length"),
+        ({"widths": (12, 32, 64, 64)}, "multiples of 8"),
         ({"body": "vgg"}, "give one of"),
         ({"ratios": ()}, "model.ratios"),
         ({"proposals": 0}, "model.proposals"),
@@ -333,8 +333,8 @@ def test_settings_that_cant_be():
 
 
 def test_settings_come_from_a_command_line(family):
-    path, value = recipes.parse_override("model.anchors=[[8, 12], [16, 24], [32, 48]]")
+    path, value = recipes.parse_override("model.anchors=[[8, 12], [16, 24], [32, 48], [64, 96]]")
     config = recipes.start(family.name).with_overrides({path: value}).config()
-    assert config.anchors == ((8, 12), (16, 24), (32, 48))
+    assert config.anchors == ((8, 12), (16, 24), (32, 48), (64, 96))
     net = family.build(config, examples.spec(family))
     assert net.rpn.head.cls_logits.out_channels == 6
