@@ -237,6 +237,47 @@ def test_a_class_that_train_hasn_t_is_refused(tmp_path: Path, make_folder: MakeF
         pack(str(source), tmp_path / "out")
 
 
+@pytest.mark.fault(30)
+def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog", "emu", "owl, snowy"], 10)
+    said: list[str] = []
+    unseen = ["owl, snowy", "emu"]
+    card = pack(str(source), tmp_path / "out", unseen=unseen, say=said.append)
+    assert card.classes == ("cat", "dog", "emu", "owl, snowy")
+    assert {name: list(split.class_counts.values()) for name, split in card.splits.items()} == {
+        "train": [8, 8, 0, 0],
+        "val": [1, 1, 0, 0],
+        "test": [0, 0, 1, 1],
+    }
+    assert card.source == "image_folder:pets, unseen: emu, owl, snowy"
+    assert said[-1] == (
+        "only test has the classes emu, owl, snowy, and no other: 20 images are left out for that"
+    )
+    assert not verify(tmp_path / "out").differences
+    pack(str(source), tmp_path / "again", unseen=["emu,emu", "owl, snowy"], shard_samples=3)
+    pack(str(source), tmp_path / "same", unseen=unseen, shard_samples=3)
+    assert contents(tmp_path / "again") == contents(tmp_path / "same")
+    assert {s.label for s in samples_of(tmp_path / "same", "test")} == {2, 3}
+
+
+def test_unseen_classes_are_refused_where_there_are_none(
+    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
+    with pytest.raises(UsageError, match=r"unknown class 'dig'\. did you mean 'dog'"):
+        pack(str(source), tmp_path / "out", unseen=["cat,dig"])
+    make_image(tmp_path / "plain" / "1.jpg")
+    with pytest.raises(UsageError, match="data of images have no classes of whole images"):
+        pack(str(tmp_path / "plain"), tmp_path / "out", unseen=["cat"])
+    pack(str(source), tmp_path / "shards")
+    tars = str(tmp_path / "shards" / "train")
+    with pytest.raises(UsageError, match="leaves shards where they lie"):
+        pack(tars, tmp_path / "out", format="webdataset", unseen=["cat"])
+    assert left_behind(tmp_path) == []
+
+
 def test_a_folder_of_classes_called_test_is_a_class(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:

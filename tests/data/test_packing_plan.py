@@ -37,9 +37,14 @@ def source(count: int, size: int = 4, splits: Sequence[str | None] = (None,)) ->
     return Source("set", "classification", ("a", "b"), items, partial(encode, size))
 
 
-def plan_of(source: Source, shard_samples: int | None = None, seed: int = 0) -> Plan:
+def plan_of(
+    source: Source,
+    shard_samples: int | None = None,
+    seed: int = 0,
+    unseen: frozenset[int] = frozenset(),
+) -> Plan:
     shared = Shared(replace(source, items=()), "", None, "")
-    return make_plan(source, shared, seed=seed, shard_samples=shard_samples)
+    return make_plan(source, shared, seed=seed, shard_samples=shard_samples, unseen=unseen)
 
 
 def sizes(plan: Plan, split: str) -> list[int]:
@@ -119,3 +124,37 @@ def test_a_class_that_train_hasn_t_is_said_for_objects(
     assert "no train image has the class 'b'; test have it" in said
     assert "no train image has the class 'c'" in said
     assert card.splits["test"].class_counts == {"a": 0, "b": 20, "c": 0}
+
+
+def labels_of(plan: Plan, split: str) -> set[int | None]:
+    return {item.label for part in plan.parts if part.split == split for item in part.items}
+
+
+@pytest.mark.parametrize("splits", [(None,), ("train", "train", "train", "val", "val", "test")])
+def test_unseen_classes_are_test_s_alone(splits: Sequence[str | None]) -> None:
+    given = source(600, splits=splits)
+    items = [replace(item, label=item.row * 7 % 5) for item in given.items]
+    given = replace(given, classes=tuple("abcde"), items=items)
+    plan = plan_of(given, unseen=frozenset({1, 4}))
+    assert labels_of(plan, "train") == labels_of(plan, "val") == {0, 2, 3}
+    assert labels_of(plan, "test") == {1, 4}
+    assert plan.left_out == 600 - plan.total > 0
+    whole = plan_of(given)
+    assert whole.left_out == 0
+    for split in ("train", "val", "test"):
+        both = [
+            {i.key for p in made.parts if p.split == split for i in p.items}
+            for made in (plan, whole)
+        ]
+        assert both[0] < both[1], "an image stays in its split"
+    assert digest(plan, given, {}) != digest(whole, given, {})
+    assert plan == plan_of(replace(given, items=items[::-1]), unseen=frozenset({1, 4}))
+
+
+def test_an_unseen_class_needs_test_images_and_the_others_train_images() -> None:
+    given = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
+    assert labels_of(plan_of(given, unseen=frozenset({1})), "test") == {1}
+    with pytest.raises(TesseraError, match="test has no image of the unseen class 'a'"):
+        plan_of(source(40, splits=("train", "train", "train", "test")), unseen=frozenset({0}))
+    with pytest.raises(TesseraError, match="no train image is left: all classes are unseen"):
+        plan_of(source(40), unseen=frozenset({0, 1}))

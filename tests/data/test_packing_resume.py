@@ -106,8 +106,10 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_goes_on(tmp_path: Path, pet
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "out", "pets"]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"shard_samples": 9}, {"resize": 4}])
-def test_another_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"shard_samples": 9}, {"resize": 4}, {"unseen": ["cat"]}]
+)
+def test_another_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, Any]) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     other = {"shard_samples": 10, **change}
     again = run(pets, tmp_path / "out", **other)

@@ -97,6 +97,17 @@ def test_a_pack_that_is_refused_goes_on_when_told_to(
     assert "1, see rejected.jsonl" in again.out
 
 
+def test_pack_keeps_classes_for_test(tmp_path: Path, pets: Path, call: Call) -> None:
+    packed = call("pack", pets, "--to", tmp_path / "out", "--unseen", "dog")
+    assert packed.status == 0, packed.err
+    assert "train 8, val 1, test 1" in packed.out
+    assert "10 images are left out" in packed.err
+    assert f"tessera train embedding --data {tmp_path}/out" in packed.out
+    near = call("pack", pets, "--to", tmp_path / "x", "--unseen", "cat,dig")
+    assert near.status == 2
+    assert "did you mean 'dog'" in near.err
+
+
 @pytest.mark.slow
 def test_a_pack_on_the_cluster_is_the_same(
     tmp_path: Path, pets: Path, call: Call, ray_cluster: None

@@ -1,0 +1,120 @@
+"""The margin, what classes without images are worth, and what may be a backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec
+from models.embedding import EmbeddingConfig, _with_margin
+
+EMBEDDING = models.get("embedding")
+TINY = EMBEDDING.variants["tiny"]
+SPEC = DataSpec("classification", 1, 12, 12, ("a", "b", "c", "d"), (0.3,), (0.2,), (5, 0, 5, 5))
+
+
+def network(seed: int = 0, data: DataSpec = SPEC, **changes) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return EMBEDDING.build(dataclasses.replace(TINY, **changes), data)
+
+
+def images(count: int = 6) -> torch.Tensor:
+    return torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_embeddings_have_unit_length_and_the_asked_dimensions():
+    with torch.no_grad():
+        found = network(dimensions=7).eval()(images())
+    assert found.shape == (6, 7)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
+
+
+def test_logits_are_scaled_cosines_with_a_margin_for_the_true_class():
+    labels = torch.tensor([0, 2, 3, 0, 2, 3])
+    plain = network(head="cosine", scale=10.0).eval()
+    with torch.no_grad():
+        cosines = plain(images()) @ F.normalize(plain.directions).T
+        torch.testing.assert_close(
+            plain(images(), labels)[:, [0, 2, 3]], 10 * cosines[:, [0, 2, 3]]
+        )
+        strict = network(head="arcface", margin=0.4, scale=10.0).eval()
+        logits = strict(images(), labels)
+    for row, label in enumerate(labels.tolist()):
+        for k in (0, 2, 3):
+            angle = math.acos(float(cosines[row, k])) + (0.4 if k == label else 0.0)
+            assert float(logits[row, k]) == pytest.approx(10 * math.cos(angle), abs=1e-4)
+
+
+@pytest.mark.parametrize("cosine", [1.0, 1 - 1e-7, 0.3, -math.cos(0.4), -0.97, -1.0])
+def test_the_margin_is_finite_and_falls_everywhere(cosine):
+    """Where angle and margin go beyond half a turn, too: the more alike, the better."""
+    given = torch.tensor([[cosine, 0.2]], requires_grad=True)
+    harder = _with_margin(given, torch.tensor([0]), 0.4)
+    true, other = harder.detach()[0].tolist()
+    assert other == pytest.approx(0.2)
+    assert true < cosine - 0.05
+    harder[0, 0].backward()
+    assert 0 < float(given.grad[0, 0]) < 1000
+
+
+def test_classes_without_training_images_don_t_matter():
+    labels = torch.tensor([0, 2, 3, 0, 2, 3])
+    batch = {"image": images(), "label": labels}
+    module = network()
+    loss = EMBEDDING.loss(module, batch)["loss"]
+    loss.backward()
+    gradient = module.directions.grad
+    assert not gradient[1].any()
+    assert all(gradient[k].any() for k in (0, 2, 3))
+    with torch.no_grad():
+        module.directions[1] = -module.directions[0]
+        assert EMBEDDING.loss(module, batch)["loss"] == loss
+        every = network(data=dataclasses.replace(SPEC, counts=()))
+        assert EMBEDDING.loss(every, batch)["loss"] != loss
+
+
+def test_one_class_has_nothing_to_tell_apart():
+    with pytest.raises(TesseraError, match="nothing to tell apart"):
+        network(data=dataclasses.replace(SPEC, counts=(5, 0, 0, 0)))
+
+
+def test_dropout_is_for_training_alone():
+    module = network(dropout=0.5)
+    with torch.no_grad():
+        assert not torch.equal(module.train()(images()), module(images()))
+        assert torch.equal(module.eval()(images()), module(images()))
+
+
+@pytest.mark.parametrize("backbone", ["rnn", "vit", "resnet"])
+def test_other_classifiers_are_backbones(backbone):
+    data = dataclasses.replace(SPEC, height=16, width=16)
+    module = network(data=data, backbone=backbone)
+    batch = {"image": torch.randn(4, 1, 16, 16), "label": torch.tensor([0, 2, 3, 2])}
+    EMBEDDING.loss(module, batch)["loss"].backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "cn"}, "did you mean 'cnn'"),
+        ({"backbone": "embedding"}, "model.backbone = 'embedding' gives more or other than logits"),
+        ({"backbone": "googlenet"}, "gives more or other than logits"),
+        ({"backbone_variant": "tyni"}, "did you mean 'tiny'"),
+        ({"dimensions": 1}, r"model\.dimensions = 1\. give 2"),
+        ({"margin": 2.0}, r"model\.margin = 2"),
+        ({"margin": float("nan")}, r"model\.margin = nan"),
+        ({"scale": 0.0}, r"model\.scale = 0"),
+        ({"head": "softmax"}, r"model\.head = 'softmax'"),
+        ({"dropout": 1.0}, r"model\.dropout = 1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        EmbeddingConfig(**settings)

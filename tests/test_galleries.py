@@ -1,0 +1,167 @@
+"""Who is it, and is it the same: asked of a tiny network that was really trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import models
+from jobs.answers import Asked, give
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec, Draws
+from pipelines import recipe as recipes
+from pipelines.galleries import Comparison, enrol
+from pipelines.ports import Version
+from pipelines.prediction import Predictor
+
+COLOURS = {"green": (30, 200, 40), "lilac": (190, 120, 220), "rusty": (170, 80, 20)}
+SPEC = DataSpec(
+    "classification", 3, 12, 12, ("red", "blue", "grey"), (0.4, 0.4, 0.4), (0.3, 0.3, 0.3)
+)
+RECIPE = recipes.start("embedding", "tiny")
+TRAINED = torch.tensor([[220, 30, 30], [30, 40, 220], [128, 128, 128]])
+
+
+def noisy(colours: torch.Tensor, seed: int) -> torch.Tensor:
+    """uint8 (B, 3, 12, 12) of the colours (B, 3)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(-25, 26, (len(colours), 3, 12, 12), generator=generator)
+    return (colours[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    """Told three colours apart; asked about three others."""
+    family = models.get("embedding")
+    torch.manual_seed(0)
+    module = family.build(RECIPE.config(), SPEC).train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    transform = family.augment(RECIPE.augment_settings(), SPEC, train=True)
+    labels = torch.arange(24) % 3
+    for step in range(30):
+        batch = {"image": noisy(TRAINED[labels], step), "label": labels, "key": [""] * 24}
+        seen = transform(batch, Draws(step, 24, slice(0, 24)))
+        family.loss(module, seen)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Predictor(RECIPE, SPEC, module.state_dict())
+
+
+def paint(path: Path, colour: str, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = noisy(torch.tensor([COLOURS[colour]]), seed)[0].permute(1, 2, 0)
+    Image.fromarray(pixels.contiguous().numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Path:
+    for name in COLOURS:
+        for seed in range(3):
+            paint(tmp_path / "gallery" / name / f"{seed}.png", name, seed)
+    return tmp_path / "gallery"
+
+
+def version(**figures: float) -> Version:
+    tags = {"tessera.metrics": json.dumps({f"val/{k}": v for k, v in figures.items()})}
+    return Version("colours", 1, "", tags)
+
+
+def test_whose_it_is(predictor: Predictor, gallery: Path, tmp_path: Path) -> None:
+    identify = enrol(predictor, gallery, 0.5)
+    for seed, name in enumerate(COLOURS):
+        (found,) = predictor.predict([paint(tmp_path / "new.png", name, 50 + seed)])
+        said = identify(found.prediction)
+        assert json.loads(json.dumps(said)) == said
+        assert said["class"] == name
+        assert 0.5 < said["similarity"] <= 1.00001
+        assert said["known"] is True
+        assert said["top5"][0]["class"] == name
+        similar = [one["similarity"] for one in said["top5"]]
+        assert similar == sorted(similar, reverse=True)
+        assert len(similar) == 3
+
+
+def test_a_prototype_is_the_normalised_mean(predictor: Predictor, gallery: Path) -> None:
+    paths = sorted((gallery / "lilac").iterdir())
+    embeddings = torch.stack([f.prediction["embedding"] for f in predictor.predict(paths)])
+    mean = torch.nn.functional.normalize(embeddings.mean(0), dim=0)
+    (found,) = predictor.predict(paths[:1])
+    said = {o["class"]: o for o in enrol(predictor, gallery, None)(found.prediction)["top5"]}
+    expected = float(mean @ embeddings[0])
+    assert said["lilac"]["similarity"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("threshold", "known"), [(-1.0, True), (1.01, False), (None, None)])
+def test_known_is_from_the_threshold_on(
+    predictor: Predictor, gallery: Path, threshold: float | None, known: bool | None
+) -> None:
+    (found,) = predictor.predict([gallery / "green" / "0.png"])
+    said = enrol(predictor, gallery, threshold)(found.prediction)
+    assert said.get("known") is known
+    assert ("known" in said) == (threshold is not None)
+
+
+def test_a_gallery_that_can_t_be_used_is_refused_by_name(
+    predictor: Predictor, gallery: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UsageError, match="bare has no folders"):
+        enrol(predictor, tmp_path / "bare", None)
+    (gallery / "rusty" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(TesseraError, match=r"rusty/bad\.png"):
+        enrol(predictor, gallery, None)
+    (gallery / "empty").mkdir()
+    with pytest.raises(TesseraError, match="empty has no images"):
+        enrol(predictor, gallery, None)
+
+
+def test_other_models_are_refused(gallery: Path) -> None:
+    recipe = recipes.start("cnn", "tiny")
+    weights = models.get("cnn").build(recipe.config(), SPEC).state_dict()
+    classifier = Predictor(recipe, SPEC, weights)
+    with pytest.raises(UsageError, match="does classification: its answers can't be compared"):
+        enrol(classifier, gallery, None)
+    with pytest.raises(UsageError, match="does classification"):
+        Comparison(classifier, None)
+
+
+def test_predict_says_who_and_whether_the_same(
+    predictor: Predictor, gallery: Path, tmp_path: Path
+) -> None:
+    paths = [paint(tmp_path / f"{n}.png", c, 70 + n) for n, c in enumerate(["rusty", "rusty"])]
+    given = tuple(map(str, [paths[0], tmp_path / "absent.png", paths[1], paths[0]]))
+    lines = list(give(predictor, Asked(given, gallery=gallery), version(threshold=0.9)))
+    assert [line.get("class") for line in lines] == ["rusty", None, "rusty", "rusty"]
+    assert all("known" in line and len(line["embedding"]) == 16 for line in lines[::2])
+    first, absent, other, again = give(
+        predictor, Asked(given, compare=True), version(threshold=0.999999)
+    )
+    assert not {"similarity", "same"} & (first.keys() | absent.keys())
+    assert "error" in absent
+    assert again["similarity"] == pytest.approx(1, abs=1e-5)
+    assert other["similarity"] == pytest.approx(
+        sum(a * b for a, b in zip(first["embedding"], other["embedding"])), abs=1e-5
+    )
+    assert (again["same"], other["same"]) == (True, False)
+    untold = list(give(predictor, Asked(given, compare=True), version()))
+    assert "similarity" in untold[2]
+    assert "same" not in untold[2]
+    with pytest.raises(TesseraError, match=r"absent\.png doesn't exist"):
+        list(give(predictor, Asked(given[1:], compare=True), version()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"samples": 3, "compare": True}, "--compare goes with images"),
+        ({"paths": ("a",), "compare": True, "gallery": Path()}, "don't go together"),
+    ],
+)
+def test_what_doesn_t_go_together_is_refused(asked: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Asked(**{"paths": (), **asked})
