@@ -12,8 +12,8 @@ Enhanced Deep Residual Networks for Single Image Super-Resolution, 2017).
 All of them work on small images and make the large one's pixels at the end, S*S from each feature
 map's pixel. Other than in the articles, a network adds to the bicubic enlarging of its input
 (`model.bicubic`): it begins where bicubic is, and needs minutes to be better instead of hours. It
-takes the colours as they are; the articles' ESPCN takes luma alone. The loss is the mean absolute
-difference, of pixels in 0..1, as EDSR has it; the articles of ESPCN and SRResNet have the squared.
+takes the colours as they are; the article's ESPCN takes luma alone. The loss is the mean absolute
+difference of pixels in 0..1, as EDSR has it; the articles of ESPCN and SRResNet have the squared.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class SuperResolutionConfig:
     norm: bool = False
     upsampler: Upsampler = "direct"
     bicubic: bool = True
-    tile: int = 512
-    overlap: int = 64
+    tile: int = 256
+    overlap: int = 48
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(Kind))
@@ -171,6 +171,9 @@ class _Add(nn.Module):
 
 
 class SuperResolution(Family[SuperResolutionConfig]):
+    """Has no module for serving: that one takes images of one size, the training set's largest, and
+    who has small images to enlarge has them in other sizes."""
+
     task = UPSCALING
     variants = {
         "base": SuperResolutionConfig(),
@@ -184,16 +187,15 @@ class SuperResolution(Family[SuperResolutionConfig]):
     defaults = {
         "data.fit": "pad",
         "optim.model.kind": "adam",
-        "optim.model.lr": 1e-3,
+        "optim.model.lr": 2e-3,
         "schedule.kind": "cosine",
         "schedule.warmup": 0.02,
-        "train.batch_size": 16,
-        "train.precision": "fp32",
+        "train.batch_size": 4,
     }
     variant_defaults = {
         "tiny": {"augment.patch": 24, "augment.patches": 2},
-        "srresnet": {"optim.model.lr": 2e-4},
-        "edsr": {"optim.model.lr": 2e-4},
+        "srresnet": {"optim.model.lr": 1e-4, "augment.patch": 96},
+        "edsr": {"optim.model.lr": 1e-4, "augment.patch": 96},
     }
 
     def build(self, config: SuperResolutionConfig, data: DataSpec) -> nn.Module:

@@ -52,7 +52,7 @@ class UpscalingAugment:
     gives half of them a quarter turn."""
 
     scale: int = 2
-    patch: int = 96
+    patch: int = 72
     patches: int = 4
     flip: bool = True
     turn: bool = True
@@ -63,7 +63,7 @@ class UpscalingAugment:
         if self.patch < self.scale or self.patch % self.scale:
             raise UsageError(
                 f"augment.patch = {self.patch} with augment.scale = {self.scale}",
-                mend="give a multiple of the scale; 96 is one of 2, 3 and 4",
+                mend="give a multiple of the scale; 72 and 96 are of 2, 3 and 4",
             )
         if self.patches < 1:
             raise UsageError(f"augment.patches = {self.patches}", mend="give 1 or more")
@@ -287,7 +287,7 @@ class _Patches(_AsItIs):
         images: Tensor = batch["image"]
         count, channels, _, width = images.shape
         side, patches = self._settings.patch, self._settings.patches
-        rows, columns = self._places(batch["extent"].cpu(), draws)
+        rows, columns = self._places(batch["extent"].cpu(), draws)  # device sync
         pixels = rows[..., :, None] * width + columns[..., None, :]
         if self._settings.turn:
             turned = draws.uniform(patches) < 0.5

@@ -107,8 +107,9 @@ def test_scales_that_differ_are_refused_with_the_recipe():
     recipe = recipes.start("super_resolution")
     with pytest.raises(UsageError, match=r"model.scale = 3, but augment.scale = 2"):
         recipe.with_overrides({"model.scale": 3})
-    changed = recipe.with_overrides({"model.scale": 3, "augment.scale": 3})
-    assert (changed.config().scale, changed.augment_settings().scale) == (3, 3)
+    for scale in (3, 4):
+        changed = recipe.with_overrides({"model.scale": scale, "augment.scale": scale})
+        assert (changed.config().scale, changed.augment_settings().scale) == (scale, scale)
 
 
 def test_scales_that_differ_are_refused_by_the_loss_too():
