@@ -263,14 +263,14 @@ class Yolo(Family[YoloConfig]):
         "optim.model.weight_decay": 0.02,
         "schedule.kind": "cosine",
         "schedule.warmup": 0.05,
-        "train.batch_size": 16,
-        "train.epochs": 60,
+        "train.batch_size": 8,
+        "train.epochs": 40,
         "train.ema": 0.99,
         "train.clip_norm": 10.0,
         "augment.flip": True,
         "augment.zoom": 0.3,
         "augment.shift": 0.1,
-        "augment.mosaic": 0.5,
+        "augment.mosaic": 0.3,
     }
 
     def build(self, config: YoloConfig, data: DataSpec) -> nn.Module:
