@@ -1,7 +1,8 @@
 """`make measure`: trains a recipe with several seeds and writes down what it reached.
 
 In: a recipe and a packed data set. Out: the comment on top of the recipe and an entry in
-`benchmarks/results/recipes.json`, from which README's table is made. No figure is typed by hand.
+`benchmarks/results/recipes.json`, from which README's table is made. No figure is typed by hand; a
+measured reference to stand beside it comes from `benchmarks/results/references.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import click
 from jobs.cli import run as run_command
 
 RESULTS = Path("benchmarks/results/recipes.json")
+REFERENCES = Path("benchmarks/results/references.json")
 README = Path("README.md")
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
@@ -28,8 +31,17 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 @click.argument("recipe", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--data", metavar="DIR", help="A packed data set.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings, with seeds 0, 1, 2, …")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
+@click.option("--packed", default="", metavar="COMMAND", help="How the data were packed.")
 @click.option("--readme", is_flag=True, help="Only make README's table again.")
-def command(recipe: str | None, data: str | None, seeds: int, readme: bool) -> int:
+def command(
+    recipe: str | None,
+    data: str | None,
+    seeds: int,
+    overrides: tuple[str, ...],
+    packed: str,
+    readme: bool,
+) -> int:
     """Measure a recipe on its test split, mean ± std over seeds, and write it down."""
     from models.core.errors import UsageError
     from pipelines.data.places import storage
@@ -38,7 +50,8 @@ def command(recipe: str | None, data: str | None, seeds: int, readme: bool) -> i
         if not recipe or not data:
             raise UsageError("a recipe and its data are needed", mend="measure RECIPE --data DIR")
         path = Path(recipe)
-        entry = measure(path, storage.absolute(data), seeds)
+        entry = measure(path, storage.absolute(data), seeds, overrides)
+        entry["packed"] = packed
         results = read_results()
         results[path.as_posix()] = entry
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -49,20 +62,24 @@ def command(recipe: str | None, data: str | None, seeds: int, readme: bool) -> i
     return 0
 
 
-def measure(path: Path, data: str, seeds: int) -> dict[str, Any]:
+def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Trains and evaluates once a seed; every figure that is written down comes from here."""
     import models
+    from jobs import judges
     from jobs.evaluate import evaluate
     from jobs.train import start
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
 
+    changes = dict(recipes.parse_override(text) for text in overrides)
     recipe = recipes.read(path).with_overrides(
-        {"data.path": data, "data.digest": cards.read(data).digest}
+        {**changes, "data.path": data, "data.digest": cards.read(data).digest}
     )
-    primary = models.get(recipe.family).task.primary.name
+    recipe = judges.settle(recipe)
+    task = models.get(recipe.family).task
     commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains
-    values, seconds, speeds = [], [], []
+    figures: dict[str, list[float]] = {}
+    seconds, speeds = [], []
     for seed in range(seeds):
         began = time.monotonic()
         outcome = start(recipe.with_overrides({"seed": seed}), experiment="measured")
@@ -70,15 +87,20 @@ def measure(path: Path, data: str, seeds: int) -> dict[str, Any]:
         speeds.append(outcome.images_per_second)
         version = outcome.version
         _, evaluation = evaluate(f"{version.name}/{version.number}", data)
-        values.append(evaluation.figures[primary])
-        click.echo(f"seed {seed}: test {primary} {values[-1]:.4f} in {seconds[-1]:.0f} s")
+        for name, value in evaluation.figures.items():
+            figures.setdefault(name, []).append(value)
+        said = ", ".join(f"{name} {figures[name][-1]:.4f}" for name in task.headline)
+        click.echo(f"seed {seed}: test {said} in {seconds[-1]:.0f} s")
     return {
         "family": recipe.family,
         "variant": recipe.variant,
+        "task": task.name,
         "data": cards.read(data).name,
         "data_digest": recipe.data.digest,
-        "figure": f"test {primary}",
-        "values": values,
+        "overrides": list(overrides),
+        "figure": f"test {task.primary.name}",
+        "values": figures[task.primary.name],
+        "also": {name: figures[name] for name in task.headline if name != task.primary.name},
         "seconds": [round(s, 1) for s in seconds],
         "images_per_second": [round(s) for s in speeds],
         "workers": recipe.workers.count,
@@ -114,8 +136,11 @@ def comment(path: Path, entry: dict[str, Any]) -> str:
     seconds, speeds = entry["seconds"], entry["images_per_second"]
     values = ", ".join(f"{v:.4f}" for v in entry["values"])
     lines = [
-        f"tessera train {path.as_posix()} --data DIR        (DIR: {entry['data']}, packed)",
+        f"{train_command(path.as_posix(), entry)}        (DIR: {entry['data']}, packed)",
+        *([f"packed by: {entry['packed']}"] if entry.get("packed") else []),
         f"{entry['figure']} {spread(entry['values'])} over {len(entry['values'])} seeds ({values})",
+        *(f"{name} {spread(found)}" for name, found in entry.get("also", {}).items()),
+        *references(path),
         f"{statistics.mean(seconds):.0f} s a training with {entry['workers']} workers, start-up "
         f"included; {statistics.mean(speeds):,.0f} images/s in it",
         f"{entry['hardware']}; torch {entry['torch']}, ray {entry['ray']}",
@@ -123,6 +148,17 @@ def comment(path: Path, entry: dict[str, Any]) -> str:
         f"make measure RECIPE={path.as_posix()} DATA=DIR",
     ]
     return "".join(f"# {line}\n" for line in lines)
+
+
+def train_command(path: str, entry: dict[str, Any]) -> str:
+    changes = "".join(f" --set {text}" for text in entry.get("overrides", ()))
+    return f"tessera train {path} --data DIR{changes}"
+
+
+def references(path: Path) -> list[str]:
+    """What was measured to stand beside a recipe's figures."""
+    found = json.loads(REFERENCES.read_text()) if REFERENCES.exists() else {}
+    return [f"reference: {text}" for text in found.get(path.as_posix(), ())]
 
 
 def body(path: Path) -> str:
@@ -139,17 +175,33 @@ def read_results() -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """README's table."""
-    rows = ["| family | data | test accuracy | a training | command |", "|---|---|---|---|---|"]
-    for path, entry in results.items():
+    rows = [
+        "| family | task | data | on test | a training | command |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path, entry in sorted(results.items(), key=_by_task):
+        figures = {entry["figure"].removeprefix("test "): entry["values"], **entry.get("also", {})}
+        said = ", ".join(f"{name} {spread(values)}" for name, values in figures.items())
         rows.append(
-            f"| `{entry['family']}` | {entry['data']} | {spread(entry['values'])} "
-            f"({len(entry['values'])} seeds) | {statistics.mean(entry['seconds']):.0f} s | "
-            f"`tessera train {path} --data DIR` |"
+            f"| `{entry['family']}` | {_words(entry)} | {entry['data']} | {said} | "
+            f"{statistics.mean(entry['seconds']):.0f} s | `{train_command(path, entry)}` |"
         )
     where = sorted({entry["hardware"] for entry in results.values()})
     workers = sorted({entry["workers"] for entry in results.values()})
     counts = " or ".join(map(str, workers))
-    return "\n".join([*rows, "", f"Measured with {counts} workers on {'; '.join(where)}.", ""])
+    seeds = sorted({len(entry["values"]) for entry in results.values()})
+    end = f"Over {' or '.join(map(str, seeds))} seeds, with {counts} workers on {'; '.join(where)}."
+    return "\n".join([*rows, "", end, ""])
+
+
+def _by_task(item: tuple[str, dict[str, Any]]) -> tuple[str, str, str]:
+    path, entry = item
+    return _words(entry), entry["data"], path
+
+
+def _words(entry: dict[str, Any]) -> str:
+    task: str = entry.get("task", "classification")
+    return task.replace("_", " ")
 
 
 def write_readme() -> None:

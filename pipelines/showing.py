@@ -21,7 +21,7 @@ from pipelines.evaluation import Answers, Asker
 from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
 
-FOLDER = "pictures"
+FOLDER, EPOCHS = "pictures", "epochs"
 SHOWN = 8
 """Validation images that are shown again and again."""
 MOST_EPOCHS = 20
@@ -62,13 +62,15 @@ class Show:
         if number % every and number != epochs:
             return
         groups = self._groups(self._shown, ask, answers)
-        path = self._path(f"val-{number:05d}")
+        path = self._path(f"{EPOCHS}/val-{number:05d}")
         pictures.grid(groups, self._data.classes, path)
+        where = f"{FOLDER}/{EPOCHS}/{path.name}"
         time_ms = time.time_ns() // 1_000_000
-        where = f"{FOLDER}/{path.name}"
+        # MLflow puts a series beside that of other runs, but a single picture it shows larger.
         self._emit(
             {"kind": "image", "path": where, "key": "val", "step": number, "time_ms": time_ms}
         )
+        self._emit({"kind": "artifact", "path": where, "folder": f"{FOLDER}/{EPOCHS}"})
 
     def outcome(self, ask: Asker, answers: Answers) -> None:
         """The worst mistakes, and which classes are taken for which."""

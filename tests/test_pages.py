@@ -166,12 +166,35 @@ def test_a_bare_address_opens_another_view(open_page: Open, trained: Trained) ->
 
 
 @pytest.mark.parametrize(
-    "picture", ["training_samples", "confusion_matrix", "learning_curves", "worst_mistakes"]
+    "picture",
+    [
+        "training_samples",
+        "confusion_matrix",
+        "learning_curves",
+        "worst_mistakes",
+        f"epochs/val-{EPOCHS:05d}",
+    ],
 )
 def test_the_pictures_are_shown(open_page: Open, trained: Trained, picture: str) -> None:
     page = open_page(under(trained.run_page, f"artifacts/pictures/{picture}.png"))
-    see(page, f"{picture}.png")
+    see(page, f"{Path(picture).name}.png")
     page.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 300)")
+
+
+def test_the_same_images_are_shown_by_epoch(open_page: Open, trained: Trained) -> None:
+    """A series that MLflow shows with a slider over the epochs."""
+    page = open_page(under(trained.run_page, "model-metrics"), height=1000, script=NO_ASSISTANT)
+    see(page, "Add section")
+    page.mouse.move(640, 600)
+    for _ in range(8):  # charts are made where they come into view
+        page.mouse.wheel(0, 1500)
+        page.wait_for_timeout(500)
+    slider = page.get_by_role("slider").last
+    slider.focus()
+    for step in (1, 2):
+        page.keyboard.press("ArrowRight")
+        shown = f"i => i.src.includes('val%2Bstep%2B{step}%2B') && i.naturalWidth > 100"
+        page.wait_for_function(f"() => [...document.images].some({shown})")
 
 
 def test_the_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path) -> None:

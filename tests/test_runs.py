@@ -80,6 +80,8 @@ def test_a_training_is_tracked_and_registered(
         "confusion_matrix.png",
         "worst_mistakes.png",
         "learning_curves.png",
+        "val-00001.png",
+        "val-00002.png",
     }
     assert tracker.images == {("val", step): f"val-{step:05d}.png" for step in (1, 2)}
     version = services.registry.version("digits", runs.CHALLENGER)

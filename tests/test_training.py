@@ -72,6 +72,7 @@ def test_it_learns_and_says_what_it_did(plain: dict[str, Any]) -> None:
     assert losses(plain)[-1] < losses(plain)[0] * 0.75
     pictures = [e["path"] for e in plain["events"] if e["kind"] == "artifact"]
     assert {Path(p).stem for p in pictures} == {
+        *(f"val-{epoch:05d}" for epoch in (1, 2, 3)),
         "training_samples",
         "worst_mistakes",
         "confusion_matrix",

@@ -143,6 +143,8 @@ class Task(ABC):
     """What is read of a sample: a task of data sets (`card.NOTE_EXTENSIONS`). Data of any task can
     be read as "images", and those with instances as "detection"."""
     primary: ClassVar[Figure]
+    also: ClassVar[tuple[str, ...]] = ()
+    """Further figures to name beside the primary one, where there is no room for all."""
     augment_settings: ClassVar[type[Any]]
     """A frozen dataclass; the recipe's `augment` holds its fields."""
     eval_batch: ClassVar[int] = 256
@@ -155,6 +157,10 @@ class Task(ABC):
     """Whether answers are objects that can be written as COCO results."""
     from_images: ClassVar[bool] = True
     """Whether an answer is about an image that is given."""
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        return (self.primary.name, *self.also)
 
     @abstractmethod
     def targets(self, batch: Batch) -> list[Target]:
