@@ -51,6 +51,7 @@ class Generation(Task):
     name = "generation"
     reads = "images"
     primary = Figure("frechet", "min")
+    also = ("class_share_min",)
     augment_settings = GenerationAugment
     judged = True
     knows_classes = False

@@ -84,6 +84,7 @@ class SemanticSegmentation(Task):
     name = "semantic_segmentation"
     reads = "semantic_segmentation"
     primary = Figure("miou", "max")
+    also = ("pixel_accuracy",)
     augment_settings = SegmentationAugment
     eval_batch = 4
 

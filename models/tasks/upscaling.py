@@ -73,6 +73,7 @@ class Upscaling(Task):
     name = "upscaling"
     reads = "images"
     primary = Figure("psnr", "max")
+    also = ("psnr_gain",)
     augment_settings = UpscalingAugment
     eval_batch = 4
     knows_classes = False

@@ -68,6 +68,7 @@ class Verification(Task):
     name = "verification"
     reads = "classification"
     primary = Figure("eer", "min")
+    also = ("few_shot_5",)
     augment_settings = VerificationAugment
     knows_classes = False
 
