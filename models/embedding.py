@@ -5,10 +5,15 @@ class is a logit, with a margin that the true class has to keep: Deng et al., Ar
 Angular Margin Loss for Deep Face Recognition, 2019. Afterwards the directions are of no use:
 whether two images show the same is the cosine of their embeddings, whatever their classes.
 
-    B images, C channels, H height, W width, K classes, D numbers of an embedding
+Few classes are told apart by few features, which say little of other classes. So a turned or mirrored
+image can be taken for one of another class, as in Vinyals et al., Matching Networks for One Shot
+Learning, 2016: a 6 and its three turns are four classes, and to learn them takes more features.
+
+    B images, C channels, H height, W width, K classes, T ways to turn, D numbers of an embedding
 
     image (B, C, H, W) -> classifier -> (B, D) -> unit length
-    in training, with labels (B,): -> cosines with the K directions -> logits (B, K)
+    in training, with labels (B,): -> turned (TB, C, H, W) -> embeddings (TB, D)
+    -> cosines with the directions of TK classes -> logits (TB, TK)
 """
 
 from __future__ import annotations
@@ -39,7 +44,9 @@ Head = Literal["arcface", "cosine"]
 class EmbeddingConfig:
     """`backbone` and `backbone_variant`: the classifier. `dimensions` of the embedding. `head`:
     "cosine" asks for no margin. `margin`: an angle in radians. `scale`: what cosines are multiplied
-    with to be logits. `dropout`: share of the embedding's numbers left out in training."""
+    with to be logits. `dropout`: share of the embedding's numbers left out in training. `turns`: 4
+    to train with each image turned by quarters as classes of their own, 8 with its mirror image's,
+    too; an epoch takes as many times longer."""
 
     backbone: str = "cnn"
     backbone_variant: str = "base"
@@ -48,6 +55,7 @@ class EmbeddingConfig:
     margin: float = 0.3
     scale: float = 16.0
     dropout: float = 0.0
+    turns: int = 1
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
@@ -59,6 +67,7 @@ class EmbeddingConfig:
         if not 0 < self.scale < math.inf:
             raise UsageError(f"model.scale = {self.scale}", mend="give a number above 0, like 16")
         check_choice("head", self.head, get_args(Head))
+        check_choice("turns", self.turns, (1, 4, 8))
         check_shares(self, "dropout")
         self.find_backbone()
 
@@ -76,23 +85,34 @@ class EmbeddingConfig:
 
 
 class Net(nn.Module):
-    """`trained` (K,) says which classes have training images: only these are told apart."""
+    """`trained` (TK,) says which classes have training images: only these are told apart."""
 
     trained: Tensor
 
     def __init__(self, config: EmbeddingConfig, data: DataSpec) -> None:
         super().__init__()
+        if config.turns > 1 and data.height != data.width:
+            raise UsageError(
+                f"images of {data.height} by {data.width} pixels can't be turned by quarters",
+                mend="give --set model.turns=1, or the same data.height and data.width",
+            )
         names = tuple(str(number) for number in range(config.dimensions))
         family, settings = config.find_backbone()
         self.backbone = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
         self.dropout = nn.Dropout(config.dropout)
-        self.directions = nn.Parameter(torch.randn(len(data.classes), config.dimensions))
-        self.register_buffer("trained", _trained(data), persistent=False)
+        trained = _trained(data).repeat(config.turns)
+        self.directions = nn.Parameter(torch.randn(len(trained), config.dimensions))
+        self.register_buffer("trained", trained, persistent=False)
+        self.turns = config.turns
         self.scale = config.scale
         self.margin = config.margin if config.head == "arcface" else 0.0
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (B, K)."""
+        """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (TB, TK): the
+        images as they are, then those turned in one way, and so on."""
+        if label is not None:
+            image = torch.cat([_turn(image, way) for way in range(self.turns)])
+            label = _turn_labels(label, self.turns, len(self.trained))
         features = self.dropout(self.backbone(image).float())
         # Near 1, bf16 knows cosines only to 0.004.
         with torch.autocast(image.device.type, enabled=False):
@@ -102,6 +122,18 @@ class Net(nn.Module):
             cosines = embedding @ F.normalize(self.directions).T
             logits = self.scale * _with_margin(cosines, label, self.margin)
             return logits.masked_fill(~self.trained, -torch.inf)
+
+
+def _turn(images: Tensor, way: int) -> Tensor:
+    """(B, C, H, W) turned by `way` quarters; from 4 on mirrored, too."""
+    turned = images.rot90(way % 4, (-2, -1))
+    return turned.flip(-1) if way >= 4 else turned
+
+
+def _turn_labels(label: Tensor, turns: int, classes: int) -> Tensor:
+    """Labels (B,) of images -> (TB,) of those in all ways, of `classes` = TK."""
+    ways = torch.arange(turns, device=label.device) * (classes // turns)
+    return (ways[:, None] + label).flatten()
 
 
 def _trained(data: DataSpec) -> Tensor:
@@ -150,7 +182,10 @@ class Embedding(Family[EmbeddingConfig]):
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
         """Cross-entropy with the margin."""
-        return {"loss": F.cross_entropy(module(batch["image"], batch["label"]), batch["label"])}
+        logits = module(batch["image"], batch["label"])
+        turns = len(logits) // len(batch["label"])
+        labels = _turn_labels(batch["label"], turns, logits.shape[1])
+        return {"loss": F.cross_entropy(logits, labels)}
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
@@ -171,6 +206,7 @@ class Embedding(Family[EmbeddingConfig]):
             "model.margin": Uniform(0.0, 0.5),
             "model.scale": LogUniform(8.0, 64.0),
             "model.dropout": Uniform(0.0, 0.5),
+            "model.turns": Choice((1, 4, 8)),
         }
 
 

@@ -112,9 +112,39 @@ def test_other_classifiers_are_backbones(backbone):
         ({"margin": float("nan")}, r"model\.margin = nan"),
         ({"scale": 0.0}, r"model\.scale = 0"),
         ({"head": "softmax"}, r"model\.head = 'softmax'"),
+        ({"turns": 2}, r"model\.turns = 2\. give one of: 1, 4, 8"),
         ({"dropout": 1.0}, r"model\.dropout = 1"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         EmbeddingConfig(**settings)
+
+
+def test_turned_images_are_classes_of_their_own():
+    labels = torch.tensor([0, 2, 3, 2])
+    module = network(turns=8, head="cosine").eval()
+    given = images(4)
+    with torch.no_grad():
+        logits = module(given, labels)
+        directions = F.normalize(module.directions)
+        assert logits.shape == (32, 32)
+        for way in range(8):
+            turned = given.rot90(way % 4, (-2, -1))
+            turned = turned.flip(-1) if way > 3 else turned
+            expected = module.scale * module(turned) @ directions.T
+            found = logits[4 * way : 4 * way + 4]
+            torch.testing.assert_close(found[:, module.trained], expected[:, module.trained])
+        assert (logits[:, 1::4] == -torch.inf).all(), "class 1 has no images, turned or not"
+        loss = EMBEDDING.loss(module, {"image": given, "label": labels})["loss"]
+    said = torch.cat([labels + 4 * way for way in range(8)])
+    torch.testing.assert_close(loss, F.cross_entropy(logits, said))
+    alone = network(turns=1, head="cosine").eval()
+    assert alone(given, labels).shape == (4, 4)
+
+
+def test_only_square_images_are_turned():
+    wide = dataclasses.replace(SPEC, width=16)
+    with pytest.raises(UsageError, match="12 by 16 pixels can't be turned"):
+        network(data=wide, turns=4)
+    assert network(data=wide)
