@@ -245,6 +245,28 @@ def test_accumulation_takes_each_part_in_step(
     assert first == {name: pytest.approx(value, rel=0.1) for name, value in expected.items()}
 
 
+@pytest.mark.fault(15)
+def test_ranks_without_an_image_go_on(
+    digits: Path, judge_files: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A last batch of one image for 3 ranks: two of them have nothing to count, in either part."""
+    assert cards.read(digits).split("train").samples % 719 == 1
+    shutil.copytree(judge_files[0], tmp_path / worker.JUDGE)
+    recipe = gan(digits, judge_files[1], **{"train.batch_size": 719, "train.epochs": 1})
+    payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
+    found = ranks.run(WORK, "train", 3, payload)
+    assert "error" not in found[0], found[0]
+    assert found[0]["step"] == 3
+    assert found[0]["figures"]["frechet"] > 0
+    losses = [
+        event["values"]["train/discriminator/loss"]
+        for event, _ in read_events(tmp_path / "spool.jsonl")
+        if "train/discriminator/loss" in event.get("values", {})
+    ]
+    assert len(losses) == 3
+    assert all(0.5 < loss < 3 for loss in losses), "means are over the images that count"
+
+
 def test_figures_do_not_depend_on_the_ranks(
     trained: tuple[Path, dict[str, Any]],
     digits: Path,
