@@ -108,7 +108,7 @@ class Generation(Task):
         count, classes = len(records), records[0]["classes"]
         saids = torch.tensor([r["said"] for r in records])
         shares = [n / count for n in torch.bincount(saids, minlength=classes).tolist()]
-        entropy = -math.fsum(share * math.log(share) for share in shares if share)
+        entropy = math.fsum(share * math.log(1 / share) for share in shares if share)
         return {
             "frechet": frechet_distance(
                 torch.stack([r["made"] for r in records]),
