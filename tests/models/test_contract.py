@@ -31,12 +31,17 @@ OVERFITS = {
     "classification": 0.1,
     "detection": 0.3,
     "instance_segmentation": 0.3,
+    "reconstruction": 0.75,
     "semantic_segmentation": 0.2,
     "verification": 0.5,
 }
 """By task: 60 steps of Adam on one batch bring the loss below this share of the first. Of a
 generator the losses say nothing: it has no entry."""
-SERVED = {"classification": "probabilities", "verification": "embedding"}
+SERVED = {
+    "classification": "probabilities",
+    "reconstruction": "image",
+    "verification": "embedding",
+}
 """By task: the field of a prediction that `servable` answers with."""
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
