@@ -69,7 +69,8 @@ class Net(nn.Module):
     def __init__(self, config: AutoencoderConfig, data: DataSpec) -> None:
         super().__init__()
         self.config = config
-        sizes = [(data.height, data.width)]
+        self.size = (data.height, data.width)
+        sizes = [self.size]
         while len(sizes) == 1 or max(sizes[-1]) > SMALLEST_SIDE:
             height, width = sizes[-1]
             sizes.append(((height + 1) // 2, (width + 1) // 2))
@@ -91,6 +92,13 @@ class Net(nn.Module):
         """Normalised (B, C, H, W) -> images (B, C, H, W) in 0..1, codes (B, D), and the distance
         (B,) in nats of each code's distribution from the standard normal one, 0 where it has none.
         """
+        if image.shape[-2:] != self.size:
+            raise UsageError(
+                "images of {} by {} pixels for an autoencoder of {} by {}".format(
+                    *image.shape[-2:], *self.size
+                ),
+                mend="its size is fixed when it is trained: set data.height and data.width",
+            )
         found = self.to_code(self.down(image).flatten(1)).float()
         code = found[:, : self.config.code]
         distance = torch.zeros_like(code[:, 0])
@@ -105,7 +113,7 @@ class Net(nn.Module):
 
     def decode(self, code: Tensor) -> Tensor:
         """(B, D) -> (B, C, H, W) in 0..1; in training also beyond, where a gradient leads back."""
-        signal = self.from_code(code).view(-1, *self.core)
+        signal: Tensor = self.from_code(code).view(-1, *self.core)
         for stage, (height, width) in zip(reversed(self.up), reversed(self.sizes)):
             signal = stage(signal)[..., :height, :width]
         made = signal.float() * self.std + self.mean

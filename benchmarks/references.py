@@ -1,0 +1,97 @@
+"""What simple methods reach, beside which a recipe's figures are written.
+
+In: a packed data set. Out: a line of JSON on stdout. The figures are the task's own, on the split that
+the recipe is measured on.
+
+    python benchmarks/references.py pca DIR --components 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+BATCH = 512
+MOST_VALUES = 20_000
+"""Of an image, for which covariances are made: 3 GiB of them."""
+
+
+def pca(data: str, components: int = 32, split: str = "test") -> dict[str, Any]:
+    """Figures of the reconstruction of `split` by so many principal components, fitted on `train`:
+    each image the mean and the nearest combination of components, clamped to 0..1 as the answers
+    of an autoencoder are, and codes of 16 bits a number."""
+    import torch
+
+    from models.core.errors import UsageError
+    from models.tasks.reconstruction import RECONSTRUCTION
+    from pipelines.data import card as cards
+
+    card = cards.read(data)
+    spec = card.spec(reads="images")
+    values = spec.channels * spec.height * spec.width
+    if not 0 < components <= values:
+        raise UsageError(f"{components} components of {values}", mend=f"give 1 to {values}")
+    if values > MOST_VALUES:
+        raise UsageError(f"images of {values:,} values, more than {MOST_VALUES:,}")
+    count = 0
+    total = torch.zeros(values, dtype=torch.float64)
+    products = torch.zeros(values, values, dtype=torch.float64)
+    for rows in _images(data, "train"):
+        count += len(rows)
+        total += rows.sum(0)
+        products += rows.T @ rows
+    mean = total / count
+    _, vectors = torch.linalg.eigh(products / count - mean[:, None] * mean)
+    basis = vectors[:, -components:]
+    records = []
+    for rows in _images(data, split):
+        codes = ((rows - mean) @ basis).half()
+        made = (codes.double() @ basis.T + mean).clamp(0, 1)
+        truths = (rows * 255).round().to(torch.uint8)
+        for code, image, truth in zip(codes, made, truths):
+            prediction = {"image": image.view(spec.shape), "code": code, "bits": 16 * components}
+            target = {"image": truth.view(spec.shape)}
+            records.append(RECONSTRUCTION.compare(prediction, target, spec))
+    figures = RECONSTRUCTION.figures(records, spec)
+    return {"reference": "pca", "components": components, "split": split, **figures}
+
+
+def _images(data: str, split: str) -> Iterator[Any]:
+    """Rows (B, C * H * W) of a split as float64 in 0..1."""
+    from pipelines.data import card as cards
+    from pipelines.data.loading import EvalLoader
+    from pipelines.ports import World
+
+    card = cards.read(data)
+    loader = EvalLoader(
+        data,
+        card,
+        card.spec(reads="images"),
+        batch_size=BATCH,
+        world=World(),
+        split=split,
+        cache="none",
+    )
+    for _, batch in loader.batches():
+        yield batch["image"].flatten(1).double() / 255
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    one = kinds.add_parser("pca", help="principal components, for reconstruction")
+    one.add_argument("data", help="a packed data set")
+    one.add_argument("--components", type=int, default=32)
+    one.add_argument("--split", default="test")
+    given = parser.parse_args()
+    print(json.dumps(pca(given.data, given.components, given.split)))
+
+
+if __name__ == "__main__":
+    main()

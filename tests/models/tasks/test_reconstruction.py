@@ -1,0 +1,266 @@
+"""What the network is given to undo and what it isn't, the figures, and reconstructions in the size
+of the image."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from models.core import fidelity
+from models.core.errors import TesseraError, UsageError
+from models.core.family import DataSpec, Draws
+from models.tasks.reconstruction import RECONSTRUCTION, ReconstructionAugment, as_bytes, inside
+from pipelines.data import samples
+
+DATA = DataSpec("images", 3, 28, 21, (), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+MEAN = torch.tensor(DATA.mean)[:, None, None]
+STD = torch.tensor(DATA.std)[:, None, None]
+
+
+def raw(count: int = 6, extents: tuple[int, int] = (28, 21)):
+    generator = torch.Generator().manual_seed(1)
+    shape = (count, *DATA.shape)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    extent = torch.tensor([extents]).repeat(count, 1)
+    images *= inside(extent, 28, 21).byte()
+    return {
+        "image": images,
+        "key": [str(i) for i in range(count)],
+        "index": torch.arange(count),
+        "size": extent.clone(),
+        "extent": extent,
+    }
+
+
+def transformed(batch, *, train: bool = True, seed: int = 0, **settings):
+    count = len(batch["key"])
+    transform = RECONSTRUCTION.augment(ReconstructionAugment(**settings), DATA, train=train)
+    return transform(batch, Draws(seed, count, slice(0, count)))
+
+
+def test_without_settings_the_network_sees_what_it_answers():
+    batch = raw()
+    made = transformed(batch)
+    torch.testing.assert_close(made["clean"], batch["image"] / 255)
+    torch.testing.assert_close(made["image"] * STD + MEAN, made["clean"])
+    assert "seen" not in made
+    assert set(made) == {*batch, "clean"}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_noise_is_to_be_undone(train):
+    batch = raw()
+    batch["image"] = torch.full_like(batch["image"], 128)
+    made = transformed(batch, train=train, noise=0.1)
+    torch.testing.assert_close(made["clean"], batch["image"] / 255)
+    noise = made["image"] * STD + MEAN - made["clean"]
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+    assert torch.equal(made["seen"], as_bytes(made["image"] * STD + MEAN))
+    strong = transformed(batch, train=train, noise=3.0)["image"] * STD + MEAN
+    assert strong.min() > -1e-5, "as a camera would: not below black"
+    assert strong.max() < 1 + 1e-5
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_squares_are_blanked(train, share):
+    batch = raw()
+    batch["image"].clamp_(min=200)
+    made = transformed(batch, train=train, mask=share)
+    assert torch.equal(made["clean"], batch["image"] / 255)
+    blank = (made["image"] == 0).all(1)
+    whole = 7 * 10 * 3 * 3  # a grid of squares of 3 by 3 pixels, the last row of it 1 pixel high
+    expected = round(share * 70) * 9
+    for one in blank:
+        assert expected - 7 * 6 <= int(one.sum()) <= min(expected, whole)
+        corners = one[::3, ::3]
+        assert int(corners.sum()) == round(share * 70)
+        assert torch.equal(one, corners.repeat_interleave(3, 0)[:28].repeat_interleave(3, 1))
+    assert not torch.equal(blank[0], blank[1]), "each image has its own"
+    elsewhere = ~blank[:, None].expand_as(made["clean"])
+    seen = made["image"] * STD + MEAN
+    torch.testing.assert_close(seen[elsewhere], made["clean"][elsewhere])
+
+
+def test_a_users_image_is_left_as_it_is():
+    settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.5, mask=0.5)
+    batch = raw()
+    made = RECONSTRUCTION.prepare(settings, DATA)(batch, Draws(0, 6, slice(0, 6)))
+    torch.testing.assert_close(made["image"] * STD + MEAN, batch["image"] / 255)
+    assert "seen" not in made
+
+
+def test_an_evaluation_moves_nothing():
+    batch = raw()
+    made = transformed(batch, train=False, flip=True, crop_padding=3)
+    assert torch.equal(made["clean"], batch["image"] / 255)
+
+
+def test_images_are_mirrored_and_shifted_inside_their_extent():
+    batch = raw(40, extents=(20, 9))
+    made = transformed(batch, flip=True, crop_padding=2)
+    clean, image = made["clean"], batch["image"] / 255
+    assert not (clean * ~inside(batch["extent"], 28, 21)).any(), (
+        "what is no picture stays where it is"
+    )
+    found = set()
+    for after, before in zip(clean[:, :, :20, :9], image[:, :, :20, :9]):
+        for way in itertools.product((False, True), range(-2, 3), range(-2, 3)):
+            mirrored, down, right = way
+            moved = before.flip(-1) if mirrored else before
+            inner = moved[:, 2 + down : 18 + down, 2 + right : 7 + right]
+            if torch.equal(inner, after[:, 2:18, 2:7]):
+                found.add(way)
+                break
+        else:
+            pytest.fail("an image is neither")
+    assert len(found) > 15
+    assert {way[0] for way in found} == {False, True}
+
+
+def test_one_pixel_can_be_shifted():
+    made = transformed(raw(4, extents=(1, 1)), flip=True, crop_padding=5)
+    assert torch.equal(made["clean"], raw(4, extents=(1, 1))["image"] / 255)
+
+
+def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
+    batch = raw()
+    settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.2, mask=0.3)
+    transform = RECONSTRUCTION.augment(settings, DATA, train=True)
+    whole = transform(batch, Draws(5, 6, slice(0, 6)))
+    part = transform({k: v[2:5] for k, v in batch.items()}, Draws(5, 6, slice(2, 5)))
+    for name in ("image", "clean", "seen"):
+        assert torch.equal(part[name], whole[name][2:5])
+    other = transform(batch, Draws(6, 6, slice(0, 6)))
+    assert not torch.equal(other["image"], whole["image"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"crop_padding": -1}, {"noise": -0.1}, {"noise": math.inf}, {"mask": 1.0}]
+)
+def test_wrong_settings_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=rf"augment\.{name} = "):
+        ReconstructionAugment(**wrong)
+
+
+def test_a_shift_beyond_the_image_is_refused():
+    with pytest.raises(UsageError, match="28 by 21 pixels"):
+        RECONSTRUCTION.augment(ReconstructionAugment(crop_padding=21), DATA, train=True)
+
+
+def test_targets_are_the_images_themselves():
+    batch = raw(extents=(11, 15))
+    expected = [image[:, :11, :15] for image in batch["image"]]
+    for given in (batch, transformed(batch, train=False, noise=0.3, mask=0.5)):
+        targets = RECONSTRUCTION.targets(given)
+        assert all(torch.equal(t["image"], image) for t, image in zip(targets, expected))
+
+
+def prediction(image: torch.Tensor, numbers: int = 8, **more):
+    code = torch.arange(numbers) / 2
+    return {"image": image, "code": code, "bits": 16 * numbers, **more}
+
+
+def test_figures_are_means_over_the_images():
+    batch = raw(4)
+    targets = RECONSTRUCTION.targets(batch)
+    made = [(t["image"] / 255 + 0.02 * i).clamp(0, 1) for i, t in enumerate(targets)]
+    records = [
+        RECONSTRUCTION.compare(prediction(image), target, DATA)
+        for image, target in zip(made, targets)
+    ]
+    figures = RECONSTRUCTION.figures(records, DATA)
+    pairs = [(m, t["image"] / 255) for m, t in zip(made, targets)]
+    assert figures["mse"] == pytest.approx(sum(fidelity.mse(*p) for p in pairs) / 4, rel=1e-5)
+    assert figures["psnr"] == pytest.approx(
+        sum(fidelity.psnr(*p, peak=1) for p in pairs) / 4, rel=1e-5
+    )
+    assert figures["ssim"] == pytest.approx(sum(fidelity.ssim(*p, peak=1) for p in pairs) / 4)
+    assert figures["bits_per_pixel"] == 8 * 16 / (28 * 21)
+    assert figures["compression"] == (28 * 21 * 3 * 8) / (8 * 16)
+    for seed in range(5):
+        random.Random(seed).shuffle(records)
+        assert RECONSTRUCTION.figures(records, DATA) == figures
+    assert RECONSTRUCTION.badness(records[0]) == records[0]["mse"]
+
+
+def test_an_image_off_by_half_a_level_is_not_rounded_to_the_right_one():
+    (target,) = RECONSTRUCTION.targets(raw(1))
+    made = (target["image"] + 0.4) / 255
+    record = RECONSTRUCTION.compare(prediction(made), target, DATA)
+    assert record["mse"] == pytest.approx((0.4 / 255) ** 2, rel=1e-3)
+
+
+def test_no_records_have_no_figures():
+    with pytest.raises(TesseraError, match="no answer"):
+        RECONSTRUCTION.figures([], DATA)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize(
+    "size", [(28, 21), (20, 13), (40, 60), (10, 50), (29, 21), (7, 21), (1, 1)]
+)
+def test_a_reconstruction_gets_the_size_of_its_image(fit, size):
+    """A network that answers just what it sees gives the image again, as far as it saw it."""
+    rows, columns = (torch.arange(side) / 100 for side in size)
+    image = (100 + 50 * (rows[:, None] + columns).sin()).expand(3, -1, -1).round().byte()
+    fitted = samples.fit_image(image, 28, 21, fit)
+    (extent,) = samples.extents(torch.tensor([size]), 28, 21, fit).tolist()
+    seen = fitted[:, : extent[0], : extent[1]] / 255
+    restored = RECONSTRUCTION.restore(prediction(seen), samples.view(size, 28, 21, fit))
+    made = as_bytes(restored["image"]).int()
+    assert made.shape == image.shape
+    if fit != "crop":
+        assert (made - image).abs().max() <= 2
+        return
+    shown = made != 0
+    assert torch.equal(made[shown], image.int()[shown])
+    kept = min(size[0], 28) * min(size[1], 21)
+    assert int(shown.sum()) == 3 * kept
+
+
+def test_an_answer_is_plain_json():
+    image = torch.rand(3, 28, 21)
+    answer = RECONSTRUCTION.answer(prediction(image, 4, mse=0.01), DATA)
+    assert json.loads(json.dumps(answer)) == answer
+    assert answer == {"mse": 0.01, "psnr": 20, "code": [0, 0.5, 1, 1.5], "bits": 64}
+    assert set(RECONSTRUCTION.answer(prediction(image, 4), DATA)) == {"code", "bits"}
+
+
+def test_panels_show_what_was_seen_only_where_it_was_corrupted():
+    image = torch.randint(0, 256, DATA.shape, dtype=torch.uint8)
+    made = prediction(image / 255, mse=0.01)
+    target = {"image": image}
+    plain = RECONSTRUCTION.panels(image, made, target, DATA)
+    assert [p.caption for p in plain] == ["original", "20.0 dB"]
+    assert torch.equal(plain[1].image, image)
+    made["seen"] = 255 - image
+    corrupted = RECONSTRUCTION.panels(image, made, target, DATA)
+    assert [p.caption for p in corrupted] == ["original", "what is seen", "20.0 dB"]
+    assert torch.equal(corrupted[1].image, 255 - image)
+    (decoded,) = RECONSTRUCTION.panels(image, prediction(image / 255), None, DATA)
+    assert decoded.caption == "from a code"
+
+
+def test_training_samples_are_what_is_seen_beside_what_is_asked():
+    batch = raw(3, extents=(11, 15))
+    (group, *_) = RECONSTRUCTION.samples(transformed(batch), DATA)
+    assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
+    assert len(group) == 1
+    made = transformed(batch, mask=0.5)
+    (group, *_) = RECONSTRUCTION.samples(made, DATA)
+    assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
+    assert torch.equal(group[1].image, made["seen"][0, :, :11, :15])
+
+
+def test_the_picture_is_rounded():
+    values = torch.tensor([0.0, 0.4, 0.6, 254.6, 255.0, 300, -20]) / 255
+    made = RECONSTRUCTION.picture(prediction(values.reshape(1, 1, 7)))
+    assert made.flatten().tolist() == [0, 0, 1, 255, 255, 255, 0]
