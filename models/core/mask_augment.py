@@ -18,8 +18,8 @@ from models.core.object_augment import (
     LEAST_SHARE,
     ObjectAugment,
     ObjectAugmentSettings,
-    _Tiles,
-    _within,
+    Tiles,
+    within,
 )
 from models.core.placing import Place
 
@@ -61,13 +61,13 @@ class MaskAugment(ObjectAugment):
         images: Tensor = batch["image"]
         count, _, height, width = images.shape
         frame = torch.tensor([height, width], dtype=torch.float32)
-        tiles = _Tiles(self._settings, frame, draws, count)
+        tiles = Tiles(self._settings, frame, draws, count)
         whole = images
         parts: list[list[tuple[Tensor, ...]]] = [[] for _ in range(count)]
         for slot in range(4 if len(tiles.mosaics) else 1):
             rows, sources, place, area = tiles.lay(slot, batch["extent"].cpu().float())
             seen = place.images(images[sources.to(images.device)])
-            within = _within(area, seen)
+            within = within(area, seen)
             there = rows.to(images.device)
             whole = whole.index_copy(0, there, torch.where(within, seen, whole[there]))
             for number, (row, source) in enumerate(zip(rows.tolist(), sources.tolist())):

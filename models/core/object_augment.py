@@ -97,7 +97,7 @@ class ObjectAugment:
         count, _, height, width = images.shape
         frame = torch.tensor([height, width], dtype=torch.float32)
         extents = batch["extent"].cpu().float()
-        tiles = _Tiles(self._settings, frame, draws, count)
+        tiles = Tiles(self._settings, frame, draws, count)
         whole = images
         parts: list[list[list[Tensor]]] = [[] for _ in range(count)]
         for slot in range(4 if len(tiles.mosaics) else 1):
@@ -107,7 +107,7 @@ class ObjectAugment:
                 whole = seen
             else:
                 there = rows.to(images.device)
-                whole[there] = torch.where(_within(area, seen), seen, whole[there])
+                whole[there] = torch.where(within(area, seen), seen, whole[there])
             counts = [len(batch["boxes"][source]) for source in sources.tolist()]
             fields = [torch.cat([batch[f][s] for s in sources.tolist()]) for f in FIELDS]
             near = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
@@ -129,7 +129,7 @@ class ObjectAugment:
         return placed
 
 
-class _Tiles:
+class Tiles:
     """Draws how the images of a batch are laid, and which lie in a mosaic."""
 
     def __init__(
@@ -186,7 +186,7 @@ class _Tiles:
         return Place(zoom * sign, shift), torch.cat([low.flip(1), high.flip(1)], 1)
 
 
-def _within(area: Tensor, images: Tensor) -> Tensor:
+def within(area: Tensor, images: Tensor) -> Tensor:
     """(B, 1, H, W) bool: the pixels inside of `area` (B, 4)."""
     height, width = images.shape[-2:]
     left, top, right, bottom = area.to(images.device).T[:, :, None]

@@ -44,7 +44,7 @@ class Detection(Task):
     name = "detection"
     reads = "detection"
     primary = Figure("map", "max")
-    also = ("map50",)
+    also: ClassVar[tuple[str, ...]] = ("map50",)
     augment_settings: ClassVar[type[Any]] = ObjectAugmentSettings
     eval_batch = 32
     coco_results = True

@@ -39,7 +39,7 @@ class InstanceSegmentation(Detection):
     name = "instance_segmentation"
     reads = "instance_segmentation"
     primary = Figure("mask_map", "max")
-    also: ClassVar[Any] = ("mask_map50", "box_map50")
+    also: ClassVar[tuple[str, ...]] = ("mask_map50", "box_map50")
     augment_settings: ClassVar[type[Any]] = MaskAugmentSettings
     eval_batch = 8
 

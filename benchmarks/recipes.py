@@ -1,0 +1,162 @@
+"""Every measured recipe, trained with three seeds on the data set it is for: hours.
+
+In: the data sets' archives in a folder, as `SOURCE.md` beside each tells. Out: what `make measure`
+writes, for one recipe after the other. The table below says how each data set is laid out and
+packed; the command goes into the recipe's comment.
+
+    python benchmarks/recipes.py [--data ../shared/data] [--work DIR] [--pack] [NAME…]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """`lay_out` makes a folder that `tessera pack` reads, of the archives in a folder; `words` are
+    the further words of the command."""
+
+    lay_out: Callable[[Path, Path], Path]
+    words: tuple[str, ...] = ()
+
+
+def mnist(archives: Path, to: Path) -> Path:
+    return archives / "mnist"
+
+
+def cifar10(archives: Path, to: Path) -> Path:
+    _extract(archives / "cifar10-jpeg/cifar10-jpeg.tar.gz", to)
+    return to
+
+
+def bccd(archives: Path, to: Path) -> Path:
+    _extract(archives / "bccd/BCCD.tar", to)
+    return to / "BCCD"
+
+
+def isbi(archives: Path, to: Path) -> Path:
+    """The 30 slices in their order: 21 to train, 3 to choose by, the last 6 held out."""
+    _extract(archives / "isbi-membrane/membrane.tar", to / "raw")
+    for number in range(30):
+        split = "train" if number < 21 else "val" if number < 24 else "test"
+        for kind in ("image", "label"):
+            folder = to / "isbi" / split / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(to / f"raw/membrane/train/{kind}/{number}.png", folder)
+    return to / "isbi"
+
+
+def super_resolution(archives: Path, to: Path) -> Path:
+    """68 photos to train on, Set5 as test."""
+    for archive, split in (("CBSD68", "train"), ("Set5", "test")):
+        _extract(archives / f"sr-bsd68-set5/{archive}.tar", to)
+        (to / archive).rename(to / split)
+    return to
+
+
+def nuclei(archives: Path, to: Path) -> Path:
+    """170 images to train on, of which val is cut; those that SOURCE.md calls val are the test."""
+    source = archives / "dsb2018-fluorescence"
+    _extract(source / "dsb2018-fluorescence.tar.gz", to)
+    for split, name in (("train", "train"), ("val", "test")):
+        shutil.copy(source / f"instances_{split}.json", to / f"instances_{name}.json")
+    return to
+
+
+DATA_SETS = {
+    "mnist": DataSet(mnist),
+    "mnist-unseen": DataSet(mnist, ("--unseen", "7,8,9")),
+    "cifar10": DataSet(cifar10),
+    "bccd": DataSet(bccd, ("--allow-rejected", "2")),
+    "isbi": DataSet(isbi, ("--option", "classes=membrane,cell")),
+    "sr-bsd68-set5": DataSet(super_resolution, ("--format", "images")),
+    "nuclei": DataSet(nuclei),
+}
+
+
+def _extract(archive: Path, to: Path) -> None:
+    to.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(to, filter="data")
+
+
+RECIPES = {
+    "digits": "digits",
+    "mnist": "mnist",
+    "mnist-rnn": "mnist",
+    "mnist-vit": "mnist",
+    "mnist-alexnet": "mnist",
+    "mnist-vgg": "mnist",
+    "mnist-googlenet": "mnist",
+    "mnist-densenet": "mnist",
+    "mnist-resnet": "mnist",
+    "cifar10": "cifar10",
+    "cifar10-wide": "cifar10",
+    "bccd-yolo": "bccd",
+    "nuclei-mask-rcnn": "nuclei",
+    "isbi-unet": "isbi",
+    "set5-super-resolution": "sr-bsd68-set5",
+}
+"""Which data set a recipe in `jobs/recipes` is measured on."""
+JUDGED = {"mnist-dcgan": "models:/mnist"}
+"""Whose images a classifier judges; it is trained by the recipe of its name where there is none."""
+
+
+def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
+    """The packed data set, made where it isn't there yet, and the command that packs it."""
+    packed = work / "packed" / name
+    command = ["tessera", "pack", "SOURCE", "--to", "DIR"]
+    source, words = "digits", ["--name", name]
+    if name in DATA_SETS:
+        words += DATA_SETS[name].words
+        if not (packed / "card.json").exists():
+            laid = work / "sources" / name
+            if laid.exists():
+                shutil.rmtree(laid)
+            source = str(DATA_SETS[name].lay_out(archives, laid))
+    if not (packed / "card.json").exists():
+        _run("jobs.pack", source, "--to", str(packed), *words)
+    return packed, " ".join([*command, *words])
+
+
+def _run(module: str, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, check=True)
+
+
+def measure(recipe: str, archives: Path, work: Path) -> None:
+    packed, command = prepare(RECIPES[recipe], archives, work)
+    words = [f"jobs/recipes/{recipe}.yaml", "--data", str(packed), "--packed", command]
+    if recipe in JUDGED:
+        words += ["--set", f"judge={JUDGED[recipe]}"]
+    _run("jobs.measure", *words)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; all, if none is named")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", metavar="DIR")
+    parser.add_argument("--work", type=Path, default=ROOT / ".tessera/recipes", metavar="DIR")
+    parser.add_argument("--pack", action="store_true", help="only pack their data sets")
+    asked = parser.parse_args()
+    for name in asked.names or RECIPES:
+        if name not in RECIPES:
+            parser.error(f"there is no recipe {name!r}: {', '.join(RECIPES)}")
+        if asked.pack:
+            print(prepare(RECIPES[name], asked.data.resolve(), asked.work.resolve())[0])
+        else:
+            measure(name, asked.data.resolve(), asked.work.resolve())
+
+
+if __name__ == "__main__":
+    main()
