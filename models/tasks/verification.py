@@ -15,17 +15,20 @@ then whole numbers that float64 adds without rounding, in whatever order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
     DataSpec,
+    Draws,
     Figure,
     Panel,
     Prediction,
@@ -50,15 +53,29 @@ _BLOCK = 1 << 22
 @dataclass(frozen=True)
 class VerificationAugment:
     """What is done to training images. `flip`: mirror every second image, left to right.
-    `crop_padding`: shift by up to so many pixels each way, the edge mirrored. `cutout`: side in
-    pixels of a square that is blanked, 0 for none."""
+    `crop_padding`: shift by up to so many pixels each way, the edge mirrored. `rotate`: turn by up
+    to so many degrees each way. `shear`: slant by up to so many pixels a pixel. `zoom`: make each
+    side longer or shorter by up to this share. `cutout`: side in pixels of a square that is blanked,
+    0 for none."""
 
     flip: bool = False
     crop_padding: int = 0
+    rotate: float = 0.0
+    shear: float = 0.0
+    zoom: float = 0.0
     cutout: int = 0
 
     def __post_init__(self) -> None:
         self.as_classification()
+        for name, most in {"rotate": 180.0, "shear": 1.0, "zoom": 0.5}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(
+                    f"augment.{name} = {getattr(self, name)}", mend=f"give 0 to {most:g}"
+                )
+
+    @property
+    def warps(self) -> bool:
+        return bool(self.rotate or self.shear or self.zoom)
 
     def as_classification(self) -> ClassificationAugment:
         return ClassificationAugment(self.flip, self.crop_padding, self.cutout)
@@ -76,7 +93,15 @@ class Verification(Task):
         return [{"label": label} for label in batch["label"].tolist()]
 
     def augment(self, settings: VerificationAugment, data: DataSpec, *, train: bool) -> Transform:
-        return CLASSIFICATION.augment(settings.as_classification(), data, train=train)
+        plain = CLASSIFICATION.augment(settings.as_classification(), data, train=train)
+        if not (train and settings.warps):
+            return plain
+
+        def warped(batch: Batch, draws: Draws) -> Batch:
+            batch = plain(batch, draws)
+            return {**batch, "image": _warp(batch["image"], settings, draws)}
+
+        return warped
 
     def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`embedding` (D,), `label`, and `class`, its name."""
@@ -147,6 +172,24 @@ class Verification(Task):
 
 
 VERIFICATION = Verification()
+
+
+def _warp(images: Tensor, settings: VerificationAugment, draws: Draws) -> Tensor:
+    """(B, C, H, W): each turned, slanted and zoomed by its own draw about its middle; the edge is
+    mirrored."""
+    angle, slant, *zooms = (draws.uniform(4) * 2 - 1).unbind(1)
+    angle = angle * math.radians(settings.rotate)
+    high, wide = (torch.exp(zoom * math.log1p(settings.zoom)) for zoom in zooms)
+    sine, cosine, slant = angle.sin(), angle.cos(), slant * settings.shear
+    ratio = images.shape[-2] / images.shape[-1]  # a grid goes from -1 to 1, whatever the sides
+    zero = torch.zeros_like(angle)
+    rows = (
+        torch.stack([cosine * wide, (cosine * slant - sine) * high * ratio, zero], 1),
+        torch.stack([sine * wide / ratio, (sine * slant + cosine) * high, zero], 1),
+    )
+    moves = torch.stack(rows, 1).to(images.device, non_blocking=True)
+    grid = F.affine_grid(moves, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def _name(label: int, data: DataSpec) -> str:

@@ -208,3 +208,72 @@ def test_images_are_augmented_as_for_classification():
     assert torch.equal(one["image"], other["image"])
     with pytest.raises(UsageError, match=r"augment\.cutout = -1"):
         VerificationAugment(cutout=-1)
+
+
+def warped(image: torch.Tensor, **settings) -> torch.Tensor:
+    """300 draws of one image (1, H, W), without what would normalise it."""
+    plain = DataSpec("classification", 1, *image.shape[1:], CLASSES, (0.0,), (1.0,))
+    batch = {"image": image.repeat(300, 1, 1, 1), "label": torch.zeros(300), "key": [""] * 300}
+    transform = VERIFICATION.augment(VerificationAugment(**settings), plain, train=True)
+    return transform(batch, Draws(0, 300, slice(0, 300)))["image"][:, 0]
+
+
+def moments(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Variances of the bright pixels' (rows, columns), and their covariance, of each image."""
+    rows, columns = (torch.arange(side) - (side - 1) / 2 for side in images.shape[1:])
+    weights = images / images.sum((1, 2), keepdim=True)
+    return (
+        (weights * rows[:, None] ** 2).sum((1, 2)),
+        (weights * columns**2).sum((1, 2)),
+        (weights * rows[:, None] * columns).sum((1, 2)),
+    )
+
+
+def test_images_are_turned_slanted_and_zoomed_by_as_much_as_is_said():
+    """A bright bar, twice as far from the left and right edges as its image is high."""
+    image = torch.zeros(1, 41, 81, dtype=torch.uint8)
+    image[:, 19:22, 30:51] = 255
+    _, long, _ = moments(image[0][None].float())
+
+    def angles(**settings) -> torch.Tensor:
+        rows, columns, both = moments(warped(image, **settings))
+        return torch.rad2deg(torch.atan2(2 * both, columns - rows) / 2)
+
+    turned = angles(rotate=30.0)
+    assert 27 < turned.max() <= 31
+    assert -31 <= turned.min() < -27
+    assert angles(shear=0.3).abs().max() < 2, "rows slide over each other, and the bar is a row"
+    upright = image.transpose(1, 2).contiguous()
+    slanted = torch.tan(torch.deg2rad(90 - _steepness(warped(upright, shear=0.3))))
+    assert 0.25 < slanted.abs().max() <= 0.32
+    _, columns, _ = moments(warped(image, zoom=0.25))
+    sides = (columns / long).sqrt()
+    assert 1.2 < sides.max() <= 1.26
+    assert 0.79 <= sides.min() < 0.84
+
+
+def _steepness(images: torch.Tensor) -> torch.Tensor:
+    """The angle of each image's bar against the rows, in degrees from 0 to 180."""
+    rows, columns, both = moments(images)
+    return torch.rad2deg(torch.atan2(2 * both, columns - rows) / 2) % 180
+
+
+def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    batch = {"image": images, "label": torch.arange(12) % 5}
+    settings = VerificationAugment(crop_padding=1, rotate=20.0, shear=0.2, zoom=0.2)
+    transform = VERIFICATION.augment(settings, SPEC, train=True)
+    whole = transform(batch, Draws(3, 12, slice(0, 12)))["image"]
+    for rows in (slice(0, 5), slice(5, 12)):
+        part = {name: value[rows] for name, value in batch.items()}
+        assert torch.equal(transform(part, Draws(3, 12, rows))["image"], whole[rows])
+    still = VERIFICATION.augment(settings, SPEC, train=False)(batch, Draws(3, 12, slice(0, 12)))
+    torch.testing.assert_close(still["image"], (images / 255 - 0.5) / 0.2)
+
+
+@pytest.mark.parametrize("settings", [{"rotate": 200.0}, {"shear": -0.1}, {"zoom": 0.6}])
+def test_wrong_settings_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(UsageError, match=rf"augment\.{name} = "):
+        VerificationAugment(**settings)
