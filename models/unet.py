@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
 from models.core.layers import check_choice, check_shares
+from models.core.serving import Served
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.core.tiles import check_tiles, in_tiles
 from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
@@ -263,6 +264,10 @@ class Unet(Family[UnetConfig]):
             return run(image)
         return in_tiles(image, run, tile=config.tile, overlap=config.overlap)
 
+    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+        """From uint8 (B, H, W, C) to probabilities (B, H, W, K), in one piece whatever the size."""
+        return _Probabilities(module, data)
+
     def search_space(self) -> Mapping[str, Space]:
         return {
             "optim.model.lr": LogUniform(1e-4, 1e-2),
@@ -280,6 +285,11 @@ def _net(module: nn.Module) -> Net:
     net = getattr(module, "module", module)
     assert isinstance(net, Net)
     return net
+
+
+class _Probabilities(Served):
+    def finish(self, output: Tensor) -> Tensor:
+        return output.softmax(1).permute(0, 2, 3, 1).contiguous()
 
 
 FAMILY = Unet()

@@ -8,7 +8,6 @@ how the network is built.
 
 from __future__ import annotations
 
-import copy
 from typing import Generic, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.serving import Served
 from models.tasks.classification import CLASSIFICATION
 
 C = TypeVar("C")
@@ -45,21 +45,10 @@ class Classifier(Family[C], Generic[C]):
         ]
 
     def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
-        """From uint8 (B, H, W, C) to probabilities (B, K); a copy, on the CPU, to evaluate."""
-        return _Servable(copy.deepcopy(module).cpu(), data).eval()
+        """From uint8 (B, H, W, C) to probabilities (B, K)."""
+        return _Probabilities(module, data)
 
 
-class _Servable(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, data: DataSpec) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(data.std)[:, None, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).float() / 255
-        logits: Tensor = self.net((pixels - self.mean) / self.std)
-        return logits.float().softmax(1)
+class _Probabilities(Served):
+    def finish(self, output: Tensor) -> Tensor:
+        return output.softmax(1)

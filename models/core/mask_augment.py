@@ -67,11 +67,11 @@ class MaskAugment(ObjectAugment):
         for slot in range(4 if len(tiles.mosaics) else 1):
             rows, sources, place, area = tiles.lay(slot, batch["extent"].cpu().float())
             seen = place.images(images[sources.to(images.device)])
-            within = within(area, seen)
+            inside = within(area, seen)
             there = rows.to(images.device)
-            whole = whole.index_copy(0, there, torch.where(within, seen, whole[there]))
+            whole = whole.index_copy(0, there, torch.where(inside, seen, whole[there]))
             for number, (row, source) in enumerate(zip(rows.tolist(), sources.tolist())):
-                masks = _lay_masks(batch["masks"][source], place, number) * within[number]
+                masks = _lay_masks(batch["masks"][source], place, number) * inside[number]
                 zoom = float(place.scale[number].prod().abs())
                 before = batch["masks"][source].sum((1, 2)) * zoom
                 after = masks.sum((1, 2))

@@ -189,6 +189,8 @@ def test_servable_agrees_with_predict_and_exports_for_any_batch_size(family):
     servable = family.servable(module, data)
     if servable is None:
         pytest.skip(f"{family.name} has no tensor to serve")
+    if family.task.name not in SERVED:
+        pytest.skip(f"{family.name} serves no field of a prediction: its own tests hold it")
     served = SERVED[family.task.name]
     assert module.training, "serving must not change the network that is being trained"
     assert not servable.training

@@ -275,6 +275,29 @@ def test_the_recipes_augmentation_trains():
     assert settings.data.fit == "pad"
 
 
+def test_what_is_served_agrees_with_predict_and_exports_for_any_batch_size():
+    """Probabilities of each pixel, of which a prediction has the best."""
+    data = spec(20, 24)
+    module = net(data).train()
+    servable = UNET.servable(module, data)
+    assert module.training
+    assert not servable.training
+    images = torch.randint(0, 256, (5, 20, 24, 3), dtype=torch.uint8)
+    pixels = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
+    predictions = UNET.predict(module.eval(), batch_of(pixels))
+    with torch.no_grad():
+        served = servable(images)
+    assert served.shape == (5, 20, 24, 3)
+    assert torch.equal(served.argmax(3), torch.stack([p["mask"] for p in predictions]).long())
+    confidence = [p["confidence"] for p in predictions]
+    assert served.amax(3).mean((1, 2)).tolist() == pytest.approx(confidence, rel=1e-5)
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(servable, (images[:2],), dynamic_shapes=shapes).module()
+    for count in (1, 3, 5):
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images[:count].contiguous()), served[:count])
+
+
 @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
 def test_answers_are_in_the_images_own_size(fit, tmp_path):
     """Padded images are not even resized: the answer is the network's own."""
