@@ -91,11 +91,6 @@ class Net(nn.Module):
 
     def __init__(self, config: EmbeddingConfig, data: DataSpec) -> None:
         super().__init__()
-        if config.turns > 1 and data.height != data.width:
-            raise UsageError(
-                f"images of {data.height} by {data.width} pixels can't be turned by quarters",
-                mend="give --set model.turns=1, or the same data.height and data.width",
-            )
         names = tuple(str(number) for number in range(config.dimensions))
         family, settings = config.find_backbone()
         self.backbone = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
@@ -111,6 +106,12 @@ class Net(nn.Module):
         """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (TB, TK): the
         images as they are, then those turned in one way, and so on."""
         if label is not None:
+            if self.turns > 1 and image.shape[-2] != image.shape[-1]:
+                raise UsageError(
+                    f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
+                    "quarters",
+                    mend="give --set model.turns=1, or the same data.height and data.width",
+                )
             image = torch.cat([_turn(image, way) for way in range(self.turns)])
             label = _turn_labels(label, self.turns, len(self.trained))
         features = self.dropout(self.backbone(image).float())
