@@ -20,6 +20,7 @@ def command(as_json: bool) -> None:
         {
             "family": name,
             "task": family.task.name,
+            "reads": family.task.reads,
             "variants": list(family.variants),
             "about": (sys.modules[type(family).__module__].__doc__ or "").strip().splitlines()[0],
         }
@@ -29,9 +30,16 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    for row in rows:
-        click.echo(f"{row['family']:<12} {row['task']:<16} {row['about']}")
-        click.echo(f"{'':<12} variants: {', '.join(row['variants'])}")
+    wide = max(len(row["family"]) for row in rows)
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    for task in tasks:
+        fitting = [row for row in rows if row["task"] == task]
+        reads = fitting[0]["reads"].replace("_", " ")
+        data = "any images" if reads == "images" else f"data of {reads}"
+        click.echo(f"{task.replace('_', ' ')}: {data}")
+        for row in fitting:
+            click.echo(f"  {row['family']:<{wide}}  {row['about']}")
+            click.echo(f"  {'':<{wide}}  variants: {', '.join(row['variants'])}")
 
 
 if __name__ == "__main__":

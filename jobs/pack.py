@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SMALL_ITEMS = 20_000
 """Smaller sets are packed in this process: starting a cluster takes as long."""
 
+BEGIN_WITH = ("cnn", "yolo")
+"""Of several families for a data set, the one to begin with."""
+
 
 @click.command()
 @click.argument("source")
@@ -161,10 +164,12 @@ def _next(card: Card, to: str) -> str:
         return "more images: a training needs the splits train and val"
     unseen = card.task == "classification" and not all(card.spec().counts)
     task = "verification" if unseen else card.task
-    fitting = [name for name in models.names() if models.get(name).task.name == task]
-    if not fitting:
-        return f"tessera inspect {to} --html FILE"
-    return f"tessera train {'cnn' if 'cnn' in fitting else fitting[0]} --data {to}"
+    if task == "images":
+        fitting = [n for n in models.names() if card.can_be_read_as(models.get(n).task.reads)]
+    else:
+        fitting = [n for n in models.names() if models.get(n).task.name == task]
+    begin = next((name for name in BEGIN_WITH if name in fitting), fitting[0])
+    return f"tessera train {begin} --data {to}"
 
 
 def _parse_option(text: str) -> tuple[str, str]:
