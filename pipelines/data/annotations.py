@@ -93,6 +93,16 @@ def check(annotation: Annotation, *, height: int, width: int, classes: int, wher
             )
 
 
+def check_masked(annotation: Annotation, where: str) -> None:
+    """Raises BadAnnotation where objects whose pixels are asked for have only boxes."""
+    if isinstance(annotation, Objects) and annotation.masks is None and len(annotation.boxes):
+        raise BadAnnotation(
+            "missing mask",
+            f"{where}: its objects have boxes and no masks",
+            mend="pack it as a set of detection, or give every object a mask",
+        )
+
+
 def _check_pixels(
     pixels: np.ndarray[Any, Any], height: int, width: int, classes: int, where: str
 ) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
-from pipelines.data.annotations import decode_mask, decode_objects
+from pipelines.data.annotations import check_masked, decode_mask, decode_objects
 from pipelines.data.batching import targets
 from pipelines.data.batching.decoded import Pixels
 from pipelines.data.batching.jpegs import FastDecoder
@@ -126,13 +126,16 @@ class BatchMaker:
         spec = self._spec
         masks = spec.task == "instance_segmentation"
         for number, (height, width) in enumerate(sizes.tolist()):
+            where = f"sample {_key(piece.rows[number])}"
             objects = decode_objects(
                 _note(piece, number),
                 height=height,
                 width=width,
                 classes=len(spec.classes),
-                where=f"sample {_key(piece.rows[number])}",
+                where=where,
             )
+            if masks:
+                check_masked(objects, where)
             to = (spec.height, spec.width)
             yield targets.fit_objects(objects, (height, width), to, self._fit, masks=masks)
 

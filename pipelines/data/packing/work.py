@@ -200,6 +200,8 @@ def _check(source: Source, item: Item, image: Image.Image, note: notes.Annotatio
         classes=len(source.classes),
         where=item.origin,
     )
+    if source.task == "instance_segmentation":
+        notes.check_masked(note, item.origin)
 
 
 def _shrink(image: Image.Image, shorter: int | None) -> Image.Image:
