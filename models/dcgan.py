@@ -173,7 +173,9 @@ def _initialise(layer: nn.Module) -> None:
 class Dcgan(Family[DcganConfig]):
     task = GENERATION
     variants = {
-        "base": DcganConfig(),
+        # Narrow, for small images. Without a norm the discriminator sees one image at a time, and
+        # the generator leaves out less.
+        "base": DcganConfig(widths=(32, 64), discriminator_norm="none"),
         "tiny": DcganConfig(noise=8, widths=(8, 16)),
         # the article's, for images of 64x64
         "radford": DcganConfig(noise=100, widths=(128, 256, 512, 1024)),
@@ -182,11 +184,19 @@ class Dcgan(Family[DcganConfig]):
         **{
             f"optim.{part}.{name}": value
             for part in ("generator", "discriminator")
-            for name, value in {"kind": "adam", "lr": 2e-4, "betas": [0.5, 0.999]}.items()
+            for name, value in {"kind": "adam", "lr": 5e-4, "betas": [0.5, 0.999]}.items()
         },
         "schedule.kind": "constant",
-        "train.ema": 0.999,
+        "train.batch_size": 64,
+        "train.ema": 0.995,
         "train.precision": "fp32",
+    }
+    variant_defaults = {
+        "radford": {
+            "optim.generator.lr": 2e-4,
+            "optim.discriminator.lr": 2e-4,
+            "train.batch_size": 128,
+        }
     }
 
     def build(self, config: DcganConfig, data: DataSpec) -> nn.Module:
