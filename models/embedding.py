@@ -1,6 +1,6 @@
 """Embeddings: any classifier of this folder, trained so that images of one class lie together.
 
-The classifier's logits are taken for the embedding. In training its cosine with a direction for each
+The classifier's logits, normalised, are the embedding. In training its cosine with a direction for each
 class is a logit, with a margin that the true class has to keep: Deng et al., ArcFace: Additive
 Angular Margin Loss for Deep Face Recognition, 2019. Afterwards the directions are of no use:
 whether two images show the same is the cosine of their embeddings, whatever their classes.
@@ -11,7 +11,7 @@ Learning, 2016: a 6 and its three turns are four classes, and to learn them take
 
     B images, C channels, H height, W width, K classes, T ways to turn, D numbers of an embedding
 
-    image (B, C, H, W) -> classifier -> (B, D) -> unit length
+    image (B, C, H, W) -> classifier -> (B, D) -> batch norm -> unit length
     in training, with labels (B,): -> turned (TB, C, H, W) -> embeddings (TB, D)
     -> cosines with the directions of TK classes -> logits (TB, TK)
 """
@@ -94,6 +94,7 @@ class Net(nn.Module):
         names = tuple(str(number) for number in range(config.dimensions))
         family, settings = config.find_backbone()
         self.backbone = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
+        self.norm = _Norm(config.dimensions, affine=False)
         self.dropout = nn.Dropout(config.dropout)
         trained = _trained(data).repeat(config.turns)
         self.directions = nn.Parameter(torch.randn(len(trained), config.dimensions))
@@ -114,15 +115,26 @@ class Net(nn.Module):
                 )
             image = torch.cat([_turn(image, way) for way in range(self.turns)])
             label = _turn_labels(label, self.turns, len(self.trained))
-        features = self.dropout(self.backbone(image).float())
+        features = self.backbone(image).float()
         # Near 1, bf16 knows cosines only to 0.004.
         with torch.autocast(image.device.type, enabled=False):
-            embedding = F.normalize(features)
+            embedding = F.normalize(self.dropout(self.norm(features)))
             if label is None:
                 return embedding
             cosines = embedding @ F.normalize(self.directions).T
             logits = self.scale * _with_margin(cosines, label, self.margin)
             return logits.masked_fill(~self.trained, -torch.inf)
+
+
+class _Norm(nn.BatchNorm1d):
+    """Without it embeddings lie about one direction, and all are alike. One image has no spread, and
+    is normalised as in evaluation."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        training = self.training and len(features) > 1
+        return F.batch_norm(
+            features, self.running_mean, self.running_var, training=training, momentum=0.1
+        )
 
 
 def _turn(images: Tensor, way: int) -> Tensor:

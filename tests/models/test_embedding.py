@@ -150,3 +150,20 @@ def test_only_square_images_are_turned():
     with pytest.raises(UsageError, match="12 by 16 pixels can't be turned"):
         module(wide, torch.tensor([0, 2]))
     assert module(wide).shape == (2, 16)
+
+
+def test_embeddings_lie_about_the_origin_and_one_image_can_be_trained_with():
+    """Whatever they have in common says nothing of the image."""
+    module = network()
+    with torch.no_grad():
+        for name, parameter in module.backbone.named_parameters():
+            if name == "head.bias":
+                parameter.fill_(100.0)
+        together = module.train()(images(64))
+        assert together.mean(0).norm() < 0.2
+        assert F.normalize(module.backbone(images(64))).mean(0).norm() > 0.9
+        one = module(images(1))
+        assert torch.equal(one, module.eval()(images(1)))
+    loss = EMBEDDING.loss(module.train(), {"image": images(1), "label": torch.tensor([2])})["loss"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
