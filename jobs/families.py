@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ def command(as_json: bool) -> None:
     """List the model families with their tasks and variants."""
     import models
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "family": name,
             "task": family.task.name,

@@ -8,6 +8,7 @@ measured reference to stand beside it comes from `benchmarks/results/references.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -126,15 +127,18 @@ def hardware() -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation."""
+    """Mean ± sample standard deviation, to four decimals, or so many that a small mean has four
+    digits."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
+    mean = statistics.mean(values)
+    decimals = max(4, 3 - math.floor(math.log10(abs(mean)))) if mean else 4
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 def comment(path: Path, entry: dict[str, Any]) -> str:
     """The lines on top of the recipe."""
     seconds, speeds = entry["seconds"], entry["images_per_second"]
-    values = ", ".join(f"{v:.4f}" for v in entry["values"])
+    values = ", ".join(f"{v:.4g}" if abs(v) < 0.1 else f"{v:.4f}" for v in entry["values"])
     lines = [
         f"{train_command(path.as_posix(), entry)}        (DIR: {entry['data']}, packed)",
         *([f"packed by: {entry['packed']}"] if entry.get("packed") else []),

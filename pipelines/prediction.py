@@ -62,7 +62,8 @@ class Predictor:
         self._data = data
         self._fit = recipe.data.fit
         # Padded is only what has to fit a frame together with others; alone an image is its own.
-        self._own_size = self._fit == "pad" and not (recipe.data.height or recipe.data.width)
+        fixed = bool(recipe.data.height or recipe.data.width) or not self._family.any_size
+        self._own_size = self._fit == "pad" and not fixed
         self._device = device
         self._transform = self._task.prepare(recipe.augment_settings(), data)
         module = self._family.build(recipe.config(), data)

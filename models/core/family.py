@@ -251,6 +251,8 @@ class Family(ABC, Generic[C]):
     """Name -> config, a frozen dataclass. "tiny" is obligatory, "base" is the default."""
     defaults: ClassVar[Defaults] = {}
     """The settings this family is known to work with."""
+    any_size: ClassVar[bool] = False
+    """Whether the network takes images of any size; else of the one that it was built for."""
     variant_defaults: ClassVar[Mapping[str, Defaults]] = {}
     """What a variant needs otherwise than the family."""
 

@@ -49,3 +49,6 @@ def test_a_changed_figure_would_be_seen() -> None:
 def test_mean_and_sample_deviation() -> None:
     assert measure.spread([0.9, 0.92, 0.94]) == "0.9200 ± 0.0200"
     assert measure.spread([0.5]) == "0.5000 ± 0.0000"
+    assert measure.spread([0.00341, 0.00343]) == "0.003420 ± 0.000014"
+    assert measure.spread([36.8, 36.9]) == "36.8500 ± 0.0707"
+    assert measure.spread([0.0, 0.0]) == "0.0000 ± 0.0000"
