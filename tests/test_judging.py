@@ -205,7 +205,7 @@ def test_a_training_of_two_parts(trained: tuple[Path, dict[str, Any]]) -> None:
     assert {"frechet", "class_share_min", "confidence"} <= set(result["figures"])
     rates = [k for e in result["events"] for k in e.get("values", {}) if "train/lr" in k]
     assert set(rates) == {"train/lr/generator", "train/lr/discriminator"}
-    drawn = {path.stem for path in (folder / "pictures").glob("*.png")}
+    drawn = {path.stem for path in (folder / "pictures").rglob("*.png")}
     assert {"training_samples", "worst_mistakes", "val-00001", "val-00002"} <= drawn
     state = result["weights"]["optimizer"]
     assert {name.split("/")[0] for name in state} == {"generator", "discriminator"}

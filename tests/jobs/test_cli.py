@@ -200,7 +200,7 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("promote digits", ["Missing option '--version'"]),
         ("promote dogits --version 1", ["unknown model 'dogits'", "did you mean 'digits'"]),
         ("predict models:/dogits@champion x.png", ["unknown model", "did you mean 'digits'"]),
-        ("predict digits", ["Missing argument 'PATHS…'"]),
+        ("predict digits", ["nothing is asked", "--samples N"]),
     ],
 )
 def test_wrong_usage_is_said_with_its_mend(

@@ -147,8 +147,8 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     }
     said = {name: process.communicate(timeout=150) for name, process in running.items()}
     assert running["good"].returncode == 0, said["good"]
-    assert said["good"][0].startswith(models.names()[0])  # nothing but the verb's own words
-    assert "classification" in said["good"][0]
+    assert said["good"][0].startswith("classification: ")  # nothing but the verb's own words
+    assert models.names()[0] in said["good"][0]
     assert running["bad"].returncode == 1, said["bad"]
     assert "no-such-set is no packed data set" in said["bad"][0]
     assert "Traceback" not in "".join(said["bad"])
