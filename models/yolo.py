@@ -147,12 +147,14 @@ class Net(nn.Module):
         return said, anchor_free.grid(shapes, self.config.strides, image)
 
     def _filled(self, image: Tensor) -> Tensor:
-        """Sides that the coarsest stride divides, by zeros to the right and below."""
+        """Sides that the coarsest stride divides, by zeros to the right and below; at least two
+        cells of it, so that a norm has several values in a single image."""
         stride = self.config.strides[-1]
         height, width = image.shape[-2:]
-        if height % stride == 0 and width % stride == 0:
-            return image
-        return F.pad(image, (0, -width % stride, 0, -height % stride))
+        right, below = -width % stride, -height % stride
+        if max(height, width) <= stride:
+            right += stride
+        return F.pad(image, (0, right, 0, below)) if right or below else image
 
 
 class _Head(nn.Module):

@@ -161,6 +161,14 @@ def test_odd_sets_of_objects_train(family: str, name: str, tmp_path: Path) -> No
         assert there or not figures[kind]
 
 
+@pytest.mark.fault(15)
+@pytest.mark.parametrize("family", FINDERS)
+def test_one_image_of_a_single_cell_trains(family: str, tmp_path: Path) -> None:
+    """A norm over the batch has no deviation of one value."""
+    data = pack(tmp_path / "set", "instance_segmentation", ["a"], ["a"])
+    fit(small(family, data, **{"data.height": 8, "data.width": 8}), tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.fault(15, 29)
 @pytest.mark.parametrize("family", ["yolo", "mask_rcnn"])

@@ -53,11 +53,12 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
             if inner != to:
                 outside = ((0, 0), (0, to[0] - inner[0]), (0, to[1] - inner[1]))
                 pixels = np.pad(pixels, outside)
+    boxes = boxes.astype(np.float32)  # in which the sides of a thin one may coincide
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if pixels is not None and objects.masks is not None:
         kept &= pixels.any(axis=(1, 2))
     return Fitted(
-        boxes[kept].astype(np.float32),
+        boxes[kept],
         objects.labels[kept],
         objects.crowd[kept],
         None if pixels is None else pixels[kept],

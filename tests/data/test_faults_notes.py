@@ -1,0 +1,277 @@
+"""What is said of images wrongly, in sets whose checksums are right: it reaches no network, whatever
+the kind of data; and what becomes of it where nothing is checked."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import examples
+import numpy as np
+import pytest
+import torch
+from noise_sets import CLASSES, KINDS, SIDE, pixels, said
+from PIL import Image
+
+import models
+from models.core.errors import TesseraError
+from pipelines.data import annotations, rle, shards, verifying
+from pipelines.data.annotations import IGNORED
+from pipelines.data.card import Card, ImageCard
+from pipelines.data.loading import EvalLoader, TrainLoader
+from pipelines.data.samples import encode_png
+from pipelines.data.shards import Packed
+from pipelines.ports import World
+
+
+def good(kind: str, number: int) -> Packed:
+    image = ("png", encode_png(pixels(number)))
+    note = said(kind, number)
+    if kind == "classification":
+        return Packed(f"s{number}", image, ("cls", b"%d" % note), note)
+    return Packed(f"s{number}", image, note and annotations.encode(note))
+
+
+def seal(folder: Path, kind: str, changed: Packed | None = None) -> Card:
+    """A data set of four samples, its third as it was changed, with checksums to fit."""
+    given = [good(kind, number) for number in range(4)]
+    if changed:
+        given[2] = changed
+    split = shards.write(folder, "train", given, shard_samples=2)
+    sides = dict.fromkeys(("min_height", "max_height", "min_width", "max_width"), SIDE)
+    image = ImageCard(channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, **sides)
+    classes = () if kind == "images" else CLASSES
+    card = Card(name="x", task=kind, classes=classes, image=image, splits={"train": split})
+    (folder / "card.json").write_text(card.sealed().to_json())
+    return card.sealed()
+
+
+def read(way: str, folder: Path, card: Card, reads: str | None = None) -> list[Any]:
+    """The batches of a training or of an evaluation."""
+    spec = card.spec(reads=reads)
+    if way == "evaluation":
+        evaluation = EvalLoader(
+            folder, card, spec, batch_size=3, world=World(), split="train", cache="none"
+        )
+        return [batch for _, batch in evaluation.batches()]
+    loader = TrainLoader(folder, card, spec, batch_size=3, seed=0, world=World(), cache="none")
+    try:
+        return [step.batch for step in loader.epoch(0)]
+    finally:
+        loader.close()
+
+
+def told(kind: str, **changes: Any) -> bytes:
+    """Objects as JSON, with other fields."""
+    fields = json.loads(annotations.encode(said(kind, 2))[1])
+    kept = {name: value for name, value in {**fields, **changes}.items() if value is not None}
+    return json.dumps(kept).encode()
+
+
+def box(*sides: Any) -> dict[str, Any]:
+    return {"boxes": [[1, 2, 9, 12], list(sides)]}
+
+
+OBJECTS: dict[str, dict[str, Any] | bytes] = {
+    "box NaN": box(1, 2, math.nan, 12),
+    "box infinite": box(1, -math.inf, 9, 12),
+    "box too large for a float": b'{"boxes":[[1,2,9,1e999]],"crowd":[0],"labels":[0]}',
+    "box without area": box(5, 2, 5, 12),
+    "box inverted": box(9, 2, 1, 12),
+    "box outside": box(20, 20, 25, 25),
+    "box half outside": box(1, 2, 17, 12),
+    "box negative": box(-1, 2, 9, 12),
+    "boxes normalised": {"boxes": [[0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1]]},
+    "box of three": box(1, 2, 9),
+    "label -1": {"labels": [0, -1]},
+    "label -100": {"labels": [0, -100]},
+    "label of no class": {"labels": [0, 3]},
+    "label of 30 digits": {"labels": [0, 10**30]},
+    "label of letters": {"labels": [0, "cat"]},
+    "label too few": {"labels": [0]},
+    "label too many": {"labels": [0, 1, 2]},
+    "crowd too few": {"crowd": [0]},
+    "a key twice": b'{"boxes":[],"crowd":[],"labels":[],"labels":[]}',
+    "200,000 levels": b"[" * 200_000,
+    "nothing": b"",
+    "no JSON": b"\x89PNG\r\n\x1a\n",
+}
+EMPTY = rle.write(rle.of_mask(np.zeros((SIDE, SIDE), np.uint8))).decode()
+LARGER = rle.write(rle.of_mask(np.ones((SIDE + 1, SIDE), np.uint8))).decode()
+INSTANCES = {
+    "masks too few": {"masks": [json.loads(told("instance_segmentation"))["masks"][0]]},
+    "masks missing": {"masks": None},
+    "mask without pixels": {"masks": [EMPTY, EMPTY]},
+    "mask of another size": {"masks": [LARGER, LARGER]},
+    "mask of no run lengths": {"masks": ["\x00", "~"]},
+}
+
+
+def picture(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def areas(value: int, height: int = SIDE) -> np.ndarray[Any, Any]:
+    found = np.zeros((height, SIDE), np.uint8)
+    found[3:6, 2:5] = value
+    return found
+
+
+def damage(data: bytes) -> bytes:
+    return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+
+
+MASKS: dict[str, bytes] = {
+    "of another size": encode_png(areas(1, SIDE + 1)),
+    "turned": encode_png(areas(1, 2 * SIDE).T.copy()),
+    "damaged": damage(encode_png(areas(1))),
+    "cut": encode_png(areas(1))[:-15],
+    "of no class": encode_png(areas(3)),
+    "of no class, beside what is ignored": encode_png(areas(254)),
+    "without a class": encode_png(np.full((SIDE, SIDE), IGNORED, np.uint8)),
+    "of 16 bits": picture(Image.fromarray(areas(1).astype(np.uint16))),
+    "of 1 bit": picture(Image.fromarray(areas(1) > 0)),
+    "of a palette": picture(Image.fromarray(areas(1)).convert("P")),
+    "of colours": encode_png(areas(1)[..., None].repeat(3, 2)),
+    "transparent": picture(Image.fromarray(areas(1)), transparency=0),
+    "a JPEG": picture(Image.fromarray(areas(1)), "JPEG"),
+    "nothing": b"",
+}
+LABELS = {f"label {label}": label for label in (-1, -100, 3, 2**31 - 1)}
+
+
+def forged(kind: str, name: str) -> Packed:
+    sound = good(kind, 2)
+    if kind == "classification":
+        label = LABELS[name]
+        return sound._replace(note=("cls", b"%d" % label), label=label)
+    if kind == "semantic_segmentation":
+        return sound._replace(note=("mask.png", MASKS[name]))
+    return forged_with(kind, {**OBJECTS, **INSTANCES}[name])
+
+
+def forged_with(kind: str, given: dict[str, Any] | bytes) -> Packed:
+    note = given if isinstance(given, bytes) else told(kind, **given)
+    return good(kind, 2)._replace(note=("json", note))
+
+
+DEFECTS = [
+    *(("classification", name) for name in LABELS),
+    *(("detection", name) for name in OBJECTS),
+    *(("instance_segmentation", name) for name in (*OBJECTS, *INSTANCES)),
+    *(("semantic_segmentation", name) for name in MASKS),
+]
+
+
+@pytest.mark.fault(20, 24, 26, 27, 28)
+@pytest.mark.parametrize(("kind", "name"), DEFECTS, ids=[f"{k}, {n}" for k, n in DEFECTS])
+def test_what_is_said_wrongly_reaches_no_network(kind: str, name: str, tmp_path: Path) -> None:
+    card = seal(tmp_path, kind, forged(kind, name))
+    assert not verifying.verify(tmp_path, workers=1).differences, "no checksum tells"
+    for way in ("training", "evaluation"):
+        with pytest.raises(TesseraError, match=r"sample s2\b"):
+            read(way, tmp_path, card)
+        assert len(read(way, tmp_path, card, "images")) == 2, "of the images nothing is said"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_unchanged_sets_are_read(kind: str, tmp_path: Path) -> None:
+    """The control of the test above."""
+    card = seal(tmp_path, kind)
+    for way in ("training", "evaluation"):
+        assert sum(len(batch["key"]) for batch in read(way, tmp_path, card)) == 4
+
+
+@pytest.mark.fault(26, 27)
+@pytest.mark.parametrize("name", ["box outside", "label -1", "mask of another size"])
+def test_instances_are_checked_where_boxes_alone_are_read(name: str, tmp_path: Path) -> None:
+    card = seal(tmp_path, "instance_segmentation", forged("instance_segmentation", name))
+    for way in ("training", "evaluation"):
+        with pytest.raises(TesseraError, match=r"sample s2\b"):
+            read(way, tmp_path, card, "detection")
+
+
+@pytest.mark.fault(20, 21, 25)
+@pytest.mark.parametrize("change", [damage, lambda data: data[:60], lambda data: b"<html>"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_image_reaches_no_network(
+    kind: str, change: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    sound = good(kind, 2)
+    card = seal(tmp_path, kind, sound._replace(image=("png", change(sound.image[1]))))
+    for way in ("training", "evaluation"):
+        with pytest.raises(TesseraError, match=r"the image of sample s2\b"):
+            read(way, tmp_path, card)
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("kind", ["detection", "instance_segmentation"])
+def test_a_box_too_thin_for_a_float_is_no_object(kind: str, fit: Any, tmp_path: Path) -> None:
+    """It has an area as it is written, and none as networks get it: a logarithm of 0."""
+    card = seal(tmp_path, kind, forged_with(kind, box(9, 2, 9.0000001, 12)))
+    for side in (SIDE, SIDE - 1):
+        loader = EvalLoader(
+            tmp_path,
+            card,
+            card.spec(side, side),
+            batch_size=9,
+            world=World(),
+            split="train",
+            fit=fit,
+        )
+        ((_, batch),) = loader.batches()
+        assert [len(boxes) for boxes in batch["boxes"]] == [2, 2, 1, 2]
+        assert [len(labels) for labels in batch["labels"]] == [2, 2, 1, 2]
+        assert all((boxes[:, 2:] > boxes[:, :2]).all() for boxes in batch["boxes"])
+
+
+WRONG: dict[str, tuple[list[list[float]], list[int]]] = {
+    "NaN": ([[2, 4, math.nan, 25]], [1]),
+    "without area": ([[9, 4, 9, 25]], [1]),
+    "inverted": ([[19, 25, 2, 4]], [1]),
+    "outside": ([[100, 100, 190, 190]], [1]),
+    "normalised": ([[0.1, 0.1, 0.5, 0.5]], [1]),
+    "label -1": ([[2, 4, 19, 25]], [-1]),
+    "label -100": ([[2, 4, 19, 25]], [-100]),
+}
+
+
+@pytest.mark.control(26, 27)
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("family", ["yolo", "faster_rcnn", "mask_rcnn"])
+def test_without_the_check_it_is_trained_on(family: str, name: str) -> None:
+    """Silently, or to a loss that is no number; only a grid's class is looked up, and isn't found."""
+    found = models.get(family)
+    (boxes, labels), batch = WRONG[name], examples.train_batch(found, 2)
+    batch["boxes"], batch["labels"] = [torch.tensor(boxes).float()] * 2, [torch.tensor(labels)] * 2
+    batch["crowd"] = [torch.zeros(1, dtype=torch.bool)] * 2
+    if "masks" in batch:
+        batch["masks"] = [torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.uint8)] * 2
+    if family == "yolo" and "label" in name:
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            found.loss(examples.tiny(found).train(), batch)
+        return
+    loss = float(found.loss(examples.tiny(found).train(), batch)["loss"].detach())
+    lost = family != "yolo" and name in ("NaN", "without area", "inverted")
+    assert math.isfinite(loss) != lost
+
+
+@pytest.mark.control(24, 27)
+def test_without_the_check_a_mask_says_other_things() -> None:
+    """16 bits become the brightest, which is ignored; a mask of nothing but that has no loss; a class
+    that there is not is an error of an index, which names no sample."""
+    deep = Image.open(io.BytesIO(MASKS["of 16 bits"])).point(lambda value: value * 300)
+    assert set(np.asarray(deep.convert("L")).ravel().tolist()) == {0, IGNORED}
+    scores = torch.randn(1, 3, SIDE, SIDE)
+    loss = functools.partial(torch.nn.functional.cross_entropy, scores, ignore_index=IGNORED)
+    assert loss(torch.full((1, SIDE, SIDE), IGNORED)).isnan()
+    with pytest.raises(IndexError, match="out of bounds"):
+        loss(torch.full((1, SIDE, SIDE), 3))
