@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -225,7 +226,7 @@ class Training:
             for i, (piece, update) in enumerate(zip(pieces, updates)):
                 waiting = () if i == len(pieces) - 1 else self.parts.values()
                 with distributed.no_sync(waiting):
-                    with autocast(self.world.device, self.precision):
+                    with autocast(self.world.device, self.precision), _named_refusals(piece):
                         item = next(update, None)
                     if item is None:
                         return
@@ -376,6 +377,23 @@ class Training:
             )
             self.emit({"kind": "checkpoint", "path": path.name, "step": self.progress.step})
         distributed.broadcast(None, self.world)  # collective: nobody runs ahead of the commit
+
+
+@contextmanager
+def _named_refusals(batch: Batch) -> Iterator[None]:
+    """torch's refusal to normalise over one value is the user's to mend, and no worker's fault that
+    another attempt would mend."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TesseraError(
+            f"a rank has {len(batch['key'])} image of a batch, and the network can't normalise over "
+            "it: its maps have shrunk to one pixel",
+            mend="choose train.batch_size so that the last batch of an epoch has several images for "
+            "each worker, or a smaller train.accumulate, or larger images: data.height, data.width",
+        ) from None
 
 
 def _cut(batch: Batch, pieces: int) -> Iterator[Batch]:

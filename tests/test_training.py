@@ -196,6 +196,13 @@ def test_ranks_without_an_image_go_on(digits: Path, tmp_path: Path) -> None:
     assert apart < 1e-4
 
 
+def test_one_image_that_can_t_be_normalised_is_refused(digits: Path, tmp_path: Path) -> None:
+    """On 8x8 pixels the last maps are one pixel: torch's own error would have Ray try it again."""
+    changes = {"train.batch_size": 1438, "variant": "base", "model.pools": 3}
+    with pytest.raises(TesseraError, match=r"1 image of a batch.*normalise.*batch_size"):
+        fit(small(digits, **changes), tmp_path)
+
+
 def test_every_rank_stops_at_a_loss_that_is_not_finite(digits: Path, tmp_path: Path) -> None:
     recipe = small(digits, **{"optim.model.lr": 1e9})
     answers = ranks.run(WORK, "train", 2, {"recipe": recipe.to_json(), "run_dir": str(tmp_path)})
