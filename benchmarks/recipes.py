@@ -10,6 +10,7 @@ packed; the command goes into the recipe's comment.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,36 @@ RECIPES = {
     "nuclei-mask-rcnn": "nuclei",
     "isbi-unet": "isbi",
     "set5-super-resolution": "sr-bsd68-set5",
+    "mnist-autoencoder": "mnist",
+    "mnist-dcgan": "mnist",
+    "mnist-embedding": "mnist-unseen",
 }
 """Which data set a recipe in `jobs/recipes` is measured on."""
-JUDGED = {"mnist-dcgan": "models:/mnist"}
-"""Whose images a classifier judges; it is trained by the recipe of its name where there is none."""
+JUDGES = {"mnist-dcgan": "mnist"}
+"""By which recipe the classifier is trained that judges; it is the model of that name."""
+
+
+def principal_components(packed: Path) -> list[str]:
+    import references
+
+    figures = references.pca(str(packed), 32)
+    return [f"{figures['components']} principal components: mse {figures['mse']:.5f}"]
+
+
+def at_the_beginning(packed: Path) -> list[str]:
+    """Of the last trained one of the seeds."""
+    import initial_frechet
+
+    found = initial_frechet.initial_frechet(f"{packed.name}-generation", str(packed))
+    before, after = (found[when]["frechet"] for when in ("initial", "trained"))
+    return [f"the network before it is trained: frechet {before:.4g}; after, {after:.4g}"]
+
+
+REFERENCES: dict[str, Callable[[Path], list[str]]] = {
+    "mnist-autoencoder": principal_components,
+    "mnist-dcgan": at_the_beginning,
+}
+"""What is measured to stand beside a recipe's figures."""
 
 
 def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
@@ -130,6 +157,12 @@ def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
     return packed, " ".join([*command, *words])
 
 
+def _is_registered(model: str) -> bool:
+    from jobs import driver
+
+    return bool(driver.open_registry().versions(model))
+
+
 def _run(module: str, *words: str) -> None:
     subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, check=True)
 
@@ -137,9 +170,15 @@ def _run(module: str, *words: str) -> None:
 def measure(recipe: str, archives: Path, work: Path) -> None:
     packed, command = prepare(RECIPES[recipe], archives, work)
     words = [f"jobs/recipes/{recipe}.yaml", "--data", str(packed), "--packed", command]
-    if recipe in JUDGED:
-        words += ["--set", f"judge={JUDGED[recipe]}"]
+    if recipe in JUDGES and not _is_registered(JUDGES[recipe]):
+        _run("jobs.train", f"jobs/recipes/{JUDGES[recipe]}.yaml", "--data", str(packed))
     _run("jobs.measure", *words)
+    if recipe in REFERENCES:
+        results = ROOT / "benchmarks/results/references.json"
+        found = json.loads(results.read_text()) if results.exists() else {}
+        found[f"jobs/recipes/{recipe}.yaml"] = REFERENCES[recipe](packed)
+        results.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        _run("jobs.measure", "--readme")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 @click.option("--seeds", default=3, show_default=True, help="Trainings, with seeds 0, 1, 2, …")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
 @click.option("--packed", default="", metavar="COMMAND", help="How the data were packed.")
-@click.option("--readme", is_flag=True, help="Only make README's table again.")
+@click.option("--readme", is_flag=True, help="Only write README's table and the comments.")
 def command(
     recipe: str | None,
     data: str | None,
@@ -57,9 +57,8 @@ def command(
         results[path.as_posix()] = entry
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-        path.write_text(comment(path, entry) + body(path))
         click.echo(comment(path, entry))
-    write_readme()
+    write_down()
     return 0
 
 
@@ -99,6 +98,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         "data": cards.read(data).name,
         "data_digest": recipe.data.digest,
         "overrides": list(overrides),
+        "judge": recipe.judge,
         "figure": f"test {task.primary.name}",
         "values": figures[task.primary.name],
         "also": {name: figures[name] for name in task.headline if name != task.primary.name},
@@ -142,6 +142,7 @@ def comment(path: Path, entry: dict[str, Any]) -> str:
     lines = [
         f"{train_command(path.as_posix(), entry)}        (DIR: {entry['data']}, packed)",
         *([f"packed by: {entry['packed']}"] if entry.get("packed") else []),
+        *([f"judged by: {entry['judge']}"] if entry.get("judge") else []),
         f"{entry['figure']} {spread(entry['values'])} over {len(entry['values'])} seeds ({values})",
         *(f"{name} {spread(found)}" for name, found in entry.get("also", {}).items()),
         *references(path),
@@ -208,8 +209,11 @@ def _words(entry: dict[str, Any]) -> str:
     return task.replace("_", " ")
 
 
-def write_readme() -> None:
-    """Puts the table between its marks."""
+def write_down() -> None:
+    """Puts the results into the recipes' comments, and the table between its marks."""
+    for text, entry in read_results().items():
+        if (path := Path(text)).exists():
+            path.write_text(comment(path, entry) + body(path))
     if not README.exists():
         return
     before, begin, rest = README.read_text().partition(BEGIN)
