@@ -5,15 +5,18 @@ class is a logit, with a margin that the true class has to keep: Deng et al., Ar
 Angular Margin Loss for Deep Face Recognition, 2019. Afterwards the directions are of no use:
 whether two images show the same is the cosine of their embeddings, whatever their classes.
 
-Few classes are told apart by few features, which say little of other classes. So a turned or mirrored
-image can be taken for one of another class, as in Vinyals et al., Matching Networks for One Shot
-Learning, 2016: a 6 and its three turns are four classes, and to learn them takes more features.
+Few classes are told apart by few features, which say little of other classes. So more are made of
+them. A turned image can be taken for one of another class, as in Vinyals et al., Matching Networks
+for One Shot Learning, 2016. And so can the upper half of one image above the lower half of another:
+to tell every pair of classes from every other takes features of the parts, of which the images of
+unseen classes are made, too.
 
-    B images, C channels, H height, W width, K classes, T ways to turn, D numbers of an embedding
+    B images, C channels, H height, W width, K classes, D numbers of an embedding
+    T ways to turn, M = TK classes in training, or TK^2 with halves
 
     image (B, C, H, W) -> classifier -> (B, D) -> batch norm -> unit length
-    in training, with labels (B,): -> turned (TB, C, H, W) -> embeddings (TB, D)
-    -> cosines with the directions of TK classes -> logits (TB, TK)
+    in training, with labels (B,): -> made of it (TB, C, H, W) -> embeddings (TB, D)
+    -> cosines with the directions of M classes -> logits (TB, M)
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.verification import VERIFICATION
 
 Head = Literal["arcface", "cosine"]
+MOST_CLASSES = 1 << 18
+"""In training."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class EmbeddingConfig:
     "cosine" asks for no margin. `margin`: an angle in radians. `scale`: what cosines are multiplied
     with to be logits. `dropout`: share of the embedding's numbers left out in training. `turns`: 4
     to train with each image turned by quarters as classes of their own, 8 with its mirror image's,
-    too; an epoch takes as many times longer."""
+    too; an epoch takes as many times longer. `halves`: every second image gets the lower half of
+    another, and each pair of classes is a class."""
 
     backbone: str = "cnn"
     backbone_variant: str = "base"
@@ -56,6 +62,7 @@ class EmbeddingConfig:
     scale: float = 16.0
     dropout: float = 0.0
     turns: int = 1
+    halves: bool = False
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
@@ -85,7 +92,7 @@ class EmbeddingConfig:
 
 
 class Net(nn.Module):
-    """`trained` (TK,) says which classes have training images: only these are told apart."""
+    """`trained` (M,) says which classes have training images: only these are told apart."""
 
     trained: Tensor
 
@@ -96,25 +103,26 @@ class Net(nn.Module):
         self.backbone = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
         self.norm = _Norm(config.dimensions, affine=False)
         self.dropout = nn.Dropout(config.dropout)
-        trained = _trained(data).repeat(config.turns)
+        trained = _trained(data)
+        if config.halves:
+            trained = (trained[:, None] & trained).flatten()
+        trained = trained.repeat(config.turns)
+        if len(trained) > MOST_CLASSES:
+            raise UsageError(
+                f"turns and halves make {len(trained):,} classes of {len(data.classes):,}",
+                mend=f"more than {MOST_CLASSES:,} take too long: --set model.halves=false",
+            )
         self.directions = nn.Parameter(torch.randn(len(trained), config.dimensions))
         self.register_buffer("trained", trained, persistent=False)
-        self.turns = config.turns
+        self.turns, self.halves = config.turns, config.halves
         self.scale = config.scale
         self.margin = config.margin if config.head == "arcface" else 0.0
 
-    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (TB, TK): the
-        images as they are, then those turned in one way, and so on."""
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (TB, M) of
+        what is made of the images, and labels (TB,) in M."""
         if label is not None:
-            if self.turns > 1 and image.shape[-2] != image.shape[-1]:
-                raise UsageError(
-                    f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
-                    "quarters",
-                    mend="give --set model.turns=1, or the same data.height and data.width",
-                )
-            image = torch.cat([_turn(image, way) for way in range(self.turns)])
-            label = _turn_labels(label, self.turns, len(self.trained))
+            image, label = self._make_classes(image, label)
         features = self.backbone(image).float()
         # Near 1, bf16 knows cosines only to 0.004.
         with torch.autocast(image.device.type, enabled=False):
@@ -123,7 +131,27 @@ class Net(nn.Module):
                 return embedding
             cosines = embedding @ F.normalize(self.directions).T
             logits = self.scale * _with_margin(cosines, label, self.margin)
-            return logits.masked_fill(~self.trained, -torch.inf)
+            return logits.masked_fill(~self.trained, -torch.inf), label
+
+    def _make_classes(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The images as they are, those that are made of halves, then all turned in one way, and so
+        on; with their labels."""
+        classes = len(self.trained) // self.turns
+        if self.halves:
+            half = len(label) // 2
+            below = torch.cat([label[:half].roll(1), label[half:]])
+            label = label * math.isqrt(classes) + below
+            image = torch.cat([_put_together(image[:half]), image[half:]])
+        if self.turns > 1:
+            if image.shape[-2] != image.shape[-1]:
+                raise UsageError(
+                    f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
+                    "quarters",
+                    mend="give --set model.turns=1, or the same data.height and data.width",
+                )
+            label = torch.cat([label + classes * way for way in range(self.turns)])
+            image = torch.cat([_turn(image, way) for way in range(self.turns)])
+        return image, label
 
 
 class _Norm(nn.BatchNorm1d):
@@ -143,10 +171,10 @@ def _turn(images: Tensor, way: int) -> Tensor:
     return turned.flip(-1) if way >= 4 else turned
 
 
-def _turn_labels(label: Tensor, turns: int, classes: int) -> Tensor:
-    """Labels (B,) of images -> (TB,) of those in all ways, of `classes` = TK."""
-    ways = torch.arange(turns, device=label.device) * (classes // turns)
-    return (ways[:, None] + label).flatten()
+def _put_together(images: Tensor) -> Tensor:
+    """(B, C, H, W): each with the lower half of the one before it."""
+    middle = images.shape[-2] // 2
+    return torch.cat([images[..., :middle, :], images.roll(1, 0)[..., middle:, :]], dim=-2)
 
 
 def _trained(data: DataSpec) -> Tensor:
@@ -195,9 +223,7 @@ class Embedding(Family[EmbeddingConfig]):
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
         """Cross-entropy with the margin."""
-        logits = module(batch["image"], batch["label"])
-        turns = len(logits) // len(batch["label"])
-        labels = _turn_labels(batch["label"], turns, logits.shape[1])
+        logits, labels = module(batch["image"], batch["label"])
         return {"loss": F.cross_entropy(logits, labels)}
 
     @torch.no_grad()
@@ -220,6 +246,7 @@ class Embedding(Family[EmbeddingConfig]):
             "model.scale": LogUniform(8.0, 64.0),
             "model.dropout": Uniform(0.0, 0.5),
             "model.turns": Choice((1, 4, 8)),
+            "model.halves": Choice((False, True)),
         }
 
 

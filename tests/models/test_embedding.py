@@ -40,11 +40,11 @@ def test_logits_are_scaled_cosines_with_a_margin_for_the_true_class():
     plain = network(head="cosine", scale=10.0).eval()
     with torch.no_grad():
         cosines = plain(images()) @ F.normalize(plain.directions).T
-        torch.testing.assert_close(
-            plain(images(), labels)[:, [0, 2, 3]], 10 * cosines[:, [0, 2, 3]]
-        )
+        logits, said = plain(images(), labels)
+        torch.testing.assert_close(logits[:, [0, 2, 3]], 10 * cosines[:, [0, 2, 3]])
+        assert torch.equal(said, labels)
         strict = network(head="arcface", margin=0.4, scale=10.0).eval()
-        logits = strict(images(), labels)
+        logits, _ = strict(images(), labels)
     for row, label in enumerate(labels.tolist()):
         for k in (0, 2, 3):
             angle = math.acos(float(cosines[row, k])) + (0.4 if k == label else 0.0)
@@ -126,7 +126,7 @@ def test_turned_images_are_classes_of_their_own():
     module = network(turns=8, head="cosine").eval()
     given = images(4)
     with torch.no_grad():
-        logits = module(given, labels)
+        logits, said = module(given, labels)
         directions = F.normalize(module.directions)
         assert logits.shape == (32, 32)
         for way in range(8):
@@ -137,10 +137,10 @@ def test_turned_images_are_classes_of_their_own():
             torch.testing.assert_close(found[:, module.trained], expected[:, module.trained])
         assert (logits[:, 1::4] == -torch.inf).all(), "class 1 has no images, turned or not"
         loss = EMBEDDING.loss(module, {"image": given, "label": labels})["loss"]
-    said = torch.cat([labels + 4 * way for way in range(8)])
+    assert torch.equal(said, torch.cat([labels + 4 * way for way in range(8)]))
     torch.testing.assert_close(loss, F.cross_entropy(logits, said))
     alone = network(turns=1, head="cosine").eval()
-    assert alone(given, labels).shape == (4, 4)
+    assert alone(given, labels)[0].shape == (4, 4)
 
 
 def test_only_square_images_are_turned():
@@ -167,3 +167,31 @@ def test_embeddings_lie_about_the_origin_and_one_image_can_be_trained_with():
     loss = EMBEDDING.loss(module.train(), {"image": images(1), "label": torch.tensor([2])})["loss"]
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_halves_of_two_images_are_of_a_class_for_each_pair():
+    labels = torch.tensor([0, 2, 3, 2, 0, 3, 2])
+    module = network(halves=True, turns=4, head="cosine").eval()
+    given = images(7)
+    with torch.no_grad():
+        logits, said = module(given, labels)
+        assert logits.shape == (28, 64)
+        pairs = [(0, 3), (2, 0), (3, 2), (2, 2), (0, 0), (3, 3), (2, 2)]  # above, below
+        expected = [16 * way + 4 * above + below for way in range(4) for above, below in pairs]
+        assert said.tolist() == expected
+        mixed = torch.cat([given[:1, :, :6], given[2:3, :, 6:]], 2)
+        made, _ = module(mixed.rot90(1, (-2, -1)), labels[:1])  # one alone is left as it is
+        torch.testing.assert_close(logits[7:8, module.trained], made[:1, module.trained])
+    untrained = [k for k in range(64) if 1 in ((k % 16) // 4, k % 4)]
+    assert (~module.trained).nonzero()[:, 0].tolist() == untrained
+    loss = EMBEDDING.loss(module.train(), {"image": given, "label": labels})["loss"]
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_halves_of_too_many_classes_are_refused():
+    names = tuple(map(str, range(600)))
+    many = dataclasses.replace(SPEC, classes=names, counts=(1,) * 600)
+    with pytest.raises(UsageError, match="360,000 classes of 600"):
+        network(data=many, halves=True)
+    assert network(data=many)
