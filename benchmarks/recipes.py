@@ -188,9 +188,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".tessera/recipes", metavar="DIR")
     parser.add_argument("--pack", action="store_true", help="only pack their data sets")
     asked = parser.parse_args()
-    for name in asked.names or RECIPES:
-        if name not in RECIPES:
-            parser.error(f"there is no recipe {name!r}: {', '.join(RECIPES)}")
+    known = [name for name in RECIPES if (ROOT / f"jobs/recipes/{name}.yaml").exists()]
+    for name in asked.names or known:
+        if name not in known:
+            parser.error(f"there is no recipe {name!r}: {', '.join(known)}")
         if asked.pack:
             print(prepare(RECIPES[name], asked.data.resolve(), asked.work.resolve())[0])
         else:

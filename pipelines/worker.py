@@ -193,7 +193,9 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
             mend="evaluate it on data with the same classes in the same order",
         )
     data = seen_of(model.recipe, model.card)
-    if model.recipe.data.fit == "pad" and family.any_size:  # its own size for every image, and a frame for the largest
+    if (
+        model.recipe.data.fit == "pad" and family.any_size
+    ):  # its own size for every image, and a frame for the largest
         frame = card.spec(model.recipe.data.height, model.recipe.data.width)
         data = dataclasses.replace(data, height=frame.height, width=frame.width)
     module = family.build(model.recipe.config(), data)
