@@ -18,6 +18,7 @@ from pathlib import Path
 
 import examples
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -237,24 +238,7 @@ def test_golden_losses(family):
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
-    command = [sys.executable, str(HERE / "two_ranks.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "meeting"), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    ranks.run(HERE / "rank_updates.py", "train", 2, {"folder": str(folder)})
     return folder
 
 
