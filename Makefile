@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Where it is set, every start compiles all of torch again, which takes longer than the rest of it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench measure up down chromium s3
 

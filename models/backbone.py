@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from models.core.errors import TesseraError, UsageError, unknown
 from models.core.family import DataSpec
-from models.core.layers import Pretrained, Transfer, first_convolution, is_small, keep_maps
+from models.core.layers import (
+    Pretrained,
+    Transfer,
+    first_convolution,
+    is_small,
+    keep_maps,
+    last_layer,
+)
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 TIMM = "timm/"
@@ -85,13 +92,6 @@ class Backbone(Transfer[BackboneConfig]):
             "augment.label_smoothing": Uniform(0.0, 0.2),
             "model.name": Choice(("mobilenet_v3_small", "shufflenet_v2_x1_0", "regnet_y_400mf")),
         }
-
-
-def last_layer(net: nn.Module) -> str:
-    """Name of the layer that gives the logits: the last with weights, in the order of making."""
-    kinds = (nn.Linear, nn.Conv2d)
-    found: list[str] = [name for name, module in net.named_modules() if isinstance(module, kinds)]
-    return found[-1]
 
 
 def _from_torchvision(name: str, data: DataSpec) -> nn.Module:

@@ -11,12 +11,20 @@ for One Shot Learning, 2016. And so can the upper half of one image above the lo
 to tell every pair of classes from every other takes features of the parts, of which the images of
 unseen classes are made, too.
 
+What lies before the last layers knows more of other classes than what comes out of them, which only
+tells apart those of the training: with a projection these layers belong to the training, and the
+embedding is what goes into them, as in Chen et al., A Simple Framework for Contrastive Learning of
+Visual Representations, 2020.
+
     B images, C channels, H height, W width, K classes, D numbers of an embedding
     T ways to turn, M = TK classes in training, or TK^2 with halves
 
     image (B, C, H, W) -> classifier -> (B, D) -> batch norm -> unit length
     in training, with labels (B,): -> made of it (TB, C, H, W) -> embeddings (TB, D)
     -> cosines with the directions of M classes -> logits (TB, M)
+
+    with a projection, without the classifier's last layer: -> (B, D) -> unit length
+    in training (TB, D) -> projection -> batch norm -> unit length -> cosines, as above
 """
 
 from __future__ import annotations
@@ -36,7 +44,7 @@ import models
 from models.core.classifier import Classifier
 from models.core.errors import TesseraError, UsageError, unknown
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.layers import check_choice, check_shares
+from models.core.layers import check_choice, check_shares, last_layer
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.verification import VERIFICATION
 
@@ -47,26 +55,32 @@ MOST_CLASSES = 1 << 18
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """`backbone` and `backbone_variant`: the classifier. `dimensions` of the embedding. `head`:
+    """`backbone` and `backbone_variant`: the classifier. `dimensions` of the embedding; with a
+    projection, of what it makes of it. `projection`: width of its hidden layer, 0 for none. `head`:
     "cosine" asks for no margin. `margin`: an angle in radians. `scale`: what cosines are multiplied
     with to be logits. `dropout`: share of the embedding's numbers left out in training. `turns`: 4
     to train with each image turned by quarters as classes of their own, 8 with its mirror image's,
-    too; an epoch takes as many times longer. `halves`: every second image gets the lower half of
+    too; an epoch takes as many times longer. `join_turns`: an image's embedding is those of its
+    turns, one after the other: as many times more numbers, and time. `halves`: every second image gets the lower half of
     another, and each pair of classes is a class."""
 
     backbone: str = "cnn"
     backbone_variant: str = "base"
     dimensions: int = 64
+    projection: int = 0
     head: Head = "arcface"
     margin: float = 0.3
     scale: float = 16.0
     dropout: float = 0.0
     turns: int = 1
+    join_turns: bool = False
     halves: bool = False
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
             raise UsageError(f"model.dimensions = {self.dimensions}", mend="give 2 or more")
+        if self.projection < 0:
+            raise UsageError(f"model.projection = {self.projection}", mend="give 0 or more")
         if not 0 <= self.margin < math.pi / 2:
             raise UsageError(
                 f"model.margin = {self.margin}", mend="give an angle from 0 to 1.5, like 0.3"
@@ -101,6 +115,15 @@ class Net(nn.Module):
         names = tuple(str(number) for number in range(config.dimensions))
         family, settings = config.find_backbone()
         self.backbone = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
+        self.projection = None
+        if config.projection:
+            features = _take_last_layer(self.backbone, config)
+            self.projection = nn.Sequential(
+                nn.Linear(features, config.projection, bias=False),
+                _Norm(config.projection, affine=False),
+                nn.ReLU(),
+                nn.Linear(config.projection, config.dimensions),
+            )
         self.norm = _Norm(config.dimensions, affine=False)
         self.dropout = nn.Dropout(config.dropout)
         trained = _trained(data)
@@ -115,23 +138,34 @@ class Net(nn.Module):
         self.directions = nn.Parameter(torch.randn(len(trained), config.dimensions))
         self.register_buffer("trained", trained, persistent=False)
         self.turns, self.halves = config.turns, config.halves
+        self.views = config.turns if config.join_turns else 1
         self.scale = config.scale
         self.margin = config.margin if config.head == "arcface" else 0.0
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (TB, M) of
         what is made of the images, and labels (TB,) in M."""
-        if label is not None:
-            image, label = self._make_classes(image, label)
+        if label is None:
+            found = [self._embed(turned) for turned in self._turned(image, self.views)]
+            return torch.cat(found, dim=1) / math.sqrt(len(found))
+        image, label = self._make_classes(image, label)
         features = self.backbone(image).float()
         # Near 1, bf16 knows cosines only to 0.004.
         with torch.autocast(image.device.type, enabled=False):
-            embedding = F.normalize(self.dropout(self.norm(features)))
-            if label is None:
-                return embedding
-            cosines = embedding @ F.normalize(self.directions).T
+            if self.projection is not None:
+                features = self.projection(features)
+            compared = F.normalize(self.dropout(self.norm(features)))
+            cosines = compared @ F.normalize(self.directions).T
             logits = self.scale * _with_margin(cosines, label, self.margin)
             return logits.masked_fill(~self.trained, -torch.inf), label
+
+    def _embed(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D) of unit length."""
+        features = self.backbone(image).float()
+        with torch.autocast(image.device.type, enabled=False):
+            if self.projection is None:
+                features = self.dropout(self.norm(features))
+            return F.normalize(features)
 
     def _make_classes(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """The images as they are, those that are made of halves, then all turned in one way, and so
@@ -142,16 +176,32 @@ class Net(nn.Module):
             below = torch.cat([label[:half].roll(1), label[half:]])
             label = label * math.isqrt(classes) + below
             image = torch.cat([_put_together(image[:half]), image[half:]])
-        if self.turns > 1:
-            if image.shape[-2] != image.shape[-1]:
-                raise UsageError(
-                    f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
-                    "quarters",
-                    mend="give --set model.turns=1, or the same data.height and data.width",
-                )
-            label = torch.cat([label + classes * way for way in range(self.turns)])
-            image = torch.cat([_turn(image, way) for way in range(self.turns)])
-        return image, label
+        label = torch.cat([label + classes * way for way in range(self.turns)])
+        return torch.cat(self._turned(image, self.turns)), label
+
+    def _turned(self, image: Tensor, ways: int) -> list[Tensor]:
+        """The images turned in each way. Raises UsageError for images that aren't square."""
+        if ways > 1 and image.shape[-2] != image.shape[-1]:
+            raise UsageError(
+                f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
+                "quarters",
+                mend="give --set model.turns=1, or the same data.height and data.width",
+            )
+        return [_turn(image, way) for way in range(ways)]
+
+
+def _take_last_layer(backbone: nn.Module, config: EmbeddingConfig) -> int:
+    """Leaves the backbone without it; gives how many numbers it took."""
+    last = last_layer(backbone)
+    layer = backbone.get_submodule(last)
+    if not isinstance(layer, nn.Linear):
+        raise UsageError(
+            f"model.backbone = {config.backbone!r} has no dense last layer to leave out",
+            mend="give --set model.projection=0",
+        )
+    parent, _, own = last.rpartition(".")
+    setattr(backbone.get_submodule(parent), own, nn.Identity())
+    return layer.in_features
 
 
 class _Norm(nn.BatchNorm1d):
@@ -242,10 +292,12 @@ class Embedding(Family[EmbeddingConfig]):
             "optim.model.weight_decay": LogUniform(1e-5, 1e-2),
             "model.head": Choice(("arcface", "cosine")),
             "model.dimensions": Choice((16, 64, 256)),
+            "model.projection": Choice((0, 256)),
             "model.margin": Uniform(0.0, 0.5),
             "model.scale": LogUniform(8.0, 64.0),
             "model.dropout": Uniform(0.0, 0.5),
             "model.turns": Choice((1, 4, 8)),
+            "model.join_turns": Choice((False, True)),
             "model.halves": Choice((False, True)),
         }
 

@@ -25,7 +25,7 @@ from pipelines.spool import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
-EPOCHS = 40
+EPOCHS = 12
 BATCH = 100
 WORKERS = (1, 2, 3, 2)
 

@@ -162,3 +162,10 @@ def _keep(layer: Any, inputs: tuple[Tensor, ...]) -> None:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def last_layer(net: nn.Module) -> str:
+    """Name of the layer that gives the logits: the last with weights, in the order of making."""
+    kinds = (nn.Linear, nn.Conv2d)
+    found: list[str] = [name for name, module in net.named_modules() if isinstance(module, kinds)]
+    return found[-1]

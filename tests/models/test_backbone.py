@@ -11,10 +11,10 @@ import torchvision
 from torch import nn
 
 import models
-from models.backbone import BackboneConfig, last_layer
+from models.backbone import BackboneConfig
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
-from models.core.layers import first_convolution
+from models.core.layers import first_convolution, last_layer
 
 BACKBONE = models.get("backbone")
 FAMILIES = (

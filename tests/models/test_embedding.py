@@ -100,6 +100,39 @@ def test_other_classifiers_are_backbones(backbone):
     assert all(p.grad is not None for p in module.parameters())
 
 
+@pytest.mark.parametrize("backbone", ["cnn", "resnet", "vit", "rnn", "densenet", "vgg", "alexnet"])
+def test_with_a_projection_the_embedding_is_what_the_last_layer_took(backbone):
+    data = dataclasses.replace(SPEC, height=32, width=32)
+    module = network(data=data, backbone=backbone, projection=20)
+    given = torch.randn(4, 1, 32, 32)
+    EMBEDDING.loss(module, {"image": given, "label": torch.tensor([0, 2, 3, 2])})["loss"].backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert module.projection[0].out_features == 20
+    family, settings = module_settings(backbone)
+    names = tuple(str(number) for number in range(TINY.dimensions))
+    whole = family.build(settings, dataclasses.replace(data, classes=names, counts=()))
+    missing, unexpected = whole.load_state_dict(module.backbone.state_dict(), strict=False)
+    assert unexpected == []
+    (weight, bias) = missing  # of the last layer
+    layer = whole.get_submodule(weight.removesuffix(".weight"))
+    assert layer is whole.get_submodule(bias.removesuffix(".bias"))
+    taken = []
+    layer.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    with torch.no_grad():
+        whole.eval()(given)
+        torch.testing.assert_close(module.eval()(given), F.normalize(taken[0]))
+
+
+def module_settings(backbone: str):
+    return EmbeddingConfig(backbone=backbone, backbone_variant="tiny").find_backbone()
+
+
+def test_one_image_can_be_trained_on_with_a_projection():
+    module = network(projection=20)
+    one = {"image": images(1), "label": torch.tensor([2])}
+    assert EMBEDDING.loss(module, one)["loss"].isfinite()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -108,6 +141,7 @@ def test_other_classifiers_are_backbones(backbone):
         ({"backbone": "googlenet"}, "gives more or other than logits"),
         ({"backbone_variant": "tyni"}, "did you mean 'tiny'"),
         ({"dimensions": 1}, r"model\.dimensions = 1\. give 2"),
+        ({"projection": -1}, r"model\.projection = -1\. give 0"),
         ({"margin": 2.0}, r"model\.margin = 2"),
         ({"margin": float("nan")}, r"model\.margin = nan"),
         ({"scale": 0.0}, r"model\.scale = 0"),
@@ -141,6 +175,19 @@ def test_turned_images_are_classes_of_their_own():
     torch.testing.assert_close(loss, F.cross_entropy(logits, said))
     alone = network(turns=1, head="cosine").eval()
     assert alone(given, labels)[0].shape == (4, 4)
+
+
+def test_the_turns_of_an_image_can_be_joined():
+    single, joined = (network(turns=8, join_turns=join).eval() for join in (False, True))
+    given = images(4)
+    with torch.no_grad():
+        ways = [given.rot90(k, (-2, -1)) for k in range(4)]
+        each = [single(turned) for turned in [*ways, *(way.flip(-1) for way in ways)]]
+        found = joined(given)
+    assert found.shape == (4, 8 * TINY.dimensions)
+    mean = torch.stack([one @ one.T for one in each]).mean(0)
+    torch.testing.assert_close(found @ found.T, mean)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
 
 
 def test_only_square_images_are_turned():
