@@ -7,6 +7,8 @@ completion are immediate.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -72,7 +74,9 @@ def tessera() -> None:
 
 def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoReturn:
     """Runs a command and exits; a user's mistake is a line or two on stderr, never a traceback."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        atexit.register(_end_at_once)  # before Ray is loaded: it runs after Ray's own
     # Read when torch is loaded: threads that wait let others work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "--verbose" in argv
@@ -118,7 +122,22 @@ def _leave(status: int) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _ending[0] = status
     raise SystemExit(status)
+
+
+_ending = [1]
+"""The status that the process ends with; 1 for what nobody caught."""
+
+
+def _end_at_once() -> None:
+    """Without destroying what C++ libraries hold: a training that had ended well, its model
+    registered, was seen to die of SIGSEGV there, in a thread that isn't Python's."""
+    if "ray" in sys.modules:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(_ending[0])
 
 
 def main() -> NoReturn:

@@ -326,3 +326,29 @@ def test_a_closed_pipe_is_no_error(home: Path) -> None:
         check=False,
     )
     assert (shown.stdout, shown.stderr) == ("[", "")
+
+
+WITH_RAY = """
+import sys
+import click, ray
+from jobs.cli import run
+from models.core.errors import UsageError
+
+@click.command()
+def command():
+    print("said", end="")
+    {how}
+
+run(command, "x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [("return 0", 0), ("return 3", 3), ("raise UsageError('no')", 2), ("1 / 0", 1)],
+)
+def test_a_process_that_loaded_ray_ends_with_its_status(how: str, status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_RAY.format(how=how)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (status, "said")
