@@ -32,6 +32,7 @@ NO_VERBS = {
     "data_cache",
     "judges",
     "answers",
+    "searching",
 }
 """Files of this folder that are no verbs: what the verbs share."""
 

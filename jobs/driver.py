@@ -6,12 +6,15 @@ only when asked.
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from jobs import embedded
 from models.core.errors import TesseraError
@@ -20,6 +23,7 @@ from pipelines.data.places import storage as data_storage
 
 if TYPE_CHECKING:
     from pipelines.ports import Emit, Registry, Version
+    from pipelines.recipe import Recipe
     from pipelines.registry import MlflowRegistry
     from pipelines.tracking import MlflowTracker
 
@@ -59,6 +63,37 @@ def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowT
     )
 
 
+def group_of(recipe: Recipe) -> cluster.Group:
+    """The workers that a recipe asks for."""
+    return cluster.Group(
+        recipe.workers.count,
+        cpus=recipe.workers.cpus,
+        gpus=recipe.workers.gpus,
+        max_failures=recipe.workers.max_failures,
+    )
+
+
+def tags_of(recipe: Recipe) -> dict[str, str]:
+    """What a run says of what it trains, and of the Ray job that does."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job = submitted.get("metadata", {}).get("job_submission_id")
+    return {"tessera.family": recipe.family, **({"ray.submission_id": job} if job else {})}
+
+
+@contextmanager
+def joined(*, verbose: bool = False) -> Iterator[None]:
+    """The user's cluster, or one that is started here and ended again."""
+    apply_settings()
+    # Ray prints what happens to its workers on stdout, where a script reads the result.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
+        opened = cluster.connect(ray_address(), verbose=verbose)
+        try:
+            yield
+        finally:
+            if opened:
+                cluster.disconnect()
+
+
 @contextmanager
 def executor(
     work: cluster.Work, group: cluster.Group, *, name: str, storage: Path, verbose: bool = False
@@ -70,23 +105,17 @@ def executor(
     if group.workers == 0:
         yield lambda payload, emit: cluster.local(work, {**payload, **cache}, emit)
         return
-    # Ray prints what happens to its workers on stdout, where a script reads the result.
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
-        opened = cluster.connect(ray_address(), verbose=verbose)
-        try:
-            cluster.check(group)
-            yield lambda payload, emit: cluster.train(
-                work,
-                {**payload, **cache},
-                group,
-                name=name,
-                storage=storage,
-                emit=emit,
-                verbose=verbose,
-            )
-        finally:
-            if opened:
-                cluster.disconnect()
+    with joined(verbose=verbose):
+        cluster.check(group)
+        yield lambda payload, emit: cluster.train(
+            work,
+            {**payload, **cache},
+            group,
+            name=name,
+            storage=storage,
+            emit=emit,
+            verbose=verbose,
+        )
 
 
 def attach_tracker(run_id: str) -> MlflowTracker:
@@ -122,3 +151,13 @@ def registered_digest(version: Version) -> str:
             mend="use a version that tessera train registered",
         )
     return digest
+
+
+def page(link: str) -> str:
+    """The link, and what is missing where nobody answers there."""
+    place = urlsplit(link)
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 443), timeout=1):
+            return link
+    except OSError:
+        return f"{link} (once `tessera up` runs)"

@@ -30,3 +30,8 @@ def runs_dir() -> Path:
 def ui_address() -> str:
     """Where the pages of the embedded MLflow are shown once `tessera up` runs."""
     return os.environ.get("TESSERA_UI") or tracking.DEFAULT_UI
+
+
+def searches_dir() -> Path:
+    """One folder for each search lies here."""
+    return root() / "searches"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+
+
+def say(text: str) -> None:
+    """A line on stderr, where what happens is told; stdout has the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show_json(value: Any) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -49,14 +46,14 @@ def command(
     """Train a family, or a recipe, and register the best checkpoint as `challenger`."""
     from models.core.errors import UsageError
 
-    changes = _changes(overrides, workers)
+    changes = changes_of(overrides, workers)
     if resume:
         if what or variant or model:
             raise UsageError("--resume takes the recipe of the run it resumes", mend="leave it out")
         return _finish(_resume(resume, changes, data, experiment, verbose, as_json), as_json)
     if not what:
         raise UsageError("nothing to train", mend="name a family or a recipe: tessera families")
-    recipe = _choose(what, variant, data, changes)
+    recipe = choose(what, variant, data, changes)
     if dry_run:
         _describe(recipe, as_json)
         return 0
@@ -74,7 +71,7 @@ def check(parameters: Mapping[str, Any]) -> None:
 
     if parameters["resume"] or not parameters["what"]:
         return
-    changes = _changes(parameters["overrides"], parameters["workers"])
+    changes = changes_of(parameters["overrides"], parameters["workers"])
     recipe = _ask(parameters["what"], parameters["variant"], parameters["data"], changes)
     where = recipe.data.path
     if "://" not in where and not Path(where).exists():
@@ -85,7 +82,7 @@ def check(parameters: Mapping[str, Any]) -> None:
         if "://" in where:  # the credentials may be the cluster's
             return
         raise
-    check_data(_settle(recipe))
+    check_data(settle(recipe))
 
 
 def check_data(recipe: Recipe) -> Card:
@@ -102,15 +99,15 @@ def check_data(recipe: Recipe) -> Card:
     return card
 
 
-def _changes(overrides: Sequence[str], workers: int | None) -> dict[str, Any]:
+def changes_of(overrides: Sequence[str], workers: int | None) -> dict[str, Any]:
     from pipelines import recipe as recipes
 
     changes: dict[str, Any] = dict(recipes.parse_override(text) for text in overrides)
     return changes if workers is None else {**changes, "workers.count": workers}
 
 
-def _choose(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
-    return _settle(_ask(what, variant, data, changes))
+def choose(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
+    return settle(_ask(what, variant, data, changes))
 
 
 def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
@@ -133,7 +130,7 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
     return recipe.with_overrides({"data.path": storage.absolute(recipe.data.path)})
 
 
-def _settle(recipe: Recipe) -> Recipe:
+def settle(recipe: Recipe) -> Recipe:
     """The recipe with the digests of what it depends on: the data set, and the judge's files."""
     from jobs import judges
     from pipelines.data import card as cards
@@ -195,19 +192,22 @@ def start(
     experiment: str = "tessera",
     verbose: bool = False,
     quiet: bool = False,
+    tags: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Trains a recipe as a new run."""
     from jobs import embedded
     from pipelines import registry, runs
 
-    recipe = _settle(recipe)
+    recipe = settle(recipe)
     card = check_data(recipe)
     name = model_name(recipe, card) if model is None else model
     registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = runs.create(embedded.runs_dir(), recipe, model=name, stamp=stamp)
     try:
-        return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=quiet)
+        return _train(
+            run, recipe, experiment=experiment, verbose=verbose, quiet=quiet, more_tags=tags or {}
+        )
     except BaseException:
         runs.forget(run)
         raise
@@ -222,7 +222,15 @@ def model_name(recipe: Recipe, card: Card) -> str:
     return card.name if task == card.task else f"{card.name}-{task}"
 
 
-def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: bool) -> Outcome:
+def _train(
+    run: Run,
+    recipe: Recipe,
+    *,
+    experiment: str,
+    verbose: bool,
+    quiet: bool,
+    more_tags: Mapping[str, str] = MappingProxyType({}),
+) -> Outcome:
     from concurrent.futures import ThreadPoolExecutor
 
     import models
@@ -230,17 +238,9 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
     from jobs.progress import Display
     from pipelines import cluster, registry, runs, tracking, worker
 
-    group = cluster.Group(
-        recipe.workers.count,
-        cpus=recipe.workers.cpus,
-        gpus=recipe.workers.gpus,
-        max_failures=recipe.workers.max_failures,
-    )
+    group = driver.group_of(recipe)
     primary = models.get(recipe.family).task.primary.name
-    tags = {"tessera.family": recipe.family, "tessera.model": run.model}
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    if submitted.get("metadata", {}).get("job_submission_id"):
-        tags["ray.submission_id"] = submitted["metadata"]["job_submission_id"]
+    tags = {**driver.tags_of(recipe), "tessera.model": run.model, **more_tags}
     storage = run.folder / "ray"
     # The cluster and the registry take seconds each, and wait mostly for other processes. The run
     # is opened after both: a training that is refused leaves nothing in MLflow.
@@ -260,7 +260,7 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
             if group.workers:
                 tags["ray.job_id"] = cluster.job_id()
             display.say(f"run {run.name}")
-            display.say(f"watch {_page(tracker.link())}")
+            display.say(f"watch {driver.page(tracker.link())}")
             try:
                 return runs.launch(
                     run,
@@ -276,16 +276,6 @@ def _train(run: Run, recipe: Recipe, *, experiment: str, verbose: bool, quiet: b
             except (KeyboardInterrupt, SystemExit):
                 display.say(f"go on with: tessera train --resume {run.name}")
                 raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C
-
-
-def _page(link: str) -> str:
-    """The link, and what is missing where nobody answers there."""
-    place = urlsplit(link)
-    try:
-        with socket.create_connection((place.hostname or "", place.port or 443), timeout=1):
-            return link
-    except OSError:
-        return f"{link} (once `tessera up` runs)"
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:

@@ -108,13 +108,20 @@ def check(group: Group) -> int:
         )
     gpus = has.get("GPU", 0)
     if group.gpus == "auto":
-        return int(0 < group.workers <= gpus)
+        return gpus_each(group)
     if group.workers * group.gpus > gpus:
         raise TesseraError(
             f"{group.workers} workers with {group.gpus} GPU each were asked for, "
             f"but the cluster has {gpus:g} GPUs",
             mend="use fewer workers, or --set workers.gpus=0 to train on the CPU",
         )
+    return group.gpus
+
+
+def gpus_each(group: Group) -> int:
+    """GPUs that a worker of the group gets."""
+    if group.gpus == "auto":
+        return int(0 < group.workers <= gpus())
     return group.gpus
 
 
@@ -131,6 +138,13 @@ def cpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def gpus() -> int:
+    """Of the cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def spread(

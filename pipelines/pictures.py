@@ -107,7 +107,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
     counts = matrix.cpu().double()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(max(4.5, 0.42 * count), 15.0)
-    figure = _figure(side + 1.6, side + 0.8)
+    figure = new_figure(side + 1.6, side + 0.8)
     axis = figure.subplots()
     shown = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, vmin=0, vmax=1))
     cell_points = 72 * side / count
@@ -136,7 +136,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
     bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     bar.set_label("share of the true class", fontsize=9)
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
@@ -157,13 +157,13 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Pa
     order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
     columns = min(3, len(order))
     rows = math.ceil(len(order) / columns)
-    figure = _figure(4.2 * columns, 2.9 * rows)
+    figure = new_figure(4.2 * columns, 2.9 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, name in zip(axes, order):
         _draw_panel(axis, name, panels[name])
     for axis in axes[len(order) :]:
         axis.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]]]) -> None:
@@ -196,13 +196,13 @@ def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]
         axis.legend(handles=handles, fontsize=8, frameon=False)
 
 
-def _figure(width_inches: float, height_inches: float) -> Figure:
+def new_figure(width_inches: float, height_inches: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes; that is no news here.

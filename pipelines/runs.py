@@ -34,6 +34,8 @@ from pipelines.spool import Shipper, SpoolFile, read_events
 
 CHALLENGER = "challenger"
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "tessera")
+ORIGIN = ("tessera.search", "tessera.trial")
+"""Tags of a run that say where its settings come from: its version has them, too."""
 DELIVERY_SECONDS = 120.0
 """How long the end of a training waits for a tracking service that is away."""
 
@@ -67,11 +69,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trained:
     """What a training came to. `figures` are of the validation split."""
 
     run: Run
-    version: Version
     figures: Mapping[str, float]
     epoch: int
     images_per_second: float
@@ -79,13 +80,33 @@ class Outcome:
     link: str
 
 
+@dataclass(frozen=True)
+class Outcome(Trained):
+    """And what was registered."""
+
+    version: Version
+
+
 def create(root: Path, recipe: Recipe, *, model: str, stamp: str) -> Run:
     """A folder for a new training; `stamp` is the time in its name."""
     name = f"{recipe.family}-{model}-{stamp}-{secrets.token_hex(2)}"
     folder = root / name
     folder.mkdir(parents=True)
-    (folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-    run = Run(folder, name, model)
+    return _fill(Run(folder, name, model), recipe)
+
+
+def find_or_create(root: Path, recipe: Recipe, *, name: str, model: str) -> Run:
+    """The training of this name, for one that may be started again by whoever starts it."""
+    folder = root / name
+    file = folder / "run.json"
+    if file.exists():
+        return Run(folder, name, model, json.loads(file.read_text())["run_id"], resumed=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _fill(Run(folder, name, model), recipe)
+
+
+def _fill(run: Run, recipe: Recipe) -> Run:
+    (run.folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
     run.write()
     return run
 
@@ -136,10 +157,44 @@ def launch(
     listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
     tags: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Trains (or goes on), then registers the best checkpoint as `challenger`.
+    """Trains (or goes on), then registers the best checkpoint as `challenger`. Raises as `train`."""
+    registered: list[Version] = []
 
-    Raises whatever `execute` raises, after the tracker has the run's end: FAILED, or KILLED when
-    the process was told to stop.
+    def register(best: Path, summary: Mapping[str, Any]) -> None:
+        def once() -> Version:
+            return _register(run, best, summary, tracker, registry, save_servable, tags or {})
+
+        registered.append(_patiently(once, run))
+
+    trained = train(
+        run,
+        recipe,
+        tracker=tracker,
+        execute=execute,
+        is_permanent=is_permanent,
+        listeners=listeners,
+        tags=tags,
+        conclude=register,
+    )
+    return Outcome(**vars(trained), version=registered[0])
+
+
+def train(
+    run: Run,
+    recipe: Recipe,
+    *,
+    tracker: Tracker,
+    execute: Execute,
+    is_permanent: Callable[[BaseException], bool],
+    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
+    tags: Mapping[str, str] | None = None,
+    conclude: Callable[[Path, Mapping[str, Any]], None] | None = None,
+) -> Trained:
+    """Trains, or goes on. `conclude` is called with the best checkpoint and the summary, as a part
+    of the tracked run.
+
+    Raises whatever `execute` and `conclude` raise, after the tracker has the run's end: FAILED, or
+    KILLED when the process was told to stop.
     """
     card = cards.read(recipe.data.path)
     run = replace(run, run_id=tracker.run_id)
@@ -156,9 +211,8 @@ def launch(
         best = run.folder / "checkpoints" / summary["checkpoint"]
         _check_effective(checkpoints.load(best).recipe, recipe)
         _draw_curves(run, spool)
-        version = _patiently(
-            lambda: _register(run, best, summary, tracker, registry, save_servable), run
-        )
+        if conclude is not None:
+            conclude(best, summary)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
@@ -172,9 +226,8 @@ def launch(
         except Exception as error:  # whatever the service raises, the training's end stands
             for listener in listeners:
                 listener({"kind": "notice", "text": f"the run's end was not noted: {error}"})
-    return Outcome(
+    return Trained(
         run,
-        version,
         summary["figures"],
         summary["epoch"],
         mean_speed(run),
@@ -255,6 +308,7 @@ def _register(
     tracker: Tracker,
     registry: Registry,
     save_servable: SaveServable,
+    origin: Mapping[str, str],
 ) -> Version:
     for version in registry.versions(run.model):  # it was resumed after it had been registered
         if (version.tags.get("tessera.run"), version.tags.get("tessera.checkpoint")) == (
@@ -293,6 +347,7 @@ def _register(
         "tessera.run": run.name,
         "tessera.checkpoint": best.name,
         "tessera.servable": f"no: {reason}" if reason else "mlflow.pytorch",
+        **{name: origin[name] for name in ORIGIN if name in origin},
     }
     version = registry.register(
         run.model, target, run_id=tracker.run_id, tags=tags, step=summary["step"]

@@ -65,7 +65,7 @@ def recipe_for(name: str, packed: dict[str, Path], workers: int) -> Recipe:
 @pytest.fixture(scope="module")
 def judge(home: Path, packed: dict[str, Path]) -> str:
     """A registered classifier of the same images."""
-    outcome = train.start(train._settle(recipe_for("cnn", packed, 0)), model="judge", quiet=True)
+    outcome = train.start(train.settle(recipe_for("cnn", packed, 0)), model="judge", quiet=True)
     return f"models:/judge/{outcome.version.number}"
 
 
@@ -77,7 +77,7 @@ def test_the_whole_way(
     recipe = recipe_for(name, packed, 2)
     if task.judged:
         recipe = recipe.with_overrides({"judge": judge})
-    outcome = train.start(train._settle(recipe), model=name, quiet=True)
+    outcome = train.start(train.settle(recipe), model=name, quiet=True)
     version = f"models:/{name}/{outcome.version.number}"
     assert task.primary.name in outcome.figures
 

@@ -30,7 +30,7 @@ ROOMS = {
     "webdataset": {"pipelines/data/shards.py"},
     "fsspec": {"pipelines/data/places/object_store.py"},
     "mlflow": {"pipelines/tracking.py", "pipelines/registry.py", "pipelines/system_metrics.py"},
-    "ray": {"pipelines/cluster.py", "pipelines/ray_jobs.py"},
+    "ray": {"pipelines/cluster.py", "pipelines/ray_jobs.py", "pipelines/ray_tune.py"},
 }
 ROOM_FILES = set().union(*ROOMS.values())
 SHARED_WITH_ROOMS = {

@@ -1,0 +1,283 @@
+"""A search as the driver has it: its folder, its entry in MLflow, and its trials, each a training in
+a process of its own.
+
+    search.json    what was asked for: recipe, space, tuner, MLflow's run
+    trials.json    the standing of every trial
+    trials/        a run folder for each        tune/     Ray Tune's own state
+    pictures/      what MLflow shows            winner.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import driver, embedded
+from models.core.errors import TesseraError, unknown
+from pipelines import search
+from pipelines.search import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from models.core.family import Figure
+    from pipelines.ray_tune import Report
+    from pipelines.recipe import Recipe
+    from pipelines.tracking import MlflowTracker
+
+STATUS_TAG = "tessera.trial.status"
+FAILURE = "failure.json"
+"""In a trial's folder: why it came to nothing, where the reason is its own."""
+KEPT = ("TESSERA_HOME", "TESSERA_CACHE", "TESSERA_CACHE_SIZE", "TESSERA_UI", "MLFLOW_TRACKING_URI")
+"""Of the environment: a trial's process may have been started by a cluster that has another."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search was asked for; `recipe` is its JSON, `space` as in a YAML file."""
+
+    name: str
+    recipe: str
+    space: dict[str, Any]
+    search: str
+    scheduler: str
+    trials: int
+    seed: int
+    experiment: str
+    grace_epochs: int
+    reduction: float
+    budget_seconds: float | None
+    parent: str = ""
+    """MLflow's run of the search."""
+
+    @property
+    def folder(self) -> Path:
+        return embedded.searches_dir() / self.name
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = self.folder / ".search.json"
+        scratch.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        scratch.replace(self.folder / "search.json")
+
+
+def find(name: str) -> Asked:
+    known = [file.parent.name for file in sorted(embedded.searches_dir().glob("*/search.json"))]
+    if name not in known:
+        if not known:
+            raise TesseraError(f"there is no search {name!r}: nothing was searched here yet")
+        raise unknown("search", name, known)
+    text = (embedded.searches_dir() / name / "search.json").read_text(encoding="utf-8")
+    return Asked(**json.loads(text))
+
+
+def run_trial(
+    told: dict[str, Any], trial_id: str, settings: dict[str, Any], report: Report
+) -> None:
+    """One trial, from its last checkpoint where it has one. Called by Ray Tune in a process of its
+    own; `report` doesn't come back when the trial is to stop."""
+    os.environ.update(told["environment"])
+    from pipelines import recipe as recipes
+    from pipelines import runs, tracking, worker
+
+    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
+    folder = Path(told["folder"])
+    name = run_name(told["search"], trial_id)
+    run = runs.find_or_create(folder / "trials", recipe, name=name, model=told["search"])
+    tags = {
+        **driver.tags_of(recipe),
+        "mlflow.parentRunId": told["parent"],
+        "tessera.search": told["search"],
+        "tessera.trial": trial_id,
+    }
+    figure = f"val/{told['figure']}"
+    found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
+    ended: list[BaseException | None] = []
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "metrics" and figure in event["values"]:
+            found.put((int(event["epoch"]), float(event["values"][figure])))
+
+    def train() -> None:
+        try:
+            storage = run.folder / "ray"
+            with driver.executor(
+                worker.run, driver.group_of(recipe), name=run.name, storage=storage
+            ) as execute:
+                tracker = driver.open_tracker(run.name, experiment=told["experiment"], tags=tags)
+                runs.train(
+                    run,
+                    recipe,
+                    tracker=tracker,
+                    execute=execute,
+                    is_permanent=tracking.is_permanent,
+                    listeners=[listen],
+                    tags=tags,
+                )
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    # Figures are reported by the thread that Tune called, which may wait there.
+    thread = threading.Thread(target=train, name="trial", daemon=True)
+    thread.start()
+    while thread.is_alive() or not found.empty():
+        try:
+            epoch, value = found.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        report(epoch, value)
+    error = ended[0]
+    if isinstance(error, TesseraError):  # it would come again: Tune is not to try once more
+        (run.folder / FAILURE).write_text(json.dumps({"reason": error.message}), "utf-8")
+    elif error is not None:
+        raise error
+
+
+def run_name(name: str, trial_id: str) -> str:
+    return f"{name}-{trial_id}"
+
+
+class Board:
+    """Who stands where: hears what becomes of the trials, keeps it in `trials.json`, says it, and
+    ends the trials' runs in MLflow."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        figure: Figure,
+        most_epochs: int,
+        parent: MlflowTracker,
+        say: Callable[[str], None],
+    ) -> None:
+        self.trials = search.read(asked.folder / "trials.json")
+        self._asked, self._figure, self._most_epochs = asked, figure, most_epochs
+        self._parent, self._say = parent, say
+        self._known = {trial.id: trial for trial in self.trials}
+        self._began: dict[str, float] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trial-end")
+
+    def hear(self, what: str, trial_id: str, about: dict[str, Any]) -> None:
+        trial = self._known.get(trial_id)
+        if trial is None:
+            settings = about.get("settings", {})
+            trial = Trial(trial_id, len(self.trials) + 1, settings)
+            trial.run = run_name(self._asked.name, trial_id)
+            self.trials.append(trial)
+            self._known[trial_id] = trial
+        if what == "start":
+            trial.status = "running"
+            self._began[trial_id] = time.monotonic()
+        elif what == "result":
+            trial.note(int(about["epoch"]), float(about["value"]), self._figure)
+            self._clock(trial)
+        elif what in ("complete", "error"):
+            self._clock(trial)
+            self._end(trial, what, about)
+        search.write(self.trials, self._asked.folder / "trials.json")
+
+    def _clock(self, trial: Trial) -> None:
+        now = time.monotonic()
+        trial.seconds += now - self._began.get(trial.id, now)
+        self._began[trial.id] = now
+
+    def _end(self, trial: Trial, what: str, about: Mapping[str, Any]) -> None:
+        reached = max((epoch for epoch, _ in trial.curve), default=0)
+        failure = self._asked.folder / "trials" / trial.run / FAILURE
+        if what == "error":
+            trial.status, trial.reason = "failed", str(about.get("reason", ""))
+        elif failure.exists():
+            trial.status, trial.reason = "failed", json.loads(failure.read_text())["reason"]
+        else:
+            trial.status = "finished" if reached >= self._most_epochs else "stopped"
+        self._say(line(trial, self._figure, self._asked.trials))
+        done = [t for t in self.trials if t.status not in ("waiting", "running")]
+        best = next((t for t in search.ranked(done, self._figure) if t.value is not None), None)
+        self._pool.submit(self._settle, replace(trial), len(done), best.value if best else None)
+
+    def _settle(self, trial: Trial, done: int, best: float | None) -> None:
+        """Delivers what a stopped trial left, and ends its run; whatever the service raises, the
+        search goes on."""
+        from pipelines import tracking
+        from pipelines.ports import Point
+        from pipelines.spool import Shipper
+
+        try:
+            run = self._asked.folder / "trials" / trial.run / "run.json"
+            trial_run = json.loads(run.read_text(encoding="utf-8"))["run_id"]
+            if not trial_run:
+                return
+            tracker = driver.attach_tracker(trial_run)
+            shipper = Shipper(
+                run.with_name("spool.jsonl"), tracker, is_permanent=tracking.is_permanent
+            ).start()
+            shipper.close(60.0)
+            values = {STATUS_TAG: trial.status, "tessera.trial.reason": trial.reason}
+            tracker.tags({name: value for name, value in values.items() if value})
+            tracker.finish("FAILED" if trial.status == "failed" else "FINISHED")
+            if best is not None:
+                now = int(time.time() * 1000)
+                self._parent.metrics([Point(done, now, {f"best/{self._figure.name}": best})])
+        except Exception as error:
+            self._say(f"note: the end of trial {trial.number} was not noted: {error}")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+def line(trial: Trial, figure: Figure, trials: int) -> str:
+    """What became of a trial, in one line."""
+    value = "no figure" if trial.value is None else f"val {figure.name} {trial.value:.4f}"
+    at = f" (epoch {trial.epoch})" if trial.value is not None else ""
+    reason = f": {trial.reason}" if trial.reason else ""
+    return (
+        f"trial {trial.number}/{trials} {trial.status}{reason}  {value}{at}  "
+        f"{settings_text(trial.settings)}"
+    )
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    def text(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else json.dumps(value)
+
+    return " ".join(f"{path}={text(value)}" for path, value in settings.items())
+
+
+@contextmanager
+def parent_run(asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
+    """The search's entry in MLflow, ended with what becomes of the search."""
+    tracker = driver.open_tracker(
+        asked.name,
+        experiment=asked.experiment,
+        tags={**driver.tags_of(recipe), "tessera.search": asked.name},
+    )
+    tracker.params(
+        {
+            "search": asked.search,
+            "scheduler": asked.scheduler,
+            "trials": str(asked.trials),
+            "seed": str(asked.seed),
+            "family": recipe.family,
+            "data.path": recipe.data.path,
+            "data.digest": recipe.data.digest,
+            **{f"space.{path}": json.dumps(values) for path, values in asked.space.items()},
+        }
+    )
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)

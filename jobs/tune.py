@@ -1,0 +1,265 @@
+"""`tessera tune`: a search over a family's settings, a training for each trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import run as run_command
+
+if TYPE_CHECKING:
+    from jobs.searching import Asked
+    from pipelines.recipe import Recipe
+    from pipelines.search import Trial
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command()
+@click.argument("what", metavar="FAMILY|RECIPE.yaml", required=False)
+@click.option("--data", metavar="DIR", help="A packed data set.")
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--workers-per-trial", "workers", type=click.IntRange(min=0), default=1)
+@click.option("--search", "kind", default="random", show_default=True, help="random, optuna, grid")
+@click.option("--scheduler", default="asha", show_default=True, help="asha, none")
+@click.option("--space", metavar="FILE", help="A space in place of the family's own, as YAML.")
+@click.option("--budget", metavar="TIME", help="Stop after so long, like 30m or 2h.")
+@click.option("--grace", type=click.IntRange(min=1), help="Epochs before a trial may be stopped.")
+@click.option("--reduction", type=click.FloatRange(min=1, min_open=True), default=3.0)
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
+@click.option("--variant", help="A variant of the family.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option("--refit", is_flag=True, help="Train the winner in full and register it.")
+@click.option("--model", help="Name in the registry; by default the data set's name.")
+@click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
+@click.option("--resume", metavar="SEARCH", help="Go on with a search that was ended.")
+@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def command(
+    what: str | None,
+    data: str | None,
+    trials: int,
+    workers: int,
+    kind: str,
+    scheduler: str,
+    space: str | None,
+    budget: str | None,
+    grace: int | None,
+    reduction: float,
+    overrides: tuple[str, ...],
+    variant: str | None,
+    seed: int,
+    refit: bool,
+    model: str | None,
+    experiment: str,
+    resume: str | None,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Search the settings of a family, or of a recipe, by their figure on the val split.
+
+    Each trial is a training: a run in MLflow below the search's own.
+    """
+    from jobs import searching, train
+    from models.core.errors import UsageError
+    from pipelines import search
+
+    if resume:
+        if what or data:
+            raise UsageError("--resume takes what the search was begun with", mend="leave it out")
+        asked = searching.find(resume)
+        recipe = _recipe(asked)
+    else:
+        if not what:
+            raise UsageError(
+                "nothing to search for", mend="name a family or a recipe: tessera families"
+            )
+        search.check_choices(kind, scheduler)
+        changes = {**train.changes_of(overrides, None), "workers.count": workers}
+        recipe = train.choose(what, variant, data, changes)
+        train.check_data(recipe)
+        found = search.space_of(recipe, Path(space) if space else None)
+        epochs = recipe.train.epochs
+        asked = searching.Asked(
+            name=_name(recipe),
+            recipe=recipe.to_json(),
+            space=search.to_plain(found),
+            search=kind,
+            scheduler=scheduler,
+            trials=len(search.grid(found)) if kind == "grid" else trials,
+            seed=seed,
+            experiment=experiment,
+            grace_epochs=min(grace or search.grace(recipe), epochs),
+            reduction=reduction,
+            budget_seconds=_seconds(budget) if budget else None,
+        )
+    outcome = _search(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
+    facts: dict[str, Any] = outcome
+    if refit:
+        best: Trial = outcome["winner"]
+        origin = {"tessera.search": asked.name, "tessera.trial": best.id}
+        again = recipe.with_overrides(best.settings)
+        made = train.start(
+            again, model=model, experiment=experiment, verbose=verbose, quiet=as_json, tags=origin
+        )
+        facts["model"] = f"models:/{made.version.name}/{made.version.number}"
+        facts["refit"] = dict(made.figures)
+    _show(asked, recipe, facts, as_json)
+    return 0
+
+
+def _search(
+    asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
+) -> dict[str, Any]:
+    import models
+    from jobs import driver, embedded, searching
+    from jobs.terminal import say
+    from pipelines import cluster, ray_tune, search, search_pictures
+
+    figure = models.get(recipe.family).task.primary
+    tell = (lambda text: None) if quiet else say
+    group = driver.group_of(recipe)
+    space = {path: search.parse(path, given) for path, given in asked.space.items()}
+    with driver.joined(verbose=verbose):
+        room = search.room(
+            cpus=cluster.cpus(),
+            gpus=cluster.gpus(),
+            workers=max(group.workers, 1),
+            cpus_each=group.cpus,
+            gpus_each=cluster.gpus_each(group),
+            trials=asked.trials,
+        )
+        with searching.parent_run(asked, recipe) as parent:
+            asked = replace(asked, parent=parent.run_id)
+            asked.write()
+            tell(f"search {asked.name}")
+            tell(f"watch {driver.page(parent.link())}")
+            tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
+            board = searching.Board(asked, figure, recipe.train.epochs, parent, tell)
+            folder = asked.folder / "tune"
+            order = ray_tune.Order(
+                folder=folder,
+                space=space,
+                search=asked.search,
+                scheduler=asked.scheduler,
+                trials=asked.trials,
+                at_once=room.at_once,
+                direction=figure.direction,
+                most_epochs=recipe.train.epochs,
+                grace_epochs=asked.grace_epochs,
+                reduction=asked.reduction,
+                seed=asked.seed,
+                budget_seconds=asked.budget_seconds,
+            )
+            kept = {name: os.environ[name] for name in searching.KEPT if name in os.environ}
+            told = {
+                "environment": {**kept, "TESSERA_HOME": str(embedded.root())},
+                "search": asked.name,
+                "recipe": recipe.to_json(),
+                "folder": str(asked.folder),
+                "parent": asked.parent,
+                "experiment": asked.experiment,
+                "figure": figure.name,
+            }
+            try:
+                ray_tune.run(
+                    searching.run_trial,
+                    told,
+                    order,
+                    board.hear,
+                    restore=restore and ray_tune.can_restore(folder),
+                )
+            except KeyboardInterrupt:
+                tell(f"go on with: tessera tune --resume {asked.name}")
+                raise
+            finally:
+                board.close()
+            best = search.winner(board.trials, figure)
+            _write_winner(asked, recipe, best)
+            pictures = search_pictures.draw(board.trials, space, figure, asked.folder / "pictures")
+            for file in pictures:
+                parent.artifact(file, "pictures")
+            for name in ("trials.json", "winner.yaml"):
+                parent.artifact(asked.folder / name, "")
+            return {
+                "search": asked.name,
+                "winner": best,
+                "trials": search.ranked(board.trials, figure),
+                "page": parent.link(),
+            }
+
+
+def _recipe(asked: Asked) -> Recipe:
+    from pipelines import recipe as recipes
+
+    return recipes.build(json.loads(asked.recipe))
+
+
+def _name(recipe: Recipe) -> str:
+    from pipelines.data import card as cards
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    data = cards.read(recipe.data.path).name
+    return f"{recipe.family}-{data}-search-{stamp}-{secrets.token_hex(2)}"
+
+
+def _seconds(text: str) -> float:
+    from models.core.errors import UsageError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if not found or not float(found[1]):
+        raise UsageError(f"--budget {text}", mend="give a time like 90s, 30m or 2h")
+    return float(found[1]) * SECONDS[found[2]]
+
+
+def _write_winner(asked: Asked, recipe: Recipe, best: Trial) -> None:
+    import yaml
+
+    made = recipe.with_overrides(best.settings).model_dump(mode="json")
+    (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
+
+
+def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
+    import models
+    from jobs import searching
+    from jobs.terminal import show_facts, show_json
+
+    figure = models.get(recipe.family).task.primary
+    trials: list[Trial] = facts["trials"]
+    best: Trial = facts["winner"]
+    if as_json:
+        plain = {**facts, "winner": vars(best), "trials": [vars(t) for t in trials]}
+        show_json(plain)
+        return
+    click.echo(f"\ntrial  status    epochs  val {figure.name:<12}  settings")
+    for trial in trials:
+        value = "-" if trial.value is None else f"{trial.value:.4f}"
+        click.echo(
+            f"{trial.number:>5}  {trial.status:<8}  {len(trial.curve):>6}  {value:<16}  "
+            f"{searching.settings_text(trial.settings)}"
+        )
+    click.echo()
+    shown = {
+        "search": asked.name,
+        "winner": f"trial {best.number}: val {figure.name} {best.value:.4f}",
+        "settings": searching.settings_text(best.settings),
+        "recipe": str(asked.folder / "winner.yaml"),
+        "page": facts["page"],
+    }
+    if "model" in facts:
+        shown["refit"] = f"val {figure.name} {facts['refit'][figure.name]:.4f}"
+        shown["model"] = facts["model"]
+    show_facts(shown)
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera tune")

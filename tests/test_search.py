@@ -1,0 +1,170 @@
+"""A search as plain data: spaces, grids, how many trials fit, and who won."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import models
+from models.core.errors import TesseraError, UsageError
+from models.core.family import Figure
+from models.core.spaces import Choice, LogUniform, Uniform
+from pipelines import recipe as recipes
+from pipelines import search
+from pipelines.search import Trial
+
+UP, DOWN = Figure("accuracy", "max"), Figure("loss", "min")
+
+
+def space_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_space_is_read_as_it_is_written(tmp_path: Path) -> None:
+    text = """
+optim.model.lr: {log_uniform: [1e-4, 1]}
+optim.model.weight_decay: {uniform: [0, 1e-3]}
+model.norm: [true, false]
+model.widths: [[8, 16], [16, 32]]
+"""
+    space = search.space_of(recipes.start("cnn"), space_file(tmp_path, text))
+    assert space == {
+        "optim.model.lr": LogUniform(1e-4, 1.0),
+        "optim.model.weight_decay": Uniform(0.0, 1e-3),
+        "model.norm": Choice((True, False)),
+        "model.widths": Choice(([8, 16], [16, 32])),
+    }
+    plain = json.loads(json.dumps(search.to_plain(space)))
+    assert {path: search.parse(path, given) for path, given in plain.items()} == space
+    again = space_file(tmp_path, yaml.safe_dump(plain))
+    assert search.read_space(again) == space
+
+
+@pytest.mark.parametrize("family", models.names())
+def test_every_family_s_own_space_can_be_kept(family: str) -> None:
+    space = search.space_of(recipes.start(family))
+    plain = json.loads(json.dumps(search.to_plain(space)))
+    found = {path: search.parse(path, given) for path, given in plain.items()}
+    assert search.to_plain(found) == search.to_plain(space)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim.model.rl: {uniform: [0, 1]}", "has no 'optim.model.rl'"),
+        ("optim.model.lr: {uniform: [1, 0]}", "uniform from 1 to 0"),
+        ("optim.model.lr: {log_uniform: [0, 1]}", "low is above 0"),
+        ("optim.model.lr: {uniform: [0, .inf]}", "takes two numbers"),
+        ("optim.model.lr: {uniform: [0, true]}", "takes two numbers"),
+        ("optim.model.lr: {uniform: [0, 1, 2]}", "takes two numbers"),
+        ("optim.model.lr: {normal: [0, 1]}", "unknown kind of space for optim.model.lr"),
+        ("optim.model.lr: 0.1", "is no space"),
+        ("optim.model.lr: []", "is no space"),
+        ("model.norm: [maybe]", "model.norm"),
+        ("- optim.model.lr", "is no list of settings"),
+        ("{}", "nothing to search"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_a_wrong_space_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        search.space_of(recipes.start("cnn"), space_file(tmp_path, text))
+
+
+def test_a_space_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't be read: No such file"):
+        search.read_space(tmp_path / "none.yaml")
+
+
+def test_a_grid_is_every_combination() -> None:
+    found = search.grid({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})
+    assert found == [{"a": a, "b": b} for a in (1, 2) for b in "xyz"]
+    with pytest.raises(UsageError, match="b is a range"):
+        search.grid({"a": Choice((1,)), "b": Uniform(0, 1)})
+    with pytest.raises(UsageError, match="1,000,000 combinations"):
+        search.grid({str(i): Choice(tuple(range(10))) for i in range(6)})
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "each", "trials", "at_once"),
+    [
+        (2, 0, 1, (1, 0), 20, 2),
+        (2, 0, 2, (1, 0), 20, 1),
+        (16, 0, 2, (3, 0), 20, 2),
+        (16, 4, 2, (1, 1), 20, 2),
+        (16, 4, 1, (8, 1), 20, 2),
+        (16, 0, 1, (1, 0), 3, 3),
+    ],
+)
+def test_as_many_trials_run_as_fit(
+    cpus: int, gpus: int, workers: int, each: tuple[int, int], trials: int, at_once: int
+) -> None:
+    room = search.room(
+        cpus=cpus, gpus=gpus, workers=workers, cpus_each=each[0], gpus_each=each[1], trials=trials
+    )
+    assert room.at_once == at_once
+
+
+def test_a_trial_that_can_never_be_placed_is_refused_with_the_numbers() -> None:
+    with pytest.raises(TesseraError, match=r"takes 4 CPUs \(4 workers\).*cluster has 2"):
+        search.room(cpus=2, gpus=0, workers=4, cpus_each=1, gpus_each=0, trials=1)
+    with pytest.raises(TesseraError, match=r"takes 2 GPUs \(2 workers\).*cluster has 1"):
+        search.room(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
+
+
+def trial(number: int, values: list[float], figure: Figure = UP, **about: Any) -> Trial:
+    made = Trial(f"t{number}", number, {"lr": 0.1 * number}, **about)
+    for epoch, value in enumerate(values, 1):
+        made.note(epoch, value, figure)
+    return made
+
+
+def test_a_trial_stands_by_its_best_epoch() -> None:
+    made = trial(1, [0.5, 0.9, 0.7, math.nan, math.inf])
+    assert (made.value, made.epoch, len(made.curve)) == (0.9, 2, 3)
+    made.note(2, 0.99, UP)  # told again after a restart
+    assert (made.value, len(made.curve)) == (0.9, 3)
+    assert trial(1, [0.5, 0.2, 0.7], DOWN).epoch == 2
+
+
+def test_the_best_comes_first_and_those_without_a_figure_last() -> None:
+    trials = [trial(1, [0.5]), trial(2, []), trial(3, [0.9]), trial(4, [0.5])]
+    assert [t.number for t in search.ranked(trials, UP)] == [3, 1, 4, 2]
+    assert [t.number for t in search.ranked(trials, DOWN)] == [1, 4, 3, 2]
+    assert search.winner(trials, UP).number == 3
+    with pytest.raises(TesseraError, match="none of 1 trials came to a figure: it burned"):
+        search.winner([trial(2, [], reason="it burned")], UP)
+
+
+def test_the_standing_is_kept(tmp_path: Path) -> None:
+    trials = [trial(1, [0.5, 0.6], status="stopped"), trial(2, [], reason="no")]
+    search.write(trials, tmp_path / "trials.json")
+    assert search.read(tmp_path / "trials.json") == trials
+    assert search.read(tmp_path / "none.json") == []
+
+
+def test_grace_covers_the_warm_up() -> None:
+    recipe = recipes.start("cnn").with_overrides({"train.epochs": 10, "schedule.warmup": 0.2})
+    assert search.grace(recipe) == 2
+    assert search.grace(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
+    assert search.grace(recipe.with_overrides({"train.epochs": 1})) == 1
+
+
+def test_unknown_ways_to_search_are_refused() -> None:
+    search.check_choices("optuna", "none")
+    with pytest.raises(UsageError, match="did you mean 'random'"):
+        search.check_choices("radnom", "asha")
+    with pytest.raises(UsageError, match="unknown scheduler"):
+        search.check_choices("random", "hyperband")
+
+
+def test_a_trial_has_no_field_that_is_lost() -> None:
+    assert {f.name for f in dataclasses.fields(Trial)} == set(vars(trial(1, [0.5])))
