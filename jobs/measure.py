@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import time
@@ -68,6 +66,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     from jobs import judges
     from jobs.evaluate import evaluate
     from jobs.train import start
+    from pipelines import hardware
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
 
@@ -105,25 +104,12 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         "seconds": [round(s, 1) for s in seconds],
         "images_per_second": [round(s) for s in speeds],
         "workers": recipe.workers.count,
-        "hardware": hardware(),
+        "hardware": hardware.describe(),
         "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "torch": _version("torch"),
         "ray": _version("ray"),
     }
-
-
-def hardware() -> str:
-    """This machine in words."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{os.cpu_count()} cores of {model}, {', '.join(gpus) if gpus else 'no GPU'}"
 
 
 def spread(values: list[float]) -> str:

@@ -96,6 +96,9 @@ class Registry(Protocol):
     def versions(self, name: str) -> list[Version]:
         """All versions, the oldest first; empty for a model that doesn't exist."""
 
+    def names(self) -> list[str]:
+        """Of all registered models, sorted."""
+
     def tag(self, version: Version, values: Mapping[str, str]) -> None: ...
     def alias(self, name: str, alias: str, number: int) -> None: ...
     def download(self, version: Version, to: Path) -> Path:
@@ -187,6 +190,9 @@ class MemoryRegistry:
             Version(v.name, v.number, v.run_id, v.tags, aliases(v.number))
             for v in self._versions.get(name, [])
         ]
+
+    def names(self) -> list[str]:
+        return sorted(self._versions)
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None:
         stored = self._versions[version.name][version.number - 1].tags

@@ -105,7 +105,7 @@ class MlflowRegistry:
         check_name(name)
         found = self.versions(name)
         if not found:
-            known = [model.name for model in self._client.search_registered_models()]
+            known = self.names()
             if not known:
                 raise TesseraError("no model is registered yet", mend="train one: tessera train")
             raise unknown("model", name, known)
@@ -143,6 +143,16 @@ class MlflowRegistry:
             for row in self._rows(name)
         ]
         return sorted(versions, key=lambda version: version.number)
+
+    def names(self) -> list[str]:
+        found: list[str] = []
+        token = None
+        while True:
+            page = self._client.search_registered_models(page_token=token)
+            found += [model.name for model in page]
+            token = page.token
+            if not token:
+                return sorted(found)
 
     def _rows(self, name: str) -> Iterator[Any]:
         """MLflow's own entries of a model's versions."""

@@ -263,6 +263,11 @@ class MlflowTracker:
             self._sampler = Sampler(self.metrics, interval_seconds, first)
             self._sampler.start()
 
+    def noted(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The run's (tags, parameters)."""
+        data = self._client.get_run(self.run_id).data
+        return dict(data.tags), dict(data.params)
+
     def finish(self, status: str) -> None:
         if self._sampler is not None:
             self._sampler.stop()

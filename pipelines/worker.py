@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Family
-from pipelines import checkpoints, distributed, evaluation, judging
+from pipelines import checkpoints, distributed, evaluation, hardware, judging
 from pipelines import recipe as recipes
 from pipelines.checkpoints import State
 from pipelines.data import card as cards
@@ -77,7 +78,12 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
 
     loader = _train_loader(recipe, card, data, world)
     if world.leads:
-        emit({"kind": "tags", "values": {"tessera.cache": loader.cache_choice}})
+        told = {
+            "tessera.cache": loader.cache_choice,
+            "tessera.hardware": hardware.describe(),
+            "tessera.python": platform.python_version(),
+        }
+        emit({"kind": "tags", "values": told})
         emit({"kind": "notice", "level": "info", "text": f"cache: {loader.cache_choice}"})
     training = Training(
         family=family,

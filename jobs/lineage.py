@@ -1,0 +1,95 @@
+"""`tessera lineage`: from a registered version back to the bytes it was trained on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import run as run_command
+
+if TYPE_CHECKING:
+    from pipelines.ports import Version
+
+LIBRARY = "tessera.version."
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, verbose: bool, as_json: bool) -> int:
+    """Say where MODEL (NAME, NAME@alias, NAME/3 or models:/…) comes from: verdict, run, search,
+    recipe, data, code, libraries, hardware."""
+    from jobs import driver
+    from jobs.terminal import show_facts, show_json
+
+    version = driver.resolve(driver.open_registry(), model)
+    found = chain(version)
+    if as_json:
+        show_json(found)
+        return 0
+    recipe = found.pop("recipe")
+    shown = {name: value for name, value in found.items() if value}
+    shown["libraries"] = ", ".join(f"{n} {v}" for n, v in found["libraries"].items())
+    shown["settings"] = ", ".join(f"{path}={value}" for path, value in sorted(recipe.items()))
+    show_facts(shown)
+    return 0
+
+
+def chain(version: Version) -> dict[str, Any]:
+    """Every link that is known. Raises TesseraError where the version isn't Tessera's, or its run
+    was deleted."""
+    from jobs import driver
+    from pipelines import promotion
+    from pipelines import recipe as recipes
+
+    digest = driver.registered_digest(version)
+    tracker = driver.attach_tracker(version.run_id)
+    tags, _ = tracker.noted()
+    verdict = json.loads(version.tags.get(promotion.VERDICT_TAG, "null"))
+    evaluation = promotion.evaluation_of(version)
+    tree = json.loads(version.tags["tessera.recipe"])
+    recipe = dict(recipes.leaves(tree))
+    said = ""
+    if verdict:
+        word = "promoted" if verdict["passed"] else "refused"
+        said = f"{word}: {'; '.join(verdict['reasons'])}"
+    return {
+        "version": f"models:/{version.name}/{version.number}",
+        "aliases": ", ".join(version.aliases),
+        "files": f"sha256 {digest}",
+        "verdict": said,
+        "evaluated": (
+            f"{evaluation.samples:,} {evaluation.split} images of data {evaluation.data_digest}"
+            if evaluation
+            else ""
+        ),
+        "run": version.tags.get("tessera.run", ""),
+        "checkpoint": version.tags.get("tessera.checkpoint", ""),
+        "page": tracker.link(),
+        "search": version.tags.get("tessera.search", ""),
+        "trial": version.tags.get("tessera.trial", ""),
+        "family": f"{tree['family']}, {tree['variant']}",
+        "data": f"{version.tags.get('tessera.data_name', '')} in {tree['data']['path']}",
+        "data digest": version.tags.get("tessera.data_digest", ""),
+        "judge": f"{tree['judge']}, sha256 {tree['judge_digest']}" if tree.get("judge") else "",
+        "code": tags.get("mlflow.source.git.commit", ""),
+        "command": tags.get("mlflow.source.name", ""),
+        "by": tags.get("mlflow.user", ""),
+        "ray job": tags.get("ray.submission_id") or tags.get("ray.job_id", ""),
+        "workers": str(tree["workers"]["count"]),
+        "hardware": tags.get("tessera.hardware", ""),
+        "python": tags.get("tessera.python", ""),
+        "libraries": {
+            name.removeprefix(LIBRARY): value
+            for name, value in sorted(tags.items())
+            if name.startswith(LIBRARY)
+        },
+        "recipe": recipe,
+    }
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera lineage")

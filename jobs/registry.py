@@ -1,0 +1,102 @@
+"""`tessera registry`: what is registered, and where each version stands."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import run as run_command
+
+if TYPE_CHECKING:
+    from pipelines.ports import Version
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL]", required=False)
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str | None, verbose: bool, as_json: bool) -> int:
+    """Show the registered models; with MODEL its versions: aliases, figures, verdicts."""
+    from jobs import driver
+    from jobs.terminal import show_json, show_table
+    from models.core.errors import TesseraError, unknown
+
+    known = driver.open_registry()
+    names = known.names()
+    if model is not None:
+        if model not in names:
+            if not names:
+                raise TesseraError("no model is registered yet", mend="train one: tessera train")
+            raise unknown("model", model, names)
+        rows = [row(version) for version in reversed(known.versions(model))]
+    else:
+        rows = [summary(name, known.versions(name)) for name in names]
+    if as_json:
+        show_json(rows)
+    elif rows:
+        show_table(rows)
+    else:
+        click.echo("no model is registered yet: tessera train")
+    return 0
+
+
+def summary(name: str, versions: list[Version]) -> dict[str, Any]:
+    """One model in a line."""
+    held = {alias: version.number for version in versions for alias in version.aliases}
+    newest = versions[-1] if versions else None
+    return {
+        "model": name,
+        "versions": len(versions),
+        "champion": held.get("champion"),
+        "challenger": held.get("challenger"),
+        "family": newest.tags.get("tessera.family") if newest else None,
+        "data": newest.tags.get("tessera.data_name") if newest else None,
+    }
+
+
+def row(version: Version) -> dict[str, Any]:
+    """One version in a line."""
+    from pipelines import promotion
+
+    evaluation = promotion.evaluation_of(version)
+    primary = _primary(version)
+    val = _json(version.tags.get("tessera.metrics", "")).get(f"val/{primary}")
+    test = evaluation.figures.get(primary) if evaluation else None
+    verdict = _json(version.tags.get(promotion.VERDICT_TAG, ""))
+    said = "; ".join(verdict.get("reasons", ()))
+    word = ("promoted" if verdict.get("passed") else "refused") if verdict else ""
+    return {
+        "version": version.number,
+        "aliases": ", ".join(version.aliases),
+        "family": version.tags.get("tessera.family"),
+        "figure": primary,
+        "val": None if val is None else f"{val:.4f}",
+        "test": None if test is None else f"{test:.4f}",
+        "run": version.tags.get("tessera.run"),
+        "verdict": f"{word}: {said}" if word else None,
+    }
+
+
+def _primary(version: Version) -> str:
+    """Name of the figure by which versions of its family are compared."""
+    import models
+    from models.core.errors import TesseraError
+
+    try:
+        return models.get(version.tags.get("tessera.family", "")).task.primary.name
+    except TesseraError:  # a family that isn't installed here
+        return ""
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera registry")

@@ -1,0 +1,128 @@
+"""`registry` and `lineage`: what is registered, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from calling import Call
+
+from jobs import driver, evaluate, train
+from pipelines import hardware, promotion
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+
+
+@pytest.fixture(scope="module")
+def home(
+    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Two versions of a model; the first is champion, the second was refused."""
+    root = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    before = os.environ.get("TESSERA_HOME")
+    os.environ["TESSERA_HOME"] = str(root)
+    for epochs in (2, 1):
+        recipe = recipes.start("cnn", "tiny").with_overrides(
+            {"data.path": str(digits), "train.epochs": epochs, "workers.count": 0}
+        )
+        tags = {"tessera.search": "a-search", "tessera.trial": "7"} if epochs == 1 else None
+        made = train.start(recipe, quiet=True, tags=tags)
+        evaluate.evaluate(f"digits/{made.version.number}", digits)
+        policy = promotion.Policy()
+        promotion.promote(driver.open_registry(), "digits", made.version.number, policy=policy)
+    yield root
+    os.environ.pop("TESSERA_HOME")
+    if before:
+        os.environ["TESSERA_HOME"] = before
+
+
+def test_all_models_are_listed(home: Path, call: Call) -> None:
+    (model,) = json.loads(call("registry", "--json").out)
+    assert model == {
+        "model": "digits",
+        "versions": 2,
+        "champion": 1,
+        "challenger": 2,
+        "family": "cnn",
+        "data": "digits",
+    }
+    assert "digits" in call("registry").out
+
+
+def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Call) -> None:
+    newest, first = json.loads(call("registry", "digits", "--json").out)
+    assert (first["version"], first["aliases"]) == (1, "champion")
+    assert first["verdict"].startswith("promoted: accuracy")
+    assert newest["verdict"].startswith("refused: not better")
+    registry = driver.open_registry()
+    for row in (newest, first):
+        version = registry.version("digits", row["version"])
+        evaluation = promotion.evaluation_of(version)
+        assert evaluation is not None
+        assert row["test"] == f"{evaluation.figures['accuracy']:.4f}"
+        val = json.loads(version.tags["tessera.metrics"])["val/accuracy"]
+        assert row["val"] == f"{val:.4f}"
+
+
+def test_a_model_that_is_not_there(home: Path, call: Call) -> None:
+    done = call("registry", "digts")
+    assert (done.status, "did you mean 'digits'" in done.err) == (2, True)
+
+
+def test_nothing_is_registered(store: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(store))
+    assert call("registry").out == "no model is registered yet: tessera train\n"
+    assert json.loads(call("registry", "--json").out) == []
+    done = call("registry", "digits")
+    assert (done.status, "no model is registered yet" in done.err) == (1, True)
+
+
+def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
+    home: Path, digits: Path, call: Call
+) -> None:
+    found = json.loads(call("lineage", "models:/digits@champion", "--json").out)
+    version = driver.open_registry().version("digits", 1)
+    assert found["version"] == "models:/digits/1"
+    assert found["files"] == f"sha256 {version.tags['tessera.digest']}"
+    assert found["verdict"].startswith("promoted: accuracy")
+    assert found["data digest"] == cards.read(digits).digest
+    assert cards.read(digits).digest in found["evaluated"]
+    assert found["recipe"]["train.epochs"] == 2
+    assert found["recipe"]["data.path"] == str(digits)
+    assert found["hardware"] == hardware.describe()
+    assert set(found["libraries"]) == {
+        "torch",
+        "torchvision",
+        "ray",
+        "mlflow",
+        "webdataset",
+        "tessera",
+    }
+    assert found["search"] == ""
+    page = call("lineage", "digits@champion").out
+    assert cards.read(digits).digest in page
+    assert "train.epochs=2" in page
+
+
+def test_the_search_is_a_link_of_the_chain(home: Path, call: Call) -> None:
+    found = json.loads(call("lineage", "digits/2", "--json").out)
+    assert (found["search"], found["trial"]) == ("a-search", "7")
+    assert found["verdict"].startswith("refused: not better")
+
+
+def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_path: Path) -> None:
+    registry = driver.open_registry()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "weights").write_bytes(b"1")
+    run_id = registry.version("digits", 1).run_id
+    registry.register("foreign", tmp_path / "files", run_id=run_id, tags={})
+    done = call("lineage", "foreign")
+    assert (done.status, "was not registered by Tessera" in done.err) == (1, True)
+    (row,) = json.loads(call("registry", "foreign", "--json").out)
+    assert (row["family"], row["verdict"], row["test"]) == (None, None, None)
+    registry._client.delete_registered_model("foreign")
