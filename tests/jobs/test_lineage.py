@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from calling import Call
 
-from jobs import driver, evaluate, train
+from jobs import driver, evaluate, reproduce, train
 from pipelines import hardware, promotion
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
+from pipelines.data import importing
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +129,51 @@ def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_pa
     (row,) = json.loads(call("registry", "foreign", "--json").out)
     assert (row["family"], row["verdict"], row["test"]) == (None, None, None)
     registry._client.delete_registered_model("foreign")
+
+
+def test_a_version_is_reproduced_bit_for_bit(home: Path, call: Call) -> None:
+    found = call("reproduce", "digits@champion", "--json")
+    answer = json.loads(found.out)
+    assert (found.status, answer["reproduced"]) == (0, True)
+    assert answer["weights"] == "the same, bit for bit"
+    assert answer["differences"] == []
+    assert all(was == now for was, now in answer["figures"].values())
+    assert not list(home.glob(".reproduce-*"))
+    assert len(json.loads(call("registry", "digits", "--json").out)) == 2
+
+
+def test_other_weights_on_the_same_machine_are_no_reproduction(home: Path, call: Call) -> None:
+    """Its recipe names another seed than it was trained with."""
+    registry = driver.open_registry()
+    version = registry.version("digits", 2)
+    true = version.tags["tessera.recipe"]
+    registry.tag(version, {"tessera.recipe": json.dumps({**json.loads(true), "seed": 5})})
+    done = call("reproduce", "digits/2")
+    registry.tag(version, {"tessera.recipe": true})
+    assert done.status == 1
+    assert "apart" in done.out
+    assert "none known" in done.out
+
+
+def test_other_data_are_refused(home: Path, digits: Path, tmp_path: Path, call: Call) -> None:
+    other = tmp_path / "other"
+    importing.pack("digits", other, seed=3)
+    done = call("reproduce", "digits/1", "--data", other)
+    assert (done.status, "another than the recipe names" in done.err) == (1, True)
+
+
+def test_what_is_compared() -> None:
+    one = {"a": torch.tensor([1.0, -0.0]), "b": torch.tensor([1, 2])}
+    same = {name: tensor.clone() for name, tensor in one.items()}
+    assert reproduce.largest_difference(one, same) == 0.0
+    assert reproduce.largest_difference(one, {"a": one["a"]}) == math.inf
+    assert reproduce.largest_difference(one, {**same, "b": torch.tensor([1.0, 2.0])}) == math.inf
+    assert reproduce.largest_difference(one, {**same, "a": torch.tensor([1.0, 0.5])}) == 0.5
+    nan = {**same, "a": torch.tensor([1.0, math.nan])}
+    assert reproduce.largest_difference(one, nan) == math.inf
+    zero = {**same, "a": torch.tensor([1.0, 0.0])}
+    assert 0 < reproduce.largest_difference(one, zero) < 1e-300
+    before = {"tessera.hardware": "a", "tessera.version.torch": "1", "other": "x"}
+    assert reproduce.changed(before, before) == []
+    now = {"tessera.hardware": "a", "tessera.version.torch": "2"}
+    assert reproduce.changed(before, now) == ["torch was 1, is 2"]
