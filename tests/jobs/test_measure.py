@@ -40,7 +40,6 @@ def test_a_recipe_says_what_was_measured(path: Path) -> None:
         ("isbi-unet", "pixel_accuracy", 0.90),
         ("isbi-unet", "miou", 0.75),
         ("set5-super-resolution", "psnr_gain", 2.0),
-        ("cifar10-wide", "accuracy", 0.90),
         ("mnist-rnn", "accuracy", 0.98),
         ("mnist-vit", "accuracy", 0.97),
         ("mnist-dcgan", "class_share_min", 0.04),
