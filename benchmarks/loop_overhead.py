@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 import models
-from jobs.measure import hardware
 from models.core.family import Draws
 from pipelines import optim, worker
 from pipelines import recipe as recipes
 from pipelines.data import importing
 from pipelines.data.loading import TrainLoader
 from pipelines.evaluation import autocast
+from pipelines.hardware import describe as hardware
 from pipelines.ports import World
 from pipelines.recipe import Recipe
 from pipelines.training import Training, resolve_precision

@@ -7,6 +7,7 @@ each part's call gave. Must not know what the function does, nor MLflow or WebDa
 from __future__ import annotations
 
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
@@ -37,6 +38,9 @@ def settings(address: str | None = None) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
+
+
+SHUTDOWN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,13 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
 
 
 def disconnect() -> None:
+    """Leaves the cluster, and ends it where it was started here. One whose head doesn't answer is
+    left after `SHUTDOWN_SECONDS`: Ray itself would wait for ever. Its processes end with this one."""
     import ray
 
-    ray.shutdown()
+    leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    leaving.start()
+    leaving.join(SHUTDOWN_SECONDS)
 
 
 def job_id() -> str:
