@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,8 +116,9 @@ RECIPES = {
     "mnist-embedding": "mnist-unseen",
 }
 """Which data set a recipe in `jobs/recipes` is measured on."""
-JUDGES = {"mnist-dcgan": "mnist"}
-"""By which recipe the classifier is trained that judges; it is the model of that name."""
+JUDGES = {"mnist-dcgan": ("mnist", "mnist-judge")}
+"""By which recipe the classifier is trained that judges, and its name in the registry: one of its
+own, as every classifier of a data set is registered under the data set's."""
 
 
 def principal_components(packed: Path) -> list[str]:
@@ -172,8 +174,11 @@ def _run(module: str, *words: str) -> None:
 def measure(recipe: str, archives: Path, work: Path) -> None:
     packed, command = prepare(RECIPES[recipe], archives, work)
     words = [f"jobs/recipes/{recipe}.yaml", "--data", str(packed), "--packed", command]
-    if recipe in JUDGES and not _is_registered(JUDGES[recipe]):
-        _run("jobs.train", f"jobs/recipes/{JUDGES[recipe]}.yaml", "--data", str(packed))
+    if recipe in JUDGES:
+        trained, name = JUDGES[recipe]
+        if not _is_registered(name):
+            made = f"jobs/recipes/{trained}.yaml"
+            _run("jobs.train", made, "--data", str(packed), "--model", name)
     _run("jobs.measure", *words)
     if recipe in REFERENCES:
         results = ROOT / "benchmarks/results/references.json"
@@ -184,6 +189,8 @@ def measure(recipe: str, archives: Path, work: Path) -> None:
 
 
 def main() -> None:
+    # Ray's workers would give way to whatever else this machine does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; all, if none is named")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", metavar="DIR")
