@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Figure
 from models.core.spaces import Choice, LogUniform, Uniform
+from pipelines import ray_tune, search, search_pictures
 from pipelines import recipe as recipes
-from pipelines import search
 from pipelines.search import Trial
 
 UP, DOWN = Figure("accuracy", "max"), Figure("loss", "min")
@@ -168,3 +169,35 @@ def test_unknown_ways_to_search_are_refused() -> None:
 
 def test_a_trial_has_no_field_that_is_lost() -> None:
     assert {f.name for f in dataclasses.fields(Trial)} == set(vars(trial(1, [0.5])))
+
+
+def test_pictures_are_drawn_of_as_many_trials_as_say_something(tmp_path: Path) -> None:
+    space = {"lr": LogUniform(1e-3, 1.0), "norm": Choice((True, False))}
+    trials = []
+    for number in range(1, 13):
+        rate = 10 ** (-3 + number / 4)
+        made = Trial(f"t{number}", number, {"lr": rate, "norm": number % 2 == 0})
+        made.note(1, 1 - abs(math.log10(rate) + 1) / 4, UP)
+        trials.append(made)
+    assert search_pictures.draw([trial(1, [])], space, UP, tmp_path / "none") == []
+    few = search_pictures.draw(trials[:3], space, UP, tmp_path / "few")
+    assert {f.stem for f in few} == {"history", "learning_curves", "parallel_coordinates"}
+    every = search_pictures.draw(trials, space, UP, tmp_path / "all")
+    assert {f.stem for f in every} - {f.stem for f in few} == {"importance"}
+    assert all(Image.open(file).size > (400, 100) for file in every)
+    shares, _ = search_pictures.importance(trials, space)
+    assert shares["lr"] > 0.8 > shares["norm"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_state_that_others_could_write_is_not_read(tmp_path: Path) -> None:
+    """It is unpickled: reading it executes it."""
+    folder = tmp_path / "tune"
+    folder.mkdir(mode=0o700)
+    state = folder / "tuner.pkl"
+    state.write_bytes(b"")
+    state.chmod(0o600)
+    ray_tune.check_owned(folder)
+    state.chmod(0o622)
+    with pytest.raises(TesseraError, match=r"tuner\.pkl can be written by others"):
+        ray_tune.check_owned(folder)
