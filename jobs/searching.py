@@ -64,7 +64,8 @@ class Asked:
         return embedded.searches_dir() / self.name
 
     def write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # what Tune keeps in it is executed when read
         scratch = self.folder / ".search.json"
         scratch.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         scratch.replace(self.folder / "search.json")

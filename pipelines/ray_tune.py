@@ -79,10 +79,16 @@ def can_restore(folder: Path) -> bool:
 
 
 def check_owned(folder: Path) -> None:
-    """Refuses state that somebody else may have written: reading it executes it."""
-    for path in (folder, *folder.rglob("*")):
+    """Refuses state that somebody else may have written: reading it executes it. Below a folder
+    that only its owner can enter, files may be writable by a group, as some systems make them."""
+    private = not folder.parent.stat().st_mode & 0o077
+    for path in (folder.parent, folder, *folder.rglob("*")):
         found = path.lstat()
-        loose = not stat.S_ISLNK(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        loose = (
+            not private
+            and not stat.S_ISLNK(found.st_mode)
+            and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        )
         if found.st_uid != os.getuid() or loose:
             raise TesseraError(
                 f"{path} can be written by others, and what Ray Tune keeps of a search is executed "

@@ -192,6 +192,7 @@ def test_pictures_are_drawn_of_as_many_trials_as_say_something(tmp_path: Path) -
 
 def test_state_that_others_could_write_is_not_read(tmp_path: Path) -> None:
     """It is unpickled: reading it executes it."""
+    tmp_path.chmod(0o755)
     folder = tmp_path / "tune"
     folder.mkdir(mode=0o700)
     state = folder / "tuner.pkl"
@@ -201,3 +202,5 @@ def test_state_that_others_could_write_is_not_read(tmp_path: Path) -> None:
     state.chmod(0o622)
     with pytest.raises(TesseraError, match=r"tuner\.pkl can be written by others"):
         ray_tune.check_owned(folder)
+    tmp_path.chmod(0o700)
+    ray_tune.check_owned(folder)  # nobody else can get there
