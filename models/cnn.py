@@ -37,7 +37,8 @@ class CnnConfig:
     """`widths`: channels of each stage. `convs`: convolutions in a stage. `pad`: keep the size.
     `pools`: so many stages, from the first, halve the size. `norm`: batch norm. `hidden`: width of
     a dense layer before the last, 0 to take each map's maximum instead. `map_dropout`: share of
-    whole maps dropped after the last stage; `dropout`: share of features before the last layer."""
+    whole maps dropped after the last stage; `dropout`: share of features before the last layer.
+    `mirror`: answer with the mean over the image and its mirror image; training doesn't change."""
 
     widths: tuple[int, ...] = (32, 64, 128)
     convs: int = 2
@@ -48,6 +49,7 @@ class CnnConfig:
     hidden: int = 0
     map_dropout: float = 0.0
     dropout: float = 0.0
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
@@ -83,9 +85,16 @@ class Net(nn.Module):
             self.features = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden or channels, len(data.classes))
+        self.mirror = config.mirror
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
+        logits = self._logits(image)
+        if self.mirror and not self.training:
+            logits = (logits + self._logits(image.flip(-1))) / 2
+        return logits
+
+    def _logits(self, image: Tensor) -> Tensor:
         logits: Tensor = self.head(self.dropout(self.features(self.stages(image))))
         return logits
 

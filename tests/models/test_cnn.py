@@ -133,3 +133,17 @@ def test_wrong_settings_are_refused(settings):
     (path, value), *_ = settings.items()
     with pytest.raises(UsageError, match="model"):
         recipes.start("cnn").with_overrides({f"model.{path}": value})
+
+
+def test_mirrored_answers_are_those_of_the_image_and_its_mirror_image() -> None:
+    torch.manual_seed(0)
+    plain = CNN.build(CnnConfig(widths=(4,)), spec(1, 8)).eval()
+    mirrored = CNN.build(CnnConfig(widths=(4,), mirror=True), spec(1, 8)).eval()
+    mirrored.load_state_dict(plain.state_dict())
+    image = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        both = (plain(image) + plain(image.flip(-1))) / 2
+        assert not torch.allclose(plain(image), both)
+        torch.testing.assert_close(mirrored(image), both)
+        torch.testing.assert_close(mirrored(image.flip(-1)), mirrored(image))
+        torch.testing.assert_close(mirrored.train()(image), plain.train()(image))
