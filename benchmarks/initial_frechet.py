@@ -27,20 +27,20 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
 
     import models
     from jobs import driver, judges
-    from pipelines import checkpoints, worker
+    from pipelines import asking, checkpoints, worker
     from pipelines.checkpoints import Progress
     from pipelines.ports import World
 
     registry = driver.open_registry()
     version = driver.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
-        judge = Path(scratch) / worker.JUDGE
+        judge = Path(scratch) / asking.JUDGE
         trained = registry.download(version, Path(scratch))
         found = checkpoints.read_model(trained, driver.registered_digest(version))
         judges.fetch(found.recipe, registry, judge)
         torch.manual_seed(found.recipe.seed)  # as a training does
         family = models.get(found.recipe.family)
-        module = family.build(found.recipe.config(), worker.seen_of(found.recipe, found.card))
+        module = family.build(found.recipe.config(), asking.seen_of(found.recipe, found.card))
         fresh = checkpoints.save(
             Path(scratch) / "fresh",
             weights=module.state_dict(),

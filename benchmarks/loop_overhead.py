@@ -20,7 +20,7 @@ import torch
 
 import models
 from models.core.family import Draws
-from pipelines import optim, worker
+from pipelines import asking, optim
 from pipelines import recipe as recipes
 from pipelines.data import importing
 from pipelines.data.loading import TrainLoader
@@ -47,7 +47,7 @@ class Nothing:
 
 def ours(recipe: Recipe, folder: Path) -> float:
     """Images per second of the loop, from its second epoch on, without validation."""
-    card, data = worker.open_data(recipe)
+    card, data = asking.open_data(recipe)
     loader = TrainLoader(
         Path(recipe.data.path),
         card,
@@ -80,7 +80,7 @@ def ours(recipe: Recipe, folder: Path) -> float:
 
 def bare(recipe: Recipe) -> float:
     """Images per second of a loop that does nothing else."""
-    card, data = worker.open_data(recipe)
+    card, data = asking.open_data(recipe)
     family = models.get(recipe.family)
     precision = resolve_precision(recipe.train.precision, "cpu")
     loader = TrainLoader(Path(recipe.data.path), card, data, batch_size=128, seed=0, world=World())

@@ -33,6 +33,8 @@ NO_VERBS = {
     "judges",
     "answers",
     "searching",
+    "examining",
+    "copying",
 }
 """Files of this folder that are no verbs: what the verbs share."""
 

@@ -29,9 +29,10 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""
     from jobs import driver, embedded
     from jobs.evaluate import evaluate
+    from jobs.promote import promote
     from jobs.terminal import show_facts, show_json
     from jobs.train import start
-    from pipelines import promotion
+    from pipelines import champions
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
 
@@ -52,10 +53,10 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     _, evaluation = evaluate(reference, data)
     _step(f"tessera promote {version.name} --version {version.number}")
     registry = driver.open_registry()
-    verdict = promotion.promote(registry, version.name, version.number, policy=promotion.Policy())
+    verdict = promote(registry, version.name, version.number)
     word = "promoted" if verdict.passed else "not promoted"
     say(f"version {version.number} {word}: {'; '.join(verdict.reasons)}")
-    champion = f"models:/{version.name}@{promotion.CHAMPION}"
+    champion = f"models:/{version.name}@{champions.CHAMPION}"
     _step(f"tessera predict {champion} .tessera/demo/unseen")
     right, asked = _ask(champion, data, embedded.root() / "demo" / "unseen")
     facts: dict[str, Any] = {
@@ -66,7 +67,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
         "run": outcome.link,
         "model version": reference,
         "aliases": ", ".join(registry.version(version.name, version.number).aliases),
-        "champion": f"version {registry.version(version.name, promotion.CHAMPION).number}",
+        "champion": f"version {registry.version(version.name, champions.CHAMPION).number}",
         "unseen images": f"{right} of {asked} right, asked in a fresh process",
         "seconds": round(time.monotonic() - began),
     }

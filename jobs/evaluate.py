@@ -1,9 +1,7 @@
-"""`tessera evaluate`: a registered version on one split, every sample once."""
+"""`tessera evaluate`: registered versions on one split, every sample once."""
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,109 +10,145 @@ import click
 from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
+    from pipelines.assessing.assessment import Assessment, Comparison
     from pipelines.ports import Version
     from pipelines.promotion import Evaluation
 
 
 @click.command()
-@click.argument("model", metavar="MODEL")
+@click.argument("models", metavar="MODEL…", nargs=-1, required=True)
 @click.option("--data", required=True, metavar="DIR", help="A packed data set.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
 @click.option("--workers", type=int, default=0, show_default=True, help="0: in this process.")
+@click.option(
+    "--report", "folder", metavar="DIR", help="Where the report goes; it is in MLflow anyway."
+)
+@click.option("--no-report", is_flag=True, help="Only the figures.")
+@click.option(
+    "--robustness",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Images that are spoiled for the report, 0 for none.  [default: 500]",
+)
+@click.option("--fields", metavar="FILE", help="CSV with a column `key`: slices by its others.")
 @click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str, data: str, split: str, workers: int, verbose: bool, as_json: bool) -> int:
-    """Evaluate MODEL (NAME, NAME@alias, NAME/3 or models:/…) and note the figures on its version.
+def command(
+    models: tuple[str, ...],
+    data: str,
+    split: str,
+    workers: int,
+    folder: str | None,
+    no_report: bool,
+    robustness: int | None,
+    fields: str | None,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Evaluate MODEL (NAME, NAME@alias, NAME/3 or models:/…), and note the figures on its version.
 
-    NAME alone is its newest version. The figures don't depend on the number of workers.
+    NAME alone is its newest version. Of several models the first is compared with the others, on
+    the same images. The figures don't depend on the number of workers.
     """
-    from jobs.terminal import show_facts, show_json
+    from jobs.examining import ROBUSTNESS, Wanted
+    from jobs.terminal import show_json, show_table
+    from models.core.errors import UsageError
+    from pipelines.assessing import assessment, slices
 
-    version, evaluation = evaluate(model, data, split=split, workers=workers, verbose=verbose)
-    if as_json:
-        show_json({"model": f"models:/{version.name}/{version.number}", **vars(evaluation)})
-        return 0
-    show_facts(
-        {
-            "model": f"models:/{version.name}/{version.number}",
-            "data": f"{data} ({evaluation.split}, {evaluation.samples:,} images)",
-            **{name: round(value, 4) for name, value in evaluation.figures.items()},
-        }
+    if no_report and (folder or fields or robustness):
+        raise UsageError("--no-report goes with no other option of the report", mend="leave it out")
+    wanted = Wanted()
+    if not no_report:
+        to = _folder(folder, models, split)
+        most = ROBUSTNESS if robustness is None else robustness
+        known = slices.read_fields(Path(fields)) if fields else {}
+        wanted = Wanted(robustness=most, costs=True, fields=known, report=to)
+    found, compared = evaluate_all(
+        models, data, wanted, split=split, workers=workers, verbose=verbose
     )
+    if as_json:
+        one = {"models": [assessment.to_plain(one) for _, one, _ in found]}
+        show_json(one | {"comparisons": [assessment.to_plain(one) for one in compared]})
+        return 0
+    show_table(_rows([one for _, one, _ in found], compared))
+    click.echo(f"on {data} ({split}, {found[0][1].samples:,} images)")
+    if wanted.report:
+        click.echo(f"report {wanted.report / 'report.html'}")
     return 0
 
 
 def evaluate(
     model: str, data: str | Path, *, split: str = "test", workers: int = 0, verbose: bool = False
 ) -> tuple[Version, Evaluation]:
-    """Evaluates, notes the evaluation on the version and its figures in the version's run."""
-    import tempfile
+    """The figures alone: evaluates, notes the evaluation on the version and in its run."""
+    from jobs.examining import Wanted
 
-    from jobs import driver, embedded, judges
-    from pipelines import cluster, promotion, worker
-    from pipelines import recipe as recipes
+    found, _ = evaluate_all(
+        [model], str(data), Wanted(intervals=False), split=split, workers=workers, verbose=verbose
+    )
+    return found[0][0], found[0][2]
+
+
+def evaluate_all(
+    names: Any, data: str, wanted: Any, *, split: str, workers: int, verbose: bool
+) -> tuple[list[tuple[Version, Assessment, Evaluation]], list[Comparison]]:
+    """Evaluates versions side by side, and notes what was found of each."""
+    from jobs import driver, examining
+    from models.core.errors import UsageError
     from pipelines.data import card as cards
     from pipelines.data.places import storage
 
-    data = storage.absolute(str(data))
+    data = storage.absolute(data)
     cards.read(data).split(split)
     registry = driver.open_registry()
-    version = driver.resolve(registry, model)
-    embedded.root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=embedded.root()) as scratch:
-        folder = registry.download(version, Path(scratch))
-        payload: dict[str, Any] = {
-            "model": str(folder),
-            "digest": driver.registered_digest(version),
-            "data": data,
-            "split": split,
-        }
-        recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
-        if recipe.judge:
-            payload["judge"] = str(Path(scratch) / worker.JUDGE)
-            judges.fetch(recipe, registry, Path(payload["judge"]))
-        name = f"evaluate-{version.name}-{version.number}"
-        group = cluster.Group(workers)
-        with driver.executor(
-            worker.evaluate, group, name=name, storage=Path(scratch) / "ray", verbose=verbose
-        ) as execute:
-            result = execute(payload, _Silent())
-    evaluation = promotion.Evaluation(
-        model_digest=payload["digest"],
-        data_digest=result["data_digest"],
-        split=split,
-        samples=result["samples"],
-        figures=result["figures"],
-        judge_digest=recipe.judge_digest,
+    versions = [driver.resolve(registry, name) for name in names]
+    if len({(version.name, version.number) for version in versions}) < len(versions):
+        raise UsageError("a model is named twice", mend="name each once")
+    found, compared = examining.examine(
+        registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
     )
-    tag = f"tessera.evaluation.{split}"
-    if version.tags.get(tag) != evaluation.to_json():
-        registry.tag(version, {tag: evaluation.to_json()})
-        _log_figures(version, evaluation, data)
-    return version, evaluation
+    noted = [
+        examining.note(registry, version, one, data, wanted.report)
+        for version, one in zip(versions, found)
+    ]
+    return list(zip(versions, found, noted)), compared
 
 
-def _log_figures(version: Version, evaluation: Evaluation, data: str) -> None:
-    """The figures as metrics of the version's run, with the split as its input."""
-    from jobs import driver
-    from pipelines.data import card as cards
-    from pipelines.ports import Point
+def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
+    """Where the report goes: a folder that isn't there yet, or is empty."""
+    import re
+    import time
 
-    tracker = driver.attach_tracker(version.run_id)
-    card = cards.read(data)
-    tracker.dataset(name=card.name, digest=card.digest, source=data, split=evaluation.split)
-    values = {f"{evaluation.split}/{name}": value for name, value in evaluation.figures.items()}
-    tracker.metrics([Point(0, time.time_ns() // 1_000_000, values)])
+    from jobs import embedded
+    from models.core.errors import UsageError
+
+    if given:
+        folder = Path(given).absolute()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} is there already", mend="name a new folder")
+        return folder
+    name = re.sub(r"[^\w.-]+", "-", "-".join(models))[:80].strip("-.")
+    return embedded.root() / "reports" / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-class _Silent:
-    """An `Emit` for work whose only result is what it returns."""
-
-    def __call__(self, event: Any) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
+def _rows(found: list[Assessment], compared: list[Comparison]) -> list[dict[str, Any]]:
+    """A line for each figure of the whole, a column for each model and each comparison."""
+    rows = []
+    for name in (name for name in found[0].figures if "/" not in name):
+        row: dict[str, Any] = {"figure": name}
+        for one in found:
+            estimate = one.figures.get(name)
+            row[one.model] = (
+                f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+                if estimate
+                else ""
+            )
+        for other in compared:
+            lead = other.figures.get(name)
+            text = f"{lead.value:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})" if lead else ""
+            row[f"lead over {other.second}"] = text
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

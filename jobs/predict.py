@@ -54,7 +54,7 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     import tempfile
 
     from jobs import answers, driver
-    from pipelines import checkpoints, worker
+    from pipelines import asking, checkpoints
     from pipelines.prediction import Predictor
 
     del options["verbose"]
@@ -64,7 +64,7 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
         found = checkpoints.read_model(folder, driver.registered_digest(version))
-    predictor = Predictor(found.recipe, worker.seen_of(found.recipe, found.card), found.weights)
+    predictor = Predictor(found.recipe, asking.seen_of(found.recipe, found.card), found.weights)
     failed = total = 0
     with _open(asked.out) as lines:
         for answer in answers.give(predictor, asked, version):

@@ -2,48 +2,269 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import tempfile
+import time
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import run as run_command
 
+if TYPE_CHECKING:
+    from pipelines.champions import Seat
+    from pipelines.policy import Policy
+    from pipelines.ports import Registry, Version
+    from pipelines.promotion import Leak, Standing, Verdict
+
+EXPERIMENT = "promotions"
+
 
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--version", "number", type=int, required=True, help="The candidate.")
-@click.option(
-    "--margin",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Better by how much.",
-)
+@click.option("--policy", metavar="FILE", help="What it must be, as YAML; by default the task's.")
+@click.option("--margin", type=float, help="The policy's margin, given here.")
+@click.option("--data", metavar="DIR", help="By default the data set it was evaluated on.")
+@click.option("--workers", type=int, default=0, show_default=True, help="0: in this process.")
+@click.option("--to-name", metavar="NAME", help="Copy it into another model, and promote it there.")
+@click.option("--to-registry", metavar="URI", help="The same, in another MLflow.")
 @click.option("--dry-run", is_flag=True, help="Decide, but change nothing.")
-@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
-    model: str, number: int, margin: float, dry_run: bool, verbose: bool, as_json: bool
+    model: str,
+    number: int,
+    policy: str | None,
+    margin: float | None,
+    data: str | None,
+    workers: int,
+    to_name: str | None,
+    to_registry: str | None,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> int:
-    """Make a version of MODEL its `champion`, if it is better than the champion on the same test
-    shards. Exit status 1 where it is refused."""
+    """Make a version of MODEL its `champion`, if the policy lets it.
+
+    Candidate and champion are evaluated on the same test images in one job. The decision is a run
+    in MLflow, with policy, report and verdict. Exit status 1 where the candidate is refused.
+    """
     from jobs import driver
     from jobs.terminal import show_json
-    from pipelines import promotion
 
-    registry = driver.open_registry()
-    policy = promotion.Policy(margin=margin)
-    verdict = promotion.promote(registry, model, number, policy=policy, dry_run=dry_run)
+    registry: Registry = driver.open_registry()
+    if to_name or to_registry:
+        from jobs.copying import copy_version
+
+        registry, model, number = copy_version(
+            registry, model, number, to_name or model, to_registry, dry_run=dry_run
+        )
+    verdict = promote(
+        registry,
+        model,
+        number,
+        policy_file=Path(policy) if policy else None,
+        margin=margin,
+        data=data,
+        workers=workers,
+        dry_run=dry_run,
+        verbose=verbose,
+    )
     if as_json:
         show_json(asdict(verdict))
     else:
-        word = "promoted" if verdict.passed else "refused"
-        if dry_run:
-            word = f"would be {word}"
-        click.echo(f"version {number} of {model} {word}: {'; '.join(verdict.reasons)}")
-        if verdict.passed and not dry_run:
-            click.echo(f"models:/{model}@champion is version {number}")
+        show(model, verdict, dry_run=dry_run)
     return 0 if verdict.passed else 1
+
+
+def show(model: str, verdict: Verdict, *, dry_run: bool = False) -> None:
+    """The verdict in words: a line for each rule, and what became of it."""
+    for rule in verdict.rules:
+        click.echo(
+            f"{'pass' if rule.passed else 'FAIL'}  {rule.name}: {rule.candidate}; {rule.other}"
+        )
+    word = "promoted" if verdict.passed else "refused"
+    if dry_run:
+        word = f"would be {word}"
+    failed = [rule.name for rule in verdict.rules if not rule.passed]
+    why = "; ".join(failed or verdict.reasons)
+    click.echo(f"version {verdict.candidate} of {model} {word}: {why}")
+    if verdict.passed and not dry_run:
+        click.echo(f"models:/{model}@champion is version {verdict.candidate}")
+
+
+def promote(
+    registry: Registry,
+    model: str,
+    number: int,
+    *,
+    policy_file: Path | None = None,
+    margin: float | None = None,
+    data: str | None = None,
+    workers: int = 0,
+    dry_run: bool = False,
+    verbose: bool = False,
+) -> Verdict:
+    """Decides on a version and, on yes, makes it champion."""
+    from pipelines import champions, promotion
+    from pipelines import policy as policies
+
+    given = policies.read(policy_file) if policy_file else None
+    candidate = registry.version(model, number)
+    seat = champions.look(registry, model)
+    if seat.champion and seat.champion.number == candidate.number:
+        return promotion.Verdict(True, ("it is the champion already",), number, number)
+    policy = given or policies.default(_task(candidate))
+    if margin is not None:
+        policy = policy.model_copy(update={"margin": margin})
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report"
+        verdict = _judge(
+            registry, candidate, seat, policy, report, data=data, workers=workers, verbose=verbose
+        )
+        if not dry_run:
+            _record(registry, candidate, seat, policy, verdict, report)
+    return verdict
+
+
+def _judge(
+    registry: Registry,
+    candidate: Version,
+    seat: Seat,
+    policy: Policy,
+    report: Path,
+    *,
+    data: str | None,
+    workers: int,
+    verbose: bool,
+) -> Verdict:
+    """What the policy says; refused at once where there is nothing to measure."""
+    from jobs import examining
+    from pipelines import promotion
+    from pipelines.data import card as cards
+    from pipelines.data.places import storage
+
+    held = seat.champion.number if seat.champion else None
+    standing = promotion.examine(registry, candidate)
+    champion = promotion.examine(registry, seat.champion) if seat.champion else None
+    where = storage.absolute(data) if data else _evaluated_on(candidate)
+    card = cards.read(where) if where else None
+    against = promotion.refusals(standing, champion, card.digest if card else "")
+    if against or card is None:
+        return promotion.Verdict(False, tuple(against), candidate.number, held)
+    versions = [candidate, *([seat.champion] if seat.champion else [])]
+    wanted = examining.Wanted(
+        robustness=examining.ROBUSTNESS if policy.needs_robustness else 0,
+        costs=policy.needs_costs,
+        confidence=policy.confidence,
+        report=report,
+    )
+    found, compared = examining.examine(
+        registry, versions, where, wanted, workers=workers, verbose=verbose
+    )
+    leak = _leak(standing, where) if policy.leakage is not None else None
+    return promotion.decide(
+        candidate.number,
+        held,
+        found[0],
+        found[1] if seat.champion else None,
+        compared[0] if compared else None,
+        leak,
+        policy,
+    )
+
+
+def _record(
+    registry: Registry,
+    candidate: Version,
+    seat: Seat,
+    policy: Policy,
+    verdict: Verdict,
+    report: Path,
+) -> None:
+    """Makes the decision's run in MLflow, then applies it."""
+    from jobs import driver, examining
+    from pipelines import champions, promotion
+
+    held = str(verdict.champion or "none")
+    tags = {
+        "tessera.promotion": candidate.name,
+        "tessera.promotion.candidate": str(candidate.number),
+        "tessera.promotion.champion": held,
+        "tessera.promotion.verdict": "yes" if verdict.passed else "no",
+    }
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = f"promote-{candidate.name}-{candidate.number}-{stamp}"
+    tracker = driver.open_tracker(name, experiment=EXPERIMENT, tags=tags)
+    tracker.params({"model": candidate.name, "candidate": str(candidate.number), "champion": held})
+    with tempfile.TemporaryDirectory() as scratch:
+        for file, content in (("policy", policy.model_dump()), ("verdict", asdict(verdict))):
+            path = Path(scratch) / f"{file}.json"
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            tracker.artifact(path, "")
+    if report.is_dir():
+        examining.store(tracker, report, "report")
+    status, outcome = "FINISHED", "promoted" if verdict.passed else "refused"
+    try:
+        promotion.apply(registry, candidate, seat, verdict, tracker.run_id)
+    except champions.OvertakenError as error:
+        outcome = f"overtaken: {error.message}"
+        raise
+    except BaseException:
+        status, outcome = "FAILED", "not finished"
+        raise
+    finally:
+        tracker.tags({"tessera.promotion.outcome": outcome})
+        tracker.finish(status)
+
+
+def _leak(candidate: Standing, where: str) -> Leak:
+    from models.core.errors import TesseraError
+    from pipelines.data import card as cards
+    from pipelines.data import overlap
+    from pipelines.promotion import Leak
+
+    tested = cards.read(where)
+    samples = tested.split("test").samples
+    if candidate.data_digest == tested.digest:
+        return Leak(overlap.seen_before((where, tested), (where, tested)), samples)
+    try:
+        trained = cards.read(candidate.data)
+    except TesseraError as error:
+        return Leak(0, samples, f"its training data can't be read: {error.message}")
+    if trained.digest != candidate.data_digest:
+        return Leak(0, samples, f"its training data isn't in {candidate.data} any more")
+    return Leak(overlap.seen_before((candidate.data, trained), (where, tested)), samples)
+
+
+def _evaluated_on(candidate: Version) -> str:
+    """Where the data set lies that the candidate was evaluated on; empty where it never was."""
+    from pipelines import promotion
+
+    evaluation = promotion.evaluation_of(candidate)
+    if evaluation is None:
+        return ""
+    if evaluation.data:
+        return evaluation.data
+    tree: dict[str, Any] = json.loads(candidate.tags.get("tessera.recipe", "{}"))
+    return str(tree.get("data", {}).get("path", ""))
+
+
+def _task(version: Version) -> str:
+    import models
+    from models.core.errors import TesseraError
+
+    family = version.tags.get("tessera.family")
+    if family is None:
+        raise TesseraError(
+            f"version {version.number} of {version.name!r} was not registered by Tessera",
+            mend="train and register it with tessera train",
+        )
+    return models.get(family).task.name
 
 
 if __name__ == "__main__":

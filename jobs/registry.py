@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", metavar="[MODEL]", required=False)
+@click.option("--delete", "number", type=int, metavar="N", help="Remove a version of MODEL.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str | None, verbose: bool, as_json: bool) -> int:
+def command(model: str | None, number: int | None, verbose: bool, as_json: bool) -> int:
     """Show the registered models; with MODEL its versions: aliases, figures, verdicts."""
     from jobs import driver
     from jobs.terminal import show_json, show_table
-    from models.core.errors import TesseraError, unknown
+    from models.core.errors import TesseraError, UsageError, unknown
+    from pipelines import promotion
 
+    if number is not None and model is None:
+        raise UsageError("--delete goes with a model", mend="tessera registry MODEL --delete N")
     known = driver.open_registry()
     names = known.names()
     if model is not None:
@@ -30,6 +34,9 @@ def command(model: str | None, verbose: bool, as_json: bool) -> int:
             if not names:
                 raise TesseraError("no model is registered yet", mend="train one: tessera train")
             raise unknown("model", model, names)
+        if number is not None:
+            promotion.delete(known, model, number)
+            click.echo(f"version {number} of {model} is deleted", err=True)
         rows = [row(version) for version in reversed(known.versions(model))]
     else:
         rows = [summary(name, known.versions(name)) for name in names]

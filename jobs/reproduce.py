@@ -63,7 +63,7 @@ def reproduce(
     import models
     from jobs import driver, embedded, judges, train
     from jobs.progress import Display
-    from pipelines import checkpoints, runs, worker
+    from pipelines import asking, checkpoints, runs, worker
     from pipelines import recipe as recipes
     from pipelines.data.places import storage
     from pipelines.ports import MemoryTracker
@@ -83,7 +83,7 @@ def reproduce(
     with tempfile.TemporaryDirectory(dir=embedded.root(), prefix=".reproduce-") as scratch:
         model = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
         run = runs.find_or_create(Path(scratch), recipe, name="again", model=version.name)
-        judges.fetch(recipe, registry, run.folder / worker.JUDGE)
+        judges.fetch(recipe, registry, run.folder / asking.JUDGE)
         tracker = MemoryTracker()
         primary = models.get(recipe.family).task.primary.name
         group = driver.group_of(recipe)

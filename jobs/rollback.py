@@ -9,15 +9,16 @@ from jobs.cli import run as run_command
 
 @click.command()
 @click.argument("model", metavar="MODEL")
+@click.option("--to", type=int, metavar="N", help="A version that was champion before.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str, verbose: bool, as_json: bool) -> int:
-    """Make the champion before the current one the `champion` of MODEL again."""
+def command(model: str, to: int | None, verbose: bool, as_json: bool) -> int:
+    """Make the champion before the current one, or version N, the `champion` of MODEL again."""
     from jobs import driver
     from jobs.terminal import show_json
     from pipelines import promotion
 
-    before, now = promotion.roll_back(driver.open_registry(), model)
+    before, now = promotion.roll_back(driver.open_registry(), model, to=to)
     if as_json:
         show_json({"model": model, "from": before.number, "to": now.number})
     else:

@@ -88,8 +88,8 @@ def check(parameters: Mapping[str, Any]) -> None:
 def check_data(recipe: Recipe) -> Card:
     """The recipe's data set. Raises TesseraError where it can't feed the training, or a file of it
     is missing."""
+    from pipelines.asking import open_data
     from pipelines.data import planning
-    from pipelines.worker import open_data
 
     card, _ = open_data(recipe)
     workers, batch_size = recipe.workers.count, recipe.train.batch_size
@@ -145,7 +145,7 @@ def _describe(recipe: Recipe, as_json: bool) -> None:
     import yaml
 
     from jobs.terminal import show_facts, show_json
-    from pipelines.worker import seen_of
+    from pipelines.asking import seen_of
 
     card = check_data(recipe)
     data = seen_of(recipe, card)
@@ -236,7 +236,7 @@ def _train(
     import models
     from jobs import driver, judges
     from jobs.progress import Display
-    from pipelines import cluster, registry, runs, tracking, worker
+    from pipelines import asking, cluster, runs, servable, tracking, worker
 
     group = driver.group_of(recipe)
     primary = models.get(recipe.family).task.primary.name
@@ -254,7 +254,7 @@ def _train(
             worker.run, group, name=run.name, storage=storage, verbose=verbose
         ) as execute:
             versions = opening.result()
-            judges.fetch(recipe, versions, run.folder / worker.JUDGE)
+            judges.fetch(recipe, versions, run.folder / asking.JUDGE)
             tracker = driver.open_tracker(run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:
@@ -268,7 +268,7 @@ def _train(
                     tracker=tracker,
                     registry=versions,
                     execute=execute,
-                    save_servable=registry.save_servable,
+                    save_servable=servable.save_servable,
                     is_permanent=tracking.is_permanent,
                     listeners=[display],
                     tags=tags,

@@ -140,7 +140,7 @@ def load(path: Path) -> State:
         )
         for part in numbers
     }
-    recipe, card = _read_identity(path)
+    recipe, card = read_identity(path)
     return State(path, weights, training, optimizers, recipe, card, progress)
 
 
@@ -181,7 +181,7 @@ def read_model(path: Path, digest: str | None = None) -> Model:
         weights = load_file(path / "weights.safetensors")
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"the model's weights can't be read: {error}") from None
-    recipe, card = _read_identity(path)
+    recipe, card = read_identity(path)
     return Model(weights, recipe, card, found)
 
 
@@ -246,9 +246,14 @@ def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]
     optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
 
 
-def _read_identity(path: Path) -> tuple[Recipe, Card]:
-    recipe = recipes.build(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
-    text = (path / "card.json").read_text(encoding="utf-8")
+def read_identity(path: Path) -> tuple[Recipe, Card]:
+    """Recipe and card of a checkpoint or a model whose files were verified."""
+    try:
+        tree = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
+        text = (path / "card.json").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path.name} has no readable recipe and card: {error}") from None
+    recipe = recipes.build(tree)
     return recipe, cards.parse(text, f"{path.name}/card.json")
 
 

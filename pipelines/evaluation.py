@@ -8,9 +8,9 @@ where the figures go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +44,8 @@ class Answers:
     records: list[Record]
     keys: list[str]
     indices: list[int]
+    noted: list[Any] = field(default_factory=list)
+    """What was noted of each image, where something was."""
 
     def figures(self, family: Family[Any], data: DataSpec) -> dict[str, float]:
         figures = family.task.figures(self.records, data)
@@ -93,16 +95,26 @@ class Asker:
         self._transform: Transform = family.augment(augment_settings, data, train=False)
         self._precision, self._channels_last, self._judge = precision, channels_last, judge
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[list[Prediction], list[Target]]:
         """Predictions and truths of a loader's batch, one each an image."""
-        task, rows = self._family.task, len(batch["key"])
+        return self.about(self.see(batch), batch)
+
+    @torch.no_grad()
+    def see(self, batch: Batch) -> Batch:
+        """A loader's batch as the network sees it."""
+        rows = len(batch["key"])
+        seen = self._transform(to_device(batch, self._device), Draws(0, rows, slice(0, rows)))
+        if self._channels_last and seen["image"].ndim == 4:
+            seen["image"] = seen["image"].contiguous(memory_format=torch.channels_last)
+        return seen
+
+    @torch.no_grad()
+    def about(self, seen: Batch, batch: Batch) -> tuple[list[Prediction], list[Target]]:
+        """Predictions of what is seen, and the truths of the batch that it is of."""
+        task = self._family.task
         was_training = self._module.training
         self._module.eval()
         try:
-            seen = self._transform(to_device(batch, self._device), Draws(0, rows, slice(0, rows)))
-            if self._channels_last and seen["image"].ndim == 4:
-                seen["image"] = seen["image"].contiguous(memory_format=torch.channels_last)
             with autocast(self._device, self._precision):
                 predictions = self._family.predict(self._module, seen)
         finally:
@@ -113,10 +125,20 @@ class Asker:
         return predictions, targets
 
 
+Ask = Callable[[Batch], tuple[list[Prediction], list[Target]]]
+
+
 def answer(
-    family: Family[Any], ask: Asker, data: DataSpec, loader: Loader, world: World
+    family: Family[Any],
+    ask: Ask,
+    data: DataSpec,
+    loader: Loader,
+    world: World,
+    *,
+    note: Callable[[Batch], Sequence[Any]] | None = None,
 ) -> Answers | None:
-    """Predicts every image once; the answers are on rank 0, None elsewhere. Called by all ranks."""
+    """Predicts every image once; the answers are on rank 0, None elsewhere. Called by all ranks.
+    `note` says something small of each image of a batch."""
     mine = []
     for number, batch in loader.batches():
         predictions, targets = ask(batch)
@@ -124,16 +146,18 @@ def answer(
             family.task.compare(prediction, target, data)
             for prediction, target in zip(predictions, targets, strict=True)
         ]
-        mine.append((number, records, batch["key"], batch["index"].tolist()))
+        noted = list(note(batch)) if note else []
+        mine.append((number, records, batch["key"], batch["index"].tolist(), noted))
     gathered = distributed.gather([_pack(item) for item in mine], world)
     if gathered is None:
         return None
     answers = Answers([], [], [])
     for item in sorted((i for part in gathered for i in part), key=lambda i: int(i[0])):
-        _, records, keys, indices = _unpack(item)
+        _, records, keys, indices, noted = _unpack(item)
         answers.records.extend(records)
         answers.keys.extend(keys)
         answers.indices.extend(indices)
+        answers.noted.extend(noted)
     return answers
 
 

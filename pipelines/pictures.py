@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.core.errors import TesseraError
-from models.core.family import Panel
+from models.core.family import Chart, Panel
 from pipelines import drawing
 from pipelines.drawing import font, one_line
 
@@ -163,6 +163,32 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Pa
         _draw_panel(axis, name, panels[name])
     for axis in axes[len(order) :]:
         axis.set_axis_off()
+    save(figure, path)
+
+
+def charts(drawn: Sequence[Chart], path: Path) -> None:
+    """Charts beside each other."""
+    figure = new_figure(4.4 * len(drawn), 4.0)
+    axes = figure.subplots(1, len(drawn), squeeze=False).ravel()
+    for axis, chart in zip(axes, drawn):
+        if chart.diagonal:
+            axis.plot([0, 1], [0, 1], color=COLOURS["train"], linewidth=1, linestyle="--")
+        for place, (name, (x, y)) in enumerate(chart.lines.items()):
+            label = textwrap.shorten(one_line(name), 24, placeholder="…")
+            marker = "o" if len(x) <= 30 else None
+            colour = drawing.hex_colour(place) if len(chart.lines) > 1 else COLOURS[""]
+            axis.plot(x, y, label=label, color=colour, marker=marker, markersize=3, linewidth=1.4)
+        axis.set_xlim(0, 1.01)
+        axis.set_ylim(0, 1.01)
+        axis.set_xlabel(chart.x, fontsize=9)
+        axis.set_ylabel(chart.y, fontsize=9)
+        axis.set_title(chart.title, fontsize=10, loc="left", parse_math=False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(chart.lines) > 1:
+            for text in axis.legend(fontsize=7, frameon=False, loc="lower left").get_texts():
+                text.set_parse_math(False)
     save(figure, path)
 
 

@@ -7,7 +7,7 @@ Ray, MLflow or torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +82,20 @@ class Version:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Decision:
+    """A line of a model's record: `target` is to be champion instead of `before`. `number` is its
+    place, given by the registry; `base` that of the decision it was based on; `token` is its own."""
+
+    number: int
+    base: int
+    target: int
+    before: int | None
+    kind: str
+    token: str
+    done: bool = False
+
+
 class Registry(Protocol):
     """The model registry. A version that doesn't exist is a TesseraError."""
 
@@ -101,6 +115,22 @@ class Registry(Protocol):
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None: ...
     def alias(self, name: str, alias: str, number: int) -> None: ...
+    def delete(self, version: Version) -> None:
+        """Removes the version from the registry."""
+
+    def missing(self, version: Version) -> str:
+        """Why what the version comes from can't be trusted: its run was deleted, its files lie
+        outside of the registry's own store; empty where nothing speaks against it."""
+
+    def decide(self, name: str, decision: Decision) -> None:
+        """Appends to the model's record, which never loses a line nor gives two the same number."""
+
+    def decisions(self, name: str) -> list[Decision]:
+        """The model's record, in its order."""
+
+    def done(self, name: str, decision: Decision) -> None:
+        """Notes that the alias was moved."""
+
     def download(self, version: Version, to: Path) -> Path:
         """Fetches the version's files; gives the folder with them."""
 
@@ -162,6 +192,7 @@ class MemoryRegistry:
         self._root = root
         self._versions: dict[str, list[Version]] = {}
         self._aliases: dict[tuple[str, str], int] = {}
+        self._decisions: dict[str, list[Decision]] = {}
 
     def register(
         self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
@@ -169,7 +200,9 @@ class MemoryRegistry:
         import shutil
 
         versions = self._versions.setdefault(name, [])
-        version = Version(name, len(versions) + 1, run_id, dict(tags))
+        version = Version(
+            name, max((v.number for v in versions), default=0) + 1, run_id, dict(tags)
+        )
         shutil.copytree(directory, self._root / name / str(version.number))
         versions.append(version)
         return version
@@ -195,13 +228,34 @@ class MemoryRegistry:
         return sorted(self._versions)
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None:
-        stored = self._versions[version.name][version.number - 1].tags
+        stored = next(v for v in self._versions[version.name] if v.number == version.number).tags
         assert isinstance(stored, dict)
         stored.update(values)
 
     def alias(self, name: str, alias: str, number: int) -> None:
         self.version(name, number)
         self._aliases[name, alias] = number
+
+    def delete(self, version: Version) -> None:
+        self.version(version.name, version.number)
+        kept = [v for v in self._versions[version.name] if v.number != version.number]
+        self._versions[version.name] = kept
+        held = self._aliases.items()
+        self._aliases = {k: v for k, v in held if (k[0], v) != (version.name, version.number)}
+
+    def missing(self, version: Version) -> str:
+        return ""
+
+    def decide(self, name: str, decision: Decision) -> None:
+        record = self._decisions.setdefault(name, [])
+        record.append(replace(decision, number=len(record) + 1))
+
+    def decisions(self, name: str) -> list[Decision]:
+        return list(self._decisions.get(name, ()))
+
+    def done(self, name: str, decision: Decision) -> None:
+        record = self._decisions[name]
+        record[decision.number - 1] = replace(record[decision.number - 1], done=True)
 
     def download(self, version: Version, to: Path) -> Path:
         import shutil

@@ -1,7 +1,8 @@
 """The gate: which version may answer as `champion`, and the way back.
 
-In: what is known of a candidate and of the champion. Out: a verdict with its reasons; `decide` is
-pure. `promote` and `roll_back` apply it through the `Registry` port. Must not know MLflow.
+In: what is known of a candidate and of the champion, and what one job found of both on the same
+images. Out: a verdict, rule by rule. `refusals` and `decide` are pure; `promote` and `roll_back`
+apply them through the ports. Must not know MLflow, nor how anything is measured.
 """
 
 from __future__ import annotations
@@ -16,21 +17,16 @@ from typing import Any
 
 import models
 from models.core.errors import TesseraError
-from models.core.family import Figure
-from pipelines import checkpoints
+from pipelines import champions, checkpoints
+from pipelines.assessing.assessment import Assessment, Comparison
+from pipelines.champions import Seat
+from pipelines.policy import Policy
 from pipelines.ports import Registry, Version
 
-CHAMPION = "champion"
 EVALUATION_TAG = "tessera.evaluation.test"
-PREVIOUS_TAG = "tessera.previous_champion"
 VERDICT_TAG = "tessera.verdict"
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The candidate's primary figure must be better by more than `margin`."""
-
-    margin: float = 0.0
+DECISION_TAG = "tessera.decision"
+"""The run in MLflow with policy, report and verdict."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,8 @@ class Evaluation:
     figures: Mapping[str, float]
     judge_digest: str = ""
     """Of the classifier that judged, where one did."""
+    data: str = ""
+    """Where the data set lies."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -51,13 +49,42 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Standing:
-    """All that the gate looks at of one version. `damage` is empty where the files are intact."""
+    """All that is known of one version before it is evaluated beside the champion. `damage` is
+    empty where the files are intact, `missing` where its run and its place are. `task`, `classes`,
+    and where and what it was trained on, `data` and `data_digest`, are from its files: tags can be
+    edited by whoever sees the page."""
 
     number: int
     digest: str
     damage: str
-    classes: str
+    missing: str
     evaluation: Evaluation | None
+    task: str = ""
+    classes: tuple[str, ...] = ()
+    data: str = ""
+    data_digest: str = ""
+    judge_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How many of the test images look like images that the candidate was trained on. `unknown`
+    says why that can't be told."""
+
+    images: int
+    samples: int
+    unknown: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a verdict: what was asked, the candidate's value and the champion's or the limit,
+    as text."""
+
+    name: str
+    candidate: str
+    other: str
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -66,157 +93,267 @@ class Verdict:
     reasons: tuple[str, ...]
     candidate: int
     champion: int | None
+    rules: tuple[Rule, ...] = ()
+
+
+def refusals(candidate: Standing, champion: Standing | None, data_digest: str) -> list[str]:
+    """What speaks against a candidate before anything is measured; every reason is given."""
+    if champion and champion.number == candidate.number:
+        return ["it is the champion already"]
+    if candidate.damage:
+        return [f"its files: {candidate.damage}"]
+    evaluation, against = candidate.evaluation, []
+    if candidate.missing:
+        against.append(candidate.missing)
+    if evaluation is None:
+        against.append("it was not evaluated on a test split: tessera evaluate it first")
+        return against
+    if evaluation.model_digest != candidate.digest:
+        against.append("its evaluation is of other files than it has now")
+    if evaluation.split != "test":
+        against.append(f"it was evaluated on {evaluation.split!r}, not on 'test'")
+    if evaluation.samples < 1:
+        against.append("it was evaluated on no image")
+    if data_digest and evaluation.data_digest != data_digest:
+        against.append(
+            f"it was evaluated on other data (digest {evaluation.data_digest[:12]}…) than this "
+            f"(digest {data_digest[:12]}…): evaluate it on the same"
+        )
+    bad = [name for name, value in evaluation.figures.items() if not math.isfinite(value)]
+    if bad:
+        against.append(f"its figures are not finite: {', '.join(sorted(bad))}")
+    if champion and not champion.damage and champion.task != candidate.task:
+        against.append(
+            f"it does {candidate.task.replace('_', ' ')}, the champion, version "
+            f"{champion.number}, {champion.task.replace('_', ' ')}"
+        )
+    elif champion and not champion.damage and champion.classes != candidate.classes:
+        against.append(f"its classes are not those of the champion, version {champion.number}")
+    if champion and not champion.damage and champion.judge_digest != candidate.judge_digest:
+        against.append(
+            f"another classifier judged it than the champion, version {champion.number}: train both "
+            "with the same judge"
+        )
+    if champion and champion.damage:
+        against.append(
+            f"the files of the champion, version {champion.number}: {champion.damage}; nothing can "
+            "be compared with it: tessera rollback first"
+        )
+    return against
 
 
 def decide(
-    candidate: Standing, champion: Standing | None, figure: Figure, policy: Policy
+    number: int,
+    champion: int | None,
+    candidate: Assessment,
+    held: Assessment | None,
+    compared: Comparison | None,
+    leak: Leak | None,
+    policy: Policy,
 ) -> Verdict:
-    """Yes only if nothing speaks against it; every reason is given, not only the first."""
-    against = _unfit(candidate, "the candidate", figure)
-    reasons: list[str] = []
-    if champion and champion.number == candidate.number:
-        against = ["it is the champion already"]
-    elif champion:
-        # A champion whose files are gone or changed can't be held against a candidate that is
-        # whole; one that was never evaluated on these data can still be evaluated.
-        against += _incomparable(candidate, champion)
-    if not against and candidate.evaluation:
-        value = candidate.evaluation.figures[figure.name]
-        if champion is None or champion.evaluation is None:
-            reasons.append(f"{figure.name} {value:.4f}, and there is no champion yet")
-        else:
-            held = champion.evaluation.figures[figure.name]
-            gain = value - held if figure.direction == "max" else held - value
-            compared = (
-                f"{figure.name} {value:.4f}, champion's (version {champion.number}) {held:.4f}"
-            )
-            if gain > policy.margin:
-                reasons.append(f"better: {compared}")
-            else:
-                wanted = f"by more than {policy.margin:g}" if policy.margin else "at all"
-                against.append(f"not better {wanted}: {compared}")
-    number = champion.number if champion else None
-    return Verdict(not against, tuple(against or reasons), candidate.number, number)
-
-
-def _unfit(standing: Standing, who: str, figure: Figure) -> list[str]:
-    if standing.damage:
-        return [f"{who}'s files: {standing.damage}"]
-    evaluation = standing.evaluation
-    if evaluation is None:
-        return [
-            f"{who} (version {standing.number}) was not evaluated on a test split: "
-            "tessera evaluate it first"
-        ]
-    against = []
-    if evaluation.model_digest != standing.digest:
-        against.append(f"{who}'s evaluation is of other files than it has now")
-    if evaluation.split != "test":
-        against.append(f"{who} was evaluated on {evaluation.split!r}, not on 'test'")
-    if evaluation.samples < 1:
-        against.append(f"{who} was evaluated on no image")
-    bad = [name for name, value in evaluation.figures.items() if not math.isfinite(value)]
+    """Holds the policy against what was found; every rule is told, not only the first that fails.
+    `compared` is the candidate less the champion, with the policy's confidence."""
+    values = candidate.values()
+    rules = [
+        *_floors(values, policy),
+        *_leakage(leak, policy),
+    ]
+    if held is not None and compared is not None:
+        rules += _against(candidate, held, compared, policy)
+    bad = sorted(n for n, e in candidate.figures.items() if not math.isfinite(e.value))
     if bad:
-        against.append(f"{who}'s figures are not finite: {', '.join(sorted(bad))}")
-    if figure.name not in evaluation.figures:
-        against.append(f"{who}'s evaluation has no {figure.name}")
-    return against
+        rules.append(Rule("finite figures", ", ".join(bad), "finite", False))
+    failed = [_said(rule) for rule in rules if not rule.passed]
+    if failed:
+        return Verdict(False, tuple(failed), number, champion, tuple(rules))
+    primary = candidate.figures[candidate.primary]
+    said = f"{candidate.primary} {primary.value:.4f}"
+    if held is None:
+        said += ", and there is no champion yet"
+    else:
+        other = held.figures[held.primary].value
+        said = f"better: {said}, champion's (version {champion}) {other:.4f}"
+    return Verdict(True, (said,), number, champion, tuple(rules))
 
 
-def _incomparable(candidate: Standing, champion: Standing) -> list[str]:
-    if champion.evaluation is None:
-        return [
-            f"the champion (version {champion.number}) was not evaluated on a test split: "
-            "tessera evaluate it on the same data"
-        ]
-    against = []
-    mine = candidate.evaluation
-    if mine and mine.data_digest != champion.evaluation.data_digest:
-        against.append(
-            f"it was evaluated on other data (digest {mine.data_digest[:12]}…) than the champion, "
-            f"version {champion.number} (digest {champion.evaluation.data_digest[:12]}…): "
-            "evaluate both on the same"
+def _said(rule: Rule) -> str:
+    return f"{rule.name}: {rule.candidate}, {rule.other}"
+
+
+def _floors(values: Mapping[str, float], policy: Policy) -> list[Rule]:
+    rules = []
+    for limits, word, sign in ((policy.floors, "floor", 1), (policy.ceilings, "ceiling", -1)):
+        for name, limit in limits.items():
+            value = values.get(name, math.nan)
+            text = f"{value:.4g}" if math.isfinite(value) else "not known"
+            passed = math.isfinite(value) and sign * (value - limit) >= 0
+            rules.append(Rule(f"{word} of {name}", text, f"limit {limit:g}", passed))
+    return rules
+
+
+def _leakage(leak: Leak | None, policy: Policy) -> list[Rule]:
+    if policy.leakage is None or leak is None:
+        return []
+    limit = f"limit {policy.leakage:.4%}"
+    if leak.unknown:
+        return [Rule("leakage", f"not known: {leak.unknown}", limit, False)]
+    share = leak.images / max(leak.samples, 1)
+    text = f"{leak.images:,} of {leak.samples:,} test images look like training images"
+    return [Rule("leakage", text, limit, share <= policy.leakage)]
+
+
+def _against(
+    candidate: Assessment, held: Assessment, compared: Comparison, policy: Policy
+) -> list[Rule]:
+    """What is asked beside the champion."""
+    name, sign = candidate.primary, 1 if candidate.direction == "max" else -1
+    rules = []
+    difference = compared.figures.get(name)
+    low = math.nan
+    if difference:
+        low = difference.low if sign > 0 else -difference.high
+    own, other = candidate.figures.get(name), held.figures.get(name)
+    texts = [f"{one.value:.4f}" if one else "not known" for one in (own, other)]
+    sure = f"by {low:+.4f} or more with {policy.confidence:.0%} confidence"
+    wanted = f"champion's {texts[1]}, to be better by more than {policy.margin:g}"
+    rules.append(Rule(f"lead in {name}", f"{texts[0]} ({sure})", wanted, low > policy.margin))
+    if compared.mcnemar and name == "accuracy" and policy.margin >= 0:
+        test = compared.mcnemar
+        text = f"right alone on {test.only_first}, p = {test.p_value:.3g}"
+        wanted = f"champion on {test.only_second}, p below {1 - policy.confidence:.3g}"
+        passed = test.only_first > test.only_second and test.p_value < 1 - policy.confidence
+        rules.append(Rule("McNemar's test", text, wanted, passed))
+    losses = policy.largest_losses
+    if losses.classes is not None:
+        rules += _class_losses(candidate, held, losses.classes, sign)
+    values = candidate.values(), held.values()
+    if losses.robustness is not None:
+        mine, its = (one.get("robustness", math.nan) for one in values)
+        passed = sign * (its - mine) <= losses.robustness
+        limit = f"champion's {its:.4f}, at most {losses.robustness:g} worse"
+        rules.append(Rule("robustness", f"{mine:.4f}", limit, passed))
+    for word, cost in (("latency", "latency_p95_ms"), ("size", "size_bytes")):
+        share = losses.latency if word == "latency" else losses.size
+        if share is not None:
+            mine, its = (one.get(cost, math.nan) for one in values)
+            limit = f"champion's {its:,.4g}, at most {share:.0%} more"
+            rules.append(Rule(word, f"{mine:,.4g}", limit, mine <= its * (1 + share)))
+    return rules
+
+
+def _class_losses(candidate: Assessment, held: Assessment, most: float, sign: int) -> list[Rule]:
+    """The class that lost most, of each figure that is told by class."""
+    worst: dict[str, tuple[float, str]] = {}
+    for name, estimate in held.figures.items():
+        kind, slash, of = name.partition("/")
+        if not slash:
+            continue
+        own = candidate.figures.get(name)
+        lost = sign * (estimate.value - own.value) if own else math.inf
+        if lost > worst.get(kind, (-math.inf, ""))[0]:
+            worst[kind] = (lost, of)
+    return [
+        Rule(
+            f"largest loss of {kind} in a class",
+            f"{lost:+.4f} in {of!r}",
+            f"limit {most:g}",
+            lost <= most,
         )
-    if mine and mine.judge_digest != champion.evaluation.judge_digest:
-        against.append(
-            f"another classifier judged it than the champion, version {champion.number}: "
-            "evaluate both by the same"
-        )
-    if champion.classes != candidate.classes:
-        against.append(f"its classes are not those of the champion, version {champion.number}")
-    return against
+        for kind, (lost, of) in worst.items()
+    ]
 
 
-def promote(
-    registry: Registry, name: str, number: int, *, policy: Policy, dry_run: bool = False
-) -> Verdict:
-    """Decides on a version and, on yes, moves the alias. The verdict is written on the version.
+def apply(registry: Registry, candidate: Version, seat: Seat, verdict: Verdict, run: str) -> None:
+    """Writes the verdict on the version and, on yes, makes it champion. Raises OvertakenError where
+    the champion isn't the one any more that it was compared with.
 
-    A crash between any two steps leaves the old champion or the new one; calling again finishes.
+    A death between any two steps leaves the old champion or the new one; promoting again finishes.
     """
-    candidate = registry.version(name, number)
-    champion = current_champion(registry, name)
-    figure = models.get(_tag(candidate, "tessera.family")).task.primary
-    verdict = decide(
-        examine(registry, candidate),
-        examine(registry, champion) if champion else None,
-        figure,
-        policy,
-    )
-    if dry_run:
-        return verdict
+    tags = {VERDICT_TAG: json.dumps(asdict(verdict)), DECISION_TAG: run}
+    registry.tag(candidate, tags)
     if verdict.passed:
-        again = current_champion(registry, name)
-        if (again.number if again else None) != verdict.champion:
-            raise TesseraError(
-                f"the champion of {name!r} changed while version {number} was compared with it",
-                mend="promote again: it will be compared with the new one",
-            )
-        registry.tag(candidate, {PREVIOUS_TAG: str(verdict.champion or "")})
-    registry.tag(candidate, {VERDICT_TAG: json.dumps(asdict(verdict))})
-    if verdict.passed:
-        registry.alias(name, CHAMPION, number)
-    return verdict
+        champions.move(registry, candidate.name, seat, candidate, kind="promotion")
 
 
-def roll_back(registry: Registry, name: str) -> tuple[Version, Version]:
-    """Makes the champion before the current one the champion again; gives (from, to)."""
-    champion = current_champion(registry, name)
+def roll_back(registry: Registry, name: str, *, to: int | None = None) -> tuple[Version, Version]:
+    """Makes the champion before the current one, or version `to`, the champion again; gives
+    (from, to). Only what was champion once can be again."""
+    seat = champions.look(registry, name)
+    champion = seat.champion
     if champion is None:
         raise TesseraError(f"model {name!r} has no champion to roll back from")
-    before = champion.tags.get(PREVIOUS_TAG, "")
-    if not before:
+    before = champions.predecessor(registry, name, champion.number) if to is None else to
+    if before is None:
         raise TesseraError(
             f"version {champion.number} of {name!r} is the first champion",
             mend="there is nothing to roll back to",
         )
-    target = registry.version(name, int(before))
-    damage = examine(registry, target).damage
+    once = {one.target for one in champions.effective(registry.decisions(name))}
+    target = registry.version(name, before)
+    if target.number not in once:
+        raise TesseraError(
+            f"version {before} of {name!r} was never champion",
+            mend="tessera promote it: the gate will look at it",
+        )
+    if target.number == champion.number:
+        raise TesseraError(f"version {before} of {name!r} is the champion already")
+    with tempfile.TemporaryDirectory() as scratch:
+        _, damage = _fetch(registry, target, Path(scratch))
     if damage:
         raise TesseraError(f"version {before} can't serve again: {damage}")
-    registry.alias(name, CHAMPION, target.number)
+    champions.move(registry, name, seat, target, kind="rollback")
     return champion, target
 
 
-def current_champion(registry: Registry, name: str) -> Version | None:
-    for version in registry.versions(name):
-        if CHAMPION in version.aliases:
-            return version
-    return None
+def delete(registry: Registry, name: str, number: int) -> None:
+    """Removes a version that isn't champion."""
+    version = registry.version(name, number)
+    seat = champions.look(registry, name)
+    if seat.champion and seat.champion.number == number:
+        raise TesseraError(
+            f"version {number} of {name!r} is the champion and is not deleted",
+            mend="promote another, or tessera rollback, first",
+        )
+    registry.delete(version)
 
 
 def examine(registry: Registry, version: Version) -> Standing:
     """Fetches a version's files and compares them with the digest it was registered with."""
     digest = version.tags.get("tessera.digest", "")
-    damage = "" if digest else "it was not registered by Tessera: it has no digest"
-    if digest:
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                checkpoints.check_digest(registry.download(version, Path(scratch)), digest)
-            except TesseraError as error:
-                damage = error.message
-    classes = version.tags.get("tessera.classes", "")
-    return Standing(version.number, digest, damage, classes, evaluation_of(version))
+    missing, evaluation = registry.missing(version), evaluation_of(version)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, damage = _fetch(registry, version, Path(scratch))
+        if damage:
+            return Standing(version.number, digest, damage, missing, evaluation)
+        try:
+            recipe, card = checkpoints.read_identity(folder)
+        except TesseraError as error:
+            return Standing(version.number, digest, error.message, missing, evaluation)
+    return Standing(
+        version.number,
+        digest,
+        damage,
+        missing,
+        evaluation,
+        task=models.get(recipe.family).task.name,
+        classes=card.classes,
+        data=recipe.data.path,
+        data_digest=card.digest,
+        judge_digest=recipe.judge_digest,
+    )
+
+
+def _fetch(registry: Registry, version: Version, scratch: Path) -> tuple[Path, str]:
+    """The version's files, and what is wrong with them."""
+    digest = version.tags.get("tessera.digest", "")
+    if not digest:
+        return scratch, "it was not registered by Tessera: it has no digest"
+    try:
+        folder = registry.download(version, scratch)
+        checkpoints.check_digest(folder, digest)
+    except TesseraError as error:
+        return scratch, error.message
+    return folder, ""
 
 
 def evaluation_of(version: Version) -> Evaluation | None:
@@ -228,12 +365,3 @@ def evaluation_of(version: Version) -> Evaluation | None:
         return Evaluation(**content)
     except (ValueError, TypeError):
         return None
-
-
-def _tag(version: Version, name: str) -> str:
-    if name not in version.tags:
-        raise TesseraError(
-            f"version {version.number} of {version.name!r} was not registered by Tessera",
-            mend="train and register it with tessera train",
-        )
-    return version.tags[name]

@@ -1,39 +1,36 @@
-"""ROOM: MLflow, the registry: versions, aliases, and what MLflow's own tools can serve.
+"""ROOM: MLflow, the registry: versions, aliases, and the record of who was champion.
 
-In: folders of model files. Out: `MlflowRegistry`, `save_servable`. Versions are promoted by alias,
-never by stage, and loading one executes nothing. Must not know what is in the files.
+In: folders of model files. Out: `MlflowRegistry`. Versions are promoted by alias, never by stage,
+and loading one executes nothing. Must not know what is in the files.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib.metadata
-import io
 import json
-import logging
 import os
-import shutil
-import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from models.core.errors import TesseraError, UsageError, unknown
-from pipelines.ports import Version
+from pipelines.ports import Decision, Version
 from pipelines.tracking import VIEW, connect, page_root
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
+    pass
 
 T = TypeVar("T")
+
+RECORD = ".champions"
+"""The end of the name of a registered model that is another's record."""
+RECORD_TAG = "tessera.record_of"
+_DECISION = "tessera.decision."
 
 _NAME_LENGTH = 256
 _PATIENCE_SECONDS = 120.0
@@ -58,6 +55,11 @@ class MlflowRegistry:
         from mlflow.entities import LoggedModelOutput
 
         check_name(name)
+        if name.endswith(RECORD):
+            raise UsageError(
+                f"a model can't be called {name!r}: names that end so are records of champions",
+                mend=f"call it {name.removesuffix(RECORD)!r}",
+            )
         client = self._client
         with _told(f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"):
             experiment_id = _insist(lambda: client.get_run(run_id)).info.experiment_id
@@ -149,7 +151,7 @@ class MlflowRegistry:
         token = None
         while True:
             page = self._client.search_registered_models(page_token=token)
-            found += [model.name for model in page]
+            found += [model.name for model in page if RECORD_TAG not in model.tags]
             token = page.token
             if not token:
                 return sorted(found)
@@ -186,6 +188,82 @@ class MlflowRegistry:
                 mend="use letters, digits, - and _, but not 'latest' nor 'v' with a number",
             ) from None
 
+    def delete(self, version: Version) -> None:
+        with _told(f"model {version.name!r} has no version {version.number}"):
+            self._client.delete_model_version(version.name, str(version.number))
+
+    def missing(self, version: Version) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = _insist(lambda: self._client.get_run(version.run_id))
+            place = self._client.get_model_version_download_uri(version.name, str(version.number))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return "its run isn't in MLflow"
+        if run.info.lifecycle_stage == "deleted":
+            return "its run was deleted"
+        experiment = _insist(lambda: self._client.get_experiment(run.info.experiment_id))
+        root = experiment.artifact_location.removeprefix("file://").rstrip("/")
+        place = place.removeprefix("file://")
+        if not place.startswith(f"{root}/") or ".." in place.split("/"):
+            return f"its files lie in {place}, outside of the artifacts of its run's experiment"
+        return ""
+
+    def decide(self, name: str, decision: Decision) -> None:
+        """The record is a registered model beside, whose versions are numbered by the server: each
+        is the version that was to be champion."""
+        from mlflow.exceptions import MlflowException
+
+        record = f"{name}{RECORD}"
+        try:
+            self._client.create_registered_model(
+                record,
+                tags={RECORD_TAG: name},
+                description=f"Each version is a decision on who is champion of {name}, in order.",
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        tags = {f"{_DECISION}{key}": str(value) for key, value in asdict(decision).items()}
+        source = f"models:/{name}/{decision.target}"
+        run_id = self.version(name, decision.target).run_id
+        _insist(
+            lambda: self._client.create_model_version(
+                record, source=source, run_id=run_id, tags=tags
+            )
+        )
+
+    def decisions(self, name: str) -> list[Decision]:
+        found = []
+        for row in self._rows(f"{name}{RECORD}"):
+            said = {
+                key.removeprefix(_DECISION): value
+                for key, value in row.tags.items()
+                if key.startswith(_DECISION)
+            }
+            try:
+                found.append(
+                    Decision(
+                        number=int(row.version),
+                        base=int(said["base"]),
+                        target=int(said["target"]),
+                        before=None if said["before"] == "None" else int(said["before"]),
+                        kind=said["kind"],
+                        token=said["token"],
+                        done=said["done"] == "True",
+                    )
+                )
+            except (KeyError, ValueError):  # somebody else's version: it decides nothing
+                continue
+        return sorted(found, key=lambda decision: decision.number)
+
+    def done(self, name: str, decision: Decision) -> None:
+        number = str(decision.number)
+        key = f"{_DECISION}done"
+        _insist(lambda: self._client.set_model_version_tag(f"{name}{RECORD}", number, key, "True"))
+
     def download(self, version: Version, to: Path) -> Path:
         """The version's files in `to`/NAME-NUMBER, a folder that must not be there yet. It appears
         when it is complete."""
@@ -214,121 +292,6 @@ class MlflowRegistry:
     def link(self, version: Version) -> str:
         base = page_root(self._client.tracking_uri, self._ui)
         return f"{base}/#/models/{quote(version.name, safe='')}/versions/{version.number}?{VIEW}"
-
-
-def save_servable(
-    module: nn.Module, example: np.ndarray[Any, Any], directory: Path, *, metadata: dict[str, Any]
-) -> str | None:
-    """Writes MLflow's `pytorch` flavor into `directory`, so that `mlflow models serve` and
-    `mlflow.pyfunc` answer without this project.
-
-    `module` takes a uint8 tensor (batch, height, width, channels) and gives one float32 tensor
-    (batch, …), preprocessing included; `example` is such an input. Height and width are fixed, the
-    batch is free. The graph is stored with torch.export: no pickle, no code. Gives None, or in a
-    line why this network can't be stored so; then `directory` is as before.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".servable-") as scratch:
-        flavor = Path(scratch) / "flavor"
-        try:
-            with _quiet():
-                _write_flavor(module, example, flavor, metadata)
-                _compare(module, example, flavor)
-        except Exception as error:  # torch.export has no common error
-            lines = str(error).strip().splitlines()
-            return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
-        for path in flavor.iterdir():
-            if (directory / path.name).is_dir():
-                shutil.rmtree(directory / path.name)
-            os.replace(path, directory / path.name)
-    return None
-
-
-def _write_flavor(
-    module: nn.Module, example: np.ndarray[Any, Any], to: Path, metadata: dict[str, Any]
-) -> None:
-    import mlflow.pytorch
-    import numpy as np
-    import torch
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    plain = _plain_copy(module)
-    # A batch of one would be frozen into the graph, and so would the strides of a slice.
-    batch = np.ascontiguousarray(np.resize(example, (2, *example.shape[1:])))
-    with torch.no_grad():
-        out = plain(torch.from_numpy(batch))
-    # Named specs would make pyfunc hand over a dict, which the flavor doesn't take.
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *batch.shape[1:]))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *out.shape[1:]))]),
-    )
-    mlflow.pytorch.save_model(
-        plain,
-        str(to),
-        signature=signature,
-        input_example=batch,
-        pip_requirements=[f"{name}=={_version(name)}" for name in ("mlflow", "torch", "numpy")],
-        metadata=metadata,
-        serialization_format="pt2",
-    )
-    saved = Model.load(str(to))
-    # The graph was traced on the CPU and can't move: without this, a machine with a GPU refuses it.
-    saved.flavors["python_function"]["config"] = {"device": "cpu"}
-    saved.save(str(to / "MLmodel"))
-
-
-def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> None:
-    """Raises if the stored graph doesn't answer a batch of another size as the module does."""
-    import numpy as np
-    import torch
-
-    batch = torch.from_numpy(np.ascontiguousarray(np.resize(example, (3, *example.shape[1:]))))
-    stored = torch.export.load(flavor / "data" / "model.pt2").module()
-    with torch.no_grad():
-        torch.testing.assert_close(
-            stored(batch), _plain_copy(module)(batch), rtol=1e-3, atol=1e-4, check_stride=False
-        )
-
-
-def _plain_copy(module: nn.Module) -> nn.Module:
-    """On the CPU, in eval mode, without a wrapper: the only form that exports well."""
-    import torch
-
-    inner: Any = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
-    copied: nn.Module = copy.deepcopy(inner).cpu().eval()
-    return copied.to(memory_format=torch.contiguous_format)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.export warns, logs and prints for its developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(_OthersOnly(sys.stderr)):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-class _OthersOnly(io.TextIOBase):
-    """What other threads write is passed on: they may be showing something."""
-
-    def __init__(self, real: TextIO) -> None:
-        self._real = real
-        self._silent = threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._silent else self._real.write(text)
-
-    def flush(self) -> None:
-        self._real.flush()
-
-
-def _version(name: str) -> str:
-    return importlib.metadata.version(name).partition("+")[0]  # an index has no local versions
 
 
 def check_name(name: str) -> None:

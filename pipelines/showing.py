@@ -8,6 +8,7 @@ them. Must not know any task. Only rank 0 draws.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +88,7 @@ class Show:
         self, samples: np.ndarray[Any, Any], ask: Asker, answers: Answers
     ) -> list[list[Panel]]:
         """Panels of samples of the validation split, by their numbers."""
-        task = self._family.task
-        groups = []
-        for batch in self._batches(samples):
-            predictions, targets = ask(batch)
-            for row, (prediction, target) in enumerate(zip(predictions, targets)):
-                image = _cut(batch, row)
-                groups.append(task.panels(image, prediction, target, self._data))
-        positions = {index: position for position, index in enumerate(answers.indices)}
-        for sample, group in zip(samples.tolist(), groups):
-            related = task.related(answers.records, positions[sample])[:BESIDE]
-            others = np.array([answers.indices[position] for position, _ in related], np.int64)
-            captions = iter(caption for _, caption in related)
-            for batch in self._batches(others):
-                group += [
-                    Panel(_cut(batch, row), next(captions)) for row in range(len(batch["key"]))
-                ]
-        return groups
+        return groups_of(self._family, self._data, self._batches, ask, answers, samples)
 
     def _batches(self, samples: np.ndarray[Any, Any]) -> list[Batch]:
         if not len(samples):
@@ -131,6 +116,32 @@ class Show:
 
     def _path(self, name: str) -> Path:
         return self._run_dir / FOLDER / f"{name}.png"
+
+
+def groups_of(
+    family: Family[Any],
+    data: DataSpec,
+    read: Callable[[np.ndarray[Any, Any]], list[Batch]],
+    ask: Asker,
+    answers: Answers,
+    samples: np.ndarray[Any, Any],
+) -> list[list[Panel]]:
+    """What to look at of samples, by their numbers in the split that `answers` are of; `read`
+    gives batches of samples."""
+    task = family.task
+    groups = []
+    for batch in read(samples):
+        predictions, targets = ask(batch)
+        for row, (prediction, target) in enumerate(zip(predictions, targets)):
+            groups.append(task.panels(_cut(batch, row), prediction, target, data))
+    positions = {index: position for position, index in enumerate(answers.indices)}
+    for sample, group in zip(samples.tolist(), groups):
+        related = task.related(answers.records, positions[sample])[:BESIDE]
+        others = np.array([answers.indices[position] for position, _ in related], np.int64)
+        captions = iter(caption for _, caption in related)
+        for batch in read(others):
+            group += [Panel(_cut(batch, row), next(captions)) for row in range(len(batch["key"]))]
+    return groups
 
 
 def _cut(batch: Batch, row: int) -> Any:

@@ -10,25 +10,23 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import models
-from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Family
-from pipelines import checkpoints, distributed, evaluation, hardware, judging
+from models.core.family import DataSpec
+from pipelines import asking, checkpoints, distributed, evaluation, hardware
 from pipelines import recipe as recipes
+from pipelines.asking import JUDGE
 from pipelines.checkpoints import State
-from pipelines.data import card as cards
 from pipelines.data.batching import decoded
 from pipelines.data.batching.supply import Options
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.places import storage
-from pipelines.evaluation import Asker
 from pipelines.ledger import Ledger
 from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
@@ -37,8 +35,6 @@ from pipelines.showing import Show
 from pipelines.training import Training, resolve_precision
 
 CHECKPOINTS = "checkpoints"
-JUDGE = "judge"
-"""The folder of a run, or of a payload, with the files of the classifier that judges."""
 
 
 def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
@@ -51,11 +47,11 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
     recipe = recipes.build(json.loads(payload["recipe"]))
     run_dir = Path(payload["run_dir"])
-    card, data = open_data(recipe)
+    card, data = asking.open_data(recipe)
     family = models.get(recipe.family)
     state = _resume(run_dir / CHECKPOINTS, recipe, world, emit)
     precision = resolve_precision(recipe.train.precision, world.device)
-    asker = _asker(recipe, data, world, precision, run_dir / JUDGE)
+    asker = asking.asker(recipe, data, world, precision, judge_folder=run_dir / JUDGE)
     validation = EvalLoader(
         recipe.data.path,
         card,
@@ -153,33 +149,6 @@ def _reading(recipe: Recipe) -> Options:
     }
 
 
-def _asker(
-    recipe: Recipe,
-    data: DataSpec,
-    world: World,
-    precision: str,
-    judge_folder: Path,
-) -> Callable[[nn.Module], Asker]:
-    """Makes a network one that can be asked."""
-    judge = None
-    if models.get(recipe.family).task.judged:
-        judge = judging.open_judge(judge_folder, recipe.judge_digest, data, world.device)
-
-    def ask(module: nn.Module) -> Asker:
-        return Asker(
-            models.get(recipe.family),
-            module,
-            data,
-            world.device,
-            augment_settings=recipe.augment_settings(),
-            precision=precision,
-            channels_last=recipe.train.channels_last,
-            judge=judge,
-        )
-
-    return ask
-
-
 def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Evaluates a model directory on one split, every sample once, in fp32.
 
@@ -187,85 +156,20 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
     task is judged (a folder). Gives `figures`, `samples`, `data_digest`.
     """
     storage.use_cache_of(payload.get("cache", {}))
-    model = checkpoints.read_model(Path(payload["model"]), payload["digest"])
-    place, split = payload["data"], payload["split"]
-    card = cards.read(place)
-    family = models.get(model.recipe.family)
-    check_readable(family, card)
-    if family.task.knows_classes and card.classes != model.card.classes:
-        raise TesseraError(
-            f"the model knows the classes {_some(model.card.classes)}, "
-            f"the data set has {_some(card.classes)}",
-            mend="evaluate it on data with the same classes in the same order",
-        )
-    data = seen_of(model.recipe, model.card)
-    if (
-        model.recipe.data.fit == "pad" and family.any_size
-    ):  # its own size for every image, and a frame for the largest
-        frame = card.spec(model.recipe.data.height, model.recipe.data.width)
-        data = dataclasses.replace(data, height=frame.height, width=frame.width)
-    module = family.build(model.recipe.config(), data)
-    module.load_state_dict(model.weights)
-    module.to(world.device)
-    ask = _asker(model.recipe, data, world, "fp32", Path(payload.get("judge", "")))(module)
-    loader = EvalLoader(
-        place,
-        card,
-        data,
-        batch_size=family.task.eval_batch,
-        world=world,
-        split=split,
-        fit=model.recipe.data.fit,
-        cache="none",
+    judge = payload.get("judge")
+    subject = asking.open_subject(
+        Path(payload["model"]), payload["digest"], payload["data"], world, judge=judge
     )
-    answers = evaluation.answer(family, ask, data, loader, world)
+    loader = subject.loader(payload["split"], world)
+    answers = evaluation.answer(subject.family, subject.ask, subject.data, loader, world)
     if answers is None:
         return {}
     return {
-        "figures": answers.figures(family, data),
+        "figures": answers.figures(subject.family, subject.data),
         "samples": len(answers.records),
-        "data_digest": card.digest,
-        "split": split,
+        "data_digest": subject.card.digest,
+        "split": payload["split"],
     }
-
-
-def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
-    """The recipe's data set; refused when it isn't the one that the recipe was made for."""
-    card = cards.read(recipe.data.path)
-    if recipe.data.digest and recipe.data.digest != card.digest:
-        raise TesseraError(
-            f"the data set in {recipe.data.path} is another than the recipe names: "
-            f"digest {card.digest[:12]}…, recipe {recipe.data.digest[:12]}…",
-            mend="give the data set it was made for, or --set data.digest= for a new training",
-        )
-    family = models.get(recipe.family)
-    check_readable(family, card)
-    if family.task.judged and not recipe.judge:
-        raise UsageError(
-            f"what a {recipe.family} makes is judged by a classifier of the same data, and none is "
-            "named",
-            mend="train one, then: --set judge=models:/NAME@ALIAS",
-        )
-    return card, seen_of(recipe, card)
-
-
-def seen_of(recipe: Recipe, card: Card) -> DataSpec:
-    """What the recipe's network sees of a data set."""
-    task = models.get(recipe.family).task
-    return card.spec(recipe.data.height, recipe.data.width, reads=task.reads)
-
-
-def check_readable(family: Family[Any], card: Card) -> None:
-    """Refuses data of which the family can't read what it asks for."""
-    task = family.task
-    if card.can_be_read_as(task.reads):
-        return
-    fitting = [n for n in models.names() if card.can_be_read_as(models.get(n).task.reads)]
-    kind = card.task.replace("_", " ")
-    raise TesseraError(
-        f"{family.name} does {task.name.replace('_', ' ')}, but the data set is one of {kind}",
-        mend=f"these train on it: {', '.join(fitting)}",
-    )
 
 
 def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | None:
@@ -284,7 +188,3 @@ def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | N
     state = checkpoints.load(folder / chosen)
     recipes.check_resumable(state.recipe, recipe)
     return state
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")

@@ -18,7 +18,7 @@ from PIL import Image
 
 import models
 from jobs import driver, evaluate, predict, promote, train
-from pipelines import promotion
+from pipelines import champions
 from pipelines import recipe as recipes
 from pipelines.data import importing
 from pipelines.recipe import Recipe
@@ -92,7 +92,7 @@ def test_the_whole_way(
     evaluate.evaluate(version, recipe.data.path)
     ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
     assert ran.exit_code == 0, ran.output
-    champion = promotion.current_champion(driver.open_registry(), name)
+    champion = champions.current(driver.open_registry(), name)
     assert champion is not None
     assert champion.number == 1
 

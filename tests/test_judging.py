@@ -18,7 +18,7 @@ import models
 from jobs import judges
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Draws
-from pipelines import checkpoints, judging, worker
+from pipelines import asking, checkpoints, judging, worker
 from pipelines import recipe as recipes
 from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
@@ -36,7 +36,7 @@ def write(digits: Path, folder: Path, family: str = "cnn", **changes: Any) -> st
     recipe = recipes.start(family, "tiny").with_overrides({"data.path": str(digits), **changes})
     card = cards.read(digits)
     torch.manual_seed(5)
-    module = models.get(family).build(recipe.config(), worker.seen_of(recipe, card))
+    module = models.get(family).build(recipe.config(), asking.seen_of(recipe, card))
     path = checkpoints.save(
         folder.parent / f"{folder.name}-checkpoint",
         weights=module.state_dict(),
@@ -65,7 +65,7 @@ def test_it_says_what_the_classifier_says(judge_files: tuple[Path, str]) -> None
     folder, digest = judge_files
     features, probabilities = judging.open_judge(folder, digest, MADE, "cpu")(images())
     model = checkpoints.read_model(folder, digest)
-    family, data = models.get("cnn"), worker.seen_of(model.recipe, model.card)
+    family, data = models.get("cnn"), asking.seen_of(model.recipe, model.card)
     module = family.build(model.recipe.config(), data)
     module.load_state_dict(model.weights)
     seen = family.task.prepare(model.recipe.augment_settings(), data)(
@@ -169,7 +169,7 @@ def gan(digits: Path, digest: str, **changes: Any) -> Recipe:
 def fit(recipe: Recipe, folder: Path, judge: Path) -> dict[str, Any]:
     """Trains here, in a run's folder with its judge; gives summary, events and last weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(judge, folder / worker.JUDGE)
+    shutil.copytree(judge, folder / asking.JUDGE)
     emit = SpoolFile(folder / "spool.jsonl")
     summary = worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
     emit.close()
@@ -251,7 +251,7 @@ def test_ranks_without_an_image_go_on(
 ) -> None:
     """A last batch of one image for 2 ranks: one of them has nothing to count, in either part."""
     assert cards.read(digits).split("train").samples % 719 == 1
-    shutil.copytree(judge_files[0], tmp_path / worker.JUDGE)
+    shutil.copytree(judge_files[0], tmp_path / asking.JUDGE)
     recipe = gan(digits, judge_files[1], **{"train.batch_size": 719, "train.epochs": 1})
     payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
     found = ranks.run(WORK, "train", 2, payload)

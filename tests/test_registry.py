@@ -17,7 +17,8 @@ from torch import nn
 from models.core.errors import TesseraError, UsageError
 from pipelines import tracking
 from pipelines.ports import MemoryRegistry, Registry
-from pipelines.registry import MlflowRegistry, save_servable
+from pipelines.registry import MlflowRegistry
+from pipelines.servable import save_servable
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 

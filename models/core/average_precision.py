@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,36 @@ def figures(
     neither missed nor are objects in it wrong. Of equal scores the image that comes first counts
     first.
     """
+    return selector(records, classes, kind, most_found=most_found)(range(len(records)))
+
+
+def selector(
+    records: Sequence[Record],
+    classes: Sequence[str],
+    kind: Kind = "bbox",
+    *,
+    most_found: int = MOST_FOUND,
+) -> Callable[[Sequence[int]], dict[str, float]]:
+    """Makes `figures` of any of the images, by their places in `records`. Answers and truths are
+    compared once, here: a selection only counts anew."""
     evaluation = _evaluate(records, len(classes), kind, most_found)
+    # for each class, one area and each image: a dict, or None where there is nothing
+    compared, count = evaluation.evalImgs, len(records)
+    names = metric_names(classes)
+
+    def of(places: Sequence[int]) -> dict[str, float]:
+        evaluation.params.imgIds = evaluation._paramsEval.imgIds = list(range(len(places)))
+        evaluation.evalImgs = [
+            compared[start + place] for start in range(0, len(compared), count) for place in places
+        ]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.accumulate()
+        return _figures(evaluation, names)
+
+    return of
+
+
+def _figures(evaluation: Any, names: Sequence[str]) -> dict[str, float]:
     # (T, R, K): the precision, -1 for a class that doesn't occur
     precision = evaluation.eval["precision"][:, :, :, 0, 0]
     overlaps = evaluation.params.iouThrs
@@ -56,11 +85,24 @@ def figures(
         "map50": _mean(precision[np.isclose(overlaps, 0.5)]),
         "map75": _mean(precision[np.isclose(overlaps, 0.75)]),
     }
-    occurring = [k for k in range(len(classes)) if (precision[:, :, k] >= 0).any()]
-    names = metric_names(classes)
+    occurring = [k for k in range(len(names)) if (precision[:, :, k] >= 0).any()]
     for k in occurring[:NAMED_CLASSES]:
         found[f"map/{names[k]}"] = _mean(precision[:, :, k])
     return found
+
+
+def curves(
+    records: Sequence[Record], classes: Sequence[str], kind: Kind = "bbox", *, most: int = 10
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Class -> (recalls, precisions) at an overlap of 0.5, of the first `most` that occur."""
+    evaluation = _evaluate(records, len(classes), kind, MOST_FOUND)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][0, :, :, 0, 0]
+    recalls = evaluation.params.recThrs.tolist()
+    names = metric_names(classes)
+    occurring = [k for k in range(len(classes)) if (precision[:, k] >= 0).any()]
+    return {names[k]: (recalls, precision[:, k].tolist()) for k in occurring[:most]}
 
 
 def metric_names(classes: Iterable[str]) -> list[str]:
@@ -97,7 +139,6 @@ def _evaluate(records: Sequence[Record], classes: int, kind: Kind, most_found: i
         evaluation.params.areaRng = [list(span) for span in _EVERY_SIZE]
         evaluation.params.areaRngLbl = ["all"]
         evaluation.evaluate()
-        evaluation.accumulate()
     return evaluation
 
 

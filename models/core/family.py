@@ -135,6 +135,18 @@ class Panel:
     mask: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Chart:
+    """Lines to be drawn: name -> (x, y), all within 0..1. `diagonal` is drawn where the best lies
+    on it."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    diagonal: bool = False
+
+
 class Task(ABC):
     """What is asked: the sample's fields, the figures, the default augmentation, the rendering."""
 
@@ -157,6 +169,10 @@ class Task(ABC):
     """Whether answers are objects that can be written as COCO results."""
     from_images: ClassVar[bool] = True
     """Whether an answer is about an image that is given."""
+    resamples: ClassVar[int] = 1000
+    """How often figures are made of other draws of the images, for their intervals."""
+    drawn_twice: ClassVar[bool] = True
+    """Whether an image may be in such a draw twice; not where images are compared with each other."""
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -190,10 +206,23 @@ class Task(ABC):
     def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """Figures over all images, given in the data set's order: exact, whoever predicted them."""
 
+    def selector(
+        self, records: Sequence[Record], data: DataSpec
+    ) -> Callable[[Sequence[int]], dict[str, float]]:
+        """Makes figures of any of the images, named by their places in `records`, each counted as
+        often as it is named. They are `figures` of these records and, where the task knows classes,
+        those of each class, `FIGURE/CLASS`; a task overrides it where they can be made quicker than
+        from the records."""
+        return lambda places: self.figures([records[place] for place in places], data)
+
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor | None:
         """(K, K) int64 counts, row the truth, column the answer; None where there are no classes
         to confuse."""
         return None
+
+    def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
+        """What a figure alone doesn't show, of all images."""
+        return []
 
     @abstractmethod
     def badness(self, record: Record) -> float:

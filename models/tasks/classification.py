@@ -13,7 +13,7 @@ most probable class.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.core.average_precision import NAMED_CLASSES, metric_names
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    Chart,
     DataSpec,
     Draws,
     Figure,
@@ -37,6 +39,8 @@ from models.core.family import (
 
 CALIBRATION_BINS = 15
 """As in Guo et al., On Calibration of Modern Neural Networks, 2017."""
+CHARTED_CLASSES = 10
+"""More lines couldn't be told apart."""
 
 
 @dataclass(frozen=True)
@@ -92,33 +96,65 @@ class Classification(Task):
         `f1`, macro averages over the classes that occur; `calibration_error`, expected, over 15
         bins; `top5` where there are more than 5 classes. Sums are exact, so neither the order of
         the images nor the number of threads moves a digit."""
+        figures = self.selector(records, data)(range(len(records)))
+        return {name: value for name, value in figures.items() if "/" not in name}
+
+    def selector(
+        self, records: Sequence[Record], data: DataSpec
+    ) -> Callable[[Sequence[int]], dict[str, float]]:
+        """Also `recall/CLASS` and `precision/CLASS`, of the first 50 classes, where they occur."""
         if not records:
             raise TesseraError("there is no answer to make figures of")
+        classes, names = len(data.classes), metric_names(data.classes[:NAMED_CLASSES])
         probabilities = torch.stack([r["probabilities"] for r in records]).double()
         truth = torch.tensor([r["label"] for r in records])
         said = torch.tensor([r["said"] for r in records])
-        matrix = self.confusion(records, data)
-        count = len(records)
-        figures = {
-            "accuracy": int(matrix.diagonal().sum()) / count,
-            "loss": math.fsum(self.badness(r) for r in records) / count,
-            **_macro(matrix),
-            "calibration_error": _calibration_error(
-                probabilities.gather(1, said[:, None])[:, 0], said == truth
-            ),
-        }
-        if len(data.classes) > 5:
-            best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
-            figures["top5"] = int((best == truth[:, None]).sum()) / count
+        confidence = probabilities.gather(1, said[:, None])[:, 0]
+        losses = torch.tensor([self.badness(r) for r in records], dtype=torch.float64)
+        best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
+        in_best = (best == truth[:, None]).any(1)
+
+        def figures(places: Sequence[int]) -> dict[str, float]:
+            chosen = torch.as_tensor(places, dtype=torch.int64)
+            label, answer = truth[chosen], said[chosen]
+            matrix = _count(label, answer, classes)
+            found = {
+                "accuracy": int(matrix.diagonal().sum()) / len(chosen),
+                "loss": math.fsum(losses[chosen].tolist()) / len(chosen),
+                **_macro(matrix),
+                "calibration_error": _calibration_error(confidence[chosen], answer == label),
+            }
+            if classes > 5:
+                found["top5"] = int(in_best[chosen].sum()) / len(chosen)
+            return found | _by_class(matrix, names)
+
         return figures
 
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor:
-        classes = len(data.classes)
         truth = torch.tensor([r["label"] for r in records], dtype=torch.int64)
         said = torch.tensor([r["said"] for r in records], dtype=torch.int64)
-        return torch.bincount(truth * classes + said, minlength=classes**2).reshape(
-            classes, classes
-        )
+        return _count(truth, said, len(data.classes))
+
+    def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
+        """Precision by recall, of up to 10 classes; accuracy by confidence."""
+        probabilities = torch.stack([r["probabilities"] for r in records]).double()
+        truth = torch.tensor([r["label"] for r in records])
+        names = metric_names(data.classes)
+        lines = {
+            names[k]: _precision_recall(probabilities[:, k], truth == k)
+            for k in sorted(set(truth.tolist()))[:CHARTED_CLASSES]
+        }
+        confidence, said = probabilities.max(1)
+        return [
+            Chart("Precision and recall", "recall", "precision", lines),
+            Chart(
+                "Calibration",
+                "mean confidence",
+                "accuracy",
+                {"": _reliability(confidence, said == truth)},
+                diagonal=True,
+            ),
+        ]
 
     def badness(self, record: Record) -> float:
         """Negative log-likelihood of the true class in nats, at most 87.4."""
@@ -152,6 +188,23 @@ class Classification(Task):
 CLASSIFICATION = Classification()
 
 
+def _count(truth: Tensor, said: Tensor, classes: int) -> Tensor:
+    """(K, K) int64, row the truth, column the answer, from two of (N,) int64."""
+    pairs = truth * classes + said
+    return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _by_class(matrix: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Recall of each class that occurs, precision of each that was answered."""
+    hits = matrix.diagonal().tolist()
+    found = {}
+    for kind, totals in (("recall", matrix.sum(1)), ("precision", matrix.sum(0))):
+        for name, hit, total in zip(names, hits, totals.tolist()):
+            if total:
+                found[f"{kind}/{name}"] = hit / total
+    return found
+
+
 def _macro(matrix: Tensor) -> dict[str, float]:
     """Means over the classes that occur in truth or predictions; 0/0 counts as 0, as in
     scikit-learn."""
@@ -163,6 +216,25 @@ def _macro(matrix: Tensor) -> dict[str, float]:
         "recall": math.fsum(hit / truth for hit, truth, _ in rows if truth) / len(rows),
         "f1": math.fsum(2 * hit / (truth + said) for hit, truth, said in rows) / len(rows),
     }
+
+
+def _precision_recall(scores: Tensor, truth: Tensor) -> tuple[list[float], list[float]]:
+    """Recalls and precisions where the images from each score on are taken, from the highest."""
+    scores, order = scores.sort(descending=True, stable=True)
+    hits = truth[order].cumsum(0).double()
+    taken = torch.arange(1, len(scores) + 1)
+    last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
+    return (hits / hits[-1])[last].tolist(), (hits / taken)[last].tolist()
+
+
+def _reliability(confidence: Tensor, right: Tensor) -> tuple[list[float], list[float]]:
+    """Mean confidence and accuracy of each bin that has an image."""
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS)
+    taken = [bins == number for number in sorted(set(bins.tolist()))]
+    return (
+        [float(confidence[one].mean()) for one in taken],
+        [float(right[one].double().mean()) for one in taken],
+    )
 
 
 def _calibration_error(confidence: Tensor, right: Tensor) -> float:

@@ -12,7 +12,7 @@ trained on nor missed. A prediction has `boxes`, `scores` (N,) and `labels`, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from models.core.boxes import covered, overlaps
 from models.core.errors import TesseraError
 from models.core.family import (
     Batch,
+    Chart,
     DataSpec,
     Figure,
     Panel,
@@ -87,6 +88,16 @@ class Detection(Task):
         if not records:
             raise TesseraError("there is no answer to make figures of")
         return average_precision.figures(records, data.classes)
+
+    def selector(
+        self, records: Sequence[Record], data: DataSpec
+    ) -> Callable[[Sequence[int]], dict[str, float]]:
+        return average_precision.selector(records, data.classes)
+
+    def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
+        """Precision by recall at an overlap of 0.5, of up to 10 classes."""
+        lines = average_precision.curves(records, data.classes)
+        return [Chart("Precision and recall of boxes", "recall", "precision", lines)]
 
     def badness(self, record: Record) -> float:
         """1 - F1 of the objects drawn, at an overlap of 0.5; 0 where nothing is and nothing is

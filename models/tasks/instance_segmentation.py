@@ -11,7 +11,7 @@ prediction of the size of the picture. A record has run lengths instead, COCO's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from models.core import average_precision
 from models.core.errors import TesseraError
 from models.core.family import (
     Batch,
+    Chart,
     DataSpec,
     Figure,
     Panel,
@@ -70,12 +71,23 @@ class InstanceSegmentation(Detection):
         and `mask_map/CLASS`; of boxes `box_map`, `box_map50`, `box_map75`, `box_map/CLASS`."""
         if not records:
             raise TesseraError("there is no answer to make figures of")
-        masks = average_precision.figures(records, data.classes, "segm")
-        boxes = average_precision.figures(records, data.classes, "bbox")
-        return {
-            **{f"mask_{name}": value for name, value in masks.items()},
-            **{f"box_{name}": value for name, value in boxes.items()},
+        return self.selector(records, data)(range(len(records)))
+
+    def selector(
+        self, records: Sequence[Record], data: DataSpec
+    ) -> Callable[[Sequence[int]], dict[str, float]]:
+        masks = average_precision.selector(records, data.classes, "segm")
+        boxes = average_precision.selector(records, data.classes, "bbox")
+        return lambda places: {
+            **{f"mask_{name}": value for name, value in masks(places).items()},
+            **{f"box_{name}": value for name, value in boxes(places).items()},
         }
+
+    def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
+        """Precision by recall at an overlap of 0.5, of masks and of boxes."""
+        lines = average_precision.curves(records, data.classes, "segm")
+        masks = Chart("Precision and recall of masks", "recall", "precision", lines)
+        return [masks, *super().charts(records, data)]
 
     def restore(self, prediction: Prediction, view: View) -> Prediction:
         """Boxes and masks in the image's own pixels. An object outside of it is none."""

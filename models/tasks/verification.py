@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    Chart,
     DataSpec,
     Draws,
     Figure,
@@ -84,6 +85,8 @@ class VerificationAugment:
 class Verification(Task):
     name = "verification"
     reads = "classification"
+    resamples = 100
+    drawn_twice = False
     primary = Figure("eer", "min")
     also = ("few_shot_5",)
     augment_settings = VerificationAugment
@@ -141,6 +144,12 @@ class Verification(Task):
         figures["recall_at_1"] = found.hits / found.sought
         accuracy = _few_shot(labels, rows)
         return figures if accuracy is None else {**figures, f"few_shot_{SHOTS}": accuracy}
+
+    def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
+        """Which share of the pairs of one class is accepted, by that of the others."""
+        found = _compare_all(*_sort(records))
+        tar, far = (_from_each_edge(counts).tolist() for counts in (found.same, found.other))
+        return [Chart("Accepted pairs", "of two classes", "of one class", {"": (far, tar)})]
 
     def badness(self, record: Record) -> float:
         """0: of one image alone nothing can be right or wrong. What is shown as the worst mistakes

@@ -19,10 +19,11 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
+from pipelines import pages
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import NOTE_EXTENSIONS, Card
 from pipelines.data.survey import PairRow, Sample, SplitSurvey, Survey
-from pipelines.drawing import draw, hex_colour, one_line
+from pipelines.drawing import draw, hex_colour
 
 TEMPLATE = "report.html.j2"
 IMAGE_BYTES = 5_500_000
@@ -32,7 +33,6 @@ MOST_BINS = 24
 FEW_CLASSES, ENDS = 40, 10
 """With more classes than that, the largest and the smallest so many are shown first."""
 _SIDE, _PIXELATED = 320, 64
-_LONGEST = 120
 Array = np.ndarray[Any, Any]
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -66,19 +66,9 @@ class Histogram:
 
 def render(survey: Survey) -> str:
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["line"] = _line
-    environment.filters["count"] = lambda value: f"{value:,}"
     card, shelf = survey.card, _Shelf(card_classes(survey.card))
-    return environment.get_template(TEMPLATE).render(
+    return pages.render(
+        Path(__file__).with_name(TEMPLATE),
         card=card,
         facts=list(facts(card)),
         splits=[_split(split, card, shelf) for split in survey.splits],
@@ -94,7 +84,7 @@ def render(survey: Survey) -> str:
 
 
 def card_classes(card: Card) -> tuple[str, ...]:
-    return tuple(_line(name) for name in card.classes)
+    return tuple(pages.line(name) for name in card.classes)
 
 
 def facts(card: Card) -> Iterator[tuple[str, str]]:
@@ -174,7 +164,9 @@ def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
             for count, split in own
         ]
         tint = hex_colour(at)
-        return ClassRow(_line(card.classes[at]), tint, cells, not all(count for count, _ in own))
+        return ClassRow(
+            pages.line(card.classes[at]), tint, cells, not all(count for count, _ in own)
+        )
 
     first = splits[0] if splits else ""
     by_count = sorted(range(len(card.classes)), key=lambda at: -counts[first][at])
@@ -250,7 +242,7 @@ def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
     nothing = "no objects" if isinstance(annotation, Objects) and not labels else ""
     return {
         "picture": shelf.picture(sample),
-        "key": _line(unquote(sample.key)),
+        "key": pages.line(unquote(sample.key)),
         "size": f"{sample.image.width} {_TIMES} {sample.image.height}",
         "chips": chips[:6],
         "more": max(len(chips) - 6, 0),
@@ -264,9 +256,9 @@ def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf
         {
             # Bare: what is drawn on an image would hide that it is the other's copy.
             "picture": shelf.picture(sample and replace(sample, annotation=None), missing),
-            "split": _line(side.split),
-            "key": _line(unquote(side.key)),
-            "origin": _line(side.origin),
+            "split": pages.line(side.split),
+            "key": pages.line(unquote(side.key)),
+            "origin": pages.line(side.origin),
         }
         for side, sample in ((row.left, left), (row.right, right))
     ]
@@ -345,9 +337,3 @@ def _between(edges: Array, at: int, whole: bool) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _line(text: str) -> str:
-    """Other people's words on one line, cut where they are long."""
-    text = one_line(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -15,7 +15,7 @@ from calling import Call
 from PIL import Image
 
 from jobs import driver, embedded
-from pipelines import checkpoints, promotion, worker
+from pipelines import asking, champions, checkpoints
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "initial_frechet.py"
 pytestmark = pytest.mark.slow
@@ -48,13 +48,14 @@ def test_the_whole_way(
     assert recipe["judge_digest"] == judge.tags["tessera.digest"]
     assert version.tags["tessera.servable"].startswith("no: dcgan")
     (folder,) = embedded.runs_dir().glob("dcgan-*")
-    assert checkpoints.verify(folder / worker.JUDGE) == recipe["judge_digest"]
+    assert checkpoints.verify(folder / asking.JUDGE) == recipe["judge_digest"]
 
     said = call("evaluate", "digits-generation", "--data", digits, "--json")
     assert said.status == 0, said.err
-    evaluation = json.loads(said.out)
+    (evaluation,) = json.loads(said.out)["models"]
     assert evaluation["judge_digest"] == recipe["judge_digest"]
-    assert evaluation["figures"]["frechet"] > 0
+    figures = {name: one["value"] for name, one in evaluation["figures"].items()}
+    assert figures["frechet"] > 0
     assert call("promote", "digits-generation", "--version", 1).status == 0
 
     # By another judge, in another run: no comparison.
@@ -64,15 +65,15 @@ def test_the_whole_way(
     verdict = call("promote", "digits-generation", "--version", 2)
     assert verdict.status == 1
     assert "another classifier judged it" in verdict.out
-    champion = promotion.current_champion(registry, "digits-generation")
+    champion = champions.current(registry, "digits-generation")
     assert champion is not None
     assert champion.number == 1
 
     _ask(call, tmp_path, digits)
-    _compare_with_the_beginning(digits, evaluation["figures"])
+    _compare_with_the_beginning(digits, figures)
     resumed = call("train", "--resume", folder.name, "--workers", "0", "--json")
     assert json.loads(resumed.out)["model"] == "models:/digits-generation/1"
-    shutil.rmtree(folder / worker.JUDGE)
+    shutil.rmtree(folder / asking.JUDGE)
     assert call("train", "--resume", folder.name, "--workers", "0", "--json").status == 0
 
 

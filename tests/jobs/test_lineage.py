@@ -13,7 +13,7 @@ import pytest
 import torch
 from calling import Call
 
-from jobs import driver, evaluate, reproduce, train
+from jobs import driver, evaluate, promote, reproduce, train
 from pipelines import hardware, promotion
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
@@ -36,8 +36,7 @@ def home(
         tags = {"tessera.search": "a-search", "tessera.trial": "7"} if epochs == 1 else None
         made = train.start(recipe, quiet=True, tags=tags)
         evaluate.evaluate(f"digits/{made.version.number}", digits)
-        policy = promotion.Policy()
-        promotion.promote(driver.open_registry(), "digits", made.version.number, policy=policy)
+        promote.promote(driver.open_registry(), "digits", made.version.number)
     yield root
     os.environ.pop("TESSERA_HOME")
     if before:
@@ -61,7 +60,7 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
     newest, first = json.loads(call("registry", "digits", "--json").out)
     assert (first["version"], first["aliases"]) == (1, "champion")
     assert first["verdict"].startswith("promoted: accuracy")
-    assert newest["verdict"].startswith("refused: not better")
+    assert newest["verdict"].startswith("refused: lead in accuracy")
     registry = driver.open_registry()
     for row in (newest, first):
         version = registry.version("digits", row["version"])
@@ -115,7 +114,7 @@ def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
 def test_the_search_is_a_link_of_the_chain(home: Path, call: Call) -> None:
     found = json.loads(call("lineage", "digits/2", "--json").out)
     assert (found["search"], found["trial"]) == ("a-search", "7")
-    assert found["verdict"].startswith("refused: not better")
+    assert found["verdict"].startswith("refused: lead in accuracy")
 
 
 def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""A promoted version, copied into another registered model: from staging to production.
+
+In: a version that is champion. Out: a new version of the other model, with the same files and all that
+was said of where it comes from. Whether it becomes champion there is for the gate to say.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.ports import Registry
+
+COPIED_TAG = "tessera.copied_from"
+
+
+def copy_version(
+    registry: Registry,
+    model: str,
+    number: int,
+    to_name: str,
+    to_registry: str | None,
+    *,
+    dry_run: bool,
+) -> tuple[Registry, str, int]:
+    """Gives the registry, the name and the number of the copy. The same version is copied once:
+    asked again, the copy that is there is given."""
+    from jobs import driver
+    from models.core.errors import TesseraError, UsageError
+    from pipelines import champions, checkpoints, promotion
+    from pipelines.registry import MlflowRegistry
+
+    if to_name == model and not to_registry:
+        raise UsageError("--to-name is the model itself", mend="name another model")
+    version = registry.version(model, number)
+    seat = champions.look(registry, model)
+    if not seat.champion or seat.champion.number != number:
+        raise TesseraError(
+            f"version {number} of {model!r} is not its champion",
+            mend=f"promote it there first: tessera promote {model} --version {number}",
+        )
+    target: Registry = MlflowRegistry(to_registry) if to_registry else registry
+    digest = driver.registered_digest(version)
+    for known in target.versions(to_name):
+        if known.tags.get("tessera.digest") == digest:
+            return target, to_name, known.number
+    if dry_run:
+        raise UsageError(
+            f"there is no copy of version {number} in {to_name!r} to look at",
+            mend="leave --dry-run out: a copy alone promotes nothing",
+        )
+    own = {promotion.VERDICT_TAG, promotion.DECISION_TAG}
+    tags = {k: v for k, v in version.tags.items() if k.startswith("tessera.") and k not in own}
+    tags[COPIED_TAG] = f"models:/{model}/{number}"
+    run_id = version.run_id
+    if to_registry:
+        run_id = _run_there(to_registry, f"copy-{model}-{number}", tags)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = registry.download(version, Path(scratch))
+        checkpoints.check_digest(folder, digest)
+        made = target.register(to_name, folder, run_id=run_id, tags=tags)
+    return target, to_name, made.number
+
+
+def _run_there(uri: str, name: str, tags: dict[str, str]) -> str:
+    """A run in another MLflow for a version to belong to, as the one of its training isn't there."""
+    from pipelines import tracking
+
+    told = {key: tags[key] for key in (COPIED_TAG, "tessera.run", "tessera.digest") if key in tags}
+    tracker = tracking.open_run(
+        uri, experiment="promotions", name=name, tags=told, artifact_root=None
+    )
+    tracker.finish("FINISHED")
+    return tracker.run_id

@@ -1,0 +1,138 @@
+"""What `evaluate` and `promote` share: one job that examines registered versions on the same images.
+
+In: versions, a packed data set. Out: what was found of each, and beside each other. Imports the rooms
+only when asked.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.assessing.assessment import Assessment, Comparison
+    from pipelines.ports import Registry, Version
+    from pipelines.promotion import Evaluation
+
+ROBUSTNESS = 500
+"""Images that are spoiled for the report."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is found out beside the figures. `intervals`: how sure they are. `report` is the folder for
+    page, data and pictures."""
+
+    intervals: bool = True
+    robustness: int = 0
+    costs: bool = False
+    fields: Mapping[str, Mapping[str, str]] | None = None
+    confidence: float = 0.95
+    report: Path | None = None
+
+
+def examine(
+    registry: Registry,
+    versions: Sequence[Version],
+    data: str,
+    wanted: Wanted,
+    *,
+    split: str = "test",
+    workers: int = 0,
+    verbose: bool = False,
+) -> tuple[list[Assessment], list[Comparison]]:
+    """Examines the versions in one job, each image once; the first is compared with the others."""
+    from jobs import driver, embedded, judges
+    from pipelines import asking, cluster
+    from pipelines import recipe as recipes
+    from pipelines.assessing import assessment, examination
+
+    embedded.root().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=embedded.root()) as scratch:
+        told = []
+        for place, version in enumerate(versions):
+            own = Path(scratch) / str(place)
+            model = {
+                "name": f"models:/{version.name}/{version.number}",
+                "model": str(registry.download(version, own)),
+                "digest": driver.registered_digest(version),
+            }
+            recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
+            if recipe.judge:
+                model["judge"] = str(own / asking.JUDGE)
+                judges.fetch(recipe, registry, own / asking.JUDGE)
+            told.append(model)
+        payload: dict[str, Any] = {
+            "models": told,
+            "data": data,
+            "split": split,
+            "intervals": wanted.intervals,
+            "robustness": wanted.robustness,
+            "costs": wanted.costs,
+            "fields": dict(wanted.fields or {}),
+            "confidence": wanted.confidence,
+            "report": str(wanted.report) if wanted.report else None,
+        }
+        name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
+        storage = Path(scratch) / "ray"
+        with driver.executor(
+            examination.examine, cluster.Group(workers), name=name, storage=storage, verbose=verbose
+        ) as execute:
+            result = execute(payload, _Silent())
+    return (
+        [assessment.assessment(plain) for plain in result["models"]],
+        [assessment.comparison(plain) for plain in result["comparisons"]],
+    )
+
+
+def note(
+    registry: Registry, version: Version, found: Assessment, data: str, report: Path | None
+) -> Evaluation:
+    """Writes the evaluation on the version, its figures and the report into the version's run."""
+    from jobs import driver
+    from pipelines.ports import Point
+    from pipelines.promotion import Evaluation
+
+    evaluation = Evaluation(
+        model_digest=found.digest,
+        data_digest=found.data_digest,
+        split=found.split,
+        samples=found.samples,
+        # Those of each class would be more than a tag takes.
+        figures={name: one.value for name, one in found.figures.items() if "/" not in name},
+        judge_digest=found.judge_digest,
+        data=data,
+    )
+    tag = f"tessera.evaluation.{found.split}"
+    tracker = driver.attach_tracker(version.run_id)
+    if version.tags.get(tag) != evaluation.to_json():
+        registry.tag(version, {tag: evaluation.to_json()})
+        tracker.dataset(name=found.data, digest=found.data_digest, source=data, split=found.split)
+        values = {f"{found.split}/{name}": one.value for name, one in found.figures.items()}
+        tracker.metrics([Point(0, time.time_ns() // 1_000_000, values)])
+    if report:
+        store(tracker, report, f"evaluation/{found.split}")
+    return evaluation
+
+
+def store(tracker: Any, folder: Path, to: str) -> None:
+    """The files of a folder as artifacts."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            below = path.parent.relative_to(folder).as_posix()
+            tracker.artifact(path, to if below == "." else f"{to}/{below}")
+
+
+class _Silent:
+    """An `Emit` for work whose only result is what it returns."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass

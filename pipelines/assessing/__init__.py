@@ -1,0 +1,1 @@
+"""How good a trained network is, and how sure that is: what `tessera evaluate` reports."""
