@@ -157,6 +157,9 @@ class Task(ABC):
     """Whether answers are objects that can be written as COCO results."""
     from_images: ClassVar[bool] = True
     """Whether an answer is about an image that is given."""
+    served: ClassVar[str] = ""
+    """What `Family.servable` answers with, where it is one tensor; where a prediction has a field
+    of that name, it is the same."""
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class VerificationAugment:
 class Verification(Task):
     name = "verification"
     reads = "classification"
+    served = "embedding"
     primary = Figure("eer", "min")
     also = ("few_shot_5",)
     augment_settings = VerificationAugment
