@@ -13,17 +13,18 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws, Panel, Prediction, Task, View
+from models.core.family import DataSpec, Draws, Family, Panel, Prediction, Task, View
 from pipelines import drawing
 from pipelines.data.samples import decode_image, extents, fit_image, view
 from pipelines.data.sources import find_images
@@ -129,6 +130,31 @@ class Predictor:
     def decode(self, codes: Sequence[Sequence[float]]) -> list[Prediction]:
         """What codes stand for, of a network that encodes."""
         return self._family.decode(self._module, torch.tensor(codes).to(self._device))
+
+    @cached_property
+    def servable(self) -> nn.Module:
+        """The network with its preprocessing in it, for readers that have no Tessera; a TesseraError
+        where an answer is not one tensor."""
+        made = self._family.servable(self._module, self._data)
+        if made is None:
+            names = [n for n in models.names() if type(models.get(n)).servable != Family.servable]
+            raise TesseraError(
+                f"a {self._family.name} has no answer that is one tensor of one size: there is "
+                "nothing to export",
+                mend=f"these can be exported: {', '.join(names)}",
+            )
+        return made
+
+    @torch.no_grad()
+    def tensor(self, images: Tensor) -> Tensor:
+        """What `servable` has to answer for images (B, C, H, W) uint8 in the size that the network
+        sees: what is predicted for them, or of a task whose predictions have no such field what
+        the network itself gives."""
+        found = self._predict(list(images))
+        if all(self._task.served in prediction for prediction in found):
+            return torch.stack([prediction[self._task.served] for prediction in found])
+        answer: Tensor = self.servable(images.permute(0, 2, 3, 1))
+        return answer
 
     @torch.no_grad()
     def _predict(self, images: Sequence[Tensor]) -> list[Prediction]:

@@ -5,21 +5,12 @@ In: a module. Out: `save_servable`. No pickle, no code. Must not know the regist
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import importlib.metadata
-import io
-import logging
 import os
 import shutil
-import sys
 import tempfile
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,11 +28,13 @@ def save_servable(
     batch is free. The graph is stored with torch.export: no pickle, no code. Gives None, or in a
     line why this network can't be stored so; then `directory` is as before.
     """
+    from models.core.serving import quietly
+
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".servable-") as scratch:
         flavor = Path(scratch) / "flavor"
         try:
-            with _quiet():
+            with quietly():
                 _write_flavor(module, example, flavor, metadata)
                 _compare(module, example, flavor)
         except Exception as error:  # torch.export has no common error
@@ -63,7 +56,9 @@ def _write_flavor(
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    plain = _plain_copy(module)
+    from models.core.serving import plain_copy
+
+    plain = plain_copy(module)
     # A batch of one would be frozen into the graph, and so would the strides of a slice.
     batch = np.ascontiguousarray(np.resize(example, (2, *example.shape[1:])))
     with torch.no_grad():
@@ -93,48 +88,18 @@ def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> 
     import numpy as np
     import torch
 
+    from models.core.serving import ABSOLUTE, RELATIVE, plain_copy
+
     batch = torch.from_numpy(np.ascontiguousarray(np.resize(example, (3, *example.shape[1:]))))
     stored = torch.export.load(flavor / "data" / "model.pt2").module()
     with torch.no_grad():
         torch.testing.assert_close(
-            stored(batch), _plain_copy(module)(batch), rtol=1e-3, atol=1e-4, check_stride=False
+            stored(batch),
+            plain_copy(module)(batch),
+            rtol=RELATIVE,
+            atol=ABSOLUTE,
+            check_stride=False,
         )
-
-
-def _plain_copy(module: nn.Module) -> nn.Module:
-    """On the CPU, in eval mode, without a wrapper: the only form that exports well."""
-    import torch
-
-    inner: Any = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
-    copied: nn.Module = copy.deepcopy(inner).cpu().eval()
-    return copied.to(memory_format=torch.contiguous_format)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.export warns, logs and prints for its developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(_OthersOnly(sys.stderr)):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-class _OthersOnly(io.TextIOBase):
-    """What other threads write is passed on: they may be showing something."""
-
-    def __init__(self, real: TextIO) -> None:
-        self._real = real
-        self._silent = threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._silent else self._real.write(text)
-
-    def flush(self) -> None:
-        self._real.flush()
 
 
 def _version(name: str) -> str:

@@ -25,6 +25,9 @@ HEAVY = {
     "fsspec",
     "s3fs",
     "pycocotools",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 }
 ROOMS = {
     "webdataset": {"pipelines/data/shards.py"},
@@ -36,6 +39,9 @@ ROOMS = {
         "pipelines/system_metrics.py",
     },
     "ray": {"pipelines/cluster.py", "pipelines/ray_jobs.py", "pipelines/ray_tune.py"},
+    "onnx": {"pipelines/export.py"},
+    "onnxscript": {"pipelines/export.py"},
+    "onnxruntime": {"pipelines/export.py"},
 }
 ROOM_FILES = set().union(*ROOMS.values())
 SHARED_WITH_ROOMS = {

@@ -145,7 +145,9 @@ def test_every_command_runs(shell: Shell) -> None:
     assert "models:/photos@champion is version 2" in told("tessera promote photos --version 2")
     assert "models:/photos@champion is version 1" in told("tessera rollback")
     assert "accuracy" in told("ray job submit")
-    assert told("import mlflow").count(".") == 10, "not one probability for each class"
+    for start in ("import mlflow", "import numpy"):
+        assert told(start).count(".") == 10, "not one probability for each class"
+    assert "on 60 test images" in told("tessera export")
     answers = [json.loads(line) for line in (shell.folder / "answers.jsonl").open()]
     assert ["error" in answer for answer in answers] == [False] * 8 + [True]
     assert {answer["version"] for answer in answers} == {2}

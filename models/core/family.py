@@ -173,6 +173,9 @@ class Task(ABC):
     """How often figures are made of other draws of the images, for their intervals."""
     drawn_twice: ClassVar[bool] = True
     """Whether an image may be in such a draw twice; not where images are compared with each other."""
+    served: ClassVar[str] = ""
+    """What `Family.servable` answers with, where it is one tensor; where a prediction has a field
+    of that name, it is the same."""
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ class ClassificationAugment:
 class Classification(Task):
     name = "classification"
     reads = "classification"
+    served = "probabilities"
     primary = Figure("accuracy", "max")
     augment_settings = ClassificationAugment
 

@@ -74,6 +74,7 @@ class ReconstructionAugment:
 class Reconstruction(Task):
     name = "reconstruction"
     reads = "images"
+    served = "image"
     primary = Figure("mse", "min")
     also = ("psnr",)
     augment_settings = ReconstructionAugment

@@ -83,6 +83,7 @@ class SegmentationAugment:
 class SemanticSegmentation(Task):
     name = "semantic_segmentation"
     reads = "semantic_segmentation"
+    served = "probabilities"
     primary = Figure("miou", "max")
     also = ("pixel_accuracy",)
     augment_settings = SegmentationAugment

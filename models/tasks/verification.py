@@ -87,6 +87,7 @@ class Verification(Task):
     reads = "classification"
     resamples = 100
     drawn_twice = False
+    served = "embedding"
     primary = Figure("eer", "min")
     also = ("few_shot_5",)
     augment_settings = VerificationAugment

@@ -21,7 +21,17 @@ from jobs.cli import run, tessera, verbs
 
 ROOT = Path(__file__).parents[2]
 HELP_CPU_SECONDS = 0.5
-HEAVY = ("torch", "ray", "mlflow", "webdataset", "torchvision", "matplotlib", "sklearn")
+HEAVY = (
+    "torch",
+    "ray",
+    "mlflow",
+    "webdataset",
+    "torchvision",
+    "matplotlib",
+    "sklearn",
+    "onnx",
+    "onnxruntime",
+)
 
 _CALL_AND_TELL = f"""
 import sys

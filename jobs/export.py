@@ -1,0 +1,246 @@
+"""`tessera export`: a registered version as a file that answers without Tessera."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import run as run_command
+from pipelines.export import FORMATS
+
+if TYPE_CHECKING:
+    from pipelines.checkpoints import Model
+    from pipelines.data.card import Card
+    from pipelines.export import Array, Comparison
+    from pipelines.ports import Version
+    from pipelines.prediction import Predictor
+
+MOST_IMAGES = 1000
+"""Of the test split, from its beginning, are compared."""
+BATCH = 32
+"""Images that are compared at once, at most. Neither 1 nor 2, which the graph was made with."""
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="For ONNX Runtime, or for torch.export.load. Must be given.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="By default NAME-NUMBER.FORMAT here.",
+)
+@click.option(
+    "--data", metavar="DIR", help="Compare on its test images; by default on the model's own."
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: str,
+    form: str | None,
+    out: Path | None,
+    data: str | None,
+    force: bool,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Write MODEL (NAME, NAME@alias, NAME/3 or models:/…) to a file that answers without Tessera.
+
+    It takes images as uint8 (batch, height, width, channels), of the size the model was trained on.
+    Its answers are compared with the model's on test images; where they differ, there is no file.
+    """
+    from jobs.terminal import show_facts, show_json
+    from models.core.errors import UsageError
+
+    if form is None:
+        raise UsageError("no format is given", mend="--format onnx, or --format pt2")
+    found = export(model, form, out=out, data=data, force=force)
+    if as_json:
+        show_json(found)
+        return 0
+    same = "the same data as in training" if found["same_data"] else "other data than in training"
+    facts = {
+        "model": found["model"],
+        "file": f"{found['file']}, {found['size_bytes']:,} bytes",
+        "takes": f"{found['input']['dtype']} ({', '.join(map(str, found['input']['shape']))})",
+        "gives": found["output"],
+        "compared": f"on {found['images']:,} test images of {found['data']}, {same}",
+        "largest difference": f"{found['largest_difference']:.2g}",
+    }
+    if found["other_class"] is not None:
+        facts["other class"] = f"in {found['other_class']:,} images"
+    show_facts(facts)
+    return 0
+
+
+def export(
+    model: str,
+    form: str,
+    *,
+    out: Path | None = None,
+    data: str | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Writes the file, or raises and leaves none. Gives what `--json` prints."""
+    import tempfile
+
+    from jobs import driver
+    from models.core.errors import UsageError
+    from pipelines import asking, checkpoints
+    from pipelines import export as exporting
+    from pipelines.prediction import Predictor
+
+    exporting.check_installed(form)
+    registry = driver.open_registry()
+    version = driver.resolve(registry, model)
+    out = out or Path(f"{version.name}-{version.number}.{form}")
+    if out.exists() and not force:
+        raise UsageError(f"{out} is already there", mend="name another, or --force")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is no folder", mend="make it first")
+    with tempfile.TemporaryDirectory() as folder:
+        files = registry.download(version, Path(folder))
+        found = checkpoints.read_model(files, driver.registered_digest(version))
+    where, card = _data_of(found, data)
+    predictor = Predictor(found.recipe, asking.seen_of(found.recipe, found.card), found.weights)
+    metadata = describe(found, version, predictor)
+    seen = predictor.data
+    scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{form}")
+    try:
+        exporting.write(
+            predictor.servable,
+            (seen.height, seen.width, seen.channels),
+            scratch,
+            form=form,
+            output=metadata["output"],
+            metadata=metadata,
+        )
+        comparison = exporting.compare(
+            exporting.load(scratch, form),
+            pairs(predictor, found, where, card),
+            classes=bool(seen.classes) and predictor.task.knows_classes,
+        )
+        _insist(comparison, form)
+        os.replace(scratch, out)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return {
+        "model": f"models:/{version.name}/{version.number}",
+        "format": form,
+        "file": str(out),
+        "size_bytes": out.stat().st_size,
+        "input": metadata["input"],
+        "output": metadata["output"],
+        "data": where,
+        "same_data": card.digest == found.card.digest,
+        "images": comparison.images,
+        "largest_difference": comparison.largest,
+        "other_class": comparison.other_class,
+    }
+
+
+def _data_of(found: Model, data: str | None) -> tuple[str, Card]:
+    """Where the test images are, and their card."""
+    from models.core.errors import UsageError
+    from pipelines.data import card as cards
+    from pipelines.data.places import storage
+
+    where = storage.absolute(data or found.recipe.data.path)
+    if data is None and storage.at(where).size(cards.FILE) is None:
+        raise UsageError(
+            f"the model's data set isn't in {where} any more", mend="say where it is: --data DIR"
+        )
+    card = cards.read(where)
+    if data is None and card.digest != found.card.digest:
+        raise UsageError(
+            f"in {where} lies another data set than the model was trained on",
+            mend="say on which to compare: --data DIR",
+        )
+    card.split("test")
+    return where, card
+
+
+def pairs(
+    predictor: Predictor, found: Model, where: str, card: Card
+) -> Iterator[tuple[Array, Array]]:
+    """Batches of test images, uint8 (B, H, W, C), each with what the model answers. The first image
+    is a batch of its own."""
+    import dataclasses
+
+    import numpy as np
+
+    from pipelines.data.loading import EvalLoader
+    from pipelines.ports import World
+
+    count = min(card.split("test").samples, MOST_IMAGES)
+    loader = EvalLoader(
+        where,
+        card,
+        dataclasses.replace(predictor.data, task="images", classes=(), counts=()),
+        batch_size=min(BATCH, predictor.task.eval_batch),
+        world=World(),
+        split="test",
+        only=np.arange(count),
+        fit=found.recipe.data.fit,
+        cache="none",
+    )
+    for number, batch in loader.batches():
+        images = batch["image"]
+        for some in (images[:1], images[1:]) if number == 0 else (images,):
+            if len(some):
+                asked = some.permute(0, 2, 3, 1).contiguous().numpy()
+                yield asked, predictor.tensor(some).numpy()
+
+
+def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, Any]:
+    """What the file says of itself."""
+    data, recipe = predictor.data, found.recipe
+    return {
+        "model": version.name,
+        "version": version.number,
+        "digest": found.digest,
+        "family": recipe.family,
+        "variant": recipe.variant,
+        "task": predictor.task.name,
+        "classes": list(data.classes),
+        "data": found.card.name,
+        "data_digest": found.card.digest,
+        "input": {
+            "dtype": "uint8",
+            "layout": "batch, height, width, channels",
+            "shape": ["batch", data.height, data.width, data.channels],
+            "fit": recipe.data.fit,
+        },
+        "output": predictor.task.served or "answers",
+        "tessera": importlib.metadata.version("tessera"),
+        "torch": importlib.metadata.version("torch"),
+    }
+
+
+def _insist(comparison: Comparison, form: str) -> None:
+    """A TesseraError where the file doesn't answer as the model does."""
+    from models.core.errors import TesseraError
+    from models.core.serving import ABSOLUTE, RELATIVE
+
+    if not comparison.within:
+        raise TesseraError(
+            f"the {form} file's answers differ from the model's by up to {comparison.largest:.2g}; "
+            f"{ABSOLUTE:g} and {RELATIVE:g} of the value are allowed",
+            mend="no file was kept" + ("; try --format pt2" if form == "onnx" else ""),
+        )
+
+
+if __name__ == "__main__":
+    run_command(command, "tessera export")

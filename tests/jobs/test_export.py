@@ -1,0 +1,273 @@
+"""`tessera export`: the file, what it is compared with, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import family_sources
+import numpy as np
+import pytest
+from calling import Call
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import models
+from jobs import driver, export, train
+from models.core.serving import ABSOLUTE
+from pipelines import checkpoints, worker
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+from pipelines.data import importing
+from pipelines.export import FORMATS
+from pipelines.prediction import Predictor
+
+CROOKED = '''"""A cnn whose module for serving forgets what the pixels are divided by."""
+from models.cnn import Cnn
+
+class Crooked(Cnn):
+    def servable(self, module, data):
+        served = super().servable(module, data)
+        served.std.fill_(1.0)
+        return served
+
+FAMILY = Crooked()
+'''
+
+ALONE = {
+    "onnx": """
+import sys
+import numpy, onnxruntime
+onnxruntime.set_default_logger_severity(3)
+session = onnxruntime.InferenceSession("it.onnx", providers=["CPUExecutionProvider"])
+numpy.save("answers.npy", session.run(None, {"images": numpy.load("images.npy")})[0])
+assert "torch" not in sys.modules
+""",
+    "pt2": """
+import sys
+import numpy, torch
+network = torch.export.load("it.pt2").module()
+numpy.save("answers.npy", network(torch.from_numpy(numpy.load("images.npy"))).detach().numpy())
+""",
+}
+WITHOUT_TESSERA = """
+assert not {"models", "pipelines", "jobs"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(
+    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Version 1 of `digits`, and `crooked`, whose module for serving isn't the network's."""
+    folder = tmp_path_factory.mktemp("home")
+    root = folder / ".tessera"
+    shutil.copytree(prepared_store, root)
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "crooked.py").write_text(CROOKED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_HOME", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.syspath_prepend(folder)
+        for family, model in (("cnn", "digits"), ("elsewhere.crooked", "crooked")):
+            recipe = recipes.start(family, "tiny").with_overrides(
+                {"data.path": str(digits), "train.epochs": 1, "workers.count": 0}
+            )
+            train.start(recipe, model=model, quiet=True)
+        yield root
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which the command is called."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_is_compared_on_all_test_images(
+    form: str, home: Path, here: Path, digits: Path, call: Call
+) -> None:
+    done = call("export", "digits", "--format", form, "--json")
+    assert (done.status, done.err) == (0, "")
+    said = json.loads(done.out)
+    assert files(here) == [f"digits-1.{form}"]
+    assert said["file"] == f"digits-1.{form}"
+    assert said["size_bytes"] == (here / f"digits-1.{form}").stat().st_size
+    assert said["model"] == "models:/digits/1"
+    assert said["images"] == cards.read(digits).split("test").samples
+    assert (said["data"], said["same_data"]) == (str(digits), True)
+    assert said["largest_difference"] < ABSOLUTE
+    assert said["other_class"] == 0
+    assert said["input"]["shape"] == ["batch", 8, 8, 1]
+    told = call("export", "digits@challenger", "--format", form, "--out", f"again.{form}")
+    assert told.status == 0
+    assert f"on {said['images']} test images of {digits}, the same data" in told.out
+    assert "largest difference" in told.out
+    assert "in 0 images" in told.out
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_it_answers_without_tessera_what_tessera_predicts(
+    form: str, home: Path, here: Path, tmp_path: Path, call: Call
+) -> None:
+    """In a process of its own, in a folder with nothing else."""
+    pixels = (load_digits().images[:7, :, :, None] * 15.9).astype(np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image[:, :, 0]).save(tmp_path / f"{number}.png")
+    np.save(here / "images.npy", pixels)
+    assert call("export", "digits", "--format", form, "--out", f"it.{form}").status == 0
+    alone = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE[form] + WITHOUT_TESSERA],
+        cwd=here,
+        env={"PATH": os.environ["PATH"], "HOME": str(here)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert alone.returncode == 0, alone.stderr
+    found = np.load(here / "answers.npy")
+    assert found.shape == (7, 10)
+    asked = [str(tmp_path / f"{number}.png") for number in range(len(pixels))]
+    lines = call("predict", "digits", *asked).out.splitlines()
+    for row, line in zip(found, lines, strict=True):
+        said = json.loads(line)
+        assert said["class"] == str(row.argmax())
+        best = sorted(map(float, row), reverse=True)[:5]
+        assert [one["probability"] for one in said["top5"]] == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_that_answers_otherwise_is_not_kept(
+    form: str, home: Path, here: Path, call: Call
+) -> None:
+    (here / "kept").write_text("as it was")
+    done = call("export", "crooked", "--format", form, "--out", "kept", "--force")
+    assert done.status == 1
+    assert "answers differ from the model's by up to" in done.err
+    assert files(here) == ["kept"]
+    assert (here / "kept").read_text() == "as it was"
+
+
+def test_a_file_that_is_there_stays(home: Path, here: Path, call: Call) -> None:
+    (here / "digits-1.pt2").write_text("mine")
+    done = call("export", "digits", "--format", "pt2")
+    assert (done.status, "--force" in done.err) == (2, True)
+    assert (here / "digits-1.pt2").read_text() == "mine"
+    assert call("export", "digits", "--format", "pt2", "--force").status == 0
+    assert files(here) == ["digits-1.pt2"]
+    assert (here / "digits-1.pt2").read_bytes()[:2] == b"PK"
+
+
+def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, status, part in (
+        ("digits", 2, "--format onnx, or --format pt2"),
+        ("digits --format tflite", 2, "'tflite'"),
+        ("digits --format pt2 --out none/x.pt2", 2, "none is no folder"),
+        ("digits/7 --format pt2", 1, "it has versions 1"),
+        ("digits --format pt2 --data none", 1, "is no packed data set"),
+    ):
+        done = call("export", *words.split())
+        assert (done.status, part in done.err) == (status, True), done.err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = call("export", "digits", "--format", "onnx")
+    assert (done.status, "pip install 'tessera[onnx]'" in done.err) == (1, True)
+    assert files(here) == []
+
+
+def test_files_that_were_not_registered_are_not_used(home: Path, here: Path, call: Call) -> None:
+    registry = driver.open_registry()
+    version = registry.version("digits", 1)
+    registry.tag(version, {"tessera.digest": "0" * 64})
+    done = call("export", "digits", "--format", "pt2")
+    registry.tag(version, {"tessera.digest": version.tags["tessera.digest"]})
+    assert (done.status, "not those that were registered" in done.err) == (1, True)
+    assert files(here) == []
+
+
+def test_data_that_are_gone_or_others(
+    home: Path, here: Path, digits: Path, tmp_path: Path, call: Call
+) -> None:
+    aside, other = tmp_path / "aside", tmp_path / "other"
+    importing.pack("digits", other, seed=3)
+    digits.rename(aside)
+    try:
+        gone = call("export", "digits", "--format", "pt2")
+        shutil.copytree(other, digits)
+        replaced = call("export", "digits", "--format", "pt2")
+        asked = call("export", "digits", "--format", "pt2", "--data", other)
+    finally:
+        shutil.rmtree(digits, ignore_errors=True)
+        aside.rename(digits)
+    assert gone.status == replaced.status == 2
+    assert "isn't in" in gone.err
+    assert "--data DIR" in gone.err
+    assert "another data set" in replaced.err
+    assert asked.status == 0
+    assert f"of {other}, other data than in training" in asked.out
+    assert files(here) == ["digits-1.pt2"]
+
+
+def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test images in the split's order, one alone, then as many as are compared at once."""
+    registry = driver.open_registry()
+    version = registry.version("digits", 1)
+    folder = registry.download(version, home / "files")
+    found = checkpoints.read_model(folder, driver.registered_digest(version))
+    seen = worker.seen_of(found.recipe, found.card)
+    predictor = Predictor(found.recipe, seen, found.weights)
+    card = cards.read(digits)
+    monkeypatch.setattr(export, "MOST_IMAGES", 70)
+    asked = list(export.pairs(predictor, found, str(digits), card))
+    sizes = [len(images) for images, _ in asked]
+    assert sizes == [1, export.BATCH - 1, export.BATCH, 70 - 2 * export.BATCH]
+    images = np.concatenate([images for images, _ in asked])
+    assert (images.shape, images.dtype) == ((70, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(export, "MOST_IMAGES", 1000)
+    every = np.concatenate([i for i, _ in export.pairs(predictor, found, str(digits), card)])
+    assert len(every) == card.split("test").samples
+    assert np.array_equal(every[:70], images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "gives", "classes"),
+    [
+        ("autoencoder", "image", False),
+        ("embedding", "embedding", False),
+        ("unet", "probabilities", True),
+        ("yolo", "", False),
+    ],
+)
+def test_other_tasks(
+    name: str, gives: str, classes: bool, home: Path, here: Path, tmp_path: Path, call: Call
+) -> None:
+    kind = family_sources.READ_FROM[models.get(name).task.reads]
+    packed = tmp_path / "packed"
+    importing.pack(str(family_sources.SOURCES[kind](tmp_path / "source")), packed, near=False)
+    recipe = recipes.start(name, "tiny").with_overrides(
+        {"data.path": str(packed), "train.epochs": 1, "train.batch_size": 8, "workers.count": 0}
+    )
+    train.start(recipe, model=name, quiet=True)
+    done = call("export", name, "--format", "onnx", "--json")
+    if not gives:
+        assert (done.status, "nothing to export" in done.err) == (1, True)
+        assert "these can be exported: alexnet, autoencoder, " in done.err
+        assert files(here) == []
+        return
+    assert done.status == 0, done.err
+    said = json.loads(done.out)
+    assert (said["output"], said["images"]) == (gives, family_sources.COUNTS["test"])
+    assert said["other_class"] == (0 if classes else None)
+    assert files(here) == [f"{name}-1.onnx"]

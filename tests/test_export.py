@@ -1,0 +1,257 @@
+"""Every family's network as a file that answers in a process without this project."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import examples
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models
+from models.core.errors import TesseraError
+from pipelines import export
+from pipelines import recipe as recipes
+from pipelines.prediction import Predictor
+
+NOT_EXPORTED = {"dcgan", "faster_rcnn", "mask_rcnn", "super_resolution", "yolo"}
+EXPORTED = [name for name in models.names() if name not in NOT_EXPORTED]
+COUNTS = (1, 5)
+"""Images in a batch: other numbers than the graph is made with."""
+
+ALONE = {
+    "onnx": """
+import glob, json, sys
+import numpy, onnxruntime
+onnxruntime.set_default_logger_severity(3)
+for path in glob.glob("*.onnx"):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        images = numpy.load(path.replace(".onnx", ".npy"))[:count]
+        numpy.save(f"{path}-{count}.npy", session.run(None, {"images": images})[0])
+    said = session.get_modelmeta().custom_metadata_map
+    shapes = [session.get_inputs()[0].shape, session.get_outputs()[0].shape]
+    names = [session.get_inputs()[0].name, session.get_outputs()[0].name]
+    told = {"said": said, "shapes": shapes, "names": names}
+    open(path + ".json", "w").write(json.dumps(told))
+assert "torch" not in sys.modules
+""",
+    "pt2": """
+import glob, sys
+import numpy, torch
+for path in glob.glob("*.pt2"):
+    extra = {"tessera.json": ""}
+    network = torch.export.load(path, extra_files=extra).module()
+    for count in (1, 5):
+        images = torch.from_numpy(numpy.load(path.replace(".pt2", ".npy"))[:count])
+        numpy.save(f"{path}-{count}.npy", network(images).detach().numpy())
+    open(path + ".json", "w").write(extra["tessera.json"])
+""",
+}
+WITHOUT_TESSERA = """
+assert not {"models", "pipelines", "jobs"} & set(sys.modules), sorted(sys.modules)
+"""
+
+
+def predictor_of(name: str, variant: str = "tiny") -> Predictor:
+    family = models.get(name)
+    recipe = recipes.start(name, variant)
+    torch.manual_seed(0)
+    module = family.build(recipe.config(), examples.spec(family))
+    return Predictor(recipe, examples.spec(family), module.state_dict())
+
+
+def images_of(name: str, count: int = max(COUNTS)) -> torch.Tensor:
+    images: torch.Tensor = examples.raw_batch(models.get(name), count)["image"]
+    return images
+
+
+def metadata_of(name: str) -> dict[str, Any]:
+    data = examples.spec(models.get(name))
+    return {"family": name, "classes": list(data.classes), "version": 3}
+
+
+def write(name: str, form: str, to: Path, variant: str = "tiny") -> None:
+    data, family = examples.spec(models.get(name)), models.get(name)
+    export.write(
+        predictor_of(name, variant).servable,
+        (data.height, data.width, data.channels),
+        to,
+        form=form,
+        output=family.task.served,
+        metadata=metadata_of(name),
+    )
+
+
+def pair(name: str, count: int, variant: str = "tiny") -> tuple[export.Array, export.Array]:
+    images = images_of(name)[:count]
+    answers = predictor_of(name, variant).tensor(images)
+    return images.permute(0, 2, 3, 1).contiguous().numpy(), answers.numpy()
+
+
+@pytest.fixture(scope="module", params=export.FORMATS)
+def answered(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A format, and a folder of every family's file and what it answered in a process that has
+    neither this project on its path nor anything else in its folder."""
+    form = request.param
+    folder = tmp_path_factory.mktemp(form)
+    for name in EXPORTED:
+        write(name, form, folder / f"{name}.{form}")
+        np.save(folder / f"{name}.npy", pair(name, max(COUNTS))[0])
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE[form] + WITHOUT_TESSERA],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return form, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_file_answers_without_tessera_as_the_model_does(
+    name: str, answered: tuple[str, Path]
+) -> None:
+    form, folder = answered
+    for count in COUNTS:
+        given = np.load(folder / f"{name}.{form}-{count}.npy")
+        np.testing.assert_allclose(given, pair(name, count)[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_file_says_what_it_is(answered: tuple[str, Path]) -> None:
+    form, folder = answered
+    told = json.loads((folder / f"cnn.{form}.json").read_text())
+    if form == "onnx":
+        assert told["names"] == ["images", "probabilities"]
+        assert told["shapes"] == [["batch", 16, 16, 3], ["batch", 4]]
+        told = {
+            "family": "cnn",
+            **{k: json.loads(v) for k, v in told["said"].items() if k != "family"},
+        }
+    assert told == metadata_of("cnn")
+    left = {path.suffix for path in folder.iterdir()}
+    assert left == {f".{form}", ".npy", ".json"}, "weights lie beside the file"
+
+
+@pytest.mark.parametrize("name", sorted(NOT_EXPORTED))
+def test_a_family_without_such_an_answer_is_refused(name: str) -> None:
+    with pytest.raises(TesseraError, match="nothing to export") as refused:
+        _ = predictor_of(name).servable
+    assert refused.value.mend == f"these can be exported: {', '.join(EXPORTED)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("rnn", "gru"), ("rnn", "bidirectional"), ("autoencoder", "variational")],
+)
+@pytest.mark.slow
+def test_variants_whose_layers_are_others(name: str, variant: str, tmp_path: Path) -> None:
+    """Codes of the autoencoder are rounded to 16 bits: a last bit may turn one of them."""
+    write(name, "onnx", tmp_path / "x.onnx", variant)
+    ask = export.load(tmp_path / "x.onnx", "onnx")
+    found = export.compare(ask, [pair(name, n, variant) for n in COUNTS], classes=False)
+    assert found.within
+    assert found.images == sum(COUNTS)
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_other_weights_are_noticed(form: str, tmp_path: Path) -> None:
+    write("cnn", form, tmp_path / f"x.{form}")
+    ask = export.load(tmp_path / f"x.{form}", form)
+    images, expected = pair("cnn", 5)
+    good = export.compare(ask, [(images, expected)], classes=True)
+    assert good.within
+    assert good.largest < 1e-5
+    assert good.other_class == 0
+    swapped = export.compare(ask, [(images, expected[:, ::-1])], classes=True)
+    assert not swapped.within
+    assert swapped.largest > 1e-3
+    assert swapped.other_class == 5
+
+
+def test_what_is_tolerable() -> None:
+    images = np.zeros((2, 1, 1, 1), np.uint8)
+    expected = np.array([[0.0, 10.0], [0.0, 10.0]], np.float32)
+
+    def found(*rows: list[float]) -> export.Comparison:
+        given = np.array(rows, np.float32)
+        return export.compare(lambda _: given, [(images, expected)], classes=True)
+
+    assert found([0, 10], [0, 10]) == export.Comparison(2, 0.0, True, 0)
+    assert found([0.00009, 10], [0, 10.009]).within
+    assert not found([0.0002, 10], [0, 10]).within
+    assert not found([0, 10], [0, 10.02]).within
+    broken = found([0, 10], [math.nan, 10])
+    assert (broken.within, broken.largest) == (False, math.inf)
+    with pytest.raises(TesseraError, match=r"\(1, 2\) where the model answers \(2, 2\)"):
+        found([0, 10])
+
+
+def pickles(file: Path) -> list[str]:
+    """What of a pt2 file is neither a tensor's bytes nor text."""
+    found = []
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if "/data/weights/weight_" not in name:
+                try:
+                    archive.read(name).decode()
+                except UnicodeDecodeError:
+                    found.append(name.partition("/")[2])
+    return found
+
+
+def test_nothing_in_a_file_is_pickled(tmp_path: Path) -> None:
+    write("cnn", "pt2", tmp_path / "x.pt2")
+    assert pickles(tmp_path / "x.pt2") == []
+    plain = torch.export.export(predictor_of("cnn").servable, (torch.zeros(2, 16, 16, 3).byte(),))
+    torch.export.save(plain, tmp_path / "control.pt2")
+    assert pickles(tmp_path / "control.pt2") == ["data/sample_inputs/model.pt"]
+
+
+class Stubborn(nn.Module):
+    """What it does depends on the pixels: no graph can say that."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() if images.float().mean() > 3 else images.float() * 2
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_a_network_that_no_graph_can_say(
+    form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TesseraError, match="can't be recorded as a graph: ") as refused:
+        export.write(Stubborn(), (4, 4, 1), tmp_path / "x", form=form, output="y", metadata={})
+    assert "\n" not in refused.value.message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_that_no_onnx_file_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MOST_BYTES", 100)
+    with pytest.raises(TesseraError, match="has room for 100") as refused:
+        write("cnn", "onnx", tmp_path / "x.onnx")
+    assert "pt2" in refused.value.mend
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_library_that_is_not_installed(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    export.check_installed("onnx")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(TesseraError, match=f"needs {missing}, which") as refused:
+        export.check_installed("onnx")
+    assert "pip install 'tessera[onnx]'" in refused.value.mend
+    export.check_installed("pt2")
