@@ -33,6 +33,7 @@ NO_VERBS = {
     "judges",
     "answers",
     "searching",
+    "trials",
 }
 """Files of this folder that are no verbs: what the verbs share."""
 

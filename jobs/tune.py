@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +100,9 @@ def command(
             reduction=reduction,
             budget_seconds=_seconds(budget) if budget else None,
         )
-    outcome = _search(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
-    facts: dict[str, Any] = outcome
+    facts = searching.run(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
     if refit:
-        best: Trial = outcome["winner"]
+        best: Trial = facts["winner"]
         origin = {"tessera.search": asked.name, "tessera.trial": best.id}
         again = recipe.with_overrides(best.settings)
         made = train.start(
@@ -115,87 +112,6 @@ def command(
         facts["refit"] = dict(made.figures)
     _show(asked, recipe, facts, as_json)
     return 0
-
-
-def _search(
-    asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
-) -> dict[str, Any]:
-    import models
-    from jobs import driver, embedded, searching
-    from jobs.terminal import say
-    from pipelines import cluster, ray_tune, search, search_pictures
-
-    figure = models.get(recipe.family).task.primary
-    tell = (lambda text: None) if quiet else say
-    group = driver.group_of(recipe)
-    space = {path: search.parse(path, given) for path, given in asked.space.items()}
-    with driver.joined(verbose=verbose):
-        room = search.room(
-            cpus=cluster.cpus(),
-            gpus=cluster.gpus(),
-            workers=max(group.workers, 1),
-            cpus_each=group.cpus,
-            gpus_each=cluster.gpus_each(group),
-            trials=asked.trials,
-        )
-        with searching.parent_run(asked, recipe) as parent:
-            asked = replace(asked, parent=parent.run_id)
-            asked.write()
-            tell(f"search {asked.name}")
-            tell(f"watch {driver.page(parent.link())}")
-            tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
-            board = searching.Board(asked, figure, recipe.train.epochs, parent, tell)
-            folder = asked.folder / "tune"
-            order = ray_tune.Order(
-                folder=folder,
-                space=space,
-                search=asked.search,
-                scheduler=asked.scheduler,
-                trials=asked.trials,
-                at_once=room.at_once,
-                direction=figure.direction,
-                most_epochs=recipe.train.epochs,
-                grace_epochs=asked.grace_epochs,
-                reduction=asked.reduction,
-                seed=asked.seed,
-                budget_seconds=asked.budget_seconds,
-            )
-            kept = {name: os.environ[name] for name in searching.KEPT if name in os.environ}
-            told = {
-                "environment": {**kept, "TESSERA_HOME": str(embedded.root())},
-                "search": asked.name,
-                "recipe": recipe.to_json(),
-                "folder": str(asked.folder),
-                "parent": asked.parent,
-                "experiment": asked.experiment,
-                "figure": figure.name,
-            }
-            try:
-                ray_tune.run(
-                    searching.run_trial,
-                    told,
-                    order,
-                    board.hear,
-                    restore=restore and ray_tune.can_restore(folder),
-                )
-            except KeyboardInterrupt:
-                tell(f"go on with: tessera tune --resume {asked.name}")
-                raise
-            finally:
-                board.close()
-            best = search.winner(board.trials, figure)
-            _write_winner(asked, recipe, best)
-            pictures = search_pictures.draw(board.trials, space, figure, asked.folder / "pictures")
-            for file in pictures:
-                parent.artifact(file, "pictures")
-            for name in ("trials.json", "winner.yaml"):
-                parent.artifact(asked.folder / name, "")
-            return {
-                "search": asked.name,
-                "winner": best,
-                "trials": search.ranked(board.trials, figure),
-                "page": parent.link(),
-            }
 
 
 def _recipe(asked: Asked) -> Recipe:
@@ -219,13 +135,6 @@ def _seconds(text: str) -> float:
     if not found or not float(found[1]):
         raise UsageError(f"--budget {text}", mend="give a time like 90s, 30m or 2h")
     return float(found[1]) * SECONDS[found[2]]
-
-
-def _write_winner(asked: Asked, recipe: Recipe, best: Trial) -> None:
-    import yaml
-
-    made = recipe.with_overrides(best.settings).model_dump(mode="json")
-    (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
 
 
 def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
