@@ -34,6 +34,7 @@ NO_VERBS = {
     "answers",
     "searching",
     "trials",
+    "generations",
 }
 """Files of this folder that are no verbs: what the verbs share."""
 

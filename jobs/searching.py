@@ -1,9 +1,12 @@
 """A search as the driver has it: its folder, its entry in MLflow, and the standing of its trials.
 
-search.json    what was asked for: recipe, space, tuner, MLflow's run
-trials.json    the standing of every trial
-trials/        a run folder for each        tune/     Ray Tune's own state
-pictures/      what MLflow shows            winner.yaml
+In: what was asked for. Out: the winner, and a folder that a later process can go on from. Must not
+know how a trial is trained.
+
+    search.json    what was asked for: recipe, space, tuner, MLflow's run
+    trials.json    the standing of every trial     population.json   of a population, its generation
+    trials/        a run folder for each           tune/             Ray Tune's own state
+    pictures/      what MLflow shows               winner.yaml
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import driver, embedded, trials
+from jobs import driver, embedded, generations, trials
 from models.core.errors import TesseraError, unknown
 from pipelines import search
 from pipelines.search import Trial
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from models.core.spaces import Space
     from pipelines.ray_tune import Order
     from pipelines.recipe import Recipe
+    from pipelines.runs import Run
     from pipelines.search import Room
     from pipelines.tracking import MlflowTracker
 
@@ -53,6 +57,7 @@ class Asked:
     grace_epochs: int
     reduction: float
     budget_seconds: float | None
+    interval_epochs: int = 1
     parent: str = ""
     """MLflow's run of the search."""
 
@@ -87,12 +92,14 @@ def run(
     """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
     import models
     from jobs.terminal import say
-    from pipelines import cluster, ray_tune
+    from pipelines import cluster, runs
 
-    figure = models.get(recipe.family).task.primary
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     group = driver.group_of(recipe)
-    with driver.joined(verbose=verbose):
+    with ExitStack() as held:
+        if restore:  # before anything is said of it anywhere
+            held.enter_context(runs.locked(asked))
+        held.enter_context(driver.joined(verbose=verbose))
         room = search.room(
             cpus=cluster.cpus(),
             gpus=cluster.gpus(),
@@ -101,28 +108,38 @@ def run(
             gpus_each=cluster.gpus_each(group),
             trials=asked.trials,
         )
-        with parent_run(asked, recipe) as parent:
-            asked = replace(asked, parent=parent.run_id)
-            asked.write()
-            tell(f"search {asked.name}")
-            tell(f"watch {driver.page(parent.link())}")
-            tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
-            board = Board(asked, figure, recipe.train.epochs, parent, tell)
-            order = _order(asked, recipe, room)
-            try:
-                ray_tune.run(
-                    trials.run_trial,
-                    told(asked, figure),
-                    order,
-                    board.hear,
-                    restore=restore and ray_tune.can_restore(order.folder),
-                )
-            except KeyboardInterrupt:
-                tell(f"go on with: tessera tune --resume {asked.name}")
-                raise
-            finally:
-                board.close()
-            return _conclude(asked, recipe, board, figure, parent)
+        parent = held.enter_context(parent_run(asked, recipe))
+        asked = replace(asked, parent=parent.run_id)
+        asked.write()
+        if not restore:
+            held.enter_context(runs.locked(asked))
+        tell(f"search {asked.name}")
+        tell(f"watch {driver.page(parent.link())}")
+        tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
+        figure = models.get(recipe.family).task.primary
+        board = Board(asked, figure, recipe.train.epochs, parent, tell)
+        try:
+            _train(asked, recipe, board, room, restore=restore)
+        except KeyboardInterrupt:
+            tell(f"go on with: tessera tune --resume {asked.name}")
+            raise
+        finally:
+            board.close()
+        return _conclude(asked, recipe, board, figure, parent)
+
+
+def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: bool) -> None:
+    import models
+    from pipelines import ray_tune
+
+    figure = models.get(recipe.family).task.primary
+    facts = told(asked, figure)
+    if asked.scheduler == "pbt":
+        generations.run(asked, figure, recipe.train.epochs, facts, board, room.at_once)
+        return
+    order = _order(asked, recipe, room)
+    again = restore and ray_tune.can_restore(order.folder)
+    ray_tune.run(trials.run_trial, facts, order, board.hear, restore=again)
 
 
 def told(asked: Asked, figure: Figure) -> dict[str, Any]:
@@ -137,6 +154,13 @@ def told(asked: Asked, figure: Figure) -> dict[str, Any]:
         "experiment": asked.experiment,
         "figure": figure.name,
     }
+
+
+def run_of(asked: Asked, trial: Trial) -> Run:
+    """A trial's training."""
+    from pipelines import runs
+
+    return runs.find(asked.folder / "trials", trial.run)
 
 
 def _order(asked: Asked, recipe: Recipe, room: Room) -> Order:
@@ -210,9 +234,17 @@ class Board:
             trial.run = trials.run_name(self._asked.name, trial_id)
             self.trials.append(trial)
             self._known[trial_id] = trial
+        if "changes" in about:
+            trial.settings, trial.changes = about["settings"], about["changes"]
         if what == "start":
             trial.status = "running"
             self._began[trial_id] = time.monotonic()
+        elif what == "wait":
+            self._clock(trial)
+            trial.status, trial.reason = "waiting", about["reason"]
+            del self._began[trial_id]
+        elif what == "exploit":
+            self._take_over(trial, self._known[about["donor"]])
         elif what == "result":
             trial.note(int(about["epoch"]), float(about["value"]), self._figure)
             self._clock(trial)
@@ -220,6 +252,14 @@ class Board:
             self._clock(trial)
             self._end(trial, what, about)
         search.write(self.trials, self._asked.folder / "trials.json")
+
+    def _take_over(self, trial: Trial, donor: Trial) -> None:
+        trial.take_over(donor)
+        why = f" ({trial.reason})" if trial.reason else ""
+        self._say(
+            f"trial {trial.number}{why} goes on with the weights of trial {donor.number} from epoch "
+            f"{trial.changes[-1]['epoch']}  {settings_text(trial.settings)}"
+        )
 
     def _clock(self, trial: Trial) -> None:
         now = time.monotonic()
@@ -230,7 +270,7 @@ class Board:
         reached = max((epoch for epoch, _ in trial.curve), default=0)
         failure = self._asked.folder / "trials" / trial.run / trials.FAILURE
         if what == "error":
-            trial.status, trial.reason = "failed", str(about.get("reason", ""))
+            trial.status, trial.reason = "failed", str(about.get("reason", trial.reason))
         elif failure.exists():
             trial.status, trial.reason = "failed", json.loads(failure.read_text())["reason"]
         else:
@@ -302,6 +342,7 @@ def parent_run(asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
             "scheduler": asked.scheduler,
             "trials": str(asked.trials),
             "seed": str(asked.seed),
+            **({"interval_epochs": str(asked.interval_epochs)} if asked.scheduler == "pbt" else {}),
             "family": recipe.family,
             "data.path": recipe.data.path,
             "data.digest": recipe.data.digest,

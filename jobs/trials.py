@@ -1,8 +1,8 @@
 """One trial of a search, in a process of its own beside the driver.
 
-In: what the search is told of (`searching.told`), a trial's id and its settings. Out: a training in
-the search's folder, a run in MLflow below the search's own, and figures to whoever asked. Must not
-know who chooses the settings.
+In: what it must know of the search (`searching.told`), a trial's id and its settings. Out: a
+training in the search's folder, a run in MLflow below the search's own, and figures to whoever
+asked. Must not know who chooses the settings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
     from pipelines.runs import Run
 
+SETTINGS_TAG = "tessera.settings"
+"""Of a member's run: every change of its settings, with the epoch from which on it held."""
+MOST_TAG = 5000
 FAILURE = "failure.json"
 """In a trial's folder: why it came to nothing, where the reason is its own."""
 
@@ -70,6 +73,59 @@ def run_trial(
         raise error
 
 
+def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """A member of a population, from its newest checkpoint to the end of a generation.
+
+    part: the member's `id`, `settings` and `changes`, and the epochs it has then, `until_epoch`.
+    Gives its `curve`, [epoch, figure] as far as it came, and where it came to nothing the `reason`.
+    """
+    os.environ.update(told["environment"])
+    from pipelines import recipe as recipes
+    from pipelines import runs
+
+    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(part["settings"])
+    name = run_name(told["search"], part["id"])
+    run = runs.find_or_create(
+        trials_dir(told), recipe, name=name, model=told["search"], changing=list(part["settings"])
+    )
+    _note_settings(run, part)
+    reason = ""
+    try:
+        tags = {SETTINGS_TAG: changes_text(part["changes"])}
+        _train(told, part["id"], run, recipe, until_epoch=part["until_epoch"], tags=tags)
+    except TesseraError as error:
+        reason = error.message
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+    # From the file: a process that was killed may have told some of it before.
+    return {"curve": runs.history(run).get(f"val/{told['figure']}", []), "reason": reason}
+
+
+def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
+    """The settings in effect as metrics of the epochs that they are for; MLflow's params, which
+    can't change, have the first."""
+    from pipelines.spool import SpoolFile
+
+    values = {
+        f"settings/{path}": float(value)
+        for path, value in part["settings"].items()
+        if isinstance(value, int | float)
+    }
+    first = part["from_epoch"] + 1
+    spool = SpoolFile(run.spool)
+    for epoch in range(first, part["until_epoch"] + 1) if values else ():
+        spool({"kind": "metrics", "step": epoch, "epoch": epoch, "values": values})
+    spool.close()
+
+
+def changes_text(changes: Sequence[Mapping[str, Any]]) -> str:
+    """The changes as JSON, the newest of them where all are longer than MLflow takes."""
+    kept = list(changes)
+    while len(text := json.dumps(kept)) > MOST_TAG and len(kept) > 1:
+        kept.pop(0)
+    return text
+
+
 def run_name(search: str, trial_id: str) -> str:
     return f"{search}-{trial_id}"
 
@@ -84,11 +140,17 @@ def _train(
     run: Run,
     recipe: Recipe,
     *,
-    listeners: list[Callable[[dict[str, Any]], None]],
+    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
+    until_epoch: int | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
+    from jobs import judges
     from pipelines import runs, tracking, worker
 
+    if recipe.judge:
+        judges.fetch(recipe, driver.open_registry(), run.folder / worker.JUDGE)
     tags = {
+        **(tags or {}),
         **driver.tags_of(recipe),
         "mlflow.parentRunId": told["parent"],
         "tessera.search": told["search"],
@@ -105,4 +167,5 @@ def _train(
             is_permanent=tracking.is_permanent,
             listeners=listeners,
             tags=tags,
+            until_epoch=until_epoch,
         )

@@ -17,6 +17,7 @@ from jobs.cli import run as run_command
 if TYPE_CHECKING:
     from jobs.searching import Asked
     from pipelines.recipe import Recipe
+    from pipelines.runs import Outcome
     from pipelines.search import Trial
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -28,11 +29,12 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--workers-per-trial", "workers", type=click.IntRange(min=0), default=1)
 @click.option("--search", "kind", default="random", show_default=True, help="random, optuna, grid")
-@click.option("--scheduler", default="asha", show_default=True, help="asha, none")
+@click.option("--scheduler", default="asha", show_default=True, help="asha, pbt, none")
 @click.option("--space", metavar="FILE", help="A space in place of the family's own, as YAML.")
 @click.option("--budget", metavar="TIME", help="Stop after so long, like 30m or 2h.")
 @click.option("--grace", type=click.IntRange(min=1), help="Epochs before a trial may be stopped.")
 @click.option("--reduction", type=click.FloatRange(min=1, min_open=True), default=3.0)
+@click.option("--interval", type=click.IntRange(min=1), help="Epochs of a generation, for pbt.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
 @click.option("--variant", help="A variant of the family.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
@@ -53,6 +55,7 @@ def command(
     budget: str | None,
     grace: int | None,
     reduction: float,
+    interval: int | None,
     overrides: tuple[str, ...],
     variant: str | None,
     seed: int,
@@ -69,55 +72,102 @@ def command(
     """
     from jobs import searching, train
     from models.core.errors import UsageError
+    from pipelines import recipe as recipes
     from pipelines import search
 
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", mend="leave it out")
         asked = searching.find(resume)
-        recipe = _recipe(asked)
     else:
-        if not what:
-            raise UsageError(
-                "nothing to search for", mend="name a family or a recipe: tessera families"
-            )
         search.check_choices(kind, scheduler)
         changes = {**train.changes_of(overrides, None), "workers.count": workers}
-        recipe = train.choose(what, variant, data, changes)
-        train.check_data(recipe)
-        found = search.space_of(recipe, Path(space) if space else None)
-        epochs = recipe.train.epochs
-        asked = searching.Asked(
-            name=_name(recipe),
-            recipe=recipe.to_json(),
-            space=search.to_plain(found),
+        asked = _ask(
+            _choose(what, variant, data, changes),
+            space=Path(space) if space else None,
             search=kind,
             scheduler=scheduler,
-            trials=len(search.grid(found)) if kind == "grid" else trials,
+            trials=trials,
             seed=seed,
             experiment=experiment,
-            grace_epochs=min(grace or search.grace(recipe), epochs),
+            grace=grace,
             reduction=reduction,
+            interval=interval,
             budget_seconds=_seconds(budget) if budget else None,
         )
+    recipe = recipes.build(json.loads(asked.recipe))
     facts = searching.run(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
     if refit:
-        best: Trial = facts["winner"]
-        origin = {"tessera.search": asked.name, "tessera.trial": best.id}
-        again = recipe.with_overrides(best.settings)
-        made = train.start(
-            again, model=model, experiment=experiment, verbose=verbose, quiet=as_json, tags=origin
-        )
+        made = _refit(asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json)
         facts["model"] = f"models:/{made.version.name}/{made.version.number}"
         facts["refit"] = dict(made.figures)
     _show(asked, recipe, facts, as_json)
     return 0
 
 
-def _recipe(asked: Asked) -> Recipe:
-    from pipelines import recipe as recipes
+def _refit(
+    asked: Asked, recipe: Recipe, best: Trial, *, model: str | None, verbose: bool, quiet: bool
+) -> Outcome:
+    """The winner's settings, trained in full and registered. A member of a population had several:
+    what is registered is what it has come to, and trained to the end where it wasn't."""
+    from jobs import searching, train
 
-    return recipes.build(json.loads(asked.recipe))
+    again = recipe.with_overrides(best.settings)
+    told: dict[str, Any] = {
+        "experiment": asked.experiment,
+        "verbose": verbose,
+        "quiet": quiet,
+        "tags": {"tessera.search": asked.name, "tessera.trial": best.id},
+    }
+    if asked.scheduler == "pbt":
+        return train.go_on(searching.run_of(asked, best), again, model=model, **told)
+    return train.start(again, model=model, **told)
+
+
+def _choose(
+    what: str | None, variant: str | None, data: str | None, changes: dict[str, Any]
+) -> Recipe:
+    from jobs import train
+    from models.core.errors import UsageError
+
+    if not what:
+        raise UsageError(
+            "nothing to search for", mend="name a family or a recipe: tessera families"
+        )
+    return train.choose(what, variant, data, changes)
+
+
+def _ask(
+    recipe: Recipe,
+    *,
+    space: Path | None,
+    scheduler: str,
+    trials: int,
+    grace: int | None,
+    interval: int | None,
+    **more: Any,
+) -> Asked:
+    """What is asked for, or a UsageError where it can't be searched."""
+    from jobs import searching, train
+    from pipelines import population, search, worker
+
+    card = train.check_data(recipe)
+    found = search.space_of(recipe, space)
+    epochs = recipe.train.epochs
+    length = interval or population.interval(epochs)
+    if scheduler == "pbt":
+        population.check_size(trials, epochs, length)
+        population.check_space(recipe, found, worker.seen_of(recipe, card))
+    return searching.Asked(
+        name=_name(recipe),
+        recipe=recipe.to_json(),
+        space=search.to_plain(found),
+        scheduler=scheduler,
+        trials=len(search.grid(found)) if more["search"] == "grid" else trials,
+        grace_epochs=min(grace or search.grace(recipe), epochs),
+        interval_epochs=length,
+        **more,
+    )
 
 
 def _name(recipe: Recipe) -> str:
