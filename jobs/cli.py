@@ -35,6 +35,8 @@ NO_VERBS = {
     "searching",
     "examining",
     "copying",
+    "trials",
+    "generations",
 }
 """Files of this folder that are no verbs: what the verbs share."""
 

@@ -1,27 +1,27 @@
-"""A search as the driver has it: its folder, its entry in MLflow, and its trials, each a training in
-a process of its own.
+"""A search as the driver has it: its folder, its entry in MLflow, and the standing of its trials.
+
+In: what was asked for. Out: the winner, and a folder that a later process can go on from. Must not
+know how a trial is trained.
 
     search.json    what was asked for: recipe, space, tuner, MLflow's run
-    trials.json    the standing of every trial
-    trials/        a run folder for each        tune/     Ray Tune's own state
-    pictures/      what MLflow shows            winner.yaml
+    trials.json    the standing of every trial     population.json   of a population, its generation
+    trials/        a run folder for each           tune/             Ray Tune's own state
+    pictures/      what MLflow shows               winner.yaml
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import driver, embedded
+from jobs import driver, embedded, generations, trials
 from models.core.errors import TesseraError, unknown
 from pipelines import search
 from pipelines.search import Trial
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from models.core.family import Figure
-    from pipelines.ray_tune import Report
+    from models.core.spaces import Space
+    from pipelines.ray_tune import Order
     from pipelines.recipe import Recipe
+    from pipelines.runs import Run
+    from pipelines.search import Room
     from pipelines.tracking import MlflowTracker
 
 STATUS_TAG = "tessera.trial.status"
-FAILURE = "failure.json"
-"""In a trial's folder: why it came to nothing, where the reason is its own."""
 KEPT = ("TESSERA_HOME", "TESSERA_CACHE", "TESSERA_CACHE_SIZE", "TESSERA_UI", "MLFLOW_TRACKING_URI")
 """Of the environment: a trial's process may have been started by a cluster that has another."""
 
@@ -56,12 +57,16 @@ class Asked:
     grace_epochs: int
     reduction: float
     budget_seconds: float | None
+    interval_epochs: int = 1
     parent: str = ""
     """MLflow's run of the search."""
 
     @property
     def folder(self) -> Path:
         return embedded.searches_dir() / self.name
+
+    def parsed_space(self) -> dict[str, Space]:
+        return {path: search.parse(path, given) for path, given in self.space.items()}
 
     def write(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,71 +86,125 @@ def find(name: str) -> Asked:
     return Asked(**json.loads(text))
 
 
-def run_trial(
-    told: dict[str, Any], trial_id: str, settings: dict[str, Any], report: Report
-) -> None:
-    """One trial, from its last checkpoint where it has one. Called by Ray Tune in a process of its
-    own; `report` doesn't come back when the trial is to stop."""
-    os.environ.update(told["environment"])
-    from pipelines import recipe as recipes
-    from pipelines import runs, tracking, worker
+def run(
+    asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
+) -> dict[str, Any]:
+    """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
+    import models
+    from jobs.terminal import say
+    from pipelines import cluster, runs
 
-    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
-    folder = Path(told["folder"])
-    name = run_name(told["search"], trial_id)
-    run = runs.find_or_create(folder / "trials", recipe, name=name, model=told["search"])
-    tags = {
-        **driver.tags_of(recipe),
-        "mlflow.parentRunId": told["parent"],
-        "tessera.search": told["search"],
-        "tessera.trial": trial_id,
+    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    group = driver.group_of(recipe)
+    with ExitStack() as held:
+        if restore:  # before anything is said of it anywhere
+            held.enter_context(runs.locked(asked))
+        held.enter_context(driver.joined(verbose=verbose))
+        room = search.room(
+            cpus=cluster.cpus(),
+            gpus=cluster.gpus(),
+            workers=max(group.workers, 1),
+            cpus_each=group.cpus,
+            gpus_each=cluster.gpus_each(group),
+            trials=asked.trials,
+        )
+        parent = held.enter_context(parent_run(asked, recipe))
+        asked = replace(asked, parent=parent.run_id)
+        asked.write()
+        if not restore:
+            held.enter_context(runs.locked(asked))
+        tell(f"search {asked.name}")
+        tell(f"watch {driver.page(parent.link())}")
+        tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
+        figure = models.get(recipe.family).task.primary
+        board = Board(asked, figure, recipe.train.epochs, parent, tell)
+        try:
+            _train(asked, recipe, board, room, restore=restore)
+        except KeyboardInterrupt:
+            tell(f"go on with: tessera tune --resume {asked.name}")
+            raise
+        finally:
+            board.close()
+        return _conclude(asked, recipe, board, figure, parent)
+
+
+def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: bool) -> None:
+    import models
+    from pipelines import ray_tune
+
+    figure = models.get(recipe.family).task.primary
+    facts = told(asked, figure)
+    if asked.scheduler == "pbt":
+        generations.run(asked, figure, recipe.train.epochs, facts, board, room.at_once)
+        return
+    order = _order(asked, recipe, room)
+    again = restore and ray_tune.can_restore(order.folder)
+    ray_tune.run(trials.run_trial, facts, order, board.hear, restore=again)
+
+
+def told(asked: Asked, figure: Figure) -> dict[str, Any]:
+    """What a trial's process must know of its search."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {
+        "environment": {**kept, "TESSERA_HOME": str(embedded.root())},
+        "search": asked.name,
+        "recipe": asked.recipe,
+        "folder": str(asked.folder),
+        "parent": asked.parent,
+        "experiment": asked.experiment,
+        "figure": figure.name,
     }
-    figure = f"val/{told['figure']}"
-    found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
-    ended: list[BaseException | None] = []
-
-    def listen(event: Mapping[str, Any]) -> None:
-        if event["kind"] == "metrics" and figure in event["values"]:
-            found.put((int(event["epoch"]), float(event["values"][figure])))
-
-    def train() -> None:
-        try:
-            storage = run.folder / "ray"
-            with driver.executor(
-                worker.run, driver.group_of(recipe), name=run.name, storage=storage
-            ) as execute:
-                tracker = driver.open_tracker(run.name, experiment=told["experiment"], tags=tags)
-                runs.train(
-                    run,
-                    recipe,
-                    tracker=tracker,
-                    execute=execute,
-                    is_permanent=tracking.is_permanent,
-                    listeners=[listen],
-                    tags=tags,
-                )
-            ended.append(None)
-        except BaseException as error:
-            ended.append(error)
-
-    # Figures are reported by the thread that Tune called, which may wait there.
-    thread = threading.Thread(target=train, name="trial", daemon=True)
-    thread.start()
-    while thread.is_alive() or not found.empty():
-        try:
-            epoch, value = found.get(timeout=0.2)
-        except queue.Empty:
-            continue
-        report(epoch, value)
-    error = ended[0]
-    if isinstance(error, TesseraError):  # it would come again: Tune is not to try once more
-        (run.folder / FAILURE).write_text(json.dumps({"reason": error.message}), "utf-8")
-    elif error is not None:
-        raise error
 
 
-def run_name(name: str, trial_id: str) -> str:
-    return f"{name}-{trial_id}"
+def run_of(asked: Asked, trial: Trial) -> Run:
+    """A trial's training."""
+    from pipelines import runs
+
+    return runs.find(asked.folder / "trials", trial.run)
+
+
+def _order(asked: Asked, recipe: Recipe, room: Room) -> Order:
+    import models
+    from pipelines import ray_tune
+
+    return ray_tune.Order(
+        folder=asked.folder / "tune",
+        space=asked.parsed_space(),
+        search=asked.search,
+        scheduler=asked.scheduler,
+        trials=asked.trials,
+        at_once=room.at_once,
+        direction=models.get(recipe.family).task.primary.direction,
+        most_epochs=recipe.train.epochs,
+        grace_epochs=asked.grace_epochs,
+        reduction=asked.reduction,
+        seed=asked.seed,
+        budget_seconds=asked.budget_seconds,
+    )
+
+
+def _conclude(
+    asked: Asked, recipe: Recipe, board: Board, figure: Figure, parent: MlflowTracker
+) -> dict[str, Any]:
+    """Names the winner, and leaves it and the pictures with the search."""
+    import yaml
+
+    from pipelines import search_pictures
+
+    best = search.winner(board.trials, figure)
+    made = recipe.with_overrides(best.settings).model_dump(mode="json")
+    (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
+    pictures = asked.folder / "pictures"
+    for file in search_pictures.draw(board.trials, asked.parsed_space(), figure, pictures):
+        parent.artifact(file, "pictures")
+    for name in ("trials.json", "winner.yaml"):
+        parent.artifact(asked.folder / name, "")
+    return {
+        "search": asked.name,
+        "winner": best,
+        "trials": search.ranked(board.trials, figure),
+        "page": parent.link(),
+    }
 
 
 class Board:
@@ -172,12 +231,20 @@ class Board:
         if trial is None:
             settings = about.get("settings", {})
             trial = Trial(trial_id, len(self.trials) + 1, settings)
-            trial.run = run_name(self._asked.name, trial_id)
+            trial.run = trials.run_name(self._asked.name, trial_id)
             self.trials.append(trial)
             self._known[trial_id] = trial
+        if "changes" in about:
+            trial.settings, trial.changes = about["settings"], about["changes"]
         if what == "start":
             trial.status = "running"
             self._began[trial_id] = time.monotonic()
+        elif what == "wait":
+            self._clock(trial)
+            trial.status, trial.reason = "waiting", about["reason"]
+            del self._began[trial_id]
+        elif what == "exploit":
+            self._take_over(trial, self._known[about["donor"]])
         elif what == "result":
             trial.note(int(about["epoch"]), float(about["value"]), self._figure)
             self._clock(trial)
@@ -186,6 +253,14 @@ class Board:
             self._end(trial, what, about)
         search.write(self.trials, self._asked.folder / "trials.json")
 
+    def _take_over(self, trial: Trial, donor: Trial) -> None:
+        trial.take_over(donor)
+        why = f" ({trial.reason})" if trial.reason else ""
+        self._say(
+            f"trial {trial.number}{why} goes on with the weights of trial {donor.number} from epoch "
+            f"{trial.changes[-1]['epoch']}  {settings_text(trial.settings)}"
+        )
+
     def _clock(self, trial: Trial) -> None:
         now = time.monotonic()
         trial.seconds += now - self._began.get(trial.id, now)
@@ -193,9 +268,9 @@ class Board:
 
     def _end(self, trial: Trial, what: str, about: Mapping[str, Any]) -> None:
         reached = max((epoch for epoch, _ in trial.curve), default=0)
-        failure = self._asked.folder / "trials" / trial.run / FAILURE
+        failure = self._asked.folder / "trials" / trial.run / trials.FAILURE
         if what == "error":
-            trial.status, trial.reason = "failed", str(about.get("reason", ""))
+            trial.status, trial.reason = "failed", str(about.get("reason", trial.reason))
         elif failure.exists():
             trial.status, trial.reason = "failed", json.loads(failure.read_text())["reason"]
         else:
@@ -267,6 +342,7 @@ def parent_run(asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
             "scheduler": asked.scheduler,
             "trials": str(asked.trials),
             "seed": str(asked.seed),
+            **({"interval_epochs": str(asked.interval_epochs)} if asked.scheduler == "pbt" else {}),
             "family": recipe.family,
             "data.path": recipe.data.path,
             "data.digest": recipe.data.digest,

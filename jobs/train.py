@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,27 @@ def start(
     except BaseException:
         runs.forget(run)
         raise
+
+
+def go_on(
+    run: Run,
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    experiment: str = "tessera",
+    verbose: bool = False,
+    quiet: bool = False,
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Trains a run that exists to its end, and registers it."""
+    from pipelines import registry
+
+    name = model_name(recipe, check_data(recipe)) if model is None else model
+    registry.check_name(name)
+    run = replace(run, model=name)
+    return _train(
+        run, recipe, experiment=experiment, verbose=verbose, quiet=quiet, more_tags=tags or {}
+    )
 
 
 def model_name(recipe: Recipe, card: Card) -> str:

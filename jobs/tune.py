@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from jobs.cli import run as run_command
 if TYPE_CHECKING:
     from jobs.searching import Asked
     from pipelines.recipe import Recipe
+    from pipelines.runs import Outcome
     from pipelines.search import Trial
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -30,11 +29,12 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--workers-per-trial", "workers", type=click.IntRange(min=0), default=1)
 @click.option("--search", "kind", default="random", show_default=True, help="random, optuna, grid")
-@click.option("--scheduler", default="asha", show_default=True, help="asha, none")
+@click.option("--scheduler", default="asha", show_default=True, help="asha, pbt, none")
 @click.option("--space", metavar="FILE", help="A space in place of the family's own, as YAML.")
 @click.option("--budget", metavar="TIME", help="Stop after so long, like 30m or 2h.")
 @click.option("--grace", type=click.IntRange(min=1), help="Epochs before a trial may be stopped.")
 @click.option("--reduction", type=click.FloatRange(min=1, min_open=True), default=3.0)
+@click.option("--interval", type=click.IntRange(min=1), help="Epochs of a generation, for pbt.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
 @click.option("--variant", help="A variant of the family.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
@@ -55,6 +55,7 @@ def command(
     budget: str | None,
     grace: int | None,
     reduction: float,
+    interval: int | None,
     overrides: tuple[str, ...],
     variant: str | None,
     seed: int,
@@ -71,137 +72,102 @@ def command(
     """
     from jobs import searching, train
     from models.core.errors import UsageError
+    from pipelines import recipe as recipes
     from pipelines import search
 
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", mend="leave it out")
         asked = searching.find(resume)
-        recipe = _recipe(asked)
     else:
-        if not what:
-            raise UsageError(
-                "nothing to search for", mend="name a family or a recipe: tessera families"
-            )
         search.check_choices(kind, scheduler)
         changes = {**train.changes_of(overrides, None), "workers.count": workers}
-        recipe = train.choose(what, variant, data, changes)
-        train.check_data(recipe)
-        found = search.space_of(recipe, Path(space) if space else None)
-        epochs = recipe.train.epochs
-        asked = searching.Asked(
-            name=_name(recipe),
-            recipe=recipe.to_json(),
-            space=search.to_plain(found),
+        asked = _ask(
+            _choose(what, variant, data, changes),
+            space=Path(space) if space else None,
             search=kind,
             scheduler=scheduler,
-            trials=len(search.grid(found)) if kind == "grid" else trials,
+            trials=trials,
             seed=seed,
             experiment=experiment,
-            grace_epochs=min(grace or search.grace(recipe), epochs),
+            grace=grace,
             reduction=reduction,
+            interval=interval,
             budget_seconds=_seconds(budget) if budget else None,
         )
-    outcome = _search(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
-    facts: dict[str, Any] = outcome
+    recipe = recipes.build(json.loads(asked.recipe))
+    facts = searching.run(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
     if refit:
-        best: Trial = outcome["winner"]
-        origin = {"tessera.search": asked.name, "tessera.trial": best.id}
-        again = recipe.with_overrides(best.settings)
-        made = train.start(
-            again, model=model, experiment=experiment, verbose=verbose, quiet=as_json, tags=origin
-        )
+        made = _refit(asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json)
         facts["model"] = f"models:/{made.version.name}/{made.version.number}"
         facts["refit"] = dict(made.figures)
     _show(asked, recipe, facts, as_json)
     return 0
 
 
-def _search(
-    asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
-) -> dict[str, Any]:
-    import models
-    from jobs import driver, embedded, searching
-    from jobs.terminal import say
-    from pipelines import cluster, ray_tune, search, search_pictures
+def _refit(
+    asked: Asked, recipe: Recipe, best: Trial, *, model: str | None, verbose: bool, quiet: bool
+) -> Outcome:
+    """The winner's settings, trained in full and registered. A member of a population had several:
+    what is registered is what it has come to, and trained to the end where it wasn't."""
+    from jobs import searching, train
 
-    figure = models.get(recipe.family).task.primary
-    tell = (lambda text: None) if quiet else say
-    group = driver.group_of(recipe)
-    space = {path: search.parse(path, given) for path, given in asked.space.items()}
-    with driver.joined(verbose=verbose):
-        room = search.room(
-            cpus=cluster.cpus(),
-            gpus=cluster.gpus(),
-            workers=max(group.workers, 1),
-            cpus_each=group.cpus,
-            gpus_each=cluster.gpus_each(group),
-            trials=asked.trials,
+    again = recipe.with_overrides(best.settings)
+    told: dict[str, Any] = {
+        "experiment": asked.experiment,
+        "verbose": verbose,
+        "quiet": quiet,
+        "tags": {"tessera.search": asked.name, "tessera.trial": best.id},
+    }
+    if asked.scheduler == "pbt":
+        return train.go_on(searching.run_of(asked, best), again, model=model, **told)
+    return train.start(again, model=model, **told)
+
+
+def _choose(
+    what: str | None, variant: str | None, data: str | None, changes: dict[str, Any]
+) -> Recipe:
+    from jobs import train
+    from models.core.errors import UsageError
+
+    if not what:
+        raise UsageError(
+            "nothing to search for", mend="name a family or a recipe: tessera families"
         )
-        with searching.parent_run(asked, recipe) as parent:
-            asked = replace(asked, parent=parent.run_id)
-            asked.write()
-            tell(f"search {asked.name}")
-            tell(f"watch {driver.page(parent.link())}")
-            tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
-            board = searching.Board(asked, figure, recipe.train.epochs, parent, tell)
-            folder = asked.folder / "tune"
-            order = ray_tune.Order(
-                folder=folder,
-                space=space,
-                search=asked.search,
-                scheduler=asked.scheduler,
-                trials=asked.trials,
-                at_once=room.at_once,
-                direction=figure.direction,
-                most_epochs=recipe.train.epochs,
-                grace_epochs=asked.grace_epochs,
-                reduction=asked.reduction,
-                seed=asked.seed,
-                budget_seconds=asked.budget_seconds,
-            )
-            kept = {name: os.environ[name] for name in searching.KEPT if name in os.environ}
-            told = {
-                "environment": {**kept, "TESSERA_HOME": str(embedded.root())},
-                "search": asked.name,
-                "recipe": recipe.to_json(),
-                "folder": str(asked.folder),
-                "parent": asked.parent,
-                "experiment": asked.experiment,
-                "figure": figure.name,
-            }
-            try:
-                ray_tune.run(
-                    searching.run_trial,
-                    told,
-                    order,
-                    board.hear,
-                    restore=restore and ray_tune.can_restore(folder),
-                )
-            except KeyboardInterrupt:
-                tell(f"go on with: tessera tune --resume {asked.name}")
-                raise
-            finally:
-                board.close()
-            best = search.winner(board.trials, figure)
-            _write_winner(asked, recipe, best)
-            pictures = search_pictures.draw(board.trials, space, figure, asked.folder / "pictures")
-            for file in pictures:
-                parent.artifact(file, "pictures")
-            for name in ("trials.json", "winner.yaml"):
-                parent.artifact(asked.folder / name, "")
-            return {
-                "search": asked.name,
-                "winner": best,
-                "trials": search.ranked(board.trials, figure),
-                "page": parent.link(),
-            }
+    return train.choose(what, variant, data, changes)
 
 
-def _recipe(asked: Asked) -> Recipe:
-    from pipelines import recipe as recipes
+def _ask(
+    recipe: Recipe,
+    *,
+    space: Path | None,
+    scheduler: str,
+    trials: int,
+    grace: int | None,
+    interval: int | None,
+    **more: Any,
+) -> Asked:
+    """What is asked for, or a UsageError where it can't be searched."""
+    from jobs import searching, train
+    from pipelines import asking, population, search
 
-    return recipes.build(json.loads(asked.recipe))
+    card = train.check_data(recipe)
+    found = search.space_of(recipe, space)
+    epochs = recipe.train.epochs
+    length = interval or population.interval(epochs)
+    if scheduler == "pbt":
+        population.check_size(trials, epochs, length)
+        population.check_space(recipe, found, asking.seen_of(recipe, card))
+    return searching.Asked(
+        name=_name(recipe),
+        recipe=recipe.to_json(),
+        space=search.to_plain(found),
+        scheduler=scheduler,
+        trials=len(search.grid(found)) if more["search"] == "grid" else trials,
+        grace_epochs=min(grace or search.grace(recipe), epochs),
+        interval_epochs=length,
+        **more,
+    )
 
 
 def _name(recipe: Recipe) -> str:
@@ -219,13 +185,6 @@ def _seconds(text: str) -> float:
     if not found or not float(found[1]):
         raise UsageError(f"--budget {text}", mend="give a time like 90s, 30m or 2h")
     return float(found[1]) * SECONDS[found[2]]
-
-
-def _write_winner(asked: Asked, recipe: Recipe, best: Trial) -> None:
-    import yaml
-
-    made = recipe.with_overrides(best.settings).model_dump(mode="json")
-    (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
 
 
 def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:

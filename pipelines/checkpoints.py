@@ -155,6 +155,32 @@ def newest(folder: Path) -> tuple[State | None, list[str]]:
     return None, notices
 
 
+def adopt(source: Path, target: Path) -> str:
+    """Puts copies of the newest and the best checkpoint of `source` in place of all of `target`'s;
+    gives the digest of the newest. Every byte is compared with what was written."""
+    state, notices = newest(source)
+    if state is None:
+        raise TesseraError(f"{source} has no checkpoint that is whole", mend="; ".join(notices))
+    best = f"step-{state.progress.best_step:09d}" if state.progress.best_step else state.path.name
+    scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        for name in {state.path.name, best}:
+            shutil.copytree(source / name, scratch / name)
+            verify(scratch / name)
+        digest = verify(scratch / state.path.name)
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.rename(target)
+    except OSError as error:
+        raise TesseraError(
+            f"checkpoint {state.path} can't be copied: {error.strerror or error}",
+            mend="free some space and use --resume",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return digest
+
+
 def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
     """Leaves the newest `keep` checkpoints and the best; removes leftovers of crashed writes."""
     for leftover in folder.glob(".step-*"):
@@ -231,8 +257,13 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]) -> None:
-    """Puts a packed state back into an optimizer of the same parameters."""
+    """Puts a packed state back into an optimizer of the same parameters. Rate, momentum and the like
+    stay as it was built with: they are the recipe's, which may have changed."""
     tensors, numbers = packed
+    groups = [
+        {**saved, **{name: value for name, value in built.items() if name != "params"}}
+        for saved, built in zip(numbers["groups"], optimizer.param_groups, strict=True)
+    ]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in numbers["plain"].items()}
     for key, value in tensors.items():
@@ -243,7 +274,7 @@ def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]
             # momentum would silently be given other weights' momentum.
             value = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def read_identity(path: Path) -> tuple[Recipe, Card]:

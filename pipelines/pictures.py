@@ -211,7 +211,7 @@ def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]
         )
         handles.append(handle)
         own.set_xlim(0, max(steps) or 1)
-        own.set_xlabel("epoch" if split == "val" else "step", fontsize=8, labelpad=2)
+        own.set_xlabel("epoch" if split in ("val", "settings") else "step", fontsize=8, labelpad=2)
         own.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         own.tick_params(labelsize=8)
         own.spines[:].set_visible(False)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,19 +222,22 @@ FREE_TO_CHANGE = (
 """What a resumed training may have otherwise than when it was begun."""
 
 
-def differences(before: Recipe, now: Recipe) -> list[str]:
-    """Settings that a training must keep when it is resumed, with both values."""
+def differences(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -> list[str]:
+    """Settings that a training must keep when it is resumed, with both values. `changing` are the
+    paths that this training may change on its way."""
     old, new = before.flat(), now.flat()
     return [
         f"{path} was {old.get(path)}, is {new.get(path)}"
         for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path) and not path.startswith(FREE_TO_CHANGE)
+        if old.get(path) != new.get(path)
+        and not path.startswith(FREE_TO_CHANGE)
+        and path not in changing
     ]
 
 
-def check_resumable(before: Recipe, now: Recipe) -> None:
+def check_resumable(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -> None:
     """Raises UsageError that names every setting that a resumed training must not change."""
-    changed = differences(before, now)
+    changed = differences(before, now, changing)
     if changed:
         raise UsageError(
             f"a training can't be resumed with other settings: {'; '.join(changed)}",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import models
 from models.core.errors import TesseraError, unknown
@@ -53,6 +53,8 @@ class Run:
     model: str
     run_id: str = ""
     resumed: bool = False
+    changing: tuple[str, ...] = ()
+    """Settings that this training may change on its way: those of a population."""
 
     @property
     def spool(self) -> Path:
@@ -62,10 +64,21 @@ class Run:
         return recipes.read(self.folder / "recipe.json")
 
     def write(self) -> None:
-        content = {"name": self.name, "model": self.model, "run_id": self.run_id}
+        content: dict[str, Any] = {"name": self.name, "model": self.model, "run_id": self.run_id}
+        if self.changing:
+            content["changing"] = self.changing
         scratch = self.folder / ".run.json"
         scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
         scratch.replace(self.folder / "run.json")
+
+
+class Place(Protocol):
+    """What one driver at a time works on."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -95,14 +108,27 @@ def create(root: Path, recipe: Recipe, *, model: str, stamp: str) -> Run:
     return _fill(Run(folder, name, model), recipe)
 
 
-def find_or_create(root: Path, recipe: Recipe, *, name: str, model: str) -> Run:
+def find_or_create(
+    root: Path, recipe: Recipe, *, name: str, model: str, changing: Sequence[str] = ()
+) -> Run:
     """The training of this name, for one that may be started again by whoever starts it."""
     folder = root / name
-    file = folder / "run.json"
-    if file.exists():
-        return Run(folder, name, model, json.loads(file.read_text())["run_id"], resumed=True)
+    if (folder / "run.json").exists():
+        return replace(_read(folder / "run.json"), model=model)
     folder.mkdir(parents=True, exist_ok=True)
-    return _fill(Run(folder, name, model), recipe)
+    return _fill(Run(folder, name, model, changing=tuple(changing)), recipe)
+
+
+def _read(file: Path) -> Run:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Run(
+        file.parent,
+        found["name"],
+        found["model"],
+        found["run_id"],
+        resumed=True,
+        changing=tuple(found.get("changing", ())),
+    )
 
 
 def _fill(run: Run, recipe: Recipe) -> Run:
@@ -121,8 +147,7 @@ def find(root: Path, ref: str) -> Run:
     """A training by its name or its tracking run's id."""
     known = {}
     for file in sorted(root.glob("*/run.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        run = Run(file.parent, content["name"], content["model"], content["run_id"], resumed=True)
+        run = _read(file)
         if ref in (run.name, run.run_id):
             return run
         known[run.name] = run
@@ -132,14 +157,14 @@ def find(root: Path, ref: str) -> Run:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Never two drivers on one run."""
+def locked(run: Place) -> Iterator[None]:
+    """Never two drivers on one run, or on one search."""
     with (run.folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TesseraError(
-                f"run {run.name} is being trained by another process",
+                f"{run.name} is being trained by another process",
                 mend="wait for it, or stop it first",
             ) from None
         yield
@@ -189,9 +214,10 @@ def train(
     listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
     tags: Mapping[str, str] | None = None,
     conclude: Callable[[Path, Mapping[str, Any]], None] | None = None,
+    until_epoch: int | None = None,
 ) -> Trained:
     """Trains, or goes on. `conclude` is called with the best checkpoint and the summary, as a part
-    of the tracked run.
+    of the tracked run. One that stops before its last epoch, after `until_epoch`, stays RUNNING.
 
     Raises whatever `execute` and `conclude` raise, after the tracker has the run's end: FAILED, or
     KILLED when the process was told to stop.
@@ -206,14 +232,21 @@ def train(
     status = "FAILED"
     undelivered = 0
     try:
-        payload = {"recipe": recipe.to_json(), "run_dir": str(run.folder)}
+        payload = {
+            "recipe": recipe.to_json(),
+            "run_dir": str(run.folder),
+            "until_epoch": until_epoch,
+            "changing": run.changing,
+        }
         summary = execute(payload, spool)
         best = run.folder / "checkpoints" / summary["checkpoint"]
-        _check_effective(checkpoints.load(best).recipe, recipe)
-        _draw_curves(run, spool)
-        if conclude is not None:
-            conclude(best, summary)
-        status = "FINISHED"
+        _check_effective(best.with_name(summary["newest"]), recipe)
+        _check_effective(best, recipe, run.changing)
+        if summary["ended"]:
+            _draw_curves(run, spool)
+            if conclude is not None:
+                conclude(best, summary)
+        status = "FINISHED" if summary["ended"] else "RUNNING"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
@@ -221,11 +254,8 @@ def train(
         # A process that is told to stop has seconds; what it leaves is delivered by a resume.
         undelivered = shipper.close(DELIVERY_SECONDS if status != "KILLED" else 1.0)
         spool.close()
-        try:
-            tracker.finish(status)
-        except Exception as error:  # whatever the service raises, the training's end stands
-            for listener in listeners:
-                listener({"kind": "notice", "text": f"the run's end was not noted: {error}"})
+        if status != "RUNNING":
+            _note_end(tracker, status, listeners)
     return Trained(
         run,
         summary["figures"],
@@ -246,6 +276,16 @@ def _note_start(
             tracker.dataset(
                 name=card.name, digest=card.digest, source=recipe.data.path, split=split
             )
+
+
+def _note_end(
+    tracker: Tracker, status: str, listeners: Sequence[Callable[[dict[str, Any]], None]]
+) -> None:
+    try:
+        tracker.finish(status)
+    except Exception as error:  # whatever the service raises, the training's end stands
+        for listener in listeners:
+            listener({"kind": "notice", "text": f"the run's end was not noted: {error}"})
 
 
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:
@@ -281,9 +321,9 @@ def _patiently(register: Callable[[], Version], run: Run) -> Version:
             time.sleep(2.0)
 
 
-def _check_effective(effective: Recipe, asked: Recipe) -> None:
+def _check_effective(checkpoint: Path, asked: Recipe, changing: Sequence[str] = ()) -> None:
     """What was trained must be what was asked for."""
-    wrong = recipes.differences(asked, effective)
+    wrong = recipes.differences(asked, checkpoints.load(checkpoint).recipe, changing)
     if wrong:
         raise TesseraError(f"another recipe was trained than asked for: {'; '.join(wrong)}")
 

@@ -28,7 +28,7 @@ from models.core.spaces import Choice, LogUniform, Space, Uniform, examples
 from pipelines.recipe import Recipe
 
 Search = Literal["random", "optuna", "grid"]
-Scheduler = Literal["asha", "none"]
+Scheduler = Literal["asha", "pbt", "none"]
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 KINDS: dict[str, type[Uniform] | type[LogUniform]] = {
@@ -173,7 +173,9 @@ def _count(number: int, what: str) -> str:
 @dataclass
 class Trial:
     """One training of a search. `settings` are what was sampled, `value` the best of the figure so
-    far and `epoch` where it was reached; `curve` has the figure of each epoch."""
+    far and `epoch` where it was reached; `curve` has the figure of each epoch. A member of a
+    population waits for the others between its generations; `settings` are then those in effect,
+    and `changes` has all of them (`population.Member`)."""
 
     id: str
     number: int
@@ -186,6 +188,7 @@ class Trial:
     seconds: float = 0.0
     reason: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self, epoch: int, value: float, figure: Figure) -> None:
         """What was found after an epoch; one that is told again counts once, and what is not finite
@@ -195,6 +198,10 @@ class Trial:
         self.curve.append((epoch, value))
         if self.value is None or better(value, self.value, figure.direction):
             self.value, self.epoch = value, epoch
+
+    def take_over(self, donor: Trial) -> None:
+        """Its weights are the donor's now, and so is the best that they came to."""
+        self.value, self.epoch = donor.value, donor.epoch
 
 
 def better(one: float, other: float, direction: str) -> bool:
@@ -235,6 +242,11 @@ def read(file: Path) -> list[Trial]:
 
 
 def check_choices(search: str, scheduler: str) -> None:
+    if scheduler == "pbt" and search in ("grid", "optuna"):
+        raise UsageError(
+            f"--scheduler pbt moves its settings itself, and can't go with --search {search}",
+            mend="leave --search out, or use --scheduler asha",
+        )
     for what, given, known in (
         ("search", search, get_args(Search)),
         ("scheduler", scheduler, get_args(Scheduler)),

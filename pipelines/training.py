@@ -92,9 +92,11 @@ class Training:
         state: State | None = None,
         on_first_batch: Callable[[Batch], None] | None = None,
         ledger: Ledger | None = None,
+        until_epoch: int | None = None,
     ) -> None:
         """`state` is a checkpoint to go on from; `on_first_batch` is shown the first batch of the
-        training as the network sees it, on rank 0; `ledger` is told the samples of each step."""
+        training as the network sees it, on rank 0; `ledger` is told the samples of each step; after
+        `until_epoch` epochs it stops, with a rate that is on its way to the recipe's last epoch."""
         self.family, self.recipe, self.card, self.data = family, recipe, card, data
         self.loader, self.validate, self.world, self.emit = loader, validate, world, emit
         self.folder, self.on_first_batch, self.ledger = folder, on_first_batch, ledger
@@ -102,6 +104,7 @@ class Training:
         self.precision = resolve_precision(recipe.train.precision, world.device)
         self.transform = family.augment(recipe.augment_settings(), data, train=True)
         self.progress = state.progress if state else Progress()
+        self.until_epoch = min(until_epoch or recipe.train.epochs, recipe.train.epochs)
         self.total_samples = loader.samples * recipe.train.epochs
 
         torch.manual_seed(recipe.seed)
@@ -130,7 +133,7 @@ class Training:
 
     def run(self) -> Progress:
         train = self.recipe.train
-        while self.progress.epoch < train.epochs:
+        while self.progress.epoch < self.until_epoch:
             if train.patience and self.progress.stale_epochs >= train.patience:
                 break
             self._freeze(self.progress.epoch)

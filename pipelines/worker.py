@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ CHECKPOINTS = "checkpoints"
 def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Trains to the end, from the newest good checkpoint if there is one.
 
-    payload: `recipe` (JSON text), `run_dir`, `cache` for remote shards. Gives the best checkpoint's name, step and epoch, the epochs trained,
-    its validation figures, images/s and precision.
+    payload: `recipe` (JSON text), `run_dir`, `cache` for remote shards; `until_epoch` where it is
+    to stop before its end, and `changing`, the settings that it may change on its way. Gives the
+    best checkpoint's name, step and epoch, the newest one's name, the epochs trained, images/s,
+    precision, whether it `ended`, and then the best one's validation figures.
     """
     storage.use_cache_of(payload.get("cache", {}))
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
@@ -49,7 +51,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     run_dir = Path(payload["run_dir"])
     card, data = asking.open_data(recipe)
     family = models.get(recipe.family)
-    state = _resume(run_dir / CHECKPOINTS, recipe, world, emit)
+    state = _resume(run_dir / CHECKPOINTS, recipe, world, emit, payload.get("changing", ()))
     precision = resolve_precision(recipe.train.precision, world.device)
     asker = asking.asker(recipe, data, world, precision, judge_folder=run_dir / JUDGE)
     validation = EvalLoader(
@@ -94,9 +96,23 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         state=state,
         on_first_batch=show.training_samples,
         ledger=_open_ledger(recipe, run_dir, world, state),
+        until_epoch=payload.get("until_epoch"),
     )
     progress = training.run()
     best = f"step-{progress.best_step:09d}"
+    summary: dict[str, Any] = {
+        "checkpoint": best,
+        "newest": f"step-{progress.step:09d}",
+        "step": progress.best_step,
+        "epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "figures": {},
+        "images_per_second": training.images_per_second,
+        "precision": precision,
+        "ended": training.until_epoch == recipe.train.epochs,
+    }
+    if not summary["ended"]:
+        return summary
     module = family.build(recipe.config(), data).to(world.device)
     module.load_state_dict(checkpoints.load(run_dir / CHECKPOINTS / best).weights)
     ask = asker(module)
@@ -104,15 +120,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     if answers is not None:
         show.outcome(ask, answers)
         emit.flush()
-    return {
-        "checkpoint": best,
-        "step": progress.best_step,
-        "epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "figures": answers.figures(family, data) if answers else {},
-        "images_per_second": training.images_per_second,
-        "precision": precision,
-    }
+    return {**summary, "figures": answers.figures(family, data) if answers else {}}
 
 
 def _open_ledger(recipe: Recipe, run_dir: Path, world: World, state: State | None) -> Ledger | None:
@@ -172,7 +180,9 @@ def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any
     }
 
 
-def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | None:
+def _resume(
+    folder: Path, recipe: Recipe, world: World, emit: Emit, changing: Sequence[str]
+) -> State | None:
     chosen = None
     if world.leads:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,5 +196,5 @@ def _resume(folder: Path, recipe: Recipe, world: World, emit: Emit) -> State | N
     if chosen is None:
         return None
     state = checkpoints.load(folder / chosen)
-    recipes.check_resumable(state.recipe, recipe)
+    recipes.check_resumable(state.recipe, recipe, changing)
     return state

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.spool import SpoolFile
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -27,8 +29,12 @@ def test_readme_has_the_table_of_the_results(data_loading: ModuleType) -> None:
 
 @pytest.fixture
 def data_loading(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load("data_loading", monkeypatch)
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("data_loading", BENCHMARKS / "data_loading.py")
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -143,6 +149,47 @@ def test_a_contender_that_fails_is_said(data_loading: ModuleType, tmp_path: Path
     one.close()
     assert data_loading.summary(one)["problem"].startswith("failed: ")
     assert "nothing" in one.problem
+
+
+def test_what_a_search_took_to_the_target_is_counted_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials, side by side: the second comes to the target in its first epoch."""
+    bench = load("search_to_target", monkeypatch)
+    told = {"a": [(1000, None), (2000, 0.5), (9000, 0.8)], "b": [(3000, None), (4000, 0.9)]}
+    for name, events in {**told, "c": [(5000, None), (6000, 0.95)]}.items():
+        spool = SpoolFile(tmp_path / name / "spool.jsonl")
+        for time_ms, value in events:
+            values = {"train/loss": 1.0} if value is None else {"val/accuracy": value}
+            spool({"kind": "metrics", "time_ms": time_ms, "step": 1, "values": values})
+        spool.close()
+    found = bench.records(tmp_path)
+    one = bench.to_target(found, 0.9, 0.5)
+    assert one == {"epochs": 4, "to_target": {"seconds": 3.5, "trials": 2, "epochs": 2}}
+    none = bench.to_target(found, 0.99, 0.5)
+    assert none == {"epochs": 4, "to_target": None}
+    searches = [{"way": "asha", "best": 0.9, "seconds": 6.0, **each} for each in (one, none)]
+    (entry,) = bench.summary(searches, ["asha"])
+    assert (entry["reached"], entry["searches"], entry["to_target"]["trials"]) == (1, 2, 2)
+    (row,) = bench.rows([entry])
+    assert row == ["asha", "1/2", "4", "2", "2", "6", "4", "0.9000"]
+    assert bench.rows(bench.summary(searches[1:], ["asha"]))[0][1:5] == ["0/1", "-", "-", "-"]
+
+
+@pytest.mark.slow
+def test_the_price_of_a_trial_is_measured(tmp_path: Path) -> None:
+    places = ["--work", tmp_path / "work", "--results", tmp_path / "results"]
+    ways = ["--only", "optuna alone", "generations"]
+    run("search_overhead.py", *places, "--trials", 1, 3, "--rounds", 1, *ways)
+    entry = json.loads((tmp_path / "results/search_overhead.json").read_text())
+    measured = {(one["way"], one["trials"]): one for one in entry["entries"]}
+    assert set(measured) == {(way, n) for way in ways[1:] for n in (1, 3)}
+    for (_, trials), one in measured.items():
+        assert one["seconds_per_trial"] == pytest.approx(one["seconds"] / trials)
+    grown = entry["growth"]["generations"]["seconds_per_further_trial"]
+    few, many = measured["generations", 1], measured["generations", 3]
+    assert grown == pytest.approx((many["seconds"] - few["seconds"]) / 2)
+    assert not list((tmp_path / "work").iterdir())
 
 
 @pytest.mark.slow

@@ -110,6 +110,29 @@ def test_the_newest_good_one_is_used_and_the_damaged_are_named(tmp_path: Path) -
     assert "step-000000003" in notices[0]
 
 
+def test_a_training_takes_over_another_s_newest_and_best(tmp_path: Path) -> None:
+    """Whole and in place of its own, or its own stay."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for step in (1, 2, 3):
+        save(source, step, best=1)
+    own, _ = save(target, 4)
+    digest = checkpoints.adopt(source, target)
+    assert {p.name for p in target.iterdir()} == {"step-000000001", "step-000000003"}
+    assert digest == checkpoints.verify(source / "step-000000003")
+    assert digest == checkpoints.verify(target / "step-000000003")
+    assert checkpoints.adopt(source, target) == digest  # it was cut off, and is done again
+
+    (source / "step-000000001" / "weights.safetensors").write_bytes(b"")
+    shutil.rmtree(target)
+    own, _ = save(target, 4)
+    with pytest.raises(DamagedError, match="weights"):
+        checkpoints.adopt(source, target)
+    checkpoints.verify(own)
+    assert {p.name for p in tmp_path.iterdir()} == {"source", "target"}
+    with pytest.raises(TesseraError, match="no checkpoint that is whole"):
+        checkpoints.adopt(tmp_path / "none", target)
+
+
 def test_every_bit_flip_is_seen(tmp_path: Path) -> None:
     """300 single-bit flips over all files; `torch.load` took 297 of 300 such for good."""
     path, _ = save(tmp_path, 1)

@@ -13,10 +13,12 @@ import yaml
 from PIL import Image
 
 import models
+from jobs import searching, tune
+from jobs import trials as trial_jobs
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Figure
 from models.core.spaces import Choice, LogUniform, Uniform
-from pipelines import ray_tune, search, search_pictures
+from pipelines import ray_tune, runs, search, search_pictures
 from pipelines import recipe as recipes
 from pipelines.search import Trial
 
@@ -167,8 +169,65 @@ def test_unknown_ways_to_search_are_refused() -> None:
         search.check_choices("random", "hyperband")
 
 
+def test_a_population_of_what_can_not_change_leaves_nothing_behind(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The family's own space has such paths: each is named, before anything is started."""
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    arguments = ["cnn", "--data", str(digits), "--scheduler", "pbt", "--set", "train.epochs=4"]
+    with pytest.raises(UsageError, match=r"train\.batch_size .*; model\.convs changes"):
+        tune.command.main(arguments, standalone_mode=False)
+    space = space_file(tmp_path, "optim.model.lr: {log_uniform: [1e-4, 1]}")
+    for more, said in (("--trials=1", "nobody to learn"), ("--interval=4", "one generation")):
+        with pytest.raises(UsageError, match=said):
+            tune.command.main([*arguments, "--space", str(space), more], standalone_mode=False)
+    assert not (tmp_path / "home").exists()
+
+
+def test_never_two_drivers_on_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    asked = searching.Asked(
+        name="one",
+        recipe=recipes.start("cnn").to_json(),
+        space={},
+        search="random",
+        scheduler="pbt",
+        trials=2,
+        seed=0,
+        experiment="tessera",
+        grace_epochs=1,
+        reduction=3.0,
+        budget_seconds=None,
+    )
+    asked.write()
+    with (
+        runs.locked(asked),
+        pytest.raises(TesseraError, match="one is being trained by another process"),
+    ):
+        tune.command.main(["--resume", "one"], standalone_mode=False)
+
+
 def test_a_trial_has_no_field_that_is_lost() -> None:
     assert {f.name for f in dataclasses.fields(Trial)} == set(vars(trial(1, [0.5])))
+
+
+def test_who_takes_over_has_the_donor_s_best_and_its_own_curve() -> None:
+    taker, donor = trial(1, [0.5, 0.7]), trial(2, [0.6, 0.9])
+    taker.take_over(donor)
+    assert (taker.value, taker.epoch, taker.curve) == (0.9, 2, [(1, 0.5), (2, 0.7)])
+    taker.note(3, 0.8, UP)
+    assert (taker.value, taker.epoch) == (0.9, 2)
+    assert search.winner([taker, donor], UP).number == 1, "both have that checkpoint"
+
+
+def test_a_long_history_keeps_its_newest_changes() -> None:
+    changes = [{"epoch": e, "settings": {"optim.model.lr": 1 / 3}} for e in range(1, 500)]
+    assert json.loads(trial_jobs.changes_text(changes[:5])) == changes[:5]
+    text = trial_jobs.changes_text(changes)
+    assert len(text) <= trial_jobs.MOST_TAG
+    kept = json.loads(text)
+    assert kept == changes[-len(kept) :]
+    assert len(kept) > 50
 
 
 def test_pictures_are_drawn_of_as_many_trials_as_say_something(tmp_path: Path) -> None:

@@ -39,11 +39,12 @@ def small(digits: Path, **changes: Any) -> Recipe:
     )
 
 
-def fit(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def fit(recipe: Recipe, folder: Path, **more: Any) -> dict[str, Any]:
     """Trains here; gives the summary with every event and the final weights."""
     folder.mkdir(parents=True, exist_ok=True)
     emit = SpoolFile(folder / "spool.jsonl")
-    summary = worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
+    payload = {"recipe": recipe.to_json(), "run_dir": str(folder), **more}
+    summary = worker.run(payload, World(), emit)
     emit.close()
     events = [event for event, _ in read_events(folder / "spool.jsonl")]
     last = sorted(folder.glob("checkpoints/step-*"))[-1]
@@ -147,6 +148,46 @@ def test_resume_with_another_seed_batch_or_data_is_refused(digits: Path, tmp_pat
             fit(recipe.with_overrides(change), tmp_path)
     with pytest.raises(TesseraError, match="another than the recipe names"):
         fit(recipe.with_overrides({"data.digest": "0" * 64}), tmp_path)
+
+
+def test_in_pieces_it_comes_to_the_same(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    """The rate is on its way to the last epoch, wherever it stops; only then it answers."""
+    for epoch in (1, 2):
+        piece = fit(small(digits), tmp_path, until_epoch=epoch)
+        assert (piece["epochs"], piece["ended"], piece["figures"]) == (epoch, False, {})
+    whole = fit(small(digits), tmp_path, until_epoch=3)
+    assert whole["ended"]
+    assert whole["figures"] == plain["figures"]
+    assert losses(whole) == losses(plain)
+    assert equal(whole, plain)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optim.model.lr": 0.01},
+        {"optim.model.momentum": 0.5},
+        {"optim.model.weight_decay": 0.1},
+        {"augment.label_smoothing": 0.2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_may_change_is_in_effect_after_a_resume(
+    change: dict[str, Any], plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    """The optimizer's own numbers in the checkpoint would have kept momentum and decay."""
+    fit(small(digits), tmp_path, until_epoch=1)
+    (path,) = change
+    changed = small(digits).with_overrides(change)
+    with pytest.raises(TesseraError, match=re.escape(path)):
+        fit(changed, tmp_path, changing=["augment.flip"])
+    again = fit(changed, tmp_path, changing=[path])
+    assert losses(again)[:15] == losses(plain)[:15]
+    assert not equal(again, plain)
+    newest = checkpoints.load(tmp_path / "checkpoints" / again["newest"])
+    assert newest.recipe == changed
 
 
 def test_patience_stops_early(digits: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 import models
 from jobs import driver, export, train
 from models.core.serving import ABSOLUTE
-from pipelines import checkpoints, worker
+from pipelines import asking, checkpoints
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data import importing
@@ -225,7 +225,7 @@ def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
     found = checkpoints.read_model(folder, driver.registered_digest(version))
-    seen = worker.seen_of(found.recipe, found.card)
+    seen = asking.seen_of(found.recipe, found.card)
     predictor = Predictor(found.recipe, seen, found.weights)
     card = cards.read(digits)
     monkeypatch.setattr(export, "MOST_IMAGES", 70)

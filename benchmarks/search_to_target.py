@@ -1,0 +1,192 @@
+"""How soon a search comes to a figure: ASHA, Optuna with ASHA, a population, and random search with
+the same and with double the trials.
+
+All search the same space of the measured recipe of the digits, by its figure on `val`, with the same
+seeds, in turns in one run on one cluster. What a way is given are trials; a trial that is stopped
+early costs less, so the epochs that were trained are told beside the time. A way that didn't come to
+the target within its trials has no time for that seed. Prints a table, writes
+benchmarks/results/search_to_target.json.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import ROOT, arguments, machine, record, table
+
+RECIPE = ROOT / "jobs" / "recipes" / "digits.yaml"
+FIGURE = "accuracy"
+TARGET = 0.99
+TRIALS = 16
+SPACE = """\
+optim.model.lr: {log_uniform: [1e-4, 1]}
+optim.model.weight_decay: {log_uniform: [1e-5, 1e-2]}
+augment.label_smoothing: {uniform: [0, 0.2]}
+model.dropout: {uniform: [0, 0.5]}
+"""
+"""Settings that a population may change in mid-training: all ways search the same."""
+WAYS: dict[str, tuple[list[str], int]] = {
+    "random": (["--scheduler", "none"], 1),
+    "random, double": (["--scheduler", "none"], 2),
+    "asha": (["--scheduler", "asha"], 1),
+    "optuna, asha": (["--search", "optuna", "--scheduler", "asha"], 1),
+    "pbt": (["--scheduler", "pbt"], 1),
+}
+"""Of each: what is asked of `tessera tune`, and how many times the trials."""
+
+
+def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[str, Any]:
+    """One search; how long it took to the target, and what it came to."""
+    from jobs import embedded, tune
+
+    words, times = WAYS[way]
+    arguments = [str(options.recipe), "--data", str(data), "--space", str(space), *words]
+    arguments += ["--trials", str(options.trials * times), "--seed", str(seed)]
+    arguments += ["--workers-per-trial", "0", "--set", f"seed={seed}", "--json"]
+    for change in options.set:
+        arguments += ["--set", change]
+    said = io.StringIO()
+    began = time.time()
+    with redirect_stdout(said):
+        tune.command.main(arguments, standalone_mode=False)
+    seconds = time.time() - began
+    answer = json.loads(said.getvalue())
+    trials = embedded.searches_dir() / answer["search"] / "trials"
+    return {
+        "way": way,
+        "seed": seed,
+        "best": answer["winner"]["value"],
+        "seconds": seconds,
+        **to_target(records(trials), options.target, began),
+    }
+
+
+def records(trials: Path) -> list[list[tuple[float, float | None]]]:
+    """Of each trial every event's time, and the figure where it has one."""
+    from pipelines.spool import read_events
+
+    return [
+        [
+            (event["time_ms"] / 1000, event.get("values", {}).get(f"val/{FIGURE}"))
+            for event, _ in read_events(spool)
+        ]
+        for spool in sorted(trials.glob("*/spool.jsonl"))
+    ]
+
+
+def to_target(
+    trials: Sequence[Sequence[tuple[float, float | None]]], target: float, began: float
+) -> dict[str, Any]:
+    """Seconds, trials begun and epochs trained until a trial had the target, and epochs in all."""
+    epochs = sorted((at, value) for trial in trials for at, value in trial if value is not None)
+    reached = next((at for at, value in epochs if value >= target), None)
+    found: dict[str, Any] = {"epochs": len(epochs), "to_target": None}
+    if reached is not None:
+        found["to_target"] = {
+            "seconds": reached - began,
+            "trials": sum(min(at for at, _ in trial) <= reached for trial in trials if trial),
+            "epochs": sum(at <= reached for at, _ in epochs),
+        }
+    return found
+
+
+def summary(searches: list[dict[str, Any]], ways: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each way: how many seeds came to the target, and the medians of those that did."""
+    found = []
+    for way in ways:
+        own = [one for one in searches if one["way"] == way]
+        came = [one["to_target"] for one in own if one["to_target"]]
+        medians = {
+            unit: statistics.median(one[unit] for one in came) if came else None
+            for unit in ("seconds", "trials", "epochs")
+        }
+        found.append(
+            {
+                "way": way,
+                "searches": len(own),
+                "reached": len(came),
+                "to_target": medians,
+                "best": statistics.median(one["best"] for one in own),
+                "seconds": statistics.median(one["seconds"] for one in own),
+                "epochs": statistics.median(one["epochs"] for one in own),
+            }
+        )
+    return found
+
+
+def rows(entries: list[dict[str, Any]]) -> list[list[str]]:
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:,.0f}"
+
+    return [
+        [
+            entry["way"],
+            f"{entry['reached']}/{entry['searches']}",
+            *(text(entry["to_target"][unit]) for unit in ("seconds", "trials", "epochs")),
+            text(entry["seconds"]),
+            text(entry["epochs"]),
+            f"{entry['best']:.4f}",
+        ]
+        for entry in entries
+    ]
+
+
+def main() -> int:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--target", type=float, default=TARGET, help="val accuracy")
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], help="change the recipe")
+    parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="target-", dir=options.work))
+    os.environ["TESSERA_HOME"] = str(scratch / "home")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from jobs import driver
+    from pipelines.data import importing
+
+    try:
+        importing.pack("digits", scratch / "digits")
+        space = scratch / "space.yaml"
+        space.write_text(SPACE)
+        searches = []
+        with driver.joined():
+            for seed in range(options.seeds):
+                for way in options.only:
+                    searches.append(search(scratch / "digits", way, seed, options, space))
+    finally:
+        shutil.rmtree(scratch)
+    entries = summary(searches, options.only)
+    heads = ["", "reached", "seconds", "trials", "epochs", "in all, s", "epochs", "best"]
+    print(table(heads, rows(entries)))
+    entry = {
+        **machine("torch", "ray", "optuna", "mlflow"),
+        "recipe": options.recipe.name,
+        "changes": options.set,
+        "target": {f"val/{FIGURE}": options.target},
+        "trials": options.trials,
+        "space": SPACE.splitlines(),
+        "entries": entries,
+        "searches": searches,
+    }
+    print(record(options.results, "search_to_target", entry))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

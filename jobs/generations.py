@@ -1,0 +1,125 @@
+"""A population's generations: all members train for some epochs, then the worst take the weights of
+the best and go on with settings near theirs.
+
+In: what was asked for, and where it is heard what becomes of the members. Out: trials that are
+trained to their end. Tune's own scheduler isn't used: its state is lost when a driver is killed,
+members that don't run in step go back in their own record, and settings may leave the space.
+`population.json` has everything here, and nothing in it is executed when it is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jobs import trials
+from pipelines import population
+from pipelines.population import Member, Population
+
+if TYPE_CHECKING:
+    from jobs.searching import Asked, Board
+    from models.core.family import Figure
+
+FILE = "population.json"
+
+
+def run(
+    asked: Asked, figure: Figure, most_epochs: int, told: dict[str, Any], board: Board, at_once: int
+) -> None:
+    """All generations, from where they are. After `budget_seconds` no other begins."""
+    deadline = time.monotonic() + (asked.budget_seconds or float("inf"))
+    file = asked.folder / FILE
+    people = population.read(file)
+    if people is None:
+        people = population.begin(asked.parsed_space(), asked.trials, asked.seed)
+        population.write(people, file)
+    while True:
+        until = min((people.generation + 1) * asked.interval_epochs, most_epochs)
+        first = people.generation * asked.interval_epochs + 1
+        if not people.ready:
+            _hand_over(people, asked, board)
+            people.ready = True
+            population.write(people, file)
+        _train(people, asked, told, board, at_once, first, until)
+        if until >= most_epochs or not _any_left(people) or time.monotonic() > deadline:
+            break
+        population.advance(
+            people,
+            asked.parsed_space(),
+            direction=figure.direction,
+            seed=asked.seed,
+            epoch=until + 1,
+        )
+        population.write(people, file)
+    for member in people.members:
+        failed = people.scores[member.id] is None
+        board.hear("error" if failed else "complete", member.id, {})
+
+
+def _any_left(people: Population) -> bool:
+    return any(score is not None for score in people.scores.values())
+
+
+def _hand_over(people: Population, asked: Asked, board: Board) -> None:
+    """Copies the donors' checkpoints. No member trains meanwhile, and no donor is given weights
+    itself: what was cut off is done again from the same files."""
+    from pipelines import checkpoints
+    from pipelines.worker import CHECKPOINTS
+
+    def folder(member: str) -> Any:
+        return asked.folder / "trials" / trials.run_name(asked.name, member) / CHECKPOINTS
+
+    for name, donor in people.donors.items():
+        member = people.member(name)
+        change = member.changes[-1]
+        change["checkpoint"] = checkpoints.adopt(folder(donor), folder(name))
+        board.hear("exploit", name, {"donor": donor, **_about(member)})
+
+
+def _train(
+    people: Population,
+    asked: Asked,
+    told: dict[str, Any],
+    board: Board,
+    at_once: int,
+    first: int,
+    until: int,
+) -> None:
+    """One generation, but for the members that are through with it."""
+    from pipelines import cluster
+
+    todo = [member for member in people.members if member.id not in people.scores]
+
+    def parts() -> Iterator[dict[str, Any]]:
+        for member in todo:
+            board.hear("start", member.id, _about(member))
+            yield {**_about(member), "from_epoch": first - 1, "until_epoch": until}
+
+    for number, found in cluster.beside(trials.run_segment, told, parts(), at_once=at_once):
+        member = todo[number]
+        if isinstance(found, BaseException):
+            found = {"curve": [], "reason": str(found)}
+        score, reason = _score(found, until)
+        for epoch, value in found["curve"]:
+            board.hear("result", member.id, {"epoch": epoch, "value": value})
+        board.hear("wait", member.id, {"reason": reason})
+        people.scores[member.id] = score
+        population.write(people, asked.folder / FILE)
+
+
+def _score(found: Mapping[str, Any], until: int) -> tuple[float | None, str]:
+    """The figure after the generation's last epoch, or why there is none."""
+    import math
+
+    if found["reason"]:
+        return None, found["reason"]
+    curve = dict(found["curve"])
+    value = curve.get(until, curve[max(curve)] if curve else None)  # it may have stopped early
+    if value is None or not math.isfinite(value):
+        return None, "the figure is not finite"
+    return float(value), ""
+
+
+def _about(member: Member) -> dict[str, Any]:
+    return {"id": member.id, "settings": member.settings, "changes": member.changes}

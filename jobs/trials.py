@@ -1,0 +1,171 @@
+"""One trial of a search, in a process of its own beside the driver.
+
+In: what it must know of the search (`searching.told`), a trial's id and its settings. Out: a
+training in the search's folder, a run in MLflow below the search's own, and figures to whoever
+asked. Must not know who chooses the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import driver
+from models.core.errors import TesseraError
+
+if TYPE_CHECKING:
+    from pipelines.ray_tune import Report
+    from pipelines.recipe import Recipe
+    from pipelines.runs import Run
+
+SETTINGS_TAG = "tessera.settings"
+"""Of a member's run: every change of its settings, with the epoch from which on it held."""
+MOST_TAG = 5000
+FAILURE = "failure.json"
+"""In a trial's folder: why it came to nothing, where the reason is its own."""
+
+
+def run_trial(
+    told: dict[str, Any], trial_id: str, settings: dict[str, Any], report: Report
+) -> None:
+    """One trial, from its last checkpoint where it has one. Called by Ray Tune; `report` doesn't
+    come back when the trial is to stop."""
+    os.environ.update(told["environment"])
+    from pipelines import recipe as recipes
+    from pipelines import runs
+
+    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
+    name = run_name(told["search"], trial_id)
+    run = runs.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
+    figure = f"val/{told['figure']}"
+    found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
+    ended: list[BaseException | None] = []
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "metrics" and figure in event["values"]:
+            found.put((int(event["epoch"]), float(event["values"][figure])))
+
+    def train() -> None:
+        try:
+            _train(told, trial_id, run, recipe, listeners=[listen])
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    # Figures are reported by the thread that Tune called, which may wait there.
+    thread = threading.Thread(target=train, name="trial", daemon=True)
+    thread.start()
+    while thread.is_alive() or not found.empty():
+        try:
+            epoch, value = found.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        report(epoch, value)
+    error = ended[0]
+    if isinstance(error, TesseraError):  # it would come again: Tune is not to try once more
+        (run.folder / FAILURE).write_text(json.dumps({"reason": error.message}), "utf-8")
+    elif error is not None:
+        raise error
+
+
+def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """A member of a population, from its newest checkpoint to the end of a generation.
+
+    part: the member's `id`, `settings` and `changes`, and the epochs it has then, `until_epoch`.
+    Gives its `curve`, [epoch, figure] as far as it came, and where it came to nothing the `reason`.
+    """
+    os.environ.update(told["environment"])
+    from pipelines import recipe as recipes
+    from pipelines import runs
+
+    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(part["settings"])
+    name = run_name(told["search"], part["id"])
+    run = runs.find_or_create(
+        trials_dir(told), recipe, name=name, model=told["search"], changing=list(part["settings"])
+    )
+    _note_settings(run, part)
+    reason = ""
+    try:
+        tags = {SETTINGS_TAG: changes_text(part["changes"])}
+        _train(told, part["id"], run, recipe, until_epoch=part["until_epoch"], tags=tags)
+    except TesseraError as error:
+        reason = error.message
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+    # From the file: a process that was killed may have told some of it before.
+    return {"curve": runs.history(run).get(f"val/{told['figure']}", []), "reason": reason}
+
+
+def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
+    """The settings in effect as metrics of the epochs that they are for; MLflow's params, which
+    can't change, have the first."""
+    from pipelines.spool import SpoolFile
+
+    values = {
+        f"settings/{path}": float(value)
+        for path, value in part["settings"].items()
+        if isinstance(value, int | float)
+    }
+    first = part["from_epoch"] + 1
+    spool = SpoolFile(run.spool)
+    for epoch in range(first, part["until_epoch"] + 1) if values else ():
+        spool({"kind": "metrics", "step": epoch, "epoch": epoch, "values": values})
+    spool.close()
+
+
+def changes_text(changes: Sequence[Mapping[str, Any]]) -> str:
+    """The changes as JSON, the newest of them where all are longer than MLflow takes."""
+    kept = list(changes)
+    while len(text := json.dumps(kept)) > MOST_TAG and len(kept) > 1:
+        kept.pop(0)
+    return text
+
+
+def run_name(search: str, trial_id: str) -> str:
+    return f"{search}-{trial_id}"
+
+
+def trials_dir(told: Mapping[str, Any]) -> Path:
+    return Path(told["folder"]) / "trials"
+
+
+def _train(
+    told: Mapping[str, Any],
+    trial_id: str,
+    run: Run,
+    recipe: Recipe,
+    *,
+    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
+    until_epoch: int | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    from jobs import judges
+    from pipelines import asking, runs, tracking, worker
+
+    if recipe.judge:
+        judges.fetch(recipe, driver.open_registry(), run.folder / asking.JUDGE)
+    tags = {
+        **(tags or {}),
+        **driver.tags_of(recipe),
+        "mlflow.parentRunId": told["parent"],
+        "tessera.search": told["search"],
+        "tessera.trial": trial_id,
+    }
+    with driver.executor(
+        worker.run, driver.group_of(recipe), name=run.name, storage=run.folder / "ray"
+    ) as execute:
+        runs.train(
+            run,
+            recipe,
+            tracker=driver.open_tracker(run.name, experiment=told["experiment"], tags=tags),
+            execute=execute,
+            is_permanent=tracking.is_permanent,
+            listeners=listeners,
+            tags=tags,
+            until_epoch=until_epoch,
+        )
