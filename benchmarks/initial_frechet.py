@@ -27,7 +27,8 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
 
     import models
     from jobs import driver, judges
-    from pipelines import asking, checkpoints, worker
+    from pipelines import asking, checkpoints
+    from pipelines.assessing import examination
     from pipelines.checkpoints import Progress
     from pipelines.ports import World
 
@@ -54,9 +55,11 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
         digests = {initial: checkpoints.write_model(fresh, initial), trained: found.digest}
         figures = {}
         for folder, digest in digests.items():
-            payload = {"model": str(folder), "digest": digest, "judge": str(judge)}
-            payload |= {"data": data, "split": split}
-            figures[folder] = worker.evaluate(payload, World(), _Silent())["figures"]
+            asked = {"name": folder.name, "model": str(folder), "digest": digest}
+            payload: dict[str, Any] = {"models": [{**asked, "judge": str(judge)}], "data": data}
+            payload |= {"split": split, "intervals": False}
+            (one,) = examination.examine(payload, World(), _Silent())["models"]
+            figures[folder] = {name: found["value"] for name, found in one["figures"].items()}
     return {
         "model": f"models:/{version.name}/{version.number}",
         "judge": found.recipe.judge,

@@ -157,29 +157,6 @@ def _reading(recipe: Recipe) -> Options:
     }
 
 
-def evaluate(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
-    """Evaluates a model directory on one split, every sample once, in fp32.
-
-    payload: `model` (folder), `digest`, `data`, `split`, `cache` for remote shards, `judge` where the
-    task is judged (a folder). Gives `figures`, `samples`, `data_digest`.
-    """
-    storage.use_cache_of(payload.get("cache", {}))
-    judge = payload.get("judge")
-    subject = asking.open_subject(
-        Path(payload["model"]), payload["digest"], payload["data"], world, judge=judge
-    )
-    loader = subject.loader(payload["split"], world)
-    answers = evaluation.answer(subject.family, subject.ask, subject.data, loader, world)
-    if answers is None:
-        return {}
-    return {
-        "figures": answers.figures(subject.family, subject.data),
-        "samples": len(answers.records),
-        "data_digest": subject.card.digest,
-        "split": payload["split"],
-    }
-
-
 def _resume(
     folder: Path, recipe: Recipe, world: World, emit: Emit, changing: Sequence[str]
 ) -> State | None:

@@ -19,7 +19,7 @@ import models
 from jobs import train
 from models.core.errors import TesseraError
 from models.core.family import Task
-from pipelines import asking, checkpoints, worker
+from pipelines import asking, checkpoints
 from pipelines import recipe as recipes
 from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
@@ -92,7 +92,7 @@ def judge(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
 
 def evaluate(model: Path, digest: str, data: Path, judge: Path) -> dict[str, Any]:
     payload = {"model": str(model), "digest": digest, "data": str(data), "split": "test"}
-    return worker.evaluate({**payload, "judge": str(judge)}, World(), rank_work.Nothing())
+    return rank_work.evaluate(World(), {**payload, "judge": str(judge)})
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import rank_work
 import torch
 
 from pipelines import checkpoints, worker
@@ -31,7 +32,7 @@ def test_training_on_a_gpu_answers_as_on_the_cpu(digits: Path, tmp_path: Path) -
     digest = checkpoints.write_model(tmp_path / "checkpoints" / summary["checkpoint"], folder)
     told = {"model": str(folder), "digest": digest, "data": str(digits), "split": "test"}
     on_gpu, on_cpu = (
-        worker.evaluate(told, World(0, 1, device), emit)["figures"] for device in ("cuda:0", "cpu")
+        rank_work.evaluate(World(0, 1, device), told)["figures"] for device in ("cuda:0", "cpu")
     )
     assert on_gpu["accuracy"] == pytest.approx(on_cpu["accuracy"], abs=0.01)
     assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.01)

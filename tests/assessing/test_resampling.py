@@ -1,0 +1,171 @@
+"""How sure a figure is: against what is known of a binomial, against SciPy, against hand counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import models
+from models.core.errors import TesseraError
+from models.core.family import DataSpec, Record
+from pipelines.assessing import resampling
+from pipelines.assessing.resampling import McNemar
+
+DATA = DataSpec("classification", 1, 8, 8, tuple("abcdefgh"))
+
+
+def accuracy(right: Sequence[bool]) -> resampling.Selector:
+    values = np.array(right)
+    return lambda places: {"accuracy": float(values[np.array(places)].mean())}
+
+
+def test_the_interval_of_a_share_is_the_binomials() -> None:
+    right = [True] * 400 + [False] * 100
+    drawn = resampling.figures_of_draws(accuracy(right), 500, 2000)
+    low, high = resampling.bounds(drawn["accuracy"])
+    spread = math.sqrt(0.8 * 0.2 / 500)
+    assert low == pytest.approx(0.8 - 1.96 * spread, abs=0.004)
+    assert high == pytest.approx(0.8 + 1.96 * spread, abs=0.004)
+
+
+def test_the_interval_is_scipys() -> None:
+    values = np.random.default_rng(0).exponential(size=200)
+    drawn = resampling.figures_of_draws(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
+    ours = resampling.bounds(drawn["mean"])
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
+
+
+def test_halves_without_repetition_are_as_wide() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+
+    def mean(places: Sequence[int]) -> dict[str, float]:
+        return {"mean": float(values[np.array(places)].mean())}
+
+    widths = []
+    for twice in (True, False):
+        low, high = resampling.bounds(
+            resampling.figures_of_draws(mean, 400, 2000, twice=twice)["mean"]
+        )
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+    for places in resampling.draw(11, 5, twice=False):
+        assert len(set(places.tolist())) == len(places) == 5
+
+
+def test_the_draws_are_the_same_every_time() -> None:
+    first, second = (list(resampling.draw(50, 3)) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, second))
+    assert not (first[0] == first[1]).all()
+
+
+def test_a_figure_that_some_draws_lack() -> None:
+    def sometimes(places: Sequence[int]) -> dict[str, float]:
+        if 0 not in places:
+            raise TesseraError("nothing to compare")
+        return {"a": 1.0, **({"b": 2.0} if 1 in places else {})}
+
+    drawn = resampling.figures_of_draws(sometimes, 4, 200)
+    assert 0.4 < np.isfinite(drawn["b"]).mean() < np.isfinite(drawn["a"]).mean() < 1
+    found = resampling.estimates({"a": 1.0, "never": 0.5}, drawn)
+    assert (found["a"].low, found["a"].high) == (1.0, 1.0)
+    assert math.isnan(found["never"].low)
+
+
+def test_two_that_answer_alike_differ_by_nothing() -> None:
+    """The control: their intervals alone are wide."""
+    right = np.random.default_rng(0).random(200) < 0.8
+    worse = right.copy()
+    worse[:12] = False
+    selectors = [accuracy(right.tolist()), accuracy(worse.tolist())]
+    drawn = [resampling.figures_of_draws(select, 200, 500) for select in selectors]
+    whole = [select(range(200)) for select in selectors]
+    same = resampling.differences((whole[0], whole[0]), (drawn[0], drawn[0]))["accuracy"]
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    lead = resampling.differences((whole[0], whole[1]), (drawn[0], drawn[1]))["accuracy"]
+    assert lead.value == pytest.approx(whole[0]["accuracy"] - whole[1]["accuracy"])
+    assert lead.low > 0
+    assert resampling.bounds(drawn[1]["accuracy"])[1] > resampling.bounds(drawn[0]["accuracy"])[0]
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p_value"),
+    [(3, 0, 0.25), (0, 0, 1.0), (10, 0, 2 * 0.5**10), (6, 6, 1.0)],
+)
+def test_mcnemar_by_hand(only_first: int, only_second: int, p_value: float) -> None:
+    both = [True] * 5 + [False] * 3
+    first = [True] * only_first + [False] * only_second + both
+    second = [False] * only_first + [True] * only_second + both
+    found = resampling.mcnemar(first, second)
+    assert found == McNemar(only_first, only_second, pytest.approx(p_value))
+
+
+def classified(count: int) -> list[Record]:
+    source = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(count, 8, generator=source).softmax(1)
+    truth = torch.randint(8, (count,), generator=source).tolist()
+    return [
+        {"probabilities": row, "said": int(row.argmax()), "label": label}
+        for row, label in zip(probabilities, truth)
+    ]
+
+
+def detected(count: int, *, masks: bool = False) -> list[Record]:
+    from models.tasks.instance_segmentation import run_lengths
+
+    source, records = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        corner = torch.randint(0, 20, (3, 2), generator=source).float()
+        truth = torch.cat([corner, corner + 8], 1)
+        moved = truth + torch.randint(-3, 4, (3, 4), generator=source)
+        record: Record = {
+            "size": (32, 32),
+            "boxes": moved,
+            "scores": torch.rand(3, generator=source),
+            "labels": torch.randint(8, (3,), generator=source),
+            "true_boxes": truth,
+            "true_labels": torch.randint(8, (3,), generator=source),
+            "true_crowd": torch.zeros(3, dtype=torch.bool),
+        }
+        if masks:
+            for side, boxes in (("masks", moved), ("true_masks", truth)):
+                pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
+                for mask, (left, top, right, bottom) in zip(pixels, boxes.int().tolist()):
+                    mask[max(top, 0) : bottom, max(left, 0) : right] = 1
+                record[side] = run_lengths(pixels)
+        records.append(record)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("task", "records"),
+    [
+        ("cnn", classified(60)),
+        ("yolo", detected(20)),
+        ("mask_rcnn", detected(12, masks=True)),
+    ],
+)
+def test_a_selection_has_the_figures_of_its_records(task: str, records: list[Record]) -> None:
+    """Made quicker than from the records, and the same to the last digit."""
+    asked = models.get(task).task
+    select = asked.selector(records, DATA)
+    for places in ([0, 1, 2], list(range(len(records))), [5, 5, 5, 7, 1, 5]):
+        own = asked.figures([records[place] for place in places], DATA)
+        found = select(places)
+        assert {name: found[name] for name in own} == own
+    assert select(range(len(records))) == select(range(len(records)))
+
+
+def test_classes_have_their_recall_and_precision() -> None:
+    records = classified(60)
+    found = models.get("cnn").task.selector(records, DATA)(range(60))
+    of_b = [record for record in records if record["label"] == 1]
+    said_b = [record for record in records if record["said"] == 1]
+    hits = sum(record["said"] == 1 for record in of_b)
+    assert found["recall/b"] == hits / len(of_b)
+    assert found["precision/b"] == hits / len(said_b)
