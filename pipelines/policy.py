@@ -25,7 +25,8 @@ class _Frozen(BaseModel):
 class Losses(_Frozen):
     """The most that a candidate may be worse than the champion; null for as much as it likes.
 
-    `classes`: in the figure of any class. `robustness`: in the mean over the corruptions. `latency`
+    `classes`: in the figure of any class, where the interval of the difference says that it is a
+    loss. `robustness`: in the mean over the corruptions. `latency`
     and `size`: as a share of the champion's, so that 0.25 allows a quarter more."""
 
     classes: Share | None = None

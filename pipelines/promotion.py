@@ -225,7 +225,7 @@ def _against(
         rules.append(Rule("McNemar's test", text, wanted, passed))
     losses = policy.largest_losses
     if losses.classes is not None:
-        rules += _class_losses(candidate, held, losses.classes, sign)
+        rules += _class_losses(candidate, held, compared, losses.classes)
     values = candidate.values(), held.values()
     if losses.robustness is not None:
         mine, its = (one.get("robustness", math.nan) for one in values)
@@ -241,21 +241,28 @@ def _against(
     return rules
 
 
-def _class_losses(candidate: Assessment, held: Assessment, most: float, sign: int) -> list[Rule]:
-    """The class that lost most, of each figure that is told by class."""
+def _class_losses(
+    candidate: Assessment, held: Assessment, compared: Comparison, most: float
+) -> list[Rule]:
+    """The class that surely lost most, of each figure that is told by class: of few images of a
+    class some are always lost by chance."""
+    sign = 1 if candidate.direction == "max" else -1
     worst: dict[str, tuple[float, str]] = {}
     for name, estimate in held.figures.items():
         kind, slash, of = name.partition("/")
         if not slash:
             continue
-        own = candidate.figures.get(name)
-        lost = sign * (estimate.value - own.value) if own else math.inf
+        lost, difference = math.inf, compared.figures.get(name)
+        if name in candidate.figures and difference:
+            lost = sign * (estimate.value - candidate.figures[name].value)
+            if difference.low <= 0 <= difference.high:
+                lost = min(lost, 0.0)
         if lost > worst.get(kind, (-math.inf, ""))[0]:
             worst[kind] = (lost, of)
     return [
         Rule(
-            f"largest loss of {kind} in a class",
-            f"{lost:+.4f} in {of!r}",
+            f"largest sure loss of {kind} in a class",
+            f"{lost:.4f} in {of!r}" if lost > 0 else "none",
             f"limit {most:g}",
             lost <= most,
         )

@@ -138,6 +138,18 @@ def test_a_death_between_two_steps_leaves_a_champion(
     assert number(registry, "m") == 2
 
 
+@pytest.mark.control(49)
+def test_a_death_without_the_record_is_finished_by_nobody(tmp_path: Path) -> None:
+    """The verdict is written, the alias isn't moved yet: nothing says that it was to be."""
+    registry = MemoryRegistry(tmp_path / "memory")
+    first, second = versions(registry, "run", tmp_path / "f", "m", 2)
+    registry.alias("m", "champion", first.number)
+    registry.tag(second, {"tessera.verdict": "promoted"})
+    seat = champions.look(registry, "m")
+    assert seat.champion is not None
+    assert seat.champion.number == first.number
+
+
 def test_a_decision_whose_version_was_deleted_stops_nobody(tmp_path: Path) -> None:
     registry = MemoryRegistry(tmp_path / "memory")
     first, second, third = versions(registry, "run", tmp_path / "f", "m", 3)
@@ -195,6 +207,7 @@ def test_two_at_once(opened: tuple[Callable[[], Registry], str], tmp_path: Path)
         race(open_one, "raced", rivals, round_)
 
 
+@pytest.mark.control(47)
 def test_two_at_once_without_the_record_both_win(tmp_path: Path) -> None:
     """The control: what a registry's alias alone makes of it."""
     registry = MemoryRegistry(tmp_path / "memory")

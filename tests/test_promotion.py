@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -52,9 +53,14 @@ def found(accuracy: float = 0.9, **more: Any) -> Assessment:
     )
 
 
-def compared(low: float, high: float, test: McNemar | None = None) -> Comparison:
+def compared(
+    low: float,
+    high: float,
+    test: McNemar | None = None,
+    classes: Mapping[str, Difference] = MappingProxyType({}),
+) -> Comparison:
     lead = Difference((low + high) / 2, low, high)
-    return Comparison("a", "b", {"accuracy": lead}, test)
+    return Comparison("a", "b", {"accuracy": lead, **classes}, test)
 
 
 def decide(
@@ -144,21 +150,25 @@ def test_the_largest_losses() -> None:
     )
     candidate = found(0.95, figures=own, robustness=robust[0], costs=costs[0])
     champion = found(0.9, figures=its, robustness=robust[1], costs=costs[1])
-    lead = compared(0.02, 0.08)
+    sure = {name: Difference(own[name] - its[name], *2 * [own[name] - its[name]]) for name in own}
+    lead = compared(0.02, 0.08, classes=sure)
     strict = {"classes": 0.05, "robustness": 0.05, "latency": 0.25, "size": 0.1}
     verdict = decide(candidate, champion, lead, largest_losses=strict)
-    lost = "largest loss of recall in a class"
+    lost = "largest sure loss of recall in a class"
     assert failed(verdict) == [lost, "robustness", "latency", "size"]
-    assert next(rule for rule in verdict.rules if rule.name == lost).candidate == "+0.1000 in 'cat'"
+    assert next(rule for rule in verdict.rules if rule.name == lost).candidate == "0.1000 in 'cat'"
     mild = {"classes": 0.11, "robustness": 0.11, "latency": 0.35, "size": 0.12}
     assert decide(candidate, champion, lead, largest_losses=mild).passed
     assert decide(candidate, champion, lead, largest_losses={}).passed
+    by_chance = {**sure, "recall/cat": Difference(-0.1, -0.3, 0.1)}
+    maybe = compared(0.02, 0.08, classes=by_chance)
+    assert decide(candidate, champion, maybe, largest_losses={"classes": 0.05}).passed
 
 
 def test_a_class_that_the_candidate_never_answers_is_lost_whole() -> None:
     candidate, champion = found(0.95), found(0.9, figures={"precision/cat": 0.2})
     verdict = decide(candidate, champion, compared(0.01, 0.1), largest_losses={"classes": 0.9})
-    assert failed(verdict) == ["largest loss of precision in a class"]
+    assert failed(verdict) == ["largest sure loss of precision in a class"]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +215,7 @@ def test_every_rule_that_fails_is_told() -> None:
     ],
 )
 @pytest.mark.fault(48)
+@pytest.mark.control(48)
 def test_refused_with_its_reason(candidate: Standing, reason: str) -> None:
     refused = promotion.refusals(candidate, standing(1), "data")
     assert any(reason in line for line in refused), refused
@@ -286,6 +297,7 @@ def test_a_damaged_version_is_not_rolled_back_to(registry: MemoryRegistry, tmp_p
 
 
 @pytest.mark.fault(50)
+@pytest.mark.control(50)
 def test_the_champion_is_not_deleted(registry: MemoryRegistry, tmp_path: Path) -> None:
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)

@@ -1,0 +1,380 @@
+"""The gate over a real registry: what a promotion leaves behind, and that it can't be cheated."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_work
+from calling import Call
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jobs import driver, evaluate, promote, train
+from pipelines import asking, promotion, tracking
+from pipelines import recipe as recipes
+from pipelines.data import importing
+from pipelines.ports import World
+from pipelines.registry import MlflowRegistry
+
+BETTER, WORSE = 2, 1
+
+
+@pytest.fixture(scope="module")
+def home(
+    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Two versions: a poor one, and a good one that is champion after it."""
+    root = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    before = os.environ.get("TESSERA_HOME")
+    os.environ["TESSERA_HOME"] = str(root)
+    for epochs in (3, 10):
+        number = fit(digits, epochs)
+        assert promote.promote(driver.open_registry(), "digits", number).passed
+    yield root
+    os.environ.pop("TESSERA_HOME")
+    if before:
+        os.environ["TESSERA_HOME"] = before
+
+
+def fit(
+    data: Path, epochs: int, *, on: Path | None = None, model: str = "digits", **changes: Any
+) -> int:
+    """Trains, evaluates on the same data or on others; gives the version."""
+    recipe = recipes.start("cnn", "tiny").with_overrides(
+        {"data.path": str(data), "train.epochs": epochs, "workers.count": 0, **changes}
+    )
+    version = train.start(recipe, model=model, quiet=True).version
+    evaluate.evaluate(f"{model}/{version.number}", on or data)
+    return version.number
+
+
+def champion(call: Call, model: str = "digits") -> int | None:
+    rows = json.loads(call("registry", model, "--json").out)
+    held = [row["version"] for row in rows if "champion" in row["aliases"].split(", ")]
+    return held[0] if held else None
+
+
+def test_the_decision_is_a_run_with_all_that_led_to_it(
+    home: Path, digits: Path, call: Call, tmp_path: Path
+) -> None:
+    for epochs in (3, 10):
+        fit(digits, epochs, model="fresh")
+    before = dict(driver.open_registry().version("fresh", WORSE).tags)
+    dry = call("promote", "fresh", "--version", WORSE, "--dry-run")
+    assert (dry.status, "would be promoted" in dry.out) == (0, True)
+    assert dict(driver.open_registry().version("fresh", WORSE).tags) == before
+    assert champion(call, "fresh") is None
+
+    assert call("promote", "fresh", "--version", WORSE).status == 0
+    policy = tmp_path / "promotion.yaml"
+    policy.write_text(
+        "floors: {accuracy: 0.5, robustness: 0.1}\nceilings: {latency_p95_ms: 10000}\n"
+        "largest_losses: {classes: 0.2, size: 0.5}\n"
+    )
+    done = call("promote", "fresh", "--version", BETTER, "--policy", policy, "--json")
+    verdict = json.loads(done.out)
+    assert (done.status, verdict["passed"], verdict["champion"]) == (0, True, WORSE), done.out
+    assert [rule["name"] for rule in verdict["rules"]] == [
+        "floor of accuracy",
+        "floor of robustness",
+        "ceiling of latency_p95_ms",
+        "leakage",
+        "lead in accuracy",
+        "McNemar's test",
+        "largest sure loss of recall in a class",
+        "largest sure loss of precision in a class",
+        "size",
+    ]
+    registry = driver.open_registry()
+    version = registry.version("fresh", "champion")
+    assert version.number == BETTER
+    run = registry._client.get_run(version.tags[promotion.DECISION_TAG])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["tessera.promotion.outcome"] == "promoted"
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert json.loads((root / "verdict.json").read_text()) == verdict
+    assert json.loads((root / "policy.json").read_text())["floors"]["accuracy"] == 0.5
+    report = json.loads((root / "report" / "report.json").read_text())
+    assert [one["model"] for one in report["models"]] == ["models:/fresh/2", "models:/fresh/1"]
+    assert (root / "report" / "report.html").stat().st_size > 10_000
+
+    again = call("promote", "fresh", "--version", BETTER)
+    assert (again.status, "is the champion already" in again.out) == (0, True)
+    worse = call("promote", "fresh", "--version", WORSE)
+    assert worse.status == 1
+    assert "FAIL  lead in accuracy" in worse.out
+    assert champion(call, "fresh") == BETTER
+    run_id = driver.open_registry().version("fresh", WORSE).tags[promotion.DECISION_TAG]
+    refused = registry._client.get_run(run_id)
+    assert refused.data.tags["tessera.promotion.outcome"] == "refused"
+
+
+def test_back_and_forth(home: Path, call: Call) -> None:
+    back = call("rollback", "digits")
+    assert (back.status, champion(call)) == (0, WORSE)
+    assert call("rollback", "digits", "--to", BETTER).status == 0
+    assert champion(call) == BETTER
+    never = call("rollback", "digits", "--to", 99)
+    assert (never.status, "no version" in never.err) == (1, True)
+    kept = call("registry", "digits", "--delete", BETTER)
+    assert (kept.status, "is the champion and is not deleted" in kept.err) == (1, True)
+    assert champion(call) == BETTER
+
+
+def test_a_promoted_version_is_copied_into_another_model(
+    home: Path, call: Call, tmp_path: Path
+) -> None:
+    not_yet = call("promote", "digits", "--version", WORSE, "--to-name", "production")
+    assert (not_yet.status, "is not its champion" in not_yet.err) == (1, True)
+    copied = ("promote", "digits", "--version", BETTER, "--to-name", "production")
+    assert call(*copied).status == 0
+    assert champion(call, "production") == 1
+    registry = driver.open_registry()
+    made, source = registry.version("production", 1), registry.version("digits", BETTER)
+    assert made.tags["tessera.digest"] == source.tags["tessera.digest"]
+    assert made.tags["tessera.copied_from"] == f"models:/digits/{BETTER}"
+    assert call(*copied).status == 0, "once more"
+    assert len(registry.versions("production")) == 1
+
+    other = tmp_path / "other"
+    tracking.prepare(other)
+    uri = tracking.embedded_uri(other)
+    assert call("promote", "digits", "--version", BETTER, "--to-registry", uri).status == 0
+    there = MlflowRegistry(uri).version("digits", "champion")
+    assert there.tags["tessera.digest"] == source.tags["tessera.digest"]
+
+
+def image_folder(root: Path, parts: dict[str, list[int]]) -> Path:
+    """Split -> numbers of scikit-learn's digits, as PNG files by class."""
+    data = load_digits()
+    for split, numbers in parts.items():
+        for number in numbers:
+            folder = root / split / str(data.target[number])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (data.images[number] * 15.9375).round().astype("uint8")
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def test_who_was_trained_on_the_test_images_is_refused(
+    home: Path, digits: Path, call: Call, tmp_path: Path
+) -> None:
+    """A data set of its own whose train split is the other's test: another digest, other files."""
+    test = [int(key) for key in keys(digits, "test")]
+    rest = [int(key) for key in keys(digits, "val")]
+    source = image_folder(tmp_path / "raw", {"train": test, "val": rest[:90], "test": rest[90:]})
+    importing.pack(str(source), tmp_path / "leaky")
+    number = fit(tmp_path / "leaky", 30, on=digits)
+    done = call("promote", "digits", "--version", number, "--json")
+    verdict = json.loads(done.out)
+    assert (done.status, verdict["passed"]) == (1, False)
+    failed = {rule["name"]: rule["candidate"] for rule in verdict["rules"] if not rule["passed"]}
+    assert failed["leakage"].startswith(f"{len(test)} of {len(test)} test images"), failed
+    assert champion(call) == BETTER
+    # As where the training data can't be looked at any more.
+    shutil.rmtree(tmp_path / "leaky")
+    gone = json.loads(call("promote", "digits", "--version", number, "--json").out)
+    assert "leakage" in {rule["name"] for rule in gone["rules"] if not rule["passed"]}
+    # The tag says that it was trained on the test's own data set: the gate reads the files.
+    registry = driver.open_registry()
+    own = registry.version("digits", BETTER).tags["tessera.data_digest"]
+    registry.tag(registry.version("digits", number), {"tessera.data_digest": own})
+    forged = json.loads(call("promote", "digits", "--version", number, "--json").out)
+    assert "leakage" in {rule["name"] for rule in forged["rules"] if not rule["passed"]}
+
+
+def keys(data: Path, split: str) -> list[str]:
+    from pipelines.data import card as cards
+    from pipelines.data.shards import ShardReader
+
+    reader = ShardReader(data, cards.read(data), split)
+    return [reader.read(number).key for number in range(len(reader))]
+
+
+def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
+    home: Path, digits: Path, call: Call, tmp_path: Path
+) -> None:
+    """The few are chosen so that the worse one is right on all, and the champion errs on some."""
+    rights = [right_on(home, version, digits) for version in (WORSE, BETTER)]
+    lucky = [key for key in rights[0] if rights[0][key] and not rights[1][key]][:3]
+    both = [key for key in rights[0] if rights[0][key] and rights[1][key]][:17]
+    assert len(lucky) >= 1
+    assert sum(rights[1].values()) > sum(rights[0].values())
+    chosen = [int(key) for key in (*lucky, *both)]
+    rest = [int(key) for key in (*keys(digits, "train")[:300], *keys(digits, "val"))]
+    source = image_folder(
+        tmp_path / "raw", {"train": rest[:300], "val": rest[300:], "test": chosen}
+    )
+    importing.pack(str(source), tmp_path / "small")
+    evaluate.evaluate(f"digits/{WORSE}", tmp_path / "small")
+    done = call("promote", "digits", "--version", WORSE, "--json")
+    verdict = json.loads(done.out)
+    assert (done.status, verdict["passed"]) == (1, False)
+    failed = [rule["name"] for rule in verdict["rules"] if not rule["passed"]]
+    assert "McNemar's test" in failed or "lead in accuracy" in failed
+    lead = next(rule for rule in verdict["rules"] if rule["name"] == "lead in accuracy")
+    value = float(lead["candidate"].split()[0])
+    assert value == 1.0, "by its figure alone it is the better one"
+    evaluate.evaluate(f"digits/{WORSE}", digits)
+
+
+def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
+    """Key -> whether the version is right, on the test split."""
+    from pipelines import evaluation
+
+    registry = driver.open_registry()
+    found = registry.version("digits", version)
+    scratch = home / f"scratch-{version}"
+    folder = registry.download(found, scratch)
+    subject = asking.open_subject(folder, found.tags["tessera.digest"], str(data), World())
+    answers = evaluation.answer(
+        subject.family, subject.ask, subject.data, subject.loader("test", World()), World()
+    )
+    shutil.rmtree(scratch)
+    assert answers is not None
+    return {
+        key: record["said"] == record["label"] for key, record in zip(answers.keys, answers.records)
+    }
+
+
+class Payload:
+    """What a pickle would run when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.fault(45, 46)
+@pytest.mark.control(45, 46)
+def test_tampered_files_are_refused_and_nothing_in_them_runs(
+    home: Path, digits: Path, call: Call, tmp_path: Path
+) -> None:
+    number = fit(digits, 1, seed=9)
+    registry = driver.open_registry()
+    place = registry._client.get_model_version_download_uri("digits", str(number))
+    files, marker = Path(place.removeprefix("file://")), tmp_path / "marker"
+    whole = tmp_path / "whole"
+    shutil.copytree(files, whole)
+    kinds = {
+        "weights.safetensors": pickle.dumps(Payload(marker)),
+        "data/model.pt2": pickle.dumps(Payload(marker)),
+        "MLmodel": b"flavors: {python_function: {loader_module: evil, code: code}}\n",
+        "manifest.json": b"{}",
+    }
+    for name, content in kinds.items():
+        assert (files / name).exists()
+        (files / name).write_bytes(content)
+        (files / "code").mkdir()
+        (files / "code" / "evil.py").write_text(f"import os; os.mkdir({str(marker)!r})")
+        for verb in (
+            ("promote", "digits", "--version", number),
+            ("evaluate", f"digits/{number}", "--data", digits),
+            ("predict", f"digits/{number}", tmp_path),
+            ("export", f"digits/{number}", "--format", "pt2", "--out", tmp_path / "out.pt2"),
+        ):
+            done = call(*verb)
+            assert done.status == 1, (name, verb)
+            said = done.out + done.err
+            assert "checksum differs" in said or "no readable manifest" in said, (name, said)
+        shutil.rmtree(files)
+        shutil.copytree(whole, files)
+    run = home / "runs" / registry.version("digits", number).tags["tessera.run"]
+    for path in run.glob("checkpoints/step-*/*.safetensors"):
+        path.write_bytes(kinds["weights.safetensors"])
+    call("train", "--resume", run.name, "--workers", 0)
+    assert not marker.exists()
+    pickle.loads(kinds["weights.safetensors"])
+    assert marker.exists(), "the control: loaded as a pickle it runs"
+    assert champion(call) == BETTER
+
+
+@pytest.mark.fault(48)
+def test_a_deleted_run_and_a_foreign_place_are_refused(
+    home: Path, digits: Path, call: Call, tmp_path: Path
+) -> None:
+    number = fit(digits, 1, seed=11)
+    registry = driver.open_registry()
+    version = registry.version("digits", number)
+    files = registry.download(version, tmp_path)
+    registry._client.delete_run(version.run_id)
+    done = call("promote", "digits", "--version", number)
+    registry._client.restore_run(version.run_id)
+    assert (done.status, "its run was deleted" in done.out) == (1, True)
+    # A version of the same tags and files, that somebody put beside the store.
+    made = registry._client.create_model_version(
+        "digits", source=f"file://{files}", run_id=version.run_id, tags=dict(version.tags)
+    )
+    done = call("promote", "digits", "--version", made.version)
+    assert (done.status, "outside of the artifacts" in done.out) == (1, True)
+
+
+@pytest.mark.fault(48)
+def test_not_evaluated_or_on_other_data(
+    home: Path, digits: Path, call: Call, tmp_path: Path
+) -> None:
+    recipe = recipes.start("cnn", "tiny").with_overrides(
+        {"data.path": str(digits), "train.epochs": 1, "workers.count": 0, "seed": 12}
+    )
+    number = train.start(recipe, model="digits", quiet=True).version.number
+    done = call("promote", "digits", "--version", number)
+    assert (done.status, "was not evaluated" in done.out) == (1, True)
+    evaluate.evaluate(f"digits/{number}", digits)
+    importing.pack("digits", tmp_path / "other", seed=3)
+    done = call("promote", "digits", "--version", number, "--data", tmp_path / "other")
+    assert (done.status, "evaluated on other data" in done.out) == (1, True)
+
+
+def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: Path) -> None:
+    fields = tmp_path / "fields.csv"
+    with fields.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["key", "writer"])
+        rows.writerows(
+            [key, "left" if n % 2 else "right"] for n, key in enumerate(keys(digits, "test"))
+        )
+    folder = tmp_path / "report"
+    words = ("--data", digits, "--report", folder, "--fields", fields, "--robustness", 20)
+    done = call("evaluate", "digits/2", "digits/1", *words)
+    assert done.status == 0, done.err
+    assert "lead over models:/digits/1" in done.out
+    assert f"report {folder / 'report.html'}" in done.out
+    found = json.loads((folder / "report.json").read_text())
+    assert {part["by"] for part in found["models"][0]["slices"]} == {"brightness", "writer"}
+    twice = call("evaluate", "digits/2", "--data", digits, "--report", folder)
+    assert (twice.status, "is there already" in twice.err) == (2, True)
+    same = call("evaluate", "digits/2", "digits/2", "--data", digits, "--no-report")
+    assert (same.status, "named twice" in same.err) == (2, True)
+    run_id = driver.open_registry().version("digits", 2).run_id
+    names = {
+        item.path
+        for item in driver.open_registry()._client.list_artifacts(run_id, "evaluation/test")
+    }
+    assert "evaluation/test/report.html" in names
+
+
+def test_workers_find_the_same(home: Path, digits: Path) -> None:
+    registry = driver.open_registry()
+    version = registry.version("digits", 2)
+    folder = registry.download(version, home / "same")
+    payload = {
+        "model": str(folder),
+        "digest": version.tags["tessera.digest"],
+        "data": str(digits),
+        "split": "test",
+    }
+    noted = promotion.evaluation_of(version)
+    assert noted is not None
+    found = rank_work.evaluate(World(), payload)["figures"]
+    assert {name: found[name] for name in noted.figures} == noted.figures
