@@ -105,7 +105,7 @@ RECIPES = {
     "mnist-resnet": "mnist",
     "mnist-backbone": "mnist",
     "cifar10": "cifar10",
-    "cifar10-wide": "cifar10",
+    "cifar10-airbench": "cifar10",
     "bccd-yolo": "bccd",
     "nuclei-mask-rcnn": "nuclei",
     "nuclei-faster-rcnn": "nuclei",
