@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+import yaml
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import champions, checkpoints, policy, promotion
@@ -411,6 +412,23 @@ def test_a_policy_is_read(tmp_path: Path) -> None:
     assert Policy(floors={"robustness": 0.5}).needs_robustness
     file.write_text("")
     assert policy.read(file) == Policy()
+
+
+def test_the_policy_of_the_documents_is_one() -> None:
+    """And the defaults that they name are those of the code."""
+    page = (Path(__file__).parents[1] / "docs" / "promotion.md").read_text()
+    shown = policy.build(yaml.safe_load(page.partition("```yaml")[2].partition("```")[0]))
+    assert shown.largest_losses.size == 1.0
+    own = policy.default("classification")
+    assert own.largest_losses.classes == shown.largest_losses.classes
+    assert (own.margin, own.confidence, own.leakage) == (
+        shown.margin,
+        shown.confidence,
+        shown.leakage,
+    )
+    others = {loss for task, loss in policy.CLASS_LOSSES.items() if task != "classification"}
+    assert others == {0.1}
+    assert "0.1 for detection and segmentation" in page
 
 
 def values(assessment: Assessment) -> Mapping[str, float]:
