@@ -7,6 +7,7 @@ only when asked.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,8 @@ def examine(
             "costs": wanted.costs,
             "fields": dict(wanted.fields or {}),
             "confidence": wanted.confidence,
-            "report": str(wanted.report) if wanted.report else None,
+            # Where the workers can write, whichever machine they are on.
+            "report": str(Path(scratch) / "report") if wanted.report else None,
         }
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
@@ -84,6 +86,8 @@ def examine(
             examination.examine, cluster.Group(workers), name=name, storage=storage, verbose=verbose
         ) as execute:
             result = execute(payload, _Silent())
+        if wanted.report:
+            shutil.copytree(payload["report"], wanted.report, dirs_exist_ok=True)
     return (
         [assessment.assessment(plain) for plain in result["models"]],
         [assessment.comparison(plain) for plain in result["comparisons"]],

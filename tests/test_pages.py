@@ -23,6 +23,7 @@ from browser import MARKS
 
 from jobs import driver, services
 from jobs.cli import run, tessera
+from pipelines import promotion
 
 pytestmark = MARKS
 
@@ -46,6 +47,9 @@ class Trained:
     run: str
     run_page: str
     version_page: str
+    decision_page: str
+    search: str
+    search_page: str
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +72,13 @@ def trained(
         call(f"evaluate digits --data {digits} --json")
         call("promote digits --version 1 --json")
         registry = driver.open_registry()
-        version_page = registry.link(registry.version("digits", 1))
+        version = registry.version("digits", 1)
+        decision = driver.attach_tracker(version.tags[promotion.DECISION_TAG]).link()
+        few = "--trials 2 --workers-per-trial 0 --set train.epochs=1 --scheduler none"
+        found = call(f"tune cnn --variant tiny --data {digits} {few} --json")
     server.start()
-    return Trained(server.uri, said["run"], said["page"], version_page)
+    pages = registry.link(version), decision, found["search"], found["page"]
+    return Trained(server.uri, said["run"], said["page"], *pages)
 
 
 def call(words: str) -> Any:
@@ -143,6 +151,32 @@ def test_the_version_has_its_aliases(open_page: Open, trained: Trained) -> None:
     for fact in ("Version 1", "champion", "challenger", "tessera.digest", trained.run):
         see(page, fact, exact=False)
     assert is_training_view(page)
+
+
+def test_the_report_is_read_in_the_run(open_page: Open, trained: Trained) -> None:
+    page = open_page(under(trained.run_page, "artifacts/evaluation/test/report.html"), height=1400)
+    report = page.frame_locator("iframe").first
+    for fact in ("By class", "Robustness", "Costs", "The worst mistakes"):
+        report.get_by_text(fact, exact=False).first.wait_for()
+    assert report.locator("img").count() >= 3
+
+
+def test_the_decision_has_policy_verdict_and_report(open_page: Open, trained: Trained) -> None:
+    page = open_page(trained.decision_page)
+    for fact in ("tessera.promotion.outcome", "promoted"):
+        see(page, fact, exact=False)
+    page = open_page(under(trained.decision_page, "artifacts/verdict.json"))
+    for fact in ("policy.json", "report", "leakage"):
+        see(page, fact, exact=False)
+
+
+def test_a_search_has_its_trials_below_it(open_page: Open, trained: Trained) -> None:
+    page = open_page(trained.search_page)
+    see(page, trained.search)
+    see(page, "Child runs", exact=False)
+    for number in ("history", "parallel_coordinates"):
+        picture = open_page(under(trained.search_page, f"artifacts/pictures/{number}.png"))
+        picture.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 300)")
 
 
 def test_what_up_prints_leads_to_the_run(open_page: Open, trained: Trained) -> None:

@@ -57,11 +57,11 @@ def examine(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]
     """Called by all ranks.
 
     payload: `models`, each with `name`, `model` (folder), `digest` and, where the task is judged,
-    `judge` (folder); `data`, `split`, `cache` for remote shards; `intervals`, whether
-    they and slices are made;
-    `robustness`, how many images are spoiled, 0 for none; `costs`, whether time and memory are
-    measured; `fields`, name -> key -> value, to slice by; `confidence` of the differences; `report`,
-    a folder for the page and its data, or none. Gives `models` and `comparisons` as plain JSON.
+    `judge` (folder); `data`, `split`, `cache` for remote shards; `intervals`, whether they and slices
+    are made; `robustness`, how many images are spoiled, 0 for none; `costs`, whether time and memory
+    are measured; `fields`, name -> key -> value, to slice by; `confidence` of the differences;
+    `report`, a folder for the page and its data, or none. Gives `models` and `comparisons` as plain
+    JSON.
     """
     storage.use_cache_of(payload.get("cache", {}))
     examined: list[_Examined] = []
