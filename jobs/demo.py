@@ -29,7 +29,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""
     from jobs import driver, embedded
     from jobs.evaluate import evaluate
-    from jobs.promote import promote
+    from jobs.promote import promote, why
     from jobs.terminal import show_facts, show_json
     from jobs.train import start
     from pipelines import champions
@@ -55,7 +55,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     registry = driver.open_registry()
     verdict = promote(registry, version.name, version.number)
     word = "promoted" if verdict.passed else "not promoted"
-    say(f"version {version.number} {word}: {'; '.join(verdict.reasons)}")
+    say(f"version {version.number} {word}: {why(verdict)}")
     champion = f"models:/{version.name}@{champions.CHAMPION}"
     _step(f"tessera predict {champion} .tessera/demo/unseen")
     right, asked = _ask(champion, data, embedded.root() / "demo" / "unseen")

@@ -90,11 +90,15 @@ def show(model: str, verdict: Verdict, *, dry_run: bool = False) -> None:
     word = "promoted" if verdict.passed else "refused"
     if dry_run:
         word = f"would be {word}"
-    failed = [rule.name for rule in verdict.rules if not rule.passed]
-    why = "; ".join(failed or verdict.reasons)
-    click.echo(f"version {verdict.candidate} of {model} {word}: {why}")
+    click.echo(f"version {verdict.candidate} of {model} {word}: {why(verdict)}")
     if verdict.passed and not dry_run:
         click.echo(f"models:/{model}@champion is version {verdict.candidate}")
+
+
+def why(verdict: Verdict) -> str:
+    """The rules that it fails, or what speaks for it, in a line."""
+    failed = [rule.name for rule in verdict.rules if not rule.passed]
+    return "; ".join(failed or verdict.reasons)
 
 
 def promote(

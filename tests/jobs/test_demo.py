@@ -52,6 +52,6 @@ def test_the_demo_twice(tmp_path: Path) -> None:
     assert table["model version"] == "digits/2"
     assert float(table["test accuracy"]) == first["test accuracy"], "the same seed, another result"
     assert table["champion"] == "version 1"
-    assert "version 2 not promoted: not better at all: accuracy" in second.stderr
+    assert "version 2 not promoted: lead in accuracy; McNemar's test" in second.stderr
     assert second.stdout.splitlines()[-1] == "open the pages with: tessera up"
     assert [path.name for path in tmp_path.iterdir()] == [".tessera"]
