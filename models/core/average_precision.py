@@ -61,7 +61,7 @@ def selector(
     compared once, here: a selection only counts anew."""
     evaluation = _evaluate(records, len(classes), kind, most_found)
     # for each class, one area and each image: a dict, or None where there is nothing
-    compared, count = evaluation.evalImgs, len(records)
+    compared, count = evaluation.evalImgs, max(len(records), 1)
     names = metric_names(classes)
 
     def of(places: Sequence[int]) -> dict[str, float]:
