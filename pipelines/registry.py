@@ -179,7 +179,8 @@ class MlflowRegistry:
 
         self.version(name, number)
         try:
-            self._client.set_registered_model_alias(name, alias, str(number))
+            # Of two that set an alias for the first time, the server lets one fail.
+            _insist(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -217,15 +218,16 @@ class MlflowRegistry:
         from mlflow.exceptions import MlflowException
 
         record = f"{name}{RECORD}"
-        try:
-            self._client.create_registered_model(
-                record,
-                tags={RECORD_TAG: name},
-                description=f"Each version is a decision on who is champion of {name}, in order.",
-            )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        if not next(self._rows(record), None):
+            try:
+                self._client.create_registered_model(
+                    record,
+                    tags={RECORD_TAG: name},
+                    description=f"Each version decides who is champion of {name}, in order.",
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
         tags = {f"{_DECISION}{key}": str(value) for key, value in asdict(decision).items()}
         source = f"models:/{name}/{decision.target}"
         run_id = self.version(name, decision.target).run_id

@@ -174,13 +174,12 @@ def test_who_comes_late_doesnt_undo_what_was_decided_since(tmp_path: Path) -> No
     assert number(registry, "m") == 3
 
 
-def race(open_one: Callable[[], Registry], name: str, rivals: list[Version], round_: int) -> None:
+def race(registries: list[Registry], name: str, rivals: list[Version], round_: int) -> None:
     """Two promotions at once: one wins, the other is told, nothing else happens."""
-    seat = champions.look(open_one(), name)
+    seat = champions.look(registries[0], name)
     gate, told = threading.Barrier(2), []
 
-    def run(version: Version) -> None:
-        registry = open_one()
+    def run(registry: Registry, version: Version) -> None:
         gate.wait()
         try:
             champions.move(registry, name, seat, version, kind="promotion")
@@ -188,7 +187,7 @@ def race(open_one: Callable[[], Registry], name: str, rivals: list[Version], rou
         except BaseException as error:
             told.append((version.number, error))
 
-    threads = [threading.Thread(target=run, args=(version,)) for version in rivals]
+    threads = [threading.Thread(target=run, args=both) for both in zip(registries, rivals)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -197,14 +196,14 @@ def race(open_one: Callable[[], Registry], name: str, rivals: list[Version], rou
     others = [error for _, error in told if error is not None]
     assert len(winners) == 1, f"round {round_}: {told}"
     assert all(isinstance(error, OvertakenError) for error in others), f"round {round_}: {told}"
-    assert number(open_one(), name) == winners[0], f"round {round_}"
+    assert number(registries[0], name) == winners[0], f"round {round_}"
 
 
 def test_two_at_once(opened: tuple[Callable[[], Registry], str], tmp_path: Path) -> None:
     open_one, run_id = opened
     rivals = versions(open_one(), run_id, tmp_path / "f", "raced", 2)
     for round_ in range(3):  # the first alias ever is one of them
-        race(open_one, "raced", rivals, round_)
+        race([open_one(), open_one()], "raced", rivals, round_)
 
 
 @pytest.mark.control(47)
@@ -230,13 +229,11 @@ def test_two_promotions_at_once_a_hundred_times(
         mlflow_server.uri, experiment="e", name=request.node.name, tags={}, artifact_root=None
     )
 
-    def open_one() -> Registry:
-        return MlflowRegistry(mlflow_server.uri)
-
-    rivals = versions(open_one(), run.run_id, tmp_path / "f", "raced-often", 2)
+    registries: list[Registry] = [MlflowRegistry(mlflow_server.uri) for _ in range(2)]
+    rivals = versions(registries[0], run.run_id, tmp_path / "f", "raced-often", 2)
     for round_ in range(100):
-        race(open_one, "raced-often", rivals, round_)
-    assert len(champions.effective(open_one().decisions("raced-often"))) == 100
+        race(registries, "raced-often", rivals, round_)
+    assert len(champions.effective(registries[0].decisions("raced-often"))) == 100
 
 
 def test_a_deleted_version_is_gone(
