@@ -10,9 +10,9 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
-# Two at a time: much of a test is waiting for Ray's and MLflow's processes to start.
+# Three at a time, also on two cores: much of a test is waiting for Ray's and MLflow's processes to start.
 test: check chromium s3
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .
