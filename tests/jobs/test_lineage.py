@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +18,8 @@ from pipelines.data import importing
 
 
 @pytest.fixture(scope="module")
-def home(
-    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def home(own_home: Path, digits: Path) -> Path:
     """Two versions of a model; the first is champion, the second was refused."""
-    root = tmp_path_factory.mktemp("home") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    before = os.environ.get("TESSERA_HOME")
-    os.environ["TESSERA_HOME"] = str(root)
     for epochs in (2, 1):
         recipe = recipes.start("cnn", "tiny").with_overrides(
             {"data.path": str(digits), "train.epochs": epochs, "workers.count": 0}
@@ -37,10 +28,7 @@ def home(
         made = train.start(recipe, quiet=True, tags=tags)
         evaluate.evaluate(f"digits/{made.version.number}", digits)
         promote.promote(driver.open_registry(), "digits", made.version.number)
-    yield root
-    os.environ.pop("TESSERA_HOME")
-    if before:
-        os.environ["TESSERA_HOME"] = before
+    return own_home
 
 
 def test_all_models_are_listed(home: Path, call: Call) -> None:

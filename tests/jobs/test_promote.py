@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,12 @@ BETTER, WORSE = 2, 1
 
 
 @pytest.fixture(scope="module")
-def home(
-    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def home(own_home: Path, digits: Path) -> Path:
     """Two versions: a poor one, and a good one that is champion after it."""
-    root = tmp_path_factory.mktemp("home") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    before = os.environ.get("TESSERA_HOME")
-    os.environ["TESSERA_HOME"] = str(root)
     for epochs in (3, 10):
         number = fit(digits, epochs)
         assert promote.promote(driver.open_registry(), "digits", number).passed
-    yield root
-    os.environ.pop("TESSERA_HOME")
-    if before:
-        os.environ["TESSERA_HOME"] = before
+    return own_home
 
 
 def fit(
