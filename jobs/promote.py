@@ -124,7 +124,7 @@ def promote(
         return promotion.Verdict(True, ("it is the champion already",), number, number)
     policy = given or policies.default(_task(candidate))
     if margin is not None:
-        policy = policy.model_copy(update={"margin": margin})
+        policy = policies.build({**policy.model_dump(), "margin": margin}, "--margin")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report"
         verdict = _judge(

@@ -1,7 +1,7 @@
 """What a version must be to answer as champion: a short file, checked before anything is measured.
 
-In: YAML or JSON. Out: `Policy`. Must not know any figure's name: a rule about a figure that an
-evaluation doesn't have fails, and says so.
+In: YAML or JSON. Out: `Policy`, and what has to be measured for it. A rule about a figure that an
+evaluation doesn't have fails, and says so. Must not know how anything is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from models.core.errors import UsageError
 
 Share = Annotated[float, Field(ge=0)]
+
+
+COSTS = frozenset(
+    {
+        "parameters",
+        "flops",
+        "size_bytes",
+        "latency_p50_ms",
+        "latency_p95_ms",
+        "images_per_second",
+        "best_batch",
+        "peak_memory_bytes",
+    }
+)
+"""Figures of a report that are measured only where they are asked for."""
 
 
 class _Frozen(BaseModel):
@@ -57,7 +72,9 @@ class Policy(_Frozen):
 
     @property
     def needs_costs(self) -> bool:
-        return self.largest_losses.latency is not None or self.largest_losses.size is not None
+        named = not COSTS.isdisjoint({*self.floors, *self.ceilings})
+        losses = self.largest_losses
+        return named or losses.latency is not None or losses.size is not None
 
 
 CLASS_LOSSES = {

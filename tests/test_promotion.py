@@ -410,6 +410,8 @@ def test_a_policy_is_read(tmp_path: Path) -> None:
     assert not read.needs_costs
     assert not read.needs_robustness
     assert Policy(floors={"robustness": 0.5}).needs_robustness
+    assert Policy(ceilings={"latency_p95_ms": 5}).needs_costs
+    assert Policy(ceilings={"size_bytes": 5}).needs_costs
     file.write_text("")
     assert policy.read(file) == Policy()
 

@@ -15,7 +15,7 @@ import torch
 
 import models
 from models.core.errors import UsageError
-from pipelines import asking, checkpoints
+from pipelines import asking, checkpoints, policy
 from pipelines import recipe as recipes
 from pipelines.assessing import assessment
 from pipelines.checkpoints import Progress
@@ -118,6 +118,7 @@ def test_a_report_opens_offline_and_runs_nothing(
     value = found["models"][0]["figures"]["accuracy"]["value"]
     assert f"{value:.4g}" in page
     costs = found["models"][0]["costs"]
+    assert costs.keys() == policy.COSTS, "a policy that names another would never be measured"
     assert costs["latency_p50_ms"] <= costs["latency_p95_ms"]
     assert costs["size_bytes"] == sum(
         path.stat().st_size for path in Path(two[0]["model"]).rglob("*") if path.is_file()

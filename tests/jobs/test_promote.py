@@ -64,8 +64,13 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert dict(driver.open_registry().version("fresh", WORSE).tags) == before
     assert champion(call, "fresh") is None
 
+    anything = call("promote", "fresh", "--version", WORSE, "--margin", "-inf")
+    assert (anything.status, "margin" in anything.err) == (2, True)
     assert call("promote", "fresh", "--version", WORSE).status == 0
     policy = tmp_path / "promotion.yaml"
+    policy.write_text("ceilings: {latency_p95_ms: 1.0e-9}\n")
+    slow = call("promote", "fresh", "--version", BETTER, "--policy", policy, "--dry-run")
+    assert (slow.status, "not known" in slow.out) == (1, False), "it is measured"
     policy.write_text(
         "floors: {accuracy: 0.5, robustness: 0.1}\nceilings: {latency_p95_ms: 10000}\n"
         "largest_losses: {classes: 0.2, size: 0.5}\n"
