@@ -46,6 +46,19 @@ def prepared_store(mlflow_settings: None, tmp_path_factory: pytest.TempPathFacto
     return root
 
 
+@pytest.fixture(scope="module")
+def own_home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty store for all tests of a file: what TESSERA_HOME names meanwhile."""
+    root = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    before = os.environ.get("TESSERA_HOME")
+    os.environ["TESSERA_HOME"] = str(root)
+    yield root
+    os.environ.pop("TESSERA_HOME")
+    if before:
+        os.environ["TESSERA_HOME"] = before
+
+
 @pytest.fixture
 def store(prepared_store: Path, tmp_path: Path) -> Path:
     """The root of an embedded store of the test's own."""

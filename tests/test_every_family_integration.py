@@ -5,9 +5,6 @@ evaluated, promoted, asked. In one Ray cluster and one MLflow; a new family is t
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import family_sources
@@ -27,15 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")
-def home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("home") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    before = os.environ.get("TESSERA_HOME")
-    os.environ["TESSERA_HOME"] = str(root)
-    yield root
-    os.environ.pop("TESSERA_HOME")
-    if before:
-        os.environ["TESSERA_HOME"] = before
+def home(own_home: Path) -> Path:
+    return own_home
 
 
 @pytest.fixture(scope="module")

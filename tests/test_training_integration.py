@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +56,8 @@ def small(digits: Path, workers: int, **changes: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("home") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    before = os.environ.get("TESSERA_HOME")
-    os.environ["TESSERA_HOME"] = str(root)
-    yield root
-    os.environ.pop("TESSERA_HOME")
-    if before:
-        os.environ["TESSERA_HOME"] = before
+def home(own_home: Path) -> Path:
+    return own_home
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,6 @@
-"""Calling the command in this process, with a store of the file's own."""
+"""Calling the command in this process."""
 
 from __future__ import annotations
-
-import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from calling import Call, Done
@@ -25,16 +20,3 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         return Done(left.value.code, *capsys.readouterr())
 
     return call
-
-
-@pytest.fixture(scope="module")
-def own_home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty store for all tests of a file: what TESSERA_HOME names meanwhile."""
-    root = tmp_path_factory.mktemp("home") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    before = os.environ.get("TESSERA_HOME")
-    os.environ["TESSERA_HOME"] = str(root)
-    yield root
-    os.environ.pop("TESSERA_HOME")
-    if before:
-        os.environ["TESSERA_HOME"] = before
