@@ -126,7 +126,9 @@ class _Shift(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         # Scaling it by s scales its gradient too: a step moves the sum s * s times as far.
-        shifted: Tensor = maps + (BIAS_SPEED**0.5 * self.bias)[:, None, None]
+        by = BIAS_SPEED**0.5 * self.bias
+        # In the maps' own type: what follows would be done in float32 otherwise.
+        shifted: Tensor = maps + by.to(maps.dtype)[:, None, None]
         return shifted
 
 
