@@ -118,6 +118,7 @@ def run(
         tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
         figure = models.get(recipe.family).task.primary
         board = Board(asked, figure, recipe.train.epochs, parent, tell)
+        board.settle_again()
         try:
             _train(asked, recipe, board, room, restore=restore)
         except KeyboardInterrupt:
@@ -140,6 +141,11 @@ def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: b
     order = _order(asked, recipe, room)
     again = restore and ray_tune.can_restore(order.folder)
     ray_tune.run(trials.run_trial, facts, order, board.hear, restore=again)
+    for trial in board.trials:
+        if not trial.over:  # Tune's record was older than the trial: its settings were given anew
+            board.hear(
+                "error", trial.id, {"reason": "it had only begun when the search was killed"}
+            )
 
 
 def told(asked: Asked, figure: Figure) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def _conclude(
     pictures = asked.folder / "pictures"
     for file in search_pictures.draw(board.trials, asked.parsed_space(), figure, pictures):
         parent.artifact(file, "pictures")
-    for name in ("trials.json", "winner.yaml"):
+    for name in (search.TRIALS, "winner.yaml"):
         parent.artifact(asked.folder / name, "")
     return {
         "search": asked.name,
@@ -219,15 +225,23 @@ class Board:
         parent: MlflowTracker,
         say: Callable[[str], None],
     ) -> None:
-        self.trials = search.read(asked.folder / "trials.json")
+        self.trials = search.read(asked.folder / search.TRIALS)
         self._asked, self._figure, self._most_epochs = asked, figure, most_epochs
         self._parent, self._say = parent, say
         self._known = {trial.id: trial for trial in self.trials}
         self._began: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trial-end")
 
+    def settle_again(self) -> None:
+        """Of a search that was killed: the end of a trial may not have come to MLflow."""
+        for trial in self.trials:
+            if trial.over:
+                self._pool.submit(self._settle, replace(trial), *self._reached())
+
     def hear(self, what: str, trial_id: str, about: dict[str, Any]) -> None:
         trial = self._known.get(trial_id)
+        if trial is not None and trial.over:
+            return  # a tuner that was killed may tell again what became of it
         if trial is None:
             settings = about.get("settings", {})
             trial = Trial(trial_id, len(self.trials) + 1, settings)
@@ -251,7 +265,7 @@ class Board:
         elif what in ("complete", "error"):
             self._clock(trial)
             self._end(trial, what, about)
-        search.write(self.trials, self._asked.folder / "trials.json")
+        search.write(self.trials, self._asked.folder / search.TRIALS)
 
     def _take_over(self, trial: Trial, donor: Trial) -> None:
         trial.take_over(donor)
@@ -276,9 +290,13 @@ class Board:
         else:
             trial.status = "finished" if reached >= self._most_epochs else "stopped"
         self._say(line(trial, self._figure, self._asked.trials))
-        done = [t for t in self.trials if t.status not in ("waiting", "running")]
+        self._pool.submit(self._settle, replace(trial), *self._reached())
+
+    def _reached(self) -> tuple[int, float | None]:
+        """How many trials are over, and the best figure among them."""
+        done = [trial for trial in self.trials if trial.over]
         best = next((t for t in search.ranked(done, self._figure) if t.value is not None), None)
-        self._pool.submit(self._settle, replace(trial), len(done), best.value if best else None)
+        return len(done), best.value if best else None
 
     def _settle(self, trial: Trial, done: int, best: float | None) -> None:
         """Delivers what a stopped trial left, and ends its run; whatever the service raises, the

@@ -34,15 +34,27 @@ def run_trial(
     told: dict[str, Any], trial_id: str, settings: dict[str, Any], report: Report
 ) -> None:
     """One trial, from its last checkpoint where it has one. Called by Ray Tune; `report` doesn't
-    come back when the trial is to stop."""
+    come back when the trial is to stop.
+
+    Tune's record of a search that was killed lags behind: a trial that was over may be called once
+    more, and one that goes on be known with fewer epochs than it has. So what it had is told again,
+    which Tune and the board take once; and one that is over in the board's record isn't trained."""
     os.environ.update(told["environment"])
     from pipelines import recipe as recipes
-    from pipelines import runs
+    from pipelines import runs, search
 
+    standing = search.read(Path(told["folder"]) / search.TRIALS)
+    before = next((trial for trial in standing if trial.id == trial_id), None)
+    if before is not None and before.over:
+        for epoch, value in before.curve:
+            report(epoch, value)
+        return
     recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
     name = run_name(told["search"], trial_id)
     run = runs.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
     figure = f"val/{told['figure']}"
+    for epoch, value in runs.history(run).get(figure, []):
+        report(epoch, value)
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     ended: list[BaseException | None] = []
 

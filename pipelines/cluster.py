@@ -37,6 +37,8 @@ def settings(address: str | None = None) -> dict[str, str]:
         # Reports and deaths are noticed at the next poll; Ray's default is 2 s.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # How far Tune's own record of a search may lag behind, in seconds; its default is 10.
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",
     }
 
 

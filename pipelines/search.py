@@ -35,6 +35,8 @@ KINDS: dict[str, type[Uniform] | type[LogUniform]] = {
     "uniform": Uniform,
     "log_uniform": LogUniform,
 }
+TRIALS = "trials.json"
+"""In a search's folder: the standing of its trials."""
 MOST_GRID = 10_000
 """Trials that a grid may have."""
 
@@ -189,6 +191,11 @@ class Trial:
     reason: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
     changes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether anything more can become of it."""
+        return self.status not in ("waiting", "running")
 
     def note(self, epoch: int, value: float, figure: Figure) -> None:
         """What was found after an epoch; one that is told again counts once, and what is not finite

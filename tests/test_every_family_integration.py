@@ -1,13 +1,18 @@
 """Every family goes the whole way: packed, trained on two Ray workers, tracked, registered,
-evaluated, promoted, asked. In one Ray cluster and one MLflow; a new family is tested by being there.
+evaluated, promoted, asked. In one MLflow and on the same two workers of Ray Train, one family after
+the other; a new one is tested by being there.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import family_sources
+import gang
 import mlflow
 import pytest
 from click.testing import CliRunner
@@ -15,10 +20,11 @@ from PIL import Image
 
 import models
 from jobs import driver, evaluate, predict, promote, train
-from pipelines import champions
+from pipelines import champions, cluster
 from pipelines import recipe as recipes
 from pipelines.data import importing
 from pipelines.recipe import Recipe
+from pipelines.spool import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -59,9 +65,32 @@ def judge(home: Path, packed: dict[str, Path]) -> str:
     return f"models:/judge/{outcome.version.number}"
 
 
+@pytest.fixture(scope="module")
+def workers(
+    ray_cluster: None, judge: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Groups of two are the same two workers from here on."""
+    usual = driver.executor
+    with (
+        gang.open_gang(2, tmp_path_factory.mktemp("gang")) as call,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+
+        @contextmanager
+        def executor(work: cluster.Work, group: cluster.Group, **more: Any) -> Iterator[Any]:
+            if group.workers == 2:
+                yield lambda payload, emit: call(work, payload, emit)
+                return
+            with usual(work, group, **more) as execute:
+                yield execute
+
+        patch.setattr(driver, "executor", executor)
+        yield
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_the_whole_way(
-    name: str, home: Path, packed: dict[str, Path], judge: str, tmp_path: Path
+    name: str, home: Path, packed: dict[str, Path], judge: str, workers: None, tmp_path: Path
 ) -> None:
     task = models.get(name).task
     recipe = recipe_for(name, packed, 2)
@@ -72,6 +101,8 @@ def test_the_whole_way(
     assert task.primary.name in outcome.figures
 
     client = mlflow.MlflowClient(driver.embedded.tracking_uri())
+    told = [event for event, _ in read_events(outcome.run.spool) if event["kind"] == "worker"]
+    assert sorted(event["rank"] for event in told) == [0, 1]
     run = client.get_run(outcome.run.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["family"] == name

@@ -207,6 +207,23 @@ def test_never_two_drivers_on_one_search(tmp_path: Path, monkeypatch: pytest.Mon
         tune.command.main(["--resume", "one"], standalone_mode=False)
 
 
+def test_a_trial_that_is_over_is_told_again_and_not_trained(tmp_path: Path) -> None:
+    """As when Tune's record is older than its end. The control: one that isn't over is trained, for
+    which what is told here doesn't suffice."""
+    ended = Trial("a", 1, {}, status="stopped", curve=[(1, 0.5), (2, 0.6)])
+    search.write([ended, Trial("b", 2, {}, status="running")], tmp_path / search.TRIALS)
+    told = {"environment": {}, "folder": str(tmp_path)}
+    heard: list[tuple[int, float]] = []
+
+    def report(epoch: int, value: float) -> None:
+        heard.append((epoch, value))
+
+    trial_jobs.run_trial(told, "a", {}, report)
+    assert heard == ended.curve
+    with pytest.raises(KeyError, match="recipe"):
+        trial_jobs.run_trial(told, "b", {}, report)
+
+
 def test_a_trial_has_no_field_that_is_lost() -> None:
     assert {f.name for f in dataclasses.fields(Trial)} == set(vars(trial(1, [0.5])))
 

@@ -1,6 +1,7 @@
 """`make demo` as a person runs it, but for the installation: once, and once more.
 
-The second makes version 2, compares it with the champion, and says what it decided.
+The second makes version 2 with the same weights, bit for bit, compares it with the champion, and says
+what it decided.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ACCURACY = 0.97
 LIMIT_SECONDS = 300
@@ -53,5 +56,9 @@ def test_the_demo_twice(tmp_path: Path) -> None:
     assert float(table["test accuracy"]) == first["test accuracy"], "the same seed, another result"
     assert table["champion"] == "version 1"
     assert "version 2 not promoted: lead in accuracy; McNemar's test" in second.stderr
+    runs = sorted((tmp_path / ".tessera/runs").iterdir())
+    newest = [sorted(run.glob("checkpoints/step-*"))[-1] / "weights.safetensors" for run in runs]
+    one, other = map(load_file, newest)
+    assert all(torch.equal(one[key], other[key]) for key in one | other)
     assert second.stdout.splitlines()[-1] == "open the pages with: tessera up"
     assert [path.name for path in tmp_path.iterdir()] == [".tessera"]
