@@ -5,7 +5,7 @@ All search the same space of the measured recipe of the digits, by its figure on
 seeds, in turns in one run on one cluster. What a way is given are trials; a trial that is stopped
 early costs less, so the epochs that were trained are told beside the time. A way that didn't come to
 the target within its trials has no time for that seed. Prints a table, writes
-benchmarks/results/search_to_target.json.
+benchmarks/results/search_to_target.json and README's table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import ROOT, arguments, machine, record, table
+from common import RESULTS, ROOT, arguments, machine, put_in_readme, record, table
 
 RECIPE = ROOT / "jobs" / "recipes" / "digits.yaml"
 FIGURE = "accuracy"
@@ -144,6 +144,26 @@ def rows(entries: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def markdown(entry: dict[str, Any]) -> str:
+    """README's table."""
+    heads = "| | came to it | seconds | trials begun | epochs trained | best at the end |"
+    lines = [heads, "|---|---|---|---|---|---|"]
+    for way, reached, seconds, trials, epochs, _, _, best in rows(entry["entries"]):
+        lines.append(f"| {way} | {reached} | {seconds} | {trials} | {epochs} | {best} |")
+    seeds = max(one["searches"] for one in entry["entries"])
+    (figure,) = entry["target"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{entry['recipe']} to {figure} {entry['target'][figure]:g} within {entry['trials']} "
+            f"trials (double: {2 * entry['trials']}), medians of {seeds} seeds' searches that came to "
+            f"it; {entry['hardware']}, at commit {entry['commit']}.",
+            "",
+        ]
+    )
+
+
 def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
@@ -185,6 +205,8 @@ def main() -> int:
         "searches": searches,
     }
     print(record(options.results, "search_to_target", entry))
+    if options.results == RESULTS and options.only == list(WAYS):
+        put_in_readme("searches", markdown(entry))
     return 0
 
 
