@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import ROOT, arguments, machine, record
+
+FIGURE = "accuracy"
 
 
 def search(words: list[str]) -> subprocess.Popen[str]:
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("packed", type=Path)
     parser.add_argument("--recipe", type=Path, default=ROOT / "jobs/recipes/mnist.yaml")
     parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--space", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,6 +92,7 @@ def main() -> None:
         os.environ["TESSERA_HOME"] = str(home)
         words = [str(asked.recipe), "--data", str(asked.packed.resolve())]
         words += ["--trials", str(asked.trials), "--workers-per-trial", "1"]
+        words += ["--space", str(asked.space.resolve())]
         words += [word for change in asked.set for word in ("--set", change)]
         began = time.monotonic()
         name, before = kill_in_the_midst(home, words, asked.trials)
@@ -103,9 +108,12 @@ def main() -> None:
         _, evaluation = evaluate(answer["model"].removeprefix("models:/"), asked.packed.resolve())
     measured = json.loads((asked.results / "recipes.json").read_text())
     own = measured.get(asked.recipe.resolve().relative_to(ROOT).as_posix(), {}).get("values", [])
+    reached = evaluation.figures[FIGURE]
     result = {
         **machine("torch", "ray", "mlflow"),
         "recipe": asked.recipe.name,
+        "changes": asked.set,
+        "space": asked.space.read_text().splitlines()[1:],
         "trials": len(trials),
         "over_before_the_kill": len(before),
         "killed_after_seconds": round(killed_after, 1),
@@ -118,6 +126,7 @@ def main() -> None:
         "winner": answer["winner"]["settings"],
         "refit_test": evaluation.figures,
         "recipe_test": own,
+        "at_least_as_good": reached >= statistics.mean(own) if own else None,
         "seconds": round(seconds, 1),
     }
     record(asked.results, "real_search", result)
