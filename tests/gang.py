@@ -10,13 +10,12 @@ they take turns on the same workers.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from pipelines import cluster
 from pipelines.ports import Emit, World
@@ -66,6 +65,8 @@ class _Mute:
 
 def _serve(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """What each worker does until there is no more."""
+    import ray
+
     desk, number = payload["desk"], 0
     while (piece := ray.get(desk.take.remote(number))) is not None:
         work, told, speak = piece
@@ -82,6 +83,10 @@ def _serve(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
 
 @contextmanager
 def open_gang(workers: int, storage: Path) -> Iterator[Call]:
+    import ray  # which reads its environment when it is imported
+
+    # The tests' own modules aren't on the workers' path.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     desk = ray.remote(num_cpus=0, max_concurrency=100)(Desk).remote()
     ended: list[BaseException | None] = []
 
@@ -112,3 +117,4 @@ def open_gang(workers: int, storage: Path) -> Iterator[Call]:
         ray.get(desk.put.remote(None))
         thread.join()
         ray.kill(desk)
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
