@@ -221,13 +221,36 @@ def test_trains_the_same_twice(family):
     assert losses_on_one_batch(family, 3) == losses_on_one_batch(family, 3)
 
 
+def losses_at_rest(family: Family, steps: int):
+    """Of a network whose norms see maps of one pixel: over a batch the variance of some channels is
+    rounding, and the losses would differ from processor to processor. So the norms keep their
+    statistics, and it is counted in float64, as little changes then."""
+    network = examples.tiny(family).train().double()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    optimizer = torch.optim.SGD(network.parameters(), lr=3.0)
+    batch = examples.train_batch(family)
+    batch["image"] = batch["image"].double()
+    found = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        for _, losses in family.updates(family.parts(network), batch):
+            losses["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(float(losses["loss"].detach()))
+    return found
+
+
 def test_golden_losses(family):
     path = HERE / "golden" / f"{family.name}.json"
-    losses = losses_on_one_batch(family, 10)
+    at_rest = family.name in ("backbone", "googlenet")
+    losses = (losses_at_rest if at_rest else losses_on_one_batch)(family, 10)
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(json.dumps(losses, indent=1) + "\n")
     assert path.exists(), "make it: UPDATE_GOLDEN=1 pytest tests/models/test_contract.py -k golden"
-    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)
+    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-8 if at_rest else 1e-4)
 
 
 @pytest.fixture(scope="module")
