@@ -224,7 +224,7 @@ def test_trains_the_same_twice(family):
 def losses_at_rest(family: Family, steps: int):
     """Of a network whose norms see maps of one pixel: over a batch the variance of some channels is
     rounding, and the losses would differ from processor to processor. So the norms keep their
-    statistics, and it is counted in float64, as little changes then."""
+    statistics, and the network counts in float64, as little changes then."""
     network = examples.tiny(family).train().double()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -250,7 +250,7 @@ def test_golden_losses(family):
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(json.dumps(losses, indent=1) + "\n")
     assert path.exists(), "make it: UPDATE_GOLDEN=1 pytest tests/models/test_contract.py -k golden"
-    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-8 if at_rest else 1e-4)
+    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-6 if at_rest else 1e-4)
 
 
 @pytest.fixture(scope="module")
