@@ -240,6 +240,7 @@ class MlflowTracker:
         import json
 
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         scheme = urlsplit(source).scheme
         is_http = scheme in ("http", "https")
@@ -251,8 +252,13 @@ class MlflowTracker:
             source_type="http" if is_http else scheme or "local",
             source=json.dumps({"url" if is_http else "uri": source}),
         )
-        context = InputTag("mlflow.data.context", split)
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
+        try:
+            self._client.log_inputs(self.run_id, inputs)
+        except MlflowException:
+            # Of two runs that are the first to name it in an experiment, the store lets one fail; it
+            # finds the other's the next time.
+            self._client.log_inputs(self.run_id, inputs)
 
     def start_system_metrics(self, interval_seconds: float = 10.0) -> None:
         """Samples this machine's CPU, memory, disk, network and GPUs until `finish`."""

@@ -24,7 +24,7 @@ from jobs.cli import verbs
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 
 NOT_RUN = {
     "make demo": "needs a package index: tests/jobs/test_demo.py runs what it calls",

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,25 @@ def test_settings_are_names_that_mlflow_knows() -> None:
         assert hasattr(known, name), name
     assert known.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 0
     assert known.MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
+
+
+def test_runs_that_name_a_data_set_first_and_at_once_all_have_it(store: Path) -> None:
+    """As the trials of a search do. With the client alone one fails in some of the rounds."""
+    count, rounds = 4, 25
+    trackers = [open_here(store, f"run-{place}") for place in range(count)]
+    meeting = threading.Barrier(count)
+
+    def name_it(tracker: tracking.MlflowTracker, number: int) -> None:
+        meeting.wait()
+        tracker.dataset(name="digits", digest=f"{number:032d}", source="/data", split="train")
+
+    with ThreadPoolExecutor(count) as threads:
+        for number in range(rounds):
+            named = [threads.submit(name_it, tracker, number) for tracker in trackers]
+            assert [one.exception() for one in named] == [None] * count
+    for tracker in trackers:
+        inputs = tracker._client.get_run(tracker.run_id).inputs.dataset_inputs
+        assert len({one.dataset.digest for one in inputs}) == rounds
 
 
 def test_first_uses_at_once_make_one_good_store(tmp_path: Path) -> None:

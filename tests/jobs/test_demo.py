@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 ACCURACY = 0.97
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
