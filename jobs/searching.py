@@ -142,7 +142,7 @@ def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: b
     again = restore and ray_tune.can_restore(order.folder)
     ray_tune.run(trials.run_trial, facts, order, board.hear, restore=again)
     for trial in board.trials:
-        if not trial.over:  # Tune's record was older than the trial: its settings were given anew
+        if again and not trial.over:  # Tune's record was older: it gave these settings anew
             board.hear(
                 "error", trial.id, {"reason": "it had only begun when the search was killed"}
             )
