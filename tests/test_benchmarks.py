@@ -6,6 +6,7 @@ import importlib.util
 import io
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -20,11 +21,23 @@ from PIL import Image
 from pipelines.spool import SpoolFile
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+README = BENCHMARKS.parent / "README.md"
 
 
 def test_readme_has_the_table_of_the_results(data_loading: ModuleType) -> None:
     entry = json.loads((BENCHMARKS / "results" / "data_loading.json").read_text())
-    assert data_loading.markdown(entry) in (BENCHMARKS.parent / "README.md").read_text()
+    assert data_loading.markdown(entry) in README.read_text()
+
+
+def test_the_real_search_came_to_what_was_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = json.loads((BENCHMARKS / "results" / "real_search.json").read_text())
+    assert load("real_search", monkeypatch).markdown(entry) in README.read_text()
+    assert entry["at_least_as_good"]
+    assert entry["refit_test"]["accuracy"] >= statistics.mean(entry["recipe_test"])
+    assert entry["over_before_the_kill"] >= 1
+    assert entry["these_are_the_same_after"]
+    assert entry["mlflow"]["parent"] == "FINISHED"
+    assert entry["mlflow"]["children"] == entry["mlflow"]["trials"] == entry["trials"] == 16
 
 
 @pytest.fixture
