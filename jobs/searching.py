@@ -186,6 +186,8 @@ def _order(asked: Asked, recipe: Recipe, room: Room) -> Order:
         reduction=asked.reduction,
         seed=asked.seed,
         budget_seconds=asked.budget_seconds,
+        # A training on Ray Train's workers can't be told to stop; it ends with the process.
+        keep_processes=driver.group_of(recipe).workers == 0,
     )
 
 
@@ -301,20 +303,22 @@ class Board:
     def _settle(self, trial: Trial, done: int, best: float | None) -> None:
         """Delivers what a stopped trial left, and ends its run; whatever the service raises, the
         search goes on."""
-        from pipelines import tracking
+        from pipelines import runs, tracking
         from pipelines.ports import Point
         from pipelines.spool import Shipper
 
         try:
-            run = self._asked.folder / "trials" / trial.run / "run.json"
-            trial_run = json.loads(run.read_text(encoding="utf-8"))["run_id"]
-            if not trial_run:
+            folder = self._asked.folder / "trials"
+            if not (folder / trial.run / "run.json").exists():
                 return
-            tracker = driver.attach_tracker(trial_run)
-            shipper = Shipper(
-                run.with_name("spool.jsonl"), tracker, is_permanent=tracking.is_permanent
-            ).start()
-            shipper.close(60.0)
+            run = runs.find(folder, trial.run)
+            if not run.run_id:
+                return
+            tracker = driver.attach_tracker(run.run_id)
+            # One that was stopped may still be on its way out.
+            with runs.locked(run, patience_seconds=trials.END_SECONDS):
+                shipper = Shipper(run.spool, tracker, is_permanent=tracking.is_permanent).start()
+                shipper.close(60.0)
             values = {STATUS_TAG: trial.status, "tessera.trial.reason": trial.reason}
             tracker.tags({name: value for name, value in values.items() if value})
             tracker.finish("FAILED" if trial.status == "failed" else "FINISHED")

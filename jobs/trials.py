@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SETTINGS_TAG = "tessera.settings"
 """Of a member's run: every change of its settings, with the epoch from which on it held."""
 MOST_TAG = 5000
+END_SECONDS = 60.0
+"""How long whoever goes on with a trial's run, or ends it, waits for who had it before."""
 FAILURE = "failure.json"
 """In a trial's folder: why it came to nothing, where the reason is its own."""
 
@@ -33,8 +35,8 @@ FAILURE = "failure.json"
 def run_trial(
     told: dict[str, Any], trial_id: str, settings: dict[str, Any], report: Report
 ) -> None:
-    """One trial, from its last checkpoint where it has one. Called by Ray Tune; `report` doesn't
-    come back when the trial is to stop.
+    """One trial, from its last checkpoint where it has one. Called by Ray Tune, in a process that
+    may have had another trial before; `report` raises SystemExit when the trial is to stop.
 
     Tune's record of a search that was killed lags behind: a trial that was over may be called once
     more, and one that goes on be known with fewer epochs than it has. So what it had is told again,
@@ -57,6 +59,8 @@ def run_trial(
         report(epoch, value)
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     ended: list[BaseException | None] = []
+    # Ray Train's workers can't be told; they end with this process, which then isn't kept.
+    stop = threading.Event() if driver.group_of(recipe).workers == 0 else None
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["kind"] == "metrics" and figure in event["values"]:
@@ -64,7 +68,9 @@ def run_trial(
 
     def train() -> None:
         try:
-            _train(told, trial_id, run, recipe, listeners=[listen])
+            _train(told, trial_id, run, recipe, listeners=[listen], stop=stop)
+            ended.append(None)
+        except runs.Stopped:
             ended.append(None)
         except BaseException as error:
             ended.append(error)
@@ -72,12 +78,17 @@ def run_trial(
     # Figures are reported by the thread that Tune called, which may wait there.
     thread = threading.Thread(target=train, name="trial", daemon=True)
     thread.start()
-    while thread.is_alive() or not found.empty():
-        try:
-            epoch, value = found.get(timeout=0.2)
-        except queue.Empty:
-            continue
-        report(epoch, value)
+    try:
+        while thread.is_alive() or not found.empty():
+            try:
+                epoch, value = found.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            report(epoch, value)
+    finally:
+        if stop:
+            stop.set()
+            thread.join()
     error = ended[0]
     if isinstance(error, TesseraError):  # it would come again: Tune is not to try once more
         (run.folder / FAILURE).write_text(json.dumps({"reason": error.message}), "utf-8")
@@ -155,6 +166,7 @@ def _train(
     listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
     until_epoch: int | None = None,
     tags: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
     from jobs import judges
     from pipelines import asking, runs, tracking, worker
@@ -168,9 +180,12 @@ def _train(
         "tessera.search": told["search"],
         "tessera.trial": trial_id,
     }
-    with driver.executor(
-        worker.run, driver.group_of(recipe), name=run.name, storage=run.folder / "ray"
-    ) as execute:
+    with (
+        runs.locked(run, patience_seconds=END_SECONDS),
+        driver.executor(
+            worker.run, driver.group_of(recipe), name=run.name, storage=run.folder / "ray"
+        ) as execute,
+    ):
         runs.train(
             run,
             recipe,
@@ -180,4 +195,5 @@ def _train(
             listeners=listeners,
             tags=tags,
             until_epoch=until_epoch,
+            stop=stop,
         )

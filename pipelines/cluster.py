@@ -140,7 +140,10 @@ def local(work: Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     import torch
 
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return work(payload, World(0, 1, device), emit)
+    try:
+        return work(payload, World(0, 1, device), emit)
+    finally:
+        torch.cuda.empty_cache()  # this process may go on with something else, beside others
 
 
 def cpus() -> int:

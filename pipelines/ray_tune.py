@@ -26,9 +26,10 @@ VALUE = "value"
 _TRIAL_CPUS = 0.01
 """None would be refused; Tune's default of 1 would leave the workers waiting for ever."""
 _NODE_SHARE = 0.0001
+_END_SECONDS = "3600"
 
 Report = Callable[[int, float], None]
-"""Called with an epoch and its figure; doesn't come back when the trial is to stop."""
+"""Called with an epoch and its figure; raises SystemExit when the trial is to stop."""
 Body = Callable[[dict[str, Any], str, dict[str, Any], Report], None]
 """Trains one trial: what it is told, the trial's id, its settings, and where figures go."""
 Hear = Callable[[str, str, dict[str, Any]], None]
@@ -51,6 +52,8 @@ class Order:
     reduction: float
     seed: int
     budget_seconds: float | None = None
+    keep_processes: bool = False
+    """A trial's process goes on with the next one, if the body leaves nothing behind that runs."""
 
 
 def run(body: Body, told: dict[str, Any], order: Order, hear: Hear, *, restore: bool) -> None:
@@ -106,6 +109,9 @@ def _trainable(
         def report(epoch: int, value: float) -> None:
             tune.report({EPOCH: epoch, VALUE: value})
 
+        # A process that is kept goes on when the body has ended. Tune gives up after 2 s, and with it
+        # the next trial.
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _END_SECONDS
         number = tune.get_context().get_trial_id()
         assert number is not None
         body(told, number, decode(config, space), report)
@@ -135,6 +141,7 @@ def _tuner(trainable: Any, order: Order) -> Any:
             num_samples=1 if order.search == "grid" else order.trials,
             max_concurrent_trials=order.at_once,
             time_budget_s=order.budget_seconds,
+            reuse_actors=order.keep_processes,
         ),
         run_config=tune.RunConfig(
             name=order.folder.name,

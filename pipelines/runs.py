@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import models
@@ -157,16 +158,23 @@ def find(root: Path, ref: str) -> Run:
 
 
 @contextmanager
-def locked(run: Place) -> Iterator[None]:
-    """Never two drivers on one run, or on one search."""
+def locked(run: Place, *, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Never two drivers on one run, or on one search. TesseraError where another one has it, and
+    after `patience_seconds` still."""
+    deadline = time.monotonic() + patience_seconds
     with (run.folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
             raise TesseraError(
                 f"{run.name} is being trained by another process",
                 mend="wait for it, or stop it first",
-            ) from None
+            )
         yield
 
 
@@ -204,6 +212,27 @@ def launch(
     return Outcome(**vars(trained), version=registered[0])
 
 
+class Stopped(BaseException):
+    """Of a training that is told to end where it is, by who runs it in this process and ends its
+    run too."""
+
+
+@dataclass(frozen=True)
+class Stoppable:
+    """Where a training in this process tells its events; after `stop` that raises `Stopped`."""
+
+    emit: Emit
+    stop: Event
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self.emit(event)
+        if self.stop.is_set():
+            raise Stopped
+
+    def flush(self) -> None:
+        self.emit.flush()
+
+
 def train(
     run: Run,
     recipe: Recipe,
@@ -215,12 +244,14 @@ def train(
     tags: Mapping[str, str] | None = None,
     conclude: Callable[[Path, Mapping[str, Any]], None] | None = None,
     until_epoch: int | None = None,
+    stop: Event | None = None,
 ) -> Trained:
     """Trains, or goes on. `conclude` is called with the best checkpoint and the summary, as a part
     of the tracked run. One that stops before its last epoch, after `until_epoch`, stays RUNNING.
+    `stop` ends a training in this process with what it tells next.
 
     Raises whatever `execute` and `conclude` raise, after the tracker has the run's end: FAILED, or
-    KILLED when the process was told to stop.
+    KILLED when the process was told to stop. After `Stopped` the run stays RUNNING.
     """
     card = cards.read(recipe.data.path)
     run = replace(run, run_id=tracker.run_id)
@@ -229,7 +260,7 @@ def train(
     spool = SpoolFile(run.spool)
     shipper = Shipper(run.spool, tracker, listeners=listeners, is_permanent=is_permanent)
     shipper.start()
-    status = "FAILED"
+    status, patience_seconds = "FAILED", DELIVERY_SECONDS
     undelivered = 0
     try:
         payload = {
@@ -238,7 +269,7 @@ def train(
             "until_epoch": until_epoch,
             "changing": run.changing,
         }
-        summary = execute(payload, spool)
+        summary = execute(payload, Stoppable(spool, stop) if stop else spool)
         best = run.folder / "checkpoints" / summary["checkpoint"]
         _check_effective(best.with_name(summary["newest"]), recipe)
         _check_effective(best, recipe, run.changing)
@@ -247,12 +278,15 @@ def train(
             if conclude is not None:
                 conclude(best, summary)
         status = "FINISHED" if summary["ended"] else "RUNNING"
+    except Stopped:
+        status, patience_seconds = "RUNNING", 1.0
+        raise
     except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
+        status, patience_seconds = "KILLED", 1.0
         raise
     finally:
         # A process that is told to stop has seconds; what it leaves is delivered by a resume.
-        undelivered = shipper.close(DELIVERY_SECONDS if status != "KILLED" else 1.0)
+        undelivered = shipper.close(patience_seconds)
         spool.close()
         if status != "RUNNING":
             _note_end(tracker, status, listeners)

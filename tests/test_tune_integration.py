@@ -3,6 +3,7 @@ on after the driver was killed."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from models.core.spaces import Choice
 from pipelines import checkpoints, population, runs, worker
 from pipelines import recipe as recipes
 from pipelines.ports import World
-from pipelines.spool import SpoolFile
+from pipelines.spool import SpoolFile, read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -126,6 +127,44 @@ def test_a_grid_with_a_trial_that_diverges_and_a_refit(
     assert answer["refit"]["accuracy"] == pytest.approx(answer["winner"]["value"], abs=1e-9)
 
 
+def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
+    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing of itself in there: the next comes to what it would have come to alone."""
+    rates = [0.05, 0.04, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 0.03]
+    space = write_space(tmp_path, optim__model__lr=rates)
+    arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
+    arguments += ["--set", "train.epochs=30", "--set", "train.log_every_steps=1", "--json"]
+    assert tune.command.main([*arguments, "--workers-per-trial", "0"], standalone_mode=False) == 0
+    name = json.loads(capsys.readouterr().out)["search"]
+    standing = check_runs(name, len(rates))
+    processes: dict[int, list[dict[str, Any]]] = {}
+    for trial in standing:
+        events = [
+            e for e, _ in read_events(runs.find(folder_of(name) / "trials", trial["run"]).spool)
+        ]
+        (process,) = [e["pid"] for e in events if e["kind"] == "worker"]
+        processes.setdefault(process, []).append(trial)
+        if trial["status"] == "stopped":
+            told = [e["epoch"] for e in events if e["kind"] == "metrics"]
+            assert max(told) < 30, "it was trained to its end"
+    assert len(processes) == 4  # as many as run at once
+    pairs = [pair for own in processes.values() for pair in itertools.pairwise(own)]
+    _, after = next(pair for pair in pairs if pair[0]["status"] == "stopped")
+    run = runs.find(folder_of(name) / "trials", after["run"])
+    alone = tmp_path / "alone"
+    payload = {"recipe": run.recipe().to_json(), "run_dir": str(alone)}
+    payload["until_epoch"] = len(after["curve"])
+    worker.run(payload, World(), SpoolFile(alone / "spool.jsonl"))
+    events = [e for e, _ in read_events(alone / "spool.jsonl")]
+    curve = [
+        [e["epoch"], e["values"]["val/accuracy"]]
+        for e in events
+        if "val/accuracy" in e.get("values", ())
+    ]
+    assert curve == after["curve"]
+
+
 def test_more_than_the_cluster_has_is_refused_at_once(home: Path, digits: Path) -> None:
     began = time.monotonic()
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--workers-per-trial", "5"]
@@ -143,6 +182,7 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     space = write_space(tmp_path, optim__model__lr=[0.05, 0.04, 0.03, 0.02])
     words = [sys.executable, "-m", "jobs.tune", "cnn", "--data", str(digits), *SETTINGS]
     words += ["--search", "grid", "--space", space, "--scheduler", "none"]
+    words += ["--workers-per-trial", "0"]
     process = start(words)
     done: dict[str, Any] = {}
     lagging = tmp_path / "lagging"
