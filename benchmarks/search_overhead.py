@@ -1,11 +1,11 @@
 """What a trial costs that does nothing: Ray Tune as a search uses it, its generations, Optuna alone.
 
 Each way runs the same numbers of empty trials, in turns in one run, on one cluster whose start is
-outside. A trial of Tune and a member of a population is a call in a process of its own, one of Optuna
-alone a call in this process: what is left is the price of a trial that may train anywhere. With
-`tracked` a trial also has a run in MLflow, as every trial of a search has. Each way but Optuna's own
-runs one trial before, so that processes are there. Prints a table, writes
-benchmarks/results/search_overhead.json.
+outside. A trial of Tune is a call in a process of its own, or with `kept`, as trials without workers
+are run, in one that goes on with the next; a member of a population is a call in a process beside the
+driver, a trial of Optuna alone a call in it. With `tracked` a trial also has a run in MLflow, as every
+trial of a search has. Each way runs one trial before, so that processes are there. Prints a table,
+writes benchmarks/results/search_overhead.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def alone(count: int, folder: Path, at_once: int) -> None:
     study.optimize(lambda trial: trial.suggest_float("lr", 1e-4, 1.0, log=True), n_trials=count)
 
 
-def tune(kind: str, *, tracked: bool = False) -> Callable[[int, Path, int], None]:
+def tune(
+    kind: str, *, tracked: bool = False, kept: bool = False
+) -> Callable[[int, Path, int], None]:
     def run(count: int, folder: Path, at_once: int) -> None:
         from pipelines import ray_tune
 
@@ -58,6 +60,7 @@ def tune(kind: str, *, tracked: bool = False) -> Callable[[int, Path, int], None
             grace_epochs=1,
             reduction=3.0,
             seed=0,
+            keep_processes=kept,
         )
         told = {"home": os.environ["TESSERA_HOME"], "tracked": tracked, "turn": folder.name}
         ray_tune.run(
@@ -96,6 +99,8 @@ WAYS: dict[str, Callable[[int, Path, int], None]] = {
     "tune, random": tune("random"),
     "tune, optuna": tune("optuna"),
     "tune, random, tracked": tune("random", tracked=True),
+    "tune, random, kept": tune("random", kept=True),
+    "tune, random, kept, tracked": tune("random", kept=True, tracked=True),
     "generations": generations,
 }
 

@@ -29,7 +29,9 @@ from common import RESULTS, ROOT, arguments, machine, put_in_readme, record, tab
 
 RECIPE = ROOT / "jobs" / "recipes" / "digits.yaml"
 FIGURE = "accuracy"
-TARGET = 0.99
+TARGET = 0.985
+CHANGES = ["train.epochs=9"]
+"""Of the recipe, so that 480 trials take half an hour."""
 TRIALS = 16
 SPACE = """\
 optim.model.lr: {log_uniform: [1e-4, 1]}
@@ -147,17 +149,18 @@ def rows(entries: list[dict[str, Any]]) -> list[list[str]]:
 def markdown(entry: dict[str, Any]) -> str:
     """What README shows, once it is measured."""
     told = "How soon it comes to a figure, beside random search with as many trials and with twice as many:"
-    heads = "| | came to it | seconds | trials begun | epochs trained | best at the end |"
-    lines = [told, "", heads, "|---|---|---|---|---|---|"]
-    for way, reached, seconds, trials, epochs, _, _, best in rows(entry["entries"]):
-        lines.append(f"| {way} | {reached} | {seconds} | {trials} | {epochs} | {best} |")
+    heads = "| | came to it | seconds | trials begun | epochs trained | all, seconds | best |"
+    lines = [told, "", heads, "|---|---|---|---|---|---|---|"]
+    for way, reached, seconds, trials, epochs, whole, _, best in rows(entry["entries"]):
+        lines.append(f"| {way} | {reached} | {seconds} | {trials} | {epochs} | {whole} | {best} |")
     seeds = max(one["searches"] for one in entry["entries"])
     (figure,) = entry["target"]
     return "\n".join(
         [
             *lines,
             "",
-            f"{entry['recipe']} to {figure} {entry['target'][figure]:g} within {entry['trials']} "
+            f"`{entry['recipe']}` with {', '.join(entry['changes']) or 'nothing changed'} to {figure} "
+            f"{entry['target'][figure]:g} within {entry['trials']} "
             f"trials (double: {2 * entry['trials']}), medians of {seeds} seeds' searches that came to "
             f"it; {entry['hardware']}, at commit {entry['commit']}.",
             "",
@@ -171,9 +174,10 @@ def main() -> int:
     parser.add_argument("--target", type=float, default=TARGET, help="val accuracy")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--set", action="append", default=[], help="change the recipe")
+    parser.add_argument("--set", action="append", help="change the recipe")
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
     options = parser.parse_args()
+    options.set = CHANGES if options.set is None else options.set
     options.work.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="target-", dir=options.work))
     os.environ["TESSERA_HOME"] = str(scratch / "home")
