@@ -148,7 +148,7 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
         if trial["status"] == "stopped":
             told = [e["epoch"] for e in events if e["kind"] == "metrics"]
             assert max(told) < 30, "it was trained to its end"
-    assert len(processes) == 4  # as many as run at once
+    assert len(processes) < len(rates)  # Tune keeps one if the next trial waits for it already
     pairs = [pair for own in processes.values() for pair in itertools.pairwise(own)]
     _, after = next(pair for pair in pairs if pair[0]["status"] == "stopped")
     run = runs.find(folder_of(name) / "trials", after["run"])
