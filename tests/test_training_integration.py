@@ -97,7 +97,8 @@ def events(run_folder: Path) -> list[dict[str, Any]]:
     return [event for event, _ in read_events(spool)] if spool.exists() else []
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
+    """What `condition` comes to be. The wait is long, as Ray's start is beside other tests."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
