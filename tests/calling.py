@@ -1,4 +1,4 @@
-"""What a call of the command gives, in tests; the fixture `call` is in `jobs/conftest.py`."""
+"""What a call of the command gives, in tests; the fixture `call` is in `conftest.py`."""
 
 from __future__ import annotations
 

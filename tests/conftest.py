@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from calling import Call, Done
 
 # Before torch is imported: several thread pools on few cores are slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -134,9 +135,12 @@ def mlflow_server(
     server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(mlflow_settings: None) -> Iterator[None]:
-    """One Ray cluster for all tests, with room for four workers whatever the machine has."""
+    """One Ray cluster for all tests of a file, with room for four workers whatever the machine has.
+
+    It ends with the file: one that does nothing still takes a sixth of a core.
+    """
     from pipelines import cluster
 
     os.environ.update(cluster.settings())
@@ -167,3 +171,18 @@ def start_mlflow(prepared_store: Path, tmp_path: Path) -> Iterator[MlflowServer]
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `tessera ARGUMENTS` in this process, by the way that the command takes."""
+    from jobs.cli import run, tessera
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run(tessera, "tessera", [str(a) for a in arguments])
+        assert isinstance(left.value.code, int)
+        return Done(left.value.code, *capsys.readouterr())
+
+    return call

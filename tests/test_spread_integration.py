@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from calling import Call
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import cluster
@@ -157,6 +158,16 @@ def test_a_stopped_pack_on_the_cluster_goes_on_here(
     said: list[str] = []
     assert pack(str(source), tmp_path / "there", shard_samples=40, say=said.append) == here
     assert any(line.startswith("goes on: ") for line in said)
+
+
+def test_the_command_s_pack_on_the_cluster_is_the_same(
+    ray_cluster: None, tmp_path: Path, make_pets: Callable[[int], Path], call: Call
+) -> None:
+    pets = make_pets(20)
+    here = call("pack", pets, "--to", tmp_path / "here", "--json")
+    there = call("pack", pets, "--to", tmp_path / "there", "--workers", 2, "--json")
+    assert there.status == 0, there.err
+    assert there.out == here.out
 
 
 @pytest.fixture

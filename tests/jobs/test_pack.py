@@ -108,16 +108,6 @@ def test_pack_keeps_classes_for_test(tmp_path: Path, pets: Path, call: Call) -> 
     assert "did you mean 'dog'" in near.err
 
 
-@pytest.mark.slow
-def test_a_pack_on_the_cluster_is_the_same(
-    tmp_path: Path, pets: Path, call: Call, ray_cluster: None
-) -> None:
-    here = call("pack", pets, "--to", tmp_path / "here", "--json")
-    there = call("pack", pets, "--to", tmp_path / "there", "--workers", 2, "--json")
-    assert there.status == 0, there.err
-    assert there.out == here.out
-
-
 def test_the_progress_is_a_line_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
