@@ -14,16 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.ports import Decision, Version
 from pipelines.tracking import VIEW, connect, page_root
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -126,7 +124,7 @@ class MlflowRegistry:
 
         check_name(name)
         try:
-            aliases = dict(self._client.get_registered_model(name).aliases)
+            aliases = dict(_insist(lambda: self._client.get_registered_model(name)).aliases)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -147,41 +145,32 @@ class MlflowRegistry:
         return sorted(versions, key=lambda version: version.number)
 
     def names(self) -> list[str]:
-        found: list[str] = []
-        token = None
-        while True:
-            page = self._client.search_registered_models(page_token=token)
-            found += [model.name for model in page if RECORD_TAG not in model.tags]
-            token = page.token
-            if not token:
-                return sorted(found)
+        models = _pages(lambda token: self._client.search_registered_models(page_token=token))
+        return sorted(model.name for model in models if RECORD_TAG not in model.tags)
 
     def _rows(self, name: str) -> Iterator[Any]:
         """MLflow's own entries of a model's versions."""
-        token = None
-        while True:
-            page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+        wanted = f"name = '{name}'"
+        return _pages(lambda token: self._client.search_model_versions(wanted, page_token=token))
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None:
         with _told(f"model {version.name!r} has no version {version.number}"):
             for key, value in values.items():
-                self._client.set_model_version_tag(
-                    version.name, str(version.number), key, str(value)
-                )
+                self._set_tag(version.name, version.number, key, str(value))
+
+    def _set_tag(self, name: str, number: int, key: str, value: str) -> None:
+        _insist(lambda: self._client.set_model_version_tag(name, str(number), key, value))
 
     def alias(self, name: str, alias: str, number: int) -> None:
         """Moves `alias` to the version `number`."""
         from mlflow.exceptions import MlflowException
 
-        self.version(name, number)
         try:
             # Of two that set an alias for the first time, the server lets one fail.
             _insist(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
         except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                self.version(name, number)  # says what there is instead
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             raise UsageError(
@@ -198,7 +187,7 @@ class MlflowRegistry:
 
         try:
             run = _insist(lambda: self._client.get_run(version.run_id))
-            place = self._client.get_model_version_download_uri(version.name, str(version.number))
+            place = self._place(version)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
@@ -212,13 +201,24 @@ class MlflowRegistry:
             return f"its files lie in {place}, outside of the artifacts of its run's experiment"
         return ""
 
+    def _place(self, version: Version) -> str:
+        """Where its files are, as an address."""
+        number = str(version.number)
+        return str(
+            _insist(lambda: self._client.get_model_version_download_uri(version.name, number))
+        )
+
     def decide(self, name: str, decision: Decision) -> None:
         """The record is a registered model beside, whose versions are numbered by the server: each
         is the version that was to be champion."""
         from mlflow.exceptions import MlflowException
 
+        with _told(f"model {name!r} has no version {decision.target}"):
+            target = str(decision.target)
+            run_id = _insist(lambda: self._client.get_model_version(name, target)).run_id
         record = f"{name}{RECORD}"
-        if not next(self._rows(record), None):
+        known = f"name = '{record}'"
+        if not _insist(lambda: self._client.search_model_versions(known, max_results=1)):
             try:
                 self._client.create_registered_model(
                     record,
@@ -230,7 +230,6 @@ class MlflowRegistry:
                     raise
         tags = {f"{_DECISION}{key}": str(value) for key, value in asdict(decision).items()}
         source = f"models:/{name}/{decision.target}"
-        run_id = self.version(name, decision.target).run_id
         _insist(
             lambda: self._client.create_model_version(
                 record, source=source, run_id=run_id, tags=tags
@@ -262,9 +261,7 @@ class MlflowRegistry:
         return sorted(found, key=lambda decision: decision.number)
 
     def done(self, name: str, decision: Decision) -> None:
-        number = str(decision.number)
-        key = f"{_DECISION}done"
-        _insist(lambda: self._client.set_model_version_tag(f"{name}{RECORD}", number, key, "True"))
+        self._set_tag(f"{name}{RECORD}", decision.number, f"{_DECISION}done", "True")
 
     def download(self, version: Version, to: Path) -> Path:
         """The version's files in `to`/NAME-NUMBER, a folder that must not be there yet. It appears
@@ -282,7 +279,7 @@ class MlflowRegistry:
             _told(f"the files of model {version.name!r} version {version.number} are gone"),
         ):
             # By its place, as MLflow looks "models:/…" up in its default store.
-            place = self._client.get_model_version_download_uri(version.name, str(version.number))
+            place = self._place(version)
             files = Path(scratch) / "files"
             files.mkdir()
             got = download_artifacts(
@@ -337,6 +334,17 @@ def _default_store(uri: str) -> Iterator[None]:
             yield
         finally:
             utils._tracking_uri = before
+
+
+def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    """What all pages have; `fetch` gets a page by its token, the first by None."""
+    token: str | None = None
+    while True:
+        page = _insist(partial(fetch, token))
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _insist(action: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_server import wire_to
 
 from models.core.errors import TesseraError
 from pipelines import champions, tracking
@@ -230,10 +231,44 @@ def test_two_promotions_at_once_a_hundred_times(
     )
 
     registries: list[Registry] = [MlflowRegistry(mlflow_server.uri) for _ in range(2)]
-    rivals = versions(registries[0], run.run_id, tmp_path / "f", "raced-often", 2)
-    for round_ in range(100):
-        race(registries, "raced-often", rivals, round_)
-    assert len(champions.effective(registries[0].decisions("raced-often"))) == 100
+    for name in ("raced-1", "raced-2", "raced-3", "raced-4"):
+        rivals = versions(registries[0], run.run_id, tmp_path / "f", name, 2)
+        for round_ in range(25):
+            race(registries, name, rivals, round_)
+        assert len(champions.effective(registries[0].decisions(name))) == 25
+
+
+@pytest.mark.slow
+def test_a_wire_that_breaks_all_the_time_is_waited_for(
+    mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each second connection is refused or gets an error, and those that are open are cut."""
+    run = tracking.open_run(
+        mlflow_server.uri, experiment="e", name=request.node.name, tags={}, artifact_root=None
+    )
+    sound = MlflowRegistry(mlflow_server.uri)
+    rivals = versions(sound, run.run_id, tmp_path / "f", "wired", 2)
+    with wire_to(mlflow_server.port) as wire:
+        registry = MlflowRegistry(wire.address)
+        wire.faults = ["503", "", "refuse", ""] * 500
+        ended = threading.Event()
+
+        def cut() -> None:
+            while not ended.wait(0.2):
+                wire.cut()
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        try:
+            for version in rivals * 2:
+                seat = champions.look(registry, "wired")
+                champions.move(registry, "wired", seat, version, kind="promotion")
+                assert number(sound, "wired") == version.number
+        finally:
+            ended.set()
+            cutter.join()
+        assert len(wire.faults) < 1995, "the wire didn't break"
+    assert len(champions.effective(sound.decisions("wired"))) == 4
 
 
 def test_a_deleted_version_is_gone(
