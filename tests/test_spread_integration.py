@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from calling import Call
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import cluster
 from pipelines.data.importing import pack
+
+if TYPE_CHECKING:  # a worker, which imports this file, doesn't find it
+    from calling import Call
 
 pytestmark = pytest.mark.slow
 
