@@ -99,12 +99,14 @@ def latency(
     *,
     seconds: float = 2.0,
     least_calls: int = 30,
+    most_calls: int = 1000,
     warm_up: int = 5,
 ) -> Latency:
-    """Of one call after the other: at least `least_calls` of them and `seconds`, after `warm_up` that
-    don't count. `example` is a batch of one image, where it shall be the time of one."""
+    """Of one call after the other, for `seconds`, but at least `least_calls` of them and no more than
+    `most_calls`, after `warm_up` that don't count. `example` is a batch of one image, where it shall
+    be the time of one."""
     with _asked(ask):
-        times = _times(ask, example, device, seconds, least_calls, warm_up)
+        times = _times(ask, example, device, seconds, least_calls, most_calls, warm_up)
     middle, late = np.percentile(np.array(times) * 1000, (50, 95))
     return Latency(float(middle), float(late), len(times))
 
@@ -115,13 +117,15 @@ def _times(
     device: str,
     seconds: float,
     least_calls: int,
+    most_calls: int,
     warm_up: int,
 ) -> list[float]:
     for _ in range(warm_up):
         ask(example)
     times: list[float] = []
     _wait(device)
-    while len(times) < least_calls or sum(times) < seconds:
+    end = time.perf_counter() + seconds
+    while len(times) < least_calls or (time.perf_counter() < end and len(times) < most_calls):
         begin = time.perf_counter()
         ask(example)
         _wait(device)
@@ -142,8 +146,10 @@ def throughput(
     *,
     largest: int = 1024,
     seconds: float = 1.0,
+    most_calls: int = 200,
 ) -> Throughput:
-    """Images a second for batches of 1, 2, 4 … `largest` images, `seconds` long each. Ends where two
+    """Images a second for batches of 1, 2, 4 … `largest` images, `seconds` or `most_calls` long each,
+    by the median of its calls. Ends where two
     sizes in a row are no better than one before, or where memory doesn't suffice: on a CPU before it
     is used up, as the system would end the process. Raises TesseraError where one image is too much."""
     tried: dict[int, float] = {}
@@ -153,7 +159,7 @@ def throughput(
             batch = make_batch(size)
             memory = peak_memory(ask, batch, device)
             with _asked(ask):
-                times = _times(ask, batch, device, seconds, least_calls=3, warm_up=0)
+                times = _times(ask, batch, device, seconds, 3, most_calls, warm_up=0)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise

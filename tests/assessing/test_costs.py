@@ -145,6 +145,16 @@ def test_latency_is_of_the_calls_after_the_warm_up() -> None:
     assert 3 <= found.p50_milliseconds < 30 <= found.p95_milliseconds < 100
 
 
+def test_no_more_calls_are_made_than_tell_something() -> None:
+    """A small network's answer would be asked for thousands of times in a second."""
+    asked = []
+    found = costs.latency(asked.append, 0, "cpu", seconds=60, most_calls=40, warm_up=5)
+    assert (found.calls, len(asked)) == (40, 45)
+    asked.clear()
+    costs.throughput(asked.append, lambda n: n, "cpu", largest=1, seconds=60, most_calls=40)
+    assert len(asked) == 41, "one of them for its memory"
+
+
 def test_throughput_picks_the_best_batch() -> None:
     """A call costs 40 ms and 1 ms an image; beyond 4 images it's 30 ms an image. So 4 is best, and 16
     is the last that is tried."""
