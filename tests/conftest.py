@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,27 @@ from pipelines import tracking
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first: two workers that begin with them end together."""
+    """The slow files first, so that workers that begin with them end together; of them those first
+    that share a Ray cluster."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    on_ray = {item.path for item in items if _on_ray(item)}
+    items.sort(key=lambda item: (item.path not in on_ray, item.path not in slow))
+
+
+def _on_ray(item: pytest.Item | None) -> bool:
+    return "ray_cluster" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """Ends the Ray cluster after the last test that needs it."""
+    yield
+    if _on_ray(item) and not _on_ray(nextitem):
+        from pipelines import cluster
+
+        cluster.disconnect()
 
 
 @pytest.fixture(scope="session")
@@ -136,20 +154,15 @@ def mlflow_server(
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(mlflow_settings: None) -> Iterator[None]:
-    """One Ray cluster for all tests of a file, with room for four workers whatever the machine has.
-
-    It ends with the file: one that does nothing still takes a sixth of a core.
-    """
+def ray_cluster(mlflow_settings: None) -> None:
+    """A Ray cluster with room for four workers whatever the machine has, for all tests of a file and
+    of the next one. It ends when the next test needs none."""
     from pipelines import cluster
 
-    os.environ.update(cluster.settings())
+    os.environ.update(cluster.settings())  # Ray reads them once, when it is imported
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ.pop("RAY_ADDRESS", None)
-    opened = cluster.connect(cpus=4)
-    assert opened, "a test left a Ray cluster behind"
-    yield
-    cluster.disconnect()
+    cluster.connect(cpus=4)
 
 
 @pytest.fixture(scope="session")
