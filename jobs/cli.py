@@ -37,6 +37,7 @@ NO_VERBS = {
     "copying",
     "trials",
     "generations",
+    "whole",
 }
 """Files of this folder that are no verbs: what the verbs share."""
 

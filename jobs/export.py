@@ -106,6 +106,8 @@ def export(
     registry = driver.open_registry()
     version = driver.resolve(registry, model)
     out = out or Path(f"{version.name}-{version.number}.{form}")
+    if out.exists() and not out.is_file():
+        raise UsageError(f"{out} is no file", mend="name another")
     if out.exists() and not force:
         raise UsageError(f"{out} is already there", mend="name another, or --force")
     if not out.parent.is_dir():

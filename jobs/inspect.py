@@ -49,15 +49,14 @@ def command(where: str, html: Path | None, samples: int, as_json: bool, verbose:
 
 
 def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
+    from jobs import whole
     from models.core.errors import TesseraError
     from pipelines.data import report, survey
 
     page = report.render(survey.take(where, card, samples=samples))
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.part")
-        part.write_text(page, encoding="utf-8")
-        part.replace(file)
+        with whole.write(file) as out:
+            out.write(page)
     except OSError as error:
         raise TesseraError(
             f"{file} can't be written: {error.strerror}", mend="give another --html"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -15,7 +14,7 @@ from jobs.terminal import json_line
 
 
 @click.command()
-@click.argument("model", metavar="models:/NAME@ALIAS")
+@click.argument("model", metavar="MODEL")
 @click.argument("paths", metavar="[PATHS…]", nargs=-1)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write lines here.")
 @click.option(
@@ -50,10 +49,11 @@ from jobs.terminal import json_line
 @click.option("--strict", is_flag=True, help="Exit status 1 if an input couldn't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:
-    """Answer for files, folders and globs: one JSON line for each input, in order."""
+    """Let MODEL (NAME@alias, NAME/3 or models:/…; NAME alone is its newest version) answer for files,
+    folders and globs: one JSON line for each input, in order."""
     import tempfile
 
-    from jobs import answers, driver
+    from jobs import answers, driver, whole
     from pipelines import asking, checkpoints
     from pipelines.prediction import Predictor
 
@@ -66,7 +66,7 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
         found = checkpoints.read_model(folder, driver.registered_digest(version))
     predictor = Predictor(found.recipe, asking.seen_of(found.recipe, found.card), found.weights)
     failed = total = 0
-    with _open(asked.out) as lines:
+    with nullcontext(sys.stdout) if asked.out is None else whole.write(asked.out) as lines:
         for answer in answers.give(predictor, asked, version):
             total += 1
             failed += "error" in answer
@@ -77,22 +77,6 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     if failed:
         print(f"{failed} of {total} inputs couldn't be read: see their lines", file=sys.stderr)
     return int(strict and failed > 0)
-
-
-@contextmanager
-def _open(out: Path | None) -> Iterator[IO[str]]:
-    """Where the lines go. A file is there whole or not at all."""
-    if out is None:
-        yield sys.stdout
-        return
-    scratch = out.with_name(f".{out.name}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            yield file
-        scratch.replace(out)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

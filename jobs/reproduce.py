@@ -49,7 +49,7 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
     else:
         shown = {**found, "differences": "; ".join(found["differences"]) or "none known"}
         shown["figures"] = ", ".join(
-            f"{name} {now:.4f} (was {was:.4f})" for name, (was, now) in found["figures"].items()
+            f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in found["figures"].items()
         )
         show_facts(shown)
     return 0 if found["reproduced"] else 1

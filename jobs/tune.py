@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,7 @@ def command(
             grace=grace,
             reduction=reduction,
             interval=interval,
+            fixed=changes,
             budget_seconds=_seconds(budget) if budget else None,
         )
     recipe = recipes.build(json.loads(asked.recipe))
@@ -145,6 +146,7 @@ def _ask(
     trials: int,
     grace: int | None,
     interval: int | None,
+    fixed: Collection[str],
     **more: Any,
 ) -> Asked:
     """What is asked for, or a UsageError where it can't be searched."""
@@ -152,7 +154,7 @@ def _ask(
     from pipelines import asking, population, search
 
     card = train.check_data(recipe)
-    found = search.space_of(recipe, space)
+    found = search.space_of(recipe, space, fixed=fixed)
     epochs = recipe.train.epochs
     length = interval or population.interval(epochs)
     if scheduler == "pbt":

@@ -6,6 +6,7 @@ each part's call gave. Must not know what the function does, nor MLflow or WebDa
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import uuid
@@ -43,6 +44,7 @@ def settings(address: str | None = None) -> dict[str, str]:
 
 
 SHUTDOWN_SECONDS = 30.0
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,41 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
                 mend="start one with `tessera up`, or unset RAY_ADDRESS to use an embedded one",
             ) from error
         return True
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # "local" never joins another cluster of this machine, and the address tells Ray Train's
-    # clean-up which of several clusters is its own (facts about stale placement groups).
-    here = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        dashboard_port=port,
-        runtime_env={"env_vars": here},
-        **quiet,
-    )
+    for attempt in range(1, START_ATTEMPTS + 1):
+        port = _free_port()
+        # "local" never joins another cluster of this machine, and the address tells Ray Train's
+        # clean-up which of several clusters is its own (facts about stale placement groups).
+        here = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                dashboard_port=port,
+                runtime_env={"env_vars": here},
+                **quiet,
+            )
+            break
+        except Exception as error:  # Ray's own have no kind; one is that the port was just taken
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                raise TesseraError(
+                    f"Ray didn't start here, {attempt} times: {lines[0][:200]}",
+                    mend="--verbose shows what it says; with --workers 0 nothing of Ray is needed",
+                ) from error
     return True
+
+
+def _free_port() -> int:
+    """A port of loopback that nobody has, and that the system doesn't give to who asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with closing(socket.socket()) as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def disconnect() -> None:

@@ -219,8 +219,10 @@ def _against(
     rules.append(Rule(f"lead in {name}", f"{texts[0]} ({sure})", wanted, low > policy.margin))
     if compared.mcnemar and name == "accuracy" and policy.margin >= 0:
         test = compared.mcnemar
-        text = f"right alone on {test.only_first}, p = {test.p_value:.3g}"
-        wanted = f"champion on {test.only_second}, p below {1 - policy.confidence:.3g}"
+        text = f"right alone on {test.only_first} images (p = {test.p_value:.3g})"
+        wanted = (
+            f"more than the champion's {test.only_second}, and p below {1 - policy.confidence:.3g}"
+        )
         passed = test.only_first > test.only_second and test.p_value < 1 - policy.confidence
         rules.append(Rule("McNemar's test", text, wanted, passed))
     losses = policy.largest_losses

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +60,8 @@ class Order:
 
 
 def run(body: Body, told: dict[str, Any], order: Order, hear: Hear, *, restore: bool) -> None:
-    """Runs the search to its end. Of trials that fail `hear` is told; the search goes on."""
+    """Runs the search to its end. Of trials that fail `hear` is told; the search goes on. A Ctrl-C
+    ends it as KeyboardInterrupt, once Tune has written what it needs to go on."""
     from ray import tune
 
     trainable = tune.with_resources(_trainable(body, told, order.space), _resources())
@@ -69,9 +73,32 @@ def run(body: Body, told: dict[str, Any], order: Order, hear: Hear, *, restore: 
         tuner = _tuner(trainable, order)
     _hearing.append(hear)
     try:
-        tuner.fit()
+        with _interrupted():
+            tuner.fit()
     finally:
         _hearing.remove(hear)
+
+
+@contextmanager
+def _interrupted() -> Iterator[None]:
+    """Makes a KeyboardInterrupt again of a Ctrl-C that Tune has taken. It takes the first for itself,
+    puts the handler back that there was, and ends as if the search were over; without a Ctrl-C it
+    leaves its own handler behind, which nobody listens to any more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # there Tune takes none
+        return
+
+    def own(number: int, frame: Any) -> None:
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        yield
+        taken = signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if taken:
+        raise KeyboardInterrupt
 
 
 def can_restore(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,16 +41,25 @@ MOST_GRID = 10_000
 """Trials that a grid may have."""
 
 
-def space_of(recipe: Recipe, file: Path | None = None) -> dict[str, Space]:
-    """What is searched, by dotted path of the recipe: the file's space, or the family's own.
+def space_of(
+    recipe: Recipe, file: Path | None = None, *, fixed: Collection[str] = ()
+) -> dict[str, Space]:
+    """What is searched, by dotted path of the recipe: the file's space, or the family's own but for
+    what is `fixed`.
 
-    Raises UsageError for a path that the recipe hasn't, and for values that it doesn't take.
+    Raises UsageError for a path that the recipe hasn't, for values that it doesn't take, and for one
+    of the file that is fixed.
     """
     if file is None:
-        space = dict(models.get(recipe.family).search_space())
-        source = f"the space of {recipe.family}"
+        own = models.get(recipe.family).search_space()
+        space = {path: values for path, values in own.items() if path not in fixed}
+        source = f"the space of {recipe.family}" + (", without what is set," if own else "")
     else:
         space, source = read_space(file), str(file)
+        if both := sorted(set(space) & set(fixed)):
+            raise UsageError(
+                f"{both[0]} is set, and searched by {file}", mend="leave it out of one of them"
+            )
     if not space:
         raise UsageError(f"{source} is empty: there is nothing to search")
     for path, values in space.items():

@@ -59,6 +59,17 @@ def test_every_family_s_own_space_can_be_kept(family: str) -> None:
     assert search.to_plain(found) == search.to_plain(space)
 
 
+def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
+    own = search.space_of(recipes.start("cnn"))
+    fixed = {"optim.model.lr": 0.1, "train.epochs": 3}
+    assert set(search.space_of(recipes.start("cnn"), fixed=fixed)) == set(own) - {"optim.model.lr"}
+    with pytest.raises(UsageError, match=r"without what is set, is empty"):
+        search.space_of(recipes.start("cnn"), fixed=own)
+    file = space_file(tmp_path, "optim.model.lr: [0.1, 0.2]")
+    with pytest.raises(UsageError, match=r"optim.model.lr is set, and searched by .*space"):
+        search.space_of(recipes.start("cnn"), file, fixed=fixed)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 import yaml
@@ -223,6 +225,39 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
         if trial["id"] in done:
             assert trial["curve"] == done[trial["id"]]["curve"]
             assert spools[trial["id"]].read_bytes() == trained[trial["id"]], "it was trained again"
+
+
+def test_control_c_ends_it_as_what_can_go_on(
+    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tune takes the signal for itself and ends as if all were over: nothing must be refit."""
+    space = write_space(tmp_path, optim__model__lr=[0.05, 0.04])
+    arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
+    arguments += ["--set", "train.epochs=3000", "--workers-per-trial", "0", "--refit"]
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.2):
+            for file in embedded.searches_dir().glob("*/trials.json"):
+                if any(trial["curve"] for trial in json.loads(file.read_text())):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(click.Abort):
+            tune.command.main(arguments, standalone_mode=False)
+    finally:
+        ended.set()
+        thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    (name,) = [path.name for path in embedded.searches_dir().iterdir()]
+    assert f"go on with: tessera tune --resume {name}" in capsys.readouterr().err
+    parent, _ = runs_of(name)
+    assert parent.info.status == "KILLED"
+    assert driver.open_registry().names() == []
 
 
 def test_optuna_chooses_the_settings(
