@@ -32,7 +32,7 @@ FIGURE = "accuracy"
 TARGET = 0.985
 CHANGES = ["train.epochs=9"]
 """Of the recipe, so that all five ways and seeds are no matter of hours."""
-TRIALS = 16
+TRIALS = 8
 SPACE = """\
 optim.model.lr: {log_uniform: [1e-4, 1]}
 optim.model.weight_decay: {log_uniform: [1e-5, 1e-2]}
