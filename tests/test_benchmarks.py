@@ -40,6 +40,15 @@ def test_the_real_search_came_to_what_was_asked_of_it(monkeypatch: pytest.Monkey
     assert entry["mlflow"]["children"] == entry["mlflow"]["trials"] == entry["trials"] == 16
 
 
+def test_the_readme_s_searches_are_those_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("search_to_target", monkeypatch)
+    entry = json.loads((BENCHMARKS / "results" / "search_to_target.json").read_text())
+    assert [one["way"] for one in entry["entries"]] == list(module.WAYS)
+    assert {one["searches"] for one in entry["entries"]} == {5}
+    assert module.summary(entry["searches"], list(module.WAYS)) == entry["entries"]
+    assert module.markdown(entry) in README.read_text()
+
+
 @pytest.fixture
 def data_loading(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return load("data_loading", monkeypatch)
