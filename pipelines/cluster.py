@@ -82,6 +82,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
             ray.init(
                 address="local",
                 num_cpus=cpus,
+                include_dashboard=True,  # else Ray goes on without one where the port is taken
                 dashboard_port=port,
                 runtime_env={"env_vars": here},
                 **quiet,

@@ -1,4 +1,4 @@
-"""An embedded cluster that doesn't answer any more."""
+"""An embedded cluster that doesn't start at once, or doesn't answer any more."""
 
 from __future__ import annotations
 
@@ -29,6 +29,33 @@ cluster.disconnect()
 print(time.monotonic() - began, flush=True)
 os._exit(0)
 """
+TAKEN = """
+import os, socket
+from pipelines import cluster
+from models.core.errors import TesseraError
+
+os.environ.update(cluster.settings())
+taken, free = socket.create_server(("127.0.0.1", 0)), cluster._free_port
+ports = [taken.getsockname()[1]] * cluster.START_ATTEMPTS
+cluster._free_port = lambda: ports[0]
+try:
+    cluster.connect(cpus=1)
+except TesseraError as error:
+    print(error.message.splitlines()[0])
+cluster._free_port = lambda: ports.pop() if len(ports) == cluster.START_ATTEMPTS else free()
+print(cluster.connect(cpus=1), len(ports))
+cluster.disconnect()
+"""
+
+
+def test_a_port_that_another_takes_is_given_up_for_another_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKEN], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    refused, started = done.stdout.splitlines()
+    assert refused.startswith("Ray didn't start here, 3 times: ")
+    assert started == "True 2"
 
 
 @pytest.mark.parametrize("stop", [True, False])
