@@ -162,7 +162,7 @@ def markdown(entry: dict[str, Any]) -> str:
             f"`{entry['recipe']}` with {', '.join(entry['changes']) or 'nothing changed'} to {figure} "
             f"{entry['target'][figure]:g} within {entry['trials']} "
             f"trials (double: {2 * entry['trials']}), medians of {seeds} seeds' searches that came to "
-            f"it; {entry['hardware']}, at commit {entry['commit']}.",
+            f"it (`python benchmarks/search_to_target.py`); {entry['hardware']}, at commit {entry['commit']}.",
             "",
         ]
     )

@@ -21,6 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pipelines import tracking
 
+RAY_IS_HELD = pytest.StashKey[bool]()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first, so that workers that begin with them end together; of them those first
@@ -44,6 +46,7 @@ def pytest_runtest_teardown(
         from pipelines import cluster
 
         cluster.disconnect()
+        item.config.stash[RAY_IS_HELD] = False
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +157,7 @@ def mlflow_server(
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(mlflow_settings: None) -> None:
+def ray_cluster(mlflow_settings: None, pytestconfig: pytest.Config) -> None:
     """A Ray cluster with room for four workers whatever the machine has, for all tests of a file and
     of the next one. It ends when the next test needs none."""
     from pipelines import cluster
@@ -162,7 +165,10 @@ def ray_cluster(mlflow_settings: None) -> None:
     os.environ.update(cluster.settings())  # Ray reads them once, when it is imported
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ.pop("RAY_ADDRESS", None)
-    cluster.connect(cpus=4)
+    opened = cluster.connect(cpus=4)
+    held = pytestconfig.stash.get(RAY_IS_HELD, False)
+    assert opened is not held, "a test left a Ray cluster behind, or ended that of the tests"
+    pytestconfig.stash[RAY_IS_HELD] = True
 
 
 @pytest.fixture(scope="session")

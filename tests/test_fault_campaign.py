@@ -41,7 +41,7 @@ def test_the_watcher_sees_what_must_never_be(faults: ModuleType, kind: str, outc
 @pytest.mark.slow
 def test_a_small_campaign_ends_well(tmp_path: Path) -> None:
     program = [sys.executable, str(BENCHMARKS / "faults.py"), "--cases", "12"]
-    kinds = ["shards, detection", "card", "JPEG files", "hostile members"]
+    kinds = ["shards, detection", "index", "card", "PNG files", "JPEG files", "hostile members"]
     options = ["--results", str(tmp_path), "--only", *kinds]
     done = subprocess.run([*program, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -49,4 +49,4 @@ def test_a_small_campaign_ends_well(tmp_path: Path) -> None:
     assert entry["injected"] == 12 * len(kinds) == sum(entry["all"].values())
     assert entry["all"]["refused"] > entry["injected"] / 2
     assert not entry["bad"]
-    assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:5]] == kinds
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:7]] == kinds
