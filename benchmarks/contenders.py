@@ -100,7 +100,7 @@ def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
     """`TrainLoader` with two loader workers."""
     from pipelines.data import card as cards
     from pipelines.data.loading import TrainLoader
-    from pipelines.ports import World
+    from pipelines.interfaces import World
 
     card = cards.read(folder / "shards")
     loader: Any = TrainLoader(

@@ -43,7 +43,7 @@ from pipelines.data.loading import EvalLoader
 from pipelines.data.samples import decode_image
 from pipelines.data.shards import Packed
 from pipelines.data.tars import padded
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 SIDE, SAMPLES = 24, 12
 CLASSES = ("ant", "bee", "cat")

@@ -30,7 +30,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
     from pipelines import asking, checkpoints
     from pipelines.assessing import examination
     from pipelines.checkpoints import Progress
-    from pipelines.ports import World
+    from pipelines.interfaces import World
 
     registry = driver.open_registry()
     version = driver.resolve(registry, model)

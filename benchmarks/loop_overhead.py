@@ -26,7 +26,7 @@ from pipelines.data import importing
 from pipelines.data.loading import TrainLoader
 from pipelines.evaluation import autocast
 from pipelines.hardware import describe as hardware
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.recipe import Recipe
 from pipelines.training import Training, resolve_precision
 

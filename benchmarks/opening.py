@@ -31,7 +31,7 @@ def ours(folder: Path, share: float) -> Opener:
 
     from pipelines.data import card as cards
     from pipelines.data.loading import TrainLoader
-    from pipelines.ports import World
+    from pipelines.interfaces import World
 
     def first() -> Any:
         card = cards.read(folder)

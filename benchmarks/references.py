@@ -66,7 +66,7 @@ def _images(data: str, split: str) -> Iterator[Any]:
     """Rows (B, C * H * W) of a split as float64 in 0..1."""
     from pipelines.data import card as cards
     from pipelines.data.loading import EvalLoader
-    from pipelines.ports import World
+    from pipelines.interfaces import World
 
     card = cards.read(data)
     loader = EvalLoader(

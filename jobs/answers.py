@@ -16,7 +16,7 @@ from models.core.errors import TesseraError, UsageError
 
 if TYPE_CHECKING:
     from models.core.family import Prediction
-    from pipelines.ports import Version
+    from pipelines.interfaces import Version
     from pipelines.prediction import Predictor
 
 COCO_FILE = "results.json"
@@ -182,6 +182,6 @@ class _Files:
     def close(self) -> None:
         """Writes the COCO results, which are one file."""
         if self._results and self._predictor.task.coco_results:
-            from jobs.terminal import json_line
+            from jobs.shared.terminal import json_line
 
             (self._results / COCO_FILE).write_text(json_line(self._objects) + "\n")

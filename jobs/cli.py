@@ -19,7 +19,7 @@ from typing import NoReturn
 import click
 
 import jobs
-from jobs import data_cache
+from jobs.shared import cache_settings
 from models.core.errors import TesseraError
 
 NO_VERBS = {
@@ -87,7 +87,7 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "--verbose" in argv
     try:
-        data_cache.apply()
+        cache_settings.apply()
         status = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

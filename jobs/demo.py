@@ -30,7 +30,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     from jobs import driver, embedded
     from jobs.evaluate import evaluate
     from jobs.promote import promote, why
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
     from jobs.train import start
     from pipelines import champions
     from pipelines import recipe as recipes

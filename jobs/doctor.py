@@ -24,9 +24,10 @@ from typing import Any
 
 import click
 
-from jobs import embedded, services
+from jobs import embedded
 from jobs.cli import run
-from jobs.terminal import show_json
+from jobs.shared import local_services
+from jobs.shared.terminal import show_json
 
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "safetensors")
 """What a worker must have in the same version as we."""
@@ -83,8 +84,8 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
 
 def use_local_services() -> None:
     """What `tessera up` started is used where the environment names nothing else."""
-    up = services.load()
-    if up and "RAY_ADDRESS" not in os.environ and all(map(services.is_alive, up.services)):
+    up = local_services.load()
+    if up and "RAY_ADDRESS" not in os.environ and all(map(local_services.is_alive, up.services)):
         for name, value in up.environment.items():
             os.environ.setdefault(name, value)
 
@@ -160,7 +161,7 @@ def check_tracking() -> Iterator[Finding]:
     if not uri.startswith(("http://", "https://")):
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
-    reason = services.ask(f"{uri.rstrip('/')}/health")
+    reason = local_services.ask(f"{uri.rstrip('/')}/health")
     mend = "start it with `tessera up`, mend MLFLOW_TRACKING_URI, or unset it for the embedded one"
     yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), mend)
     if not reason:
@@ -291,7 +292,9 @@ def ask_apart(
     except subprocess.TimeoutExpired:
         out, errors = "", f"no answer in {timeout_seconds:g} s"
     finally:
-        services.end(services.Service("doctor", child.pid, began, "", ""), timeout_seconds=3)
+        local_services.end(
+            local_services.Service("doctor", child.pid, began, "", ""), timeout_seconds=3
+        )
         child.kill()
         child.wait()
         for stream in (child.stdout, child.stderr):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from jobs import services
 from jobs.cli import run
+from jobs.shared import local_services
 
 
 @click.command()
@@ -13,13 +13,13 @@ from jobs.cli import run
 def command(verbose: bool) -> None:
     """End the local Ray head and MLflow server, with all jobs that run there."""
     del verbose
-    with services.alone():
-        known = services.load()
+    with local_services.alone():
+        known = local_services.load()
         if known is None:
             click.echo("nothing is up")
             return
-        names = [s.name for s in known.services if services.is_alive(s)]
-        killed = services.end_all(known)
+        names = [s.name for s in known.services if local_services.is_alive(s)]
+        killed = local_services.end_all(known)
     click.echo(f"ended: {', '.join(names) or 'nothing, they had ended before'}")
     if killed:
         click.echo(f"{killed} processes did not end by themselves and were killed")

@@ -22,7 +22,7 @@ from pipelines import cluster, registry, tracking
 from pipelines.data.places import storage as data_storage
 
 if TYPE_CHECKING:
-    from pipelines.ports import Emit, Registry, Version
+    from pipelines.interfaces import Emit, Registry, Version
     from pipelines.recipe import Recipe
     from pipelines.registry import MlflowRegistry
     from pipelines.tracking import MlflowTracker

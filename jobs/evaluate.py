@@ -11,7 +11,7 @@ from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
     from pipelines.assessing.assessment import Assessment, Comparison
-    from pipelines.ports import Version
+    from pipelines.interfaces import Version
     from pipelines.promotion import Evaluation
 
 
@@ -51,7 +51,7 @@ def command(
     the same images. The figures don't depend on the number of workers.
     """
     from jobs.examining import ROBUSTNESS, Wanted
-    from jobs.terminal import show_json, show_table
+    from jobs.shared.terminal import show_json, show_table
     from models.core.errors import UsageError
     from pipelines.assessing import assessment, slices
 

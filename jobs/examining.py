@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.assessing.assessment import Assessment, Comparison
-    from pipelines.ports import Registry, Version
+    from pipelines.interfaces import Registry, Version
     from pipelines.promotion import Evaluation
 
 ROBUSTNESS = 500
@@ -99,7 +99,7 @@ def note(
 ) -> Evaluation:
     """Writes the evaluation on the version, its figures and the report into the version's run."""
     from jobs import driver
-    from pipelines.ports import Point
+    from pipelines.interfaces import Point
     from pipelines.promotion import Evaluation
 
     evaluation = Evaluation(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.checkpoints import Model
     from pipelines.data.card import Card
     from pipelines.export import Array, Comparison
-    from pipelines.ports import Version
+    from pipelines.interfaces import Version
     from pipelines.prediction import Predictor
 
 MOST_IMAGES = 1000
@@ -61,7 +61,7 @@ def command(
     It takes images as uint8 (batch, height, width, channels), of the size the model was trained on.
     Its answers are compared with the model's on test images; where they differ, there is no file.
     """
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
     from models.core.errors import UsageError
 
     if form is None:
@@ -184,7 +184,7 @@ def pairs(
     import numpy as np
 
     from pipelines.data.loading import EvalLoader
-    from pipelines.ports import World
+    from pipelines.interfaces import World
 
     count = min(card.split("test").samples, MOST_IMAGES)
     loader = EvalLoader(

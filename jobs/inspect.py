@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobs.cli import run
-from jobs.terminal import show_facts, show_json, show_table
+from jobs.shared.terminal import show_facts, show_json, show_table
 
 SHOWN_CLASSES = 40
 

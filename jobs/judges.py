@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.ports import Registry
+    from pipelines.interfaces import Registry
     from pipelines.recipe import Recipe
 
 

@@ -10,7 +10,7 @@ import click
 from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
-    from pipelines.ports import Version
+    from pipelines.interfaces import Version
 
 LIBRARY = "tessera.version."
 
@@ -23,7 +23,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     """Say where MODEL (NAME, NAME@alias, NAME/3 or models:/…) comes from: verdict, run, search,
     recipe, data, code, libraries, hardware."""
     from jobs import driver
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
 
     version = driver.resolve(driver.open_registry(), model)
     found = chain(version)

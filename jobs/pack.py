@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run
-from jobs.terminal import show_facts, show_json
+from jobs.shared.terminal import show_facts, show_json
 from models.core.errors import UsageError
 
 if TYPE_CHECKING:

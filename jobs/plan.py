@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli import run
-from jobs.terminal import show_json
+from jobs.shared.terminal import show_json
 
 if TYPE_CHECKING:
     from pipelines.data.planning import Plan, Readers

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jobs.cli import run as run_command
-from jobs.terminal import json_line
+from jobs.shared.terminal import json_line
 
 
 @click.command()

@@ -16,8 +16,8 @@ from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
     from pipelines.champions import Seat
+    from pipelines.interfaces import Registry, Version
     from pipelines.policy import Policy
-    from pipelines.ports import Registry, Version
     from pipelines.promotion import Leak, Standing, Verdict
 
 EXPERIMENT = "promotions"
@@ -54,7 +54,7 @@ def command(
     in MLflow, with policy, report and verdict. Exit status 1 where the candidate is refused.
     """
     from jobs import driver
-    from jobs.terminal import show_json
+    from jobs.shared.terminal import show_json
 
     registry: Registry = driver.open_registry()
     if to_name or to_registry:

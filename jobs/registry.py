@@ -10,7 +10,7 @@ import click
 from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
-    from pipelines.ports import Version
+    from pipelines.interfaces import Version
 
 
 @click.command()
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(model: str | None, number: int | None, verbose: bool, as_json: bool) -> int:
     """Show the registered models; with MODEL its versions: aliases, figures, verdicts."""
     from jobs import driver
-    from jobs.terminal import show_json, show_table
+    from jobs.shared.terminal import show_json, show_table
     from models.core.errors import TesseraError, UsageError, unknown
     from pipelines import promotion
 

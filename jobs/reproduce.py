@@ -16,7 +16,7 @@ from jobs.cli import run as run_command
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.ports import Version
+    from pipelines.interfaces import Version
 
 TOLERANCE = 0.02
 
@@ -40,7 +40,7 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
     Nothing is registered. Exit status 1 where it isn't reproduced.
     """
     from jobs import driver
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
 
     version = driver.resolve(driver.open_registry(), model)
     found = reproduce(version, data=data, tolerance=tolerance, verbose=verbose, quiet=as_json)
@@ -62,11 +62,11 @@ def reproduce(
     than it was registered with."""
     import models
     from jobs import driver, embedded, judges, train
-    from jobs.progress import Display
+    from jobs.shared.progress import Display
     from pipelines import asking, checkpoints, runs, worker
     from pipelines import recipe as recipes
     from pipelines.data.places import storage
-    from pipelines.ports import MemoryTracker
+    from pipelines.interfaces import MemoryTracker
 
     digest = driver.registered_digest(version)
     recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))

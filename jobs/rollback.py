@@ -15,7 +15,7 @@ from jobs.cli import run as run_command
 def command(model: str, to: int | None, verbose: bool, as_json: bool) -> int:
     """Make the champion before the current one, or version N, the `champion` of MODEL again."""
     from jobs import driver
-    from jobs.terminal import show_json
+    from jobs.shared.terminal import show_json
     from pipelines import promotion
 
     before, now = promotion.roll_back(driver.open_registry(), model, to=to)

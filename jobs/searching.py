@@ -91,7 +91,7 @@ def run(
 ) -> dict[str, Any]:
     """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
     import models
-    from jobs.terminal import say
+    from jobs.shared.terminal import say
     from pipelines import cluster, runs
 
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
@@ -304,7 +304,7 @@ class Board:
         """Delivers what a stopped trial left, and ends its run; whatever the service raises, the
         search goes on."""
         from pipelines import runs, tracking
-        from pipelines.ports import Point
+        from pipelines.interfaces import Point
         from pipelines.spool import Shipper
 
         try:

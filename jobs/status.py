@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from jobs import services
 from jobs.cli import run
-from jobs.terminal import show_json, show_table
+from jobs.shared import local_services
+from jobs.shared.terminal import show_json, show_table
 
 
 @click.command()
@@ -16,11 +16,13 @@ from jobs.terminal import show_json, show_table
 def command(as_json: bool, exports: bool, verbose: bool) -> int:
     """Show the local services. The exit status is 0 if all are up and healthy, otherwise 1."""
     del verbose
-    known = services.load()
+    known = local_services.load()
     rows = []
     for service in known.services if known else ():
-        alive = services.is_alive(service)
-        reason = services.health(service, known.environment) if alive and known else "has ended"
+        alive = local_services.is_alive(service)
+        reason = (
+            local_services.health(service, known.environment) if alive and known else "has ended"
+        )
         state = "healthy" if not reason else f"{'unhealthy' if alive else 'down'}: {reason}"
         rows.append(
             {
@@ -37,7 +39,7 @@ def command(as_json: bool, exports: bool, verbose: bool) -> int:
         environment = known.environment if known else {}
         show_json({"up": good, "services": rows, "environment": environment})
     elif exports and known:
-        click.echo(services.exports(known.environment))
+        click.echo(local_services.exports(known.environment))
     elif rows:
         show_table([{k: v for k, v in row.items() if k != "healthy"} for row in rows])
     elif not exports:

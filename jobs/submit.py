@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from jobs import embedded, services
+from jobs import embedded
 from jobs.cli import run, verbs
+from jobs.shared import local_services
 from models.core.errors import TesseraError, UsageError, unknown
 
 LOCAL_VERBS = {"up", "down", "status", "submit"}
@@ -60,7 +61,9 @@ def command(
     del verbose
     check(verb, arguments)
     address, local = find_cluster()
-    if reason := services.ask(f"{address}/api/jobs/", bearer=services.token(os.environ)):
+    if reason := local_services.ask(
+        f"{address}/api/jobs/", bearer=local_services.token(os.environ)
+    ):
         raise TesseraError(
             f"no Ray cluster takes jobs at {address}: {reason}",
             mend="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS (and RAY_AUTH_MODE="
@@ -134,7 +137,7 @@ def settle_paths(verb: str, arguments: tuple[str, ...]) -> list[str]:
 
 def find_cluster() -> tuple[str, bool]:
     """The dashboard's address, and whether it is the one that `tessera up` started."""
-    up = services.load()
+    up = local_services.load()
     ours = up.environment["RAY_API_SERVER_ADDRESS"] if up else ""
     given = os.environ.get("RAY_API_SERVER_ADDRESS") or ""
     fallback = os.environ.get("RAY_ADDRESS") or ""
@@ -244,7 +247,7 @@ def ask_to_stop(job: str) -> bool:
 
 
 def show(as_json: bool, job: str, **outcome: object) -> None:
-    from jobs.terminal import show_json
+    from jobs.shared.terminal import show_json
 
     if as_json:
         show_json({"job": job, **outcome})

@@ -145,7 +145,7 @@ def settle(recipe: Recipe) -> Recipe:
 def _describe(recipe: Recipe, as_json: bool) -> None:
     import yaml
 
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
     from pipelines.asking import seen_of
 
     card = check_data(recipe)
@@ -257,7 +257,7 @@ def _train(
 
     import models
     from jobs import driver, judges
-    from jobs.progress import Display
+    from jobs.shared.progress import Display
     from pipelines import asking, cluster, runs, servable, tracking, worker
 
     group = driver.group_of(recipe)
@@ -301,7 +301,7 @@ def _train(
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
 
     facts: dict[str, Any] = {
         "run": outcome.run.name,

@@ -192,7 +192,7 @@ def _seconds(text: str) -> float:
 def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
     import models
     from jobs import searching
-    from jobs.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json
 
     figure = models.get(recipe.family).task.primary
     trials: list[Trial] = facts["trials"]

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import click
 
-from jobs import embedded, services
+from jobs import embedded
 from jobs.cli import run
-from jobs.services import HOST, Service, Services
+from jobs.shared import local_services
+from jobs.shared.local_services import HOST, Service, Services
 from models.core.errors import TesseraError
 
 _START_SECONDS = 120
@@ -40,14 +41,14 @@ def command(
     record of what runs are in .tessera. `tessera down` ends both.
     """
     del verbose  # read by jobs.cli.run
-    with services.alone():
-        known = services.load()
-        if known and all(map(services.is_alive, known.services)) and len(known.services) == 2:
+    with local_services.alone():
+        known = local_services.load()
+        if known and all(map(local_services.is_alive, known.services)) and len(known.services) == 2:
             click.echo("up already")
             show(known)
             return
         if known:  # a rest of services that died
-            services.end_all(known)
+            local_services.end_all(known)
         started = start(cpus, ray_port, dashboard_port, mlflow_port)
     show(started)
 
@@ -56,8 +57,8 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
     """Starts both and waits until both answer; whatever goes wrong, none is left behind."""
     ports = {"--ray-port": ray_port, "--dashboard-port": dashboard_port}
     for option, port in ports.items():
-        services.require_free(port, service="Ray", option=option)
-    services.require_free(mlflow_port, service="MLflow", option="--mlflow-port")
+        local_services.require_free(port, service="Ray", option=option)
+    local_services.require_free(mlflow_port, service="MLflow", option="--mlflow-port")
 
     scratch = tempfile.mkdtemp(prefix="tessera-ray-")
     environment = environment_of(ray_port, dashboard_port, mlflow_port)
@@ -73,12 +74,12 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
             up = Services(
                 (*up.services, spawn(name, address, argv, environment)), environment, scratch
             )
-            services.save(up)
+            local_services.save(up)
         for service in up.services:
-            services.wait_until_healthy(service, environment, deadline)
+            local_services.wait_until_healthy(service, environment, deadline)
     except BaseException:
         with contextlib.suppress(KeyboardInterrupt):
-            services.end_all(up)
+            local_services.end_all(up)
         raise
     return up
 
@@ -117,7 +118,7 @@ def write_token() -> Path:
     path = embedded.root() / "ray-token"
     value = os.environ.get("RAY_AUTH_TOKEN") or ""
     if not value and os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        value = services.token(os.environ)
+        value = local_services.token(os.environ)
     if not value and path.exists():
         value = path.read_text()
     path.unlink(missing_ok=True)  # so that the mode is ours from the first byte
@@ -132,7 +133,7 @@ def ray_command(up: Services, cpus: int | None) -> list[str]:
     return ray_jobs.head_command(
         address=up.environment["RAY_ADDRESS"],
         dashboard=up.environment["RAY_API_SERVER_ADDRESS"],
-        client_port=services.free_port(),
+        client_port=local_services.free_port(),
         scratch=up.scratch,
         cpus=cpus,
     )
@@ -181,13 +182,13 @@ def spawn(name: str, address: str, argv: list[str], environment: dict[str, str])
 
 
 def show(up: Services) -> None:
-    from jobs.terminal import show_facts
+    from jobs.shared.terminal import show_facts
 
     dashboard = up.environment["RAY_API_SERVER_ADDRESS"]
-    pages = services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"])
+    pages = local_services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"])
     show_facts({"ray": dashboard, "mlflow": pages, "logs": str(embedded.root() / "logs")})
     click.echo('\nfor this shell (or: eval "$(tessera status --exports)"):\n')
-    click.echo(services.exports(up.environment))
+    click.echo(local_services.exports(up.environment))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 import click
 
 from jobs.cli import run
-from jobs.terminal import show_facts, show_json
+from jobs.shared.terminal import show_facts, show_json
 
 
 @click.command()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.core.classifier import Classifier
+from models.blocks.classifier import Classifier
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform

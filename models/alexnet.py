@@ -20,9 +20,7 @@ from typing import get_args
 import torch
 from torch import nn
 
-from models.core.errors import UsageError
-from models.core.family import DataSpec
-from models.core.layers import (
+from models.blocks.transfer import (
     NARROW,
     Pretrained,
     Stem,
@@ -32,6 +30,8 @@ from models.core.layers import (
     is_small,
     keep_maps,
 )
+from models.core.errors import UsageError
+from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 

@@ -30,10 +30,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.core import fidelity
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
 from models.core.spaces import Choice, LogUniform, Space
+from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, inside
 
 SMALLEST_SIDE, MOST_CHANNELS = 8, 256
@@ -197,7 +197,7 @@ class Autoencoder(Family[AutoencoderConfig]):
         for row, (height, width) in enumerate(batch["extent"].tolist()):
             prediction = predictions[row]
             image = prediction["image"] = made[row, :, :height, :width].clone()
-            prediction["mse"] = fidelity.mse(image, clean[row, :, :height, :width])
+            prediction["mse"] = image_quality.mse(image, clean[row, :, :height, :width])
             if seen is not None:
                 prediction["seen"] = seen[row, :, :height, :width].clone()
         return predictions

@@ -20,9 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.core.errors import TesseraError, UsageError, unknown
-from models.core.family import DataSpec
-from models.core.layers import (
+from models.blocks.transfer import (
     Pretrained,
     Transfer,
     first_convolution,
@@ -30,6 +28,8 @@ from models.core.layers import (
     keep_maps,
     last_layer,
 )
+from models.core.errors import TesseraError, UsageError, unknown
+from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 TIMM = "timm/"

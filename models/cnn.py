@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.core.classifier import Classifier
+from models.blocks.classifier import Classifier
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform

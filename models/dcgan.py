@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks.transfer import check_choice
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.layers import check_choice
 from models.core.spaces import Choice, LogUniform, Space
 from models.tasks.generation import GENERATION
 

@@ -19,9 +19,7 @@ from typing import get_args
 
 from torch import nn
 
-from models.core.errors import UsageError
-from models.core.family import DataSpec
-from models.core.layers import (
+from models.blocks.transfer import (
     Pretrained,
     Stem,
     Transfer,
@@ -30,6 +28,8 @@ from models.core.layers import (
     is_small,
     keep_maps,
 )
+from models.core.errors import UsageError
+from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")

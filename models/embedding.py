@@ -41,10 +41,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from models.core.classifier import Classifier
+from models.blocks.classifier import Classifier
+from models.blocks.transfer import check_choice, check_shares, last_layer
 from models.core.errors import TesseraError, UsageError, unknown
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.layers import check_choice, check_shares, last_layer
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.verification import VERIFICATION
 

@@ -16,7 +16,7 @@ A classifier's weights fit its body alone. `--set model.freeze=backbone` trains 
 
 from __future__ import annotations
 
-from models.core.rcnn import DEFAULTS, FROM_FILE, RESNET50, TINY, Rcnn, RcnnConfig
+from models.blocks.rcnn import DEFAULTS, FROM_FILE, RESNET50, TINY, Rcnn, RcnnConfig
 from models.tasks.detection import DETECTION
 
 

@@ -20,8 +20,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.core.family import Batch, DataSpec, Losses
-from models.core.layers import (
+from models.blocks.transfer import (
     NARROW,
     Pretrained,
     Stem,
@@ -31,6 +30,7 @@ from models.core.layers import (
     is_small,
     keep_maps,
 )
+from models.core.family import Batch, DataSpec, Losses
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 AUXILIARY_WEIGHT = 0.3

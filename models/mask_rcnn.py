@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from models.blocks.rcnn import DEFAULTS, FROM_FILE, RESNET50, TINY, Rcnn, RcnnConfig, assemble
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.rcnn import DEFAULTS, FROM_FILE, RESNET50, TINY, Rcnn, RcnnConfig, assemble
 from models.tasks.instance_segmentation import INSTANCE_SEGMENTATION
 
 

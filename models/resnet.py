@@ -20,10 +20,10 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from models.core.classifier import Classifier
+from models.blocks.classifier import Classifier
+from models.blocks.transfer import Stem, is_small
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.layers import Stem, is_small
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.core.weights import load_weights, read_weights
 

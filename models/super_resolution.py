@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.core import fidelity
+from models.blocks.tiles import check_tiles, in_tiles
+from models.blocks.transfer import check_choice
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.layers import check_choice
 from models.core.spaces import Choice, LogUniform, Space
-from models.core.tiles import check_tiles, in_tiles
+from models.metrics import image_quality
 from models.tasks.upscaling import SCALES, UPSCALING, UpscalingAugment, to_pixels
 
 Kind = Literal["espcn", "srresnet", "edsr"]
@@ -101,7 +101,7 @@ class Net(nn.Module):
         scale = self.config.scale
         pixels = image.float() * self.std + self.mean
         height, width = pixels.shape[-2] * scale, pixels.shape[-1] * scale
-        return fidelity.bicubic(pixels, height, width) + made
+        return image_quality.bicubic(pixels, height, width) + made
 
 
 def _espcn(config: SuperResolutionConfig, channels: int) -> nn.Module:

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks.tiles import check_tiles, in_tiles
+from models.blocks.transfer import check_choice, check_shares
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.layers import check_choice, check_shares
 from models.core.serving import Served
 from models.core.spaces import Choice, LogUniform, Space, Uniform
-from models.core.tiles import check_tiles, in_tiles
 from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
 
 Norm = Literal["batch", "group", "instance", "none"]

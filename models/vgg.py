@@ -17,9 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.core.errors import UsageError
-from models.core.family import DataSpec
-from models.core.layers import (
+from models.blocks.transfer import (
     NARROW,
     Pretrained,
     Transfer,
@@ -27,6 +25,8 @@ from models.core.layers import (
     check_shares,
     keep_maps,
 )
+from models.core.errors import UsageError
+from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 DEPTHS = {11: "A", 13: "B", 16: "D", 19: "E"}

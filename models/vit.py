@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks.transfer import LARGE_PIXELS, Pretrained, Transfer, check_shares
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.layers import LARGE_PIXELS, Pretrained, Transfer, check_shares
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.core import anchor_free
-from models.core.anchor_free import Grid, Said, Truths, Weights
+from models.blocks import anchor_free
+from models.blocks.anchor_free import Grid, Said, Truths, Weights
 from models.core.boxes import areas
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction

@@ -24,7 +24,7 @@ from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader
 from pipelines.evaluation import Asker
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.recipe import Recipe
 
 JUDGE = "judge"

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.core.errors import TesseraError
-from pipelines.ports import Decision, Registry, Version
+from pipelines.interfaces import Decision, Registry, Version
 
 CHAMPION = "champion"
 

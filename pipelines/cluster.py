@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.core.errors import TesseraError
-from pipelines.ports import Emit, World
+from pipelines.interfaces import Emit, World
 
 LOOPBACK = ("127.0.0.1", "localhost")
 TASK_RETRIES = 3

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:

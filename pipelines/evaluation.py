@@ -28,7 +28,7 @@ from models.core.family import (
     Transform,
 )
 from pipelines import distributed
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 
 class Loader(Protocol):

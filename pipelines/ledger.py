@@ -16,7 +16,7 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines import distributed
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 FOLDER = "ledger"
 

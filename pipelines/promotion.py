@@ -20,8 +20,8 @@ from models.core.errors import TesseraError
 from pipelines import champions, checkpoints
 from pipelines.assessing.assessment import Assessment, Comparison
 from pipelines.champions import Seat
+from pipelines.interfaces import Registry, Version
 from pipelines.policy import Policy
-from pipelines.ports import Registry, Version
 
 EVALUATION_TAG = "tessera.evaluation.test"
 VERDICT_TAG = "tessera.verdict"

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from models.core.errors import TesseraError, UsageError, unknown
-from pipelines.ports import Decision, Version
+from pipelines.interfaces import Decision, Version
 from pipelines.tracking import VIEW, connect, page_root
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from pipelines import checkpoints, pictures
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.card import Card
-from pipelines.ports import Emit, Registry, Tracker, Version
+from pipelines.interfaces import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
 from pipelines.spool import Shipper, SpoolFile, read_events
 

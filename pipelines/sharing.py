@@ -16,7 +16,7 @@ from models.core.family import DataSpec
 from pipelines import distributed
 from pipelines.data.batching import decoded
 from pipelines.data.batching.decoded import SharedPixels
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 
 def share_pixels(samples: int, spec: DataSpec, world: World) -> SharedPixels | None:

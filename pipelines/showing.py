@@ -19,7 +19,7 @@ from pipelines import pictures
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader
 from pipelines.evaluation import Answers, Asker
-from pipelines.ports import Emit, World
+from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe
 
 FOLDER, EPOCHS = "pictures", "epochs"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.ports import Point, Tracker
+from pipelines.interfaces import Point, Tracker
 
 FILE = "spool.jsonl"
 UNDELIVERED = "undelivered.jsonl"

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.ports import Point
+from pipelines.interfaces import Point
 
 _KEPT_SECONDS = 3600
 

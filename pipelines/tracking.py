@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from models.core.errors import TesseraError
-from pipelines.ports import Point
+from pipelines.interfaces import Point
 from pipelines.system_metrics import Sampler
 
 RUN_TAG = "tessera.run"

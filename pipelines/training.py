@@ -28,8 +28,8 @@ from pipelines.checkpoints import Progress, State
 from pipelines.data.card import Card
 from pipelines.data.loading import Step
 from pipelines.evaluation import autocast, to_device
+from pipelines.interfaces import Emit, World
 from pipelines.ledger import Ledger
-from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
 
 

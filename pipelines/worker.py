@@ -27,8 +27,8 @@ from pipelines.data.batching.supply import Options
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.places import storage
+from pipelines.interfaces import Emit, World
 from pipelines.ledger import Ledger
-from pipelines.ports import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.sharing import share_pixels
 from pipelines.showing import Show

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipelines.data.batching.order import part
 from pipelines.data.card import Card, ImageCard, Shard, SplitCard
 from pipelines.data.loading import TrainRows
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 EXAMPLES = 2000
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import cluster
-from pipelines.ports import Emit, World
+from pipelines.interfaces import Emit, World
 
 Call = Callable[[cluster.Work, dict[str, Any], Emit], dict[str, Any]]
 

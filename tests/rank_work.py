@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines import worker
 from pipelines.assessing import examination
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.spool import SpoolFile, read_events
 
 

@@ -96,7 +96,7 @@ def serve() -> None:
 
 def _call(told: dict[str, Any]) -> Any:
     from models.core.errors import TesseraError
-    from pipelines.ports import World
+    from pipelines.interfaces import World
 
     spec = importlib.util.spec_from_file_location("work", told["file"])
     assert spec is not None

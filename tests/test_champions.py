@@ -13,7 +13,7 @@ from faulty_server import wire_to
 from models.core.errors import TesseraError
 from pipelines import champions, tracking
 from pipelines.champions import OvertakenError
-from pipelines.ports import Decision, MemoryRegistry, Registry, Version
+from pipelines.interfaces import Decision, MemoryRegistry, Registry, Version
 from pipelines.registry import MlflowRegistry
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")

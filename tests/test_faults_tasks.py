@@ -24,7 +24,7 @@ from pipelines import recipe as recipes
 from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
 from pipelines.data.card import Card
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 FAMILIES = {
     "classification": "cnn",

@@ -11,7 +11,7 @@ import torch
 from pipelines import checkpoints, worker
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.spool import SpoolFile
 
 pytestmark = [

@@ -46,7 +46,7 @@ ROOMS = {
 ROOM_FILES = set().union(*ROOMS.values())
 SHARED_WITH_ROOMS = {
     "models.core.errors",
-    "pipelines.ports",
+    "pipelines.interfaces",
     "pipelines.data.card",
     "pipelines.data.index",
     "pipelines.data.places.patience",

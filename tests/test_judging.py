@@ -22,7 +22,7 @@ from pipelines import asking, checkpoints, judging, worker
 from pipelines import recipe as recipes
 from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
-from pipelines.ports import MemoryRegistry, World
+from pipelines.interfaces import MemoryRegistry, World
 from pipelines.recipe import Recipe
 from pipelines.spool import SpoolFile, read_events
 

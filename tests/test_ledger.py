@@ -8,8 +8,8 @@ import pytest
 
 from models.core.errors import TesseraError
 from pipelines import ledger
+from pipelines.interfaces import World
 from pipelines.ledger import Ledger
-from pipelines.ports import World
 
 
 def write(folder: Path, begins: int, lines: list[tuple[int, int, list[int]]]) -> None:

@@ -23,7 +23,7 @@ from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data import rle
 from pipelines.data.annotations import IGNORED, Mask, Objects
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.recipe import Recipe
 
 WORK = Path(__file__).with_name("rank_work.py")

@@ -21,8 +21,9 @@ import browser
 import pytest
 from browser import MARKS
 
-from jobs import driver, services
+from jobs import driver
 from jobs.cli import run, tessera
+from jobs.shared import local_services
 from pipelines import promotion
 
 pytestmark = MARKS
@@ -202,14 +203,14 @@ def test_a_search_has_its_trials_below_it(
 
 
 def test_what_up_prints_leads_to_the_run(open_page: Open, trained: Trained) -> None:
-    page = open_page(services.mlflow_pages(trained.server))
+    page = open_page(local_services.mlflow_pages(trained.server))
     assert is_training_view(page)
     page.get_by_text(trained.run, exact=True).first.click()
     see(page, "About this run")  # MLflow's own links leave the view: ours must not
 
 
 def test_before_a_training_up_shows_the_experiments(open_page: Open, trained: Trained) -> None:
-    page = open_page(services.mlflow_pages(trained.server, "none of this name"))
+    page = open_page(local_services.mlflow_pages(trained.server, "none of this name"))
     see(page, "Time created")
     assert is_training_view(page)
 

@@ -18,8 +18,8 @@ from pipelines import champions, checkpoints, policy, promotion
 from pipelines.assessing.assessment import Assessment, Comparison, Robustness
 from pipelines.assessing.resampling import Difference, Estimate, McNemar
 from pipelines.champions import OvertakenError
+from pipelines.interfaces import MemoryRegistry, Version
 from pipelines.policy import Policy
-from pipelines.ports import MemoryRegistry, Version
 from pipelines.promotion import Evaluation, Leak, Standing, Verdict
 
 CLEAN = Leak(0, 100)

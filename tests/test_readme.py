@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import services
 from jobs.cli import verbs
+from jobs.shared import local_services
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def test_every_command_runs(shell: Shell) -> None:
     for language, text in commands():
         if text in NOT_RUN:
             continue
-        ports = [word for option in PORTS for word in (option, str(services.free_port()))]
+        ports = [word for option in PORTS for word in (option, str(local_services.free_port()))]
         called = " ".join([text, *ports]) if text == "tessera up" else text
         out[text] = shell(language, called).stdout
 

@@ -15,7 +15,7 @@ from jobs import inspect, pack, verify
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parents[2] / "shared" / "data"

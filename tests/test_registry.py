@@ -16,7 +16,7 @@ from torch import nn
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import tracking
-from pipelines.ports import MemoryRegistry, Registry
+from pipelines.interfaces import MemoryRegistry, Registry
 from pipelines.registry import MlflowRegistry
 from pipelines.servable import save_servable
 

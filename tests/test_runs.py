@@ -12,7 +12,7 @@ from models.core.errors import TesseraError
 from pipelines import cluster, runs, worker
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.ports import Emit, MemoryRegistry, MemoryTracker
+from pipelines.interfaces import Emit, MemoryRegistry, MemoryTracker
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
 

@@ -10,7 +10,7 @@ import ranks
 
 from models.core.family import DataSpec
 from pipelines.data.batching import decoded
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.sharing import share_pixels
 
 SPEC = DataSpec("classification", 1, 4, 4, ("a", "b"))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.ports import MemoryTracker, Point
+from pipelines.interfaces import MemoryTracker, Point
 from pipelines.spool import FILE, UNDELIVERED, Event, Shipper, SpoolFile, read_events
 
 
@@ -291,7 +291,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
         emit(metric(step, loss=float(step)))
     code = (
         "import json, sys, time; from pathlib import Path\n"
-        "from pipelines.spool import Shipper; from pipelines.ports import MemoryTracker\n"
+        "from pipelines.spool import Shipper; from pipelines.interfaces import MemoryTracker\n"
         "folder = Path(sys.argv[1])\n"
         "class Tracker(MemoryTracker):\n"
         "    def metrics(self, points):\n"

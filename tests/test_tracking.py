@@ -22,7 +22,7 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines import tracking
-from pipelines.ports import MemoryTracker, Point, Tracker
+from pipelines.interfaces import MemoryTracker, Point, Tracker
 from pipelines.system_metrics import Sampler
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")

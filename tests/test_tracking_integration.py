@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import tracking
-from pipelines.ports import Point, Version
+from pipelines.interfaces import Point, Version
 from pipelines.registry import MlflowRegistry
 from pipelines.spool import FILE, Event, Shipper, SpoolFile
 

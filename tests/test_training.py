@@ -17,7 +17,7 @@ from models.core.errors import TesseraError
 from pipelines import checkpoints, worker
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.recipe import Recipe
 from pipelines.spool import SpoolFile, read_events
 

@@ -27,7 +27,7 @@ from models.core.errors import TesseraError
 from models.core.spaces import Choice
 from pipelines import checkpoints, population, runs, worker
 from pipelines import recipe as recipes
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.spool import SpoolFile, read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.core.average_precision import NAMED_CLASSES, metric_names
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
@@ -36,6 +35,7 @@ from models.core.family import (
     Task,
     Transform,
 )
+from models.metrics.average_precision import NAMED_CLASSES, metric_names
 
 CALIBRATION_BINS = 15
 """As in Guo et al., On Calibration of Modern Neural Networks, 2017."""

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from models.core import average_precision
 from models.core.boxes import covered, overlaps
 from models.core.errors import TesseraError
 from models.core.family import (
@@ -34,8 +33,9 @@ from models.core.family import (
     Transform,
     View,
 )
-from models.core.object_augment import ObjectAugment, ObjectAugmentSettings
-from models.core.placing import inside
+from models.metrics import average_precision
+from models.transforms.geometry import inside
+from models.transforms.object_augment import ObjectAugment, ObjectAugmentSettings
 
 SHOWN_SCORE = 0.25
 """Objects that are less certain are not drawn, nor counted as mistakes of an image."""

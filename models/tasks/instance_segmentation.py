@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.core import average_precision
 from models.core.errors import TesseraError
 from models.core.family import (
     Batch,
@@ -32,8 +31,9 @@ from models.core.family import (
     Transform,
     View,
 )
-from models.core.mask_augment import MaskAugment, MaskAugmentSettings
+from models.metrics import average_precision
 from models.tasks.detection import Detection
+from models.transforms.mask_augment import MaskAugment, MaskAugmentSettings
 
 
 class InstanceSegmentation(Detection):

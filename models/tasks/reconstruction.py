@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.core import fidelity
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
@@ -41,6 +40,7 @@ from models.core.family import (
     Transform,
     View,
 )
+from models.metrics import image_quality
 
 SQUARES = 7
 """`augment.mask` blanks squares, of which so many go along the shorter side of an image."""
@@ -108,11 +108,11 @@ class Reconstruction(Task):
         """`mse`, `psnr`, `ssim` on pixels in 0..1; `bits` of the code; `pixels` and `values`
         (pixels times channels) of the image."""
         image, truth = prediction["image"], target["image"].double() / 255
-        error = fidelity.mse(image, truth)
+        error = image_quality.mse(image, truth)
         return {
             "mse": error,
-            "psnr": fidelity.decibels(error, peak=1),
-            "ssim": fidelity.ssim(image, truth, peak=1),
+            "psnr": image_quality.decibels(error, peak=1),
+            "ssim": image_quality.ssim(image, truth, peak=1),
             "bits": prediction["bits"],
             "pixels": truth.shape[-2] * truth.shape[-1],
             "values": truth.numel(),
@@ -157,7 +157,7 @@ class Reconstruction(Task):
         if "mse" not in prediction:
             return code
         error = prediction["mse"]
-        return {"mse": error, "psnr": fidelity.decibels(error, peak=1), **code}
+        return {"mse": error, "psnr": image_quality.decibels(error, peak=1), **code}
 
     def panels(
         self,
@@ -173,7 +173,7 @@ class Reconstruction(Task):
         if "mse" not in prediction:  # from a code alone
             return [Panel(made, "from a code")]
         seen = [Panel(prediction["seen"], "what is seen")] if "seen" in prediction else []
-        decibels = fidelity.decibels(prediction["mse"], peak=1)
+        decibels = image_quality.decibels(prediction["mse"], peak=1)
         return [Panel(image, "original"), *seen, Panel(made, f"{decibels:.1f} dB")]
 
     def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.core.average_precision import NAMED_CLASSES, metric_names
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
@@ -38,6 +37,7 @@ from models.core.family import (
     Transform,
     View,
 )
+from models.metrics.average_precision import NAMED_CLASSES, metric_names
 
 IGNORED = 255
 """The pixel has no class."""

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.core import fidelity
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
@@ -38,6 +37,7 @@ from models.core.family import (
     Task,
     Transform,
 )
+from models.metrics import image_quality
 
 SCALES = (2, 3, 4)
 SHOWN_PIXELS = 96
@@ -113,9 +113,9 @@ class Upscaling(Task):
             )
         true, ours, plain = (_measured(i, scale) for i in (truth, made, enlarge(low, scale)))
         return {
-            "psnr": fidelity.psnr(ours, true, peak=255),
-            "ssim": fidelity.ssim(ours, true, peak=255),
-            "psnr_bicubic": fidelity.psnr(plain, true, peak=255),
+            "psnr": image_quality.psnr(ours, true, peak=255),
+            "ssim": image_quality.ssim(ours, true, peak=255),
+            "psnr_bicubic": image_quality.psnr(plain, true, peak=255),
         }
 
     def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
@@ -193,14 +193,14 @@ def reduce(images: Tensor, scale: int) -> Tensor:
     """(..., H, W) of 0..255, sides multiples of the scale -> (..., H / S, W / S), whole numbers as
     float32."""
     height, width = images.shape[-2:]
-    low = fidelity.bicubic(images.float(), height // scale, width // scale)
+    low = image_quality.bicubic(images.float(), height // scale, width // scale)
     return low.round().clamp(0, 255)
 
 
 def enlarge(image: Tensor, scale: int) -> Tensor:
     """uint8 (C, h, w) -> uint8 (C, h*S, w*S) by bicubic."""
     height, width = image.shape[-2:]
-    large = fidelity.bicubic(image, height * scale, width * scale)
+    large = image_quality.bicubic(image, height * scale, width * scale)
     return large.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -219,7 +219,7 @@ def whole_multiple(image: Tensor, scale: int) -> Tensor:
 
 def _measured(image: Tensor, scale: int) -> Tensor:
     """Luma without the border, where an image is large enough to have an inside."""
-    pixels = fidelity.luma(image)
+    pixels = image_quality.luma(image)
     if min(pixels.shape[-2:]) <= 2 * scale:
         return pixels
     return pixels[:, scale:-scale, scale:-scale]

@@ -34,7 +34,7 @@ from pipelines.assessing.resampling import Array
 from pipelines.data.loading import EvalLoader
 from pipelines.data.places import storage
 from pipelines.evaluation import Answers
-from pipelines.ports import Emit, World
+from pipelines.interfaces import Emit, World
 
 LARGEST_BATCH = 256
 EPSILONS = (2, 8)

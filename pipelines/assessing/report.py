@@ -26,7 +26,7 @@ from pipelines.assessing.assessment import Assessment, Comparison
 from pipelines.assessing.corruptions import STRENGTHS
 from pipelines.assessing.resampling import CONFIDENCE, Difference, Estimate
 from pipelines.evaluation import Answers
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 PAGE, DATA = "report.html", "report.json"
 WORST = 24

@@ -23,7 +23,7 @@ from models.core.family import Batch, DataSpec
 from pipelines.data.batching.order import EpochOrder, part
 from pipelines.data.batching.supply import Numbers, Options, Supply
 from pipelines.data.card import Card
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipelines import recipe as recipes
 from pipelines.assessing import assessment
 from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 WORK = Path(rank_work.__file__)
 

@@ -19,7 +19,7 @@ from pipelines.data.card import Card, ImageCard
 from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.samples import encode_png
 from pipelines.data.shards import Packed
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 HEIGHT, WIDTH = 20, 30
 CLASSES = ("a", "b", "c")

@@ -18,7 +18,7 @@ from pipelines.data.batching import decoded
 from pipelines.data.batching.batches import BatchMaker
 from pipelines.data.card import Card
 from pipelines.data.loading import TrainLoader
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
 SPEC = DataSpec(task="classification", channels=3, height=4, width=5)

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.data.card import Card
 from pipelines.data.loading import TrainLoader
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 pytestmark = [
     pytest.mark.gpu,

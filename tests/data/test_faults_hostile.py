@@ -20,7 +20,7 @@ from made_sources import noise, save
 from packed_sets import pack_set
 from PIL import Image
 
-from jobs.terminal import json_line
+from jobs.shared.terminal import json_line
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
 from pipelines.data import importing, index, planning, report, samples, shards, survey, verifying
@@ -28,7 +28,7 @@ from pipelines.data.batching.jpegs import MAX_SCANS, FastDecoder
 from pipelines.data.card import Card
 from pipelines.data.loading import TrainLoader
 from pipelines.data.places import storage
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
 MakeFolder = Callable[..., Path]

@@ -24,7 +24,7 @@ from pipelines.data.annotations import Mask
 from pipelines.data.card import Card, ImageCard
 from pipelines.data.loading import EvalLoader
 from pipelines.data.shards import Packed
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 ROOT = Path(__file__).parents[2]
 MB = 1 << 20

@@ -26,7 +26,7 @@ from pipelines.data.card import Card, ImageCard
 from pipelines.data.loading import EvalLoader, TrainLoader
 from pipelines.data.samples import encode_png
 from pipelines.data.shards import Packed
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 
 def good(kind: str, number: int) -> Packed:

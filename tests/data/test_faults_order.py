@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.data.card import Card
 from pipelines.data.loading import TrainLoader
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
 

@@ -25,7 +25,7 @@ from pipelines.data.loading import TrainLoader
 from pipelines.data.samples import encode_png, open_image
 from pipelines.data.shards import ShardReader
 from pipelines.data.tars import BLOCK
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
 SAMPLES = 6

@@ -23,7 +23,7 @@ from pipelines.data.batching.order import Part
 from pipelines.data.card import Card
 from pipelines.data.loading import EvalLoader, Step, TrainLoader
 from pipelines.data.shards import ShardReader
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 ALONE = World()
 MakeSet = Callable[..., tuple[Path, Card]]

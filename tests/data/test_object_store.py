@@ -341,7 +341,7 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
     """The same weights to the last bit: no sample was lost, doubled or moved."""
     from pipelines import recipe as recipes
     from pipelines import worker
-    from pipelines.ports import World
+    from pipelines.interfaces import World
     from pipelines.spool import SpoolFile
 
     place = storage.at(s3)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.batching.order import EpochOrder, cut, nodes_per_shard
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 SIZES = st.lists(st.integers(0, 9), max_size=12)
 

@@ -15,7 +15,7 @@ import models
 from jobs import answers
 from models.core.errors import TesseraError, UsageError
 from pipelines import recipe as recipes
-from pipelines.ports import Version
+from pipelines.interfaces import Version
 from pipelines.prediction import Predictor
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "answers.md"

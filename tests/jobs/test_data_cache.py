@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from calling import Call
 
-from jobs import data_cache
+from jobs.shared import cache_settings
 from models.core.errors import UsageError
 from pipelines.data.places import storage
 from pipelines.data.places.storage import CacheSettings
@@ -42,7 +42,7 @@ def test_the_environment_says_where(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    data_cache.apply()
+    cache_settings.apply()
     assert storage.cache_settings() == expected
     payload = storage.cache_payload()
     storage.use_cache(None)
@@ -62,13 +62,13 @@ def test_the_environment_says_where(
     ],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    assert data_cache.parse_size(text) == size
+    assert cache_settings.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "5 PB", "1GB2"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no size"):
-        data_cache.parse_size(text)
+        cache_settings.parse_size(text)
 
 
 def test_a_wrong_size_is_a_line_and_no_traceback(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.progress import Display
+from jobs.shared.progress import Display
 
 
 def event(step: int, epoch: int, **values: float) -> dict[str, Any]:

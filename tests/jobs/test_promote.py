@@ -20,7 +20,7 @@ from jobs import driver, evaluate, promote, train
 from pipelines import asking, promotion, tracking
 from pipelines import recipe as recipes
 from pipelines.data import importing
-from pipelines.ports import World
+from pipelines.interfaces import World
 from pipelines.registry import MlflowRegistry
 
 BETTER, WORSE = 2, 1

@@ -20,8 +20,9 @@ import psutil
 import pytest
 
 import models
-from jobs import services, submit
-from jobs.services import Service
+from jobs import submit
+from jobs.shared import local_services
+from jobs.shared.local_services import Service
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("RAY_", "MLFLOW_", "TESSERA_")
@@ -49,7 +50,7 @@ def tessera(
 
 def ports() -> list[str]:
     options = ("--ray-port", "--dashboard-port", "--mlflow-port")
-    return [word for option in options for word in (option, str(services.free_port()))]
+    return [word for option in options for word in (option, str(local_services.free_port()))]
 
 
 def state(home: Path) -> dict[str, object]:
@@ -58,8 +59,8 @@ def state(home: Path) -> dict[str, object]:
 
 def members(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[psutil.Process]:
     monkeypatch.setenv("TESSERA_HOME", str(home))
-    known = services.load()
-    return [p for s in (known.services if known else ()) for p in services.processes(s)]
+    known = local_services.load()
+    return [p for s in (known.services if known else ()) for p in local_services.processes(s)]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,9 @@ def test_only_the_token_opens_ray(home: Path) -> None:
     token = Path(known["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     jobs = f"{known['RAY_API_SERVER_ADDRESS']}/api/jobs/"
-    assert services.ask(jobs) == "asks for a token"
-    assert services.ask(jobs, bearer="0" * 64) == "refuses the token"
-    assert services.ask(jobs, bearer=token.read_text()) == ""
+    assert local_services.ask(jobs) == "asks for a token"
+    assert local_services.ask(jobs, bearer="0" * 64) == "refuses the token"
+    assert local_services.ask(jobs, bearer=token.read_text()) == ""
 
 
 def test_nothing_listens_beyond_loopback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_control_c_asks_and_stops_the_job(home: Path) -> None:
 def test_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs last: it ends what the others use."""
     running = members(home, monkeypatch)
-    known = services.load()
+    known = local_services.load()
     assert len(running) > 10
     assert known
     assert Path(known.scratch).exists()
@@ -279,7 +280,7 @@ def test_a_record_that_can_not_be_read_is_said(tmp_path: Path) -> None:
 
 def test_two_at_once_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
-    with services.alone():
+    with local_services.alone():
         refused = tessera(tmp_path, "down")
     assert refused.returncode == 1
     assert "at work" in refused.stderr
@@ -288,7 +289,7 @@ def test_two_at_once_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def _names(service: Service) -> list[str]:
     """Without the subshell that lives for a moment between them."""
     try:
-        return sorted(p.name() for p in services.processes(service))
+        return sorted(p.name() for p in local_services.processes(service))
     except psutil.NoSuchProcess:
         return []
 
@@ -303,12 +304,12 @@ def test_ends_exactly_what_it_recorded() -> None:
         service = Service("x", leader.pid, began, "", "")
         stranger = Service("x", leader.pid, began - 60, "", "")
         _until(lambda: _names(service) == ["sh", "sleep", "sleep"])
-        family = services.processes(service)
-        assert not services.is_alive(stranger)
-        assert services.end(stranger) == 0
+        family = local_services.processes(service)
+        assert not local_services.is_alive(stranger)
+        assert local_services.end(stranger) == 0
         assert all(p.is_running() for p in family)
-        assert services.is_alive(service)
-        assert services.end(service) == 0
+        assert local_services.is_alive(service)
+        assert local_services.end(service) == 0
         assert not any(p.is_running() for p in family)
     finally:
         leader.kill()
@@ -318,12 +319,12 @@ def test_ends_exactly_what_it_recorded() -> None:
 def test_finds_orphans_after_the_leader_is_gone() -> None:
     leader = subprocess.Popen(["sh", "-c", "sleep 300 & wait"], start_new_session=True)
     service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
-    _until(lambda: len(services.processes(service)) == 2)
+    _until(lambda: len(local_services.processes(service)) == 2)
     leader.kill()
     leader.wait()
-    assert not services.is_alive(service)
-    (orphan,) = services.processes(service)
-    services.end(service)
+    assert not local_services.is_alive(service)
+    (orphan,) = local_services.processes(service)
+    local_services.end(service)
     assert not orphan.is_running()
 
 
@@ -331,9 +332,9 @@ def test_kills_what_does_not_end() -> None:
     leader = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; sleep 300"], start_new_session=True)
     try:
         service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
-        _until(lambda: len(services.processes(service)) == 2)
-        assert services.end(service, timeout_seconds=0.2) >= 1
-        assert services.processes(service) == []
+        _until(lambda: len(local_services.processes(service)) == 2)
+        assert local_services.end(service, timeout_seconds=0.2) >= 1
+        assert local_services.processes(service) == []
     finally:
         leader.wait()
 
@@ -416,7 +417,7 @@ def test_help_loads_nothing_heavy(verb: str) -> None:
 def test_an_answer_is_judged_by_its_code() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert services.ask(address, timeout_seconds=0.2) == "no answer in 0.2 s"
-    assert services.ask(address) == "nothing listens there"
+        assert local_services.ask(address, timeout_seconds=0.2) == "no answer in 0.2 s"
+    assert local_services.ask(address) == "nothing listens there"
     with pytest.raises(urllib.error.URLError):  # the control: bare urllib raises
         urllib.request.urlopen(address, timeout=0.2)

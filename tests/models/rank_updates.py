@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import models
 from pipelines import distributed
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 
 def train(world: World, payload: dict[str, Any]) -> None:

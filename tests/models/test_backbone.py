@@ -12,9 +12,9 @@ from torch import nn
 
 import models
 from models.backbone import BackboneConfig
+from models.blocks.transfer import first_convolution, last_layer
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
-from models.core.layers import first_convolution, last_layer
 
 BACKBONE = models.get("backbone")
 FAMILIES = (

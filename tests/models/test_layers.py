@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models
+from models.blocks.transfer import keep_maps
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
-from models.core.layers import keep_maps
 
 BUILT_AROUND = ("alexnet", "vgg", "googlenet", "densenet", "backbone")
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MIXER = '''"""A family of one layer."""
 from dataclasses import dataclass
 from torch import nn
-from models.core.classifier import Classifier
+from models.blocks.classifier import Classifier
 
 @dataclass(frozen=True)
 class MixerConfig:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 WINDOW = 16
 """Shards whose samples are mixed with each other."""

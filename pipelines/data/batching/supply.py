@@ -26,7 +26,7 @@ from pipelines.data.batching.decoded import Pixels, SharedPixels
 from pipelines.data.card import Card
 from pipelines.data.samples import Fit
 from pipelines.data.shards import ShardReader
-from pipelines.ports import World
+from pipelines.interfaces import World
 
 CACHE_BYTES = 2 << 30
 NEARLY_ALL = 0.9

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.core import anchor_free
-from models.core.anchor_free import Grid, Said, Truths, Weights
+from models.blocks import anchor_free
+from models.blocks.anchor_free import Grid, Said, Truths, Weights
 from models.core.boxes import overlap
 
 SIDE, CLASSES, BINS = 64, 3, 8

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pycocotools import mask as run_lengths
 
-from models.core import average_precision
-from models.core.average_precision import figures, metric_names
+from models.metrics import average_precision
+from models.metrics.average_precision import figures, metric_names
 
 CLASSES = ("red", "white")
 LEFT, RIGHT = (10.0, 10.0, 30.0, 30.0), (60.0, 10.0, 80.0, 30.0)

@@ -12,8 +12,8 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
 
-from models.core import fidelity
 from models.core.errors import TesseraError
+from models.metrics import image_quality
 
 
 def picture(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,8 +32,8 @@ def picture(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_likeness_is_scikit_images(shape, peak):
     first, second = (picture(*shape, seed=s).double() / (255 / peak) for s in (0, 1))
     arrays = first.numpy(), second.numpy()
-    assert fidelity.mse(first, second) == pytest.approx(np.mean((arrays[0] - arrays[1]) ** 2))
-    assert fidelity.psnr(first, second, peak=peak) == pytest.approx(
+    assert image_quality.mse(first, second) == pytest.approx(np.mean((arrays[0] - arrays[1]) ** 2))
+    assert image_quality.psnr(first, second, peak=peak) == pytest.approx(
         peak_signal_noise_ratio(*arrays, data_range=peak), rel=1e-12
     )
     expected = structural_similarity(
@@ -44,34 +44,34 @@ def test_likeness_is_scikit_images(shape, peak):
         use_sample_covariance=False,
         channel_axis=0,
     )
-    assert fidelity.ssim(first, second, peak=peak) == pytest.approx(expected, abs=1e-12)
+    assert image_quality.ssim(first, second, peak=peak) == pytest.approx(expected, abs=1e-12)
 
 
 def test_bytes_are_compared_without_overflow():
     black, white = torch.zeros(1, 12, 12).byte(), torch.full((1, 12, 12), 255).byte()
-    assert fidelity.mse(black, white) == 255**2
-    assert fidelity.psnr(black, white, peak=255) == 0
-    assert 0 < fidelity.ssim(black, white, peak=255) < 0.001
+    assert image_quality.mse(black, white) == 255**2
+    assert image_quality.psnr(black, white, peak=255) == 0
+    assert 0 < image_quality.ssim(black, white, peak=255) < 0.001
 
 
 def test_equal_images_have_finite_figures():
     image = picture(3, 20, 20)
-    assert fidelity.psnr(image, image, peak=255) == fidelity.MOST_DECIBELS == 100
-    assert fidelity.ssim(image, image, peak=255) == pytest.approx(1)
+    assert image_quality.psnr(image, image, peak=255) == image_quality.MOST_DECIBELS == 100
+    assert image_quality.ssim(image, image, peak=255) == pytest.approx(1)
     nearly = image.double() + 1e-9
-    assert fidelity.psnr(image.double(), nearly, peak=255) == 100
+    assert image_quality.psnr(image.double(), nearly, peak=255) == 100
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 40), (1, 1, 1)])
 def test_the_window_is_cut_to_smaller_images(shape):
     first = picture(*shape)
-    assert fidelity.ssim(first, first, peak=255) == pytest.approx(1)
-    assert -1 <= fidelity.ssim(first, torch.zeros_like(first), peak=255) < 0.9
+    assert image_quality.ssim(first, first, peak=255) == pytest.approx(1)
+    assert -1 <= image_quality.ssim(first, torch.zeros_like(first), peak=255) < 0.9
 
 
 def test_images_of_two_shapes_are_refused():
     with pytest.raises(TesseraError, match=r"\(1, 8, 8\) and \(3, 8, 8\)"):
-        fidelity.mse(picture(1, 8, 8), picture(3, 8, 8))
+        image_quality.mse(picture(1, 8, 8), picture(3, 8, 8))
 
 
 def test_luma_is_that_of_bt601():
@@ -79,15 +79,15 @@ def test_luma_is_that_of_bt601():
     colours = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     image = torch.tensor(colours).T.reshape(3, 1, 5).byte()
     expected = [16, 235, 81.481, 144.553, 40.966]
-    assert fidelity.luma(image).flatten().tolist() == pytest.approx(expected)
+    assert image_quality.luma(image).flatten().tolist() == pytest.approx(expected)
     pixels = picture(3, 9, 7)
     theirs = rgb2ycbcr(pixels.permute(1, 2, 0).numpy())[..., 0]
-    np.testing.assert_allclose(fidelity.luma(pixels)[0].numpy(), theirs, atol=1e-9)
+    np.testing.assert_allclose(image_quality.luma(pixels)[0].numpy(), theirs, atol=1e-9)
 
 
 def test_luma_of_grey_is_grey():
     grey = picture(1, 6, 6)
-    assert torch.equal(fidelity.luma(grey), grey.double())
+    assert torch.equal(image_quality.luma(grey), grey.double())
 
 
 def mirrored_and_resized(channel: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def mirrored_and_resized(channel: np.ndarray, height: int, width: int) -> np.nda
 )
 def test_resizing_is_mirrored_bicubic(height, width):
     image = picture(2, 40, 30).double()
-    made = fidelity.bicubic(image, height, width)
+    made = image_quality.bicubic(image, height, width)
     assert made.dtype == torch.float64
     assert made.shape == (2, height, width)
     for ours, channel in zip(made, image):
@@ -114,7 +114,7 @@ def test_resizing_is_mirrored_bicubic(height, width):
 
 def test_resizing_is_torchs_antialiased_bicubic_inside():
     image = picture(3, 48, 36).double()
-    ours = fidelity.bicubic(image, 24, 18)
+    ours = image_quality.bicubic(image, 24, 18)
     theirs = F.interpolate(image[None], (24, 18), mode="bicubic", antialias=True)[0]
     inner = (slice(None), slice(3, -3), slice(3, -3))
     torch.testing.assert_close(ours[inner], theirs[inner])
@@ -125,11 +125,11 @@ def test_resizing_is_torchs_antialiased_bicubic_inside():
 
 def test_resizing_takes_batches_keeps_the_type_and_has_a_gradient():
     images = torch.rand(2, 3, 16, 12, requires_grad=True)
-    made = fidelity.bicubic(images, 8, 24)
+    made = image_quality.bicubic(images, 8, 24)
     assert made.dtype == torch.float32
-    torch.testing.assert_close(made[1], fidelity.bicubic(images[1], 8, 24))
+    torch.testing.assert_close(made[1], image_quality.bicubic(images[1], 8, 24))
     made.sum().backward()
     assert images.grad is not None
     assert math.isclose(float(images.grad.sum()), made.numel(), rel_tol=1e-5)
     constant = torch.full((1, 9, 9), 7).byte()
-    assert fidelity.bicubic(constant, 5, 20).sub(7).abs().max() < 1e-12
+    assert image_quality.bicubic(constant, 5, 20).sub(7).abs().max() < 1e-12

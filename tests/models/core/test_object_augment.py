@@ -8,8 +8,8 @@ from torch import Tensor
 
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Draws
-from models.core.object_augment import ObjectAugment, ObjectAugmentSettings
-from models.core.placing import Place, inside
+from models.transforms.geometry import Place, inside
+from models.transforms.object_augment import ObjectAugment, ObjectAugmentSettings
 
 HEIGHT, WIDTH, COUNT = 80, 100, 12
 DATA = DataSpec("detection", 3, HEIGHT, WIDTH, ("a", "b"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -64,7 +64,7 @@ def fits(image: Tensor, boxes: Tensor) -> bool:
 @pytest.mark.parametrize("extent", [(HEIGHT, WIDTH), (66, 60)])
 def test_boxes_follow_the_image(settings, extent, monkeypatch):
     # pieces of dropped objects would be bright pixels without a box
-    monkeypatch.setattr("models.core.object_augment.LEAST_SHARE", 0.0)
+    monkeypatch.setattr("models.transforms.object_augment.LEAST_SHARE", 0.0)
     given = batch(extent)
     for seed in range(3):
         seen = augmented(given, seed, **settings)

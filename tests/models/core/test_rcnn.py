@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models
-from models.core import pyramids, rcnn
+from models.blocks import pyramids, rcnn
+from models.blocks.rcnn import RcnnConfig
 from models.core.errors import TesseraError, UsageError
-from models.core.rcnn import RcnnConfig
 from models.mask_rcnn import MaskRcnnConfig
 from pipelines import recipe as recipes
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.blocks.tiles import in_tiles
 from models.core.errors import TesseraError, UsageError
-from models.core.tiles import in_tiles
 
 
 def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:

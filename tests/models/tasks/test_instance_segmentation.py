@@ -14,9 +14,9 @@ from pycocotools import mask as coco
 
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Draws, View
-from models.core.mask_augment import MaskAugmentSettings, boxes_of
 from models.tasks.instance_segmentation import INSTANCE_SEGMENTATION as TASK
 from models.tasks.instance_segmentation import run_lengths
+from models.transforms.mask_augment import MaskAugmentSettings, boxes_of
 from pipelines.data import rle
 from pipelines.data.samples import fit_image, view
 

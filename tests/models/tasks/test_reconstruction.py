@@ -11,9 +11,9 @@ import random
 import pytest
 import torch
 
-from models.core import fidelity
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Draws
+from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, ReconstructionAugment, as_bytes, inside
 from pipelines.data import samples
 
@@ -178,11 +178,11 @@ def test_figures_are_means_over_the_images():
     ]
     figures = RECONSTRUCTION.figures(records, DATA)
     pairs = [(m, t["image"] / 255) for m, t in zip(made, targets)]
-    assert figures["mse"] == pytest.approx(sum(fidelity.mse(*p) for p in pairs) / 4, rel=1e-5)
+    assert figures["mse"] == pytest.approx(sum(image_quality.mse(*p) for p in pairs) / 4, rel=1e-5)
     assert figures["psnr"] == pytest.approx(
-        sum(fidelity.psnr(*p, peak=1) for p in pairs) / 4, rel=1e-5
+        sum(image_quality.psnr(*p, peak=1) for p in pairs) / 4, rel=1e-5
     )
-    assert figures["ssim"] == pytest.approx(sum(fidelity.ssim(*p, peak=1) for p in pairs) / 4)
+    assert figures["ssim"] == pytest.approx(sum(image_quality.ssim(*p, peak=1) for p in pairs) / 4)
     assert figures["bits_per_pixel"] == 8 * 16 / (28 * 21)
     assert figures["compression"] == (28 * 21 * 3 * 8) / (8 * 16)
     for seed in range(5):

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.core import pyramids
+from models.blocks import pyramids
+from models.blocks.transfer import Pretrained, check_choice
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.layers import Pretrained, check_choice
 from models.core.spaces import Choice, LogUniform, Space
 from models.core.weights import load_weights, read_weights
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from models.core.classifier import Classifier
+from models.blocks.classifier import Classifier
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.weights import load_weights, read_weights

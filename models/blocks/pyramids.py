@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from models.blocks.transfer import first_convolution
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
-from models.core.layers import first_convolution
 
 OLD_NAMES = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Draws
-from models.core.placing import Place, inside
+from models.transforms.geometry import Place, inside
 
 LEAST_SHARE = 0.25
 """An object of which less is left after zoom, shift and mosaic is dropped."""

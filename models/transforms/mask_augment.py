@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from models.core.family import Batch, Draws
-from models.core.object_augment import (
+from models.transforms.geometry import Place
+from models.transforms.object_augment import (
     LEAST_SHARE,
     ObjectAugment,
     ObjectAugmentSettings,
     Tiles,
     within,
 )
-from models.core.placing import Place
 
 FIELDS = ("boxes", "labels", "crowd", "masks")
 

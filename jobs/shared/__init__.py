@@ -1,0 +1,1 @@
+"""What the verbs share: local services, progress display, terminal output, cache settings."""

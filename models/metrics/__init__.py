@@ -1,0 +1,1 @@
+"""Metrics that need more than a line: average precision and image quality."""

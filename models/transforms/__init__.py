@@ -1,0 +1,1 @@
+"""Augmentations and geometry of images, boxes and masks."""
