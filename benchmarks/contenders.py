@@ -99,7 +99,7 @@ def centre(image: Any, crop: int | None) -> Any:
 def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
     """`TrainLoader` with two loader workers."""
     from pipelines.data import card as cards
-    from pipelines.data.loading import TrainLoader
+    from pipelines.data.loading.loaders import TrainLoader
     from pipelines.interfaces import World
 
     card = cards.read(folder / "shards")

@@ -34,15 +34,17 @@ import torch
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import annotations, shards, verifying
+from pipelines.data import annotations, shards
 from pipelines.data import card as cards
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import Card, ImageCard
-from pipelines.data.importers import voc, webdataset
-from pipelines.data.loading import EvalLoader
-from pipelines.data.samples import decode_image
+from pipelines.data.images import decode_image
+from pipelines.data.importers import voc
+from pipelines.data.inspection import verify
+from pipelines.data.loading.loaders import EvalLoader
+from pipelines.data.packing import in_place
 from pipelines.data.shards import Packed
-from pipelines.data.tars import padded
+from pipelines.data.tar import padded
 from pipelines.interfaces import World
 
 SIDE, SAMPLES = 24, 12
@@ -171,7 +173,7 @@ def damaged_set(task: str, pattern: str) -> Case:
 
 def _differs(folder: Path) -> bool:
     try:
-        return bool(verifying.verify(folder, workers=1).differences)
+        return bool(verify.verify(folder, workers=1).differences)
     except TesseraError:
         return True
 
@@ -230,7 +232,7 @@ def foreign(folder: Path, data: bytes) -> str:
     """Indexes a shard of others and reads it; no key may be more than a key."""
     (folder / "in").mkdir()
     (folder / "in" / "train-0.tar").write_bytes(data)
-    card = webdataset.index(
+    card = in_place.index(
         str(folder / "in"), folder / "out", options={"extra": "skip"}, allow_rejected="100%"
     )
     batch = load(folder / "out")

@@ -22,8 +22,8 @@ import models
 from models.core.family import Draws
 from pipelines import asking, optim
 from pipelines import recipe as recipes
-from pipelines.data import importing
-from pipelines.data.loading import TrainLoader
+from pipelines.data.loading.loaders import TrainLoader
+from pipelines.data.packing import pack
 from pipelines.evaluation import autocast
 from pipelines.hardware import describe as hardware
 from pipelines.interfaces import World
@@ -110,7 +110,7 @@ def bare(recipe: Recipe) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "digits"
-        card = importing.pack("digits", folder)
+        card = pack.pack("digits", folder)
         recipe = recipes.start("cnn").with_overrides(
             {"data.path": str(folder), "data.digest": card.digest, "train.epochs": EPOCHS + 1}
         )

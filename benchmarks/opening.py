@@ -30,7 +30,7 @@ def ours(folder: Path, share: float) -> Opener:
     import torchvision  # noqa: F401
 
     from pipelines.data import card as cards
-    from pipelines.data.loading import TrainLoader
+    from pipelines.data.loading.loaders import TrainLoader
     from pipelines.interfaces import World
 
     def first() -> Any:

@@ -65,7 +65,7 @@ def pca(data: str, components: int = 32, split: str = "test") -> dict[str, Any]:
 def _images(data: str, split: str) -> Iterator[Any]:
     """Rows (B, C * H * W) of a split as float64 in 0..1."""
     from pipelines.data import card as cards
-    from pipelines.data.loading import EvalLoader
+    from pipelines.data.loading.loaders import EvalLoader
     from pipelines.interfaces import World
 
     card = cards.read(data)

@@ -183,10 +183,10 @@ def main() -> int:
     os.environ["TESSERA_HOME"] = str(scratch / "home")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from jobs import driver
-    from pipelines.data import importing
+    from pipelines.data.packing import pack
 
     try:
-        importing.pack("digits", scratch / "digits")
+        pack.pack("digits", scratch / "digits")
         space = scratch / "space.yaml"
         space.write_text(SPACE)
         searches = []

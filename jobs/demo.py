@@ -95,9 +95,9 @@ def _tessera() -> str:
 
 
 def _pack(data: Path) -> None:
-    from pipelines.data import importing
+    from pipelines.data.packing import pack
 
-    card = importing.pack("digits", data)
+    card = pack.pack("digits", data)
     counts = ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items())
     say(f"packed {counts}; digest {card.digest[:12]}")
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from jobs import embedded
 from models.core.errors import TesseraError
 from pipelines import cluster, registry, tracking
-from pipelines.data.places import storage as data_storage
+from pipelines.storage.base import cache_payload
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Emit, Registry, Version
@@ -101,7 +101,7 @@ def executor(
     """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
     started here and checked to have room for the group."""
     apply_settings()
-    cache = {"cache": data_storage.cache_payload()}
+    cache = {"cache": cache_payload()}
     if group.workers == 0:
         yield lambda payload, emit: cluster.local(work, {**payload, **cache}, emit)
         return

@@ -96,9 +96,9 @@ def evaluate_all(
     from jobs import driver, examining
     from models.core.errors import UsageError
     from pipelines.data import card as cards
-    from pipelines.data.places import storage
+    from pipelines.storage.base import absolute_location
 
-    data = storage.absolute(data)
+    data = absolute_location(data)
     cards.read(data).split(split)
     registry = driver.open_registry()
     versions = [driver.resolve(registry, name) for name in names]

@@ -157,10 +157,11 @@ def _data_of(found: Model, data: str | None) -> tuple[str, Card]:
     """Where the test images are, and their card."""
     from models.core.errors import UsageError
     from pipelines.data import card as cards
-    from pipelines.data.places import storage
+    from pipelines.storage.base import absolute_location
+    from pipelines.storage.open import open_storage
 
-    where = storage.absolute(data or found.recipe.data.path)
-    if data is None and storage.at(where).size(cards.FILE) is None:
+    where = absolute_location(data or found.recipe.data.path)
+    if data is None and open_storage(where).size(cards.FILE) is None:
         raise UsageError(
             f"the model's data set isn't in {where} any more", mend="say where it is: --data DIR"
         )
@@ -183,7 +184,7 @@ def pairs(
 
     import numpy as np
 
-    from pipelines.data.loading import EvalLoader
+    from pipelines.data.loading.loaders import EvalLoader
     from pipelines.interfaces import World
 
     count = min(card.split("test").samples, MOST_IMAGES)

@@ -14,9 +14,9 @@ from jobs.cli import run
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the formats of data sets that `tessera pack` reads, with their options."""
-    from pipelines.data import importing
+    from pipelines.data.packing import pack
 
-    modules = [importing.importer(name) for name in importing.formats()]
+    modules = [pack.importer(name) for name in pack.formats()]
     rows = [
         {"format": module.NAME, "about": _first_sentence(module), "options": dict(module.OPTIONS)}
         for module in modules

@@ -34,7 +34,7 @@ def command(where: str, html: Path | None, samples: int, as_json: bool, verbose:
     that opens offline: samples with their boxes and masks, classes, sizes, leakage, rejected ones.
     """
     from pipelines.data import card as cards
-    from pipelines.data import survey
+    from pipelines.data.inspection import survey
 
     card = cards.read(where)
     survey.check(where, card)
@@ -51,7 +51,7 @@ def command(where: str, html: Path | None, samples: int, as_json: bool, verbose:
 def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
     from jobs import whole
     from models.core.errors import TesseraError
-    from pipelines.data import report, survey
+    from pipelines.data.inspection import report, survey
 
     page = report.render(survey.take(where, card, samples=samples))
     try:
@@ -64,7 +64,7 @@ def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
 
 
 def _show(where: str, card: Any) -> None:
-    from pipelines.data import report, survey
+    from pipelines.data.inspection import report, survey
     from pipelines.drawing import one_line
 
     facts = {"name": card.name, **dict(report.facts(card))}

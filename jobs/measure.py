@@ -43,13 +43,13 @@ def command(
 ) -> int:
     """Measure a recipe on its test split, mean ± std over seeds, and write it down."""
     from models.core.errors import UsageError
-    from pipelines.data.places import storage
+    from pipelines.storage.base import absolute_location
 
     if not readme:
         if not recipe or not data:
             raise UsageError("a recipe and its data are needed", mend="measure RECIPE --data DIR")
         path = Path(recipe)
-        entry = measure(path, storage.absolute(data), seeds, overrides)
+        entry = measure(path, absolute_location(data), seeds, overrides)
         entry["packed"] = packed
         results = read_results()
         results[path.as_posix()] = entry

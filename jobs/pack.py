@@ -112,11 +112,11 @@ def command(
     Splits train, val and test are taken where the source has them; else they are cut from train by
     the seed. A pack that was stopped goes on when the same command is given again.
     """
-    from pipelines.data import importing
+    from pipelines.data.packing import pack
 
     started = time.monotonic()
     with _Progress() as progress, _Cluster(workers, verbose=verbose) as cluster:
-        card = importing.pack(
+        card = pack.pack(
             source,
             to,
             format=form,

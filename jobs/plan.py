@@ -10,7 +10,7 @@ from jobs.cli import run
 from jobs.shared.terminal import show_json
 
 if TYPE_CHECKING:
-    from pipelines.data.planning import Plan, Readers
+    from pipelines.data.inspection.shard_plan import Plan, Readers
 
 
 @click.command()
@@ -42,13 +42,14 @@ def command(
     folder or an address, it says how good its shards are.
     """
     del verbose
-    from pipelines.data import planning
     from pipelines.data.card import FILE
-    from pipelines.data.places import storage
+    from pipelines.data.inspection import shard_plan
+    from pipelines.storage.base import split_location
+    from pipelines.storage.open import open_storage
 
-    readers = planning.Readers(gpus, loader_workers, batch, nodes)
-    local = not storage.split(source)[0]
-    packed = not local or storage.at(source).size(FILE) is not None
+    readers = shard_plan.Readers(gpus, loader_workers, batch, nodes)
+    local = not split_location(source)[0]
+    packed = not local or open_storage(source).size(FILE) is not None
     plan = _judge(source, readers) if packed else _recommend(source, form, options, readers)
     if as_json:
         figures = {line.what: {"figure": line.figure, "why": line.why} for line in plan.lines}
@@ -69,27 +70,29 @@ def command(
 
 
 def _judge(source: str, readers: Readers) -> Plan:
-    from pipelines.data import card, planning
+    from pipelines.data import card
+    from pipelines.data.inspection import shard_plan
 
-    return planning.judge(card.read(source).split("train"), readers)
+    return shard_plan.judge(card.read(source).split("train"), readers)
 
 
 def _recommend(source: str, form: str | None, options: tuple[str, ...], readers: Readers) -> Plan:
     from models.core.errors import UsageError
-    from pipelines.data import importing, planning
+    from pipelines.data.inspection import shard_plan
+    from pipelines.data.packing import pack
     from pipelines.data.packing import plan as packing_plan
 
     pairs = {name: value for name, _, value in (option.partition("=") for option in options)}
     if not all("=" in option for option in options):
         raise UsageError("an --option is no NAME=VALUE", mend="as in --option task=detection")
-    _, importer, given, _ = importing.choose(source, form, pairs)
+    _, importer, given, _ = pack.choose(source, form, pairs)
     if not hasattr(importer, "read"):
         raise UsageError(
             f"{source} is in shards already, which stay as they are", mend="pack it, then plan DIR"
         )
     found = importer.read(source, given)
     train = packing_plan.split_items(found.items, seed=0)["train"]
-    return planning.recommend(planning.survey(found, train), readers)
+    return shard_plan.recommend(shard_plan.survey(found, train), readers)
 
 
 if __name__ == "__main__":

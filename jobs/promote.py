@@ -150,12 +150,12 @@ def _judge(
     from jobs import examining
     from pipelines import promotion
     from pipelines.data import card as cards
-    from pipelines.data.places import storage
+    from pipelines.storage.base import absolute_location
 
     held = seat.champion.number if seat.champion else None
     standing = promotion.examine(registry, candidate)
     champion = promotion.examine(registry, seat.champion) if seat.champion else None
-    where = storage.absolute(data) if data else _evaluated_on(candidate)
+    where = absolute_location(data) if data else _evaluated_on(candidate)
     card = cards.read(where) if where else None
     against = promotion.refusals(standing, champion, card.digest if card else "")
     if against or card is None:
@@ -229,7 +229,7 @@ def _record(
 def _leak(candidate: Standing, where: str) -> Leak:
     from models.core.errors import TesseraError
     from pipelines.data import card as cards
-    from pipelines.data import overlap
+    from pipelines.data.inspection import overlap
     from pipelines.promotion import Leak
 
     tested = cards.read(where)

@@ -65,13 +65,13 @@ def reproduce(
     from jobs.shared.progress import Display
     from pipelines import asking, checkpoints, runs, worker
     from pipelines import recipe as recipes
-    from pipelines.data.places import storage
     from pipelines.interfaces import MemoryTracker
+    from pipelines.storage.base import absolute_location
 
     digest = driver.registered_digest(version)
     recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
     if data:
-        recipe = recipe.with_overrides({"data.path": storage.absolute(data)})
+        recipe = recipe.with_overrides({"data.path": absolute_location(data)})
     train.check_data(recipe)
     registry = driver.open_registry()
     again: dict[str, Tensor] = {}

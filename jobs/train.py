@@ -90,13 +90,13 @@ def check_data(recipe: Recipe) -> Card:
     """The recipe's data set. Raises TesseraError where it can't feed the training, or a file of it
     is missing."""
     from pipelines.asking import open_data
-    from pipelines.data import planning
+    from pipelines.data.loading import preflight
 
     card, _ = open_data(recipe)
     workers, batch_size = recipe.workers.count, recipe.train.batch_size
     where = recipe.data.path
-    planning.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
-    planning.check_files(where, card, "val")
+    preflight.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
+    preflight.check_files(where, card, "val")
     return card
 
 
@@ -115,7 +115,7 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
     """The recipe as it is asked for; the data set is not looked at."""
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
-    from pipelines.data.places import storage
+    from pipelines.storage.base import absolute_location
 
     if what.endswith((".yaml", ".yml", ".json")) or "/" in what:
         recipe = recipes.read(Path(what))
@@ -128,7 +128,7 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
     recipe = recipe.with_overrides(changes)
     if not recipe.data.path:
         raise UsageError("no data set", mend="name a packed one: --data DIR")
-    return recipe.with_overrides({"data.path": storage.absolute(recipe.data.path)})
+    return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -175,11 +175,11 @@ def _resume(
     from jobs import embedded
     from pipelines import recipe as recipes
     from pipelines import runs
-    from pipelines.data.places import storage
+    from pipelines.storage.base import absolute_location
 
     run = runs.find(embedded.runs_dir(), ref)
     if data:
-        changes = {**changes, "data.path": storage.absolute(data)}
+        changes = {**changes, "data.path": absolute_location(data)}
     recipe = run.recipe().with_overrides(changes)
     recipes.check_resumable(run.recipe(), recipe)
     check_data(recipe)

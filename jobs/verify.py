@@ -23,7 +23,7 @@ def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> in
     name, and the exit status is 1. A remote set is downloaded for it, and not kept.
     """
     del verbose
-    from pipelines.data import verifying
+    from pipelines.data.inspection import verify
 
     started = time.monotonic()
     alive = sys.stderr.isatty()
@@ -35,7 +35,7 @@ def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> in
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
     try:
-        report = verifying.verify(where, workers=workers or 0, progress=show)
+        report = verify.verify(where, workers=workers or 0, progress=show)
     finally:
         if alive:
             click.echo("\r\x1b[K", nl=False, err=True)

@@ -22,7 +22,7 @@ from pipelines import checkpoints, judging
 from pipelines.checkpoints import Model
 from pipelines.data import card as cards
 from pipelines.data.card import Card
-from pipelines.data.loading import EvalLoader
+from pipelines.data.loading.loaders import EvalLoader
 from pipelines.evaluation import Asker
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe

@@ -26,7 +26,7 @@ import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Draws, Family, Panel, Prediction, Task, View
 from pipelines import drawing
-from pipelines.data.samples import decode_image, extents, fit_image, view
+from pipelines.data.images import decode_image, extents, fit_image, view
 from pipelines.data.sources import find_images
 from pipelines.evaluation import to_device
 from pipelines.recipe import Recipe

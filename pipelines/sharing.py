@@ -14,8 +14,8 @@ from pathlib import Path
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
 from pipelines import distributed
-from pipelines.data.batching import decoded
-from pipelines.data.batching.decoded import SharedPixels
+from pipelines.data.loading import pixel_cache
+from pipelines.data.loading.pixel_cache import SharedPixels
 from pipelines.interfaces import World
 
 
@@ -25,12 +25,12 @@ def share_pixels(samples: int, spec: DataSpec, world: World) -> SharedPixels | N
     machines = distributed.everyones(_machine(), world)
     mine = [rank for rank, machine in enumerate(machines) if machine == machines[world.rank]]
     makes = len(mine) > 1 and world.rank == mine[0]
-    made = decoded.create(samples, spec) if makes else None
+    made = pixel_cache.create(samples, spec) if makes else None
     paths = distributed.everyones(str(made.path) if made and made.path else None, world)
     path = paths[mine[0]]
     if made is None and path is not None:
         with suppress(TesseraError):  # containers of one machine may not see each other's files
-            made = decoded.open_file(Path(path), samples, spec)
+            made = pixel_cache.open_file(Path(path), samples, spec)
     distributed.everyones(None, world)  # collective: all have it open
     if made is not None and makes:
         made.unlink()

@@ -17,7 +17,7 @@ import numpy as np
 from models.core.family import Batch, DataSpec, Family, Panel
 from pipelines import pictures
 from pipelines.data.card import Card
-from pipelines.data.loading import EvalLoader
+from pipelines.data.loading.loaders import EvalLoader
 from pipelines.evaluation import Answers, Asker
 from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe

@@ -26,7 +26,7 @@ from models.core.family import Batch, DataSpec, Draws, Family
 from pipelines import checkpoints, distributed, optim
 from pipelines.checkpoints import Progress, State
 from pipelines.data.card import Card
-from pipelines.data.loading import Step
+from pipelines.data.loading.loaders import Step
 from pipelines.evaluation import autocast, to_device
 from pipelines.interfaces import Emit, World
 from pipelines.ledger import Ledger

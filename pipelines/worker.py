@@ -22,16 +22,16 @@ from pipelines import asking, checkpoints, distributed, evaluation, hardware
 from pipelines import recipe as recipes
 from pipelines.asking import JUDGE
 from pipelines.checkpoints import State
-from pipelines.data.batching import decoded
-from pipelines.data.batching.supply import Options
 from pipelines.data.card import Card
-from pipelines.data.loading import EvalLoader, TrainLoader
-from pipelines.data.places import storage
+from pipelines.data.loading import pixel_cache
+from pipelines.data.loading.loaders import EvalLoader, TrainLoader
+from pipelines.data.loading.source import Options
 from pipelines.interfaces import Emit, World
 from pipelines.ledger import Ledger
 from pipelines.recipe import Recipe
 from pipelines.sharing import share_pixels
 from pipelines.showing import Show
+from pipelines.storage.base import use_cache_of
 from pipelines.training import Training, resolve_precision
 
 CHECKPOINTS = "checkpoints"
@@ -45,7 +45,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     best checkpoint's name, step and epoch, the newest one's name, the epochs trained, images/s,
     precision, whether it `ended`, and then the best one's validation figures.
     """
-    storage.use_cache_of(payload.get("cache", {}))
+    use_cache_of(payload.get("cache", {}))
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
     recipe = recipes.build(json.loads(payload["recipe"]))
     run_dir = Path(payload["run_dir"])
@@ -131,7 +131,7 @@ def _open_ledger(recipe: Recipe, run_dir: Path, world: World, state: State | Non
 def _train_loader(recipe: Recipe, card: Card, data: DataSpec, world: World) -> TrainLoader:
     samples = card.split("train").samples
     options = _reading(recipe)
-    choice = decoded.choose(
+    choice = pixel_cache.choose(
         samples, data, cache=options["cache"], cache_bytes=options["cache_bytes"]
     )
     if choice.kind != "none":

@@ -174,10 +174,10 @@ def ray_cluster(mlflow_settings: None, pytestconfig: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled digits, packed."""
-    from pipelines.data import importing
+    from pipelines.data.packing import pack
 
     folder = tmp_path_factory.mktemp("data") / "digits"
-    importing.pack("digits", folder)
+    pack.pack("digits", folder)
     return folder
 
 

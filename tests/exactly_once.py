@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from pipelines.data.batching.order import part
 from pipelines.data.card import Card, ImageCard, Shard, SplitCard
-from pipelines.data.loading import TrainRows
+from pipelines.data.loading.loaders import TrainRows
+from pipelines.data.loading.order import part
 from pipelines.interfaces import World
 
 EXAMPLES = 2000

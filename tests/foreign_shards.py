@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipelines.data.card import Card
-from pipelines.data.importers import webdataset
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
+from pipelines.data.packing import in_place
 from pipelines.data.shards import ShardReader
 
 Members = list[tuple[str, bytes]]
@@ -63,7 +63,7 @@ def add(tmp_path: Path) -> Callable[..., Card]:
         write_tar(folder / "val-0.tar", samples(1000, 1001))
         write_tar(folder / "test-0.tar", samples(2000, 2001))
         allowed = options.pop("allow_rejected", "0")
-        return webdataset.index(
+        return in_place.index(
             str(folder), tmp_path / "out", options=options, allow_rejected=allowed
         )
 

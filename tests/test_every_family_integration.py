@@ -22,7 +22,7 @@ import models
 from jobs import driver, evaluate, predict, promote, train
 from pipelines import champions, cluster
 from pipelines import recipe as recipes
-from pipelines.data import importing
+from pipelines.data.packing import pack
 from pipelines.recipe import Recipe
 from pipelines.spool import read_events
 
@@ -40,7 +40,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sets")
     made = {}
     for kind, make in family_sources.SOURCES.items():
-        importing.pack(str(make(root / f"{kind}-source")), root / kind, near=False)
+        pack.pack(str(make(root / f"{kind}-source")), root / kind, near=False)
         made[kind] = root / kind
     return made
 

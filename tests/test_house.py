@@ -31,7 +31,7 @@ HEAVY = {
 }
 ROOMS = {
     "webdataset": {"pipelines/data/shards.py"},
-    "fsspec": {"pipelines/data/places/object_store.py"},
+    "fsspec": {"pipelines/storage/object_store.py"},
     "mlflow": {
         "pipelines/tracking.py",
         "pipelines/registry.py",
@@ -49,10 +49,10 @@ SHARED_WITH_ROOMS = {
     "pipelines.interfaces",
     "pipelines.data.card",
     "pipelines.data.index",
-    "pipelines.data.places.patience",
-    "pipelines.data.places.remote",
-    "pipelines.data.places.storage",
-    "pipelines.data.tars",
+    "pipelines.storage.retry",
+    "pipelines.storage.remote",
+    "pipelines.storage.base",
+    "pipelines.data.tar",
 }
 JOINERS = {"pipelines/worker.py"}
 FILES = sorted(p for top in OURS for p in (ROOT / top).rglob("*.py"))
@@ -114,7 +114,7 @@ def _check_room(name: str, imported: str) -> None:
         library = next(lib for lib, files in ROOMS.items() if name in files)
         own = room is not None and room.replace(".", "/") + ".py" in ROOMS[library]
         shared = any(imported == m or imported.startswith(m + ".") for m in SHARED_WITH_ROOMS)
-        contract = imported.startswith(("pipelines.data.samples", "models.core"))
+        contract = imported.startswith(("pipelines.data.images", "models.core"))
         assert own or shared or contract, f"{name}: a room must not import {imported}"
     elif not name.startswith("pipelines/data/"):
         assert room is None, f"{name}: the core must not import the room {imported}"

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from jobs import inspect, pack, verify
 from pipelines.data import card as cards
 from pipelines.data.card import Card
-from pipelines.data.loading import EvalLoader
+from pipelines.data.loading.loaders import EvalLoader
 from pipelines.interfaces import World
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import ranks
 
 from models.core.family import DataSpec
-from pipelines.data.batching import decoded
+from pipelines.data.loading import pixel_cache
 from pipelines.interfaces import World
 from pipelines.sharing import share_pixels
 
@@ -48,7 +48,7 @@ def test_a_rank_alone_keeps_its_own() -> None:
 
 def test_a_file_that_is_made_has_a_name_until_it_is_taken_away() -> None:
     """The control of the test above."""
-    made = decoded.create(3, SPEC)
+    made = pixel_cache.create(3, SPEC)
     assert made is not None
     assert made.path is not None
     assert made.path.exists()

@@ -15,7 +15,7 @@ import pytest
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import cluster
-from pipelines.data.importing import pack
+from pipelines.data.packing.pack import pack
 
 if TYPE_CHECKING:  # a worker, which imports this file, doesn't find it
     from calling import Call

@@ -22,16 +22,16 @@ def apply() -> None:
         return
     from dataclasses import replace
 
-    from pipelines.data.places import storage
+    from pipelines.storage.base import current_cache, use_cache
 
-    settings = storage.cache_settings()
+    settings = current_cache()
     if folder:
         settings = replace(settings, folder=Path(folder).expanduser().absolute())
     elif home:
         settings = replace(settings, folder=Path(home).absolute() / "tessera" / "shards")
     if size:
         settings = replace(settings, limit_bytes=parse_size(size))
-    storage.use_cache(settings)
+    use_cache(settings)
 
 
 def parse_size(text: str) -> int:

@@ -31,10 +31,10 @@ from pipelines.assessing import (
 )
 from pipelines.assessing.assessment import Assessment, Comparison, Robustness, SliceFigures
 from pipelines.assessing.resampling import Array
-from pipelines.data.loading import EvalLoader
-from pipelines.data.places import storage
+from pipelines.data.loading.loaders import EvalLoader
 from pipelines.evaluation import Answers
 from pipelines.interfaces import Emit, World
+from pipelines.storage.base import use_cache_of
 
 LARGEST_BATCH = 256
 EPSILONS = (2, 8)
@@ -63,7 +63,7 @@ def examine(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]
     `report`, a folder for the page and its data, or none. Gives `models` and `comparisons` as plain
     JSON.
     """
-    storage.use_cache_of(payload.get("cache", {}))
+    use_cache_of(payload.get("cache", {}))
     examined: list[_Examined] = []
     for told in payload["models"]:
         one = _examine(told, payload, world)

@@ -21,8 +21,8 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import rle
-from pipelines.data.importers.support.strict import is_number, read_json
-from pipelines.data.samples import encode_png, open_image
+from pipelines.data.images import encode_png, open_image
+from pipelines.data.safe_parsers import is_number, read_json
 
 IGNORED = 255
 """The value of a mask's pixels that have no class and are not counted."""

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
-from pipelines.data.places import storage
+from pipelines.storage.base import Storage
+from pipelines.storage.open import open_storage
 
 FILE = "card.json"
 Split = Literal["train", "val", "test"]
@@ -221,13 +222,13 @@ def parse(text: str | bytes, where: str) -> Card:
 
 def read(where: str | Path) -> Card:
     """The card of a packed data set in a folder or at an address."""
-    place = storage.at(where)
+    place = open_storage(where)
     if place.size(FILE) is None:
         raise TesseraError(f"{where} is no packed data set: it has no {FILE}", mend=_how(place))
     return parse(place.read(FILE), f"{place.where}/{FILE}")
 
 
-def _how(place: storage.Place) -> str:
+def _how(place: Storage) -> str:
     """What to do about a place without a card."""
     folder = Path(place.where)
     if place.remote or not folder.is_dir() or not any(folder.iterdir()):

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.card import MAX_KEY_LENGTH, SplitCard
-from pipelines.data.places.storage import Place
-from pipelines.data.tars import damaged
+from pipelines.data.tar import damaged
+from pipelines.storage.base import Storage
 
 FIELDS = [
     ("offset", "<u8"),
@@ -82,7 +82,7 @@ def write_index(path: Path, tables: Sequence[Rows]) -> tuple[list[str], int, str
 class Index:
     """A split's rows, read shard by shard and checked when they are. Not for several threads."""
 
-    def __init__(self, place: Place, card: SplitCard) -> None:
+    def __init__(self, place: Storage, card: SplitCard) -> None:
         self._card, self._name = card, f"index {card.index} of {place.where}"
         self.starts = np.cumsum([0, *(shard.samples for shard in card.shards)])
         """First sample of each shard, and the number of all samples."""

@@ -30,8 +30,9 @@ from pipelines.data.card import (
     check_key,
 )
 from pipelines.data.index import Index, Rows, rows_of, write_index
-from pipelines.data.places import storage
-from pipelines.data.tars import BLOCK, damaged, members, padded
+from pipelines.data.tar import BLOCK, damaged, members, padded
+from pipelines.storage.base import Storage
+from pipelines.storage.open import open_shards, open_storage
 
 SHARD_SAMPLES = 4000
 SHARD_BYTES = 64 << 20
@@ -190,8 +191,8 @@ class ShardReader:
     def __init__(self, where: str | Path, card: Card, split: str) -> None:
         self._args = (where, card, split)
         self._card = card.split(split)
-        place = storage.at(where)
-        self._place = storage.shards_of(where, card.root)
+        place = open_storage(where)
+        self._place = open_shards(where, card.root)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._buffer = np.empty(0, np.uint8)
         if not self._place.remote:  # elsewhere it is a request a shard, and `open` checks them
@@ -282,7 +283,7 @@ class ShardReader:
             self.close()
 
 
-def check_sizes(place: storage.Place, split_card: SplitCard) -> None:
+def check_sizes(place: Storage, split_card: SplitCard) -> None:
     """Each shard is there and as long as the card says; else TesseraError names the shard."""
     found = place.sizes([shard.path for shard in split_card.shards])
     for shard in split_card.shards:

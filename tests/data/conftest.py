@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.card import Card, ImageCard
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
 from pipelines.data.shards import Packed, write
 
 

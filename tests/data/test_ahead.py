@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.batching.ahead import PREFETCH_EACH, Processes, in_thread, most_ahead
+from pipelines.data.loading.prefetch import PREFETCH_EACH, Processes, in_thread, most_ahead
 from pipelines.data.sources import Rejected
 
 
@@ -178,7 +178,7 @@ def test_a_process_holds_none_of_its_parent_s_connections() -> None:
 
 ORPHANS = """
 import os, sys, time
-from pipelines.data.batching.ahead import Processes
+from pipelines.data.loading.prefetch import Processes
 def work(number):
     time.sleep(0 if number < 2 else 1000)
     return os.getpid()

@@ -29,7 +29,7 @@ from pipelines.data.annotations import (
     mask_pixels,
     resize,
 )
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
 
 # pycocotools' arrays don't know NumPy 2's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -16,8 +16,8 @@ from models.core.family import Batch, DataSpec
 from pipelines.data import annotations, rle, shards
 from pipelines.data.annotations import IGNORED, Mask, Objects
 from pipelines.data.card import Card, ImageCard
-from pipelines.data.loading import EvalLoader, TrainLoader
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
+from pipelines.data.loading.loaders import EvalLoader, TrainLoader
 from pipelines.data.shards import Packed
 from pipelines.interfaces import World
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines.data.places.cache import Cache
+from pipelines.storage.cache import Cache
 
 FORK = multiprocessing.get_context("fork")
 LIMIT = 1 << 20

@@ -14,10 +14,10 @@ import torch
 
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
-from pipelines.data.batching import decoded
-from pipelines.data.batching.batches import BatchMaker
 from pipelines.data.card import Card
-from pipelines.data.loading import TrainLoader
+from pipelines.data.loading import pixel_cache
+from pipelines.data.loading.batches import BatchMaker
+from pipelines.data.loading.loaders import TrainLoader
 from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
@@ -27,10 +27,10 @@ MASKS = DataSpec(task="semantic_segmentation", channels=1, height=4, width=5)
 
 @pytest.mark.parametrize("spec", [SPEC, MASKS])
 def test_what_one_writes_the_other_reads(spec: DataSpec) -> None:
-    made = decoded.create(7, spec)
+    made = pixel_cache.create(7, spec)
     assert made is not None
     assert made.path is not None
-    other = decoded.open_file(made.path, 7, spec)
+    other = pixel_cache.open_file(made.path, 7, spec)
     for name, tensor in made.tensors().items():
         assert not tensor.any(), name
         tensor[-1:] = 9
@@ -43,37 +43,37 @@ def test_what_one_writes_the_other_reads(spec: DataSpec) -> None:
 
 
 def test_a_file_of_another_size_is_refused() -> None:
-    made = decoded.create(7, SPEC)
+    made = pixel_cache.create(7, SPEC)
     assert made is not None
     assert made.path is not None
     with pytest.raises(TesseraError, match="another data set or size"):
-        decoded.open_file(made.path, 7000, SPEC)
+        pixel_cache.open_file(made.path, 7000, SPEC)
     made.unlink()
     with pytest.raises(TesseraError, match="can't be opened"):
-        decoded.open_file(made.path, 7, SPEC)
+        pixel_cache.open_file(made.path, 7, SPEC)
 
 
 def test_without_room_in_shared_memory_it_lies_in_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoded, "SHARED_FOLDER", tmp_path / "absent")
-    made = decoded.create(7, SPEC)
+    monkeypatch.setattr(pixel_cache, "SHARED_FOLDER", tmp_path / "absent")
+    made = pixel_cache.create(7, SPEC)
     assert made is not None
     assert made.path is not None
-    assert made.path.parent != decoded.SHARED_FOLDER
+    assert made.path.parent != pixel_cache.SHARED_FOLDER
     made.unlink()
 
 
 def test_where_nothing_has_room_there_is_none() -> None:
     before = sorted(Path("/dev/shm").glob("tessera-*"))
-    assert decoded.create(1 << 45, SPEC) is None
+    assert pixel_cache.create(1 << 45, SPEC) is None
     assert sorted(Path("/dev/shm").glob("tessera-*")) == before
 
 
 KILLED = """
 import os, signal
 from models.core.family import DataSpec
-from pipelines.data.batching import decoded
+from pipelines.data.loading import decoded
 spec = DataSpec(task="images", channels=1, height=4, width=4)
 made = decoded.create(100, spec)
 print(made.path, flush=True)
@@ -108,7 +108,7 @@ def test_a_killed_process_leaves_no_file_once_all_have_it_open(unlink: bool) -> 
     ],
 )
 def test_the_budget_decides(arguments: dict[str, object], kind: str) -> None:
-    choice = decoded.choose(1000, SPEC, **arguments)  # type: ignore[arg-type]
+    choice = pixel_cache.choose(1000, SPEC, **arguments)  # type: ignore[arg-type]
     assert choice.kind == kind
     assert str(choice).startswith(f"{kind}: ")
 
@@ -116,14 +116,14 @@ def test_the_budget_decides(arguments: dict[str, object], kind: str) -> None:
 def test_what_is_asked_for_and_does_not_fit_is_an_error() -> None:
     for cache in ("memory", "device"):
         with pytest.raises(TesseraError, match=r"60\.0 kB of decoded images don't fit .* 1\.0 kB"):
-            decoded.choose(1000, SPEC, cache=cache, cache_bytes=1000)
+            pixel_cache.choose(1000, SPEC, cache=cache, cache_bytes=1000)
     with pytest.raises(UsageError, match="unknown cache 'disk'"):
-        decoded.choose(1000, SPEC, cache="disk", cache_bytes=1000)
+        pixel_cache.choose(1000, SPEC, cache="disk", cache_bytes=1000)
 
 
 def test_masks_count_too() -> None:
-    assert decoded.size_bytes(10, MASKS) == 10 * 2 * 20
-    assert decoded.size_bytes(10, SPEC) == 10 * 3 * 20
+    assert pixel_cache.size_bytes(10, MASKS) == 10 * 2 * 20
+    assert pixel_cache.size_bytes(10, SPEC) == 10 * 3 * 20
 
 
 def load(folder: Path, card: Card, world: World, **options: object) -> TrainLoader:
@@ -155,10 +155,10 @@ def test_ranks_that_share_decode_each_sample_once(
     monkeypatch.setattr(BatchMaker, "_decode", logged)
     counts = []
     for shared in (True, False):
-        made = decoded.create(29, card.spec())
+        made = pixel_cache.create(29, card.spec())
         assert made is not None
         assert made.path is not None
-        paths = [made, decoded.open_file(made.path, 29, card.spec())]
+        paths = [made, pixel_cache.open_file(made.path, 29, card.spec())]
         made.unlink()
         loaders = [
             load(

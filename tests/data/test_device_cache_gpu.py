@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.data.card import Card
-from pipelines.data.loading import TrainLoader
+from pipelines.data.loading.loaders import TrainLoader
 from pipelines.interfaces import World
 
 pytestmark = [

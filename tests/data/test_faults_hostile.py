@@ -23,12 +23,16 @@ from PIL import Image
 from jobs.shared.terminal import json_line
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data import importing, index, planning, report, samples, shards, survey, verifying
-from pipelines.data.batching.jpegs import MAX_SCANS, FastDecoder
+from pipelines.data import images, index, shards
 from pipelines.data.card import Card
-from pipelines.data.loading import TrainLoader
-from pipelines.data.places import storage
+from pipelines.data.inspection import report, survey
+from pipelines.data.inspection import verify as inspection_verify
+from pipelines.data.jpeg import MAX_SCANS, FastDecoder
+from pipelines.data.loading import preflight
+from pipelines.data.loading.loaders import TrainLoader
+from pipelines.data.packing import pack
 from pipelines.interfaces import World
+from pipelines.storage.open import open_shards, open_storage
 
 MakeSet = Callable[..., tuple[Path, Card]]
 MakeFolder = Callable[..., Path]
@@ -42,13 +46,13 @@ def inspect(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    found = verifying.verify(folder, workers=1).differences
+    found = inspection_verify.verify(folder, workers=1).differences
     if found:
         raise TesseraError(found[0])
 
 
 def plan(folder: Path) -> None:
-    planning.check_feedable(cards.read(folder), workers=1, batch_size=2, where=folder)
+    preflight.check_feedable(cards.read(folder), workers=1, batch_size=2, where=folder)
 
 
 def train(folder: Path) -> None:
@@ -155,11 +159,11 @@ def test_a_size_that_no_memory_has_is_refused(make_set: MakeSet) -> None:
 def test_a_card_from_elsewhere_sends_a_reader_nowhere(where: str, root: str, taken: bool) -> None:
     """Only a card in a folder, which is the user's own, may name any place."""
     if taken:
-        assert storage.shards_of(where, root).where == root
+        assert open_shards(where, root).where == root
         return
     with pytest.raises(TesseraError, match="says that its shards lie in"):
-        storage.shards_of(where, root)
-    storage.at(root)  # the control: as an address of the user's own it is one
+        open_shards(where, root)
+    open_storage(root)  # the control: as an address of the user's own it is one
 
 
 @pytest.mark.fault(12)
@@ -290,7 +294,7 @@ def test_what_is_no_image_file_is_passed_over(
 ) -> None:
     source = make_folder(tmp_path / "in", ["a", "b"], 4)
     make(source / "a" / "x.jpg")
-    card = importing.pack(str(source), tmp_path / "out")
+    card = pack.pack(str(source), tmp_path / "out")
     assert sum(split.samples for split in card.splits.values()) == 8
 
 
@@ -299,14 +303,14 @@ def test_a_pipe_among_shards_or_annotations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wds").mkdir()
     os.mkfifo(tmp_path / "wds" / "train-0.tar")
     with pytest.raises(TesseraError, match=r"train-0\.tar of .* is no regular file"):
-        importing.pack(str(tmp_path / "wds"), tmp_path / "out", format="webdataset")
+        pack.pack(str(tmp_path / "wds"), tmp_path / "out", format="webdataset")
     for number in range(6):
         save(tmp_path / "masks" / "images" / f"{number}.jpg", noise(number))
         save(tmp_path / "masks" / "masks" / f"{number}.png", noise(number, channels=1) % 2 * 255)
     (tmp_path / "masks" / "masks" / "0.png").unlink()
     os.mkfifo(tmp_path / "masks" / "masks" / "0.png")
     with pytest.raises(TesseraError, match=r"masks/0\.png is no regular file"):
-        importing.pack(str(tmp_path / "masks"), tmp_path / "out", format="masks")
+        pack.pack(str(tmp_path / "masks"), tmp_path / "out", format="masks")
 
 
 @pytest.mark.fault(10, 11)
@@ -317,7 +321,7 @@ def test_a_table_s_names_are_no_way_out(tmp_path: Path) -> None:
     bad = ["../../etc/passwd,0", "/etc/passwd,0", "a\0b.png,1", f"{ESCAPE}.png,1", "\u202e.png,0"]
     (tmp_path / "in" / "t.csv").write_text("\n".join(["path,label", *rows, *bad]) + "\n")
     with pytest.raises(TesseraError) as refused:
-        importing.pack(str(tmp_path / "in"), tmp_path / "out")
+        pack.pack(str(tmp_path / "in"), tmp_path / "out")
     assert "(path outside the source: 3, missing image: 2)" in str(refused.value)
     assert str(refused.value).isprintable()
 
@@ -338,12 +342,12 @@ def test_a_file_that_changes_while_it_is_packed_is_packed_as_it_was_read(
         return data
 
     monkeypatch.setattr(image_folder, "read_file", spoil)
-    card = importing.pack(str(source), tmp_path / "out", shard_samples=4, near=False)
+    card = pack.pack(str(source), tmp_path / "out", shard_samples=4, near=False)
     monkeypatch.undo()
     verify(tmp_path / "out")
     reader = shards.ShardReader(tmp_path / "out", card, "train")
     for number in range(len(reader)):
-        samples.open_image(reader.read(number).image, "image")
+        images.open_image(reader.read(number).image, "image")
 
 
 # ── time ──────────────────────────────────────────────────────────────────────────────────────
@@ -356,11 +360,11 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     Image.new("L", (1600, 1600)).save(out, "JPEG", progressive=True)
     data = out.getvalue()
     last = data[data.rindex(b"\xff\xda") : -2]
-    assert samples.decode_image(data, 1).shape == (1, 1600, 1600)
+    assert images.decode_image(data, 1).shape == (1, 1600, 1600)
     endless = data[:-2] + last * (MAX_SCANS + 1) + data[-2:]
     with pytest.raises(TesseraError, match="more than 100 scans"):
-        samples.decode_image(endless, 1)
-    decoder = FastDecoder(1, samples.MAX_PIXELS)
+        images.decode_image(endless, 1)
+    decoder = FastDecoder(1, images.MAX_PIXELS)
     assert decoder(memoryview(data)) is not None
     assert decoder(memoryview(endless)) is None
     began = time.process_time()

@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import annotations, importing, samples, shards, survey
+from pipelines.data import annotations, images, shards
 from pipelines.data.annotations import Mask
 from pipelines.data.card import Card, ImageCard
-from pipelines.data.loading import EvalLoader
+from pipelines.data.inspection import survey
+from pipelines.data.loading.loaders import EvalLoader
+from pipelines.data.packing import pack
 from pipelines.data.shards import Packed
 from pipelines.interfaces import World
 
@@ -109,13 +111,13 @@ def test_a_flipped_bit_is_an_error_by_every_way(tmp_path: Path) -> None:
         with pytest.raises(TesseraError, match="sample a"):
             survey.take(folder, card, samples=1)
         with pytest.raises(TesseraError, match=r"cat\.png"):
-            samples.decode_image(damaged, 3, where="cat.png")  # the way of predictions
+            images.decode_image(damaged, 3, where="cat.png")  # the way of predictions
         card = make(folder, data, flip(grey, bit % (len(grey) * 8)))
         with pytest.raises(TesseraError, match="sample a"):
             load(folder, card)
     (source / "b/1.png").write_bytes(damaged)
     with pytest.raises(TesseraError, match=r"unreadable image: 1"):
-        importing.pack(str(source), tmp_path / "out")
+        pack.pack(str(source), tmp_path / "out")
 
 
 # ── bombs ─────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +206,7 @@ print(peak() - before)
     parts = chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     bomb = b"\x89PNG\r\n\x1a\n" + parts
     with pytest.raises(TesseraError, match="13000 by 13000 pixels"):
-        samples.decode_image(bomb, 1)
+        images.decode_image(bomb, 1)
     done = run_python(PEAK + program, bomb)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 150 * MB
@@ -240,7 +242,7 @@ def odd_images() -> dict[str, bytes]:
 def test_training_and_prediction_see_the_same_pixels(name: str, tmp_path: Path) -> None:
     data = odd_images()[name]
     card = make(tmp_path, data)
-    predicted = samples.fit_image(samples.decode_image(data, 3), 20, 30, "stretch")
+    predicted = images.fit_image(images.decode_image(data, 3), 20, 30, "stretch")
     assert torch.equal(load(tmp_path, card), predicted)
 
 
@@ -253,12 +255,12 @@ def test_bare_decoders_turn_nothing_and_bleach_16_bits() -> None:
         warnings.simplefilter("ignore")  # torchvision's of what it is going to remove
         given = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     assert given.shape == (3, 20, 30)
-    assert samples.decode_image(data, 3).shape == (3, 30, 20)
+    assert images.decode_image(data, 3).shape == (3, 30, 20)
     ramp = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
     deep = encoded(Image.fromarray(ramp))
     bleached = np.asarray(Image.open(io.BytesIO(deep)).convert("L"))
     assert (bleached == 255).mean() > 0.9
-    ours = samples.decode_image(deep, 1)[0].numpy()
+    ours = images.decode_image(deep, 1)[0].numpy()
     assert np.abs(ours - ramp / 257).max() <= 0.5
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import importing
+from pipelines.data.packing import pack
 from pipelines.data.shards import ShardReader
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def test_imagefolder_numbers_the_classes_of_each_split_by_itself(
     make_folder(tmp_path, ["train/ant", "train/bee", "train/cat", "val/bee", "val/cat"], 3)
     train, val = (ImageFolder(str(tmp_path / split)).class_to_idx for split in ("train", "val"))
     assert (train["bee"], val["bee"]) == (1, 0)
-    card = importing.pack(str(tmp_path), tmp_path / "out")
+    card = pack.pack(str(tmp_path), tmp_path / "out")
     reader = ShardReader(tmp_path / "out", card, "val")
     stored = [reader.read(number) for number in range(len(reader))]
     assert {card.classes[s.label] for s in stored if "bee" in s.key} == {"bee"}
@@ -85,9 +85,9 @@ def test_a_single_class_is_taken_only_where_it_is_asked_for(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "in", ["cat"])
-    card = importing.pack(str(source), tmp_path / "by-itself")
+    card = pack.pack(str(source), tmp_path / "by-itself")
     assert (card.task, card.classes) == ("images", ())
-    card = importing.pack(str(source), tmp_path / "as-told", format="image_folder")
+    card = pack.pack(str(source), tmp_path / "as-told", format="image_folder")
     assert (card.task, card.classes) == ("classification", ("cat",))
 
 
@@ -98,7 +98,7 @@ def test_two_forms_of_one_name_are_one_class(tmp_path: Path, make_folder: MakeFo
     source = make_folder(tmp_path / "in", names, 3)
     assert len(os.listdir(source)) == 2, "two folders of one name, without the guard two classes"
     with pytest.raises(TesseraError, match="two classes that are called"):
-        importing.pack(str(source), tmp_path / "out")
+        pack.pack(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -114,5 +114,5 @@ def test_a_digest_of_files_takes_a_copy_in_another_format_for_another_image(
     files = [path.read_bytes() for path in source.rglob("*.*")]
     assert len({hashlib.sha256(data).digest() for data in files}) == len(files)
     with pytest.raises(TesseraError, match="image in two splits"):
-        importing.pack(str(source), tmp_path / "out")
+        pack.pack(str(source), tmp_path / "out")
     assert np.array_equal(Image.open(source / "test/ant/copy.png"), image)

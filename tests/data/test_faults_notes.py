@@ -20,11 +20,12 @@ from PIL import Image
 
 import models
 from models.core.errors import TesseraError
-from pipelines.data import annotations, rle, shards, verifying
+from pipelines.data import annotations, rle, shards
 from pipelines.data.annotations import IGNORED
 from pipelines.data.card import Card, ImageCard
-from pipelines.data.loading import EvalLoader, TrainLoader
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
+from pipelines.data.inspection import verify
+from pipelines.data.loading.loaders import EvalLoader, TrainLoader
 from pipelines.data.shards import Packed
 from pipelines.interfaces import World
 
@@ -174,7 +175,7 @@ DEFECTS = [
 @pytest.mark.parametrize(("kind", "name"), DEFECTS, ids=[f"{k}, {n}" for k, n in DEFECTS])
 def test_what_is_said_wrongly_reaches_no_network(kind: str, name: str, tmp_path: Path) -> None:
     card = seal(tmp_path, kind, forged(kind, name))
-    assert not verifying.verify(tmp_path, workers=1).differences, "no checksum tells"
+    assert not verify.verify(tmp_path, workers=1).differences, "no checksum tells"
     for way in ("training", "evaluation"):
         with pytest.raises(TesseraError, match=r"sample s2\b"):
             read(way, tmp_path, card)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.card import Card
-from pipelines.data.loading import TrainLoader
+from pipelines.data.loading.loaders import TrainLoader
 from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]

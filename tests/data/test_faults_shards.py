@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import planning, verifying
 from pipelines.data.card import Card
-from pipelines.data.importers import webdataset
-from pipelines.data.loading import TrainLoader
-from pipelines.data.samples import encode_png, open_image
+from pipelines.data.images import encode_png, open_image
+from pipelines.data.inspection import verify
+from pipelines.data.loading import preflight
+from pipelines.data.loading.loaders import TrainLoader
+from pipelines.data.packing import in_place
 from pipelines.data.shards import ShardReader
-from pipelines.data.tars import BLOCK
+from pipelines.data.tar import BLOCK
 from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
@@ -49,7 +50,7 @@ def train(folder: Path, card: Card) -> list[str]:
 
 def check(folder: Path, card: Card) -> None:
     """What a training is refused by before it starts."""
-    planning.check_feedable(card, workers=1, batch_size=2, where=folder)
+    preflight.check_feedable(card, workers=1, batch_size=2, where=folder)
 
 
 def stock(*shards: Path, **options: Any) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ def test_a_shard_cut_anywhere_is_named_and_counted(packed: tuple[Path, Card, Pat
             with pytest.raises(TesseraError) as refused:
                 act(folder, card)
             assert re.search(said, re.sub(r"(?<=\d),(?=\d)", "", refused.value.message))
-        line = verifying.verify(folder, workers=1).differences[0]
+        line = verify.verify(folder, workers=1).differences[0]
         counted = f"; {lost} of 6 samples differ, the first is s{SAMPLES - lost:04d}"
         assert line.endswith(counted if lost else f"the card says {len(whole):,}")
 
@@ -127,7 +128,7 @@ def test_an_epoch_is_never_short(packed: tuple[Path, Card, Path]) -> None:
         shard.write_bytes(case)
         with pytest.raises(TesseraError, match=r"train/000000\.tar, sample \d: checksum differs"):
             train(folder, card)
-        (line,) = verifying.verify(folder, workers=1).differences[:1]
+        (line,) = verify.verify(folder, workers=1).differences[:1]
         assert "checksum differs" in line
         assert "of 6 samples differ, the first is s0003" in line
 
@@ -182,7 +183,7 @@ def test_what_is_no_shard_is_named_before_training(
         said = "is missing|has [0-9,]+ bytes"
     with pytest.raises(TesseraError, match=said):
         train(folder, card)
-    assert "train/000000.tar" in verifying.verify(folder, workers=1).differences[0]
+    assert "train/000000.tar" in verify.verify(folder, workers=1).differences[0]
 
 
 @pytest.mark.control(4)
@@ -235,9 +236,9 @@ def test_no_pair_is_made_of_two_shards(tmp_path: Path) -> None:
         write_tar(tmp_path / "in" / f"{name}.tar", members)
     allow = {"options": {}, "allow_rejected": "3"}
     with pytest.raises(TesseraError, match=r"train-0\.tar.* (has no end|cut short)"):
-        webdataset.index(str(first.parent), tmp_path / "out", **allow)
+        in_place.index(str(first.parent), tmp_path / "out", **allow)
     first.write_bytes(first.read_bytes() + bytes(2 * BLOCK + BLOCK // 2))  # a good tar of an image
-    card = webdataset.index(str(second.parent), tmp_path / "out", **allow)
+    card = in_place.index(str(second.parent), tmp_path / "out", **allow)
     assert card.rejected == 3
     reader = ShardReader(tmp_path / "out", card, "train")
     assert [(s.key, s.image, s.label) for s in _all(reader)] == [("z0", image(3), 0)]
@@ -270,4 +271,4 @@ def test_tarfile_writes_outside_of_the_folder(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train.tar", [("good.png", image(1))])
     (tmp_path / "in" / "evil.tar").write_bytes(path.read_bytes())
     with pytest.raises(TesseraError, match=r"evil\.tar.*'\.\./by-name\.png' is refused"):
-        webdataset.index(str(tmp_path / "in"), tmp_path / "index", options={"label": "none"})
+        in_place.index(str(tmp_path / "in"), tmp_path / "index", options={"label": "none"})

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import importing, verifying
 from pipelines.data.annotations import BadAnnotation, Objects
 from pipelines.data.card import Card
-from pipelines.data.packing.work import Shared, prepare
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
+from pipelines.data.inspection import verify
+from pipelines.data.packing import pack as packing_pack
+from pipelines.data.packing.shard import Shared, prepare
 from pipelines.data.shards import ShardReader
 from pipelines.data.sources import Item, Source
 
@@ -28,7 +29,7 @@ Edit = Callable[[Path], object]
 
 
 def pack(source: Path, to: Path, **how: Any) -> Card:
-    return importing.pack(str(source), to, near=False, **how)
+    return packing_pack.pack(str(source), to, near=False, **how)
 
 
 class Form(NamedTuple):
@@ -216,7 +217,7 @@ def test_a_bad_sample_is_refused_with_its_key(
     assert (rejected["key"], rejected["reason"]) == (form.key, reason)
     assert (card.task, card.rejected) == (form.task, 1)
     assert form.key not in keys(tmp_path / "out", card)
-    assert not verifying.verify(tmp_path / "out", workers=1).differences
+    assert not verify.verify(tmp_path / "out", workers=1).differences
 
 
 def keys(folder: Path, card: Card) -> list[str]:

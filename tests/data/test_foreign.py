@@ -16,13 +16,12 @@ from foreign_shards import Members, add, image, read_all, samples, source, write
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data import importing, verifying
 from pipelines.data.card import Card
-from pipelines.data.importers import webdataset
-from pipelines.data.importers.support.foreign_tars import entries
-from pipelines.data.places import storage
-from pipelines.data.places.storage import CacheSettings
-from pipelines.data.samples import open_image
+from pipelines.data.images import open_image
+from pipelines.data.inspection import verify
+from pipelines.data.packing import in_place, pack
+from pipelines.data.packing.in_place_tars import entries
+from pipelines.storage.base import CacheSettings, use_cache
 
 __all__ = ["add", "source"]  # fixtures
 
@@ -32,7 +31,7 @@ __all__ = ["add", "source"]  # fixtures
 
 def test_a_folder_is_indexed_where_it_lies(source: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in source.iterdir()}
-    card = webdataset.index(str(source), tmp_path / "out", options={})
+    card = in_place.index(str(source), tmp_path / "out", options={})
     assert {path: path.read_bytes() for path in source.iterdir()} == before
     assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
         "card.json",
@@ -49,11 +48,11 @@ def test_a_folder_is_indexed_where_it_lies(source: Path, tmp_path: Path) -> None
     found = list(read_all(tmp_path / "out", card))
     assert [(s.key, s.label) for s in found] == [(f"s{n:04d}", n % 2) for n in range(40)]
     assert [s.image for s in found] == [image(n) for n in range(40)]
-    assert verifying.verify(tmp_path / "out").differences == ()
+    assert verify.verify(tmp_path / "out").differences == ()
 
 
 def test_mean_and_sizes_are_those_of_the_pixels(source: Path, tmp_path: Path) -> None:
-    card = webdataset.index(str(source), tmp_path / "out", options={})
+    card = in_place.index(str(source), tmp_path / "out", options={})
     pixels = np.stack([np.asarray(open_image(image(n), "")) for n in range(40)]) / 255
     assert card.image.mean == pytest.approx(tuple(pixels.mean(axis=(0, 1, 2))))
     assert card.image.std == pytest.approx(tuple(pixels.std(axis=(0, 1, 2))))
@@ -62,31 +61,31 @@ def test_mean_and_sizes_are_those_of_the_pixels(source: Path, tmp_path: Path) ->
 
 def test_the_same_shards_give_the_same_digest(source: Path, tmp_path: Path) -> None:
     digests = {
-        webdataset.index(str(source), tmp_path / f"out{n}", options={}).digest for n in range(3)
+        in_place.index(str(source), tmp_path / f"out{n}", options={}).digest for n in range(3)
     }
     assert len(digests) == 1
 
 
 def test_an_address_is_indexed_too(source: Path, tmp_path: Path) -> None:
-    storage.use_cache(CacheSettings(tmp_path / "cache"))
+    use_cache(CacheSettings(tmp_path / "cache"))
     try:
         with web_server(source) as port:
             where = f"http://127.0.0.1:{port}"
             with pytest.raises(TesseraError, match="can't be listed"):
-                webdataset.index(where, tmp_path / "out", options={})
+                in_place.index(where, tmp_path / "out", options={})
             listed = "set-train-{000000..000003}.tar,set-val-000004.tar,set-test-000005.tar"
-            card = webdataset.index(where, tmp_path / "out", options={"shards": listed})
+            card = in_place.index(where, tmp_path / "out", options={"shards": listed})
             assert card.root == where
             assert [s.image for s in read_all(tmp_path / "out", card, "val")] == [
                 image(n) for n in range(40, 50)
             ]
     finally:
-        storage.use_cache(None)
+        use_cache(None)
 
 
 def test_pack_knows_the_format(source: Path, tmp_path: Path) -> None:
-    assert importing.recognise(str(source))[0] == "webdataset"
-    card = importing.pack(str(source), tmp_path / "out", name="wild", licence="MIT")
+    assert pack.recognise(str(source))[0] == "webdataset"
+    card = pack.pack(str(source), tmp_path / "out", name="wild", licence="MIT")
     assert (card.name, card.licence, card.source) == ("wild", "MIT", "webdataset:wds")
 
 
@@ -125,21 +124,21 @@ def test_webdataset_writes_it(tmp_path: Path) -> None:
     with ShardWriter(pattern, maxcount=4, verbose=0) as writer:
         for n in range(10):
             writer.write({"__key__": f"a/b{n}", "png": image(n), "cls": n % 3})
-    card = webdataset.index(str(tmp_path / "wds"), tmp_path / "out", options={})
+    card = in_place.index(str(tmp_path / "wds"), tmp_path / "out", options={})
     found = [s for split in card.splits for s in read_all(tmp_path / "out", card, split)]
     assert sorted((s.key, s.label) for s in found) == [(f"a/b{n}", n % 3) for n in range(10)]
 
 
 def test_whole_shards_are_cut_off_where_no_split_is_told() -> None:
     paths = [f"part-{n:03d}.tar" for n in range(40)]
-    splits = webdataset.find_splits(paths, seed=0)
-    assert splits == webdataset.find_splits(paths[::-1], seed=0)
-    assert splits != webdataset.find_splits(paths, seed=1)
+    splits = in_place.find_splits(paths, seed=0)
+    assert splits == in_place.find_splits(paths[::-1], seed=0)
+    assert splits != in_place.find_splits(paths, seed=1)
     assert sorted(splits.values()) == ["test"] * 4 + ["train"] * 32 + ["val"] * 4
-    told = webdataset.find_splits(["a/train/0.tar", "a/validation-1.tar", "my_TEST.tar"], seed=0)
+    told = in_place.find_splits(["a/train/0.tar", "a/validation-1.tar", "my_TEST.tar"], seed=0)
     assert sorted(told.values()) == ["test", "train", "val"]
     with pytest.raises(TesseraError, match="names two splits"):
-        webdataset.find_splits(["train/val-0.tar"], seed=0)
+        in_place.find_splits(["train/val-0.tar"], seed=0)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,7 @@ def test_labels_are_written_in_many_ways(
     for n in range(4):
         members += [(f"{n}.png", image(n)), (f"{n}.{extension}", data if n % 2 else other)]
     write_tar(tmp_path / "in" / "train.tar", members)
-    card = webdataset.index(str(tmp_path / "in"), tmp_path / "out", options=options)
+    card = in_place.index(str(tmp_path / "in"), tmp_path / "out", options=options)
     assert card.classes == classes
     known = [classes[s.label] for s in read_all(tmp_path / "out", card)]
     assert len(set(known)) == 2
@@ -171,7 +170,7 @@ def test_labels_are_written_in_many_ways(
 
 def test_images_alone_have_no_classes(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train.tar", [(f"{n}.png", image(n)) for n in range(3)])
-    card = webdataset.index(str(tmp_path / "in"), tmp_path / "out", options={"label": "none"})
+    card = in_place.index(str(tmp_path / "in"), tmp_path / "out", options={"label": "none"})
     assert (card.task, card.classes) == ("images", ())
     assert [s.label for s in read_all(tmp_path / "out", card)] == [-1] * 3
 
@@ -191,7 +190,7 @@ def test_options_are_checked(
     options: dict[str, str], said: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        webdataset.index(str(source), tmp_path / "out", options=options)
+        in_place.index(str(source), tmp_path / "out", options=options)
     assert not (tmp_path / "out").exists()
 
 
@@ -267,4 +266,4 @@ def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train.tar", samples(2, 4))
     write_tar(tmp_path / "in" / "val.tar", samples(1))
     with pytest.raises(TesseraError, match="val has the class '1', train has not"):
-        webdataset.index(str(tmp_path / "in"), tmp_path / "out", options={})
+        in_place.index(str(tmp_path / "in"), tmp_path / "out", options={})

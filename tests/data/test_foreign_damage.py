@@ -22,10 +22,10 @@ import pytest
 from foreign_shards import MB, add, image, read_all, samples, source, write_tar
 
 from models.core.errors import TesseraError
-from pipelines.data import verifying
 from pipelines.data.card import Card
-from pipelines.data.importers import webdataset
-from pipelines.data.importers.support.foreign_tars import entries
+from pipelines.data.inspection import verify
+from pipelines.data.packing import in_place
+from pipelines.data.packing.in_place_tars import entries
 
 __all__ = ["add", "source"]  # fixtures
 
@@ -56,7 +56,7 @@ def test_a_cut_shard_is_refused(where: str, source: Path, tmp_path: Path) -> Non
     ]
     path.write_bytes(data[: cut if where != "member" else _before(data, pax)])
     with pytest.raises(TesseraError, match=r"set-train-000000\.tar.*(cut|no end|no ustar)"):
-        webdataset.index(str(source), tmp_path / "out", options={})
+        in_place.index(str(source), tmp_path / "out", options={})
     if where == "member":
         assert len(stock(source)) < 40, "stock webdataset says nothing"
 
@@ -77,7 +77,7 @@ def test_zeros_in_the_midst_are_refused(source: Path, tmp_path: Path) -> None:
     data[at : at + 1024] = bytes(1024)
     path.write_bytes(bytes(data))
     with pytest.raises(TesseraError, match="zeros in its midst"):
-        webdataset.index(str(source), tmp_path / "out", options={})
+        in_place.index(str(source), tmp_path / "out", options={})
     assert len(stock(source)) == 33, "stock webdataset says nothing"
 
 
@@ -110,7 +110,7 @@ def test_what_is_no_shard_is_named(data: bytes, said: str, tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "train.tar").write_bytes(data)
     with pytest.raises(TesseraError, match=said):
-        webdataset.index(str(tmp_path / "in"), tmp_path / "out", options={})
+        in_place.index(str(tmp_path / "in"), tmp_path / "out", options={})
     assert not (tmp_path / "out").exists()
 
 
@@ -119,7 +119,7 @@ def test_compressed_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "train.tar.gz").write_bytes(b"x")
     with pytest.raises(TesseraError, match=r"train\.tar\.gz, which is compressed"):
-        webdataset.index(str(tmp_path / "in"), tmp_path / "out", options={})
+        in_place.index(str(tmp_path / "in"), tmp_path / "out", options={})
 
 
 @pytest.mark.fault(7)
@@ -132,8 +132,8 @@ def test_a_key_that_is_there_twice_is_named_with_both_places(
         add(samples(1, 1))
     write_tar(source / "set-train-000009.tar", samples(3))
     with pytest.raises(TesseraError, match=r"'s0003' is in shard .*0000\.tar and in .*0009\.tar"):
-        webdataset.index(str(source), tmp_path / "out", options={})
-    card = webdataset.index(str(source), tmp_path / "out", options={"keys": "shard"})
+        in_place.index(str(source), tmp_path / "out", options={})
+    card = in_place.index(str(source), tmp_path / "out", options={"keys": "shard"})
     assert card.splits["train"].samples == 41
 
 
@@ -159,7 +159,7 @@ def test_nothing_is_unpickled(
     if extra == "skip":
         card = add(members, extra="skip")
         assert len(list(read_all(tmp_path / "out", card))) == 2
-        verifying.verify(tmp_path / "out")
+        verify.verify(tmp_path / "out")
     else:
         with pytest.raises(TesseraError, match="unknown member"):
             add(members)
@@ -307,7 +307,7 @@ def test_random_damage_never_raises_anything_else(source: Path, tmp_path: Path) 
 
 @pytest.mark.fault(3)
 def test_damage_after_indexing_is_seen_when_it_is_read(source: Path, tmp_path: Path) -> None:
-    card = webdataset.index(str(source), tmp_path / "out", options={})
+    card = in_place.index(str(source), tmp_path / "out", options={})
     path = source / "set-train-000001.tar"
     data = bytearray(path.read_bytes())
     at = data.index(image(13))
@@ -315,7 +315,7 @@ def test_damage_after_indexing_is_seen_when_it_is_read(source: Path, tmp_path: P
     path.write_bytes(bytes(data))
     with pytest.raises(TesseraError, match=r"set-train-000001\.tar.*checksum differs"):
         list(read_all(tmp_path / "out", card))
-    (line,) = verifying.verify(tmp_path / "out").differences
+    (line,) = verify.verify(tmp_path / "out").differences
     assert line.startswith("shard set-train-000001.tar: checksum differs; 1 of 10 samples differ")
     assert hashlib.sha256(bytes(data)).hexdigest() != card.splits["train"].shards[1].sha256
     shutil.rmtree(source)

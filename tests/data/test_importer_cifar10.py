@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from models.core.errors import TesseraError, UsageError
+from pipelines.data.images import decode_image
 from pipelines.data.importers import cifar10
 from pipelines.data.importers.support import plain_pickle
-from pipelines.data.samples import decode_image
 from pipelines.data.sources import Source
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from models.core.errors import TesseraError, UsageError
+from pipelines.data.images import decode_image
 from pipelines.data.importers import csv, images, medmnist
-from pipelines.data.samples import decode_image
 
 
 def test_a_table_is_read(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import Mask, check
+from pipelines.data.images import decode_image
 from pipelines.data.importers import torchvision as importer
 from pipelines.data.importers.support.guard import guarded
-from pipelines.data.samples import decode_image
 
 
 def test_a_set_of_files_is_read_untouched(tmp_path: Path) -> None:

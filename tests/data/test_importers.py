@@ -12,10 +12,10 @@ from made_sources import idx, write_mnist
 
 from models.core.errors import TesseraError
 from pipelines.data import shards
+from pipelines.data.images import decode_image
 from pipelines.data.importers import digits, image_folder, mnist
-from pipelines.data.importing import pack, recognise
+from pipelines.data.packing.pack import pack, recognise
 from pipelines.data.packing.plan import split_items
-from pipelines.data.samples import decode_image
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 

@@ -13,13 +13,14 @@ from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data import importing, shards
-from pipelines.data.importing import pack, recognise
+from pipelines.data import shards
+from pipelines.data.images import decode_image, sniff
+from pipelines.data.inspection.verify import verify
+from pipelines.data.packing import pack as packing_pack
+from pipelines.data.packing.pack import pack, recognise
 from pipelines.data.packing.plan import split_items
-from pipelines.data.samples import decode_image, sniff
 from pipelines.data.shards import Stored
 from pipelines.data.sources import Item
-from pipelines.data.verifying import verify
 
 MakeFolder = Callable[..., Path]
 MakeImage = Callable[..., Path]
@@ -310,11 +311,13 @@ def test_hidden_files_are_passed_over_and_others_counted(
 
 
 def test_formats_are_the_files_of_the_folder() -> None:
-    files = Path(importing.importers.__file__).parent.glob("[a-z]*.py")
-    assert importing.formats() == sorted(file.stem for file in files)
-    assert [importing.importer(name).NAME for name in importing.formats()] == importing.formats()
+    files = Path(packing_pack.importers.__file__).parent.glob("[a-z]*.py")
+    assert packing_pack.formats() == sorted(file.stem for file in files)
+    assert [
+        packing_pack.importer(name).NAME for name in packing_pack.formats()
+    ] == packing_pack.formats()
     with pytest.raises(UsageError, match="did you mean 'mnist'"):
-        importing.importer("minst")
+        packing_pack.importer("minst")
 
 
 def test_what_can_t_be_recognised_says_why(tmp_path: Path, make_folder: MakeFolder) -> None:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import samples
-from pipelines.data.batching.jpegs import FastDecoder, read_header
+from pipelines.data import images
+from pipelines.data.jpeg import FastDecoder, read_header
 
 SIZES = [(1, 1), (1, 7), (7, 1), (8, 8), (9, 17), (15, 16), (17, 33), (31, 32), (33, 31), (64, 65)]
 
@@ -36,11 +36,11 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
 
 
 def by_pillow(data: bytes, channels: int) -> torch.Tensor:
-    return samples.to_tensor(samples.open_image(data, "image"), channels)
+    return images.to_tensor(images.open_image(data, "image"), channels)
 
 
 def fast(data: bytes, channels: int = 3) -> torch.Tensor | None:
-    return FastDecoder(channels, samples.MAX_PIXELS)(memoryview(data))
+    return FastDecoder(channels, images.MAX_PIXELS)(memoryview(data))
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -73,7 +73,7 @@ def test_grey_is_the_same_in_one_channel_and_in_three() -> None:
 
 def test_the_same_decoder_takes_one_file_after_the_other() -> None:
     """It remembers how the last one began; neither another size nor another kind misleads it."""
-    decoder = FastDecoder(3, samples.MAX_PIXELS)
+    decoder = FastDecoder(3, images.MAX_PIXELS)
     files = [jpeg(photo(16, 24, seed), quality=90) for seed in range(3)]
     files += [jpeg(photo(24, 16)), jpeg(photo(8, 8).convert("L")), files[0]]
     for data in files:
@@ -122,7 +122,7 @@ def other_files() -> dict[str, bytes]:
         "RGB by name": bytes(names),
         "4:4:0": bytes(high),
         "RGB kept": jpeg(image, keep_rgb=True),
-        "no JPEG": samples.encode_png(np.asarray(image)),
+        "no JPEG": images.encode_png(np.asarray(image)),
         "two frames": plain[:frame] + plain[frame : frame + 19] + plain[frame:],
         "arithmetic": plain.replace(b"\xff\xc0", b"\xff\xc9", 1),
         "no height": plain[: frame + 5] + b"\0\0" + plain[frame + 7 :],
@@ -135,7 +135,7 @@ def test_what_is_not_ordinary_is_pillows(name: str) -> None:
     assert read_header(data) is None
     assert fast(data) is None
     answers = []
-    for decode in (by_pillow, samples.decode_image):
+    for decode in (by_pillow, images.decode_image):
         try:
             answers.append(decode(data, 3).tolist())
         except TesseraError as error:
@@ -151,7 +151,7 @@ def test_the_guard_is_needed() -> None:
     data = jpeg(photo(24, 40), exif=exif(6))
     bare = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), 3)
     assert bare.shape == (3, 24, 40)
-    assert samples.decode_image(data, 3).shape == (3, 40, 24)
+    assert images.decode_image(data, 3).shape == (3, 40, 24)
 
 
 @pytest.mark.parametrize("orientation", [0, 1])
@@ -165,7 +165,7 @@ def test_upright_photos_with_exif_are_ordinary(orientation: int) -> None:
 def test_colour_to_grey_is_pillows_formula() -> None:
     data = jpeg(photo(24, 40))
     assert fast(data, 1) is None
-    assert torch.equal(samples.decode_image(data, 1), by_pillow(data, 1))
+    assert torch.equal(images.decode_image(data, 1), by_pillow(data, 1))
 
 
 @pytest.mark.fault(21)
@@ -175,14 +175,14 @@ def test_a_jpeg_cut_anywhere_is_our_error(progressive: bool) -> None:
     for end in {len(data) * percent // 100 for percent in range(100)} | {len(data) - 1}:
         assert fast(data[:end]) is None
         with pytest.raises(TesseraError):
-            samples.decode_image(data[:end], 3)
+            images.decode_image(data[:end], 3)
 
 
 FUZZ = """
 import random, sys, torch
 from models.core.errors import TesseraError
 from pipelines.data import samples
-from pipelines.data.batching.jpegs import FastDecoder
+from pipelines.data.jpeg import FastDecoder
 files = [bytes.fromhex(line) for line in sys.stdin.read().split()]
 random.seed(int(sys.argv[1]))
 decoded = refused = 0

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits
 
-from pipelines.data import leakage
-from pipelines.data.leakage import LIMIT, SIZE, find, fingerprint
+from pipelines.data import duplicates
+from pipelines.data.duplicates import LIMIT, SIZE, find, fingerprint
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 Change = Callable[[Image.Image], Image.Image]
@@ -109,7 +109,7 @@ def test_without_the_mirror_a_mirrored_copy_looks_like_another_image() -> None:
     """The control for "mirrored": as they are, the bits differ like those of strangers."""
     a, b = prints([photo(1), ImageOps.mirror(photo(1))])[:, 16:]
     assert np.bitwise_count(a ^ b).sum() > 3 * LIMIT
-    assert np.bitwise_count(a ^ b ^ leakage._mirror()).sum() <= LIMIT
+    assert np.bitwise_count(a ^ b ^ duplicates._mirror()).sum() <= LIMIT
 
 
 def test_blank_images_are_alike_only_when_they_are_the_same() -> None:
@@ -120,11 +120,11 @@ def test_blank_images_are_alike_only_when_they_are_the_same() -> None:
 
 def test_a_fingerprint_is_made_of_whole_numbers() -> None:
     """Sums in float64 don't depend on the order of adding here, so not on the machine either."""
-    waves = leakage._waves()
+    waves = duplicates._waves()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32))
     exact = waves.astype(np.int64) @ pixels @ waves.astype(np.int64).T
     np.testing.assert_array_equal(waves @ pixels @ waves.T, exact)
-    assert sorted(leakage._order()) == list(range(256))
+    assert sorted(duplicates._order()) == list(range(256))
 
 
 def random_prints(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -140,20 +140,20 @@ def altered(rng: np.random.Generator, source: np.ndarray, bits: int) -> np.ndarr
     looks = np.unpackbits(source[16:])
     looks[1 + rng.choice(255, bits, replace=False)] ^= 1
     made = np.concatenate([rng.integers(0, 256, 16, dtype=np.uint8), np.packbits(looks)])
-    made[16:] ^= leakage._mirror() if rng.random() < 0.5 else 0
+    made[16:] ^= duplicates._mirror() if rng.random() < 0.5 else 0
     return made
 
 
 def brute_force(left: np.ndarray, right: np.ndarray) -> dict[tuple[int, int], int]:
     """Distances of all near pairs, by comparing everything with everything."""
     found = {}
-    for mirror in (0, leakage._mirror()):
+    for mirror in (0, duplicates._mirror()):
         a, b = left[:, 16:] ^ mirror, right[:, 16:]
         differ = a[:, None] ^ b[None]
         differ[..., 0] &= 0x7F
         distance = np.bitwise_count(differ).sum(-1)
         flat = (left[:, 16] >> 7)[:, None] | (right[:, 16] >> 7)[None]
-        limit = np.where(flat, leakage.FLAT_LIMIT, LIMIT)
+        limit = np.where(flat, duplicates.FLAT_LIMIT, LIMIT)
         for i, j in zip(*np.nonzero(distance <= limit)):
             found[i, j] = min(found.get((i, j), 255), int(distance[i, j]))
     return found
@@ -251,7 +251,7 @@ def test_strokes_on_an_empty_ground_give_few_false_pairs(monkeypatch: pytest.Mon
     copies = find({"train": prints(images["test"][:300]), "test": prints(_changed(images["test"]))})
     assert sum(p.left[1] == p.right[1] for p in copies) > 0.9 * 300
 
-    monkeypatch.setattr(leakage, "FLAT_SHARE", 2)  # the control: no image counts as flat
+    monkeypatch.setattr(duplicates, "FLAT_SHARE", 2)  # the control: no image counts as flat
     loose = find({split: prints(given[:10_000]) for split, given in images.items()})
     assert len({p.right for p in loose}) > 100
 

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.core.errors import TesseraError
-from pipelines.data import loading
-from pipelines.data.batching import ahead
-from pipelines.data.batching.batches import BatchMaker
-from pipelines.data.batching.order import Part
 from pipelines.data.card import Card
-from pipelines.data.loading import EvalLoader, Step, TrainLoader
+from pipelines.data.loading import loaders as loading
+from pipelines.data.loading import prefetch
+from pipelines.data.loading.batches import BatchMaker
+from pipelines.data.loading.loaders import EvalLoader, Step, TrainLoader
+from pipelines.data.loading.order import Part
 from pipelines.data.shards import ShardReader
 from pipelines.interfaces import World
 
@@ -248,10 +248,10 @@ def test_no_more_than_a_few_batches_are_made_ahead(
     stream = train(folder, card, 2).epoch(0)
     next(stream)
     deadline = time.monotonic() + 5
-    while len(made) < ahead.PREFETCH and time.monotonic() < deadline:
+    while len(made) < prefetch.PREFETCH and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    assert ahead.PREFETCH <= len(made) <= ahead.PREFETCH + 2
+    assert prefetch.PREFETCH <= len(made) <= prefetch.PREFETCH + 2
     stream.close()  # type: ignore[attr-defined]
 
 

@@ -19,13 +19,14 @@ from s3_server import S3Server, environment, missing
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data import importing, verifying
 from pipelines.data.card import Card
-from pipelines.data.places import storage
-from pipelines.data.places.object_store import Store
-from pipelines.data.places.patience import Patience
-from pipelines.data.places.storage import CacheSettings
+from pipelines.data.inspection import verify
+from pipelines.data.packing import pack
 from pipelines.data.shards import ShardReader
+from pipelines.storage.base import CacheSettings, current_cache, use_cache
+from pipelines.storage.object_store import Store
+from pipelines.storage.open import open_storage
+from pipelines.storage.retry import Patience
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,9 +56,9 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
         monkeypatch.setenv(name, value)
     bucket = "b" + hashlib.sha256(os.fsencode(tmp_path)).hexdigest()[:20]
     boto3.client("s3").create_bucket(Bucket=bucket)
-    storage.use_cache(CacheSettings(tmp_path / "cache"))
+    use_cache(CacheSettings(tmp_path / "cache"))
     yield f"s3://{bucket}/set"
-    storage.use_cache(None)
+    use_cache(None)
 
 
 @pytest.fixture
@@ -69,12 +70,12 @@ def wire(server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def quick(where: str) -> Store:
-    cache = storage.cache_settings()
+    cache = current_cache()
     return Store("s3", where.removeprefix("s3://"), where, cache, QUICK)
 
 
 def put(where: str, name: str, data: bytes = DATA) -> None:
-    storage.at(where).write(name, data)
+    open_storage(where).write(name, data)
 
 
 def kept(tmp_path: Path) -> list[str]:
@@ -89,7 +90,7 @@ def keys(reader: ShardReader) -> list[str]:
 
 
 def test_what_is_written_is_there(s3: str, tmp_path: Path) -> None:
-    place = storage.at(s3)
+    place = open_storage(s3)
     assert place.names() == []
     assert place.size("card.json") is None
     place.write("card.json", b"{}")
@@ -117,11 +118,11 @@ def test_what_is_written_is_there(s3: str, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said(s3: str) -> None:
     with pytest.raises(TesseraError, match=r"card\.json of s3://.* is not there"):
-        storage.at(s3).read("card.json")
+        open_storage(s3).read("card.json")
     with pytest.raises(TesseraError, match="there is no such bucket"):
-        storage.at("s3://nobodys-bucket/set").read("card.json")
+        open_storage("s3://nobodys-bucket/set").read("card.json")
     with pytest.raises(TesseraError, match="there is no such bucket"):
-        storage.at("s3://nobodys-bucket/set").write("card.json", b"{}")
+        open_storage("s3://nobodys-bucket/set").write("card.json", b"{}")
     with pytest.raises(TesseraError, match="is no packed data set"):
         cards.read(s3)
 
@@ -131,17 +132,17 @@ def test_a_wrong_login_is_said(s3: str, server: S3Server, monkeypatch: pytest.Mo
         pytest.skip("moto's server takes any login")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(TesseraError, match="access is denied"):
-        storage.at(s3).read("card.json")
+        open_storage(s3).read("card.json")
     with pytest.raises(TesseraError, match="access is denied"):
-        storage.at(s3).names()
+        open_storage(s3).names()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(TesseraError, match="no whole credentials"):
-        storage.at(s3).read("card.json")
+        open_storage(s3).read("card.json")
 
 
 def test_a_fork_has_a_connection_of_its_own(s3: str) -> None:
-    place = storage.at(s3)
+    place = open_storage(s3)
     place.write("card.json", b"{}")
 
     def read() -> None:
@@ -221,7 +222,7 @@ def test_an_upload_through_a_break_is_whole(s3: str, wire: FaultyWire, tmp_path:
 def uploaded(s3: str, make_set: Callable[..., tuple[Path, Card]]) -> Card:
     """120 samples in shards of 10, at the address of `s3`."""
     folder, card = make_set(120, shard_samples=10)
-    place = storage.at(s3)
+    place = open_storage(s3)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             shutil.copy(path, folder / "up")
@@ -230,8 +231,8 @@ def uploaded(s3: str, make_set: Callable[..., tuple[Path, Card]]) -> Card:
 
 
 def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> None:
-    here = importing.pack("digits", tmp_path / "digits", shard_samples=300)
-    there = importing.pack("digits", s3, shard_samples=300)
+    here = pack.pack("digits", tmp_path / "digits", shard_samples=300)
+    there = pack.pack("digits", s3, shard_samples=300)
     assert there.digest == here.digest
     assert cards.read(s3) == there
     local = {
@@ -239,8 +240,8 @@ def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> N
         for path in (tmp_path / "digits").rglob("*")
         if path.is_file()
     }
-    assert set(storage.at(s3).names()) == local
-    report = verifying.verify(s3)
+    assert set(open_storage(s3).names()) == local
+    report = verify.verify(s3)
     assert report.differences == ()
     assert report.samples == sum(split.samples for split in here.splits.values())
     ours, theirs = (ShardReader(where, here, "val") for where in (tmp_path / "digits", s3))
@@ -248,13 +249,13 @@ def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> N
 
 
 def test_damage_in_a_store_is_found(s3: str, uploaded: Card) -> None:
-    place = storage.at(s3)
+    place = open_storage(s3)
     shard = uploaded.splits["train"].shards[3]
     data = bytearray(place.read(shard.path))
     data[1500] ^= 1
     place.write(shard.path, bytes(data))
     place.remove(uploaded.splits["train"].shards[5].path)
-    found = verifying.verify(s3).differences
+    found = verify.verify(s3).differences
     assert [line.split(":")[0] for line in found] == [
         *["shard train/000003.tar"] * 2,
         *["shard train/000005.tar"] * 2,
@@ -270,7 +271,7 @@ def test_opening_asks_the_same_however_many_shards_there_are(
     for shard_samples in (60, 2):
         folder, card = make_set(120, shard_samples=shard_samples, name=f"set{shard_samples}")
         where = f"{s3}/{shard_samples}"
-        place = storage.at(where)
+        place = open_storage(where)
         for path in ("card.json", card.splits["train"].index):
             shutil.copy(folder / path, folder / "up")
             place.put(folder / "up", path)
@@ -304,7 +305,7 @@ def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: Fau
 def test_without_patience_the_same_outage_ends_the_epoch(
     s3: str, uploaded: Card, wire: FaultyWire
 ) -> None:
-    place = Store("s3", s3[5:], s3, storage.cache_settings(), Patience(tries=1))
+    place = Store("s3", s3[5:], s3, current_cache(), Patience(tries=1))
     assert place.size("card.json")
     wire.down()
     shard = uploaded.splits["train"].shards[0]
@@ -344,7 +345,7 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
     from pipelines.interfaces import World
     from pipelines.spool import SpoolFile
 
-    place = storage.at(s3)
+    place = open_storage(s3)
     for path in sorted(digits.rglob("*")):
         if path.is_file():
             shutil.copy(path, tmp_path / "up")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.batching.order import EpochOrder, cut, nodes_per_shard
+from pipelines.data.loading.order import EpochOrder, cut, nodes_per_shard
 from pipelines.interfaces import World
 
 SIZES = st.lists(st.integers(0, 9), max_size=12)
@@ -127,7 +127,7 @@ def test_ten_thousand_shards_cost_no_more_than_their_window(tmp_path: Path) -> N
     """In a process of its own, for memory that was used once is not given back."""
     program = """
 import resource, time
-from pipelines.data.batching.order import EpochOrder
+from pipelines.data.loading.order import EpochOrder
 sizes = [1000] * 10_000
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.process_time()

@@ -14,9 +14,9 @@ import pytest
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data.importing import pack
-from pipelines.data.packing import staging, tally
-from pipelines.data.verifying import verify
+from pipelines.data.inspection.verify import verify
+from pipelines.data.packing import staging, statistics
+from pipelines.data.packing.pack import pack
 
 MakeFolder = Callable[..., Path]
 MakeImage = Callable[..., Path]
@@ -50,7 +50,7 @@ def test_an_unreadable_image_stops_the_pack(tmp_path: Path, make_folder: MakeFol
         assert part in message
     assert "object at 0x" not in message
     assert left_behind(tmp_path) == [".out.packing"]
-    listed = tmp_path / ".out.packing" / tally.REJECTED
+    listed = tmp_path / ".out.packing" / statistics.REJECTED
     assert str(listed) in message
     assert len(listed.read_text().splitlines()) == 3
 
@@ -65,7 +65,8 @@ def test_rejected_samples_are_listed_where_they_are_allowed(
     assert card.rejected == 2
     assert sum(split.samples for split in card.splits.values()) == 20
     rows = [
-        json.loads(line) for line in (tmp_path / "out" / tally.REJECTED).read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "out" / statistics.REJECTED).read_text().splitlines()
     ]
     assert {(row["key"], row["reason"]) for row in rows} == {
         ("cat/bad", "unreadable image"),
@@ -151,7 +152,7 @@ def test_a_killed_pack_leaves_no_half_set_and_the_next_one_works(
     program = """
 import os, signal, sys
 from pathlib import Path
-from pipelines.data.importing import pack
+from pipelines.data.packing.pack import pack
 stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
 pack(sys.argv[1], Path(sys.argv[2]), progress=stop)
 """

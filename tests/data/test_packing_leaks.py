@@ -15,9 +15,9 @@ from PIL import Image
 from pipelines.data import card as cards
 from pipelines.data import shards
 from pipelines.data.card import Card
-from pipelines.data.importing import pack
-from pipelines.data.packing import leaks, tally
-from pipelines.data.verifying import verify
+from pipelines.data.inspection.verify import verify
+from pipelines.data.packing import near_duplicates, statistics
+from pipelines.data.packing.pack import pack
 
 MakeImage = Callable[..., Path]
 
@@ -69,7 +69,7 @@ def copy(source: Path, of: str, to: str, quality: int = 0) -> None:
 def test_sets_without_copies_have_no_leakage(tmp_path: Path, source: Path) -> None:
     card = pack(str(source), tmp_path / "out")
     assert card.leakage == cards.Leakage(near=0, images=0)
-    assert not (tmp_path / "out" / leaks.FILE).exists()
+    assert not (tmp_path / "out" / near_duplicates.FILE).exists()
     assert card.rejected == 0
 
 
@@ -81,7 +81,7 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
     copy(source, "train/cat/5.png", "train/cat/within.bmp")  # no leak: one split
     # One class alone would be taken for images without labels.
     how: dict[str, Any] = {"format": "image_folder", "shard_samples": 5}
-    with pytest.raises(tally.Kept, match="image in two splits: 3"):
+    with pytest.raises(statistics.Kept, match="image in two splits: 3"):
         pack(str(source), tmp_path / "out", **how)
     said: list[str] = []
     card = pack(str(source), tmp_path / "out", allow_rejected="3", say=said.append, **how)
@@ -96,7 +96,7 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
     assert "test/cat/1" in keys(out, "test")
     assert "val/cat/2" in keys(out, "val")
     assert {"train/cat/5", "train/cat/within"} <= keys(out, "train")
-    rows = {row["key"]: row for row in lines(out / tally.REJECTED)}
+    rows = {row["key"]: row for row in lines(out / statistics.REJECTED)}
     assert set(rows) == {"val/cat/of-test", "train/cat/of-test", "train/cat/of-val"}
     assert {row["reason"] for row in rows.values()} == {"image in two splits"}
     assert rows["train/cat/of-test"]["detail"] == (
@@ -108,7 +108,7 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
 
 def _check_statistics(out: Path, card: Card) -> None:
     """What was left out after all isn't counted."""
-    from pipelines.data.samples import decode_image
+    from pipelines.data.images import decode_image
 
     reader = shards.ShardReader(out, card, "train")
     pixels = [
@@ -152,7 +152,7 @@ def test_images_that_look_alike_are_listed_and_stay(tmp_path: Path, source: Path
     said: list[str] = []
     card = pack(str(source), tmp_path / "out", say=said.append)
     assert card.leakage == cards.Leakage(near=1, images=2)
-    (row,) = lines(tmp_path / "out" / leaks.FILE)
+    (row,) = lines(tmp_path / "out" / near_duplicates.FILE)
     assert 0 <= row.pop("distance") < 32
     assert row == {
         "left": {"split": "train", "key": "train/cat/again", "origin": "train/cat/again.jpg"},
@@ -177,7 +177,8 @@ def test_a_pair_goes_by_the_samples_that_are_left(tmp_path: Path, source: Path) 
     copy(source, "val/cat/1.png", "train/cat/near.jpg", quality=60)
     pack(str(source), tmp_path / "out", allow_rejected="1")
     found = {
-        (row["left"]["key"], row["right"]["key"]) for row in lines(tmp_path / "out" / leaks.FILE)
+        (row["left"]["key"], row["right"]["key"])
+        for row in lines(tmp_path / "out" / near_duplicates.FILE)
     }
     assert found == {
         ("train/cat/near", "val/cat/1"),

@@ -11,10 +11,10 @@ import pytest
 
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Objects
-from pipelines.data.importing import pack
+from pipelines.data.images import encode_png
+from pipelines.data.packing.pack import pack
 from pipelines.data.packing.plan import Plan, digest, make_plan
-from pipelines.data.packing.work import Shared
-from pipelines.data.samples import encode_png
+from pipelines.data.packing.shard import Shared
 from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
 from pipelines.data.sources import Item, Rejected, Source
 

@@ -15,11 +15,11 @@ import pytest
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
-from pipelines.data.importing import pack
-from pipelines.data.packing import staging, tally
+from pipelines.data.packing import staging, statistics
+from pipelines.data.packing.pack import pack
 from pipelines.data.packing.run import here
-from pipelines.data.packing.work import Part, Shared
-from pipelines.data.places import storage
+from pipelines.data.packing.shard import Part, Shared
+from pipelines.storage.open import open_storage
 
 MakeFolder = Callable[..., Path]
 MakeImage = Callable[..., Path]
@@ -175,16 +175,16 @@ def test_without_the_look_a_damaged_shard_would_be_taken(
     run(pets, tmp_path / "fresh", shard_samples=10)
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     flip(tmp_path / ".out.packing" / "train" / "000001.tar")
-    monkeypatch.setattr("pipelines.data.packing.work._is_there", lambda *_: True)
+    monkeypatch.setattr("pipelines.data.packing.shard._is_there", lambda *_: True)
     run(pets, tmp_path / "out", shard_samples=10)
     assert contents(tmp_path / "out") != contents(tmp_path / "fresh")
 
 
 def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Path) -> None:
     (pets / "cat" / "bad.jpg").write_bytes(b"x")
-    with pytest.raises(tally.Kept, match=r"\.out\.packing/rejected\.jsonl"):
+    with pytest.raises(statistics.Kept, match=r"\.out\.packing/rejected\.jsonl"):
         run(pets, tmp_path / "out", shard_samples=10)
-    row = json.loads((tmp_path / ".out.packing" / tally.REJECTED).read_text())
+    row = json.loads((tmp_path / ".out.packing" / statistics.REJECTED).read_text())
     assert (row["key"], row["reason"]) == ("cat/bad", "unreadable image")
     again = run(pets, tmp_path / "out", shard_samples=10, allow_rejected="1")
     assert again.packed == []
@@ -198,7 +198,7 @@ def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
     good, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     file.write_bytes(b"x" * len(good))
     os.utime(file, ns=times)
-    with pytest.raises(tally.Kept):
+    with pytest.raises(statistics.Kept):
         run(pets, tmp_path / "out", shard_samples=10)
     file.write_bytes(good)
     os.utime(file, ns=times)
@@ -223,7 +223,7 @@ KILLED_AT = """
 import os, random, signal, sys, time
 from pathlib import Path
 from models.core.errors import TesseraError
-from pipelines.data.importing import pack
+from pipelines.data.packing.pack import pack
 import webdataset, torch
 
 source, to, stride, begin = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), {"open", "os.rename", "os.remove", "os.mkdir"}
@@ -303,7 +303,7 @@ def test_what_a_dead_pack_left_half_written_is_never_a_data_set(tmp_path: Path, 
 
 def test_at_an_address_it_goes_on_too(tmp_path: Path, pets: Path) -> None:
     url = f"memory://{tmp_path.name}/out"
-    place = storage.at(url)
+    place = open_storage(url)
     run(pets, tmp_path / "fresh", shard_samples=10)
     interrupt(pets, url, 50, shard_samples=10)
     assert place.size("card.json") is None
@@ -319,12 +319,12 @@ def test_at_an_address_a_refusal_leaves_nothing(tmp_path: Path, make_folder: Mak
     url = f"memory://{tmp_path.name}/out"
     with pytest.raises(TesseraError, match="no train image of the class 'dog' is left"):
         run(source, url, allow_rejected="2")
-    assert storage.at(url).names() == []
+    assert open_storage(url).names() == []
 
 
 def test_an_address_that_holds_other_things_is_refused(tmp_path: Path, pets: Path) -> None:
     url = f"memory://{tmp_path.name}/out"
-    storage.at(url).write("mine.txt", b"keep")
+    open_storage(url).write("mine.txt", b"keep")
     with pytest.raises(TesseraError, match="is not empty"):
         run(pets, url)
-    assert storage.at(url).names() == ["mine.txt"]
+    assert open_storage(url).names() == ["mine.txt"]

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server, environment, missing
 
-from pipelines.data.importing import pack
+from pipelines.data.inspection.verify import verify
+from pipelines.data.packing.pack import pack
 from pipelines.data.packing.staging import SHARDS
-from pipelines.data.places import storage
-from pipelines.data.places.storage import CacheSettings
-from pipelines.data.verifying import verify
+from pipelines.storage.base import CacheSettings, Storage, use_cache
+from pipelines.storage.open import open_storage
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,20 +35,20 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for name, value in environment(server.endpoint).items():
             monkeypatch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="packs")
-        storage.use_cache(CacheSettings(tmp_path / "cache"))
+        use_cache(CacheSettings(tmp_path / "cache"))
         yield "s3://packs/pets"
     finally:
-        storage.use_cache(None)
+        use_cache(None)
         server.stop()
 
 
-def receipts(place: storage.Place) -> int:
+def receipts(place: Storage) -> int:
     return sum(name.endswith(".json") for name in place.names(SHARDS))
 
 
 def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[..., Path]) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 60)
-    place = storage.at(s3)
+    place = open_storage(s3)
     command = [sys.executable, "-m", "jobs.pack", str(source), "--to", s3, "--shard-samples", "8"]
     before = 0
     for _ in range(2):

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines.data.places.patience import Passing, Patience, persist
+from pipelines.storage.retry import Passing, Patience, persist
 
 QUICK = Patience(tries=4, first_seconds=0.001)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import BadAnnotation
+from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import (
     check_stated_size,
     choose,
@@ -21,7 +22,6 @@ from pipelines.data.importers.support.reading import (
     nearby,
     split_of,
 )
-from pipelines.data.samples import open_image
 from pipelines.data.sources import Rejected
 
 

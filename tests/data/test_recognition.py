@@ -17,7 +17,7 @@ import pytest
 from models.core.errors import TesseraError
 from pipelines.data.annotations import check
 from pipelines.data.importers.support.reading import image_size
-from pipelines.data.importing import formats, importer, recognise
+from pipelines.data.packing.pack import formats, importer, recognise
 from pipelines.data.sources import Source
 
 MADE: Mapping[str, Callable[[Path], Path]] = {

@@ -14,8 +14,8 @@ import pytest
 from packed_sets import Given, pack_set, pair
 from PIL import Image
 
-from pipelines.data import report, survey
 from pipelines.data.annotations import Mask, Objects
+from pipelines.data.inspection import report, survey
 
 ROOT = Path(__file__).parents[2]
 TIMES = "\N{MULTIPLICATION SIGN}"

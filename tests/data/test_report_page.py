@@ -15,8 +15,8 @@ from browser import MARKS
 from packed_sets import Given, pack_set, pair
 from PIL import Image
 
-from pipelines.data import report, survey
 from pipelines.data.annotations import Objects
+from pipelines.data.inspection import report, survey
 
 pytestmark = MARKS
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import samples
+from pipelines.data import images
 from pipelines.data.card import MAX_KEY_LENGTH, check_key
 
 WHITE, BLACK = 255, 0
@@ -51,20 +51,20 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
 def test_lossless_formats_give_the_very_pixels(form: str) -> None:
     options = {"lossless": True} if form == "WEBP" else {}
-    got = samples.decode_image(encoded(photo(), form, **options), 3)
+    got = images.decode_image(encoded(photo(), form, **options), 3)
     assert got.dtype == torch.uint8
     assert torch.equal(got, torch.from_numpy(np.array(photo())).permute(2, 0, 1))
 
 
 def test_jpeg_is_near_and_gif_gives_its_first_frame() -> None:
     true = torch.from_numpy(np.array(photo())).permute(2, 0, 1).float()
-    got = samples.decode_image(encoded(photo(), "JPEG", quality=95), 3).float()
+    got = images.decode_image(encoded(photo(), "JPEG", quality=95), 3).float()
     assert (got - true).abs().mean() < 4
     black, white = Image.new("P", (5, 4), 0), Image.new("P", (5, 4), 1)
     for frame in (black, white):
         frame.putpalette([0, 0, 0, 255, 255, 255])
     two = encoded(black, "GIF", save_all=True, append_images=[white])
-    assert samples.decode_image(two, 1).unique().tolist() == [BLACK]
+    assert images.decode_image(two, 1).unique().tolist() == [BLACK]
 
 
 @pytest.mark.fault(24)
@@ -84,7 +84,7 @@ def test_jpeg_is_near_and_gif_gives_its_first_frame() -> None:
 )
 def test_every_mode_has_one_conversion(image: Image.Image, grey: int) -> None:
     data = encoded(image)
-    one, three = samples.decode_image(data, 1), samples.decode_image(data, 3)
+    one, three = images.decode_image(data, 1), images.decode_image(data, 3)
     assert one.shape == (1, 2, 3)
     assert three.shape == (3, 2, 3)
     assert one.unique().tolist() == [grey]
@@ -95,24 +95,24 @@ def test_every_mode_has_one_conversion(image: Image.Image, grey: int) -> None:
 def test_palette_colour_key_and_cmyk() -> None:
     palette = Image.new("P", (3, 2), 1)
     palette.putpalette([0, 0, 0, 200, 10, 20])
-    assert samples.decode_image(encoded(palette), 3)[:, 0, 0].tolist() == [200, 10, 20]
-    clear = samples.decode_image(encoded(palette, transparency=1), 3)
+    assert images.decode_image(encoded(palette), 3)[:, 0, 0].tolist() == [200, 10, 20]
+    clear = images.decode_image(encoded(palette, transparency=1), 3)
     assert clear.unique().tolist() == [WHITE]
-    keyed = samples.decode_image(encoded(Image.new("L", (3, 2), 7), transparency=7), 1)
+    keyed = images.decode_image(encoded(Image.new("L", (3, 2), 7), transparency=7), 1)
     assert keyed.unique().tolist() == [WHITE]
-    cmyk = samples.decode_image(encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 0)), "JPEG"), 3)
+    cmyk = images.decode_image(encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 0)), "JPEG"), 3)
     assert cmyk.unique().tolist() == [WHITE]
 
 
 def test_two_channels_are_refused() -> None:
     with pytest.raises(TesseraError, match="2 channels"):
-        samples.decode_image(encoded(photo()), 2)
+        images.decode_image(encoded(photo()), 2)
 
 
 @pytest.mark.fault(24)
 def test_float_pixels_are_refused() -> None:
     with pytest.raises(TesseraError, match=r"^scan has float pixels"):
-        samples.decode_image(encoded(Image.new("F", (3, 2), 0.5), "TIFF"), 1, where="scan")
+        images.decode_image(encoded(Image.new("F", (3, 2), 0.5), "TIFF"), 1, where="scan")
 
 
 @pytest.mark.fault(23)
@@ -132,13 +132,13 @@ def test_exif_orientation_gives_the_same_upright_pixels(orientation: int) -> Non
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-    got = samples.decode_image(data, 3).permute(1, 2, 0).numpy()
+    got = images.decode_image(data, 3).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(got, upright)
 
 
 def test_a_broken_exif_block_is_no_orientation() -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\x01" * 40)
-    assert samples.decode_image(data, 3).shape == (3, 24, 40)
+    assert images.decode_image(data, 3).shape == (3, 24, 40)
 
 
 @pytest.mark.fault(25)
@@ -158,7 +158,7 @@ def test_a_broken_exif_block_is_no_orientation() -> None:
 )
 def test_other_formats_are_refused_by_content(data: bytes) -> None:
     with pytest.raises(TesseraError, match=r"^cat\.jpg is no image that is read here"):
-        samples.decode_image(data, 3, where="cat.jpg")
+        images.decode_image(data, 3, where="cat.jpg")
 
 
 @pytest.mark.control(25)
@@ -172,7 +172,7 @@ def test_eps_would_be_opened_without_the_guard() -> None:
 @pytest.mark.parametrize("size", [(13_000, 13_000), (19_000, 19_000), (100_001, 1_000)])
 def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int]) -> None:
     with pytest.raises(TesseraError, match="pixels"):
-        samples.decode_image(png_header(*size), 1)
+        images.decode_image(png_header(*size), 1)
 
 
 @pytest.mark.fault(20)
@@ -183,7 +183,7 @@ def test_every_flipped_bit_of_a_png_is_refused() -> None:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises(TesseraError):
-            samples.decode_image(bytes(flipped), 3)
+            images.decode_image(bytes(flipped), 3)
 
 
 @pytest.mark.fault(21, 25)
@@ -192,9 +192,9 @@ def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
     data = encoded(photo(8, 8))
     for end in range(len(data)):
         with pytest.raises(TesseraError):
-            samples.decode_image(data[:end], 3)
+            images.decode_image(data[:end], 3)
     with pytest.raises(TesseraError, match="22 bytes follow its end"):
-        samples.decode_image(data + b"PK\5\6" + b"\0" * 18, 3)
+        images.decode_image(data + b"PK\5\6" + b"\0" * 18, 3)
     Image.open(io.BytesIO(data[:-12])).load()  # the control: bare Pillow doesn't mind
 
 
@@ -203,27 +203,27 @@ def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
 def test_truncated_images_are_our_errors(form: str) -> None:
     """At each hundredth, and by the last bytes."""
     data = encoded(photo(), form)
-    assert samples.decode_image(data, 3).shape == (3, 24, 40)  # the control
+    assert images.decode_image(data, 3).shape == (3, 24, 40)  # the control
     ends = {len(data) * percent // 100 for percent in range(100)}
     for end in ends | {len(data) - 1, len(data) - 2}:
         with pytest.raises(TesseraError):
-            samples.decode_image(data[:end], 3)
+            images.decode_image(data[:end], 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(11, 7), (4, 3), (20, 16), (5, 30), (24, 2)])
 def test_a_crop_takes_the_middle_and_continues_the_edge(height: int, width: int) -> None:
     """NumPy's own padding says what is right."""
     image = torch.arange(11 * 7, dtype=torch.uint8).view(1, 11, 7)
-    got = samples.fit_image(image, height, width, "crop")
+    got = images.fit_image(image, height, width, "crop")
     wide = np.pad(image[0].numpy(), ((30, 30), (30, 30)), mode="edge")
     top = 30 + ((11 - height) // 2 if height < 11 else -((height - 11) // 2))
     left = 30 + ((7 - width) // 2 if width < 7 else -((width - 7) // 2))
     np.testing.assert_array_equal(got[0].numpy(), wide[top : top + height, left : left + width])
-    filled = samples.crop(image, height, width, outside=255)
+    filled = images.crop(image, height, width, outside=255)
     assert ((filled == 255).sum() > 0) == (height > 11 or width > 7)
     inside = filled != 255
     assert torch.equal(filled[inside], got[inside])
-    assert samples.fit_image(image, height, width, "stretch").shape == (1, height, width)
+    assert images.fit_image(image, height, width, "stretch").shape == (1, height, width)
 
 
 @pytest.mark.fault(22)
@@ -238,7 +238,7 @@ def test_pillows_warnings_never_escape_also_from_threads() -> None:
     def work() -> None:
         for _ in range(5):
             try:
-                samples.decode_image(data, 1)
+                images.decode_image(data, 1)
             except BaseException as error:
                 caught.append(error)
 
@@ -256,27 +256,27 @@ def test_pillows_warnings_never_escape_also_from_threads() -> None:
 
 def test_resize_reaches_the_size_and_keeps_a_flat_image_flat() -> None:
     flat = torch.full((3, 11, 7), 93, dtype=torch.uint8)
-    out = samples.resize(flat, 32, 16)
+    out = images.resize(flat, 32, 16)
     assert out.shape == (3, 32, 16)
     assert out.dtype == torch.uint8
     assert out.unique().tolist() == [93]
-    assert samples.resize(flat, 11, 7) is flat
+    assert images.resize(flat, 11, 7) is flat
 
 
 def test_resize_shrinks_with_antialias() -> None:
     """A fine checkerboard shrinks to grey; without antialias it would stay black or white."""
     board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255
-    small = samples.resize(board.to(torch.uint8)[None], 8, 8)
+    small = images.resize(board.to(torch.uint8)[None], 8, 8)
     assert (small.float() - 127.5).abs().max() < 12
 
 
 def test_png_goes_both_ways() -> None:
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    data = samples.encode_png(grey)
-    assert data == samples.encode_png(grey)
-    np.testing.assert_array_equal(samples.decode_image(data, 1)[0].numpy(), grey)
+    data = images.encode_png(grey)
+    assert data == images.encode_png(grey)
+    np.testing.assert_array_equal(images.decode_image(data, 1)[0].numpy(), grey)
     with pytest.raises(TesseraError, match="no uint8 image"):
-        samples.encode_png(grey.astype(np.float32))
+        images.encode_png(grey.astype(np.float32))
 
 
 @pytest.mark.fault(10)
@@ -284,7 +284,7 @@ def test_png_goes_both_ways() -> None:
     "path", ["train/cat/0001", "a b/ü.x/1.2", "../../etc/passwd", "/abs/x", "line\nbreak", "-", "~"]
 )
 def test_a_key_is_safe_and_leads_back(path: str) -> None:
-    key = samples.make_key(path)
+    key = images.make_key(path)
     check_key(key, "here")
     assert "." not in key
     assert unquote(key) == path.lstrip("/")
@@ -292,8 +292,8 @@ def test_a_key_is_safe_and_leads_back(path: str) -> None:
 
 @pytest.mark.fault(10)
 def test_long_and_undecodable_paths_have_keys_too() -> None:
-    keys = {samples.make_key("x" * 4000 + tail) for tail in "ab"}
-    keys.add(samples.make_key(b"\xff\xfe"))
+    keys = {images.make_key("x" * 4000 + tail) for tail in "ab"}
+    keys.add(images.make_key(b"\xff\xfe"))
     assert len(keys) == 3
     assert all(len(key) <= MAX_KEY_LENGTH for key in keys)
 

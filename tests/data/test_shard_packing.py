@@ -14,11 +14,11 @@ from PIL import Image
 from models.core.errors import TesseraError
 from pipelines.data import annotations
 from pipelines.data.annotations import Annotation, Mask, Objects
+from pipelines.data.images import encode_png, open_image, sniff
 from pipelines.data.packing import receipts
-from pipelines.data.packing.work import Part, Shared, look, pack_shard, prepare
-from pipelines.data.places import storage
-from pipelines.data.samples import encode_png, open_image, sniff
+from pipelines.data.packing.shard import Part, Shared, look, pack_shard, prepare
 from pipelines.data.sources import Item, Rejected, Source
+from pipelines.storage.open import open_storage
 
 ITEM = Item("a", "folder/a.jpg", 1)
 
@@ -226,7 +226,7 @@ def test_a_receipt_says_what_lies_in_the_shard(tmp_path: Path) -> None:
     items = tuple(Item(key, f"{key}.jpg", label) for key, label in (("a", 1), ("b", 5), ("c", 0)))
     part = Part("val", "val/000003.tar", items)
     receipt = pack_shard(job, part)
-    place = storage.at(tmp_path)
+    place = open_storage(tmp_path)
     assert look(job, part) == receipt == receipts.load(place, part.path)
     assert receipts.known(place) == {part.path}
     assert receipt.counts == (1, 1)

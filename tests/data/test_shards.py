@@ -20,7 +20,7 @@ from models.core.errors import TesseraError
 from pipelines.data import shards
 from pipelines.data.card import Card, ImageCard, SplitCard
 from pipelines.data.shards import Packed, ShardReader, Stored
-from pipelines.data.tars import members
+from pipelines.data.tar import members
 
 
 def some(count: int, size: int = 700) -> Iterator[Packed]:

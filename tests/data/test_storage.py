@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.places import storage
-from pipelines.data.places.storage import CacheSettings, Place
+from pipelines.storage.base import (
+    CacheSettings,
+    Storage,
+    absolute_location,
+    current_cache,
+    use_cache,
+)
+from pipelines.storage.open import open_storage
 
 
 @pytest.fixture(params=["folder", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     cache = CacheSettings(tmp_path / "cache")
     where = str(tmp_path / "set") if request.param == "folder" else f"memory://bucket{tmp_path}"
-    place = storage.at(where, cache)
+    place = open_storage(where, cache)
     yield place
     for name in place.names():
         place.remove(name)
@@ -28,7 +34,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_what_is_written_is_there(place: Place, tmp_path: Path) -> None:
+def test_what_is_written_is_there(place: Storage, tmp_path: Path) -> None:
     assert place.names() == []
     assert place.size("card.json") is None
     place.write("card.json", b"{}")
@@ -55,14 +61,14 @@ def test_what_is_written_is_there(place: Place, tmp_path: Path) -> None:
     assert place.size("card.json") is None
 
 
-def test_a_file_is_replaced_whole(place: Place) -> None:
+def test_a_file_is_replaced_whole(place: Storage) -> None:
     place.write("card.json", b"first, and longer")
     place.write("card.json", b"second")
     assert place.read("card.json") == b"second"
     assert place.names() == ["card.json"]
 
 
-def test_an_open_file_stays_readable(place: Place) -> None:
+def test_an_open_file_stays_readable(place: Storage) -> None:
     place.write("a.tar", b"shard")
     file = place.open("a.tar", size_bytes=5, sha256=sha256(b"shard"))
     place.remove("a.tar")
@@ -70,7 +76,7 @@ def test_an_open_file_stays_readable(place: Place) -> None:
     os.close(file)
 
 
-def test_what_is_not_there_is_said(place: Place, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(place: Storage, tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match=r"card\.json of .*(can't be read|is not there)"):
         place.read("card.json")
     with pytest.raises(TesseraError, match=r"a\.tar of "):
@@ -81,7 +87,7 @@ def test_what_is_not_there_is_said(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "s3://b/x", "a\0b"])
-def test_a_path_that_leads_elsewhere_is_refused(place: Place, path: str, tmp_path: Path) -> None:
+def test_a_path_that_leads_elsewhere_is_refused(place: Storage, path: str, tmp_path: Path) -> None:
     for act in (place.read, place.remove, place.size):
         with pytest.raises(TesseraError, match="not allowed"):
             act(path)
@@ -131,7 +137,7 @@ def test_other_addresses_are_refused_and_nothing_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError):
-        storage.at(where)
+        open_storage(where)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,37 +163,37 @@ def test_fsspec_follows_a_chain(tmp_path: Path) -> None:
 
 def test_a_login_is_not_repeated() -> None:
     with pytest.raises(UsageError) as refused:
-        storage.at("s3://key:secret@bucket/set")
+        open_storage("s3://key:secret@bucket/set")
     assert "secret" not in str(refused.value)
 
 
 def test_a_missing_library_is_named() -> None:
     with pytest.raises(TesseraError, match="gcsfs is not installed"):
-        storage.at("gs://bucket/set")
+        open_storage("gs://bucket/set")
 
 
 @pytest.mark.parametrize("where", ["set", "./a:b", "/data/set", "C", "~/set"])
 def test_folders_are_folders(where: str) -> None:
-    assert not storage.at(where).remote
+    assert not open_storage(where).remote
 
 
 def test_a_file_address_is_a_folder(tmp_path: Path) -> None:
-    place = storage.at(f"file://{tmp_path}/with%20blank")
+    place = open_storage(f"file://{tmp_path}/with%20blank")
     place.write("x", b"1")
     assert (tmp_path / "with blank" / "x").read_bytes() == b"1"
 
 
 def test_only_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute("set") == str(tmp_path / "set")
-    assert storage.absolute("s3://bucket/set") == "s3://bucket/set"
+    assert absolute_location("set") == str(tmp_path / "set")
+    assert absolute_location("s3://bucket/set") == "s3://bucket/set"
 
 
 def test_the_cache_is_told() -> None:
     told = CacheSettings(Path("/elsewhere"), 5)
     try:
-        storage.use_cache(told)
-        assert storage.cache_settings() == told
+        use_cache(told)
+        assert current_cache() == told
     finally:
-        storage.use_cache(None)
-    assert storage.cache_settings().folder == Path.home() / ".cache" / "tessera" / "shards"
+        use_cache(None)
+    assert current_cache().folder == Path.home() / ".cache" / "tessera" / "shards"

@@ -11,13 +11,7 @@ import pytest
 import yaml
 
 from models.core.errors import TesseraError
-from pipelines.data.importers.support.strict import (
-    is_number,
-    read_csv,
-    read_json,
-    read_xml,
-    read_yaml,
-)
+from pipelines.data.safe_parsers import is_number, read_csv, read_json, read_xml, read_yaml
 
 BOMB = b"<!DOCTYPE a [<!ENTITY a0 'ha'>%s]><a>&a9;</a>" % b"".join(
     b"<!ENTITY a%d '%s'>" % (n, b"&a%d;" % (n - 1) * 4) for n in range(1, 10)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data import survey
 from pipelines.data.annotations import BadAnnotation, Mask, Objects
-from pipelines.data.places import storage
+from pipelines.data.inspection import survey
+from pipelines.storage.base import CacheSettings, use_cache
+from pipelines.storage.open import open_storage
 
 
 def image(number: int, width: int = 12, height: int = 8) -> Image.Image:
@@ -150,17 +151,17 @@ def test_of_a_remote_set_few_shards_are_fetched(tmp_path: Path) -> None:
     pairs = [pair(("train", "k00000"), ("train", "k00199"), 1)]
     given = labelled([number // 100 for number in range(200)])
     card = pack_set(folder, "classification", {"train": given}, "ab", shard_samples=5, pairs=pairs)
-    place = storage.at("memory://survey/set")
+    place = open_storage("memory://survey/set")
     for path in sorted(folder.rglob("*.*")):
         place.write(path.relative_to(folder).as_posix(), path.read_bytes())
     cache = tmp_path / "cache"
-    storage.use_cache(storage.CacheSettings(cache))
+    use_cache(CacheSettings(cache))
     try:
         assert cards.read("memory://survey/set") == card
         survey.check("memory://survey/set", card)
         seen = survey.take("memory://survey/set", card, samples=4)
     finally:
-        storage.use_cache(None)
+        use_cache(None)
     (train,) = seen.splits
     assert train.looked_at == survey.REMOTE_SHARDS * 5
     assert [sample.label for sample in train.shown] == [0, 1, 0, 1]

@@ -12,17 +12,17 @@ import pytest
 from faulty_server import web_server
 
 from models.core.errors import TesseraError
-from pipelines.data import verifying
 from pipelines.data.annotations import Mask, Objects, encode
 from pipelines.data.card import Card, ImageCard
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
+from pipelines.data.inspection import verify
 from pipelines.data.shards import Packed, write
 
 MakeSet = Callable[..., tuple[Path, Card]]
 
 
 def differences(folder: Path | str) -> list[str]:
-    return list(verifying.verify(folder, workers=2).differences)
+    return list(verify.verify(folder, workers=2).differences)
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def packed(make_set: MakeSet) -> Path:
 
 def test_a_good_set_has_no_differences(packed: Path) -> None:
     steps: list[tuple[int, int]] = []
-    report = verifying.verify(packed, workers=2, progress=lambda *step: steps.append(step))
+    report = verify.verify(packed, workers=2, progress=lambda *step: steps.append(step))
     size = sum(path.stat().st_size for path in packed.rglob("*.tar"))
-    assert report == verifying.Report(2, 12, size, ())
+    assert report == verify.Report(2, 12, size, ())
     assert len(steps) == 2
     assert steps[-1] == (size, size)
 
@@ -154,11 +154,11 @@ def test_an_index_that_says_other_things_is_found(packed: Path, make_set: MakeSe
     """All checksums are right, and the class in the tar is not the one in the index: what a packer
     with a fault would make."""
     from pipelines.data.index import Index, write_index
-    from pipelines.data.places.storage import at
+    from pipelines.storage.open import open_storage
 
     card = Card.model_validate_json((packed / "card.json").read_text())
     split = card.splits["train"]
-    tables = [Index(at(packed), split).rows(n).copy() for n in range(2)]
+    tables = [Index(open_storage(packed), split).rows(n).copy() for n in range(2)]
     tables[0]["label"][2] = 1
     tables[1]["image"][0] += 1
     sums, size, sha256 = write_index(packed / split.index, tables)
@@ -181,7 +181,7 @@ def test_a_changed_card_is_refused(packed: Path) -> None:
     text = (packed / "card.json").read_text()
     (packed / "card.json").write_text(text.replace('"name": "set"', '"name": "sex"'))
     with pytest.raises(TesseraError, match="its digest is not its own"):
-        verifying.verify(packed)
+        verify.verify(packed)
 
 
 def test_an_address_is_verified_and_its_damage_found(packed: Path) -> None:

@@ -15,11 +15,10 @@ from faulty_server import FaultyWire, web_server, wire_to
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Card, Shard
-from pipelines.data.places import storage
-from pipelines.data.places.patience import Patience
-from pipelines.data.places.storage import CacheSettings
-from pipelines.data.places.web import Web
 from pipelines.data.shards import ShardReader
+from pipelines.storage.base import CacheSettings, use_cache
+from pipelines.storage.http import Web
+from pipelines.storage.retry import Patience
 
 QUICK = Patience(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=1.0)
 DATA = hashlib.shake_128(b"data").digest(300_000)
@@ -219,7 +218,7 @@ def test_a_set_is_read_through_a_wire_that_breaks(
 ) -> None:
     """The ordinary reader, at an address, with a fault in every second connection."""
     folder, card = make_set(20, shard_samples=4)
-    storage.use_cache(CacheSettings(tmp_path / "cache"))
+    use_cache(CacheSettings(tmp_path / "cache"))
     try:
         with web_server(folder) as port, wire_to(port) as wire:
             reader = ShardReader(wire.address, card, "train")
@@ -229,7 +228,7 @@ def test_a_set_is_read_through_a_wire_that_breaks(
         assert keys == [f"s{n:04d}" for n in range(20)]
         assert [reader.read(n).key for n in range(20)] == keys, "all of it is in the cache"
     finally:
-        storage.use_cache(None)
+        use_cache(None)
 
 
 @pytest.mark.control(5)

@@ -10,17 +10,22 @@ from calling import Call
 
 from jobs.shared import cache_settings
 from models.core.errors import UsageError
-from pipelines.data.places import storage
-from pipelines.data.places.storage import CacheSettings
+from pipelines.storage.base import (
+    CacheSettings,
+    cache_payload,
+    current_cache,
+    use_cache,
+    use_cache_of,
+)
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("TESSERA_CACHE", "TESSERA_CACHE_SIZE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    storage.use_cache(None)
+    use_cache(None)
     yield
-    storage.use_cache(None)
+    use_cache(None)
 
 
 DEFAULT = CacheSettings(Path.home() / ".cache" / "tessera" / "shards")
@@ -43,11 +48,11 @@ def test_the_environment_says_where(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     cache_settings.apply()
-    assert storage.cache_settings() == expected
-    payload = storage.cache_payload()
-    storage.use_cache(None)
-    storage.use_cache_of(payload)
-    assert storage.cache_settings() == expected, "as a worker is told"
+    assert current_cache() == expected
+    payload = cache_payload()
+    use_cache(None)
+    use_cache_of(payload)
+    assert current_cache() == expected, "as a worker is told"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from models.core.serving import ABSOLUTE
 from pipelines import asking, checkpoints
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.data import importing
+from pipelines.data.packing import pack
 from pipelines.export import FORMATS
 from pipelines.prediction import Predictor
 
@@ -201,7 +201,7 @@ def test_data_that_are_gone_or_others(
     home: Path, here: Path, digits: Path, tmp_path: Path, call: Call
 ) -> None:
     aside, other = tmp_path / "aside", tmp_path / "other"
-    importing.pack("digits", other, seed=3)
+    pack.pack("digits", other, seed=3)
     digits.rename(aside)
     try:
         gone = call("export", "digits", "--format", "pt2")
@@ -256,7 +256,7 @@ def test_other_tasks(
 ) -> None:
     kind = family_sources.READ_FROM[models.get(name).task.reads]
     packed = tmp_path / "packed"
-    importing.pack(str(family_sources.SOURCES[kind](tmp_path / "source")), packed, near=False)
+    pack.pack(str(family_sources.SOURCES[kind](tmp_path / "source")), packed, near=False)
     recipe = recipes.start(name, "tiny").with_overrides(
         {"data.path": str(packed), "train.epochs": 1, "train.batch_size": 8, "workers.count": 0}
     )

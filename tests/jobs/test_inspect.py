@@ -12,7 +12,8 @@ from packed_sets import Given, pack_set, pair
 from PIL import Image
 
 from pipelines.data.annotations import Mask, Objects
-from pipelines.data.places import storage
+from pipelines.storage.base import CacheSettings, use_cache
+from pipelines.storage.open import open_storage
 
 ROWS = [
     {"key": "a", "origin": "a.jpg", "reason": "box without area", "detail": "object 4"},
@@ -104,15 +105,15 @@ def test_json_is_the_card_also_with_a_page(tmp_path: Path, call: Call) -> None:
 
 def test_a_set_at_an_address_is_inspected_like_one_in_a_folder(tmp_path: Path, call: Call) -> None:
     folder = make(tmp_path / "set", "detection", rejected=ROWS)
-    place = storage.at("memory://inspected/set")
+    place = open_storage("memory://inspected/set")
     for path in folder.rglob("*.*"):
         place.write(path.relative_to(folder).as_posix(), path.read_bytes())
     here, there = tmp_path / "here.html", tmp_path / "there.html"
-    storage.use_cache(storage.CacheSettings(tmp_path / "cache"))
+    use_cache(CacheSettings(tmp_path / "cache"))
     try:
         remote = call("inspect", "memory://inspected/set", "--html", there)
     finally:
-        storage.use_cache(None)
+        use_cache(None)
     local = call("inspect", folder, "--html", here)
     assert remote.status == 0, remote.err
     assert remote.out.replace(str(there), "") == local.out.replace(str(here), "")

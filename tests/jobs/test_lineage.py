@@ -14,7 +14,7 @@ from jobs import driver, evaluate, promote, reproduce, train
 from pipelines import hardware, promotion
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.data import importing
+from pipelines.data.packing import pack
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_other_weights_on_the_same_machine_are_no_reproduction(home: Path, call:
 
 def test_other_data_are_refused(home: Path, digits: Path, tmp_path: Path, call: Call) -> None:
     other = tmp_path / "other"
-    importing.pack("digits", other, seed=3)
+    pack.pack("digits", other, seed=3)
     done = call("reproduce", "digits/1", "--data", other)
     assert (done.status, "another than the recipe names" in done.err) == (1, True)
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from jobs import driver, evaluate, promote, train
 from pipelines import asking, promotion, tracking
 from pipelines import recipe as recipes
-from pipelines.data import importing
+from pipelines.data.packing import pack
 from pipelines.interfaces import World
 from pipelines.registry import MlflowRegistry
 
@@ -167,7 +167,7 @@ def test_who_was_trained_on_the_test_images_is_refused(
     test = [int(key) for key in keys(digits, "test")]
     rest = [int(key) for key in keys(digits, "val")]
     source = image_folder(tmp_path / "raw", {"train": test, "val": rest[:90], "test": rest[90:]})
-    importing.pack(str(source), tmp_path / "leaky")
+    pack.pack(str(source), tmp_path / "leaky")
     number = fit(tmp_path / "leaky", 30, on=digits)
     done = call("promote", "digits", "--version", number, "--json")
     verdict = json.loads(done.out)
@@ -209,7 +209,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
     source = image_folder(
         tmp_path / "raw", {"train": rest[:300], "val": rest[300:], "test": chosen}
     )
-    importing.pack(str(source), tmp_path / "small")
+    pack.pack(str(source), tmp_path / "small")
     evaluate.evaluate(f"digits/{WORSE}", tmp_path / "small")
     done = call("promote", "digits", "--version", WORSE, "--json")
     verdict = json.loads(done.out)
@@ -326,7 +326,7 @@ def test_not_evaluated_or_on_other_data(
     done = call("promote", "digits", "--version", number)
     assert (done.status, "was not evaluated" in done.out) == (1, True)
     evaluate.evaluate(f"digits/{number}", digits)
-    importing.pack("digits", tmp_path / "other", seed=3)
+    pack.pack("digits", tmp_path / "other", seed=3)
     done = call("promote", "digits", "--version", number, "--data", tmp_path / "other")
     assert (done.status, "evaluated on other data" in done.out) == (1, True)
 

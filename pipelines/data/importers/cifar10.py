@@ -17,9 +17,9 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
+from pipelines.data.images import encode_png
 from pipelines.data.importers.support import plain_pickle
 from pipelines.data.importers.support.reading import choose, nearby
-from pipelines.data.samples import encode_png
 from pipelines.data.sources import Item, Source, read_file
 
 NAME = "cifar10"

@@ -26,6 +26,7 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, clip
 from pipelines.data.card import Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import read_mask
 from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
@@ -40,8 +41,7 @@ from pipelines.data.importers.support.reading import (
     no_images,
     split_of,
 )
-from pipelines.data.importers.support.strict import is_number, read_json
-from pipelines.data.samples import make_key
+from pipelines.data.safe_parsers import is_number, read_json
 from pipelines.data.sources import Item, Source, find_folders, read_file
 
 NAME = "coco"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.reading import SPLIT_NAMES, find_problem, load
-from pipelines.data.importers.support.strict import read_csv
-from pipelines.data.samples import make_key
+from pipelines.data.safe_parsers import read_csv
 from pipelines.data.sources import Item, Source, is_image, read_file
 
 NAME = "csv"

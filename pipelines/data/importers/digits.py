@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
 from pipelines.data.sources import Item, Source
 
 NAME = "digits"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.reading import IMAGE_NAMES, LABEL_NAMES, SPLIT_NAMES
-from pipelines.data.samples import make_key
 from pipelines.data.sources import (
     Item,
     Source,

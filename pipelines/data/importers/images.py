@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipelines.data import importers
 from pipelines.data.card import Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.reading import (
     LABEL_NAMES,
     SPLIT_NAMES,
@@ -23,7 +24,6 @@ from pipelines.data.importers.support.reading import (
     need_folder,
     no_images,
 )
-from pipelines.data.samples import make_key
 from pipelines.data.sources import (
     TABLES,
     Item,

@@ -19,6 +19,7 @@ from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, check_mask_size
 from pipelines.data.card import Split
+from pipelines.data.images import make_key, open_image
 from pipelines.data.importers import coco
 from pipelines.data.importers.support.reading import (
     image_size,
@@ -28,7 +29,6 @@ from pipelines.data.importers.support.reading import (
     read_inside,
     split_of,
 )
-from pipelines.data.samples import make_key, open_image
 from pipelines.data.sources import Item, Source, find_folders, find_images
 
 NAME = "instance_masks"

@@ -23,6 +23,7 @@ from pathlib import Path
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Mask, check_mask_size
 from pipelines.data.card import Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.mask_files import (
     Meaning,
     Raw,
@@ -40,7 +41,6 @@ from pipelines.data.importers.support.reading import (
     read_inside,
     split_of,
 )
-from pipelines.data.samples import make_key
 from pipelines.data.sources import Item, Source, find_folders
 
 NAME = "masks"

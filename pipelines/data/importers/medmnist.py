@@ -22,8 +22,8 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import MAX_PIXELS, Split
+from pipelines.data.images import encode_png
 from pipelines.data.importers.support.reading import SPLIT_ORDER
-from pipelines.data.samples import encode_png
 from pipelines.data.sources import Item, Source
 
 NAME = "medmnist"

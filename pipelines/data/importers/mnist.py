@@ -20,7 +20,7 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import MAX_PIXELS, Split
-from pipelines.data.samples import encode_png
+from pipelines.data.images import encode_png
 from pipelines.data.sources import Item, Source
 
 NAME = "mnist"

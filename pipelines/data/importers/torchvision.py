@@ -24,9 +24,9 @@ from PIL import Image
 from models.core.errors import TesseraError, unknown
 from pipelines.data.annotations import IGNORED, BadAnnotation, Mask
 from pipelines.data.card import Split
+from pipelines.data.images import encode_png
 from pipelines.data.importers.support.guard import guarded
 from pipelines.data.importers.support.reading import SPLIT_ORDER, read_inside
-from pipelines.data.samples import encode_png
 from pipelines.data.sources import Item, Source
 
 NAME = "torchvision"

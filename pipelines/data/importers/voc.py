@@ -26,6 +26,7 @@ import numpy as np
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import BadAnnotation, Objects, clip
 from pipelines.data.card import Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
     check_stated_size,
@@ -37,8 +38,7 @@ from pipelines.data.importers.support.reading import (
     need_folder,
     read_inside,
 )
-from pipelines.data.importers.support.strict import read_xml
-from pipelines.data.samples import make_key
+from pipelines.data.safe_parsers import read_xml
 from pipelines.data.sources import Item, Source, read_file
 
 NAME = "voc"

@@ -27,6 +27,7 @@ from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.annotations import BadAnnotation, Objects, clip
 from pipelines.data.card import SPLITS, Split
+from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import draw
 from pipelines.data.importers.support.reading import (
     choose,
@@ -38,8 +39,7 @@ from pipelines.data.importers.support.reading import (
     read_inside,
     split_of,
 )
-from pipelines.data.importers.support.strict import read_yaml
-from pipelines.data.samples import make_key
+from pipelines.data.safe_parsers import read_yaml
 from pipelines.data.sources import Item, Source, find_files, is_image, read_file
 
 NAME = "yolo"

@@ -19,8 +19,8 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Split
-from pipelines.data.packing.tally import rejection
-from pipelines.data.packing.work import Part, Shared, prepare
+from pipelines.data.packing.shard import Part, Shared, prepare
+from pipelines.data.packing.statistics import rejection
 from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
 from pipelines.data.sources import Item, Source
 

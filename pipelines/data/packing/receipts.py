@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.core.errors import TesseraError
 from pipelines.data.card import Shard
 from pipelines.data.packing.staging import SHARDS
-from pipelines.data.packing.tally import Counts
-from pipelines.data.places.storage import Place
+from pipelines.data.packing.statistics import Counts
+from pipelines.storage.base import Storage
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +54,7 @@ def encode(array: Array) -> bytes:
     return out.getvalue()
 
 
-def save(place: Place, receipt: Receipt, rows: bytes, prints: bytes) -> None:
+def save(place: Storage, receipt: Receipt, rows: bytes, prints: bytes) -> None:
     """Writes a receipt with its arrays; the JSON, by which it is found, comes last."""
     name = _name(receipt.shard.path)
     place.write(f"{name}.rows.npy", rows)
@@ -62,7 +62,7 @@ def save(place: Place, receipt: Receipt, rows: bytes, prints: bytes) -> None:
     place.write(f"{name}.json", receipt.model_dump_json().encode())
 
 
-def load(place: Place, path: str) -> Receipt | None:
+def load(place: Storage, path: str) -> Receipt | None:
     """The receipt of the shard called `path`; None where there is none that can be read."""
     name = f"{_name(path)}.json"
     if place.size(name) is None:
@@ -73,7 +73,7 @@ def load(place: Place, path: str) -> Receipt | None:
         return None
 
 
-def known(place: Place) -> frozenset[str]:
+def known(place: Storage) -> frozenset[str]:
     """Paths of the shards that have receipts."""
     names = place.names(SHARDS)
     ends = (name for name in names if name.endswith(".json"))
@@ -82,17 +82,17 @@ def known(place: Place) -> frozenset[str]:
     )
 
 
-def load_rows(place: Place, receipt: Receipt) -> Array:
+def load_rows(place: Storage, receipt: Receipt) -> Array:
     """The shard's rows of the index."""
     return _load(place, f"{_name(receipt.shard.path)}.rows.npy", receipt.rows)
 
 
-def load_prints(place: Place, receipt: Receipt) -> Array:
+def load_prints(place: Storage, receipt: Receipt) -> Array:
     """uint8 (samples, bytes of a fingerprint)."""
     return _load(place, f"{_name(receipt.shard.path)}.prints.npy", receipt.prints)
 
 
-def _load(place: Place, path: str, sha256: str) -> Array:
+def _load(place: Storage, path: str, sha256: str) -> Array:
     data = place.read(path)
     if digest(data) != sha256:
         raise TesseraError(

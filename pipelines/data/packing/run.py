@@ -18,13 +18,13 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Card, Leakage, Split, SplitCard
-from pipelines.data.packing import leaks, receipts
-from pipelines.data.packing.leaks import Prints
+from pipelines.data.packing import near_duplicates, receipts
+from pipelines.data.packing.near_duplicates import Prints
 from pipelines.data.packing.plan import Plan
 from pipelines.data.packing.receipts import Receipt
+from pipelines.data.packing.shard import TWO_SPLITS, Part, Shared, look, pack_shard
 from pipelines.data.packing.staging import Stage
-from pipelines.data.packing.tally import REJECTED, Kept, Rejections, Tally, lines_of
-from pipelines.data.packing.work import TWO_SPLITS, Part, Shared, look, pack_shard
+from pipelines.data.packing.statistics import REJECTED, Kept, Rejections, Tally, lines_of
 from pipelines.data.shards import finish_split
 
 Progress = Callable[[int, int], None]
@@ -182,13 +182,13 @@ class Run:
     def _find_near(self) -> None:
         rows, self._leakage = self._prints().near()
         if rows:
-            self._staged.place.write(leaks.FILE, lines_of(rows))
+            self._staged.place.write(near_duplicates.FILE, lines_of(rows))
             self._say(
                 f"pairs of images in two splits that look alike: {self._leakage.near}; see "
-                f"{leaks.FILE}"
+                f"{near_duplicates.FILE}"
             )
         else:
-            self._staged.place.remove(leaks.FILE)
+            self._staged.place.remove(near_duplicates.FILE)
 
     def _counts(self, split: Split) -> dict[str, int]:
         classes = self._shared.source.classes

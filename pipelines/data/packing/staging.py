@@ -21,8 +21,9 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.data.card import FILE
-from pipelines.data.packing.tally import Kept
-from pipelines.data.places import storage
+from pipelines.data.packing.statistics import Kept
+from pipelines.storage.base import Storage
+from pipelines.storage.open import open_storage
 
 NOTES = ".packing"
 """Folder, in the data set that is packed, of what goes when it is finished."""
@@ -34,7 +35,7 @@ _PLAN = f"{NOTES}/plan"
 class Stage:
     """A data set in the making. `folder` is its local folder; None at an address."""
 
-    def __init__(self, place: storage.Place, folder: Path | None) -> None:
+    def __init__(self, place: Storage, folder: Path | None) -> None:
         self.place, self.folder = place, folder
         self.fresh = place.size(_PLAN) is None
         self.replaced = False
@@ -74,9 +75,9 @@ def stage(to: str | Path) -> Iterator[Stage]:
         yield from _stage_folder(Path(os.path.abspath(place.where)), stack)
 
 
-def refuse_occupied(to: str | Path) -> storage.Place:
+def refuse_occupied(to: str | Path) -> Storage:
     """The place, where a data set can be made there; else TesseraError."""
-    place = storage.at(to)
+    place = open_storage(to)
     if not place.remote:
         _refuse_folder(Path(os.path.abspath(place.where)))
         return place
@@ -95,7 +96,7 @@ def _stage_folder(to: Path, stack: ExitStack) -> Iterator[Stage]:
         lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, lock)
         _claim(lock, to)
-        staged = Stage(storage.at(work), work)
+        staged = Stage(open_storage(work), work)
     except OSError as error:
         raise _unwritable(to, error) from None
     try:
@@ -111,7 +112,7 @@ def _stage_folder(to: Path, stack: ExitStack) -> Iterator[Stage]:
     shutil.rmtree(to / NOTES, ignore_errors=True)
 
 
-def _stage_address(place: storage.Place) -> Iterator[Stage]:
+def _stage_address(place: Storage) -> Iterator[Stage]:
     staged = Stage(place, None)
     try:
         yield staged
@@ -122,7 +123,7 @@ def _stage_address(place: storage.Place) -> Iterator[Stage]:
     _clear(place, NOTES)
 
 
-def _clear(place: storage.Place, folder: str = "") -> None:
+def _clear(place: Storage, folder: str = "") -> None:
     for path in place.names(folder):
         place.remove(path)
 

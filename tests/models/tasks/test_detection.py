@@ -8,7 +8,7 @@ import torch
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, View
 from models.tasks.detection import DETECTION
-from pipelines.data.samples import fit_image, view
+from pipelines.data.images import fit_image, view
 
 DATA = DataSpec("detection", 3, 100, 100, ("red", "white"), (0.5,) * 3, (0.2,) * 3)
 LEFT, RIGHT = [10.0, 10.0, 30.0, 30.0], [60.0, 10.0, 80.0, 30.0]

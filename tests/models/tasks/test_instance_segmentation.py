@@ -18,7 +18,7 @@ from models.tasks.instance_segmentation import INSTANCE_SEGMENTATION as TASK
 from models.tasks.instance_segmentation import run_lengths
 from models.transforms.mask_augment import MaskAugmentSettings, boxes_of
 from pipelines.data import rle
-from pipelines.data.samples import fit_image, view
+from pipelines.data.images import fit_image, view
 
 DATA = dataclasses.replace(
     examples.SPECS["instance_segmentation"], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)

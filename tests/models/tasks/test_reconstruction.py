@@ -15,7 +15,7 @@ from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Draws
 from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, ReconstructionAugment, as_bytes, inside
-from pipelines.data import samples
+from pipelines.data import images as data_images
 
 DATA = DataSpec("images", 3, 28, 21, (), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 MEAN = torch.tensor(DATA.mean)[:, None, None]
@@ -211,10 +211,10 @@ def test_a_reconstruction_gets_the_size_of_its_image(fit, size):
     """A network that answers just what it sees gives the image again, as far as it saw it."""
     rows, columns = (torch.arange(side) / 100 for side in size)
     image = (100 + 50 * (rows[:, None] + columns).sin()).expand(3, -1, -1).round().byte()
-    fitted = samples.fit_image(image, 28, 21, fit)
-    (extent,) = samples.extents(torch.tensor([size]), 28, 21, fit).tolist()
+    fitted = data_images.fit_image(image, 28, 21, fit)
+    (extent,) = data_images.extents(torch.tensor([size]), 28, 21, fit).tolist()
     seen = fitted[:, : extent[0], : extent[1]] / 255
-    restored = RECONSTRUCTION.restore(prediction(seen), samples.view(size, 28, 21, fit))
+    restored = RECONSTRUCTION.restore(prediction(seen), data_images.view(size, 28, 21, fit))
     made = as_bytes(restored["image"]).int()
     assert made.shape == image.shape
     if fit != "crop":

@@ -13,7 +13,7 @@ from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Draws, View
 from models.tasks.semantic_segmentation import SEMANTIC_SEGMENTATION as TASK
 from models.tasks.semantic_segmentation import SegmentationAugment
-from pipelines.data.samples import fit_image, view
+from pipelines.data.images import fit_image, view
 
 CLASSES = ("road", "sky/blue", "tree", "car", "cat")
 SPEC = DataSpec("semantic_segmentation", 1, 24, 24, CLASSES, (0.0,), (1.0,))

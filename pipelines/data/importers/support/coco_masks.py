@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.data import rle
 from pipelines.data.annotations import ROUNDING, BadAnnotation
-from pipelines.data.importers.support.strict import is_number
+from pipelines.data.safe_parsers import is_number
 
 
 def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:

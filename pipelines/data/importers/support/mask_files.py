@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import IGNORED, BadAnnotation
-from pipelines.data.samples import open_image, sniff
+from pipelines.data.images import open_image, sniff
 
 MAX_COLOURS = 64
 """Colours that are numbered without being named: more come from blending or from JPEG."""

@@ -17,7 +17,7 @@ from PIL import Image
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import BadAnnotation
 from pipelines.data.card import Split
-from pipelines.data.samples import open_image, sniff
+from pipelines.data.images import open_image, sniff
 from pipelines.data.sources import IMAGE_SUFFIXES, Item, Rejected, find_folders, is_image, read_file
 
 SPLIT_NAMES: dict[str, Split] = {

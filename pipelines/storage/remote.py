@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.data.places.cache import Cache
-from pipelines.data.places.patience import Passing, Patience, persist
-from pipelines.data.places.storage import SMALL_BYTES, CacheSettings, Content, check_path
+from pipelines.storage.base import SMALL_BYTES, CacheSettings, Content, check_path
+from pipelines.storage.cache import Cache
+from pipelines.storage.retry import Passing, Patience, persist
 
 BLOCK_BYTES = 8 << 20
 """With `Patience.call_seconds` it says how slow a server may drip: 140 kB/s."""

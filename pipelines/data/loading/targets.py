@@ -16,7 +16,7 @@ import torch
 
 from models.core.family import Batch
 from pipelines.data.annotations import IGNORED, Mask, Objects, mask_pixels, resize
-from pipelines.data.samples import Fit, crop, extents, view
+from pipelines.data.images import Fit, crop, extents, view
 
 COUNTS = "objects"
 """How many objects each image has, while they are in one array."""

@@ -21,8 +21,8 @@ from pipelines.data import importers
 from pipelines.data.card import FILE, SPLITS, Card
 from pipelines.data.packing import plan as packing_plan
 from pipelines.data.packing.run import Progress, Run, Spread
+from pipelines.data.packing.shard import Shared
 from pipelines.data.packing.staging import refuse_occupied, stage
-from pipelines.data.packing.work import Shared
 from pipelines.data.sources import IMAGE_SUFFIXES, TABLES, Source, find_files, find_images
 
 

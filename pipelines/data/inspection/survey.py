@@ -20,11 +20,11 @@ from pydantic import BaseModel, ValidationError
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
 from pipelines.data.card import NOTE_EXTENSIONS, SPLITS, Card
+from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Index
-from pipelines.data.places import storage
-from pipelines.data.samples import open_image
 from pipelines.data.shards import ShardReader, Stored, check_sizes
+from pipelines.storage.open import open_shards, open_storage
 
 LEAKAGE, REJECTED = "leakage.jsonl", "rejected.jsonl"
 LOOKED_AT = 1000
@@ -119,8 +119,8 @@ def ordered(card: Card) -> list[str]:
 def check(where: str | Path, card: Card) -> None:
     """Every shard is there and has its size, and every row of the indices is whole; else
     TesseraError names what is not."""
-    place = storage.at(where)
-    shards = storage.shards_of(where, card.root)
+    place = open_storage(where)
+    shards = open_shards(where, card.root)
     for name in ordered(card):
         split = card.split(name)
         check_sizes(shards, split)
@@ -133,7 +133,7 @@ def check(where: str | Path, card: Card) -> None:
 def take(where: str | Path, card: Card, *, samples: int) -> Survey:
     """Looks at a data set; `samples` of each split are shown, chosen so that all classes are there
     as far as they go, and the same ones each time. Raises TesseraError for damaged data."""
-    remote = storage.shards_of(where, card.root).remote
+    remote = open_shards(where, card.root).remote
     readers = {name: ShardReader(where, card, name) for name in ordered(card)}
     try:
         return Survey(
@@ -163,7 +163,7 @@ Row = TypeVar("Row", bound=BaseModel)
 
 
 def _read_lines(where: str | Path, file: str, kind: type[Row]) -> list[Row]:
-    place = storage.at(where)
+    place = open_storage(where)
     if place.size(file) is None:
         return []
     rows = []

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote
 
 from models.core.errors import TesseraError
-from pipelines.data.places.patience import Passing, Patience
-from pipelines.data.places.remote import Remote
-from pipelines.data.places.storage import CacheSettings, check_path
+from pipelines.storage.base import CacheSettings, check_path
+from pipelines.storage.remote import Remote
+from pipelines.storage.retry import Passing, Patience
 
 _QUIET_SECONDS = 30
 """The longest that a connection may say nothing."""

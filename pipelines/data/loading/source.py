@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from models.core.family import Batch, DataSpec
-from pipelines.data.batching import decoded
-from pipelines.data.batching.ahead import Processes, in_thread, most_ahead
-from pipelines.data.batching.batches import BatchMaker, Fields, collect
-from pipelines.data.batching.decoded import Pixels, SharedPixels
 from pipelines.data.card import Card
-from pipelines.data.samples import Fit
+from pipelines.data.images import Fit
+from pipelines.data.loading import pixel_cache
+from pipelines.data.loading.batches import BatchMaker, Fields, collect
+from pipelines.data.loading.pixel_cache import Pixels, SharedPixels
+from pipelines.data.loading.prefetch import Processes, in_thread, most_ahead
 from pipelines.data.shards import ShardReader
 from pipelines.interfaces import World
 
@@ -104,7 +104,7 @@ class Supply:
     ) -> None:
         self.reader = ShardReader(where, card, split)
         samples = len(self.reader)
-        choice = decoded.choose(
+        choice = pixel_cache.choose(
             samples, spec, cache=cache, cache_bytes=cache_bytes, device=world.device
         )
         self.cache_choice = str(choice)
@@ -115,11 +115,11 @@ class Supply:
         self._pin = world.device.startswith("cuda")
         self._cache: Pixels | None = None
         if choice.kind != "none":
-            self._cache = share or decoded.anonymous(samples, spec)
+            self._cache = share or pixel_cache.anonymous(samples, spec)
         self._slots = most_ahead(loader_workers)
         ring = None
         if loader_workers and self._cache is None:
-            ring = decoded.anonymous(self._slots * most_rows, spec)
+            ring = pixel_cache.anonymous(self._slots * most_rows, spec)
         maker = BatchMaker(self.reader, spec, fit)
         self._filler = _Filler(maker, numbers, most_rows, self._cache, ring)
         self._processes = Processes(self._filler.fill, loader_workers) if loader_workers else None

@@ -20,15 +20,16 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import annotations as notes
-from pipelines.data import leakage
+from pipelines.data import duplicates
 from pipelines.data.card import Shard, Split
+from pipelines.data.images import encode_png, open_image, sniff
 from pipelines.data.packing import receipts
 from pipelines.data.packing.receipts import Receipt
-from pipelines.data.packing.tally import Tally, rejection
-from pipelines.data.places import storage
-from pipelines.data.samples import encode_png, open_image, sniff
+from pipelines.data.packing.statistics import Tally, rejection
 from pipelines.data.shards import Packed, write_shard
 from pipelines.data.sources import Item, Rejected, Source
+from pipelines.storage.base import Storage
+from pipelines.storage.open import open_storage
 
 TWO_SPLITS = "image in two splits"
 _EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -85,7 +86,7 @@ def pack_shard(shared: Shared, part: Part, step: Callable[[], None] = lambda: No
     """
     stamps = stamp(shared.source, part.items)
     book = _Book(len(shared.source.classes))
-    place = storage.at(shared.where)
+    place = open_storage(shared.where)
     with tempfile.TemporaryDirectory(dir=shared.scratch) as folder:
         file = Path(folder) / "shard.tar"
         shard, table = write_shard(file, part.path, book.samples(shared, part, step))
@@ -94,7 +95,7 @@ def pack_shard(shared: Shared, part: Part, step: Callable[[], None] = lambda: No
         else:  # it may have had some before, when nothing was known of `without`
             place.remove(part.path)
     rows = receipts.encode(table)
-    prints = np.frombuffer(b"".join(book.prints), np.uint8).reshape(-1, leakage.SIZE)
+    prints = np.frombuffer(b"".join(book.prints), np.uint8).reshape(-1, duplicates.SIZE)
     encoded = receipts.encode(prints)
     receipt = Receipt(
         plan=shared.plan,
@@ -157,7 +158,7 @@ def prepare(shared: Shared, item: Item) -> Sample:
         extension, data = _encode(small, sniff(data), shared.quality)
     elif extension is None:
         extension, data = "png", encode_png(np.asarray(image))
-    image_part, print = (extension, data), leakage.fingerprint(image)
+    image_part, print = (extension, data), duplicates.fingerprint(image)
     if note is not None:
         if small is not image:
             note = notes.resize(note, (image.height, image.width), (small.height, small.width))
@@ -244,7 +245,7 @@ def _stamp_file(path: Path) -> bytes:
 
 def look(shared: Shared, part: Part) -> Receipt | None:
     """The receipt of a shard that was packed before, where packing it again would change nothing."""
-    place = storage.at(shared.where)
+    place = open_storage(shared.where)
     receipt = receipts.load(place, part.path)
     if receipt is None or receipt.plan != shared.plan or receipt.shard.path != part.path:
         return None
@@ -262,7 +263,7 @@ def look(shared: Shared, part: Part) -> Receipt | None:
     return None if _packs_now(shared, part, receipt) else receipt
 
 
-def _is_there(shared: Shared, place: storage.Place, shard: Shard) -> bool:
+def _is_there(shared: Shared, place: Storage, shard: Shard) -> bool:
     if place.size(shard.path) != shard.size_bytes:
         return False
     if shared.scratch is None:  # an object store gives whole objects; reading them all costs more

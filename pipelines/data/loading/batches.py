@@ -35,13 +35,13 @@ from torch import Tensor
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
 from pipelines.data.annotations import check_masked, decode_mask, decode_objects
-from pipelines.data.batching import targets
-from pipelines.data.batching.decoded import Pixels
-from pipelines.data.batching.jpegs import FastDecoder
-from pipelines.data.batching.targets import Fitted, Size
 from pipelines.data.card import MAX_PIXELS
+from pipelines.data.images import Fit, extents, fit_image, open_image, to_tensor
 from pipelines.data.index import Rows
-from pipelines.data.samples import Fit, extents, fit_image, open_image, to_tensor
+from pipelines.data.jpeg import FastDecoder
+from pipelines.data.loading import targets
+from pipelines.data.loading.pixel_cache import Pixels
+from pipelines.data.loading.targets import Fitted, Size
 from pipelines.data.shards import Piece, ShardReader
 
 Numbers = np.ndarray[Any, Any]

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data import leakage, survey
+from pipelines.data import duplicates
 from pipelines.data.card import SPLITS, Card
-from pipelines.data.samples import open_image
+from pipelines.data.images import open_image
+from pipelines.data.inspection import survey
 from pipelines.data.shards import ShardReader
 
 
@@ -36,20 +37,22 @@ def seen_before(
         for name in SPLITS
         if name in trained[1].splits and name != split
     ]
-    found = leakage.find(
+    found = duplicates.find(
         {"train": np.concatenate(known), "test": _fingerprints(place, card, split)}
     )
     return len({pair.right[1] for pair in found})
 
 
-def _fingerprints(where: str | Path, card: Card, split: str) -> leakage.Array:
+def _fingerprints(where: str | Path, card: Card, split: str) -> duplicates.Array:
     """uint8 (N, `leakage.SIZE`) of a split's images."""
     reader = ShardReader(where, card, split)
     try:
         rows = [
-            leakage.fingerprint(open_image(reader.read(number).image, f"{split}, sample {number}"))
+            duplicates.fingerprint(
+                open_image(reader.read(number).image, f"{split}, sample {number}")
+            )
             for number in range(len(reader))
         ]
     finally:
         reader.close()
-    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, leakage.SIZE)
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, duplicates.SIZE)

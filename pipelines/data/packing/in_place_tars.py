@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from models.core.errors import TesseraError
-from pipelines.data.tars import BLOCK, damaged, padded
+from pipelines.data.tar import BLOCK, damaged, padded
 
 MAX_NAME_BYTES = 512
 MAX_MEMBER_BYTES = 1 << 30

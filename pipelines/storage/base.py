@@ -1,6 +1,6 @@
 """Where files lie: in a folder, or at an address of an object store.
 
-In: a path or a URL. Out: a `Place` to read and write files in, whole or not at all. Must not know
+In: a path or a URL. Out: a `Storage` to read and write files in, whole or not at all. Must not know
 what the files are, nor the environment: a job says with `use_cache` where copies may lie.
 
 Addresses of these schemes are taken and no others: s3, gs (gcs), az (abfs), memory (this process
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,7 +24,7 @@ STORES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "abfs", "abfs": "abfs", "me
 """Schemes of object stores, and the name that each has in the library."""
 WEB = ("http", "https")
 SMALL_BYTES = 256 << 20
-"""The most that `Place.read` takes into memory."""
+"""The most that `Storage.read` takes into memory."""
 _ALLOWED = (
     "a folder, or an address that begins with s3://, gs://, az://, http://, https:// or file://"
 )
@@ -53,7 +51,7 @@ class Content(Protocol):
     def sha256(self) -> str: ...
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """A folder or an address. Paths are relative to it, with `/`; one that leads out of it is a
     TesseraError, as is everything that can't be read or written."""
 
@@ -116,7 +114,7 @@ def use_cache(settings: CacheSettings | None) -> None:
     _cache = settings
 
 
-def cache_settings() -> CacheSettings:
+def current_cache() -> CacheSettings:
     """The cache in use: by default 50 GiB in `.cache/tessera/shards` of the user's home."""
     return _cache or CacheSettings(Path.home() / ".cache" / "tessera" / "shards")
 
@@ -133,46 +131,7 @@ def use_cache_of(payload: Mapping[str, Any]) -> None:
         use_cache(CacheSettings(Path(payload["folder"]), payload["limit_bytes"]))
 
 
-def at(where: str | Path, cache: CacheSettings | None = None) -> Place:
-    """The place: a folder, which need not exist yet, or a URL. Copies of remote files go into
-    `cache`, by default this process's. Raises UsageError for an address that is refused, and
-    TesseraError where the library for it is missing. Connects to nothing."""
-    scheme, rest = split(where)
-    if not scheme:
-        return Folder(Path(where))
-    if scheme == "file":
-        return Folder(_file_path(str(where), rest))
-    url = f"{scheme}://{rest.rstrip('/')}"
-    if scheme in WEB:
-        from pipelines.data.places.web import Web
-
-        return Web(url, cache or cache_settings())
-    from pipelines.data.places.object_store import Store
-
-    return Store(STORES[scheme], rest.strip("/"), url, cache or cache_settings())
-
-
-def shards_of(where: str | Path, root: str, cache: CacheSettings | None = None) -> Place:
-    """The place of the shards whose card lies at `where` and names the `root`, which may be empty.
-
-    A card in a folder is the user's own and may name any place. One that comes over a network may
-    name none of this machine's folders, no other kind of network and no other web server: else
-    whoever wrote it would say what this machine reads and asks. Raises TesseraError.
-    """
-    if not root:
-        return at(where, cache)
-    (kind, rest), (other, rest_of_root) = split(where), split(root)
-    host, host_of_root = (text.partition("/")[0] for text in (rest, rest_of_root))
-    afar = kind not in ("", "file")
-    if afar and (kind != other or (kind in WEB and host != host_of_root)):
-        raise TesseraError(
-            f"the card at {where} says that its shards lie in {root!r}, which is elsewhere",
-            mend="if you trust it, fetch card and indices into a folder and give that",
-        )
-    return at(root, cache)
-
-
-def split(where: str | Path) -> tuple[str, str]:
+def split_location(where: str | Path) -> tuple[str, str]:
     """(scheme, what follows `://`) of an address; ("", path) of a folder. Raises UsageError."""
     text = os.fspath(where)
     if "\0" in text or "\n" in text or "${" in text or "::" in text:
@@ -197,9 +156,9 @@ def split(where: str | Path) -> tuple[str, str]:
     return scheme, rest
 
 
-def absolute(where: str) -> str:
+def absolute_location(where: str) -> str:
     """The same place for a process in another folder: a URL as it is, a path made absolute."""
-    scheme, _ = split(where)
+    scheme, _ = split_location(where)
     return where if scheme else str(Path(where).expanduser().absolute())
 
 
@@ -213,86 +172,6 @@ def _file_path(url: str, rest: str) -> Path:
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query:
         raise UsageError(f"{url!r} is no local folder", mend="as in file:///FOLDER")
     return Path(unquote(parts.path))
-
-
-class Folder:
-    """A `Place` that is a local folder."""
-
-    remote = False
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.where = str(folder)
-
-    def read(self, path: str) -> bytes:
-        try:
-            with self._locate(path).open("rb") as file:
-                data = file.read(SMALL_BYTES + 1)
-        except OSError as error:
-            raise self._unreadable(path, error) from None
-        if len(data) > SMALL_BYTES:
-            raise TesseraError(f"{path} of {self.where} is larger than {SMALL_BYTES:,} bytes")
-        return data
-
-    def size(self, path: str) -> int | None:
-        try:
-            found = self._locate(path).stat()
-        except OSError:
-            return None
-        # A pipe would be waited for, and a device has no end.
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        found = ((path, self.size(path)) for path in paths)
-        return {path: size for path, size in found if size is not None}
-
-    def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
-        return self._locate(path)
-
-    def open(self, path: str, *, size_bytes: int, sha256: str) -> int:
-        try:
-            return os.open(self._locate(path), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._unreadable(path, error) from None
-
-    def prefetch(self, files: Sequence[Content]) -> None:
-        return
-
-    def download(self, path: str, to: Path) -> None:
-        try:
-            shutil.copyfile(self._locate(path), to)
-        except OSError as error:
-            raise self._unreadable(path, error) from None
-
-    def put(self, file: Path, path: str) -> None:
-        target = self._locate(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, part := target.with_name(f".{target.name}.part"))
-        os.replace(part, target)
-
-    def write(self, path: str, data: bytes) -> None:
-        target = self._locate(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-
-    def remove(self, path: str) -> None:
-        self._locate(path).unlink(missing_ok=True)
-
-    def names(self, folder: str = "") -> list[str]:
-        root = self._locate(folder) if folder else self._folder
-        found = (Path(at, name) for at, _, names in os.walk(root) for name in names)
-        return sorted(path.relative_to(self._folder).as_posix() for path in found)
-
-    def _locate(self, path: str) -> Path:
-        return self._folder.joinpath(*check_path(path, self.where))
-
-    def _unreadable(self, path: str, error: OSError) -> TesseraError:
-        return TesseraError(f"{path} of {self.where} can't be read: {error.strerror}")
 
 
 def check_path(path: str, where: str) -> tuple[str, ...]:

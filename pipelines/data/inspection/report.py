@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines import pages
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import NOTE_EXTENSIONS, Card
-from pipelines.data.survey import PairRow, Sample, SplitSurvey, Survey
+from pipelines.data.inspection.survey import PairRow, Sample, SplitSurvey, Survey
 from pipelines.drawing import draw, hex_colour
 
 TEMPLATE = "report.html.j2"

@@ -29,14 +29,14 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Card, Shard, Split, SplitCard
-from pipelines.data.importers.support.foreign_labels import Label, parse_label, settle_classes
-from pipelines.data.importers.support.foreign_tars import Entry, entries
+from pipelines.data.images import make_key, open_image
 from pipelines.data.index import Rows, rows_of
-from pipelines.data.packing.tally import Counts, Tally
-from pipelines.data.places.storage import Place
-from pipelines.data.samples import make_key, open_image
+from pipelines.data.packing.in_place_labels import Label, parse_label, settle_classes
+from pipelines.data.packing.in_place_tars import Entry, entries
+from pipelines.data.packing.statistics import Counts, Tally
 from pipelines.data.shards import finish_split
 from pipelines.data.sources import MAX_FILE_BYTES, Rejected
+from pipelines.storage.base import Storage
 
 Progress = Callable[[int, int], None]
 """Called with the number of samples looked at, and of all as far as can be told."""
@@ -74,7 +74,7 @@ class Found:
 
 
 def scan_all(
-    place: Place,
+    place: Storage,
     splits: dict[str, Split],
     meaning: Meaning,
     progress: Progress | None = None,
@@ -157,7 +157,7 @@ def _finish(
     return card.model_copy(update={"class_counts": dict(zip(classes, counts))})
 
 
-def _scan(place: Place, folder: Path, meaning: Meaning, path: str, counted: bool) -> Found:
+def _scan(place: Storage, folder: Path, meaning: Meaning, path: str, counted: bool) -> Found:
     where = f"shard {path} of {place.where}"
     if not place.remote:
         if not Path(place.where, path).is_file():  # a pipe would be waited for

@@ -29,9 +29,9 @@ from models.core.errors import TesseraError
 from pipelines.data import card as cards
 from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, Split, SplitCard
 from pipelines.data.index import Index, Rows
-from pipelines.data.places import storage
-from pipelines.data.places.storage import CacheSettings, Place
-from pipelines.data.tars import BLOCK, padded
+from pipelines.data.tar import BLOCK, padded
+from pipelines.storage.base import CacheSettings, Storage
+from pipelines.storage.open import open_shards, open_storage
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were checked, and of all."""
@@ -72,8 +72,8 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
     workers = workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="tessera-verify-") as folder:
         fresh = CacheSettings(Path(folder), 1 << 50)
-        place = storage.at(where, fresh)
-        shards = storage.shards_of(where, card.root, fresh)
+        place = open_storage(where, fresh)
+        shards = open_shards(where, card.root, fresh)
         with ThreadPoolExecutor(workers, thread_name_prefix="tessera-verify") as pool:
             tables = [_Table(place, card, name) for name in card.splits]
             work = partial(_check_shard, shards, card, Path(folder))
@@ -99,7 +99,7 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
 class _Table:
     """A split's index, for several threads, and what differs in it."""
 
-    def __init__(self, place: Place, card: Card, name: Split) -> None:
+    def __init__(self, place: Storage, card: Card, name: Split) -> None:
         self.split = card.splits[name]
         self._name, self._classes = name, card.classes
         self._lock = threading.Lock()
@@ -143,7 +143,7 @@ class _Table:
         return self._differences
 
 
-def _whole(place: Place, split: SplitCard) -> str:
+def _whole(place: Storage, split: SplitCard) -> str:
     """What is wrong with the index file as a whole."""
     if place.remote:  # its checksum is checked on the way into the cache
         return ""
@@ -156,7 +156,7 @@ def _whole(place: Place, split: SplitCard) -> str:
 
 
 def _check_shard(
-    place: Place, card: Card, folder: Path, shard: Shard, table: _Table, number: int
+    place: Storage, card: Card, folder: Path, shard: Shard, table: _Table, number: int
 ) -> list[str]:
     name, rows = f"shard {shard.path}", table.rows(number)
     try:
@@ -178,7 +178,7 @@ def _check_shard(
 
 
 @contextmanager
-def _opened(place: Place, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
+def _opened(place: Storage, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
     if not place.remote:
         path = place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
         if not path.is_file():

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import TesseraError
-from pipelines.data.places.patience import Passing, Patience
-from pipelines.data.places.remote import Remote
-from pipelines.data.places.storage import CacheSettings, check_path
+from pipelines.storage.base import CacheSettings, check_path
+from pipelines.storage.remote import Remote
+from pipelines.storage.retry import Passing, Patience
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 _CONNECT_SECONDS = 10

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import ImageCard
-from pipelines.data.places.storage import Place
+from pipelines.storage.base import Storage
 
 REJECTED = "rejected.jsonl"
 """One JSON object a line: key, origin, reason, detail."""
@@ -132,7 +132,7 @@ class Rejections:
     def extend(self, rows: Iterable[dict[str, str]]) -> None:
         self._rows += rows
 
-    def judge(self, place: Place) -> None:
+    def judge(self, place: Storage) -> None:
         """Lists them at `place`; raises Kept where they are more than allowed."""
         if self._rows:
             place.write(REJECTED, lines_of(self._rows))

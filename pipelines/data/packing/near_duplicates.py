@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data import leakage
+from pipelines.data import duplicates
 from pipelines.data.card import SPLITS, Leakage
-from pipelines.data.leakage import Pair
+from pipelines.data.duplicates import Pair
 from pipelines.data.packing import receipts
 from pipelines.data.packing.receipts import Receipt
-from pipelines.data.packing.work import Part
-from pipelines.data.places.storage import Place
+from pipelines.data.packing.shard import Part
+from pipelines.storage.base import Storage
 
 FILE = "leakage.jsonl"
 """One JSON object a line: left and right, each with split, key and origin; distance in bits."""
@@ -28,7 +28,7 @@ _ORDER: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
 class Prints:
     """The fingerprints of a packed set, and whose they are."""
 
-    def __init__(self, place: Place, parts: Sequence[Part], done: Sequence[Receipt]) -> None:
+    def __init__(self, place: Storage, parts: Sequence[Part], done: Sequence[Receipt]) -> None:
         self._place, self._parts, self._done = place, parts, done
         self._places: dict[str, list[int]] = {split: [] for split in SPLITS}
         for number, part in enumerate(parts):
@@ -38,7 +38,7 @@ class Prints:
         """Images that are the same, pixel by pixel, as one of a later split, where train < val <
         test: part number -> key -> which other image it is the same as."""
         others: dict[Side, Side] = {}
-        for pair in leakage.find(self._load(), ("same",)):
+        for pair in duplicates.find(self._load(), ("same",)):
             known = others.get(pair.left)
             if known is None or _later(pair.right) > _later(known):
                 others[pair.left] = pair.right
@@ -53,13 +53,13 @@ class Prints:
 
     def near(self) -> tuple[list[dict[str, Any]], Leakage]:
         """Images that look like one of another split: rows of `leakage.jsonl`, and their count."""
-        pairs = leakage.find(self._load(), ("near",))
+        pairs = duplicates.find(self._load(), ("near",))
         sides = {side for pair in pairs for side in (pair.left, pair.right)}
         names = self._names(sides)
         return [_row(pair, names) for pair in pairs], Leakage(near=len(pairs), images=len(sides))
 
     def _load(self) -> dict[str, receipts.Array]:
-        empty = np.zeros((0, leakage.SIZE), np.uint8)
+        empty = np.zeros((0, duplicates.SIZE), np.uint8)
         return {
             split: np.concatenate(
                 [empty, *(receipts.load_prints(self._place, self._done[n]) for n in numbers)]

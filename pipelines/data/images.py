@@ -35,8 +35,8 @@ from torch.nn import functional
 
 from models.core.errors import TesseraError
 from models.core.family import View
-from pipelines.data.batching.jpegs import MAX_SCANS, SCAN, FastDecoder
 from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
+from pipelines.data.jpeg import MAX_SCANS, SCAN, FastDecoder
 
 Fit = Literal["stretch", "crop", "pad"]
 """How an image of another size gets the size that the network sees: both sides scaled; the middle of

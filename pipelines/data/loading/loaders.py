@@ -20,9 +20,9 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
-from pipelines.data.batching.order import EpochOrder, part
-from pipelines.data.batching.supply import Numbers, Options, Supply
 from pipelines.data.card import Card
+from pipelines.data.loading.order import EpochOrder, part
+from pipelines.data.loading.source import Numbers, Options, Supply
 from pipelines.interfaces import World
 
 

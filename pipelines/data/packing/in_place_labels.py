@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.core.errors import TesseraError
-from pipelines.data.importers.support.strict import read_json
+from pipelines.data.safe_parsers import read_json
 from pipelines.data.sources import Rejected
 
 _MAX_TEXT_BYTES = 1 << 10

@@ -1,0 +1,1 @@
+"""Reports on packed data sets: survey, page, verification, overlap, shard plan."""

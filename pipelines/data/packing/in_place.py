@@ -1,0 +1,194 @@
+"""Index and card of WebDataset shards that stay where they lie.
+
+In: the address of shards. Out: an index of each split, and a card. Splits are named by folders or
+file names with train, val (valid, validation) or test in them; without, whole shards are cut off for
+val and test, a tenth each, chosen by a hash of seed and path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.card import FILE, SPLITS, Card, Split
+from pipelines.data.importers.webdataset import NAME
+from pipelines.data.packing import in_place_scan
+from pipelines.data.packing.in_place_labels import Label
+from pipelines.data.packing.in_place_scan import Found, Meaning, Progress
+from pipelines.data.packing.staging import stage
+from pipelines.data.packing.statistics import Kept, Rejections
+from pipelines.storage.base import Storage, absolute_location, check_path
+from pipelines.storage.open import open_storage
+
+SHARE = 0.1
+"""Share of the train shards that a missing `val` or `test` gets, at least one of three."""
+
+
+MAX_SHARDS = 100_000
+
+
+_SPLITS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def index(
+    source: str,
+    to: str | Path,
+    *,
+    options: Mapping[str, str],
+    name: str | None = None,
+    licence: str = "",
+    seed: int = 0,
+    allow_rejected: str = "0",
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Card:
+    """Makes index and card of the shards at `source`, in `to`, and gives the card.
+
+    Raises TesseraError, and leaves nothing behind, for a tar that is damaged or has what is refused
+    (links, devices, sparse members, names that lead elsewhere), a key that is there twice, and more
+    rejected samples than allowed. The same shards give the same digest.
+    """
+    meaning = read_options(options)
+    place = open_storage(source)
+    with stage(to) as staged:
+        splits = find_splits(find_shards(place, options.get("shards", "")), seed)
+        known = {split: sum(1 for of in splits.values() if of == split) for split in SPLITS}
+        say("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
+        found = in_place_scan.scan_all(place, splits, meaning, progress)
+        rejected = _judge(found, allow_rejected, staged.place)
+        for extension, count in _passed_over(found).items():
+            say(f"passed over: {count:,} members .{extension}")
+        with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
+            card = in_place_scan.make_card(found, splits, meaning, Path(folder))
+            for of_split in card.splits.values():
+                staged.place.put(Path(folder) / of_split.index, of_split.index)
+        called = Path(place.where).name
+        more = {
+            "name": name or called,
+            "source": f"{NAME}:{called}",
+            "licence": licence,
+            "root": absolute_location(source),
+            "rejected": rejected,
+        }
+        sealed = card.model_copy(update=more).sealed()
+        staged.place.write(FILE, sealed.to_json().encode())
+    return sealed
+
+
+def read_options(options: Mapping[str, str]) -> Meaning:
+    """Raises UsageError for a value that an option hasn't."""
+    image = options.get("image", "jpg,jpeg,png,webp").lower().split(",")
+    kind, _, field = options.get("label", "cls").partition(":")
+    if kind not in ("cls", "txt", "json", "none") or bool(field) != (kind == "json"):
+        raise UsageError(
+            f"label={options['label']} is not known", mend="give cls, txt, json:FIELD or none"
+        )
+    return Meaning(
+        image=frozenset(extension.strip().removeprefix(".") for extension in image),
+        label=None if kind == "none" else Label(kind, field),
+        classes=tuple(filter(None, map(str.strip, options.get("classes", "").split(",")))),
+        skip=_one_of(options, "extra", "refuse", "skip") == "skip",
+        by_shard=_one_of(options, "keys", "member", "shard") == "shard",
+    )
+
+
+def find_shards(place: Storage, given: str) -> list[str]:
+    """Paths of the tars, sorted, or those that `given` lists."""
+    found = [path for text in given.split(",") if text for path in _expand(text.strip())]
+    if not found:
+        names = place.names()
+        found = [path for path in names if path.endswith(".tar") and not _hidden(path)]
+        packed = [path for path in names if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]
+        if not found:
+            what = f"only {packed[0]}, which is compressed" if packed else "no .tar in it"
+            raise TesseraError(f"{place.where} has {what}", mend="shards are plain tars")
+    for path in found:
+        check_path(path, place.where)
+    return sorted(found)
+
+
+def find_splits(paths: list[str], seed: int) -> dict[str, Split]:
+    """The split of each shard."""
+    told = {path: _told(path) for path in paths}
+    splits: dict[str, Split] = {path: split or "train" for path, split in told.items()}
+    train = [path for path, split in splits.items() if split == "train"]
+    missing: list[Split] = [split for split in ("val", "test") if split not in splits.values()]
+    count = max(int(len(train) * SHARE + 0.5), 1) if len(train) >= 3 else 0
+    train.sort(key=lambda path: hashlib.sha256(f"split {seed} {path}".encode()).digest())
+    for at, split in enumerate(missing):
+        splits.update(dict.fromkeys(train[at * count : (at + 1) * count], split))
+    return splits
+
+
+def _told(path: str) -> Split | None:
+    words = re.split(r"[^a-z]+", path.lower())
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
+    if len(found) > 1:
+        raise TesseraError(
+            f"the shard {path} names two splits: {', '.join(sorted(found))}", mend="rename it"
+        )
+    return found.pop() if found else None
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _expand(text: str) -> list[str]:
+    match = _RANGE.search(text)
+    if not match:
+        return [text]
+    low, high = int(match[1]), int(match[2])
+    if not 0 <= high - low < MAX_SHARDS:
+        raise UsageError(f"{match[0]} is no range of shards", mend="as in {000..012}")
+    width = len(match[1])
+    return [
+        f"{text[: match.start()]}{n:0{width}}{text[match.end() :]}" for n in range(low, high + 1)
+    ]
+
+
+def _one_of(options: Mapping[str, str], name: str, *allowed: str) -> str:
+    value = options.get(name, allowed[0])
+    if value not in allowed:
+        raise UsageError(f"{name}={value} is not known", mend=f"give {' or '.join(allowed)}")
+    return value
+
+
+def _judge(found: Mapping[str, Found], allowed: str, place: Storage) -> int:
+    samples = sum(len(shard.rows) + len(shard.rejected) for shard in found.values())
+    rejections = Rejections(allowed, samples)
+    for shard in found.values():
+        for row in shard.rejected:
+            rejections.add(*row)
+    try:
+        rejections.judge(place)
+    except Kept as error:
+        unknown = any(row[2] == "unknown member" for s in found.values() for row in s.rejected)
+        hint = "; pass other members over: --option extra=skip" if unknown else ""
+        raise TesseraError(
+            error.message,
+            mend=f"mend them, or leave them out: --allow-rejected {rejections.count}{hint}",
+        ) from None
+    return rejections.count
+
+
+def _passed_over(found: Mapping[str, Found]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for shard in found.values():
+        for extension, count in shard.passed_over.items():
+            total[extension] = total.get(extension, 0) + count
+    return dict(sorted(total.items()))

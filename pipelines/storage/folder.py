@@ -1,0 +1,92 @@
+"""Storage in a local folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.core.errors import TesseraError
+from pipelines.storage.base import SMALL_BYTES, Content, check_path
+
+
+class Folder:
+    """A `Storage` that is a local folder."""
+
+    remote = False
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.where = str(folder)
+
+    def read(self, path: str) -> bytes:
+        try:
+            with self._locate(path).open("rb") as file:
+                data = file.read(SMALL_BYTES + 1)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
+        if len(data) > SMALL_BYTES:
+            raise TesseraError(f"{path} of {self.where} is larger than {SMALL_BYTES:,} bytes")
+        return data
+
+    def size(self, path: str) -> int | None:
+        try:
+            found = self._locate(path).stat()
+        except OSError:
+            return None
+        # A pipe would be waited for, and a device has no end.
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        found = ((path, self.size(path)) for path in paths)
+        return {path: size for path, size in found if size is not None}
+
+    def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
+        return self._locate(path)
+
+    def open(self, path: str, *, size_bytes: int, sha256: str) -> int:
+        try:
+            return os.open(self._locate(path), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
+
+    def prefetch(self, files: Sequence[Content]) -> None:
+        return
+
+    def download(self, path: str, to: Path) -> None:
+        try:
+            shutil.copyfile(self._locate(path), to)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
+
+    def put(self, file: Path, path: str) -> None:
+        target = self._locate(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, part := target.with_name(f".{target.name}.part"))
+        os.replace(part, target)
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._locate(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+
+    def remove(self, path: str) -> None:
+        self._locate(path).unlink(missing_ok=True)
+
+    def names(self, folder: str = "") -> list[str]:
+        root = self._locate(folder) if folder else self._folder
+        found = (Path(at, name) for at, _, names in os.walk(root) for name in names)
+        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+
+    def _locate(self, path: str) -> Path:
+        return self._folder.joinpath(*check_path(path, self.where))
+
+    def _unreadable(self, path: str, error: OSError) -> TesseraError:
+        return TesseraError(f"{path} of {self.where} can't be read: {error.strerror}")
