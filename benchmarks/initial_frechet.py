@@ -27,21 +27,21 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
 
     import models
     from jobs import driver, judges
-    from pipelines import asking, checkpoints
-    from pipelines.assessing import examination
-    from pipelines.checkpoints import Progress
+    from pipelines.evaluation import job
     from pipelines.interfaces import World
+    from pipelines.training import checkpoints, inputs
+    from pipelines.training.checkpoints import Progress
 
     registry = driver.open_registry()
     version = driver.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
-        judge = Path(scratch) / asking.JUDGE
+        judge = Path(scratch) / inputs.JUDGE
         trained = registry.download(version, Path(scratch))
         found = checkpoints.read_model(trained, driver.registered_digest(version))
         judges.fetch(found.recipe, registry, judge)
         torch.manual_seed(found.recipe.seed)  # as a training does
         family = models.get(found.recipe.family)
-        module = family.build(found.recipe.config(), asking.seen_of(found.recipe, found.card))
+        module = family.build(found.recipe.config(), inputs.seen_of(found.recipe, found.card))
         fresh = checkpoints.save(
             Path(scratch) / "fresh",
             weights=module.state_dict(),
@@ -58,7 +58,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
             asked = {"name": folder.name, "model": str(folder), "digest": digest}
             payload: dict[str, Any] = {"models": [{**asked, "judge": str(judge)}], "data": data}
             payload |= {"split": split, "intervals": False}
-            (one,) = examination.examine(payload, World(), _Silent())["models"]
+            (one,) = job.examine(payload, World(), _Silent())["models"]
             figures[folder] = {name: found["value"] for name, found in one["figures"].items()}
     return {
         "model": f"models:/{version.name}/{version.number}",

@@ -20,15 +20,15 @@ import torch
 
 import models
 from models.core.family import Draws
-from pipelines import asking, optim
 from pipelines import recipe as recipes
 from pipelines.data.loading.loaders import TrainLoader
 from pipelines.data.packing import pack
-from pipelines.evaluation import autocast
-from pipelines.hardware import describe as hardware
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe
-from pipelines.training import Training, resolve_precision
+from pipelines.training import inputs, optim
+from pipelines.training.evaluator import autocast
+from pipelines.training.hardware import describe as hardware
+from pipelines.training.trainer import Training, resolve_precision
 
 ROUNDS = 5
 EPOCHS = 4
@@ -47,7 +47,7 @@ class Nothing:
 
 def ours(recipe: Recipe, folder: Path) -> float:
     """Images per second of the loop, from its second epoch on, without validation."""
-    card, data = asking.open_data(recipe)
+    card, data = inputs.open_data(recipe)
     loader = TrainLoader(
         Path(recipe.data.path),
         card,
@@ -80,7 +80,7 @@ def ours(recipe: Recipe, folder: Path) -> float:
 
 def bare(recipe: Recipe) -> float:
     """Images per second of a loop that does nothing else."""
-    card, data = asking.open_data(recipe)
+    card, data = inputs.open_data(recipe)
     family = models.get(recipe.family)
     precision = resolve_precision(recipe.train.precision, "cpu")
     loader = TrainLoader(Path(recipe.data.path), card, data, batch_size=128, seed=0, world=World())

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import arguments, machine, record, table
 
 from models.core.spaces import LogUniform
-from pipelines.ray_tune import Order, Report
+from pipelines.cluster.tuner import Order, Report
 
 COUNTS = (4, 16, 64)
 SPACE = {"optim.model.lr": LogUniform(1e-4, 1.0)}
@@ -45,7 +45,7 @@ def tune(
     kind: str, *, tracked: bool = False, kept: bool = False
 ) -> Callable[[int, Path, int], None]:
     def run(count: int, folder: Path, at_once: int) -> None:
-        from pipelines import ray_tune
+        from pipelines.cluster import tuner
 
         heard: list[str] = []
         order = Order(
@@ -63,9 +63,7 @@ def tune(
             keep_processes=kept,
         )
         told = {"home": os.environ["TESSERA_HOME"], "tracked": tracked, "turn": folder.name}
-        ray_tune.run(
-            empty, told, order, lambda what, trial, about: heard.append(what), restore=False
-        )
+        tuner.run(empty, told, order, lambda what, trial, about: heard.append(what), restore=False)
         assert heard.count("complete") == count, heard
 
     return run
@@ -73,9 +71,9 @@ def tune(
 
 def generations(count: int, folder: Path, at_once: int) -> None:
     """The calls of which a population's generation is made."""
-    from pipelines import cluster
+    from pipelines.cluster import tasks
 
-    found = list(cluster.beside(nothing, {}, range(count), at_once=at_once))
+    found = list(tasks.beside(nothing, {}, range(count), at_once=at_once))
     assert sorted(number for number, _ in found) == list(range(count))
 
 

@@ -78,7 +78,7 @@ def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[s
 
 def records(trials: Path) -> list[list[tuple[float, float | None]]]:
     """Of each trial every event's time, and the figure where it has one."""
-    from pipelines.spool import read_events
+    from pipelines.tracking.events import read_events
 
     return [
         [

@@ -16,8 +16,8 @@ from models.core.errors import TesseraError, UsageError
 
 if TYPE_CHECKING:
     from models.core.family import Prediction
+    from pipelines.inference.predictor import Predictor
     from pipelines.interfaces import Version
-    from pipelines.prediction import Predictor
 
 COCO_FILE = "results.json"
 
@@ -69,10 +69,10 @@ def give(predictor: Predictor, asked: Asked, version: Version) -> Iterator[dict[
 def _about_images(
     predictor: Predictor, asked: Asked, version: Version, files: _Files
 ) -> Iterator[dict[str, Any]]:
-    from pipelines import prediction
+    from pipelines.inference import predictor as inference_predictor
 
     liken = _likener(predictor, asked, version)
-    for number, found in enumerate(predictor.predict(prediction.expand(asked.paths))):
+    for number, found in enumerate(predictor.predict(inference_predictor.expand(asked.paths))):
         answer = found.answer
         if asked.compare and not number and found.prediction is None:
             raise TesseraError(answer["error"], mend="it is what the others are compared with")
@@ -89,12 +89,12 @@ def _likener(
     """What tells of an embedding who it is, or whether it is the same as the first."""
     if not asked.gallery and not asked.compare:
         return None
-    from pipelines import galleries
+    from pipelines.inference import identify
 
     threshold = json.loads(version.tags.get("tessera.metrics", "{}")).get("val/threshold")
     if asked.gallery:
-        return galleries.enrol(predictor, asked.gallery, threshold)
-    return galleries.Comparison(predictor, threshold)
+        return identify.enrol(predictor, asked.gallery, threshold)
+    return identify.Comparison(predictor, threshold)
 
 
 def read_codes(path: Path) -> list[list[float]]:
@@ -138,18 +138,18 @@ class _Files:
 
     def write(self, source: Path | str, prediction: Prediction) -> dict[str, str]:
         """Writes what was asked for; gives the names of the files, for the answer's line."""
-        from pipelines import prediction as predictions
+        from pipelines.inference import predictor as inference_predictor
 
         if not self._pictures and not self._results:
             return {}
-        name = predictions.picture_name(Path(source), self._names)
+        name = inference_predictor.picture_name(Path(source), self._names)
         written = {}
         if self._pictures:
             self._draw(source, prediction, self._pictures / name)
             written["picture"] = name
         if self._results:
             self._images += 1
-            if predictions.save_image(
+            if inference_predictor.save_image(
                 self._predictor.task.picture(prediction), self._results / name
             ):
                 written["result"] = name
@@ -166,18 +166,18 @@ class _Files:
         return written
 
     def _draw(self, source: Path | str, prediction: Prediction, to: Path) -> None:
-        from pipelines import prediction as predictions
+        from pipelines.inference import predictor as inference_predictor
 
         task, data = self._predictor.task, self._predictor.data
         image = None
         if isinstance(source, Path):
-            image = predictions.read_image(source, data.channels)
+            image = inference_predictor.read_image(source, data.channels)
         else:
             image = task.picture(prediction)
         if image is None:
             raise UsageError(f"answers of {task.name} can't be drawn")
         panels = task.panels(image, prediction, None, data)
-        predictions.draw(panels, data.classes).save(to)
+        inference_predictor.draw(panels, data.classes).save(to)
 
     def close(self) -> None:
         """Writes the COCO results, which are one file."""

@@ -29,8 +29,9 @@ def copy_version(
     asked again, the copy that is there is given."""
     from jobs import driver
     from models.core.errors import TesseraError, UsageError
-    from pipelines import champions, checkpoints, promotion
-    from pipelines.registry import MlflowRegistry
+    from pipelines.promotion import champions, gate
+    from pipelines.tracking.mlflow_registry import MlflowRegistry
+    from pipelines.training import checkpoints
 
     if to_name == model and not to_registry:
         raise UsageError("--to-name is the model itself", mend="name another model")
@@ -51,7 +52,7 @@ def copy_version(
             f"there is no copy of version {number} in {to_name!r} to look at",
             mend="leave --dry-run out: a copy alone promotes nothing",
         )
-    own = {promotion.VERDICT_TAG, promotion.DECISION_TAG}
+    own = {gate.VERDICT_TAG, gate.DECISION_TAG}
     tags = {k: v for k, v in version.tags.items() if k.startswith("tessera.") and k not in own}
     tags[COPIED_TAG] = f"models:/{model}/{number}"
     run_id = version.run_id
@@ -66,10 +67,10 @@ def copy_version(
 
 def _run_there(uri: str, name: str, tags: dict[str, str]) -> str:
     """A run in another MLflow for a version to belong to, as the one of its training isn't there."""
-    from pipelines import tracking
+    from pipelines.tracking import mlflow_runs
 
     told = {key: tags[key] for key in (COPIED_TAG, "tessera.run", "tessera.digest") if key in tags}
-    tracker = tracking.open_run(
+    tracker = mlflow_runs.open_run(
         uri, experiment="promotions", name=name, tags=told, artifact_root=None
     )
     tracker.finish("FINISHED")

@@ -32,9 +32,9 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     from jobs.promote import promote, why
     from jobs.shared.terminal import show_facts, show_json
     from jobs.train import start
-    from pipelines import champions
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
+    from pipelines.promotion import champions
 
     began = time.monotonic()
     data = embedded.root() / "data" / "digits"

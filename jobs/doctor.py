@@ -311,11 +311,11 @@ def ask_apart(
 def ask(question: dict[str, Any]) -> dict[str, Any]:
     """Asks a worker; runs in the process of its own."""
     from jobs.driver import apply_settings
-    from pipelines import ray_jobs
+    from pipelines.cluster import jobs
 
     apply_settings()
     asked = time.time()
-    answer = ray_jobs.ask_worker(question["address"], lambda: look(question))
+    answer = jobs.ask_worker(question["address"], lambda: look(question))
     # The worker looked at its clock between asking and now; within that span nothing is wrong.
     seen, now = answer.pop("time"), time.time()
     answer["ahead_seconds"] = min(0.0, seen - asked) + max(0.0, seen - now)
@@ -345,9 +345,9 @@ def look(question: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         answer["storage_problem"] = f"{error.filename}: {error.strerror}"
     try:
-        from pipelines import tracking
+        from pipelines.tracking import mlflow_runs
 
-        tracking.connect(question["tracking"])
+        mlflow_runs.connect(question["tracking"])
     except Exception as error:
         answer["mlflow_problem"] = str(error).splitlines()[0]
     answer["time"] = time.time()

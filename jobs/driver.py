@@ -1,6 +1,6 @@
 """What the verbs share to bring the rooms together: environment, services, a group of workers.
 
-In: the environment. Out: a tracker, a registry, an executor for `pipelines.runs`. Imports the rooms
+In: the environment. Out: a tracker, a registry, an executor for `pipelines.training.run`. Imports the rooms
 only when asked.
 """
 
@@ -18,19 +18,20 @@ from urllib.parse import urlsplit
 
 from jobs import embedded
 from models.core.errors import TesseraError
-from pipelines import cluster, registry, tracking
+from pipelines.cluster import connection, workers
 from pipelines.storage.base import cache_payload
+from pipelines.tracking import mlflow_registry, mlflow_runs
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Emit, Registry, Version
     from pipelines.recipe import Recipe
-    from pipelines.registry import MlflowRegistry
-    from pipelines.tracking import MlflowTracker
+    from pipelines.tracking.mlflow_registry import MlflowRegistry
+    from pipelines.tracking.mlflow_runs import MlflowTracker
 
 
 def apply_settings() -> None:
     """Sets what Ray and MLflow must find in the environment; what the user set stays."""
-    for name, value in {**tracking.settings(), **cluster.settings(ray_address())}.items():
+    for name, value in {**mlflow_runs.settings(), **connection.settings(ray_address())}.items():
         os.environ.setdefault(name, value)
 
 
@@ -42,30 +43,30 @@ def ray_address() -> str | None:
 def open_registry() -> MlflowRegistry:
     apply_settings()
     uri = embedded.tracking_uri()
-    if uri == tracking.embedded_uri(embedded.root()):
-        tracking.prepare(embedded.root())
-    return registry.MlflowRegistry(uri, ui=embedded.ui_address())
+    if uri == mlflow_runs.embedded_uri(embedded.root()):
+        mlflow_runs.prepare(embedded.root())
+    return mlflow_registry.MlflowRegistry(uri, ui=embedded.ui_address())
 
 
 def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowTracker:
     apply_settings()
     uri = embedded.tracking_uri()
-    local = uri == tracking.embedded_uri(embedded.root())
+    local = uri == mlflow_runs.embedded_uri(embedded.root())
     if local:
-        tracking.prepare(embedded.root())
-    return tracking.open_run(
+        mlflow_runs.prepare(embedded.root())
+    return mlflow_runs.open_run(
         uri,
         experiment=experiment,
         name=name,
         tags=tags,
-        artifact_root=tracking.embedded_artifacts(embedded.root()) if local else None,
+        artifact_root=mlflow_runs.embedded_artifacts(embedded.root()) if local else None,
         ui=embedded.ui_address(),
     )
 
 
-def group_of(recipe: Recipe) -> cluster.Group:
+def group_of(recipe: Recipe) -> workers.Group:
     """The workers that a recipe asks for."""
-    return cluster.Group(
+    return workers.Group(
         recipe.workers.count,
         cpus=recipe.workers.cpus,
         gpus=recipe.workers.gpus,
@@ -86,28 +87,28 @@ def joined(*, verbose: bool = False) -> Iterator[None]:
     apply_settings()
     # Ray prints what happens to its workers on stdout, where a script reads the result.
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
-        opened = cluster.connect(ray_address(), verbose=verbose)
+        opened = connection.connect(ray_address(), verbose=verbose)
         try:
             yield
         finally:
             if opened:
-                cluster.disconnect()
+                connection.disconnect()
 
 
 @contextmanager
 def executor(
-    work: cluster.Work, group: cluster.Group, *, name: str, storage: Path, verbose: bool = False
+    work: workers.Work, group: workers.Group, *, name: str, storage: Path, verbose: bool = False
 ) -> Iterator[Callable[[dict[str, Any], Emit], dict[str, Any]]]:
     """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
     started here and checked to have room for the group."""
     apply_settings()
     cache = {"cache": cache_payload()}
     if group.workers == 0:
-        yield lambda payload, emit: cluster.local(work, {**payload, **cache}, emit)
+        yield lambda payload, emit: workers.local(work, {**payload, **cache}, emit)
         return
     with joined(verbose=verbose):
-        cluster.check(group)
-        yield lambda payload, emit: cluster.train(
+        workers.check(group)
+        yield lambda payload, emit: workers.train(
             work,
             {**payload, **cache},
             group,
@@ -121,7 +122,7 @@ def executor(
 def attach_tracker(run_id: str) -> MlflowTracker:
     """The tracker of a run that exists; its status stays as it is."""
     apply_settings()
-    return tracking.attach_run(embedded.tracking_uri(), run_id, ui=embedded.ui_address())
+    return mlflow_runs.attach_run(embedded.tracking_uri(), run_id, ui=embedded.ui_address())
 
 
 def resolve(registry: Registry, text: str) -> Version:

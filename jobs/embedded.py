@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipelines import tracking
+from pipelines.tracking import mlflow_runs
 
 
 def root() -> Path:
@@ -19,7 +19,7 @@ def root() -> Path:
 
 def tracking_uri() -> str:
     """The user's MLflow (MLFLOW_TRACKING_URI), or the embedded one."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.embedded_uri(root())
+    return os.environ.get("MLFLOW_TRACKING_URI") or mlflow_runs.embedded_uri(root())
 
 
 def runs_dir() -> Path:
@@ -29,7 +29,7 @@ def runs_dir() -> Path:
 
 def ui_address() -> str:
     """Where the pages of the embedded MLflow are shown once `tessera up` runs."""
-    return os.environ.get("TESSERA_UI") or tracking.DEFAULT_UI
+    return os.environ.get("TESSERA_UI") or mlflow_runs.DEFAULT_UI
 
 
 def searches_dir() -> Path:

@@ -10,9 +10,9 @@ import click
 from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
-    from pipelines.assessing.assessment import Assessment, Comparison
+    from pipelines.evaluation.results import Assessment, Comparison
     from pipelines.interfaces import Version
-    from pipelines.promotion import Evaluation
+    from pipelines.promotion.gate import Evaluation
 
 
 @click.command()
@@ -53,7 +53,7 @@ def command(
     from jobs.examining import ROBUSTNESS, Wanted
     from jobs.shared.terminal import show_json, show_table
     from models.core.errors import UsageError
-    from pipelines.assessing import assessment, slices
+    from pipelines.evaluation import results, slices
 
     if no_report and (folder or fields or robustness):
         raise UsageError("--no-report goes with no other option of the report", mend="leave it out")
@@ -67,8 +67,8 @@ def command(
         models, data, wanted, split=split, workers=workers, verbose=verbose
     )
     if as_json:
-        one = {"models": [assessment.to_plain(one) for _, one, _ in found]}
-        show_json(one | {"comparisons": [assessment.to_plain(one) for one in compared]})
+        one = {"models": [results.to_plain(one) for _, one, _ in found]}
+        show_json(one | {"comparisons": [results.to_plain(one) for one in compared]})
         return 0
     show_table(_rows([one for _, one, _ in found], compared))
     click.echo(f"on {data} ({split}, {found[0][1].samples:,} images)")

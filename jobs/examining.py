@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.assessing.assessment import Assessment, Comparison
+    from pipelines.evaluation.results import Assessment, Comparison
     from pipelines.interfaces import Registry, Version
-    from pipelines.promotion import Evaluation
+    from pipelines.promotion.gate import Evaluation
 
 ROBUSTNESS = 500
 """Images that are spoiled for the report."""
@@ -49,9 +49,10 @@ def examine(
 ) -> tuple[list[Assessment], list[Comparison]]:
     """Examines the versions in one job, each image once; the first is compared with the others."""
     from jobs import driver, embedded, judges
-    from pipelines import asking, cluster
     from pipelines import recipe as recipes
-    from pipelines.assessing import assessment, examination
+    from pipelines.cluster import workers as cluster_workers
+    from pipelines.evaluation import job, results
+    from pipelines.training import inputs
 
     embedded.root().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=embedded.root()) as scratch:
@@ -65,8 +66,8 @@ def examine(
             }
             recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
             if recipe.judge:
-                model["judge"] = str(own / asking.JUDGE)
-                judges.fetch(recipe, registry, own / asking.JUDGE)
+                model["judge"] = str(own / inputs.JUDGE)
+                judges.fetch(recipe, registry, own / inputs.JUDGE)
             told.append(model)
         payload: dict[str, Any] = {
             "models": told,
@@ -83,14 +84,14 @@ def examine(
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
         with driver.executor(
-            examination.examine, cluster.Group(workers), name=name, storage=storage, verbose=verbose
+            job.examine, cluster_workers.Group(workers), name=name, storage=storage, verbose=verbose
         ) as execute:
             result = execute(payload, _Silent())
         if wanted.report:
             shutil.copytree(payload["report"], wanted.report, dirs_exist_ok=True)
     return (
-        [assessment.assessment(plain) for plain in result["models"]],
-        [assessment.comparison(plain) for plain in result["comparisons"]],
+        [results.assessment(plain) for plain in result["models"]],
+        [results.comparison(plain) for plain in result["comparisons"]],
     )
 
 
@@ -100,7 +101,7 @@ def note(
     """Writes the evaluation on the version, its figures and the report into the version's run."""
     from jobs import driver
     from pipelines.interfaces import Point
-    from pipelines.promotion import Evaluation
+    from pipelines.promotion.gate import Evaluation
 
     evaluation = Evaluation(
         model_digest=found.digest,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
-from pipelines.export import FORMATS
+from pipelines.inference.export import FORMATS
 
 if TYPE_CHECKING:
-    from pipelines.checkpoints import Model
     from pipelines.data.card import Card
-    from pipelines.export import Array, Comparison
+    from pipelines.inference.export import Array, Comparison
+    from pipelines.inference.predictor import Predictor
     from pipelines.interfaces import Version
-    from pipelines.prediction import Predictor
+    from pipelines.training.checkpoints import Model
 
 MOST_IMAGES = 1000
 """Of the test split, from its beginning, are compared."""
@@ -98,11 +98,11 @@ def export(
 
     from jobs import driver
     from models.core.errors import UsageError
-    from pipelines import asking, checkpoints
-    from pipelines import export as exporting
-    from pipelines.prediction import Predictor
+    from pipelines.inference import export as inference_export
+    from pipelines.inference.predictor import Predictor
+    from pipelines.training import checkpoints, inputs
 
-    exporting.check_installed(form)
+    inference_export.check_installed(form)
     registry = driver.open_registry()
     version = driver.resolve(registry, model)
     out = out or Path(f"{version.name}-{version.number}.{form}")
@@ -116,12 +116,12 @@ def export(
         files = registry.download(version, Path(folder))
         found = checkpoints.read_model(files, driver.registered_digest(version))
     where, card = _data_of(found, data)
-    predictor = Predictor(found.recipe, asking.seen_of(found.recipe, found.card), found.weights)
+    predictor = Predictor(found.recipe, inputs.seen_of(found.recipe, found.card), found.weights)
     metadata = describe(found, version, predictor)
     seen = predictor.data
     scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{form}")
     try:
-        exporting.write(
+        inference_export.write(
             predictor.servable,
             (seen.height, seen.width, seen.channels),
             scratch,
@@ -129,8 +129,8 @@ def export(
             output=metadata["output"],
             metadata=metadata,
         )
-        comparison = exporting.compare(
-            exporting.load(scratch, form),
+        comparison = inference_export.compare(
+            inference_export.load(scratch, form),
             pairs(predictor, found, where, card),
             classes=bool(seen.classes) and predictor.task.knows_classes,
         )

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import trials
-from pipelines import population
-from pipelines.population import Member, Population
+from pipelines.search import population
+from pipelines.search.population import Member, Population
 
 if TYPE_CHECKING:
     from jobs.searching import Asked, Board
@@ -64,8 +64,8 @@ def _any_left(people: Population) -> bool:
 def _hand_over(people: Population, asked: Asked, board: Board) -> None:
     """Copies the donors' checkpoints. No member trains meanwhile, and no donor is given weights
     itself: what was cut off is done again from the same files."""
-    from pipelines import checkpoints
-    from pipelines.worker import CHECKPOINTS
+    from pipelines.training import checkpoints
+    from pipelines.training.worker import CHECKPOINTS
 
     def folder(member: str) -> Any:
         return asked.folder / "trials" / trials.run_name(asked.name, member) / CHECKPOINTS
@@ -87,7 +87,7 @@ def _train(
     until: int,
 ) -> None:
     """One generation, but for the members that are through with it."""
-    from pipelines import cluster
+    from pipelines.cluster import tasks
 
     todo = [member for member in people.members if member.id not in people.scores]
 
@@ -96,7 +96,7 @@ def _train(
             board.hear("start", member.id, _about(member))
             yield {**_about(member), "from_epoch": first - 1, "until_epoch": until}
 
-    for number, found in cluster.beside(trials.run_segment, told, parts(), at_once=at_once):
+    for number, found in tasks.beside(trials.run_segment, told, parts(), at_once=at_once):
         member = todo[number]
         if isinstance(found, BaseException):
             found = {"curve": [], "reason": str(found)}

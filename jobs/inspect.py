@@ -65,7 +65,7 @@ def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
 
 def _show(where: str, card: Any) -> None:
     from pipelines.data.inspection import report, survey
-    from pipelines.drawing import one_line
+    from pipelines.visuals.draw import one_line
 
     facts = {"name": card.name, **dict(report.facts(card))}
     reasons = survey.count_reasons(survey.read_rejected(where)) if card.rejected else []

@@ -35,7 +35,7 @@ def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
     if not recipe.judge or folder.exists():
         return
     from jobs import driver
-    from pipelines import checkpoints
+    from pipelines.training import checkpoints
 
     with tempfile.TemporaryDirectory() as scratch:
         found = registry.download(driver.resolve(registry, recipe.judge), Path(scratch))

@@ -42,14 +42,14 @@ def chain(version: Version) -> dict[str, Any]:
     """Every link that is known. Raises TesseraError where the version isn't Tessera's, or its run
     was deleted."""
     from jobs import driver
-    from pipelines import promotion
     from pipelines import recipe as recipes
+    from pipelines.promotion import gate
 
     digest = driver.registered_digest(version)
     tracker = driver.attach_tracker(version.run_id)
     tags, _ = tracker.noted()
-    verdict = json.loads(version.tags.get(promotion.VERDICT_TAG, "null"))
-    evaluation = promotion.evaluation_of(version)
+    verdict = json.loads(version.tags.get(gate.VERDICT_TAG, "null"))
+    evaluation = gate.evaluation_of(version)
     tree = json.loads(version.tags["tessera.recipe"])
     recipe = dict(recipes.leaves(tree))
     said = ""

@@ -66,9 +66,9 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     from jobs import judges
     from jobs.evaluate import evaluate
     from jobs.train import start
-    from pipelines import hardware
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
+    from pipelines.training import hardware
 
     changes = dict(recipes.parse_override(text) for text in overrides)
     recipe = recipes.read(path).with_overrides(

@@ -196,24 +196,24 @@ class _Cluster:
     def spread(
         self, work: Any, shared: Any, parts: Iterable[Any]
     ) -> Generator[tuple[int, Any], None, None]:
-        from pipelines import cluster
+        from pipelines.cluster import connection, tasks
 
         if not self._opened:
             self._open()
-        workers = self._workers or cluster.cpus()
-        yield from cluster.spread(work, shared, parts, workers=workers)
+        workers = self._workers or connection.cpus()
+        yield from tasks.spread(work, shared, parts, workers=workers)
 
     def _open(self) -> None:
         from jobs import driver
-        from pipelines import cluster
+        from pipelines.cluster import connection
 
         driver.apply_settings()
         # Ray prints what happens to its workers on stdout, where a script reads the result.
         nowhere = self._stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._stack.enter_context(redirect_stdout(sys.stderr if self._verbose else nowhere))
         cpus = max(self._workers or 0, os.cpu_count() or 1)
-        if cluster.connect(driver.ray_address(), cpus=cpus, verbose=self._verbose):
-            self._stack.callback(cluster.disconnect)
+        if connection.connect(driver.ray_address(), cpus=cpus, verbose=self._verbose):
+            self._stack.callback(connection.disconnect)
         self._opened = True
 
     def __enter__(self) -> _Cluster:

@@ -54,8 +54,8 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     import tempfile
 
     from jobs import answers, driver, whole
-    from pipelines import asking, checkpoints
-    from pipelines.prediction import Predictor
+    from pipelines.inference.predictor import Predictor
+    from pipelines.training import checkpoints, inputs
 
     del options["verbose"]
     asked = answers.Asked(paths, **options)
@@ -64,7 +64,7 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
         found = checkpoints.read_model(folder, driver.registered_digest(version))
-    predictor = Predictor(found.recipe, asking.seen_of(found.recipe, found.card), found.weights)
+    predictor = Predictor(found.recipe, inputs.seen_of(found.recipe, found.card), found.weights)
     failed = total = 0
     with nullcontext(sys.stdout) if asked.out is None else whole.write(asked.out) as lines:
         for answer in answers.give(predictor, asked, version):

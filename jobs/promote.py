@@ -15,10 +15,10 @@ import click
 from jobs.cli import run as run_command
 
 if TYPE_CHECKING:
-    from pipelines.champions import Seat
     from pipelines.interfaces import Registry, Version
-    from pipelines.policy import Policy
-    from pipelines.promotion import Leak, Standing, Verdict
+    from pipelines.promotion.champions import Seat
+    from pipelines.promotion.gate import Leak, Standing, Verdict
+    from pipelines.promotion.policy import Policy
 
 EXPERIMENT = "promotions"
 
@@ -114,17 +114,17 @@ def promote(
     verbose: bool = False,
 ) -> Verdict:
     """Decides on a version and, on yes, makes it champion."""
-    from pipelines import champions, promotion
-    from pipelines import policy as policies
+    from pipelines.promotion import champions, gate
+    from pipelines.promotion import policy as promotion_policy
 
-    given = policies.read(policy_file) if policy_file else None
+    given = promotion_policy.read(policy_file) if policy_file else None
     candidate = registry.version(model, number)
     seat = champions.look(registry, model)
     if seat.champion and seat.champion.number == candidate.number:
-        return promotion.Verdict(True, ("it is the champion already",), number, number)
-    policy = given or policies.default(_task(candidate))
+        return gate.Verdict(True, ("it is the champion already",), number, number)
+    policy = given or promotion_policy.default(_task(candidate))
     if margin is not None:
-        policy = policies.build({**policy.model_dump(), "margin": margin}, "--margin")
+        policy = promotion_policy.build({**policy.model_dump(), "margin": margin}, "--margin")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report"
         verdict = _judge(
@@ -148,18 +148,18 @@ def _judge(
 ) -> Verdict:
     """What the policy says; refused at once where there is nothing to measure."""
     from jobs import examining
-    from pipelines import promotion
     from pipelines.data import card as cards
+    from pipelines.promotion import gate
     from pipelines.storage.base import absolute_location
 
     held = seat.champion.number if seat.champion else None
-    standing = promotion.examine(registry, candidate)
-    champion = promotion.examine(registry, seat.champion) if seat.champion else None
+    standing = gate.examine(registry, candidate)
+    champion = gate.examine(registry, seat.champion) if seat.champion else None
     where = absolute_location(data) if data else _evaluated_on(candidate)
     card = cards.read(where) if where else None
-    against = promotion.refusals(standing, champion, card.digest if card else "")
+    against = gate.refusals(standing, champion, card.digest if card else "")
     if against or card is None:
-        return promotion.Verdict(False, tuple(against), candidate.number, held)
+        return gate.Verdict(False, tuple(against), candidate.number, held)
     versions = [candidate, *([seat.champion] if seat.champion else [])]
     wanted = examining.Wanted(
         robustness=examining.ROBUSTNESS if policy.needs_robustness else 0,
@@ -171,7 +171,7 @@ def _judge(
         registry, versions, where, wanted, workers=workers, verbose=verbose
     )
     leak = _leak(standing, where) if policy.leakage is not None else None
-    return promotion.decide(
+    return gate.decide(
         candidate.number,
         held,
         found[0],
@@ -192,7 +192,7 @@ def _record(
 ) -> None:
     """Makes the decision's run in MLflow, then applies it."""
     from jobs import driver, examining
-    from pipelines import champions, promotion
+    from pipelines.promotion import champions, gate
 
     held = str(verdict.champion or "none")
     tags = {
@@ -214,7 +214,7 @@ def _record(
         examining.store(tracker, report, "report")
     status, outcome = "FINISHED", "promoted" if verdict.passed else "refused"
     try:
-        promotion.apply(registry, candidate, seat, verdict, tracker.run_id)
+        gate.apply(registry, candidate, seat, verdict, tracker.run_id)
     except champions.OvertakenError as error:
         outcome = f"overtaken: {error.message}"
         raise
@@ -230,7 +230,7 @@ def _leak(candidate: Standing, where: str) -> Leak:
     from models.core.errors import TesseraError
     from pipelines.data import card as cards
     from pipelines.data.inspection import overlap
-    from pipelines.promotion import Leak
+    from pipelines.promotion.gate import Leak
 
     tested = cards.read(where)
     samples = tested.split("test").samples
@@ -247,9 +247,9 @@ def _leak(candidate: Standing, where: str) -> Leak:
 
 def _evaluated_on(candidate: Version) -> str:
     """Where the data set lies that the candidate was evaluated on; empty where it never was."""
-    from pipelines import promotion
+    from pipelines.promotion import gate
 
-    evaluation = promotion.evaluation_of(candidate)
+    evaluation = gate.evaluation_of(candidate)
     if evaluation is None:
         return ""
     if evaluation.data:

@@ -23,7 +23,7 @@ def command(model: str | None, number: int | None, verbose: bool, as_json: bool)
     from jobs import driver
     from jobs.shared.terminal import show_json, show_table
     from models.core.errors import TesseraError, UsageError, unknown
-    from pipelines import promotion
+    from pipelines.promotion import gate
 
     if number is not None and model is None:
         raise UsageError("--delete goes with a model", mend="tessera registry MODEL --delete N")
@@ -35,7 +35,7 @@ def command(model: str | None, number: int | None, verbose: bool, as_json: bool)
                 raise TesseraError("no model is registered yet", mend="train one: tessera train")
             raise unknown("model", model, names)
         if number is not None:
-            promotion.delete(known, model, number)
+            gate.delete(known, model, number)
             click.echo(f"version {number} of {model} is deleted", err=True)
         rows = [row(version) for version in reversed(known.versions(model))]
     else:
@@ -65,13 +65,13 @@ def summary(name: str, versions: list[Version]) -> dict[str, Any]:
 
 def row(version: Version) -> dict[str, Any]:
     """One version in a line."""
-    from pipelines import promotion
+    from pipelines.promotion import gate
 
-    evaluation = promotion.evaluation_of(version)
+    evaluation = gate.evaluation_of(version)
     primary = _primary(version)
     val = _json(version.tags.get("tessera.metrics", "")).get(f"val/{primary}")
     test = evaluation.figures.get(primary) if evaluation else None
-    verdict = _json(version.tags.get(promotion.VERDICT_TAG, ""))
+    verdict = _json(version.tags.get(gate.VERDICT_TAG, ""))
     said = "; ".join(verdict.get("reasons", ()))
     word = ("promoted" if verdict.get("passed") else "refused") if verdict else ""
     return {

@@ -63,10 +63,12 @@ def reproduce(
     import models
     from jobs import driver, embedded, judges, train
     from jobs.shared.progress import Display
-    from pipelines import asking, checkpoints, runs, worker
     from pipelines import recipe as recipes
-    from pipelines.interfaces import MemoryTracker
     from pipelines.storage.base import absolute_location
+    from pipelines.tracking.memory import MemoryTracker
+    from pipelines.training import checkpoints, inputs, worker
+    from pipelines.training import driver as training_driver
+    from pipelines.training import run as training_run
 
     digest = driver.registered_digest(version)
     recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
@@ -82,8 +84,8 @@ def reproduce(
     embedded.root().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=embedded.root(), prefix=".reproduce-") as scratch:
         model = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
-        run = runs.find_or_create(Path(scratch), recipe, name="again", model=version.name)
-        judges.fetch(recipe, registry, run.folder / asking.JUDGE)
+        run = training_run.find_or_create(Path(scratch), recipe, name="again", model=version.name)
+        judges.fetch(recipe, registry, run.folder / inputs.JUDGE)
         tracker = MemoryTracker()
         primary = models.get(recipe.family).task.primary.name
         group = driver.group_of(recipe)
@@ -93,7 +95,7 @@ def reproduce(
                 worker.run, group, name=run.name, storage=run.folder / "ray", verbose=verbose
             ) as execute,
         ):
-            trained = runs.train(
+            trained = training_driver.train(
                 run,
                 recipe,
                 tracker=tracker,

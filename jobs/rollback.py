@@ -16,9 +16,9 @@ def command(model: str, to: int | None, verbose: bool, as_json: bool) -> int:
     """Make the champion before the current one, or version N, the `champion` of MODEL again."""
     from jobs import driver
     from jobs.shared.terminal import show_json
-    from pipelines import promotion
+    from pipelines.promotion import gate
 
-    before, now = promotion.roll_back(driver.open_registry(), model, to=to)
+    before, now = gate.roll_back(driver.open_registry(), model, to=to)
     if as_json:
         show_json({"model": model, "from": before.number, "to": now.number})
     else:

@@ -23,19 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import driver, embedded, generations, trials
 from models.core.errors import TesseraError, unknown
-from pipelines import search
-from pipelines.search import Trial
+from pipelines.search import space as search_space
+from pipelines.search import trials as search_trials
+from pipelines.search.trials import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from models.core.family import Figure
     from models.core.spaces import Space
-    from pipelines.ray_tune import Order
+    from pipelines.cluster.tuner import Order
     from pipelines.recipe import Recipe
-    from pipelines.runs import Run
-    from pipelines.search import Room
-    from pipelines.tracking import MlflowTracker
+    from pipelines.search.space import Room
+    from pipelines.tracking.mlflow_runs import MlflowTracker
+    from pipelines.training.run import Run
 
 STATUS_TAG = "tessera.trial.status"
 KEPT = ("TESSERA_HOME", "TESSERA_CACHE", "TESSERA_CACHE_SIZE", "TESSERA_UI", "MLFLOW_TRACKING_URI")
@@ -66,7 +67,7 @@ class Asked:
         return embedded.searches_dir() / self.name
 
     def parsed_space(self) -> dict[str, Space]:
-        return {path: search.parse(path, given) for path, given in self.space.items()}
+        return {path: search_space.parse(path, given) for path, given in self.space.items()}
 
     def write(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,27 +93,28 @@ def run(
     """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
     import models
     from jobs.shared.terminal import say
-    from pipelines import cluster, runs
+    from pipelines.cluster import connection, workers
+    from pipelines.training import run as training_run
 
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     group = driver.group_of(recipe)
     with ExitStack() as held:
         if restore:  # before anything is said of it anywhere
-            held.enter_context(runs.locked(asked))
+            held.enter_context(training_run.locked(asked))
         held.enter_context(driver.joined(verbose=verbose))
-        room = search.room(
-            cpus=cluster.cpus(),
-            gpus=cluster.gpus(),
+        room = search_space.room(
+            cpus=connection.cpus(),
+            gpus=connection.gpus(),
             workers=max(group.workers, 1),
             cpus_each=group.cpus,
-            gpus_each=cluster.gpus_each(group),
+            gpus_each=workers.gpus_each(group),
             trials=asked.trials,
         )
         parent = held.enter_context(parent_run(asked, recipe))
         asked = replace(asked, parent=parent.run_id)
         asked.write()
         if not restore:
-            held.enter_context(runs.locked(asked))
+            held.enter_context(training_run.locked(asked))
         tell(f"search {asked.name}")
         tell(f"watch {driver.page(parent.link())}")
         tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
@@ -131,7 +133,7 @@ def run(
 
 def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: bool) -> None:
     import models
-    from pipelines import ray_tune
+    from pipelines.cluster import tuner
 
     figure = models.get(recipe.family).task.primary
     facts = told(asked, figure)
@@ -139,8 +141,8 @@ def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: b
         generations.run(asked, figure, recipe.train.epochs, facts, board, room.at_once)
         return
     order = _order(asked, recipe, room)
-    again = restore and ray_tune.can_restore(order.folder)
-    ray_tune.run(trials.run_trial, facts, order, board.hear, restore=again)
+    again = restore and tuner.can_restore(order.folder)
+    tuner.run(trials.run_trial, facts, order, board.hear, restore=again)
     for trial in board.trials:
         if again and not trial.over:  # Tune's record was older: it gave these settings anew
             board.hear(
@@ -164,16 +166,16 @@ def told(asked: Asked, figure: Figure) -> dict[str, Any]:
 
 def run_of(asked: Asked, trial: Trial) -> Run:
     """A trial's training."""
-    from pipelines import runs
+    from pipelines.training import run as training_run
 
-    return runs.find(asked.folder / "trials", trial.run)
+    return training_run.find(asked.folder / "trials", trial.run)
 
 
 def _order(asked: Asked, recipe: Recipe, room: Room) -> Order:
     import models
-    from pipelines import ray_tune
+    from pipelines.cluster import tuner
 
-    return ray_tune.Order(
+    return tuner.Order(
         folder=asked.folder / "tune",
         space=asked.parsed_space(),
         search=asked.search,
@@ -197,20 +199,20 @@ def _conclude(
     """Names the winner, and leaves it and the pictures with the search."""
     import yaml
 
-    from pipelines import search_pictures
+    from pipelines.search import plots
 
-    best = search.winner(board.trials, figure)
+    best = search_trials.winner(board.trials, figure)
     made = recipe.with_overrides(best.settings).model_dump(mode="json")
     (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
     pictures = asked.folder / "pictures"
-    for file in search_pictures.draw(board.trials, asked.parsed_space(), figure, pictures):
+    for file in plots.draw(board.trials, asked.parsed_space(), figure, pictures):
         parent.artifact(file, "pictures")
-    for name in (search.TRIALS, "winner.yaml"):
+    for name in (search_trials.TRIALS, "winner.yaml"):
         parent.artifact(asked.folder / name, "")
     return {
         "search": asked.name,
         "winner": best,
-        "trials": search.ranked(board.trials, figure),
+        "trials": search_trials.ranked(board.trials, figure),
         "page": parent.link(),
     }
 
@@ -227,7 +229,7 @@ class Board:
         parent: MlflowTracker,
         say: Callable[[str], None],
     ) -> None:
-        self.trials = search.read(asked.folder / search.TRIALS)
+        self.trials = search_trials.read(asked.folder / search_trials.TRIALS)
         self._asked, self._figure, self._most_epochs = asked, figure, most_epochs
         self._parent, self._say = parent, say
         self._known = {trial.id: trial for trial in self.trials}
@@ -267,7 +269,7 @@ class Board:
         elif what in ("complete", "error"):
             self._clock(trial)
             self._end(trial, what, about)
-        search.write(self.trials, self._asked.folder / search.TRIALS)
+        search_trials.write(self.trials, self._asked.folder / search_trials.TRIALS)
 
     def _take_over(self, trial: Trial, donor: Trial) -> None:
         trial.take_over(donor)
@@ -297,27 +299,30 @@ class Board:
     def _reached(self) -> tuple[int, float | None]:
         """How many trials are over, and the best figure among them."""
         done = [trial for trial in self.trials if trial.over]
-        best = next((t for t in search.ranked(done, self._figure) if t.value is not None), None)
+        best = next(
+            (t for t in search_trials.ranked(done, self._figure) if t.value is not None), None
+        )
         return len(done), best.value if best else None
 
     def _settle(self, trial: Trial, done: int, best: float | None) -> None:
         """Delivers what a stopped trial left, and ends its run; whatever the service raises, the
         search goes on."""
-        from pipelines import runs, tracking
         from pipelines.interfaces import Point
-        from pipelines.spool import Shipper
+        from pipelines.tracking import mlflow_runs
+        from pipelines.tracking.shipper import Shipper
+        from pipelines.training import run as training_run
 
         try:
             folder = self._asked.folder / "trials"
             if not (folder / trial.run / "run.json").exists():
                 return
-            run = runs.find(folder, trial.run)
+            run = training_run.find(folder, trial.run)
             if not run.run_id:
                 return
             tracker = driver.attach_tracker(run.run_id)
             # One that was stopped may still be on its way out.
-            with runs.locked(run, patience_seconds=trials.END_SECONDS):
-                shipper = Shipper(run.spool, tracker, is_permanent=tracking.is_permanent).start()
+            with training_run.locked(run, patience_seconds=trials.END_SECONDS):
+                shipper = Shipper(run.spool, tracker, is_permanent=mlflow_runs.is_permanent).start()
                 shipper.close(60.0)
             values = {STATUS_TAG: trial.status, "tessera.trial.reason": trial.reason}
             tracker.tags({name: value for name, value in values.items() if value})

@@ -69,7 +69,7 @@ def command(
             mend="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS (and RAY_AUTH_MODE="
             "token with RAY_AUTH_TOKEN_PATH where it asks for a token)",
         )
-    from pipelines.ray_jobs import Jobs
+    from pipelines.cluster.jobs import Jobs
 
     cluster = Jobs(address)
     job = cluster.submit(
@@ -198,7 +198,7 @@ def source_root() -> Path | None:
 
 def wait_for(cluster: object, job: str, as_json: bool) -> int:
     """Follows the job to its end; gives its exit status."""
-    from pipelines.ray_jobs import Jobs
+    from pipelines.cluster.jobs import Jobs
 
     assert isinstance(cluster, Jobs)
     seen = 0

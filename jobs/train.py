@@ -16,7 +16,8 @@ from jobs.cli import run as run_command
 if TYPE_CHECKING:
     from pipelines.data.card import Card
     from pipelines.recipe import Recipe
-    from pipelines.runs import Outcome, Run
+    from pipelines.training.driver import Outcome
+    from pipelines.training.run import Run
 
 
 @click.command()
@@ -89,8 +90,8 @@ def check(parameters: Mapping[str, Any]) -> None:
 def check_data(recipe: Recipe) -> Card:
     """The recipe's data set. Raises TesseraError where it can't feed the training, or a file of it
     is missing."""
-    from pipelines.asking import open_data
     from pipelines.data.loading import preflight
+    from pipelines.training.inputs import open_data
 
     card, _ = open_data(recipe)
     workers, batch_size = recipe.workers.count, recipe.train.batch_size
@@ -146,7 +147,7 @@ def _describe(recipe: Recipe, as_json: bool) -> None:
     import yaml
 
     from jobs.shared.terminal import show_facts, show_json
-    from pipelines.asking import seen_of
+    from pipelines.training.inputs import seen_of
 
     card = check_data(recipe)
     data = seen_of(recipe, card)
@@ -174,10 +175,10 @@ def _resume(
 ) -> Outcome:
     from jobs import embedded
     from pipelines import recipe as recipes
-    from pipelines import runs
     from pipelines.storage.base import absolute_location
+    from pipelines.training import run as training_run
 
-    run = runs.find(embedded.runs_dir(), ref)
+    run = training_run.find(embedded.runs_dir(), ref)
     if data:
         changes = {**changes, "data.path": absolute_location(data)}
     recipe = run.recipe().with_overrides(changes)
@@ -197,20 +198,21 @@ def start(
 ) -> Outcome:
     """Trains a recipe as a new run."""
     from jobs import embedded
-    from pipelines import registry, runs
+    from pipelines.tracking import mlflow_registry
+    from pipelines.training import run as training_run
 
     recipe = settle(recipe)
     card = check_data(recipe)
     name = model_name(recipe, card) if model is None else model
-    registry.check_name(name)
+    mlflow_registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = runs.create(embedded.runs_dir(), recipe, model=name, stamp=stamp)
+    run = training_run.create(embedded.runs_dir(), recipe, model=name, stamp=stamp)
     try:
         return _train(
             run, recipe, experiment=experiment, verbose=verbose, quiet=quiet, more_tags=tags or {}
         )
     except BaseException:
-        runs.forget(run)
+        training_run.forget(run)
         raise
 
 
@@ -225,10 +227,10 @@ def go_on(
     tags: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Trains a run that exists to its end, and registers it."""
-    from pipelines import registry
+    from pipelines.tracking import mlflow_registry
 
     name = model_name(recipe, check_data(recipe)) if model is None else model
-    registry.check_name(name)
+    mlflow_registry.check_name(name)
     run = replace(run, model=name)
     return _train(
         run, recipe, experiment=experiment, verbose=verbose, quiet=quiet, more_tags=tags or {}
@@ -258,7 +260,11 @@ def _train(
     import models
     from jobs import driver, judges
     from jobs.shared.progress import Display
-    from pipelines import asking, cluster, runs, servable, tracking, worker
+    from pipelines.cluster import connection
+    from pipelines.tracking import mlflow_model, mlflow_runs
+    from pipelines.training import driver as training_driver
+    from pipelines.training import inputs, worker
+    from pipelines.training import run as training_run
 
     group = driver.group_of(recipe)
     primary = models.get(recipe.family).task.primary.name
@@ -267,7 +273,7 @@ def _train(
     # The cluster and the registry take seconds each, and wait mostly for other processes. The run
     # is opened after both: a training that is refused leaves nothing in MLflow.
     with (
-        runs.locked(run),
+        training_run.locked(run),
         Display(primary, quiet=quiet) as display,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -276,22 +282,22 @@ def _train(
             worker.run, group, name=run.name, storage=storage, verbose=verbose
         ) as execute:
             versions = opening.result()
-            judges.fetch(recipe, versions, run.folder / asking.JUDGE)
+            judges.fetch(recipe, versions, run.folder / inputs.JUDGE)
             tracker = driver.open_tracker(run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:
-                tags["ray.job_id"] = cluster.job_id()
+                tags["ray.job_id"] = connection.job_id()
             display.say(f"run {run.name}")
             display.say(f"watch {driver.page(tracker.link())}")
             try:
-                return runs.launch(
+                return training_driver.launch(
                     run,
                     recipe,
                     tracker=tracker,
                     registry=versions,
                     execute=execute,
-                    save_servable=servable.save_servable,
-                    is_permanent=tracking.is_permanent,
+                    save_servable=mlflow_model.save_servable,
+                    is_permanent=mlflow_runs.is_permanent,
                     listeners=[display],
                     tags=tags,
                 )

@@ -19,9 +19,9 @@ from jobs import driver
 from models.core.errors import TesseraError
 
 if TYPE_CHECKING:
-    from pipelines.ray_tune import Report
+    from pipelines.cluster.tuner import Report
     from pipelines.recipe import Recipe
-    from pipelines.runs import Run
+    from pipelines.training.run import Run
 
 SETTINGS_TAG = "tessera.settings"
 """Of a member's run: every change of its settings, with the epoch from which on it held."""
@@ -43,9 +43,11 @@ def run_trial(
     which Tune and the board take once; and one that is over in the board's record isn't trained."""
     os.environ.update(told["environment"])
     from pipelines import recipe as recipes
-    from pipelines import runs, search
+    from pipelines.search import trials
+    from pipelines.training import driver as training_driver
+    from pipelines.training import run as training_run
 
-    standing = search.read(Path(told["folder"]) / search.TRIALS)
+    standing = trials.read(Path(told["folder"]) / trials.TRIALS)
     before = next((trial for trial in standing if trial.id == trial_id), None)
     if before is not None and before.over:
         for epoch, value in before.curve:
@@ -53,9 +55,9 @@ def run_trial(
         return
     recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
     name = run_name(told["search"], trial_id)
-    run = runs.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
+    run = training_run.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
     figure = f"val/{told['figure']}"
-    for epoch, value in runs.history(run).get(figure, []):
+    for epoch, value in training_run.history(run).get(figure, []):
         report(epoch, value)
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     ended: list[BaseException | None] = []
@@ -70,7 +72,7 @@ def run_trial(
         try:
             _train(told, trial_id, run, recipe, listeners=[listen], stop=stop)
             ended.append(None)
-        except runs.Stopped:
+        except training_driver.Stopped:
             ended.append(None)
         except BaseException as error:
             ended.append(error)
@@ -104,11 +106,11 @@ def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """
     os.environ.update(told["environment"])
     from pipelines import recipe as recipes
-    from pipelines import runs
+    from pipelines.training import run as training_run
 
     recipe = recipes.build(json.loads(told["recipe"])).with_overrides(part["settings"])
     name = run_name(told["search"], part["id"])
-    run = runs.find_or_create(
+    run = training_run.find_or_create(
         trials_dir(told), recipe, name=name, model=told["search"], changing=list(part["settings"])
     )
     _note_settings(run, part)
@@ -121,13 +123,13 @@ def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:300]
     # From the file: a process that was killed may have told some of it before.
-    return {"curve": runs.history(run).get(f"val/{told['figure']}", []), "reason": reason}
+    return {"curve": training_run.history(run).get(f"val/{told['figure']}", []), "reason": reason}
 
 
 def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
     """The settings in effect as metrics of the epochs that they are for; MLflow's params, which
     can't change, have the first."""
-    from pipelines.spool import SpoolFile
+    from pipelines.tracking.events import SpoolFile
 
     values = {
         f"settings/{path}": float(value)
@@ -169,10 +171,13 @@ def _train(
     stop: threading.Event | None = None,
 ) -> None:
     from jobs import judges
-    from pipelines import asking, runs, tracking, worker
+    from pipelines.tracking import mlflow_runs
+    from pipelines.training import driver as training_driver
+    from pipelines.training import inputs, worker
+    from pipelines.training import run as training_run
 
     if recipe.judge:
-        judges.fetch(recipe, driver.open_registry(), run.folder / asking.JUDGE)
+        judges.fetch(recipe, driver.open_registry(), run.folder / inputs.JUDGE)
     tags = {
         **(tags or {}),
         **driver.tags_of(recipe),
@@ -181,17 +186,17 @@ def _train(
         "tessera.trial": trial_id,
     }
     with (
-        runs.locked(run, patience_seconds=END_SECONDS),
+        training_run.locked(run, patience_seconds=END_SECONDS),
         driver.executor(
             worker.run, driver.group_of(recipe), name=run.name, storage=run.folder / "ray"
         ) as execute,
     ):
-        runs.train(
+        training_driver.train(
             run,
             recipe,
             tracker=driver.open_tracker(run.name, experiment=told["experiment"], tags=tags),
             execute=execute,
-            is_permanent=tracking.is_permanent,
+            is_permanent=mlflow_runs.is_permanent,
             listeners=listeners,
             tags=tags,
             until_epoch=until_epoch,

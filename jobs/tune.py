@@ -17,8 +17,8 @@ from jobs.cli import run as run_command
 if TYPE_CHECKING:
     from jobs.searching import Asked
     from pipelines.recipe import Recipe
-    from pipelines.runs import Outcome
-    from pipelines.search import Trial
+    from pipelines.search.trials import Trial
+    from pipelines.training.driver import Outcome
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -73,14 +73,14 @@ def command(
     from jobs import searching, train
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
-    from pipelines import search
+    from pipelines.search import space as search_space
 
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", mend="leave it out")
         asked = searching.find(resume)
     else:
-        search.check_choices(kind, scheduler)
+        search_space.check_choices(kind, scheduler)
         changes = {**train.changes_of(overrides, None), "workers.count": workers}
         asked = _ask(
             _choose(what, variant, data, changes),
@@ -151,22 +151,24 @@ def _ask(
 ) -> Asked:
     """What is asked for, or a UsageError where it can't be searched."""
     from jobs import searching, train
-    from pipelines import asking, population, search
+    from pipelines.search import population
+    from pipelines.search import space as search_space
+    from pipelines.training import inputs
 
     card = train.check_data(recipe)
-    found = search.space_of(recipe, space, fixed=fixed)
+    found = search_space.space_of(recipe, space, fixed=fixed)
     epochs = recipe.train.epochs
     length = interval or population.interval(epochs)
     if scheduler == "pbt":
         population.check_size(trials, epochs, length)
-        population.check_space(recipe, found, asking.seen_of(recipe, card))
+        population.check_space(recipe, found, inputs.seen_of(recipe, card))
     return searching.Asked(
         name=_name(recipe),
         recipe=recipe.to_json(),
-        space=search.to_plain(found),
+        space=search_space.to_plain(found),
         scheduler=scheduler,
-        trials=len(search.grid(found)) if more["search"] == "grid" else trials,
-        grace_epochs=min(grace or search.grace(recipe), epochs),
+        trials=len(search_space.grid(found)) if more["search"] == "grid" else trials,
+        grace_epochs=min(grace or search_space.grace(recipe), epochs),
         interval_epochs=length,
         **more,
     )

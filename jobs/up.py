@@ -85,12 +85,12 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
 
 
 def prepare_store() -> None:
-    from pipelines import tracking
+    from pipelines.tracking import mlflow_runs
 
-    for name, value in tracking.settings().items():
+    for name, value in mlflow_runs.settings().items():
         os.environ.setdefault(name, value)
     try:
-        tracking.prepare(embedded.root())
+        mlflow_runs.prepare(embedded.root())
     except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite say
         said = str(error).strip() or type(error).__name__
         raise TesseraError(
@@ -128,9 +128,9 @@ def write_token() -> Path:
 
 
 def ray_command(up: Services, cpus: int | None) -> list[str]:
-    from pipelines import ray_jobs
+    from pipelines.cluster import jobs
 
-    return ray_jobs.head_command(
+    return jobs.head_command(
         address=up.environment["RAY_ADDRESS"],
         dashboard=up.environment["RAY_API_SERVER_ADDRESS"],
         client_port=local_services.free_port(),
@@ -140,12 +140,12 @@ def ray_command(up: Services, cpus: int | None) -> list[str]:
 
 
 def mlflow_command(port: int) -> list[str]:
-    from pipelines import tracking
+    from pipelines.tracking import mlflow_runs
 
     root = embedded.root()
-    store = ["--backend-store-uri", tracking.embedded_uri(root)]
+    store = ["--backend-store-uri", mlflow_runs.embedded_uri(root)]
     # Files go where they go without a server, so that the store is one whichever way it is used.
-    place = str(tracking.embedded_artifacts(root))
+    place = str(mlflow_runs.embedded_artifacts(root))
     files = ["--default-artifact-root", place, "--no-serve-artifacts"]
     where = ["--host", HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]
@@ -155,7 +155,7 @@ def spawn(name: str, address: str, argv: list[str], environment: dict[str, str])
     """Starts one service as the leader of a session of its own, its output in a log."""
     import psutil
 
-    from pipelines import tracking
+    from pipelines.tracking import mlflow_runs
 
     root = embedded.root()
     log = root / "logs" / f"{name}.log"
@@ -175,7 +175,7 @@ def spawn(name: str, address: str, argv: list[str], environment: dict[str, str])
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=root,
-            env={**tracking.settings(), **inherited, **server, **own},
+            env={**mlflow_runs.settings(), **inherited, **server, **own},
             start_new_session=True,
         )
     return Service(name, child.pid, psutil.Process(child.pid).create_time(), address, str(log))

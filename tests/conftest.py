@@ -19,7 +19,7 @@ from calling import Call, Done
 # Before torch is imported: several thread pools on few cores are slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pipelines import tracking
+from pipelines.tracking import mlflow_runs
 
 RAY_IS_HELD = pytest.StashKey[bool]()
 
@@ -43,9 +43,9 @@ def pytest_runtest_teardown(
     """Ends the Ray cluster after the last test that needs it."""
     yield
     if _on_ray(item) and not _on_ray(nextitem):
-        from pipelines import cluster
+        from pipelines.cluster import connection
 
-        cluster.disconnect()
+        connection.disconnect()
         item.config.stash[RAY_IS_HELD] = False
 
 
@@ -54,7 +54,7 @@ def mlflow_settings() -> Iterator[None]:
     """The environment that every job sets before it imports MLflow."""
     before = dict(os.environ)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ.update(tracking.settings())
+    os.environ.update(mlflow_runs.settings())
     yield
     os.environ.clear()
     os.environ.update(before)
@@ -64,7 +64,7 @@ def mlflow_settings() -> Iterator[None]:
 def prepared_store(mlflow_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty embedded store; making one takes seconds, so tests take copies."""
     root = tmp_path_factory.mktemp("store")
-    tracking.prepare(root)
+    mlflow_runs.prepare(root)
     return root
 
 
@@ -102,7 +102,7 @@ class MlflowServer:
 
     def start(self, timeout_seconds: float = 120.0) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "-w", "1"]
-        command += ["--port", str(self.port), "--backend-store-uri", tracking.prepare(self.root)]
+        command += ["--port", str(self.port), "--backend-store-uri", mlflow_runs.prepare(self.root)]
         command += ["--artifacts-destination", str(self.root / "artifacts")]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.root / "server.log", "ab") as log:
@@ -160,12 +160,12 @@ def mlflow_server(
 def ray_cluster(mlflow_settings: None, pytestconfig: pytest.Config) -> None:
     """A Ray cluster with room for four workers whatever the machine has, for all tests of a file and
     of the next one. It ends when the next test needs none."""
-    from pipelines import cluster
+    from pipelines.cluster import connection
 
-    os.environ.update(cluster.settings())  # Ray reads them once, when it is imported
+    os.environ.update(connection.settings())  # Ray reads them once, when it is imported
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ.pop("RAY_ADDRESS", None)
-    opened = cluster.connect(cpus=4)
+    opened = connection.connect(cpus=4)
     held = pytestconfig.stash.get(RAY_IS_HELD, False)
     assert opened is not held, "a test left a Ray cluster behind, or ended that of the tests"
     pytestconfig.stash[RAY_IS_HELD] = True

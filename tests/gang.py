@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster
+from pipelines.cluster import workers as cluster_workers
 from pipelines.interfaces import Emit, World
 
-Call = Callable[[cluster.Work, dict[str, Any], Emit], dict[str, Any]]
+Call = Callable[[cluster_workers.Work, dict[str, Any], Emit], dict[str, Any]]
 
 
 class Desk:
@@ -91,9 +91,11 @@ def open_gang(workers: int, storage: Path) -> Iterator[Call]:
     ended: list[BaseException | None] = []
 
     def run() -> None:
-        group = cluster.Group(workers, max_failures=0)
+        group = cluster_workers.Group(workers, max_failures=0)
         try:
-            cluster.train(_serve, {"desk": desk}, group, name="gang", storage=storage, emit=_Mute())
+            cluster_workers.train(
+                _serve, {"desk": desk}, group, name="gang", storage=storage, emit=_Mute()
+            )
             ended.append(None)
         except BaseException as error:
             ended.append(error)
@@ -101,7 +103,7 @@ def open_gang(workers: int, storage: Path) -> Iterator[Call]:
     thread = threading.Thread(target=run, name="gang")
     thread.start()
 
-    def call(work: cluster.Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    def call(work: cluster_workers.Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         number = ray.get(desk.put.remote((work, payload, emit)))
         fetched = desk.fetch.remote(number)
         while not ray.wait([fetched], timeout=1.0)[0]:

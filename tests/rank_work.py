@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import worker
-from pipelines.assessing import examination
+from pipelines.evaluation import job
 from pipelines.interfaces import World
-from pipelines.spool import SpoolFile, read_events
+from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.training import worker
 
 
 class Nothing:
@@ -45,7 +45,7 @@ def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def examine(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(examination.examine(payload, world, Nothing())))
+    return json.loads(json.dumps(job.examine(payload, world, Nothing())))
 
 
 def _one(payload: dict[str, Any]) -> dict[str, Any]:

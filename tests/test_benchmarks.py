@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.spool import SpoolFile
+from pipelines.tracking.events import SpoolFile
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = BENCHMARKS.parent / "README.md"

@@ -11,10 +11,12 @@ import pytest
 from faulty_server import wire_to
 
 from models.core.errors import TesseraError
-from pipelines import champions, tracking
-from pipelines.champions import OvertakenError
-from pipelines.interfaces import Decision, MemoryRegistry, Registry, Version
-from pipelines.registry import MlflowRegistry
+from pipelines.interfaces import Decision, Registry, Version
+from pipelines.promotion import champions
+from pipelines.promotion.champions import OvertakenError
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking.memory import MemoryRegistry
+from pipelines.tracking.mlflow_registry import MlflowRegistry
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
@@ -27,10 +29,10 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[],
         return lambda: one, "run"
     if request.param == "sqlite":
         root = request.getfixturevalue("store")
-        uri, artifacts = tracking.embedded_uri(root), tracking.embedded_artifacts(root)
+        uri, artifacts = mlflow_runs.embedded_uri(root), mlflow_runs.embedded_artifacts(root)
     else:
         uri, artifacts = request.getfixturevalue("mlflow_server").uri, None
-    run = tracking.open_run(
+    run = mlflow_runs.open_run(
         uri, experiment="e", name=request.node.name, tags={}, artifact_root=artifacts
     )
     return lambda: MlflowRegistry(uri), run.run_id
@@ -226,7 +228,7 @@ def test_two_at_once_without_the_record_both_win(tmp_path: Path) -> None:
 def test_two_promotions_at_once_a_hundred_times(
     mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    run = tracking.open_run(
+    run = mlflow_runs.open_run(
         mlflow_server.uri, experiment="e", name=request.node.name, tags={}, artifact_root=None
     )
 
@@ -243,7 +245,7 @@ def test_a_wire_that_breaks_all_the_time_is_waited_for(
     mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Each second connection is refused or gets an error, and those that are open are cut."""
-    run = tracking.open_run(
+    run = mlflow_runs.open_run(
         mlflow_server.uri, experiment="e", name=request.node.name, tags={}, artifact_root=None
     )
     sound = MlflowRegistry(mlflow_server.uri)

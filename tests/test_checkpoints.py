@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from models.core.errors import TesseraError
-from pipelines import checkpoints, optim
 from pipelines import recipe as recipes
-from pipelines.checkpoints import DamagedError, Progress
 from pipelines.data.card import Card, ImageCard, Shard, SplitCard
+from pipelines.training import checkpoints, optim
+from pipelines.training.checkpoints import DamagedError, Progress
 
 
 def make_card() -> Card:

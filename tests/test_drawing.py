@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pipelines.data.annotations import IGNORED, Mask, Objects
-from pipelines.drawing import colour, draw, hex_colour, ink
+from pipelines.visuals.draw import colour, draw, hex_colour, ink
 
 CLASSES = ("cat", "dog", "bird")
 

@@ -20,11 +20,12 @@ from PIL import Image
 
 import models
 from jobs import driver, evaluate, predict, promote, train
-from pipelines import champions, cluster
 from pipelines import recipe as recipes
+from pipelines.cluster import workers as cluster_workers
 from pipelines.data.packing import pack
+from pipelines.promotion import champions
 from pipelines.recipe import Recipe
-from pipelines.spool import read_events
+from pipelines.tracking.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -77,7 +78,9 @@ def workers(
     ):
 
         @contextmanager
-        def executor(work: cluster.Work, group: cluster.Group, **more: Any) -> Iterator[Any]:
+        def executor(
+            work: cluster_workers.Work, group: cluster_workers.Group, **more: Any
+        ) -> Iterator[Any]:
             if group.workers == 2:
                 yield lambda payload, emit: call(work, payload, emit)
                 return

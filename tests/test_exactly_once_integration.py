@@ -18,10 +18,11 @@ import pytest
 
 from jobs import embedded, train
 from models.core.errors import TesseraError
-from pipelines import ledger, runs
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.spool import read_events
+from pipelines.tracking.events import read_events
+from pipelines.training import run as training_run
+from pipelines.training import sample_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -119,11 +120,11 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
     arguments = ["--resume", name, "--workers", str(WORKERS[-1]), "--json"]
     assert train.command.main(arguments, standalone_mode=False) == 0
 
-    run = runs.find(embedded.runs_dir(), name)
-    files = sorted(path.name for path in (run.folder / ledger.FOLDER).iterdir())
+    run = training_run.find(embedded.runs_dir(), name)
+    files = sorted(path.name for path in (run.folder / sample_log.FOLDER).iterdir())
     ranks = Counter(name.split("-")[0] for name in files)
     assert tuple(ranks.values()) == WORKERS
-    used = ledger.read(run.folder)
+    used = sample_log.read(run.folder)
     assert sorted(used) == list(range(EPOCHS))
     for epoch, found in used.items():
         assert Counter(found) == Counter(range(samples)), f"epoch {epoch}"

@@ -18,9 +18,9 @@ from torch import nn
 
 import models
 from models.core.errors import TesseraError
-from pipelines import export
 from pipelines import recipe as recipes
-from pipelines.prediction import Predictor
+from pipelines.inference import export
+from pipelines.inference.predictor import Predictor
 
 NOT_EXPORTED = {"dcgan", "faster_rcnn", "mask_rcnn", "super_resolution", "yolo"}
 EXPORTED = [name for name in models.names() if name not in NOT_EXPORTED]

@@ -14,9 +14,9 @@ from jobs.answers import Asked, give
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Draws
 from pipelines import recipe as recipes
-from pipelines.galleries import Comparison, enrol
+from pipelines.inference.identify import Comparison, enrol
+from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
-from pipelines.prediction import Predictor
 
 COLOURS = {"green": (30, 200, 40), "lilac": (190, 120, 220), "rusty": (170, 80, 20)}
 SPEC = DataSpec(

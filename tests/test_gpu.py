@@ -8,11 +8,11 @@ import pytest
 import rank_work
 import torch
 
-from pipelines import checkpoints, worker
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.interfaces import World
-from pipelines.spool import SpoolFile
+from pipelines.tracking.events import SpoolFile
+from pipelines.training import checkpoints, worker
 
 pytestmark = [
     pytest.mark.gpu,

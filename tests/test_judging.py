@@ -18,13 +18,15 @@ import models
 from jobs import judges
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Draws
-from pipelines import asking, checkpoints, judging, worker
 from pipelines import recipe as recipes
-from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
-from pipelines.interfaces import MemoryRegistry, World
+from pipelines.interfaces import World
 from pipelines.recipe import Recipe
-from pipelines.spool import SpoolFile, read_events
+from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.tracking.memory import MemoryRegistry
+from pipelines.training import checkpoints, inputs, worker
+from pipelines.training import judge as training_judge
+from pipelines.training.checkpoints import Progress
 
 WORK = Path(__file__).with_name("rank_work.py")
 MADE = DataSpec("images", 1, 8, 8, (), (0.3,), (0.4,))
@@ -36,7 +38,7 @@ def write(digits: Path, folder: Path, family: str = "cnn", **changes: Any) -> st
     recipe = recipes.start(family, "tiny").with_overrides({"data.path": str(digits), **changes})
     card = cards.read(digits)
     torch.manual_seed(5)
-    module = models.get(family).build(recipe.config(), asking.seen_of(recipe, card))
+    module = models.get(family).build(recipe.config(), inputs.seen_of(recipe, card))
     path = checkpoints.save(
         folder.parent / f"{folder.name}-checkpoint",
         weights=module.state_dict(),
@@ -63,9 +65,9 @@ def images(count: int = 5, side: int = 8) -> torch.Tensor:
 
 def test_it_says_what_the_classifier_says(judge_files: tuple[Path, str]) -> None:
     folder, digest = judge_files
-    features, probabilities = judging.open_judge(folder, digest, MADE, "cpu")(images())
+    features, probabilities = training_judge.open_judge(folder, digest, MADE, "cpu")(images())
     model = checkpoints.read_model(folder, digest)
-    family, data = models.get("cnn"), asking.seen_of(model.recipe, model.card)
+    family, data = models.get("cnn"), inputs.seen_of(model.recipe, model.card)
     module = family.build(model.recipe.config(), data)
     module.load_state_dict(model.weights)
     seen = family.task.prepare(model.recipe.augment_settings(), data)(
@@ -82,7 +84,7 @@ def test_it_says_what_the_classifier_says(judge_files: tuple[Path, str]) -> None
 @pytest.mark.parametrize("family", ["vit", "rnn", "resnet", "vgg", "googlenet", "densenet"])
 def test_every_kind_of_classifier_has_features(family: str, digits: Path, tmp_path: Path) -> None:
     digest = write(digits, tmp_path / "model", family)
-    judge = judging.open_judge(tmp_path / "model", digest, MADE, "cpu")
+    judge = training_judge.open_judge(tmp_path / "model", digest, MADE, "cpu")
     features, probabilities = judge(images())
     assert probabilities.shape == (5, 10)
     assert features.ndim == 2
@@ -94,14 +96,16 @@ def test_every_kind_of_classifier_has_features(family: str, digits: Path, tmp_pa
 def test_a_network_that_ends_in_a_convolution(digits: Path, tmp_path: Path) -> None:
     changes = {"model.name": "squeezenet1_1", "data.height": 32, "data.width": 32}
     digest = write(digits, tmp_path / "model", "backbone", **changes)
-    features, probabilities = judging.open_judge(tmp_path / "model", digest, MADE, "cpu")(images())
+    features, probabilities = training_judge.open_judge(tmp_path / "model", digest, MADE, "cpu")(
+        images()
+    )
     assert probabilities.shape == (5, 10)
     assert features.shape == (5, 512)
 
 
 def test_images_of_another_size_are_scaled(judge_files: tuple[Path, str]) -> None:
     data = replace(MADE, height=16, width=16)
-    judge = judging.open_judge(*judge_files, data, "cpu")
+    judge = training_judge.open_judge(*judge_files, data, "cpu")
     large = images().repeat_interleave(2, 2).repeat_interleave(2, 3)
     grey = torch.full_like(large, 77)
     torch.testing.assert_close(judge(grey)[1], judge(grey[:, :, :8, :8])[1])
@@ -111,14 +115,14 @@ def test_images_of_another_size_are_scaled(judge_files: tuple[Path, str]) -> Non
 def test_who_is_refused(judge_files: tuple[Path, str], digits: Path, tmp_path: Path) -> None:
     folder, digest = judge_files
     with pytest.raises(TesseraError, match="1 channels, these have 3"):
-        judging.open_judge(folder, digest, replace(MADE, channels=3), "cpu")
+        training_judge.open_judge(folder, digest, replace(MADE, channels=3), "cpu")
     with pytest.raises(TesseraError, match="not those that were registered"):
-        judging.open_judge(folder, "0" * 64, MADE, "cpu")
+        training_judge.open_judge(folder, "0" * 64, MADE, "cpu")
     other = write(digits, tmp_path / "gan", "dcgan")
     with pytest.raises(TesseraError, match="dcgan does generation and can't be a judge"):
-        judging.open_judge(tmp_path / "gan", other, MADE, "cpu")
+        training_judge.open_judge(tmp_path / "gan", other, MADE, "cpu")
     with pytest.raises(TesseraError, match="manifest"):
-        judging.open_judge(tmp_path / "absent", digest, MADE, "cpu")
+        training_judge.open_judge(tmp_path / "absent", digest, MADE, "cpu")
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def gan(digits: Path, digest: str, **changes: Any) -> Recipe:
 def fit(recipe: Recipe, folder: Path, judge: Path) -> dict[str, Any]:
     """Trains here, in a run's folder with its judge; gives summary, events and last weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(judge, folder / asking.JUDGE)
+    shutil.copytree(judge, folder / inputs.JUDGE)
     emit = SpoolFile(folder / "spool.jsonl")
     summary = worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
     emit.close()
@@ -251,7 +255,7 @@ def test_ranks_without_an_image_go_on(
 ) -> None:
     """A last batch of one image for 2 ranks: one of them has nothing to count, in either part."""
     assert cards.read(digits).split("train").samples % 719 == 1
-    shutil.copytree(judge_files[0], tmp_path / asking.JUDGE)
+    shutil.copytree(judge_files[0], tmp_path / inputs.JUDGE)
     recipe = gan(digits, judge_files[1], **{"train.batch_size": 719, "train.epochs": 1})
     payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
     found = ranks.run(WORK, "train", 2, payload)

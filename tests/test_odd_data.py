@@ -18,13 +18,13 @@ from packed_sets import Given, pack_set
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines import checkpoints, ledger
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data import rle
 from pipelines.data.annotations import IGNORED, Mask, Objects
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe
+from pipelines.training import checkpoints, sample_log
 
 WORK = Path(__file__).with_name("rank_work.py")
 SIDE = 48
@@ -187,7 +187,7 @@ def test_a_rank_without_an_object_goes_on(family: str, tmp_path: Path) -> None:
     found, _ = ranks.run(WORK, "train", 2, payload)
     assert "error" not in found, found
     for rank, samples in enumerate(([0, 1], [2, 3])):
-        lines = (run / ledger.FOLDER / f"0000-{rank:04d}.jsonl").read_text().splitlines()
+        lines = (run / sample_log.FOLDER / f"0000-{rank:04d}.jsonl").read_text().splitlines()
         steps = [json.loads(line) for line in lines[1:]]
         assert [sorted(step["samples"]) for step in steps] == [samples, samples]
     assert len(found["losses"]) == 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from pipelines import optim
 from pipelines.recipe import Optim, Schedule
+from pipelines.training import optim
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from browser import MARKS
 from jobs import driver
 from jobs.cli import run, tessera
 from jobs.shared import local_services
-from pipelines import promotion
+from pipelines.promotion import gate
 
 pytestmark = MARKS
 
@@ -79,7 +79,7 @@ def trained(
         found = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")
         registry = driver.open_registry()
         version = registry.version("digits", 1)
-        decision = driver.attach_tracker(version.tags[promotion.DECISION_TAG]).link()
+        decision = driver.attach_tracker(version.tags[gate.DECISION_TAG]).link()
     server.start()
     pages = registry.link(version), decision, found["search"], found["page"]
     return Trained(server.uri, said["run"], said["page"], *pages)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from models.core.family import Panel
-from pipelines import drawing, pictures
+from pipelines.visuals import draw, plots
 
 
 def panels(images: torch.Tensor, captions: list[str]) -> list[list[Panel]]:
@@ -34,9 +34,9 @@ def pixels_of(path: Path) -> np.ndarray:
 def test_grid_shows_every_image(tmp_path, count, channels):
     path = tmp_path / "made" / "grid.png"
     images = torch.full((count, channels, 6, 6), 0, dtype=torch.uint8)
-    pictures.grid(panels(images, [""] * count), (), path)
+    plots.grid(panels(images, [""] * count), (), path)
     dark = (pixels_of(path).sum(2) == 0).sum()
-    pictures.grid(panels(images[:1], [""]), (), tmp_path / "one.png")
+    plots.grid(panels(images[:1], [""]), (), tmp_path / "one.png")
     one = (pixels_of(tmp_path / "one.png").sum(2) == 0).sum()
     assert dark / count == pytest.approx(one, rel=0.25)
 
@@ -44,20 +44,20 @@ def test_grid_shows_every_image(tmp_path, count, channels):
 def test_grid_keeps_colours_and_range(tmp_path):
     red = torch.zeros(1, 3, 4, 4)
     red[:, 0] = 1.0
-    pictures.grid(panels(red, ["red"]), (), tmp_path / "float.png")
-    pictures.grid(panels((red * 255).to(torch.uint8), ["red"]), (), tmp_path / "uint8.png")
+    plots.grid(panels(red, ["red"]), (), tmp_path / "float.png")
+    plots.grid(panels((red * 255).to(torch.uint8), ["red"]), (), tmp_path / "uint8.png")
     shown = pixels_of(tmp_path / "float.png")
     assert ((shown == [255, 0, 0]).all(2)).mean() > 0.4
     assert np.array_equal(shown, pixels_of(tmp_path / "uint8.png"))
     grey = torch.full((1, 1, 4, 4), 0.5)  # not stretched to black or white
-    pictures.grid(panels(grey, ["grey"]), (), tmp_path / "grey.png")
+    plots.grid(panels(grey, ["grey"]), (), tmp_path / "grey.png")
     assert ((abs(pixels_of(tmp_path / "grey.png") - 127) <= 1).all(2)).mean() > 0.4
 
 
 @pytest.mark.parametrize("shape", [(20, 5, 50), (20, 50, 5), (4, 2000, 2000)])
 def test_grid_of_unusual_shapes(tmp_path, shape):
     count, height, width = shape
-    pictures.grid(
+    plots.grid(
         panels(torch.rand(count, 1, height, width), ["caption"] * count), (), tmp_path / "a.png"
     )
     side = pixels_of(tmp_path / "a.png").shape
@@ -82,22 +82,22 @@ def test_groups_stand_side_by_side_with_what_is_said(tmp_path):
     sheets = []
     for count in (1, 3, 4):
         path = tmp_path / f"{count}.png"
-        pictures.grid([said[:count]] * 2, ("cat", "dog"), path)
+        plots.grid([said[:count]] * 2, ("cat", "dog"), path)
         sheets.append(pixels_of(path))
     assert [sheet.shape[1] for sheet in sheets] == sorted(sheet.shape[1] for sheet in sheets)
-    tint = np.array(drawing.colour(1))
+    tint = np.array(draw.colour(1))
     assert all((sheet == tint).all(2).sum() > 100 for sheet in sheets)
     plain = tmp_path / "plain.png"
-    pictures.grid([[Panel(image, "plain")]], ("cat", "dog"), plain)
+    plots.grid([[Panel(image, "plain")]], ("cat", "dog"), plain)
     assert not (pixels_of(plain) == tint).all(2).any()
 
 
 def test_odd_captions_and_class_names_are_only_text(tmp_path):
     """Neither mathematics nor a warning; `filterwarnings = error` is on."""
-    pictures.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")
-    pictures.confusion_matrix(torch.eye(len(ODD)).long(), ODD, tmp_path / "matrix.png")
+    plots.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")
+    plots.confusion_matrix(torch.eye(len(ODD)).long(), ODD, tmp_path / "matrix.png")
     history = {f"val/{name}": [(1, 0.5)] for name in ODD}
-    pictures.learning_curves(history, tmp_path / "curves.png")
+    plots.learning_curves(history, tmp_path / "curves.png")
     assert all(pixels_of(path).std() > 1 for path in tmp_path.iterdir())
 
 
@@ -105,27 +105,27 @@ def test_odd_captions_and_class_names_are_only_text(tmp_path):
 def test_confusion_matrix_at_any_number_of_classes(tmp_path, count):
     path = tmp_path / "matrix.png"
     matrix = torch.eye(count, dtype=torch.int64) * 50
-    pictures.confusion_matrix(matrix, [f"class {k}" for k in range(count)], path)
+    plots.confusion_matrix(matrix, [f"class {k}" for k in range(count)], path)
     before = pixels_of(path)
     assert 400 < max(before.shape) < 2500
     if count > 1:
         matrix[0, count - 1] = 1  # one mistake in 51 is seen
-        pictures.confusion_matrix(matrix, [f"class {k}" for k in range(count)], path)
+        plots.confusion_matrix(matrix, [f"class {k}" for k in range(count)], path)
         assert not np.array_equal(before, pixels_of(path))
 
 
 def test_classes_that_never_occur(tmp_path):
-    pictures.confusion_matrix(torch.zeros(3, 3).long(), list("abc"), tmp_path / "matrix.png")
+    plots.confusion_matrix(torch.zeros(3, 3).long(), list("abc"), tmp_path / "matrix.png")
     assert pixels_of(tmp_path / "matrix.png").std() > 1
 
 
 def test_learning_curves_have_a_panel_for_each_figure(tmp_path):
     curve = [(step, 1 / step) for step in range(1, 50)]
     one = {"train/loss": curve, "val/loss": [(1, 0.6), (2, 0.4)]}
-    pictures.learning_curves(one, tmp_path / "one.png")
-    pictures.learning_curves({**one, "val/accuracy": [(1, 0.6)]}, tmp_path / "two.png")
+    plots.learning_curves(one, tmp_path / "one.png")
+    plots.learning_curves({**one, "val/accuracy": [(1, 0.6)]}, tmp_path / "two.png")
     seven = {f"val/figure_{n}": [(1, 0.1), (2, 0.2)] for n in range(7)}
-    pictures.learning_curves(seven, tmp_path / "seven.png")
+    plots.learning_curves(seven, tmp_path / "seven.png")
     heights, widths, _ = zip(
         *(pixels_of(tmp_path / f"{n}.png").shape for n in ("one", "two", "seven"))
     )
@@ -139,21 +139,21 @@ def test_learning_curves_have_a_panel_for_each_figure(tmp_path):
 def test_values_that_are_not_finite_are_left_out(tmp_path):
     nan = float("nan")
     path = tmp_path / "curves.png"
-    pictures.learning_curves({"train/loss": [(1, nan), (2, 1.0)], "val/loss": [(1, nan)]}, path)
+    plots.learning_curves({"train/loss": [(1, nan), (2, 1.0)], "val/loss": [(1, nan)]}, path)
     assert pixels_of(path).std() > 1
     with pytest.raises(TesseraError, match="no figure"):
-        pictures.learning_curves({"train/loss": [(1, nan)]}, path)
+        plots.learning_curves({"train/loss": [(1, nan)]}, path)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(TesseraError, match="float32 can't be drawn"):
-        pictures.grid([[Panel(torch.rand(3, 4, 4))]], (), tmp_path / "a.png")
+        plots.grid([[Panel(torch.rand(3, 4, 4))]], (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="an image of shape"):
-        pictures.grid(panels(torch.rand(2, 5, 4, 4), ["a", "b"]), (), tmp_path / "a.png")
+        plots.grid(panels(torch.rand(2, 5, 4, 4), ["a", "b"]), (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="no image"):
-        pictures.grid(panels(torch.rand(0, 3, 4, 4), []), (), tmp_path / "a.png")
+        plots.grid(panels(torch.rand(0, 3, 4, 4), []), (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="for 3 classes"):
-        pictures.confusion_matrix(torch.zeros(2, 2), list("abc"), tmp_path / "a.png")
+        plots.confusion_matrix(torch.zeros(2, 2), list("abc"), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -11,8 +11,9 @@ import pytest
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform
-from pipelines import population, search
 from pipelines import recipe as recipes
+from pipelines.search import population
+from pipelines.search import space as search_space
 
 SPACE: dict[str, Space] = {
     "optim.model.lr": LogUniform(1e-4, 1.0),
@@ -136,4 +137,4 @@ def test_a_population_that_could_learn_nothing_is_refused() -> None:
         population.check_size(4, 10, 10)
     for kind in ("grid", "optuna"):
         with pytest.raises(UsageError, match=f"can't go with --search {kind}"):
-            search.check_choices(kind, "pbt")
+            search_space.check_choices(kind, "pbt")

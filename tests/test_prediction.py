@@ -15,7 +15,7 @@ import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
-from pipelines.prediction import Predictor, draw, expand, picture_name
+from pipelines.inference.predictor import Predictor, draw, expand, picture_name
 
 SPEC = DataSpec(
     "classification", 3, 12, 16, ("cat", "dog", "owl"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.3)

@@ -14,13 +14,15 @@ import pytest
 import yaml
 
 from models.core.errors import TesseraError, UsageError
-from pipelines import champions, checkpoints, policy, promotion
-from pipelines.assessing.assessment import Assessment, Comparison, Robustness
-from pipelines.assessing.resampling import Difference, Estimate, McNemar
-from pipelines.champions import OvertakenError
-from pipelines.interfaces import MemoryRegistry, Version
-from pipelines.policy import Policy
-from pipelines.promotion import Evaluation, Leak, Standing, Verdict
+from pipelines.evaluation.bootstrap import Difference, Estimate, McNemar
+from pipelines.evaluation.results import Assessment, Comparison, Robustness
+from pipelines.interfaces import Version
+from pipelines.promotion import champions, gate, policy
+from pipelines.promotion.champions import OvertakenError
+from pipelines.promotion.gate import Evaluation, Leak, Standing, Verdict
+from pipelines.promotion.policy import Policy
+from pipelines.tracking.memory import MemoryRegistry
+from pipelines.training import checkpoints
 
 CLEAN = Leak(0, 100)
 
@@ -72,7 +74,7 @@ def decide(
     **rules: Any,
 ) -> Verdict:
     champion = 1 if held else None
-    return promotion.decide(2, champion, candidate, held, lead, leak, policy.build(rules))
+    return gate.decide(2, champion, candidate, held, lead, leak, policy.build(rules))
 
 
 def failed(verdict: Verdict) -> list[str]:
@@ -218,27 +220,27 @@ def test_every_rule_that_fails_is_told() -> None:
 @pytest.mark.fault(48)
 @pytest.mark.control(48)
 def test_refused_with_its_reason(candidate: Standing, reason: str) -> None:
-    refused = promotion.refusals(candidate, standing(1), "data")
+    refused = gate.refusals(candidate, standing(1), "data")
     assert any(reason in line for line in refused), refused
-    assert promotion.refusals(standing(2), standing(1), "data") == [], "the control"
+    assert gate.refusals(standing(2), standing(1), "data") == [], "the control"
 
 
 def test_a_damaged_champion_is_no_reason_to_let_anything_pass() -> None:
     champion = replace(standing(1), damage="file weights is missing")
-    (refused,) = promotion.refusals(standing(2), champion, "data")
+    (refused,) = gate.refusals(standing(2), champion, "data")
     assert "rollback" in refused
 
 
 def test_every_reason_is_given() -> None:
     wrong = change(standing(2), split="val", samples=0)
-    assert len(promotion.refusals(wrong, standing(1), "data")) >= 2
+    assert len(gate.refusals(wrong, standing(1), "data")) >= 2
 
 
 def test_an_evaluation_from_before_there_were_judges_is_read() -> None:
     written = json.loads(Evaluation("m", "d", "test", 1, {"accuracy": 0.5}).to_json())
     del written["judge_digest"], written["data"]
-    version = Version("m", 1, "run", {promotion.EVALUATION_TAG: json.dumps(written)})
-    read = promotion.evaluation_of(version)
+    version = Version("m", 1, "run", {gate.EVALUATION_TAG: json.dumps(written)})
+    read = gate.evaluation_of(version)
     assert read is not None
     assert (read.judge_digest, read.data) == ("", "")
 
@@ -261,7 +263,7 @@ def yes(version: Version) -> Verdict:
 
 
 def promote(registry: MemoryRegistry, version: Version) -> None:
-    promotion.apply(registry, version, champions.look(registry, "m"), yes(version), "run")
+    gate.apply(registry, version, champions.look(registry, "m"), yes(version), "run")
 
 
 def champion(registry: MemoryRegistry) -> int | None:
@@ -275,16 +277,16 @@ def test_promote_and_roll_back(registry: MemoryRegistry, tmp_path: Path) -> None
     for version in (made[0], made[1], made[3]):
         promote(registry, version)
     assert champion(registry) == 4
-    back = [promotion.roll_back(registry, "m")[1].number for _ in range(2)]
+    back = [gate.roll_back(registry, "m")[1].number for _ in range(2)]
     assert back == [2, 1]
     with pytest.raises(TesseraError, match="first champion"):
-        promotion.roll_back(registry, "m")
+        gate.roll_back(registry, "m")
     assert champion(registry) == 1
-    assert promotion.roll_back(registry, "m", to=4)[1].number == 4
+    assert gate.roll_back(registry, "m", to=4)[1].number == 4
     with pytest.raises(TesseraError, match="never champion"):
-        promotion.roll_back(registry, "m", to=3)
+        gate.roll_back(registry, "m", to=3)
     with pytest.raises(TesseraError, match="is the champion already"):
-        promotion.roll_back(registry, "m", to=4)
+        gate.roll_back(registry, "m", to=4)
     assert champion(registry) == 4
 
 
@@ -293,7 +295,7 @@ def test_a_damaged_version_is_not_rolled_back_to(registry: MemoryRegistry, tmp_p
         promote(registry, register(registry, tmp_path))
     (tmp_path / "registry" / "m" / "1" / "weights.safetensors").write_text("other")
     with pytest.raises(TesseraError, match="can't serve again"):
-        promotion.roll_back(registry, "m")
+        gate.roll_back(registry, "m")
     assert champion(registry) == 2
 
 
@@ -303,8 +305,8 @@ def test_the_champion_is_not_deleted(registry: MemoryRegistry, tmp_path: Path) -
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)
     with pytest.raises(TesseraError, match="is the champion and is not deleted"):
-        promotion.delete(registry, "m", first.number)
-    promotion.delete(registry, "m", second.number)
+        gate.delete(registry, "m", first.number)
+    gate.delete(registry, "m", second.number)
     assert [version.number for version in registry.versions("m")] == [1]
     registry.delete(first)  # the control: the registry itself lets it go
     assert champion(registry) is None
@@ -314,9 +316,9 @@ def test_no_leaves_the_champion(registry: MemoryRegistry, tmp_path: Path) -> Non
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)
     no = Verdict(False, ("worse",), second.number, 1)
-    promotion.apply(registry, second, champions.look(registry, "m"), no, "run")
+    gate.apply(registry, second, champions.look(registry, "m"), no, "run")
     assert champion(registry) == 1
-    said = json.loads(registry.version("m", 2).tags[promotion.VERDICT_TAG])
+    said = json.loads(registry.version("m", 2).tags[gate.VERDICT_TAG])
     assert (said["passed"], said["reasons"]) == (False, ["worse"])
 
 
@@ -363,7 +365,7 @@ def test_a_crash_between_steps_leaves_a_champion(
     if seat.champion and seat.champion.number == 1:
         promote(registry, second)  # again
     assert champion(registry) == 2
-    assert promotion.roll_back(registry, "m")[1].number == 1
+    assert gate.roll_back(registry, "m")[1].number == 1
 
 
 def test_of_two_promotions_at_once_one_is_told(registry: MemoryRegistry, tmp_path: Path) -> None:
@@ -372,7 +374,7 @@ def test_of_two_promotions_at_once_one_is_told(registry: MemoryRegistry, tmp_pat
     seat = champions.look(registry, "m")
     promote(registry, made[2])
     with pytest.raises(OvertakenError, match="changed meanwhile: it is version 3"):
-        promotion.apply(registry, made[1], seat, yes(made[1]), "run")
+        gate.apply(registry, made[1], seat, yes(made[1]), "run")
     assert champion(registry) == 3
 
 

@@ -15,18 +15,19 @@ import torch
 from torch import nn
 
 from models.core.errors import TesseraError, UsageError
-from pipelines import tracking
-from pipelines.interfaces import MemoryRegistry, Registry
-from pipelines.registry import MlflowRegistry
-from pipelines.servable import save_servable
+from pipelines.interfaces import Registry
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking.memory import MemoryRegistry
+from pipelines.tracking.mlflow_model import save_servable
+from pipelines.tracking.mlflow_registry import MlflowRegistry
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
-def open_here(root: Path) -> tuple[MlflowRegistry, tracking.MlflowTracker]:
-    uri = tracking.embedded_uri(root)
-    artifacts = tracking.embedded_artifacts(root)
-    run = tracking.open_run(uri, experiment="e", name="n", tags={}, artifact_root=artifacts)
+def open_here(root: Path) -> tuple[MlflowRegistry, mlflow_runs.MlflowTracker]:
+    uri = mlflow_runs.embedded_uri(root)
+    artifacts = mlflow_runs.embedded_artifacts(root)
+    run = mlflow_runs.open_run(uri, experiment="e", name="n", tags={}, artifact_root=artifacts)
     return MlflowRegistry(uri), run
 
 
@@ -54,7 +55,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Registry, st
         return registry, run.run_id
     server = request.getfixturevalue("mlflow_server")
     name = request.node.name.replace("[", "-").replace("]", "")
-    run = tracking.open_run(server.uri, experiment="e", name=name, tags={}, artifact_root=None)
+    run = mlflow_runs.open_run(server.uri, experiment="e", name=name, tags={}, artifact_root=None)
     return MlflowRegistry(server.uri), run.run_id
 
 
@@ -146,7 +147,7 @@ def test_mlflow_sees_where_a_version_comes_from(store: Path, package: Path) -> N
 
 def test_files_that_cannot_be_stored_make_no_version(store: Path, package: Path) -> None:
     registry, run = open_here(store)
-    artifacts = tracking.embedded_artifacts(store)
+    artifacts = mlflow_runs.embedded_artifacts(store)
     artifacts.mkdir(exist_ok=True)
     (artifacts / "models").write_text("a file where the folder of models should be")
     with pytest.raises(Exception, match="models"):
@@ -200,7 +201,7 @@ def test_a_fresh_process_without_this_code_gets_the_same_numbers(
     )
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
-        "MLFLOW_TRACKING_URI": tracking.embedded_uri(store),
+        "MLFLOW_TRACKING_URI": mlflow_runs.embedded_uri(store),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines import cluster, runs, worker
 from pipelines import recipe as recipes
+from pipelines.cluster import workers
 from pipelines.data import card as cards
-from pipelines.interfaces import Emit, MemoryRegistry, MemoryTracker
+from pipelines.interfaces import Emit
 from pipelines.recipe import Recipe
-from pipelines.runs import Run
+from pipelines.tracking.memory import MemoryRegistry, MemoryTracker
+from pipelines.training import driver, registration, worker
+from pipelines.training import run as training_run
+from pipelines.training.run import Run
 
 
 def small(digits: Path) -> Recipe:
@@ -37,7 +40,7 @@ def no_flavor(*args: Any, **kwargs: Any) -> str:
 
 
 def execute(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    return cluster.local(worker.run, payload, emit)
+    return workers.local(worker.run, payload, emit)
 
 
 class Services:
@@ -45,8 +48,8 @@ class Services:
         self.tracker = MemoryTracker("run-1")
         self.registry = MemoryRegistry(folder / "registry")
 
-    def launch(self, run: Run, recipe: Recipe, work: Any = execute) -> runs.Outcome:
-        return runs.launch(
+    def launch(self, run: Run, recipe: Recipe, work: Any = execute) -> driver.Outcome:
+        return driver.launch(
             run,
             recipe,
             tracker=self.tracker,
@@ -66,7 +69,7 @@ def test_a_training_is_tracked_and_registered(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:
     recipe = small(digits)
-    run = runs.create(tmp_path / "runs", recipe, model="digits", stamp="now")
+    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
     outcome = services.launch(run, recipe)
     tracker = services.tracker
     assert tracker.status == "FINISHED"
@@ -84,13 +87,13 @@ def test_a_training_is_tracked_and_registered(
         "val-00002.png",
     }
     assert tracker.images == {("val", step): f"val-{step:05d}.png" for step in (1, 2)}
-    version = services.registry.version("digits", runs.CHALLENGER)
+    version = services.registry.version("digits", registration.CHALLENGER)
     assert version.number == outcome.version.number == 1
     assert json.loads(version.tags["tessera.recipe"]) == recipe.model_dump(mode="json")
     assert json.loads(version.tags["tessera.classes"]) == [str(i) for i in range(10)]
     assert version.tags["tessera.data_digest"] == cards.read(digits).digest
     assert version.tags["tessera.servable"] == "no: not asked for"
-    again = services.launch(runs.find(tmp_path / "runs", "run-1"), recipe)
+    again = services.launch(training_run.find(tmp_path / "runs", "run-1"), recipe)
     assert again.version.number == 1, "a finished run is not registered twice"
     assert all(len(points) == 1 for points in tracker.points.values())
 
@@ -99,7 +102,7 @@ def test_a_failed_training_is_noted_and_not_registered(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:
     recipe = small(digits)
-    run = runs.create(tmp_path / "runs", recipe, model="digits", stamp="now")
+    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
 
     def fail(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise TesseraError("no such luck")
@@ -115,7 +118,7 @@ def test_a_training_that_is_told_to_stop_is_killed_and_resumes(
     services: Services, digits: Path, tmp_path: Path, signal: type[BaseException]
 ) -> None:
     recipe = small(digits)
-    run = runs.create(tmp_path / "runs", recipe, model="digits", stamp="now")
+    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
 
     def stop(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise signal
@@ -123,7 +126,7 @@ def test_a_training_that_is_told_to_stop_is_killed_and_resumes(
     with pytest.raises(signal):
         services.launch(run, recipe, stop)
     assert services.tracker.status == "KILLED"
-    services.launch(runs.find(tmp_path / "runs", run.name), recipe)
+    services.launch(training_run.find(tmp_path / "runs", run.name), recipe)
     assert services.tracker.status == "FINISHED"
 
 
@@ -131,7 +134,7 @@ def test_another_recipe_than_asked_for_is_refused(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:
     recipe = small(digits)
-    run = runs.create(tmp_path / "runs", recipe, model="digits", stamp="now")
+    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
 
     def other(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         changed = recipe.with_overrides({"optim.model.lr": 0.123}).to_json()
@@ -146,7 +149,7 @@ def test_a_resumed_run_keeps_its_params_and_tags_what_changed(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:
     recipe = small(digits)
-    run = runs.create(tmp_path / "runs", recipe, model="digits", stamp="now")
+    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
     services.launch(run, recipe)
     services.launch(run, recipe.with_overrides({"workers.max_failures": 9}))
     assert services.tracker.logged_params["workers.max_failures"] == "3"
@@ -154,21 +157,21 @@ def test_a_resumed_run_keeps_its_params_and_tags_what_changed(
 
 
 def test_never_two_drivers_on_one_run(digits: Path, tmp_path: Path) -> None:
-    run = runs.create(tmp_path, small(digits), model="digits", stamp="now")
+    run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
     with (
-        runs.locked(run),
+        training_run.locked(run),
         pytest.raises(TesseraError, match="is being trained by another process"),
-        runs.locked(run),
+        training_run.locked(run),
     ):
         pass
-    with runs.locked(run):  # free again
+    with training_run.locked(run):  # free again
         pass
 
 
 def test_a_run_is_found_by_name_or_id_and_the_nearest_named(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match="nothing was trained"):
-        runs.find(tmp_path, "any")
-    run = runs.create(tmp_path, small(digits), model="digits", stamp="now")
-    assert runs.find(tmp_path, run.name).folder == run.folder
+        training_run.find(tmp_path, "any")
+    run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
+    assert training_run.find(tmp_path, run.name).folder == run.folder
     with pytest.raises(TesseraError, match="did you mean"):
-        runs.find(tmp_path, run.name[:-1])
+        training_run.find(tmp_path, run.name[:-1])

@@ -18,9 +18,13 @@ from jobs import trials as trial_jobs
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Figure
 from models.core.spaces import Choice, LogUniform, Uniform
-from pipelines import ray_tune, runs, search, search_pictures
 from pipelines import recipe as recipes
-from pipelines.search import Trial
+from pipelines.cluster import tuner
+from pipelines.search import plots
+from pipelines.search import space as search_space
+from pipelines.search import trials as search_trials
+from pipelines.search.trials import Trial
+from pipelines.training import run
 
 UP, DOWN = Figure("accuracy", "max"), Figure("loss", "min")
 
@@ -38,36 +42,38 @@ optim.model.weight_decay: {uniform: [0, 1e-3]}
 model.norm: [true, false]
 model.widths: [[8, 16], [16, 32]]
 """
-    space = search.space_of(recipes.start("cnn"), space_file(tmp_path, text))
+    space = search_space.space_of(recipes.start("cnn"), space_file(tmp_path, text))
     assert space == {
         "optim.model.lr": LogUniform(1e-4, 1.0),
         "optim.model.weight_decay": Uniform(0.0, 1e-3),
         "model.norm": Choice((True, False)),
         "model.widths": Choice(([8, 16], [16, 32])),
     }
-    plain = json.loads(json.dumps(search.to_plain(space)))
-    assert {path: search.parse(path, given) for path, given in plain.items()} == space
+    plain = json.loads(json.dumps(search_space.to_plain(space)))
+    assert {path: search_space.parse(path, given) for path, given in plain.items()} == space
     again = space_file(tmp_path, yaml.safe_dump(plain))
-    assert search.read_space(again) == space
+    assert search_space.read_space(again) == space
 
 
 @pytest.mark.parametrize("family", models.names())
 def test_every_family_s_own_space_can_be_kept(family: str) -> None:
-    space = search.space_of(recipes.start(family))
-    plain = json.loads(json.dumps(search.to_plain(space)))
-    found = {path: search.parse(path, given) for path, given in plain.items()}
-    assert search.to_plain(found) == search.to_plain(space)
+    space = search_space.space_of(recipes.start(family))
+    plain = json.loads(json.dumps(search_space.to_plain(space)))
+    found = {path: search_space.parse(path, given) for path, given in plain.items()}
+    assert search_space.to_plain(found) == search_space.to_plain(space)
 
 
 def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
-    own = search.space_of(recipes.start("cnn"))
+    own = search_space.space_of(recipes.start("cnn"))
     fixed = {"optim.model.lr": 0.1, "train.epochs": 3}
-    assert set(search.space_of(recipes.start("cnn"), fixed=fixed)) == set(own) - {"optim.model.lr"}
+    assert set(search_space.space_of(recipes.start("cnn"), fixed=fixed)) == set(own) - {
+        "optim.model.lr"
+    }
     with pytest.raises(UsageError, match=r"without what is set, is empty"):
-        search.space_of(recipes.start("cnn"), fixed=own)
+        search_space.space_of(recipes.start("cnn"), fixed=own)
     file = space_file(tmp_path, "optim.model.lr: [0.1, 0.2]")
     with pytest.raises(UsageError, match=r"optim.model.lr is set, and searched by .*space"):
-        search.space_of(recipes.start("cnn"), file, fixed=fixed)
+        search_space.space_of(recipes.start("cnn"), file, fixed=fixed)
 
 
 @pytest.mark.parametrize(
@@ -90,21 +96,21 @@ def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
 )
 def test_a_wrong_space_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        search.space_of(recipes.start("cnn"), space_file(tmp_path, text))
+        search_space.space_of(recipes.start("cnn"), space_file(tmp_path, text))
 
 
 def test_a_space_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be read: No such file"):
-        search.read_space(tmp_path / "none.yaml")
+        search_space.read_space(tmp_path / "none.yaml")
 
 
 def test_a_grid_is_every_combination() -> None:
-    found = search.grid({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})
+    found = search_space.grid({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})
     assert found == [{"a": a, "b": b} for a in (1, 2) for b in "xyz"]
     with pytest.raises(UsageError, match="b is a range"):
-        search.grid({"a": Choice((1,)), "b": Uniform(0, 1)})
+        search_space.grid({"a": Choice((1,)), "b": Uniform(0, 1)})
     with pytest.raises(UsageError, match="1,000,000 combinations"):
-        search.grid({str(i): Choice(tuple(range(10))) for i in range(6)})
+        search_space.grid({str(i): Choice(tuple(range(10))) for i in range(6)})
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_a_grid_is_every_combination() -> None:
 def test_as_many_trials_run_as_fit(
     cpus: int, gpus: int, workers: int, each: tuple[int, int], trials: int, at_once: int
 ) -> None:
-    room = search.room(
+    room = search_space.room(
         cpus=cpus, gpus=gpus, workers=workers, cpus_each=each[0], gpus_each=each[1], trials=trials
     )
     assert room.at_once == at_once
@@ -129,9 +135,9 @@ def test_as_many_trials_run_as_fit(
 
 def test_a_trial_that_can_never_be_placed_is_refused_with_the_numbers() -> None:
     with pytest.raises(TesseraError, match=r"takes 4 CPUs \(4 workers\).*cluster has 2"):
-        search.room(cpus=2, gpus=0, workers=4, cpus_each=1, gpus_each=0, trials=1)
+        search_space.room(cpus=2, gpus=0, workers=4, cpus_each=1, gpus_each=0, trials=1)
     with pytest.raises(TesseraError, match=r"takes 2 GPUs \(2 workers\).*cluster has 1"):
-        search.room(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
+        search_space.room(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
 
 
 def trial(number: int, values: list[float], figure: Figure = UP, **about: Any) -> Trial:
@@ -151,33 +157,33 @@ def test_a_trial_stands_by_its_best_epoch() -> None:
 
 def test_the_best_comes_first_and_those_without_a_figure_last() -> None:
     trials = [trial(1, [0.5]), trial(2, []), trial(3, [0.9]), trial(4, [0.5])]
-    assert [t.number for t in search.ranked(trials, UP)] == [3, 1, 4, 2]
-    assert [t.number for t in search.ranked(trials, DOWN)] == [1, 4, 3, 2]
-    assert search.winner(trials, UP).number == 3
+    assert [t.number for t in search_trials.ranked(trials, UP)] == [3, 1, 4, 2]
+    assert [t.number for t in search_trials.ranked(trials, DOWN)] == [1, 4, 3, 2]
+    assert search_trials.winner(trials, UP).number == 3
     with pytest.raises(TesseraError, match="none of 1 trials came to a figure: it burned"):
-        search.winner([trial(2, [], reason="it burned")], UP)
+        search_trials.winner([trial(2, [], reason="it burned")], UP)
 
 
 def test_the_standing_is_kept(tmp_path: Path) -> None:
     trials = [trial(1, [0.5, 0.6], status="stopped"), trial(2, [], reason="no")]
-    search.write(trials, tmp_path / "trials.json")
-    assert search.read(tmp_path / "trials.json") == trials
-    assert search.read(tmp_path / "none.json") == []
+    search_trials.write(trials, tmp_path / "trials.json")
+    assert search_trials.read(tmp_path / "trials.json") == trials
+    assert search_trials.read(tmp_path / "none.json") == []
 
 
 def test_grace_covers_the_warm_up() -> None:
     recipe = recipes.start("cnn").with_overrides({"train.epochs": 10, "schedule.warmup": 0.2})
-    assert search.grace(recipe) == 2
-    assert search.grace(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
-    assert search.grace(recipe.with_overrides({"train.epochs": 1})) == 1
+    assert search_space.grace(recipe) == 2
+    assert search_space.grace(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
+    assert search_space.grace(recipe.with_overrides({"train.epochs": 1})) == 1
 
 
 def test_unknown_ways_to_search_are_refused() -> None:
-    search.check_choices("optuna", "none")
+    search_space.check_choices("optuna", "none")
     with pytest.raises(UsageError, match="did you mean 'random'"):
-        search.check_choices("radnom", "asha")
+        search_space.check_choices("radnom", "asha")
     with pytest.raises(UsageError, match="unknown scheduler"):
-        search.check_choices("random", "hyperband")
+        search_space.check_choices("random", "hyperband")
 
 
 def test_a_population_of_what_can_not_change_leaves_nothing_behind(
@@ -212,7 +218,7 @@ def test_never_two_drivers_on_one_search(tmp_path: Path, monkeypatch: pytest.Mon
     )
     asked.write()
     with (
-        runs.locked(asked),
+        run.locked(asked),
         pytest.raises(TesseraError, match="one is being trained by another process"),
     ):
         tune.command.main(["--resume", "one"], standalone_mode=False)
@@ -222,7 +228,9 @@ def test_a_trial_that_is_over_is_told_again_and_not_trained(tmp_path: Path) -> N
     """As when Tune's record is older than its end. The control: one that isn't over is trained, for
     which what is told here doesn't suffice."""
     ended = Trial("a", 1, {}, status="stopped", curve=[(1, 0.5), (2, 0.6)])
-    search.write([ended, Trial("b", 2, {}, status="running")], tmp_path / search.TRIALS)
+    search_trials.write(
+        [ended, Trial("b", 2, {}, status="running")], tmp_path / search_trials.TRIALS
+    )
     told = {"environment": {}, "folder": str(tmp_path)}
     heard: list[tuple[int, float]] = []
 
@@ -245,7 +253,7 @@ def test_who_takes_over_has_the_donor_s_best_and_its_own_curve() -> None:
     assert (taker.value, taker.epoch, taker.curve) == (0.9, 2, [(1, 0.5), (2, 0.7)])
     taker.note(3, 0.8, UP)
     assert (taker.value, taker.epoch) == (0.9, 2)
-    assert search.winner([taker, donor], UP).number == 1, "both have that checkpoint"
+    assert search_trials.winner([taker, donor], UP).number == 1, "both have that checkpoint"
 
 
 def test_a_long_history_keeps_its_newest_changes() -> None:
@@ -266,13 +274,13 @@ def test_pictures_are_drawn_of_as_many_trials_as_say_something(tmp_path: Path) -
         made = Trial(f"t{number}", number, {"lr": rate, "norm": number % 2 == 0})
         made.note(1, 1 - abs(math.log10(rate) + 1) / 4, UP)
         trials.append(made)
-    assert search_pictures.draw([trial(1, [])], space, UP, tmp_path / "none") == []
-    few = search_pictures.draw(trials[:3], space, UP, tmp_path / "few")
+    assert plots.draw([trial(1, [])], space, UP, tmp_path / "none") == []
+    few = plots.draw(trials[:3], space, UP, tmp_path / "few")
     assert {f.stem for f in few} == {"history", "learning_curves", "parallel_coordinates"}
-    every = search_pictures.draw(trials, space, UP, tmp_path / "all")
+    every = plots.draw(trials, space, UP, tmp_path / "all")
     assert {f.stem for f in every} - {f.stem for f in few} == {"importance"}
     assert all(Image.open(file).size > (400, 100) for file in every)
-    shares, _ = search_pictures.importance(trials, space)
+    shares, _ = plots.importance(trials, space)
     assert shares["lr"] > 0.8 > shares["norm"]
     assert sum(shares.values()) == pytest.approx(1.0)
 
@@ -285,9 +293,9 @@ def test_state_that_others_could_write_is_not_read(tmp_path: Path) -> None:
     state = folder / "tuner.pkl"
     state.write_bytes(b"")
     state.chmod(0o600)
-    ray_tune.check_owned(folder)
+    tuner.check_owned(folder)
     state.chmod(0o622)
     with pytest.raises(TesseraError, match=r"tuner\.pkl can be written by others"):
-        ray_tune.check_owned(folder)
+        tuner.check_owned(folder)
     tmp_path.chmod(0o700)
-    ray_tune.check_owned(folder)  # nobody else can get there
+    tuner.check_owned(folder)  # nobody else can get there

@@ -11,7 +11,7 @@ import ranks
 from models.core.family import DataSpec
 from pipelines.data.loading import pixel_cache
 from pipelines.interfaces import World
-from pipelines.sharing import share_pixels
+from pipelines.training.shared_cache import share_pixels
 
 SPEC = DataSpec("classification", 1, 4, 4, ("a", "b"))
 

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.interfaces import MemoryTracker, Point
-from pipelines.spool import FILE, UNDELIVERED, Event, Shipper, SpoolFile, read_events
+from pipelines.interfaces import Point
+from pipelines.tracking.events import FILE, UNDELIVERED, Event, SpoolFile, read_events
+from pipelines.tracking.memory import MemoryTracker
+from pipelines.tracking.shipper import Shipper
 
 
 class Outage(Exception):
@@ -113,7 +115,7 @@ def test_reading_goes_on_from_every_offset(tmp_path: Path) -> None:
 def test_writers_in_threads_and_processes_keep_lines_whole(tmp_path: Path) -> None:
     path = tmp_path / FILE
     code = (
-        "import sys; from pathlib import Path; from pipelines.spool import SpoolFile\n"
+        "import sys; from pathlib import Path; from pipelines.tracking.events import SpoolFile\n"
         "emit = SpoolFile(Path(sys.argv[1]))\n"
         "for i in range(300): emit({'kind': 'p', 'i': i, 'fill': 'x' * 3000})\n"
     )
@@ -184,7 +186,7 @@ def test_the_first_of_a_metric_and_step_wins(tmp_path: Path) -> None:
 def test_an_outage_costs_nothing_and_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.spool._AWAY_SECONDS", 0.2)
+    monkeypatch.setattr("pipelines.tracking.events._AWAY_SECONDS", 0.2)
     tracker, heard = FlakyTracker(), list[Event]()
     tracker.away = True
     ship = shipper(tmp_path, tracker, listeners=[heard.append])
@@ -291,7 +293,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
         emit(metric(step, loss=float(step)))
     code = (
         "import json, sys, time; from pathlib import Path\n"
-        "from pipelines.spool import Shipper; from pipelines.interfaces import MemoryTracker\n"
+        "from pipelines.tracking.events import Shipper; from pipelines.interfaces import MemoryTracker\n"
         "folder = Path(sys.argv[1])\n"
         "class Tracker(MemoryTracker):\n"
         "    def metrics(self, points):\n"
@@ -333,7 +335,7 @@ def test_the_offset_of_another_file_is_not_believed(tmp_path: Path) -> None:
 def test_many_steps_cost_little_memory() -> None:
     import tracemalloc
 
-    from pipelines.spool import _Seen
+    from pipelines.tracking.shipper import _Seen
 
     tracemalloc.start()
     seen = _Seen()
@@ -348,7 +350,7 @@ def test_many_steps_cost_little_memory() -> None:
 
 def test_importing_loads_no_service() -> None:
     code = (
-        "import sys, pipelines.spool, pipelines.tracking, pipelines.registry, jobs.embedded\n"
+        "import sys, pipelines.tracking.events, pipelines.tracking.mlflow_runs, pipelines.tracking.mlflow_registry, jobs.embedded\n"
         "print({'mlflow', 'ray', 'torch', 'webdataset', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

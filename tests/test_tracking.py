@@ -21,20 +21,21 @@ import pytest
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines import tracking
-from pipelines.interfaces import MemoryTracker, Point, Tracker
-from pipelines.system_metrics import Sampler
+from pipelines.interfaces import Point, Tracker
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking.memory import MemoryTracker
+from pipelines.tracking.system_metrics import Sampler
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
-def open_here(root: Path, name: str = "first", **tags: str) -> tracking.MlflowTracker:
-    return tracking.open_run(
-        tracking.embedded_uri(root),
+def open_here(root: Path, name: str = "first", **tags: str) -> mlflow_runs.MlflowTracker:
+    return mlflow_runs.open_run(
+        mlflow_runs.embedded_uri(root),
         experiment="digits",
         name=name,
         tags=tags,
-        artifact_root=tracking.embedded_artifacts(root),
+        artifact_root=mlflow_runs.embedded_artifacts(root),
     )
 
 
@@ -111,7 +112,7 @@ def test_one_training_is_one_run_through_every_restart(store: Path) -> None:
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "first"
     assert run.data.tags["attempt"] == "2"
-    assert run.data.tags[tracking.RUN_TAG] == "first"
+    assert run.data.tags[mlflow_runs.RUN_TAG] == "first"
     assert run.data.metrics == {"loss": 1.0}
 
 
@@ -125,7 +126,7 @@ def test_a_series_of_pictures_has_the_form_of_mlflow_s_own(store: Path, tmp_path
     tracker._client.log_image(
         tracker.run_id, picture, key="val", step=7, timestamp=1234, synchronous=True
     )
-    folder = tracking.embedded_artifacts(store) / tracker.run_id / "artifacts" / "images"
+    folder = mlflow_runs.embedded_artifacts(store) / tracker.run_id / "artifacts" / "images"
     names = sorted(path.name for path in folder.iterdir())
     assert len(names) == 4
     forms = {re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", name) for name in names}
@@ -151,7 +152,7 @@ def test_what_a_run_says_of_itself(store: Path, tmp_path: Path) -> None:
     run = tracker._client.get_run(tracker.run_id)
     assert run.info.status == "KILLED"
     assert {"mlflow.user", "mlflow.source.name"} <= set(run.data.tags)
-    if (Path(tracking.__file__).parents[1] / ".git").exists():
+    if (Path(mlflow_runs.__file__).parents[1] / ".git").exists():
         assert len(run.data.tags["mlflow.source.git.commit"]) == 40
     inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
     assert set(inputs) == {"train", "val", "test"}  # MLflow would drop a second (name, digest)
@@ -160,7 +161,7 @@ def test_what_a_run_says_of_itself(store: Path, tmp_path: Path) -> None:
     import mlflow.data
 
     assert mlflow.data.get_source(inputs["test"]).to_dict() == {"url": "https://example.org/x.tar"}
-    kept = tracking.embedded_artifacts(store) / tracker.run_id / "artifacts/notes/folder/a.txt"
+    kept = mlflow_runs.embedded_artifacts(store) / tracker.run_id / "artifacts/notes/folder/a.txt"
     assert kept.read_text() == "a"
     found = tracker._client.search_runs(
         [tracker.experiment_id], filter_string=f"datasets.digest = '{'f' * 32}'"
@@ -198,7 +199,7 @@ def test_links_open_the_training_view(uri: str, start: str) -> None:
 
     client: Any = MlflowClient.__new__(MlflowClient)
     client._tracking_client = type("Client", (), {"tracking_uri": uri})()
-    tracker = tracking.MlflowTracker(client, "7", "r", None)
+    tracker = mlflow_runs.MlflowTracker(client, "7", "r", None)
     assert tracker.link() == f"{start}?workflowType=machine_learning"
 
 
@@ -208,18 +209,18 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
         uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
     began = time.monotonic()
     with pytest.raises(TesseraError, match=r"can't be used.*refused") as caught:
-        tracking.open_run(uri, experiment="e", name="n", tags={}, artifact_root=None)
+        mlflow_runs.open_run(uri, experiment="e", name="n", tags={}, artifact_root=None)
     assert time.monotonic() - began < 5
     assert "tessera up" in caught.value.mend
 
 
 def test_a_server_that_hangs_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_START_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(mlflow_runs, "_START_TIMEOUT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(TesseraError, match=r"can't be used.*timed out"):
-            tracking.connect(uri)
+            mlflow_runs.connect(uri)
     assert time.monotonic() - began < 5
 
 
@@ -242,7 +243,7 @@ def test_a_server_that_refuses_or_is_no_mlflow_is_said(status: int, said: str) -
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         with pytest.raises(TesseraError, match=said) as caught:
-            tracking.connect(f"http://me:secret@127.0.0.1:{server.server_port}")
+            mlflow_runs.connect(f"http://me:secret@127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
     assert "secret" not in str(caught.value)
@@ -250,13 +251,16 @@ def test_a_server_that_refuses_or_is_no_mlflow_is_said(status: int, said: str) -
 
 def test_a_store_that_is_damaged_or_not_to_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database" * 100)
-    for use in (tracking.prepare, lambda root: tracking.connect(tracking.embedded_uri(root))):
+    for use in (
+        mlflow_runs.prepare,
+        lambda root: mlflow_runs.connect(mlflow_runs.embedded_uri(root)),
+    ):
         with pytest.raises(TesseraError, match="can't be used by MLflow") as caught:
             use(tmp_path)
         assert "move it away" in caught.value.mend
     (tmp_path / "file").write_text("")
     with pytest.raises(TesseraError, match="can't be written"):
-        tracking.prepare(tmp_path / "file" / "store")
+        mlflow_runs.prepare(tmp_path / "file" / "store")
 
 
 def test_without_a_place_for_files_they_lie_beside_the_database(
@@ -264,8 +268,8 @@ def test_without_a_place_for_files_they_lie_beside_the_database(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    run = tracking.open_run(
-        tracking.embedded_uri(store), experiment="new", name="n", tags={}, artifact_root=None
+    run = mlflow_runs.open_run(
+        mlflow_runs.embedded_uri(store), experiment="new", name="n", tags={}, artifact_root=None
     )
     run.artifact(store / "mlflow.db", "")
     assert (store / "artifacts" / run.run_id / "artifacts" / "mlflow.db").exists()
@@ -275,17 +279,17 @@ def test_without_a_place_for_files_they_lie_beside_the_database(
 def test_a_run_is_found_by_its_id(store: Path) -> None:
     run = open_here(store)
     run.finish("FAILED")
-    found = tracking.attach_run(tracking.embedded_uri(store), run.run_id)
+    found = mlflow_runs.attach_run(mlflow_runs.embedded_uri(store), run.run_id)
     assert found.link() == run.link()
     assert found._client.get_run(run.run_id).info.status == "FAILED"
     with pytest.raises(TesseraError, match="has no run"):
-        tracking.attach_run(tracking.embedded_uri(store), "0" * 32)
+        mlflow_runs.attach_run(mlflow_runs.embedded_uri(store), "0" * 32)
 
 
 @pytest.mark.parametrize("uri", ["file:///nowhere", "gopher://x"])
 def test_a_store_of_no_use_is_an_error_with_a_mend(uri: str) -> None:
     with pytest.raises(TesseraError, match="MLFLOW_TRACKING_URI"):
-        tracking.connect(uri)
+        mlflow_runs.connect(uri)
 
 
 def test_a_deleted_experiment_is_an_error_with_a_mend(store: Path) -> None:
@@ -304,24 +308,24 @@ def test_permanent_errors_are_those_that_mlflow_means(store: Path) -> None:
     tracker = open_here(store)
     with pytest.raises(Exception, match="Invalid value") as bad_name:
         tracker.metrics([Point(1, 1, {"a@b": 1.0})])
-    assert tracking.is_permanent(bad_name.value)
+    assert mlflow_runs.is_permanent(bad_name.value)
     tracker.run_id = "0" * 32
     with pytest.raises(Exception, match="not found") as no_run:
         tracker.metrics([Point(1, 1, {"a": 1.0})])
-    assert tracking.is_permanent(no_run.value)
+    assert mlflow_runs.is_permanent(no_run.value)
     from mlflow.exceptions import MlflowException
 
     for error in (OSError("away"), MlflowException("API request to x failed"), TesseraError("x")):
-        assert not tracking.is_permanent(error)
+        assert not mlflow_runs.is_permanent(error)
     proxy = MlflowException("API request to endpoint /x failed: 404", error_code=None)
     proxy.error_code = "RESOURCE_DOES_NOT_EXIST"
-    assert not tracking.is_permanent(proxy)
+    assert not mlflow_runs.is_permanent(proxy)
 
 
 def test_settings_are_names_that_mlflow_knows() -> None:
     import mlflow.environment_variables as known
 
-    for name in tracking.settings():
+    for name in mlflow_runs.settings():
         assert hasattr(known, name), name
     assert known.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 0
     assert known.MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
@@ -333,7 +337,7 @@ def test_runs_that_name_a_data_set_first_and_at_once_all_have_it(store: Path) ->
     trackers = [open_here(store, f"run-{place}") for place in range(count)]
     meeting = threading.Barrier(count)
 
-    def name_it(tracker: tracking.MlflowTracker, number: int) -> None:
+    def name_it(tracker: mlflow_runs.MlflowTracker, number: int) -> None:
         meeting.wait()
         tracker.dataset(name="digits", digest=f"{number:032d}", source="/data", split="train")
 
@@ -359,10 +363,10 @@ def test_first_uses_at_once_make_one_good_store(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     said = [process.communicate() for process in several]
-    assert [out.decode().strip() for out, _ in said] == [tracking.embedded_uri(root)] * 2, said
+    assert [out.decode().strip() for out, _ in said] == [mlflow_runs.embedded_uri(root)] * 2, said
     assert [process.returncode for process in several] == [0, 0]
     began = time.monotonic()
-    tracking.prepare(root)
+    mlflow_runs.prepare(root)
     assert time.monotonic() - began < 1
     with sqlite3.connect(root / "mlflow.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -376,8 +380,8 @@ def test_a_prepared_store_of_another_version_is_upgraded(store: Path) -> None:
     connection.close()
     tracker = open_here(store)
     tracker.finish("FINISHED")
-    tracking.prepare(store)
-    assert tracking._stamp(database) == tracking._schema_stamp()
+    mlflow_runs.prepare(store)
+    assert mlflow_runs._stamp(database) == mlflow_runs._schema_stamp()
     assert open_here(store).run_id == tracker.run_id
 
 

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import tracking
 from pipelines.interfaces import Point, Version
-from pipelines.registry import MlflowRegistry
-from pipelines.spool import FILE, Event, Shipper, SpoolFile
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking.events import FILE, Event, SpoolFile
+from pipelines.tracking.mlflow_registry import MlflowRegistry
+from pipelines.tracking.shipper import Shipper
 
 pytestmark = [pytest.mark.usefixtures("mlflow_settings"), pytest.mark.slow]
 
 
 def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     server = mlflow_server
-    run = tracking.open_run(server.uri, experiment="outage", name="r", tags={}, artifact_root=None)
+    run = mlflow_runs.open_run(
+        server.uri, experiment="outage", name="r", tags={}, artifact_root=None
+    )
     registry = MlflowRegistry(server.uri)
     run.start_system_metrics(1.0)
     heard: list[Event] = []
@@ -30,7 +33,7 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
     ship = Shipper(
         folder / FILE,
         run,
-        is_permanent=tracking.is_permanent,
+        is_permanent=mlflow_runs.is_permanent,
         listeners=[heard.append],
         interval_seconds=0.2,
     ).start()
@@ -89,8 +92,8 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
 
 
 def test_the_server_keeps_the_contract_of_runs(mlflow_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    def open_run() -> tracking.MlflowTracker:
-        return tracking.open_run(
+    def open_run() -> mlflow_runs.MlflowTracker:
+        return mlflow_runs.open_run(
             mlflow_server.uri, experiment="http", name="r", tags={"a": "b"}, artifact_root=tmp_path
         )
 

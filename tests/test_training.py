@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from models.core.errors import TesseraError
-from pipelines import checkpoints, worker
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe
-from pipelines.spool import SpoolFile, read_events
+from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.training import checkpoints, worker
 
 WORK = Path(__file__).with_name("rank_work.py")
 

@@ -27,11 +27,12 @@ from safetensors.torch import load_file
 from jobs import driver, embedded, train
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
-from pipelines import runs
 from pipelines.data import card as cards
 from pipelines.recipe import Recipe
-from pipelines.runs import Outcome, Run
-from pipelines.spool import read_events
+from pipelines.tracking.events import read_events
+from pipelines.training import run as training_run
+from pipelines.training.driver import Outcome
+from pipelines.training.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -67,7 +68,7 @@ def undisturbed(home: Path, digits: Path) -> Outcome:
 
 
 def losses(run: Run) -> list[float]:
-    return [value for _, value in runs.history(run)["train/loss"]]
+    return [value for _, value in training_run.history(run)["train/loss"]]
 
 
 def weights_equal(one: Run, other: Run) -> bool:
@@ -78,7 +79,7 @@ def weights_equal(one: Run, other: Run) -> bool:
 
 def check_one_run(run: Run, epochs: int, steps: int) -> None:
     """MLflow has one run of this name, finished, with every step and epoch exactly once."""
-    client = driver.attach_tracker(runs.find(embedded.runs_dir(), run.name).run_id)._client
+    client = driver.attach_tracker(training_run.find(embedded.runs_dir(), run.name).run_id)._client
     experiment = client.get_experiment_by_name("tessera")
     found = client.search_runs(
         [experiment.experiment_id], filter_string=f"tags.`tessera.run` = '{run.name}'"
@@ -172,7 +173,7 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
     wait_for(lambda: ray.available_resources().get("CPU", 0) >= 4)  # its workers are gone
     arguments = ["--resume", folder.name, "--workers", "0", "--json"]
     assert train.command.main(arguments, standalone_mode=False) == 0
-    run = runs.find(embedded.runs_dir(), folder.name)
+    run = training_run.find(embedded.runs_dir(), folder.name)
     kinds = [e["kind"] for e in events(folder)]
     assert kinds.count("resume") == 1
     check_one_run(run, 12, 12 * 15)

@@ -25,10 +25,12 @@ from safetensors.torch import load_file
 from jobs import driver, embedded, searching, trials, tune
 from models.core.errors import TesseraError
 from models.core.spaces import Choice
-from pipelines import checkpoints, population, runs, worker
 from pipelines import recipe as recipes
 from pipelines.interfaces import World
-from pipelines.spool import SpoolFile, read_events
+from pipelines.search import population
+from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.training import checkpoints, worker
+from pipelines.training import run as training_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -144,7 +146,10 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
     processes: dict[int, list[dict[str, Any]]] = {}
     for trial in standing:
         events = [
-            e for e, _ in read_events(runs.find(folder_of(name) / "trials", trial["run"]).spool)
+            e
+            for e, _ in read_events(
+                training_run.find(folder_of(name) / "trials", trial["run"]).spool
+            )
         ]
         (process,) = [e["pid"] for e in events if e["kind"] == "worker"]
         processes.setdefault(process, []).append(trial)
@@ -154,7 +159,7 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
     assert len(processes) < len(rates)  # Tune keeps one if the next trial waits for it already
     pairs = [pair for own in processes.values() for pair in itertools.pairwise(own)]
     _, after = next(pair for pair in pairs if pair[0]["status"] == "stopped")
-    run = runs.find(folder_of(name) / "trials", after["run"])
+    run = training_run.find(folder_of(name) / "trials", after["run"])
     alone = tmp_path / "alone"
     payload = {"recipe": run.recipe().to_json(), "run_dir": str(alone)}
     payload["until_epoch"] = len(after["curve"])
@@ -218,8 +223,8 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     assert {t["status"] for t in trials} == {"finished"}
     assert len(answer["trials"]) == 4
     for trial in trials:
-        run = runs.find(folder_of(name) / "trials", trial["run"])
-        steps = [step for step, _ in runs.history(run)["val/accuracy"]]
+        run = training_run.find(folder_of(name) / "trials", trial["run"])
+        steps = [step for step, _ in training_run.history(run)["val/accuracy"]]
         assert steps == list(range(1, EPOCHS + 1))
         assert [epoch for epoch, _ in trial["curve"]] == steps
         if trial["id"] in done:

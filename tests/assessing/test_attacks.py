@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import models
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Draws
-from pipelines.assessing.attacks import KINDS, attacked, fgsm, pgd
-from pipelines.assessing.gradients import frozen
+from pipelines.evaluation.attacks import KINDS, attacked, fgsm, pgd
+from pipelines.evaluation.gradients import frozen
 
 CLASSIFIERS = [n for n in models.names() if models.get(n).task.name == "classification"]
 EPSILON = 8 / 255

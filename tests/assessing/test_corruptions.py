@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.core.errors import UsageError
-from pipelines.assessing.corruptions import KINDS, STRENGTHS, corrupt, kinds_for
+from pipelines.evaluation.corruptions import KINDS, STRENGTHS, corrupt, kinds_for
 
 SIDES = (8, 28, 32, 96, 224)
 CASES = [(kind, channels) for channels in (1, 3) for kind in kinds_for(channels)]

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import models
 from models.core.errors import TesseraError
-from pipelines.assessing import costs
-from pipelines.evaluation import Asker
+from pipelines.evaluation import costs
+from pipelines.training.evaluator import Asker
 
 MEGABYTE = 1 << 20
 

@@ -15,12 +15,13 @@ import torch
 
 import models
 from models.core.errors import UsageError
-from pipelines import asking, checkpoints, policy
 from pipelines import recipe as recipes
-from pipelines.assessing import assessment
-from pipelines.checkpoints import Progress
 from pipelines.data import card as cards
+from pipelines.evaluation import results
 from pipelines.interfaces import World
+from pipelines.promotion import policy
+from pipelines.training import checkpoints, inputs, loaded_model
+from pipelines.training.checkpoints import Progress
 
 WORK = Path(rank_work.__file__)
 
@@ -38,7 +39,7 @@ def model(
     else:
         card = cards.read(data)
         torch.manual_seed(seed)
-        module = models.get(family).build(recipe.config(), asking.seen_of(recipe, card))
+        module = models.get(family).build(recipe.config(), inputs.seen_of(recipe, card))
         path = checkpoints.save(
             folder,
             weights=module.state_dict(),
@@ -76,11 +77,11 @@ def test_what_is_found_does_not_depend_on_the_ranks(
     found = [ranks.run(WORK, "examine", size, asked)[0] for size in (1, 2)]
     assert found[0]["models"] == found[1]["models"]
     assert found[0] == found[1]
-    good, poor = (assessment.assessment(one) for one in found[0]["models"])
+    good, poor = (results.assessment(one) for one in found[0]["models"])
     assert good.samples == poor.samples == cards.read(digits).split("test").samples
     accuracy = good.figures["accuracy"]
     assert 0.6 < accuracy.low < accuracy.value < accuracy.high <= 1
-    compared = assessment.comparison(found[0]["comparisons"][0])
+    compared = results.comparison(found[0]["comparisons"][0])
     lead = compared.figures["accuracy"]
     assert lead.value == pytest.approx(accuracy.value - poor.figures["accuracy"].value)
     assert lead.low > 0.3
@@ -127,7 +128,7 @@ def test_a_report_opens_offline_and_runs_nothing(
 
 def test_fields_make_slices(digits: Path, two: list[dict[str, str]]) -> None:
     number = cards.read(digits).split("test").samples
-    loader = asking.open_subject(
+    loader = loaded_model.open_subject(
         Path(two[0]["model"]), two[0]["digest"], str(digits), World()
     ).loader("test", World())
     keys = [key for _, batch in loader.batches() for key in batch["key"]]
@@ -155,6 +156,6 @@ def test_an_image_that_is_its_own_truth_is_not_spoiled(digits: Path, tmp_path: P
 def test_plain_data_comes_back_as_it_was(digits: Path, two: list[dict[str, str]]) -> None:
     found = rank_work.examine(World(), payload(digits, two, robustness=10))
     for one in found["models"]:
-        assert json.loads(json.dumps(assessment.to_plain(assessment.assessment(one)))) == one
+        assert json.loads(json.dumps(results.to_plain(results.assessment(one)))) == one
     (compared,) = found["comparisons"]
-    assert json.loads(json.dumps(assessment.to_plain(assessment.comparison(compared)))) == compared
+    assert json.loads(json.dumps(results.to_plain(results.comparison(compared)))) == compared

@@ -13,21 +13,21 @@ from scipy import stats
 import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Record
-from pipelines.assessing import resampling
-from pipelines.assessing.resampling import McNemar
+from pipelines.evaluation import bootstrap
+from pipelines.evaluation.bootstrap import McNemar
 
 DATA = DataSpec("classification", 1, 8, 8, tuple("abcdefgh"))
 
 
-def accuracy(right: Sequence[bool]) -> resampling.Selector:
+def accuracy(right: Sequence[bool]) -> bootstrap.Selector:
     values = np.array(right)
     return lambda places: {"accuracy": float(values[np.array(places)].mean())}
 
 
 def test_the_interval_of_a_share_is_the_binomials() -> None:
     right = [True] * 400 + [False] * 100
-    drawn = resampling.figures_of_draws(accuracy(right), 500, 2000)
-    low, high = resampling.bounds(drawn["accuracy"])
+    drawn = bootstrap.figures_of_draws(accuracy(right), 500, 2000)
+    low, high = bootstrap.bounds(drawn["accuracy"])
     spread = math.sqrt(0.8 * 0.2 / 500)
     assert low == pytest.approx(0.8 - 1.96 * spread, abs=0.004)
     assert high == pytest.approx(0.8 + 1.96 * spread, abs=0.004)
@@ -35,9 +35,9 @@ def test_the_interval_of_a_share_is_the_binomials() -> None:
 
 def test_the_interval_is_scipys() -> None:
     values = np.random.default_rng(0).exponential(size=200)
-    drawn = resampling.figures_of_draws(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
+    drawn = bootstrap.figures_of_draws(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
-    ours = resampling.bounds(drawn["mean"])
+    ours = bootstrap.bounds(drawn["mean"])
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
 
 
@@ -49,17 +49,17 @@ def test_halves_without_repetition_are_as_wide() -> None:
 
     widths = []
     for twice in (True, False):
-        low, high = resampling.bounds(
-            resampling.figures_of_draws(mean, 400, 2000, twice=twice)["mean"]
+        low, high = bootstrap.bounds(
+            bootstrap.figures_of_draws(mean, 400, 2000, twice=twice)["mean"]
         )
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
-    for places in resampling.draw(11, 5, twice=False):
+    for places in bootstrap.draw(11, 5, twice=False):
         assert len(set(places.tolist())) == len(places) == 5
 
 
 def test_the_draws_are_the_same_every_time() -> None:
-    first, second = (list(resampling.draw(50, 3)) for _ in range(2))
+    first, second = (list(bootstrap.draw(50, 3)) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second))
     assert not (first[0] == first[1]).all()
 
@@ -70,9 +70,9 @@ def test_a_figure_that_some_draws_lack() -> None:
             raise TesseraError("nothing to compare")
         return {"a": 1.0, **({"b": 2.0} if 1 in places else {})}
 
-    drawn = resampling.figures_of_draws(sometimes, 4, 200)
+    drawn = bootstrap.figures_of_draws(sometimes, 4, 200)
     assert 0.4 < np.isfinite(drawn["b"]).mean() < np.isfinite(drawn["a"]).mean() < 1
-    found = resampling.estimates({"a": 1.0, "never": 0.5}, drawn)
+    found = bootstrap.estimates({"a": 1.0, "never": 0.5}, drawn)
     assert (found["a"].low, found["a"].high) == (1.0, 1.0)
     assert math.isnan(found["never"].low)
 
@@ -83,14 +83,14 @@ def test_two_that_answer_alike_differ_by_nothing() -> None:
     worse = right.copy()
     worse[:12] = False
     selectors = [accuracy(right.tolist()), accuracy(worse.tolist())]
-    drawn = [resampling.figures_of_draws(select, 200, 500) for select in selectors]
+    drawn = [bootstrap.figures_of_draws(select, 200, 500) for select in selectors]
     whole = [select(range(200)) for select in selectors]
-    same = resampling.differences((whole[0], whole[0]), (drawn[0], drawn[0]))["accuracy"]
+    same = bootstrap.differences((whole[0], whole[0]), (drawn[0], drawn[0]))["accuracy"]
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
-    lead = resampling.differences((whole[0], whole[1]), (drawn[0], drawn[1]))["accuracy"]
+    lead = bootstrap.differences((whole[0], whole[1]), (drawn[0], drawn[1]))["accuracy"]
     assert lead.value == pytest.approx(whole[0]["accuracy"] - whole[1]["accuracy"])
     assert lead.low > 0
-    assert resampling.bounds(drawn[1]["accuracy"])[1] > resampling.bounds(drawn[0]["accuracy"])[0]
+    assert bootstrap.bounds(drawn[1]["accuracy"])[1] > bootstrap.bounds(drawn[0]["accuracy"])[0]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_mcnemar_by_hand(only_first: int, only_second: int, p_value: float) -> N
     both = [True] * 5 + [False] * 3
     first = [True] * only_first + [False] * only_second + both
     second = [False] * only_first + [True] * only_second + both
-    found = resampling.mcnemar(first, second)
+    found = bootstrap.mcnemar(first, second)
     assert found == McNemar(only_first, only_second, pytest.approx(p_value))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from pipelines.assessing.saliency import grad_cam
+from pipelines.evaluation.saliency import grad_cam
 
 CLASSIFIERS = [n for n in models.names() if models.get(n).task.name == "classification"]
 WITHOUT_MAPS = {"vit", "rnn"}

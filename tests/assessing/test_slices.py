@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from models.core.errors import UsageError
-from pipelines.assessing import slices
-from pipelines.assessing.slices import Traits
+from pipelines.evaluation import slices
+from pipelines.evaluation.slices import Traits
 
 
 def test_brightness_is_of_the_picture_and_not_of_its_frame() -> None:

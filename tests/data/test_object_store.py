@@ -341,9 +341,9 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
 ) -> None:
     """The same weights to the last bit: no sample was lost, doubled or moved."""
     from pipelines import recipe as recipes
-    from pipelines import worker
     from pipelines.interfaces import World
-    from pipelines.spool import SpoolFile
+    from pipelines.tracking.events import SpoolFile
+    from pipelines.training import worker
 
     place = open_storage(s3)
     for path in sorted(digits.rglob("*")):

@@ -15,8 +15,8 @@ import models
 from jobs import answers
 from models.core.errors import TesseraError, UsageError
 from pipelines import recipe as recipes
+from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
-from pipelines.prediction import Predictor
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "answers.md"
 VERSION = Version("m", 1, "r", {"tessera.metrics": json.dumps({"val/threshold": 0.5})})

@@ -20,12 +20,12 @@ from sklearn.datasets import load_digits
 import models
 from jobs import driver, export, train
 from models.core.serving import ABSOLUTE
-from pipelines import asking, checkpoints
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.packing import pack
-from pipelines.export import FORMATS
-from pipelines.prediction import Predictor
+from pipelines.inference.export import FORMATS
+from pipelines.inference.predictor import Predictor
+from pipelines.training import checkpoints, inputs
 
 CROOKED = '''"""A cnn whose module for serving forgets what the pixels are divided by."""
 from models.cnn import Cnn
@@ -226,7 +226,7 @@ def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
     found = checkpoints.read_model(folder, driver.registered_digest(version))
-    seen = asking.seen_of(found.recipe, found.card)
+    seen = inputs.seen_of(found.recipe, found.card)
     predictor = Predictor(found.recipe, seen, found.weights)
     card = cards.read(digits)
     monkeypatch.setattr(export, "MOST_IMAGES", 70)

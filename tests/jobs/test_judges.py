@@ -15,7 +15,8 @@ from calling import Call
 from PIL import Image
 
 from jobs import driver, embedded
-from pipelines import asking, champions, checkpoints
+from pipelines.promotion import champions
+from pipelines.training import checkpoints, inputs
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "initial_frechet.py"
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def test_the_whole_way(
     assert recipe["judge_digest"] == judge.tags["tessera.digest"]
     assert version.tags["tessera.servable"].startswith("no: dcgan")
     (folder,) = embedded.runs_dir().glob("dcgan-*")
-    assert checkpoints.verify(folder / asking.JUDGE) == recipe["judge_digest"]
+    assert checkpoints.verify(folder / inputs.JUDGE) == recipe["judge_digest"]
 
     said = call("evaluate", "digits-generation", "--data", digits, "--json")
     assert said.status == 0, said.err
@@ -73,7 +74,7 @@ def test_the_whole_way(
     _compare_with_the_beginning(digits, figures)
     resumed = call("train", "--resume", folder.name, "--workers", "0", "--json")
     assert json.loads(resumed.out)["model"] == "models:/digits-generation/1"
-    shutil.rmtree(folder / asking.JUDGE)
+    shutil.rmtree(folder / inputs.JUDGE)
     assert call("train", "--resume", folder.name, "--workers", "0", "--json").status == 0
 
 

@@ -11,10 +11,11 @@ import torch
 from calling import Call
 
 from jobs import driver, evaluate, promote, reproduce, train
-from pipelines import hardware, promotion
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.packing import pack
+from pipelines.promotion import gate
+from pipelines.training import hardware
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
     registry = driver.open_registry()
     for row in (newest, first):
         version = registry.version("digits", row["version"])
-        evaluation = promotion.evaluation_of(version)
+        evaluation = gate.evaluation_of(version)
         assert evaluation is not None
         assert row["test"] == f"{evaluation.figures['accuracy']:.4f}"
         val = json.loads(version.tags["tessera.metrics"])["val/accuracy"]

@@ -17,11 +17,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jobs import driver, evaluate, promote, train
-from pipelines import asking, promotion, tracking
 from pipelines import recipe as recipes
 from pipelines.data.packing import pack
 from pipelines.interfaces import World
-from pipelines.registry import MlflowRegistry
+from pipelines.promotion import gate
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking.mlflow_registry import MlflowRegistry
+from pipelines.training import loaded_model
 
 BETTER, WORSE = 2, 1
 
@@ -92,7 +94,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     registry = driver.open_registry()
     version = registry.version("fresh", "champion")
     assert version.number == BETTER
-    run = registry._client.get_run(version.tags[promotion.DECISION_TAG])
+    run = registry._client.get_run(version.tags[gate.DECISION_TAG])
     assert run.info.status == "FINISHED"
     assert run.data.tags["tessera.promotion.outcome"] == "promoted"
     root = Path(run.info.artifact_uri.removeprefix("file://"))
@@ -108,7 +110,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert worse.status == 1
     assert "FAIL  lead in accuracy" in worse.out
     assert champion(call, "fresh") == BETTER
-    run_id = driver.open_registry().version("fresh", WORSE).tags[promotion.DECISION_TAG]
+    run_id = driver.open_registry().version("fresh", WORSE).tags[gate.DECISION_TAG]
     refused = registry._client.get_run(run_id)
     assert refused.data.tags["tessera.promotion.outcome"] == "refused"
 
@@ -141,8 +143,8 @@ def test_a_promoted_version_is_copied_into_another_model(
     assert len(registry.versions("production")) == 1
 
     other = tmp_path / "other"
-    tracking.prepare(other)
-    uri = tracking.embedded_uri(other)
+    mlflow_runs.prepare(other)
+    uri = mlflow_runs.embedded_uri(other)
     assert call("promote", "digits", "--version", BETTER, "--to-registry", uri).status == 0
     there = MlflowRegistry(uri).version("digits", "champion")
     assert there.tags["tessera.digest"] == source.tags["tessera.digest"]
@@ -224,14 +226,14 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
 
 def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     """Key -> whether the version is right, on the test split."""
-    from pipelines import evaluation
+    from pipelines.training import evaluator
 
     registry = driver.open_registry()
     found = registry.version("digits", version)
     scratch = home / f"scratch-{version}"
     folder = registry.download(found, scratch)
-    subject = asking.open_subject(folder, found.tags["tessera.digest"], str(data), World())
-    answers = evaluation.answer(
+    subject = loaded_model.open_subject(folder, found.tags["tessera.digest"], str(data), World())
+    answers = evaluator.answer(
         subject.family, subject.ask, subject.data, subject.loader("test", World()), World()
     )
     shutil.rmtree(scratch)
@@ -369,7 +371,7 @@ def test_workers_find_the_same(home: Path, digits: Path) -> None:
         "data": str(digits),
         "split": "test",
     }
-    noted = promotion.evaluation_of(version)
+    noted = gate.evaluation_of(version)
     assert noted is not None
     found = rank_work.evaluate(World(), payload)["figures"]
     assert {name: found[name] for name in noted.figures} == noted.figures

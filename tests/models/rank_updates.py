@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from pipelines import distributed
 from pipelines.interfaces import World
+from pipelines.training import distributed
 
 
 def train(world: World, payload: dict[str, Any]) -> None:

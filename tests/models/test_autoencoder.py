@@ -18,8 +18,8 @@ from models.core.errors import UsageError
 from models.core.family import DataSpec, Draws
 from models.tasks.reconstruction import ReconstructionAugment
 from pipelines import recipe as recipes
+from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
-from pipelines.prediction import Predictor
 
 FAMILY = models.get("autoencoder")
 TINY = FAMILY.variants["tiny"]

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 import models
 from models.core import spaces
 from models.core.family import Draws, Family
-from pipelines import pictures
 from pipelines import recipe as recipes
+from pipelines.visuals import plots
 
 OVERFITS = {
     "classification": 0.1,
@@ -127,7 +127,7 @@ def test_predictions_have_the_tasks_fields_and_render(family, tmp_path):
         picture = task.picture(prediction)
         assert picture is None or picture.dtype == torch.uint8
         assert task.coco_results or not task.coco(prediction)
-    pictures.grid(groups, data.classes, tmp_path / "answers.png")
+    plots.grid(groups, data.classes, tmp_path / "answers.png")
 
 
 def test_training_samples_can_be_shown(family, tmp_path):
@@ -136,7 +136,7 @@ def test_training_samples_can_be_shown(family, tmp_path):
     transform = family.augment(recipes.start(family.name).augment_settings(), data, train=True)
     batch = transform(examples.raw_batch(family), Draws(0, count, slice(0, count)))
     assert len(batch["key"]) == count
-    pictures.grid(family.task.samples(batch, data), data.classes, tmp_path / "samples.png")
+    plots.grid(family.task.samples(batch, data), data.classes, tmp_path / "samples.png")
 
 
 def test_prediction_does_not_depend_on_the_others_in_the_batch(family):

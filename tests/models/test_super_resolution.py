@@ -12,7 +12,7 @@ from models.core.errors import UsageError
 from models.core.family import DataSpec, Draws
 from models.super_resolution import SuperResolutionConfig
 from pipelines import recipe as recipes
-from pipelines.prediction import Predictor, save_image
+from pipelines.inference.predictor import Predictor, save_image
 
 FAMILY = models.get("super_resolution")
 TASK = FAMILY.task

@@ -17,7 +17,7 @@ from models.core.errors import UsageError
 from models.core.family import DataSpec, Draws
 from models.unet import Unet, UnetConfig, losses_of, reflect, weights_of
 from pipelines import recipe as recipes
-from pipelines.prediction import Predictor, save_image
+from pipelines.inference.predictor import Predictor, save_image
 
 UNET = models.get("unet")
 CLASSES = ("a", "b", "c")

@@ -19,11 +19,11 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from pipelines import pages
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import NOTE_EXTENSIONS, Card
 from pipelines.data.inspection.survey import PairRow, Sample, SplitSurvey, Survey
-from pipelines.drawing import draw, hex_colour
+from pipelines.visuals import html
+from pipelines.visuals.draw import draw, hex_colour
 
 TEMPLATE = "report.html.j2"
 IMAGE_BYTES = 5_500_000
@@ -67,7 +67,7 @@ class Histogram:
 def render(survey: Survey) -> str:
     """The page."""
     card, shelf = survey.card, _Shelf(card_classes(survey.card))
-    return pages.render(
+    return html.render(
         Path(__file__).with_name(TEMPLATE),
         card=card,
         facts=list(facts(card)),
@@ -84,7 +84,7 @@ def render(survey: Survey) -> str:
 
 
 def card_classes(card: Card) -> tuple[str, ...]:
-    return tuple(pages.line(name) for name in card.classes)
+    return tuple(html.line(name) for name in card.classes)
 
 
 def facts(card: Card) -> Iterator[tuple[str, str]]:
@@ -165,7 +165,7 @@ def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
         ]
         tint = hex_colour(at)
         return ClassRow(
-            pages.line(card.classes[at]), tint, cells, not all(count for count, _ in own)
+            html.line(card.classes[at]), tint, cells, not all(count for count, _ in own)
         )
 
     first = splits[0] if splits else ""
@@ -242,7 +242,7 @@ def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
     nothing = "no objects" if isinstance(annotation, Objects) and not labels else ""
     return {
         "picture": shelf.picture(sample),
-        "key": pages.line(unquote(sample.key)),
+        "key": html.line(unquote(sample.key)),
         "size": f"{sample.image.width} {_TIMES} {sample.image.height}",
         "chips": chips[:6],
         "more": max(len(chips) - 6, 0),
@@ -256,9 +256,9 @@ def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf
         {
             # Bare: what is drawn on an image would hide that it is the other's copy.
             "picture": shelf.picture(sample and replace(sample, annotation=None), missing),
-            "split": pages.line(side.split),
-            "key": pages.line(unquote(side.key)),
-            "origin": pages.line(side.origin),
+            "split": html.line(side.split),
+            "key": html.line(unquote(side.key)),
+            "origin": html.line(side.origin),
         }
         for side, sample in ((row.left, left), (row.right, right))
     ]

@@ -1,0 +1,277 @@
+"""The report of an evaluation: one HTML page that opens offline, and its data as JSON.
+
+In: models with what was found of them. Out: `report.html`, `report.json` and pictures in a folder.
+Must not know how anything was measured, or where the files go.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.core.family import Batch, Panel
+from pipelines.evaluation import results, saliency
+from pipelines.evaluation.bootstrap import CONFIDENCE, Difference, Estimate
+from pipelines.evaluation.corruptions import STRENGTHS
+from pipelines.evaluation.results import Assessment, Comparison
+from pipelines.interfaces import World
+from pipelines.training import previews
+from pipelines.training.evaluator import Answers
+from pipelines.training.loaded_model import Subject
+from pipelines.visuals import html, plots
+
+PAGE, DATA = "report.html", "report.json"
+WORST = 24
+LISTED_CLASSES = 100
+Examined = tuple[Subject, Answers, Assessment]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, and what it lies between; `mark` is "better" or "worse" where a difference is sure."""
+
+    text: str
+    span: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a name and a cell for each head."""
+
+    heads: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in the page."""
+
+    title: str
+    src: str
+    note: str = ""
+
+
+def write(
+    folder: Path, examined: Sequence[Examined], compared: Sequence[Comparison], split: str
+) -> None:
+    """Makes the folder and writes page, data and pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [one for _, _, one in examined]
+    plain = {
+        "models": [results.to_plain(one) for one in found],
+        "comparisons": [results.to_plain(one) for one in compared],
+    }
+    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
+    (folder / DATA).write_text(text + "\n", encoding="utf-8")
+    shown = [list(_draw(folder, number, one, split)) for number, one in enumerate(examined)]
+    page = render(found, compared, shown)
+    (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def render(
+    found: Sequence[Assessment],
+    compared: Sequence[Comparison],
+    shown: Sequence[Sequence[Shown]],
+) -> str:
+    """The page. `shown` are each model's pictures."""
+    return html.render(
+        Path(__file__).with_name("report.html.j2"),
+        models=found,
+        first=found[0],
+        figures=_figures(found, compared),
+        classes=_classes(found),
+        slices=_slices(found),
+        corruptions=_corruptions(found),
+        attacks=_attacks(found),
+        costs=_costs(found),
+        mcnemar=[(one.second, one.mcnemar) for one in compared if one.mcnemar],
+        shown=list(zip(found, shown)),
+        confidence=f"{CONFIDENCE:.0%}",
+        strengths=STRENGTHS,
+    )
+
+
+def _figures(found: Sequence[Assessment], compared: Sequence[Comparison]) -> Table:
+    """Figures of all images: each model's, then the first one's lead over each other."""
+    names = [name for name in found[0].figures if "/" not in name]
+    heads = [one.model for one in found] + [f"lead over {one.second}" for one in compared]
+    rows = []
+    for name in names:
+        cells = [_estimate(one.figures.get(name)) for one in found]
+        cells += [_difference(name, one.figures.get(name), found[0]) for one in compared]
+        rows.append((name, cells))
+    return Table(heads, rows)
+
+
+def _classes(found: Sequence[Assessment]) -> Table | None:
+    """Figures `KIND/CLASS` by class, for each model and kind."""
+    kinds: list[str] = []
+    classes: list[str] = []
+    for one in found:
+        for name in one.figures:
+            kind, slash, of = name.partition("/")
+            if slash:
+                kinds += [kind] if kind not in kinds else []
+                classes += [of] if of not in classes else []
+    if not classes:
+        return None
+    many = len(found) > 1
+    heads = [f"{kind}: {one.model}" if many else kind for kind in kinds for one in found]
+    rows = [
+        (of, [_estimate(one.figures.get(f"{kind}/{of}")) for kind in kinds for one in found])
+        for of in classes[:LISTED_CLASSES]
+    ]
+    return Table(heads, rows)
+
+
+def _slices(found: Sequence[Assessment]) -> list[tuple[str, Table]]:
+    """For each thing that was sliced by, the primary figure of each slice."""
+    primary = found[0].primary
+    by: dict[str, list[tuple[str, list[Cell]]]] = {}
+    for place, part in enumerate(found[0].slices):
+        cells = [Cell(f"{part.samples:,}")]
+        for one in found:
+            own = one.slices[place].figures if place < len(one.slices) else {}
+            cells.append(_estimate(own.get(primary)))
+        name = f"{part.name} ({part.span})" if part.span else part.name
+        by.setdefault(part.by, []).append((name, cells))
+    heads = ["images", *(one.model for one in found)]
+    return [(name, Table(heads, rows)) for name, rows in by.items()]
+
+
+def _corruptions(found: Sequence[Assessment]) -> list[tuple[Assessment, Table]]:
+    heads = [f"strength {strength}" for strength in STRENGTHS]
+    tables = []
+    for one in found:
+        if one.robustness and one.robustness.corrupted:
+            rows = [
+                (kind.replace("_", " "), [Cell(number(value)) for value in values])
+                for kind, values in one.robustness.corrupted.items()
+            ]
+            tables.append((one, Table(heads, rows)))
+    return tables
+
+
+def _attacks(found: Sequence[Assessment]) -> Table | None:
+    robust = [one.robustness for one in found if one.robustness and one.robustness.attacked]
+    if len(robust) != len(found):
+        return None
+    rows = [("as they are", [Cell(number(one.clean)) for one in robust])]
+    for name in robust[0].attacked:
+        kind, _, levels = name.rpartition("_")
+        row = [Cell(number(one.attacked.get(name, math.nan))) for one in robust]
+        rows.append((f"{kind.upper()}, {levels} of 255", row))
+    return Table([one.model for one in found], rows)
+
+
+def _costs(found: Sequence[Assessment]) -> Table | None:
+    names = [name for name in found[0].costs if any(name in one.costs for one in found)]
+    if not names:
+        return None
+    rows = [
+        (name.replace("_", " "), [Cell(_cost(one.costs.get(name, math.nan))) for one in found])
+        for name in names
+    ]
+    return Table([one.model for one in found], rows)
+
+
+def _estimate(estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return Cell("")
+    return Cell(number(estimate.value), _span(estimate.low, estimate.high))
+
+
+def _difference(name: str, difference: Difference | None, first: Assessment) -> Cell:
+    if difference is None:
+        return Cell("")
+    mark = ""
+    if name == first.primary and not difference.low <= 0 <= difference.high:
+        mark = "better" if (difference.low > 0) == (first.direction == "max") else "worse"
+    text = f"{difference.value:+.4g}" if math.isfinite(difference.value) else ""
+    return Cell(text, _span(difference.low, difference.high), mark)
+
+
+def _span(low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"{number(low)} to {number(high)}"
+
+
+def number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "not known"
+
+
+def _cost(value: float) -> str:
+    if not math.isfinite(value):
+        return "not known"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _draw(folder: Path, number: int, one: Examined, split: str) -> Iterator[Shown]:
+    """A model's pictures, also as files."""
+    subject, answers, _ = one
+    task, data = subject.family.task, subject.data
+
+    def place(name: str) -> Path:
+        return folder / "pictures" / f"{name}-{number + 1}.png"
+
+    drawn = task.charts(answers.records, data)
+    if drawn:
+        plots.charts(drawn, place("charts"))
+        yield Shown("Curves", _embedded(place("charts")))
+    matrix = task.confusion(answers.records, data)
+    if matrix is not None:
+        plots.confusion_matrix(matrix, data.classes, place("confusion_matrix"))
+        yield Shown("Confusion", _embedded(place("confusion_matrix")))
+    groups, note = _worst(subject, answers, split)
+    plots.grid(groups, data.classes, place("worst_mistakes"))
+    yield Shown("The worst mistakes", _embedded(place("worst_mistakes")), note)
+
+
+def _worst(subject: Subject, answers: Answers, split: str) -> tuple[list[list[Panel]], str]:
+    """The answers that are most wrong; for a classifier also where it looked."""
+    family, data = subject.family, subject.data
+    worst = np.array([answers.indices[i] for i in answers.worst(family, WORST)], np.int64)
+
+    def read(samples: np.ndarray[Any, Any]) -> list[Batch]:
+        if not len(samples):
+            return []
+        return [batch for _, batch in subject.loader(split, World(), only=samples).batches()]
+
+    groups = previews.groups_of(family, data, read, subject.ask, answers, worst)
+    if family.task.name != "classification":
+        return groups, ""
+    note, rows = "", iter(groups)
+    said = {index: answers.records[place]["said"] for place, index in enumerate(answers.indices)}
+    for batch in read(worst):
+        classes = torch.tensor([said[index] for index in batch["index"].tolist()])
+        heat = saliency.grad_cam(subject.module, subject.ask.see(batch)["image"], classes)
+        if heat is None:
+            break
+        note = f"Beside each image where the network looked for its answer ({heat.kind})."
+        for row, over in enumerate(heat.maps.cpu()):
+            height, width = batch["extent"][row].tolist()
+            image = batch["image"][row, :, :height, :width]
+            next(rows).append(Panel(_heated(image, over[:height, :width])))
+    return groups, note
+
+
+def _heated(image: Tensor, heat: Tensor) -> Tensor:
+    """The image in grey with a map (H, W) of 0..1 over it in red: uint8 (3, H, W)."""
+    grey = image.float().mean(0)
+    red = torch.stack([grey * (1 - heat) + 255 * heat, grey * (1 - heat), grey * (1 - heat)])
+    return red.round().clamp(0, 255).to(torch.uint8)
+
+
+def _embedded(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

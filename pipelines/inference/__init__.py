@@ -1,0 +1,1 @@
+"""Predictions of a registered model, and its export."""

@@ -1,0 +1,1 @@
+"""The promotion gate: policy, verdict, and who is champion."""

@@ -1,0 +1,1 @@
+"""Hyperparameter search: space, trials, population-based training, plots."""

@@ -1,0 +1,1 @@
+"""Everything that talks to MLflow, and the event log that feeds it."""

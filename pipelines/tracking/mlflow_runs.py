@@ -1,0 +1,431 @@
+"""ROOM: MLflow, the runs. One training is one run, through every restart and resume.
+
+In: a tracking address and what a training wants kept. Out: `MlflowTracker`, and the client that the
+registry (registry.py, the same room) speaks through. MLflow is imported when a function runs, never
+with this module. Must not know Ray, torch, shards or recipes; never touches MLflow's global state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from models.core.errors import TesseraError
+from pipelines.interfaces import Point
+from pipelines.tracking.system_metrics import Sampler
+
+RUN_TAG = "tessera.run"
+"""The tag by which a training finds its run again."""
+
+VIEW = "workflowType=machine_learning"
+"""Without it MLflow's pages open in their GenAI view."""
+
+DEFAULT_UI = "http://127.0.0.1:5000"
+"""Where `tessera up` serves an embedded store."""
+
+_START_TIMEOUT_SECONDS = 5
+_PARAM_LENGTH = 6000  # MLflow cuts longer ones
+_DIGEST_LENGTH = 32  # MLflow takes 36 characters, a sha256 has 64
+_PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+
+
+def settings() -> dict[str, str]:
+    """Environment variables that a process needs before anything in it imports MLflow.
+
+    A failed request fails at once (whoever called has its own patience: MLflow's would hold a
+    thread for 246 s), nothing is unpickled, nothing is sent home, nothing is printed.
+    """
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_DISABLE_AGENT_HINT": "true",
+        "MLFLOW_UV_AUTO_DETECT": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    }
+
+
+def is_permanent(error: BaseException) -> bool:
+    """True if asking again can't help: MLflow itself refused what it was given."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException) or error.error_code not in _PERMANENT:
+        return False
+    # A proxy's 404 page while the server is away is no answer of MLflow's.
+    return not str(error).startswith("API request to")
+
+
+def embedded_uri(root: Path) -> str:
+    """Address of the SQLite store in `root`."""
+    return f"sqlite:///{root.absolute()}/mlflow.db"
+
+
+def embedded_artifacts(root: Path) -> Path:
+    """Where the embedded store keeps its files."""
+    return root.absolute() / "artifacts"
+
+
+def prepare(root: Path) -> str:
+    """Makes or upgrades the embedded store in `root`; gives its address. Safe to call at once
+    from several processes; costs seconds the first time and milliseconds afterwards."""
+    _prepare_database(root.absolute() / "mlflow.db", upgrade=True)
+    embedded_artifacts(root).mkdir(exist_ok=True)
+    return embedded_uri(root)
+
+
+def connect(uri: str | None) -> Any:
+    """An `MlflowClient` of a service that answers now; otherwise a TesseraError within seconds.
+
+    `None` lets MLflow choose. A new SQLite file is set up first, under a lock, because MLflow's own
+    set-up breaks when two processes begin at once.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if uri and uri.startswith("sqlite:///"):
+        _prepare_database(Path(uri.removeprefix("sqlite:///")), upgrade=False)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        if client.tracking_uri.startswith(("http://", "https://")):
+            _knock(client.tracking_uri)
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise _unreachable(uri, error) from error
+    return client
+
+
+def open_run(
+    uri: str | None,
+    *,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    artifact_root: Path | None,
+    ui: str | None = None,
+) -> MlflowTracker:
+    """The run of the training called `name`, found by its tag or created, and set RUNNING.
+
+    `artifact_root` is where a new experiment keeps its files when no server decides that. `ui` is
+    the address at which a store without a server of its own is shown. A service that can't be
+    reached is a TesseraError at once.
+    """
+    if "'" in name or not name:
+        raise TesseraError(f"a run can't be called {name!r}", mend="use letters, digits, - and _")
+    if not 0 < len(experiment.strip()) <= 500:
+        raise TesseraError("an experiment's name has 1 to 500 characters", mend="name one")
+    client = connect(uri)
+    experiment_id = _experiment_id(client, experiment, artifact_root)
+    found = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{RUN_TAG}` = '{name}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    if found:
+        tracker = MlflowTracker(client, experiment_id, found[0].info.run_id, ui)
+        tracker.tags(tags)
+    else:
+        told = {**_context_tags(), **tags, RUN_TAG: name}
+        run = client.create_run(experiment_id, tags=told, run_name=name)
+        tracker = MlflowTracker(client, experiment_id, run.info.run_id, ui)
+    client.update_run(tracker.run_id, status="RUNNING")
+    return tracker
+
+
+def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> MlflowTracker:
+    """The tracker of a run that exists; its status stays as it is."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if not is_permanent(error):
+            raise
+        raise TesseraError(f"MLflow has no run {run_id!r}", mend="give the id of a run") from error
+    return MlflowTracker(client, run.info.experiment_id, run.info.run_id, ui)
+
+
+class MlflowTracker:
+    """`ports.Tracker` over one MLflow run. Methods raise MLflow's own error when it is away."""
+
+    def __init__(self, client: Any, experiment_id: str, run_id: str, ui: str | None) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        self._client = client
+        self._ui = ui
+        self._sampler: Sampler | None = None
+
+    @property
+    def uri(self) -> str:
+        return str(self._client.tracking_uri)
+
+    def params(self, values: Mapping[str, str]) -> None:
+        """The same value again is no error; another value is a TesseraError."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        for key, value in values.items():
+            if key in known and known[key] != str(value)[:_PARAM_LENGTH]:
+                raise TesseraError(
+                    f"parameter {key!r} was logged before with another value: {known[key]}",
+                    mend="a run keeps its parameters: start a new run for other ones",
+                )
+        new = [Param(key, str(value)) for key, value in values.items() if key not in known]
+        if new:
+            self._client.log_batch(self.run_id, params=new)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        pairs = [RunTag(key, str(value)) for key, value in values.items()]
+        for start in range(0, len(pairs), 100):
+            self._client.log_batch(self.run_id, tags=pairs[start : start + 100])
+
+    def metrics(self, points: Sequence[Point]) -> None:
+        """Idempotent, as each value carries the time of its making."""
+        from mlflow.entities import Metric
+
+        rows = [
+            Metric(key, value, point.time_ms, point.step)
+            for point in points
+            for key, value in point.values.items()
+        ]
+        if rows:
+            self._client.log_batch(self.run_id, metrics=rows)  # which sends a thousand at a time
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Stores a file, or a folder under its own name, in the run's `folder`."""
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def image(self, path: Path, key: str, step: int, time_ms: int) -> None:
+        """Stores a PNG as one of a series, which the page of metrics shows with a slider over the
+        steps. In the form of MLflow's `log_image`, but for the random part of its file names: the
+        same picture twice is one."""
+        from mlflow.tracking.multimedia import compress_image_size
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+        from PIL import Image
+
+        random_part = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id} {key} {step} {time_ms}")
+        stem = f"{key}+step+{step}+timestamp+{time_ms}+{random_part}"
+        with tempfile.TemporaryDirectory() as scratch:
+            whole = Path(scratch, f"{stem}.png")
+            shutil.copyfile(path, whole)
+            small = Path(scratch, f"{stem}+compressed.webp")
+            with Image.open(path) as image:
+                compress_image_size(image).save(small)
+            for file in (whole, small):
+                self._client.log_artifact(self.run_id, str(file), "images")
+        self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, True)
+
+    def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
+        """Notes a split as an input. `source` is a path or an address."""
+        import json
+
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        scheme = urlsplit(source).scheme
+        is_http = scheme in ("http", "https")
+        dataset = Dataset(
+            # MLflow keeps one input for a name and digest: the split must be in the name, or
+            # only the first split would be kept.
+            name=f"{name}/{split}",
+            digest=digest[:_DIGEST_LENGTH],
+            source_type="http" if is_http else scheme or "local",
+            source=json.dumps({"url" if is_http else "uri": source}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
+        try:
+            self._client.log_inputs(self.run_id, inputs)
+        except MlflowException:
+            # Of two runs that are the first to name it in an experiment, the store lets one fail; it
+            # finds the other's the next time.
+            self._client.log_inputs(self.run_id, inputs)
+
+    def start_system_metrics(self, interval_seconds: float = 10.0) -> None:
+        """Samples this machine's CPU, memory, disk, network and GPUs until `finish`."""
+        if self._sampler is None:
+            known = self._client.get_run(self.run_id).data._metric_objs
+            steps = [m.step for m in known if m.key.startswith("system/")]
+            first = max(steps, default=-1) + 1
+            self._sampler = Sampler(self.metrics, interval_seconds, first)
+            self._sampler.start()
+
+    def noted(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The run's (tags, parameters)."""
+        data = self._client.get_run(self.run_id).data
+        return dict(data.tags), dict(data.params)
+
+    def finish(self, status: str) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None
+        self._client.set_terminated(self.run_id, status)
+
+    def link(self) -> str:
+        base = page_root(self.uri, self._ui)
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{VIEW}"
+
+
+def page_root(uri: str, ui: str | None) -> str:
+    """Where a person opens the pages of the service at `uri`, without a password in it."""
+    if not uri.startswith(("http://", "https://")):
+        return (ui or DEFAULT_UI).rstrip("/")
+    return _without_password(uri).rstrip("/")
+
+
+def _context_tags() -> dict[str, str]:
+    """User, source and git commit. The commit is this code's own when the command lies elsewhere,
+    as an installed `tessera` does."""
+    from mlflow.tracking.context.registry import resolve_tags
+    from mlflow.utils.git_utils import get_git_branch, get_git_commit
+
+    tags: dict[str, str] = dict(resolve_tags())
+    if "mlflow.source.git.commit" not in tags and (commit := get_git_commit(__file__)):
+        tags["mlflow.source.git.commit"] = commit
+        if branch := get_git_branch(__file__):
+            tags["mlflow.source.git.branch"] = branch
+    return tags
+
+
+def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        place = artifact_root
+        if client.tracking_uri.startswith("sqlite:///"):
+            # Else MLflow takes a folder of whatever directory this process is in.
+            database = Path(client.tracking_uri.removeprefix("sqlite:///"))
+            place = place or embedded_artifacts(database.parent)
+        if place is not None and not client.tracking_uri.startswith(("http://", "https://")):
+            location = str(place.absolute())
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # somebody else was faster
+    if found.lifecycle_stage == "deleted":
+        raise TesseraError(
+            f"experiment {name!r} was deleted in MLflow",
+            mend=f"restore it: mlflow experiments restore -x {found.experiment_id}, "
+            "or name another experiment",
+        )
+    return str(found.experiment_id)
+
+
+def _knock(uri: str) -> None:
+    """One request without patience, so that a server that isn't there is said at once."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    host = get_default_host_creds(uri)
+    http_request(host, "/version", "GET", max_retries=0, timeout=_START_TIMEOUT_SECONDS)
+
+
+def _unreachable(uri: str | None, error: Exception) -> TesseraError:
+    where = _without_password(uri) if uri else "its default place"
+    cause: BaseException = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    what = " ".join(str(cause).split())[:300]
+    if getattr(error, "error_code", "") in _REFUSED:
+        return TesseraError(
+            f"MLflow at {where} refuses this user or this address: {what}",
+            mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use the address "
+            "that the server was told to answer to (--allowed-hosts)",
+        )
+    return TesseraError(
+        f"MLflow at {where} can't be used: {what}",
+        mend="start it (tessera up), or correct MLFLOW_TRACKING_URI, or unset it to use the "
+        "embedded store",
+    )
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return (
+        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
+    )
+
+
+def _prepare_database(path: Path, *, upgrade: bool) -> None:
+    """Sets up MLflow's tables in a new SQLite file; with `upgrade`, brings an old one up to date.
+
+    What was done is noted in the file itself, as its `user_version`.
+    """
+    wanted = _schema_stamp()
+    try:
+        if _stamp(path) == wanted or (not upgrade and _stamp(path) >= 0):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(path.name + ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _stamp(path)
+            if found >= 0 and found != wanted:
+                _make_tables(path, wanted)
+            if found < 0:
+                # Made aside, so that a set-up that is killed leaves nothing half-made.
+                with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
+                    _make_tables(Path(scratch) / path.name, wanted)
+                    os.replace(Path(scratch) / path.name, path)
+    except OSError as error:
+        raise TesseraError(
+            f"{path} can't be written: {error.strerror}",
+            mend="set TESSERA_HOME to a folder that can",
+        ) from error
+    except Exception as error:  # SQLite's, SQLAlchemy's and Alembic's have nothing in common
+        raise TesseraError(
+            f"{path} can't be used by MLflow {importlib.metadata.version('mlflow')}: "
+            f"{' '.join(str(error).split())[:200]}",
+            mend="put a good copy in its place, or move it away to begin an empty one",
+        ) from error
+
+
+def _make_tables(path: Path, stamp: int) -> None:
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
+    try:
+        if utils._is_empty_database(engine):
+            utils._initialize_tables(engine)
+        else:
+            utils._upgrade_db(engine)
+    finally:
+        engine.dispose()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=wal")  # twice as fast with several writers
+        connection.execute(f"PRAGMA user_version={stamp}")
+
+
+def _stamp(path: Path) -> int:
+    if not path.exists() or not path.stat().st_size:
+        return -1
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _schema_stamp() -> int:
+    """MLflow's version as one number: 3.17.2 is 31702."""
+    numbers = re.findall(r"\d+", importlib.metadata.version("mlflow"))[:3]
+    return int("".join(number.zfill(2) for number in numbers))

@@ -1,0 +1,1 @@
+"""One training: the worker, the loop, checkpoints, the run and its driver."""

@@ -1,0 +1,85 @@
+"""Registers the best checkpoint of a run as a model version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import models
+from pipelines.interfaces import Registry, Tracker, Version
+from pipelines.training import checkpoints
+from pipelines.training.run import Run
+
+CHALLENGER = "challenger"
+
+
+ORIGIN = ("tessera.search", "tessera.trial")
+"""Tags of a run that say where its settings come from: its version has them, too."""
+
+
+SaveServable = Callable[..., str | None]
+"""Writes the form of a model that other tools read; gives the reason where it couldn't."""
+
+
+def _register(
+    run: Run,
+    best: Path,
+    summary: Mapping[str, Any],
+    tracker: Tracker,
+    registry: Registry,
+    save_servable: SaveServable,
+    origin: Mapping[str, str],
+) -> Version:
+    for version in registry.versions(run.model):  # it was resumed after it had been registered
+        if (version.tags.get("tessera.run"), version.tags.get("tessera.checkpoint")) == (
+            run.name,
+            best.name,
+        ):
+            return version
+    target = run.folder / "model"
+    if target.exists():  # left by a driver that died while registering
+        shutil.rmtree(target)
+    state = checkpoints.load(best)
+    recipe, card = state.recipe, state.card
+    family = models.get(recipe.family)
+    data = card.spec(recipe.data.height, recipe.data.width, reads=family.task.reads)
+    module = family.build(recipe.config(), data)
+    module.load_state_dict(state.weights)
+    servable = family.servable(module.eval(), data)
+    reason: str | None = f"{recipe.family} has no answer that is one tensor"
+    if servable is not None:
+        import numpy as np
+
+        example = np.zeros((2, data.height, data.width, data.channels), np.uint8)
+        metadata = {"classes": list(data.classes), "task": family.task.name}
+        reason = save_servable(servable, example, target, metadata=metadata)
+    digest = checkpoints.write_model(best, target)
+    tags = {
+        "tessera.digest": digest,
+        "tessera.family": recipe.family,
+        "tessera.variant": recipe.variant,
+        "tessera.recipe": json.dumps(recipe.model_dump(mode="json"), sort_keys=True),
+        "tessera.data_digest": card.digest,
+        "tessera.data_name": card.name,
+        "tessera.classes": _short_list(card.classes),
+        "tessera.preprocessing": json.dumps(asdict(replace(data, classes=())), sort_keys=True),
+        "tessera.metrics": json.dumps({f"val/{k}": v for k, v in summary["figures"].items()}),
+        "tessera.run": run.name,
+        "tessera.checkpoint": best.name,
+        "tessera.servable": f"no: {reason}" if reason else "mlflow.pytorch",
+        **{name: origin[name] for name in ORIGIN if name in origin},
+    }
+    version = registry.register(
+        run.model, target, run_id=tracker.run_id, tags=tags, step=summary["step"]
+    )
+    registry.alias(run.model, CHALLENGER, version.number)
+    return registry.version(run.model, version.number)
+
+
+def _short_list(names: Sequence[str]) -> str:
+    listed = json.dumps(list(names))
+    return listed if len(listed) <= 4000 else f"{len(names)} classes; see card.json"

@@ -1,0 +1,237 @@
+"""Pictures of a training, as PNG files.
+
+In: panels, a confusion matrix, or figures by step. Out: one PNG at the path given,
+whose folder is made. Must not know what was trained or where the files go. Plots
+are made through matplotlib's objects, without pyplot and its global state, and it is loaded only
+when one is drawn; images are pasted together with Pillow, which takes a hundredth of the time.
+
+    N images, C channels (1 or 3), H height, W width, K classes
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from models.core.errors import TesseraError
+from models.core.family import Chart, Panel
+from pipelines.visuals import draw
+from pipelines.visuals.draw import font, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 120
+TILE_PIXELS, GAP_PIXELS, CAPTION_PIXELS = 144, 12, 13
+LARGE_TILE_PIXELS = 288
+SMALL_PIXELS = 96
+"""Images up to this size need no large tile, unless objects are drawn on them."""
+COUNTED_CLASSES = 25
+"""Up to so many classes the counts are written into the confusion matrix."""
+NAMED_CLASSES = 120
+"""Up to so many classes each is named at the axes."""
+FIRST = ("loss", "accuracy")
+"""Figures that are drawn first."""
+COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
+
+
+def grid(groups: Sequence[Sequence[Panel]], classes: Sequence[str], path: Path) -> None:
+    """Panels with their captions. Those of a group stand side by side, as many groups in a line as
+    there is room for. `classes` are names for the panels' labels."""
+    panels = [panel for group in groups for panel in group]
+    if not panels:
+        raise TesseraError("there is no image to draw")
+    for panel in panels:
+        given = tuple(panel.image.shape)
+        if len(given) != 3 or given[0] not in (1, 3) or panel.image.dtype != torch.uint8:
+            raise TesseraError(f"an image of shape {given} and {panel.image.dtype} can't be drawn")
+    wide = max(len(group) for group in groups)
+    large = any(max(p.image.shape[-2:]) > SMALL_PIXELS or p.boxes is not None for p in panels)
+    width = LARGE_TILE_PIXELS if large else TILE_PIXELS
+    most = 4 if large or len(panels) <= 12 else 8
+    across = min(len(groups), max(1, most // wide))
+    shape = max(min(max(p.image.shape[1] / p.image.shape[2], 0.4), 2.5) for p in panels)
+    height = round(width * shape)
+    texts = {id(p): _wrapped(p.caption, width) for p in panels}
+    lines = max(text.count("\n") + 1 if text else 0 for text in texts.values())
+    band = lines * (CAPTION_PIXELS + 4) + 6
+    step_x, step_y = width + GAP_PIXELS, height + band + GAP_PIXELS
+    group_x = wide * step_x + (GAP_PIXELS if wide > 1 else 0)
+    rows = math.ceil(len(groups) / across)
+    size = (across * group_x + GAP_PIXELS, rows * step_y + GAP_PIXELS)
+    sheet = Image.new("RGB", size, "white")
+    write = ImageDraw.Draw(sheet)
+    letters = font(CAPTION_PIXELS)
+    for place, group in enumerate(groups):
+        for column, panel in enumerate(group):
+            x = GAP_PIXELS + place % across * group_x + column * step_x
+            y = GAP_PIXELS + place // across * step_y
+            tile = _tile(panel, classes, width, height)
+            sheet.paste(tile, (x + (width - tile.width) // 2, y + band))
+            middle = (x + width / 2, y + band - 4)
+            write.multiline_text(
+                middle, texts[id(panel)], "black", letters, anchor="md", align="center"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+
+
+def _wrapped(caption: str, width: int) -> str:
+    columns = round(width / 6.5)
+    return "\n".join(textwrap.wrap(one_line(caption), columns, max_lines=3, placeholder="…"))
+
+
+def _tile(panel: Panel, classes: Sequence[str], width: int, height: int) -> Image.Image:
+    """As large as fits; enlarged pixels stay to be seen."""
+    high, wide = panel.image.shape[-2:]
+    scale = min(width / wide, height / high)
+    return draw.panel(panel, classes, side=max(1, round(max(high, wide) * scale)))
+
+
+def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Counts (K, K): rows are the true classes, columns the answers. The colour is the share of
+    the row, on a scale that spreads the small ones, so that few mistakes can be seen too."""
+    from matplotlib.colors import PowerNorm
+
+    count = len(classes)
+    if tuple(matrix.shape) != (count, count):
+        raise TesseraError(f"a matrix of {tuple(matrix.shape)} for {count} classes")
+    counts = matrix.cpu().double()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(max(4.5, 0.42 * count), 15.0)
+    figure = new_figure(side + 1.6, side + 0.8)
+    axis = figure.subplots()
+    shown = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, vmin=0, vmax=1))
+    cell_points = 72 * side / count
+    size = min(9.0, max(5.0, 0.62 * cell_points))
+    every = math.ceil(count / NAMED_CLASSES)
+    places = list(range(0, count, every))
+    names = [textwrap.shorten(one_line(classes[place]), 24, placeholder="…") for place in places]
+    wide = max(map(len, names)) * size * 0.6 > cell_points
+    axis.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
+    axis.set_yticks(places, names, fontsize=size, parse_math=False)
+    axis.tick_params(length=0)
+    axis.set_xlabel("answer")
+    axis.set_ylabel("true class")
+    right = int(counts.diagonal().sum())
+    axis.set_title(f"{right} of {int(counts.sum())} right", fontsize=11)
+    if count <= COUNTED_CLASSES:
+        for row in range(count):
+            for column in range(count):
+                number = int(counts[row, column])
+                if number:
+                    colour = "white" if shares[row, column] > 0.3 else "#334155"
+                    axis.text(
+                        column, row, str(number), ha="center", va="center", fontsize=8, color=colour
+                    )
+    bar = figure.colorbar(shown, ax=axis, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("share of the true class", fontsize=9)
+    bar.outline.set_visible(False)
+    save(figure, path)
+
+
+def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Figures over the training, one panel for each name; `train/loss` and `val/loss` share one.
+
+    `train/…` is by step and `val/…` by epoch: a panel with both has the steps below and the
+    epochs above, so that both lines run from the beginning to the end of the training.
+    """
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, points in history.items():
+        split, _, figure_name = name.partition("/") if "/" in name else ("", "", name)
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
+        if finite:
+            panels.setdefault(figure_name, {})[split] = finite
+    if not panels:
+        raise TesseraError("there is no figure to draw")
+    first = {name: place for place, name in enumerate(FIRST)}
+    order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
+    columns = min(3, len(order))
+    rows = math.ceil(len(order) / columns)
+    figure = new_figure(4.2 * columns, 2.9 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, order):
+        _draw_panel(axis, name, panels[name])
+    for axis in axes[len(order) :]:
+        axis.set_axis_off()
+    save(figure, path)
+
+
+def charts(drawn: Sequence[Chart], path: Path) -> None:
+    """Charts beside each other."""
+    figure = new_figure(4.4 * len(drawn), 4.0)
+    axes = figure.subplots(1, len(drawn), squeeze=False).ravel()
+    for axis, chart in zip(axes, drawn):
+        if chart.diagonal:
+            axis.plot([0, 1], [0, 1], color=COLOURS["train"], linewidth=1, linestyle="--")
+        for place, (name, (x, y)) in enumerate(chart.lines.items()):
+            label = textwrap.shorten(one_line(name), 24, placeholder="…")
+            marker = "o" if len(x) <= 30 else None
+            colour = draw.hex_colour(place) if len(chart.lines) > 1 else COLOURS[""]
+            axis.plot(x, y, label=label, color=colour, marker=marker, markersize=3, linewidth=1.4)
+        axis.set_xlim(0, 1.01)
+        axis.set_ylim(0, 1.01)
+        axis.set_xlabel(chart.x, fontsize=9)
+        axis.set_ylabel(chart.y, fontsize=9)
+        axis.set_title(chart.title, fontsize=10, loc="left", parse_math=False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(chart.lines) > 1:
+            for text in axis.legend(fontsize=7, frameon=False, loc="lower left").get_texts():
+                text.set_parse_math(False)
+    save(figure, path)
+
+
+def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    handles = []
+    for split in sorted(lines):
+        own = axis.twiny() if split == "val" and len(lines) > 1 else axis
+        steps, values = zip(*lines[split])
+        (handle,) = own.plot(
+            steps,
+            values,
+            label=split or name,
+            color=COLOURS.get(split, COLOURS[""]),
+            marker="o" if len(steps) <= 30 else None,
+            markersize=3,
+            clip_on=False,
+            linewidth=1.5,
+        )
+        handles.append(handle)
+        own.set_xlim(0, max(steps) or 1)
+        own.set_xlabel("epoch" if split in ("val", "settings") else "step", fontsize=8, labelpad=2)
+        own.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        own.tick_params(labelsize=8)
+        own.spines[:].set_visible(False)
+    axis.spines[["left", "bottom"]].set_visible(True)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", parse_math=False)
+    if len(handles) > 1:
+        axis.legend(handles=handles, fontsize=8, frameon=False)
+
+
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes; that is no news here.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
