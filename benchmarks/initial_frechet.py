@@ -26,18 +26,18 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
     import torch
 
     import models
-    from jobs import driver, judges
     from pipelines.evaluation import job
     from pipelines.interfaces import World
     from pipelines.training import checkpoints, inputs
     from pipelines.training.checkpoints import Progress
+    from pipelines.workflows import judges, services
 
-    registry = driver.open_registry()
-    version = driver.resolve(registry, model)
+    registry = services.open_registry()
+    version = services.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         judge = Path(scratch) / inputs.JUDGE
         trained = registry.download(version, Path(scratch))
-        found = checkpoints.read_model(trained, driver.registered_digest(version))
+        found = checkpoints.read_model(trained, services.registered_digest(version))
         judges.fetch(found.recipe, registry, judge)
         torch.manual_seed(found.recipe.seed)  # as a training does
         family = models.get(found.recipe.family)

@@ -64,9 +64,9 @@ def kill_in_the_midst(home: Path, words: list[str], trials: int) -> tuple[str, d
 
 def in_mlflow(name: str) -> dict[str, Any]:
     """How many runs there are of the search, and how they ended."""
-    from jobs import driver, searching
+    from pipelines.workflows import search_board, services
 
-    parent = driver.attach_tracker(searching.find(name).parent)
+    parent = services.attach_tracker(search_board.find(name).parent)
     client = parent._client
     below = client.search_runs(
         [parent.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
@@ -122,7 +122,7 @@ def main() -> None:
         _, trials = standing(home)
         kept = all(trials[i]["curve"] == one["curve"] for i, one in before.items())
         runs = in_mlflow(name)
-        from jobs.evaluate import evaluate
+        from pipelines.workflows.evaluate import evaluate
 
         _, evaluation = evaluate(answer["model"].removeprefix("models:/"), asked.packed.resolve())
     measured = json.loads((asked.results / "recipes.json").read_text())

@@ -162,9 +162,9 @@ def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
 
 
 def _is_registered(model: str) -> bool:
-    from jobs import driver
+    from pipelines.workflows import services
 
-    return bool(driver.open_registry().versions(model))
+    return bool(services.open_registry().versions(model))
 
 
 def _run(module: str, *words: str) -> None:

@@ -84,9 +84,9 @@ def nothing(shared: dict[str, Any], part: int) -> int:
 def empty(told: dict[str, Any], trial: str, settings: dict[str, Any], report: Report) -> None:
     if told["tracked"]:
         os.environ["TESSERA_HOME"] = told["home"]
-        from jobs import driver
+        from pipelines.workflows import services
 
-        tracker = driver.open_tracker(f"{told['turn']}-{trial}", experiment=SEARCH, tags={})
+        tracker = services.open_tracker(f"{told['turn']}-{trial}", experiment=SEARCH, tags={})
         tracker.params({path: str(value) for path, value in settings.items()})
         tracker.finish("FINISHED")
     report(1, 0.5)
@@ -155,10 +155,10 @@ def main() -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="overhead-", dir=options.work))
     os.environ["TESSERA_HOME"] = str(scratch / "home")
-    from jobs import driver
+    from pipelines.workflows import services
 
     try:
-        with driver.joined():
+        with services.joined():
             entries = measure(
                 scratch, options.trials, options.rounds, options.at_once, options.only
             )

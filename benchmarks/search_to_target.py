@@ -52,7 +52,8 @@ WAYS: dict[str, tuple[list[str], int]] = {
 
 def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[str, Any]:
     """One search; how long it took to the target, and what it came to."""
-    from jobs import embedded, tune
+    from jobs import tune
+    from pipelines.workflows import paths
 
     words, times = WAYS[way]
     arguments = [str(options.recipe), "--data", str(data), "--space", str(space), *words]
@@ -66,7 +67,7 @@ def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[s
         tune.command.main(arguments, standalone_mode=False)
     seconds = time.time() - began
     answer = json.loads(said.getvalue())
-    trials = embedded.searches_dir() / answer["search"] / "trials"
+    trials = paths.searches_dir() / answer["search"] / "trials"
     return {
         "way": way,
         "seed": seed,
@@ -182,15 +183,15 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="target-", dir=options.work))
     os.environ["TESSERA_HOME"] = str(scratch / "home")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from jobs import driver
     from pipelines.data.packing import pack
+    from pipelines.workflows import services
 
     try:
         pack.pack("digits", scratch / "digits")
         space = scratch / "space.yaml"
         space.write_text(SPACE)
         searches = []
-        with driver.joined():
+        with services.joined():
             for seed in range(options.seeds):
                 for way in options.only:
                     searches.append(search(scratch / "digits", way, seed, options, space))

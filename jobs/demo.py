@@ -27,17 +27,17 @@ UNSEEN = 10
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(seed: int, verbose: bool, as_json: bool) -> int:
     """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""
-    from jobs import driver, embedded
-    from jobs.evaluate import evaluate
-    from jobs.promote import promote, why
     from jobs.shared.terminal import show_facts, show_json
-    from jobs.train import start
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.promotion import champions
+    from pipelines.workflows import paths, services
+    from pipelines.workflows.evaluate import evaluate
+    from pipelines.workflows.promote import promote, why
+    from pipelines.workflows.train import start
 
     began = time.monotonic()
-    data = embedded.root() / "data" / "digits"
+    data = paths.root() / "data" / "digits"
     if not (data / cards.FILE).is_file():
         _step("tessera pack digits --to .tessera/data/digits")
         _pack(data)
@@ -52,13 +52,13 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     _step(f"tessera evaluate {reference} --data .tessera/data/digits")
     _, evaluation = evaluate(reference, data)
     _step(f"tessera promote {version.name} --version {version.number}")
-    registry = driver.open_registry()
+    registry = services.open_registry()
     verdict = promote(registry, version.name, version.number)
     word = "promoted" if verdict.passed else "not promoted"
     say(f"version {version.number} {word}: {why(verdict)}")
     champion = f"models:/{version.name}@{champions.CHAMPION}"
     _step(f"tessera predict {champion} .tessera/demo/unseen")
-    right, asked = _ask(champion, data, embedded.root() / "demo" / "unseen")
+    right, asked = _ask(champion, data, paths.root() / "demo" / "unseen")
     facts: dict[str, Any] = {
         "family": recipe.family,
         "dataset": f"{version.name}, {evaluation.samples} test images",

@@ -24,10 +24,10 @@ from typing import Any
 
 import click
 
-from jobs import embedded
 from jobs.cli import run
 from jobs.shared import local_services
 from jobs.shared.terminal import show_json
+from pipelines.workflows import paths
 
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "safetensors")
 """What a worker must have in the same version as we."""
@@ -129,7 +129,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_disk() -> Finding:
-    folder = embedded.root()
+    folder = paths.root()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -157,7 +157,7 @@ def check_shared_memory() -> Finding:
 
 def check_tracking() -> Iterator[Finding]:
     """MLflow from here, and its clock against ours."""
-    uri = embedded.tracking_uri()
+    uri = paths.tracking_uri()
     if not uri.startswith(("http://", "https://")):
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
@@ -194,7 +194,7 @@ def check_worker(timeout_seconds: float) -> Iterator[Finding]:
     """Ray, and what a task on one of its workers finds."""
     address = os.environ.get("RAY_ADDRESS") or ""
     name = address or "a Ray started here"
-    folder = embedded.runs_dir()
+    folder = paths.runs_dir()
     mark = secrets.token_hex(8)
     ours, theirs = folder / f".doctor-{mark}", folder / f".doctor-{mark}-worker"
     try:
@@ -205,7 +205,7 @@ def check_worker(timeout_seconds: float) -> Iterator[Finding]:
         yield Finding("storage", "fail", f"{folder}: {error.strerror}", mend)
     question = {
         "address": address or None,
-        "tracking": embedded.tracking_uri(),
+        "tracking": paths.tracking_uri(),
         "libraries": LIBRARIES,
         "ours": str(ours),
         "theirs": str(theirs),
@@ -256,7 +256,7 @@ def judge(answer: dict[str, Any], seen: bool) -> Iterator[Finding]:
     yield Finding(
         "worker's storage",
         "fail" if storage else "ok",
-        storage or f"writes {embedded.runs_dir()}, seen here",
+        storage or f"writes {paths.runs_dir()}, seen here",
         "TESSERA_HOME must be a folder that all machines share, under the same name",
     )
     yield check_clock("worker's clock", answer["ahead_seconds"])
@@ -310,8 +310,8 @@ def ask_apart(
 
 def ask(question: dict[str, Any]) -> dict[str, Any]:
     """Asks a worker; runs in the process of its own."""
-    from jobs.driver import apply_settings
     from pipelines.cluster import jobs
+    from pipelines.workflows.services import apply_settings
 
     apply_settings()
     asked = time.time()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from pipelines.workflows.evaluate import evaluate_all
 
 if TYPE_CHECKING:
     from pipelines.evaluation.results import Assessment, Comparison
-    from pipelines.interfaces import Version
-    from pipelines.promotion.gate import Evaluation
 
 
 @click.command()
@@ -50,10 +49,10 @@ def command(
     NAME alone is its newest version. Of several models the first is compared with the others, on
     the same images. The figures don't depend on the number of workers.
     """
-    from jobs.examining import ROBUSTNESS, Wanted
     from jobs.shared.terminal import show_json, show_table
     from models.core.errors import UsageError
     from pipelines.evaluation import results, slices
+    from pipelines.workflows.evaluate import ROBUSTNESS, Wanted
 
     if no_report and (folder or fields or robustness):
         raise UsageError("--no-report goes with no other option of the report", mend="leave it out")
@@ -77,50 +76,13 @@ def command(
     return 0
 
 
-def evaluate(
-    model: str, data: str | Path, *, split: str = "test", workers: int = 0, verbose: bool = False
-) -> tuple[Version, Evaluation]:
-    """The figures alone: evaluates, notes the evaluation on the version and in its run."""
-    from jobs.examining import Wanted
-
-    found, _ = evaluate_all(
-        [model], str(data), Wanted(intervals=False), split=split, workers=workers, verbose=verbose
-    )
-    return found[0][0], found[0][2]
-
-
-def evaluate_all(
-    names: Any, data: str, wanted: Any, *, split: str, workers: int, verbose: bool
-) -> tuple[list[tuple[Version, Assessment, Evaluation]], list[Comparison]]:
-    """Evaluates versions side by side, and notes what was found of each."""
-    from jobs import driver, examining
-    from models.core.errors import UsageError
-    from pipelines.data import card as cards
-    from pipelines.storage.base import absolute_location
-
-    data = absolute_location(data)
-    cards.read(data).split(split)
-    registry = driver.open_registry()
-    versions = [driver.resolve(registry, name) for name in names]
-    if len({(version.name, version.number) for version in versions}) < len(versions):
-        raise UsageError("a model is named twice", mend="name each once")
-    found, compared = examining.examine(
-        registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
-    )
-    noted = [
-        examining.note(registry, version, one, data, wanted.report)
-        for version, one in zip(versions, found)
-    ]
-    return list(zip(versions, found, noted)), compared
-
-
 def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
     """Where the report goes: a folder that isn't there yet, or is empty."""
     import re
     import time
 
-    from jobs import embedded
     from models.core.errors import UsageError
+    from pipelines.workflows import paths
 
     if given:
         folder = Path(given).absolute()
@@ -128,7 +90,7 @@ def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
             raise UsageError(f"{folder} is there already", mend="name a new folder")
         return folder
     name = re.sub(r"[^\w.-]+", "-", "-".join(models))[:80].strip("-.")
-    return embedded.root() / "reports" / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return paths.root() / "reports" / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _rows(found: list[Assessment], compared: list[Comparison]) -> list[dict[str, Any]]:

@@ -49,13 +49,13 @@ def command(where: str, html: Path | None, samples: int, as_json: bool, verbose:
 
 
 def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
-    from jobs import whole
+    from pipelines.storage.atomic import write_atomic
     from models.core.errors import TesseraError
     from pipelines.data.inspection import report, survey
 
     page = report.render(survey.take(where, card, samples=samples))
     try:
-        with whole.write(file) as out:
+        with write_atomic(file) as out:
             out.write(page)
     except OSError as error:
         raise TesseraError(

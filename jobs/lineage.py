@@ -22,10 +22,10 @@ LIBRARY = "tessera.version."
 def command(model: str, verbose: bool, as_json: bool) -> int:
     """Say where MODEL (NAME, NAME@alias, NAME/3 or models:/…) comes from: verdict, run, search,
     recipe, data, code, libraries, hardware."""
-    from jobs import driver
     from jobs.shared.terminal import show_facts, show_json
+    from pipelines.workflows import services
 
-    version = driver.resolve(driver.open_registry(), model)
+    version = services.resolve(services.open_registry(), model)
     found = chain(version)
     if as_json:
         show_json(found)
@@ -41,12 +41,12 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
 def chain(version: Version) -> dict[str, Any]:
     """Every link that is known. Raises TesseraError where the version isn't Tessera's, or its run
     was deleted."""
-    from jobs import driver
     from pipelines import recipe as recipes
     from pipelines.promotion import gate
+    from pipelines.workflows import services
 
-    digest = driver.registered_digest(version)
-    tracker = driver.attach_tracker(version.run_id)
+    digest = services.registered_digest(version)
+    tracker = services.attach_tracker(version.run_id)
     tags, _ = tracker.noted()
     verdict = json.loads(version.tags.get(gate.VERDICT_TAG, "null"))
     evaluation = gate.evaluation_of(version)

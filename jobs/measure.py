@@ -63,12 +63,12 @@ def command(
 def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Trains and evaluates once a seed; every figure that is written down comes from here."""
     import models
-    from jobs import judges
-    from jobs.evaluate import evaluate
-    from jobs.train import start
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.training import hardware
+    from pipelines.workflows import judges
+    from pipelines.workflows.evaluate import evaluate
+    from pipelines.workflows.train import start
 
     changes = dict(recipes.parse_override(text) for text in overrides)
     recipe = recipes.read(path).with_overrides(

@@ -204,15 +204,15 @@ class _Cluster:
         yield from tasks.spread(work, shared, parts, workers=workers)
 
     def _open(self) -> None:
-        from jobs import driver
         from pipelines.cluster import connection
+        from pipelines.workflows import services
 
-        driver.apply_settings()
+        services.apply_settings()
         # Ray prints what happens to its workers on stdout, where a script reads the result.
         nowhere = self._stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._stack.enter_context(redirect_stdout(sys.stderr if self._verbose else nowhere))
         cpus = max(self._workers or 0, os.cpu_count() or 1)
-        if connection.connect(driver.ray_address(), cpus=cpus, verbose=self._verbose):
+        if connection.connect(services.ray_address(), cpus=cpus, verbose=self._verbose):
             self._stack.callback(connection.disconnect)
         self._opened = True
 

@@ -53,21 +53,22 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     folders and globs: one JSON line for each input, in order."""
     import tempfile
 
-    from jobs import answers, driver, whole
+    from pipelines.storage.atomic import write_atomic
     from pipelines.inference.predictor import Predictor
     from pipelines.training import checkpoints, inputs
+    from pipelines.workflows import predict, services
 
     del options["verbose"]
-    asked = answers.Asked(paths, **options)
-    registry = driver.open_registry()
-    version = driver.resolve(registry, model)
+    asked = predict.Asked(paths, **options)
+    registry = services.open_registry()
+    version = services.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
-        found = checkpoints.read_model(folder, driver.registered_digest(version))
+        found = checkpoints.read_model(folder, services.registered_digest(version))
     predictor = Predictor(found.recipe, inputs.seen_of(found.recipe, found.card), found.weights)
     failed = total = 0
-    with nullcontext(sys.stdout) if asked.out is None else whole.write(asked.out) as lines:
-        for answer in answers.give(predictor, asked, version):
+    with nullcontext(sys.stdout) if asked.out is None else write_atomic(asked.out) as lines:
+        for answer in predict.give(predictor, asked, version):
             total += 1
             failed += "error" in answer
             answer["model"], answer["version"] = version.name, version.number

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str | None, number: int | None, verbose: bool, as_json: bool) -> int:
     """Show the registered models; with MODEL its versions: aliases, figures, verdicts."""
-    from jobs import driver
     from jobs.shared.terminal import show_json, show_table
     from models.core.errors import TesseraError, UsageError, unknown
     from pipelines.promotion import gate
+    from pipelines.workflows import services
 
     if number is not None and model is None:
         raise UsageError("--delete goes with a model", mend="tessera registry MODEL --delete N")
-    known = driver.open_registry()
+    known = services.open_registry()
     names = known.names()
     if model is not None:
         if model not in names:

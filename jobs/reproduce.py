@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from jobs.cli import run as run_command
+from pipelines.workflows.reproduce import TOLERANCE, reproduce
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipelines.interfaces import Version
-
-TOLERANCE = 0.02
+    pass
 
 
 @click.command()
@@ -39,10 +31,10 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
 
     Nothing is registered. Exit status 1 where it isn't reproduced.
     """
-    from jobs import driver
     from jobs.shared.terminal import show_facts, show_json
+    from pipelines.workflows import services
 
-    version = driver.resolve(driver.open_registry(), model)
+    version = services.resolve(services.open_registry(), model)
     found = reproduce(version, data=data, tolerance=tolerance, verbose=verbose, quiet=as_json)
     if as_json:
         show_json(found)
@@ -53,106 +45,6 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
         )
         show_facts(shown)
     return 0 if found["reproduced"] else 1
-
-
-def reproduce(
-    version: Version, *, data: str | None, tolerance: float, verbose: bool, quiet: bool
-) -> dict[str, Any]:
-    """Trains as the version was trained. Raises TesseraError where its files or its data are others
-    than it was registered with."""
-    import models
-    from jobs import driver, embedded, judges, train
-    from jobs.shared.progress import Display
-    from pipelines import recipe as recipes
-    from pipelines.storage.base import absolute_location
-    from pipelines.tracking.memory import MemoryTracker
-    from pipelines.training import checkpoints, inputs, worker
-    from pipelines.training import driver as training_driver
-    from pipelines.training import run as training_run
-
-    digest = driver.registered_digest(version)
-    recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
-    if data:
-        recipe = recipe.with_overrides({"data.path": absolute_location(data)})
-    train.check_data(recipe)
-    registry = driver.open_registry()
-    again: dict[str, Tensor] = {}
-
-    def keep(best: Path, summary: Mapping[str, Any]) -> None:
-        again.update(checkpoints.load(best).weights)
-
-    embedded.root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=embedded.root(), prefix=".reproduce-") as scratch:
-        model = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
-        run = training_run.find_or_create(Path(scratch), recipe, name="again", model=version.name)
-        judges.fetch(recipe, registry, run.folder / inputs.JUDGE)
-        tracker = MemoryTracker()
-        primary = models.get(recipe.family).task.primary.name
-        group = driver.group_of(recipe)
-        with (
-            Display(primary, quiet=quiet) as display,
-            driver.executor(
-                worker.run, group, name=run.name, storage=run.folder / "ray", verbose=verbose
-            ) as execute,
-        ):
-            trained = training_driver.train(
-                run,
-                recipe,
-                tracker=tracker,
-                execute=execute,
-                is_permanent=lambda error: True,
-                listeners=[display],
-                conclude=keep,
-            )
-    before, _ = driver.attach_tracker(version.run_id).noted()
-    was = json.loads(version.tags.get("tessera.metrics", "{}"))
-    figures = {
-        n: (float(was[f"val/{n}"]), v) for n, v in trained.figures.items() if f"val/{n}" in was
-    }
-    apart = largest_difference(model.weights, again)
-    differences = changed(before, tracker.logged_tags)
-    close = all(math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9) for a, b in figures.values())
-    return {
-        "model": f"models:/{version.name}/{version.number}",
-        "reproduced": apart == 0.0 or (bool(differences) and bool(figures) and close),
-        "weights": "the same, bit for bit" if apart == 0.0 else f"up to {apart:.3g} apart",
-        "differences": differences,
-        "figures": figures,
-        "tolerance": tolerance,
-    }
-
-
-def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """0.0 only where every tensor has the same bits; infinite where they aren't the same tensors."""
-    import torch
-
-    if one.keys() != other.keys():
-        return math.inf
-    apart = 0.0
-    for name, tensor in one.items():
-        again = other[name]
-        if (tensor.shape, tensor.dtype) != (again.shape, again.dtype):
-            return math.inf
-        bits, bits_again = (t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, again))
-        if not torch.equal(bits, bits_again):
-            difference = float((tensor.double() - again.double()).abs().max())
-            # 0.0 and -0.0 are alike, and other bits
-            apart = (
-                max(apart, difference or math.ulp(0.0)) if difference == difference else math.inf
-            )
-    return apart
-
-
-def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What of machine and libraries is another than in the run that the version comes from."""
-    names = ["tessera.hardware", "tessera.python"]
-    names += sorted(n for n in {*before, *now} if n.startswith("tessera.version."))
-    return [
-        f"{n.removeprefix('tessera.').removeprefix('version.')} was {before.get(n, 'not noted')}, "
-        f"is {now.get(n, 'not noted')}"
-        for n in names
-        if before.get(n) != now.get(n)
-    ]
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from jobs.cli import run as run_command
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, to: int | None, verbose: bool, as_json: bool) -> int:
     """Make the champion before the current one, or version N, the `champion` of MODEL again."""
-    from jobs import driver
     from jobs.shared.terminal import show_json
     from pipelines.promotion import gate
+    from pipelines.workflows import services
 
-    before, now = gate.roll_back(driver.open_registry(), model, to=to)
+    before, now = gate.roll_back(services.open_registry(), model, to=to)
     if as_json:
         show_json({"model": model, "from": before.number, "to": now.number})
     else:

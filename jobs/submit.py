@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from jobs import embedded
 from jobs.cli import run, verbs
 from jobs.shared import local_services
 from models.core.errors import TesseraError, UsageError, unknown
+from pipelines.workflows import paths as workflows_paths
 
 LOCAL_VERBS = {"up", "down", "status", "submit"}
 """Verbs about this machine's services: no jobs."""
@@ -169,7 +169,7 @@ def environment_for_job(local: bool) -> dict[str, str]:
     if host and (local or host not in ("localhost", "127.0.0.1", "::1")):
         environment["MLFLOW_TRACKING_URI"] = tracking
     if local:
-        environment["TESSERA_HOME"] = str(embedded.root())
+        environment["TESSERA_HOME"] = str(workflows_paths.root())
     if commit := git("rev-parse", "HEAD"):
         # MLflow's own way in; the copy of the code that travels has no history to ask.
         tags = {"mlflow.source.git.commit": commit, "mlflow.user": getpass.getuser()}

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import run as run_command
+from pipelines.workflows.tune import _ask, _refit
 
 if TYPE_CHECKING:
-    from jobs.searching import Asked
     from pipelines.recipe import Recipe
     from pipelines.search.trials import Trial
-    from pipelines.training.driver import Outcome
+    from pipelines.workflows.search_board import Asked
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -70,15 +68,15 @@ def command(
 
     Each trial is a training: a run in MLflow below the search's own.
     """
-    from jobs import searching, train
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
     from pipelines.search import space as search_space
+    from pipelines.workflows import search_board, train, tune
 
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", mend="leave it out")
-        asked = searching.find(resume)
+        asked = search_board.find(resume)
     else:
         search_space.check_choices(kind, scheduler)
         changes = {**train.changes_of(overrides, None), "workers.count": workers}
@@ -97,7 +95,7 @@ def command(
             budget_seconds=_seconds(budget) if budget else None,
         )
     recipe = recipes.build(json.loads(asked.recipe))
-    facts = searching.run(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
+    facts = tune.run(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
     if refit:
         made = _refit(asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json)
         facts["model"] = f"models:/{made.version.name}/{made.version.number}"
@@ -106,80 +104,17 @@ def command(
     return 0
 
 
-def _refit(
-    asked: Asked, recipe: Recipe, best: Trial, *, model: str | None, verbose: bool, quiet: bool
-) -> Outcome:
-    """The winner's settings, trained in full and registered. A member of a population had several:
-    what is registered is what it has come to, and trained to the end where it wasn't."""
-    from jobs import searching, train
-
-    again = recipe.with_overrides(best.settings)
-    told: dict[str, Any] = {
-        "experiment": asked.experiment,
-        "verbose": verbose,
-        "quiet": quiet,
-        "tags": {"tessera.search": asked.name, "tessera.trial": best.id},
-    }
-    if asked.scheduler == "pbt":
-        return train.go_on(searching.run_of(asked, best), again, model=model, **told)
-    return train.start(again, model=model, **told)
-
-
 def _choose(
     what: str | None, variant: str | None, data: str | None, changes: dict[str, Any]
 ) -> Recipe:
-    from jobs import train
     from models.core.errors import UsageError
+    from pipelines.workflows import train
 
     if not what:
         raise UsageError(
             "nothing to search for", mend="name a family or a recipe: tessera families"
         )
     return train.choose(what, variant, data, changes)
-
-
-def _ask(
-    recipe: Recipe,
-    *,
-    space: Path | None,
-    scheduler: str,
-    trials: int,
-    grace: int | None,
-    interval: int | None,
-    fixed: Collection[str],
-    **more: Any,
-) -> Asked:
-    """What is asked for, or a UsageError where it can't be searched."""
-    from jobs import searching, train
-    from pipelines.search import population
-    from pipelines.search import space as search_space
-    from pipelines.training import inputs
-
-    card = train.check_data(recipe)
-    found = search_space.space_of(recipe, space, fixed=fixed)
-    epochs = recipe.train.epochs
-    length = interval or population.interval(epochs)
-    if scheduler == "pbt":
-        population.check_size(trials, epochs, length)
-        population.check_space(recipe, found, inputs.seen_of(recipe, card))
-    return searching.Asked(
-        name=_name(recipe),
-        recipe=recipe.to_json(),
-        space=search_space.to_plain(found),
-        scheduler=scheduler,
-        trials=len(search_space.grid(found)) if more["search"] == "grid" else trials,
-        grace_epochs=min(grace or search_space.grace(recipe), epochs),
-        interval_epochs=length,
-        **more,
-    )
-
-
-def _name(recipe: Recipe) -> str:
-    from pipelines.data import card as cards
-
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    data = cards.read(recipe.data.path).name
-    return f"{recipe.family}-{data}-search-{stamp}-{secrets.token_hex(2)}"
 
 
 def _seconds(text: str) -> float:
@@ -193,8 +128,8 @@ def _seconds(text: str) -> float:
 
 def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
     import models
-    from jobs import searching
     from jobs.shared.terminal import show_facts, show_json
+    from pipelines.workflows import search_board
 
     figure = models.get(recipe.family).task.primary
     trials: list[Trial] = facts["trials"]
@@ -208,13 +143,13 @@ def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool)
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         click.echo(
             f"{trial.number:>5}  {trial.status:<8}  {len(trial.curve):>6}  {value:<16}  "
-            f"{searching.settings_text(trial.settings)}"
+            f"{search_board.settings_text(trial.settings)}"
         )
     click.echo()
     shown = {
         "search": asked.name,
         "winner": f"trial {best.number}: val {figure.name} {best.value:.4f}",
-        "settings": searching.settings_text(best.settings),
+        "settings": search_board.settings_text(best.settings),
         "recipe": str(asked.folder / "winner.yaml"),
         "page": facts["page"],
     }

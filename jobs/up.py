@@ -17,11 +17,11 @@ from pathlib import Path
 
 import click
 
-from jobs import embedded
 from jobs.cli import run
 from jobs.shared import local_services
 from jobs.shared.local_services import HOST, Service, Services
 from models.core.errors import TesseraError
+from pipelines.workflows import paths
 
 _START_SECONDS = 120
 
@@ -90,11 +90,11 @@ def prepare_store() -> None:
     for name, value in mlflow_runs.settings().items():
         os.environ.setdefault(name, value)
     try:
-        mlflow_runs.prepare(embedded.root())
+        mlflow_runs.prepare(paths.root())
     except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite say
         said = str(error).strip() or type(error).__name__
         raise TesseraError(
-            f"MLflow's store {embedded.root() / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
+            f"MLflow's store {paths.root() / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
             mend="put a good copy in its place, or move it away to begin an empty one",
         ) from error
 
@@ -115,7 +115,7 @@ def environment_of(ray_port: int, dashboard_port: int, mlflow_port: int) -> dict
 
 def write_token() -> Path:
     """The token that the shell already uses, or a new one, readable by its owner only."""
-    path = embedded.root() / "ray-token"
+    path = paths.root() / "ray-token"
     value = os.environ.get("RAY_AUTH_TOKEN") or ""
     if not value and os.environ.get("RAY_AUTH_TOKEN_PATH"):
         value = local_services.token(os.environ)
@@ -142,7 +142,7 @@ def ray_command(up: Services, cpus: int | None) -> list[str]:
 def mlflow_command(port: int) -> list[str]:
     from pipelines.tracking import mlflow_runs
 
-    root = embedded.root()
+    root = paths.root()
     store = ["--backend-store-uri", mlflow_runs.embedded_uri(root)]
     # Files go where they go without a server, so that the store is one whichever way it is used.
     place = str(mlflow_runs.embedded_artifacts(root))
@@ -157,7 +157,7 @@ def spawn(name: str, address: str, argv: list[str], environment: dict[str, str])
 
     from pipelines.tracking import mlflow_runs
 
-    root = embedded.root()
+    root = paths.root()
     log = root / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
@@ -186,7 +186,7 @@ def show(up: Services) -> None:
 
     dashboard = up.environment["RAY_API_SERVER_ADDRESS"]
     pages = local_services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"])
-    show_facts({"ray": dashboard, "mlflow": pages, "logs": str(embedded.root() / "logs")})
+    show_facts({"ray": dashboard, "mlflow": pages, "logs": str(paths.root() / "logs")})
     click.echo('\nfor this shell (or: eval "$(tessera status --exports)"):\n')
     click.echo(local_services.exports(up.environment))
 

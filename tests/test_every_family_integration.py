@@ -19,13 +19,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 import models
-from jobs import driver, evaluate, predict, promote, train
+from jobs import predict, promote
 from pipelines import recipe as recipes
 from pipelines.cluster import workers as cluster_workers
 from pipelines.data.packing import pack
 from pipelines.promotion import champions
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import read_events
+from pipelines.workflows import evaluate, services, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -71,7 +72,7 @@ def workers(
     ray_cluster: None, judge: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
     """Groups of two are the same two workers from here on."""
-    usual = driver.executor
+    usual = services.executor
     with (
         gang.open_gang(2, tmp_path_factory.mktemp("gang")) as call,
         pytest.MonkeyPatch.context() as patch,
@@ -87,7 +88,7 @@ def workers(
             with usual(work, group, **more) as execute:
                 yield execute
 
-        patch.setattr(driver, "executor", executor)
+        patch.setattr(services, "executor", executor)
         yield
 
 
@@ -103,7 +104,7 @@ def test_the_whole_way(
     version = f"models:/{name}/{outcome.version.number}"
     assert task.primary.name in outcome.figures
 
-    client = mlflow.MlflowClient(driver.embedded.tracking_uri())
+    client = mlflow.MlflowClient(services.embedded.tracking_uri())
     told = [event for event, _ in read_events(outcome.run.spool) if event["kind"] == "worker"]
     assert sorted(event["rank"] for event in told) == [0, 1]
     run = client.get_run(outcome.run.run_id)
@@ -116,7 +117,7 @@ def test_the_whole_way(
     evaluate.evaluate(version, recipe.data.path)
     ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
     assert ran.exit_code == 0, ran.output
-    champion = champions.current(driver.open_registry(), name)
+    champion = champions.current(services.open_registry(), name)
     assert champion is not None
     assert champion.number == 1
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from jobs import embedded, train
+from jobs import train as train_verb
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.tracking.events import read_events
 from pipelines.training import run as training_run
 from pipelines.training import sample_log
+from pipelines.workflows import paths, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -58,7 +59,7 @@ class Killer:
         return sum(e["kind"] == "worker" for folder in self._folders() for e in events(folder))
 
     def _folders(self) -> list[Path]:
-        place = embedded.runs_dir()
+        place = paths.runs_dir()
         return list(place.iterdir()) if place.is_dir() else []
 
     def __enter__(self) -> Killer:
@@ -111,16 +112,16 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
     ):
         train.start(recipe, quiet=True)
     assert killer.done
-    name = next(embedded.runs_dir().iterdir()).name
+    name = next(paths.runs_dir().iterdir()).name
     for step, workers in zip(kills[1:], WORKERS[1:-1], strict=True):
         arguments = ["--resume", name, "--workers", str(workers), "--json"]
         with Killer(step, workers) as killer, pytest.raises(TesseraError, match="workers failed"):
-            train.command.main(arguments, standalone_mode=False)
+            train_verb.command.main(arguments, standalone_mode=False)
         assert killer.done
     arguments = ["--resume", name, "--workers", str(WORKERS[-1]), "--json"]
-    assert train.command.main(arguments, standalone_mode=False) == 0
+    assert train_verb.command.main(arguments, standalone_mode=False) == 0
 
-    run = training_run.find(embedded.runs_dir(), name)
+    run = training_run.find(paths.runs_dir(), name)
     files = sorted(path.name for path in (run.folder / sample_log.FOLDER).iterdir())
     ranks = Counter(name.split("-")[0] for name in files)
     assert tuple(ranks.values()) == WORKERS

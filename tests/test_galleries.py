@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import models
-from jobs.answers import Asked, give
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Draws
 from pipelines import recipe as recipes
 from pipelines.inference.identify import Comparison, enrol
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
+from pipelines.workflows.predict import Asked, give
 
 COLOURS = {"green": (30, 200, 40), "lilac": (190, 120, 220), "rusty": (170, 80, 20)}
 SPEC = DataSpec(

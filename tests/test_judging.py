@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 import models
-from jobs import judges
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Draws
 from pipelines import recipe as recipes
@@ -27,6 +26,7 @@ from pipelines.tracking.memory import MemoryRegistry
 from pipelines.training import checkpoints, inputs, worker
 from pipelines.training import judge as training_judge
 from pipelines.training.checkpoints import Progress
+from pipelines.workflows import judges
 
 WORK = Path(__file__).with_name("rank_work.py")
 MADE = DataSpec("images", 1, 8, 8, (), (0.3,), (0.4,))

@@ -21,10 +21,10 @@ import browser
 import pytest
 from browser import MARKS
 
-from jobs import driver
 from jobs.cli import run, tessera
 from jobs.shared import local_services
 from pipelines.promotion import gate
+from pipelines.workflows import services
 
 pytestmark = MARKS
 
@@ -77,9 +77,9 @@ def trained(
         if UPDATE:
             size = f"--trials 8 --set train.epochs={EPOCHS} --variant tiny"
         found = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")
-        registry = driver.open_registry()
+        registry = services.open_registry()
         version = registry.version("digits", 1)
-        decision = driver.attach_tracker(version.tags[gate.DECISION_TAG]).link()
+        decision = services.attach_tracker(version.tags[gate.DECISION_TAG]).link()
     server.start()
     pages = registry.link(version), decision, found["search"], found["page"]
     return Trained(server.uri, said["run"], said["page"], *pages)

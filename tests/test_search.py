@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 
 import models
-from jobs import searching, tune
-from jobs import trials as trial_jobs
+from jobs import tune
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Figure
 from models.core.spaces import Choice, LogUniform, Uniform
@@ -25,6 +24,8 @@ from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
 from pipelines.training import run
+from pipelines.workflows import search_board
+from pipelines.workflows import trial as workflows_trial
 
 UP, DOWN = Figure("accuracy", "max"), Figure("loss", "min")
 
@@ -203,7 +204,7 @@ def test_a_population_of_what_can_not_change_leaves_nothing_behind(
 
 def test_never_two_drivers_on_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
-    asked = searching.Asked(
+    asked = search_board.Asked(
         name="one",
         recipe=recipes.start("cnn").to_json(),
         space={},
@@ -237,10 +238,10 @@ def test_a_trial_that_is_over_is_told_again_and_not_trained(tmp_path: Path) -> N
     def report(epoch: int, value: float) -> None:
         heard.append((epoch, value))
 
-    trial_jobs.run_trial(told, "a", {}, report)
+    workflows_trial.run_trial(told, "a", {}, report)
     assert heard == ended.curve
     with pytest.raises(KeyError, match="recipe"):
-        trial_jobs.run_trial(told, "b", {}, report)
+        workflows_trial.run_trial(told, "b", {}, report)
 
 
 def test_a_trial_has_no_field_that_is_lost() -> None:
@@ -258,9 +259,9 @@ def test_who_takes_over_has_the_donor_s_best_and_its_own_curve() -> None:
 
 def test_a_long_history_keeps_its_newest_changes() -> None:
     changes = [{"epoch": e, "settings": {"optim.model.lr": 1 / 3}} for e in range(1, 500)]
-    assert json.loads(trial_jobs.changes_text(changes[:5])) == changes[:5]
-    text = trial_jobs.changes_text(changes)
-    assert len(text) <= trial_jobs.MOST_TAG
+    assert json.loads(workflows_trial.changes_text(changes[:5])) == changes[:5]
+    text = workflows_trial.changes_text(changes)
+    assert len(text) <= workflows_trial.MOST_TAG
     kept = json.loads(text)
     assert kept == changes[-len(kept) :]
     assert len(kept) > 50

@@ -24,7 +24,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from jobs import driver, embedded, train
+from jobs import train as train_verb
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
@@ -33,6 +33,7 @@ from pipelines.tracking.events import read_events
 from pipelines.training import run as training_run
 from pipelines.training.driver import Outcome
 from pipelines.training.run import Run
+from pipelines.workflows import paths, services, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -79,7 +80,7 @@ def weights_equal(one: Run, other: Run) -> bool:
 
 def check_one_run(run: Run, epochs: int, steps: int) -> None:
     """MLflow has one run of this name, finished, with every step and epoch exactly once."""
-    client = driver.attach_tracker(training_run.find(embedded.runs_dir(), run.name).run_id)._client
+    client = services.attach_tracker(training_run.find(paths.runs_dir(), run.name).run_id)._client
     experiment = client.get_experiment_by_name("tessera")
     found = client.search_runs(
         [experiment.experiment_id], filter_string=f"tags.`tessera.run` = '{run.name}'"
@@ -129,11 +130,11 @@ def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Pat
 
 
 def test_a_killed_worker_costs_nothing(undisturbed: Outcome, digits: Path, home: Path) -> None:
-    before = set(embedded.runs_dir().iterdir())
+    before = set(paths.runs_dir().iterdir())
     killed: list[int] = []
 
     def kill() -> None:
-        folder = wait_for(lambda: next(iter(set(embedded.runs_dir().iterdir()) - before), None))
+        folder = wait_for(lambda: next(iter(set(paths.runs_dir().iterdir()) - before), None))
         wait_for(lambda: reached(folder, 4))
         pid = next(e["pid"] for e in events(folder) if e["kind"] == "worker" and e["rank"] == 1)
         os.kill(pid, signal.SIGKILL)
@@ -159,21 +160,21 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(small(digits, 2).model_dump(mode="json")))
-    before = set(embedded.runs_dir().iterdir())
+    before = set(paths.runs_dir().iterdir())
     address = ray.get_runtime_context().gcs_address
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", str(recipe)],
         env={**os.environ, "RAY_ADDRESS": address},
         stderr=subprocess.DEVNULL,
     )
-    folder = wait_for(lambda: next(iter(set(embedded.runs_dir().iterdir()) - before), None))
+    folder = wait_for(lambda: next(iter(set(paths.runs_dir().iterdir()) - before), None))
     wait_for(lambda: reached(folder, 4))
     process.kill()
     process.wait()
     wait_for(lambda: ray.available_resources().get("CPU", 0) >= 4)  # its workers are gone
     arguments = ["--resume", folder.name, "--workers", "0", "--json"]
-    assert train.command.main(arguments, standalone_mode=False) == 0
-    run = training_run.find(embedded.runs_dir(), folder.name)
+    assert train_verb.command.main(arguments, standalone_mode=False) == 0
+    run = training_run.find(paths.runs_dir(), folder.name)
     kinds = [e["kind"] for e in events(folder)]
     assert kinds.count("resume") == 1
     check_one_run(run, 12, 12 * 15)
@@ -199,7 +200,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     name = undisturbed.run.name
     arguments = ["--resume", name, "--workers", "0", "--json"]
-    assert train.command.main(arguments, standalone_mode=False) == 0
+    assert train_verb.command.main(arguments, standalone_mode=False) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["model"] == f"models:/digits/{undisturbed.version.number}"
     check_one_run(undisturbed.run, 12, 12 * 15)
@@ -208,7 +209,7 @@ def test_a_finished_run_is_not_trained_again(
 def test_resume_refuses_other_settings(undisturbed: Outcome) -> None:
     arguments = ["--resume", undisturbed.run.name, "--workers", "0", "--set", "seed=5", "--json"]
     with pytest.raises(TesseraError, match="seed was 0, is 5"):
-        train.command.main(arguments, standalone_mode=False)
+        train_verb.command.main(arguments, standalone_mode=False)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) -> None:
@@ -222,11 +223,11 @@ def test_mlflow_away_for_half_a_minute_costs_nothing(
     start_mlflow: Any, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", start_mlflow.uri)
-    before = set(embedded.runs_dir().iterdir())
+    before = set(paths.runs_dir().iterdir())
     down: dict[str, float] = {}
 
     def outage() -> None:
-        folder = wait_for(lambda: next(iter(set(embedded.runs_dir().iterdir()) - before), None))
+        folder = wait_for(lambda: next(iter(set(paths.runs_dir().iterdir()) - before), None))
         wait_for(lambda: reached(folder, 2))
         start_mlflow.kill()
         down["from"] = time.time()

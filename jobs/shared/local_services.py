@@ -25,8 +25,8 @@ from urllib.parse import quote
 
 import psutil
 
-from jobs import embedded
 from models.core.errors import TesseraError
+from pipelines.workflows import paths
 
 HOST = "127.0.0.1"
 _VIEW = "workflowType=machine_learning"  # without it MLflow opens its GenAI view
@@ -59,7 +59,7 @@ class Services:
 
 
 def record_path() -> Path:
-    return embedded.root() / "services.json"
+    return paths.root() / "services.json"
 
 
 def load() -> Services | None:
@@ -88,13 +88,13 @@ def save(services: Services) -> None:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Only one `up` or `down` of a folder at a time."""
-    embedded.root().mkdir(parents=True, exist_ok=True)
-    with open(embedded.root() / "services.lock", "w") as lock:
+    paths.root().mkdir(parents=True, exist_ok=True)
+    with open(paths.root() / "services.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TesseraError(
-                f"another `tessera up` or `down` is at work in {embedded.root()}",
+                f"another `tessera up` or `down` is at work in {paths.root()}",
                 mend="wait for it, then ask `tessera status`",
             ) from None
         yield

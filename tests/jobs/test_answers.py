@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 import models
-from jobs import answers
 from models.core.errors import TesseraError, UsageError
 from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
+from pipelines.workflows import predict
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "answers.md"
 VERSION = Version("m", 1, "r", {"tessera.metrics": json.dumps({"val/threshold": 0.5})})
@@ -57,7 +57,7 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
     if written:
         wants["results"] = tmp_path / "results"
     given = {"paths": tuple(images)} if task.from_images else {"paths": (), "samples": 3}
-    lines = list(answers.give(asking, answers.Asked(**given, **wants), VERSION))
+    lines = list(predict.give(asking, predict.Asked(**given, **wants), VERSION))
     assert len(lines) == 3
     fields = documented(task.name)
     if task.name == "instance_segmentation":
@@ -89,9 +89,9 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
 def test_answers_that_are_no_files_are_said_to_be_none(
     name: str, images: list[str], tmp_path: Path
 ) -> None:
-    asked = answers.Asked(tuple(images), results=tmp_path / "results")
+    asked = predict.Asked(tuple(images), results=tmp_path / "results")
     with pytest.raises(UsageError, match="are no files"):
-        list(answers.give(predictor(name), asked, VERSION))
+        list(predict.give(predictor(name), asked, VERSION))
 
 
 def test_every_task_is_documented() -> None:
@@ -112,28 +112,28 @@ def test_every_task_is_documented() -> None:
 )
 def test_what_does_not_go_together_is_refused(given: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        answers.Asked(**given)
+        predict.Asked(**given)
 
 
 def test_a_network_is_asked_what_it_can_do(images: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="makes none up"):
-        list(answers.give(predictor("cnn"), answers.Asked((), samples=2), VERSION))
+        list(predict.give(predictor("cnn"), predict.Asked((), samples=2), VERSION))
     with pytest.raises(UsageError, match="--samples 64"):
-        list(answers.give(predictor("dcgan"), answers.Asked(tuple(images)), VERSION))
+        list(predict.give(predictor("dcgan"), predict.Asked(tuple(images)), VERSION))
     codes = tmp_path / "codes.jsonl"
     codes.write_text('{"code": [1, 2]}\n')
     with pytest.raises(UsageError, match="makes no codes"):
-        list(answers.give(predictor("cnn"), answers.Asked((), decode=codes), VERSION))
-    asked = answers.Asked(tuple(images), gallery=tmp_path)
+        list(predict.give(predictor("cnn"), predict.Asked((), decode=codes), VERSION))
+    asked = predict.Asked(tuple(images), gallery=tmp_path)
     with pytest.raises(UsageError, match="can't be compared"):
-        list(answers.give(predictor("cnn"), asked, VERSION))
+        list(predict.give(predictor("cnn"), asked, VERSION))
 
 
 def test_samples_do_not_depend_on_how_many(tmp_path: Path) -> None:
     few, more = tmp_path / "few", tmp_path / "more"
     for count, folder in ((2, few), (5, more)):
-        asked = answers.Asked((), samples=count, results=folder, seed=4)
-        assert len(list(answers.give(predictor("dcgan"), asked, VERSION))) == count
+        asked = predict.Asked((), samples=count, results=folder, seed=4)
+        assert len(list(predict.give(predictor("dcgan"), asked, VERSION))) == count
     names = sorted(path.name for path in few.iterdir())
     assert all((few / name).read_bytes() == (more / name).read_bytes() for name in names)
     assert len({(more / name).read_bytes() for name in names}) == 2
@@ -156,10 +156,10 @@ def test_codes_that_are_none_are_refused_by_their_line(
     path = tmp_path / "codes.jsonl"
     path.write_text(text)
     with pytest.raises(TesseraError, match=f"line {line} has no code"):
-        answers.read_codes(path)
+        predict.read_codes(path)
 
 
 def test_codes_are_read_from_answers(tmp_path: Path) -> None:
     path = tmp_path / "codes.jsonl"
     path.write_text('{"path": "a.png", "code": [1, 2.5]}\n{"code": [0, -1]}\n')
-    assert answers.read_codes(path) == [[1.0, 2.5], [0.0, -1.0]]
+    assert predict.read_codes(path) == [[1.0, 2.5], [0.0, -1.0]]

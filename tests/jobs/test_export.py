@@ -18,7 +18,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import models
-from jobs import driver, export, train
 from models.core.serving import ABSOLUTE
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
@@ -26,6 +25,7 @@ from pipelines.data.packing import pack
 from pipelines.inference.export import FORMATS
 from pipelines.inference.predictor import Predictor
 from pipelines.training import checkpoints, inputs
+from pipelines.workflows import export, services, train
 
 CROOKED = '''"""A cnn whose module for serving forgets what the pixels are divided by."""
 from models.cnn import Cnn
@@ -188,7 +188,7 @@ def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.Mon
 
 
 def test_files_that_were_not_registered_are_not_used(home: Path, here: Path, call: Call) -> None:
-    registry = driver.open_registry()
+    registry = services.open_registry()
     version = registry.version("digits", 1)
     registry.tag(version, {"tessera.digest": "0" * 64})
     done = call("export", "digits", "--format", "pt2")
@@ -222,10 +222,10 @@ def test_data_that_are_gone_or_others(
 
 def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test images in the split's order, one alone, then as many as are compared at once."""
-    registry = driver.open_registry()
+    registry = services.open_registry()
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
-    found = checkpoints.read_model(folder, driver.registered_digest(version))
+    found = checkpoints.read_model(folder, services.registered_digest(version))
     seen = inputs.seen_of(found.recipe, found.card)
     predictor = Predictor(found.recipe, seen, found.weights)
     card = cards.read(digits)

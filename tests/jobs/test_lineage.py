@@ -10,12 +10,12 @@ import pytest
 import torch
 from calling import Call
 
-from jobs import driver, evaluate, promote, reproduce, train
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.packing import pack
 from pipelines.promotion import gate
 from pipelines.training import hardware
+from pipelines.workflows import evaluate, promote, reproduce, services, train
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def home(own_home: Path, digits: Path) -> Path:
         tags = {"tessera.search": "a-search", "tessera.trial": "7"} if epochs == 1 else None
         made = train.start(recipe, quiet=True, tags=tags)
         evaluate.evaluate(f"digits/{made.version.number}", digits)
-        promote.promote(driver.open_registry(), "digits", made.version.number)
+        promote.promote(services.open_registry(), "digits", made.version.number)
     return own_home
 
 
@@ -50,7 +50,7 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
     assert (first["version"], first["aliases"]) == (1, "champion")
     assert first["verdict"].startswith("promoted: accuracy")
     assert newest["verdict"].startswith("refused: lead in accuracy")
-    registry = driver.open_registry()
+    registry = services.open_registry()
     for row in (newest, first):
         version = registry.version("digits", row["version"])
         evaluation = gate.evaluation_of(version)
@@ -77,7 +77,7 @@ def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
     home: Path, digits: Path, call: Call
 ) -> None:
     found = json.loads(call("lineage", "models:/digits@champion", "--json").out)
-    version = driver.open_registry().version("digits", 1)
+    version = services.open_registry().version("digits", 1)
     assert found["version"] == "models:/digits/1"
     assert found["files"] == f"sha256 {version.tags['tessera.digest']}"
     assert found["verdict"].startswith("promoted: accuracy")
@@ -107,7 +107,7 @@ def test_the_search_is_a_link_of_the_chain(home: Path, call: Call) -> None:
 
 
 def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_path: Path) -> None:
-    registry = driver.open_registry()
+    registry = services.open_registry()
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "weights").write_bytes(b"1")
     run_id = registry.version("digits", 1).run_id
@@ -132,7 +132,7 @@ def test_a_version_is_reproduced_bit_for_bit(home: Path, call: Call) -> None:
 
 def test_other_weights_on_the_same_machine_are_no_reproduction(home: Path, call: Call) -> None:
     """Its recipe names another seed than it was trained with."""
-    registry = driver.open_registry()
+    registry = services.open_registry()
     version = registry.version("digits", 2)
     true = version.tags["tessera.recipe"]
     registry.tag(version, {"tessera.recipe": json.dumps({**json.loads(true), "seed": 5})})

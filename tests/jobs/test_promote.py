@@ -16,7 +16,6 @@ from calling import Call
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jobs import driver, evaluate, promote, train
 from pipelines import recipe as recipes
 from pipelines.data.packing import pack
 from pipelines.interfaces import World
@@ -24,6 +23,7 @@ from pipelines.promotion import gate
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking.mlflow_registry import MlflowRegistry
 from pipelines.training import loaded_model
+from pipelines.workflows import evaluate, promote, services, train
 
 BETTER, WORSE = 2, 1
 
@@ -33,7 +33,7 @@ def home(own_home: Path, digits: Path) -> Path:
     """Two versions: a poor one, and a good one that is champion after it."""
     for epochs in (3, 10):
         number = fit(digits, epochs)
-        assert promote.promote(driver.open_registry(), "digits", number).passed
+        assert promote.promote(services.open_registry(), "digits", number).passed
     return own_home
 
 
@@ -60,10 +60,10 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
 ) -> None:
     for epochs in (3, 10):
         fit(digits, epochs, model="fresh")
-    before = dict(driver.open_registry().version("fresh", WORSE).tags)
+    before = dict(services.open_registry().version("fresh", WORSE).tags)
     dry = call("promote", "fresh", "--version", WORSE, "--dry-run")
     assert (dry.status, "would be promoted" in dry.out) == (0, True)
-    assert dict(driver.open_registry().version("fresh", WORSE).tags) == before
+    assert dict(services.open_registry().version("fresh", WORSE).tags) == before
     assert champion(call, "fresh") is None
 
     anything = call("promote", "fresh", "--version", WORSE, "--margin", "-inf")
@@ -91,7 +91,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
         "largest sure loss of precision in a class",
         "size",
     ]
-    registry = driver.open_registry()
+    registry = services.open_registry()
     version = registry.version("fresh", "champion")
     assert version.number == BETTER
     run = registry._client.get_run(version.tags[gate.DECISION_TAG])
@@ -110,7 +110,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert worse.status == 1
     assert "FAIL  lead in accuracy" in worse.out
     assert champion(call, "fresh") == BETTER
-    run_id = driver.open_registry().version("fresh", WORSE).tags[gate.DECISION_TAG]
+    run_id = services.open_registry().version("fresh", WORSE).tags[gate.DECISION_TAG]
     refused = registry._client.get_run(run_id)
     assert refused.data.tags["tessera.promotion.outcome"] == "refused"
 
@@ -135,7 +135,7 @@ def test_a_promoted_version_is_copied_into_another_model(
     copied = ("promote", "digits", "--version", BETTER, "--to-name", "production")
     assert call(*copied).status == 0
     assert champion(call, "production") == 1
-    registry = driver.open_registry()
+    registry = services.open_registry()
     made, source = registry.version("production", 1), registry.version("digits", BETTER)
     assert made.tags["tessera.digest"] == source.tags["tessera.digest"]
     assert made.tags["tessera.copied_from"] == f"models:/digits/{BETTER}"
@@ -182,7 +182,7 @@ def test_who_was_trained_on_the_test_images_is_refused(
     gone = json.loads(call("promote", "digits", "--version", number, "--json").out)
     assert "leakage" in {rule["name"] for rule in gone["rules"] if not rule["passed"]}
     # The tag says that it was trained on the test's own data set: the gate reads the files.
-    registry = driver.open_registry()
+    registry = services.open_registry()
     own = registry.version("digits", BETTER).tags["tessera.data_digest"]
     registry.tag(registry.version("digits", number), {"tessera.data_digest": own})
     forged = json.loads(call("promote", "digits", "--version", number, "--json").out)
@@ -228,7 +228,7 @@ def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     """Key -> whether the version is right, on the test split."""
     from pipelines.training import evaluator
 
-    registry = driver.open_registry()
+    registry = services.open_registry()
     found = registry.version("digits", version)
     scratch = home / f"scratch-{version}"
     folder = registry.download(found, scratch)
@@ -259,7 +259,7 @@ def test_tampered_files_are_refused_and_nothing_in_them_runs(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     number = fit(digits, 1, seed=9)
-    registry = driver.open_registry()
+    registry = services.open_registry()
     place = registry._client.get_model_version_download_uri("digits", str(number))
     files, marker = Path(place.removeprefix("file://")), tmp_path / "marker"
     whole = tmp_path / "whole"
@@ -302,7 +302,7 @@ def test_a_deleted_run_and_a_foreign_place_are_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     number = fit(digits, 1, seed=11)
-    registry = driver.open_registry()
+    registry = services.open_registry()
     version = registry.version("digits", number)
     files = registry.download(version, tmp_path)
     registry._client.delete_run(version.run_id)
@@ -353,16 +353,16 @@ def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: 
     assert (twice.status, "is there already" in twice.err) == (2, True)
     same = call("evaluate", "digits/2", "digits/2", "--data", digits, "--no-report")
     assert (same.status, "named twice" in same.err) == (2, True)
-    run_id = driver.open_registry().version("digits", 2).run_id
+    run_id = services.open_registry().version("digits", 2).run_id
     names = {
         item.path
-        for item in driver.open_registry()._client.list_artifacts(run_id, "evaluation/test")
+        for item in services.open_registry()._client.list_artifacts(run_id, "evaluation/test")
     }
     assert "evaluation/test/report.html" in names
 
 
 def test_workers_find_the_same(home: Path, digits: Path) -> None:
-    registry = driver.open_registry()
+    registry = services.open_registry()
     version = registry.version("digits", 2)
     folder = registry.download(version, home / "same")
     payload = {

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import models
-from jobs import answers
 from models.autoencoder import Net
 from models.core.errors import UsageError
 from models.core.family import DataSpec, Draws
@@ -20,6 +19,7 @@ from models.tasks.reconstruction import ReconstructionAugment
 from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
+from pipelines.workflows import predict
 
 FAMILY = models.get("autoencoder")
 TINY = FAMILY.variants["tiny"]
@@ -213,12 +213,12 @@ def test_answers_can_be_decoded_again(variant, paths, tmp_path):
     weights = FAMILY.build(recipe.config(), GREY).state_dict()
     predictor = Predictor(recipe, GREY, weights)
     version = Version("squares", 1, "run")
-    asked = answers.Asked(tuple(map(str, paths)), results=tmp_path / "made")
-    lines = list(answers.give(predictor, asked, version))
+    asked = predict.Asked(tuple(map(str, paths)), results=tmp_path / "made")
+    lines = list(predict.give(predictor, asked, version))
     codes = tmp_path / "answers.jsonl"
     codes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    decode = answers.Asked((), decode=codes, results=tmp_path / "decoded", pictures=tmp_path / "p")
-    again = list(answers.give(predictor, decode, version))
+    decode = predict.Asked((), decode=codes, results=tmp_path / "decoded", pictures=tmp_path / "p")
+    again = list(predict.give(predictor, decode, version))
     assert [line["line"] for line in again] == [1, 2, 3, 4]
     for line, other, path in zip(lines, again, paths):
         assert 0 < line["mse"] < 1

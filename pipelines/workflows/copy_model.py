@@ -27,11 +27,11 @@ def copy_version(
 ) -> tuple[Registry, str, int]:
     """Gives the registry, the name and the number of the copy. The same version is copied once:
     asked again, the copy that is there is given."""
-    from jobs import driver
     from models.core.errors import TesseraError, UsageError
     from pipelines.promotion import champions, gate
     from pipelines.tracking.mlflow_registry import MlflowRegistry
     from pipelines.training import checkpoints
+    from pipelines.workflows import services
 
     if to_name == model and not to_registry:
         raise UsageError("--to-name is the model itself", mend="name another model")
@@ -43,7 +43,7 @@ def copy_version(
             mend=f"promote it there first: tessera promote {model} --version {number}",
         )
     target: Registry = MlflowRegistry(to_registry) if to_registry else registry
-    digest = driver.registered_digest(version)
+    digest = services.registered_digest(version)
     for known in target.versions(to_name):
         if known.tags.get("tessera.digest") == digest:
             return target, to_name, known.number

@@ -9,7 +9,7 @@ from typing import IO
 
 
 @contextmanager
-def write(path: Path) -> Iterator[IO[str]]:
+def write_atomic(path: Path) -> Iterator[IO[str]]:
     """Text that appears at `path` once all of it is written. A device or a pipe is written to: it
     isn't replaced by a file."""
     if path.exists() and not path.is_file():

@@ -6,14 +6,21 @@ only when asked.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.results import Assessment, Comparison
+    from pipelines.interfaces import Version
+    from pipelines.promotion.gate import Evaluation
+
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipelines.evaluation.results import Assessment, Comparison
@@ -48,21 +55,21 @@ def examine(
     verbose: bool = False,
 ) -> tuple[list[Assessment], list[Comparison]]:
     """Examines the versions in one job, each image once; the first is compared with the others."""
-    from jobs import driver, embedded, judges
     from pipelines import recipe as recipes
     from pipelines.cluster import workers as cluster_workers
     from pipelines.evaluation import job, results
     from pipelines.training import inputs
+    from pipelines.workflows import judges, paths, services
 
-    embedded.root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=embedded.root()) as scratch:
+    paths.root().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.root()) as scratch:
         told = []
         for place, version in enumerate(versions):
             own = Path(scratch) / str(place)
             model = {
                 "name": f"models:/{version.name}/{version.number}",
                 "model": str(registry.download(version, own)),
-                "digest": driver.registered_digest(version),
+                "digest": services.registered_digest(version),
             }
             recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
             if recipe.judge:
@@ -83,7 +90,7 @@ def examine(
         }
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
-        with driver.executor(
+        with services.executor(
             job.examine, cluster_workers.Group(workers), name=name, storage=storage, verbose=verbose
         ) as execute:
             result = execute(payload, _Silent())
@@ -99,9 +106,9 @@ def note(
     registry: Registry, version: Version, found: Assessment, data: str, report: Path | None
 ) -> Evaluation:
     """Writes the evaluation on the version, its figures and the report into the version's run."""
-    from jobs import driver
     from pipelines.interfaces import Point
     from pipelines.promotion.gate import Evaluation
+    from pipelines.workflows import services
 
     evaluation = Evaluation(
         model_digest=found.digest,
@@ -114,7 +121,7 @@ def note(
         data=data,
     )
     tag = f"tessera.evaluation.{found.split}"
-    tracker = driver.attach_tracker(version.run_id)
+    tracker = services.attach_tracker(version.run_id)
     if version.tags.get(tag) != evaluation.to_json():
         registry.tag(version, {tag: evaluation.to_json()})
         tracker.dataset(name=found.data, digest=found.data_digest, source=data, split=found.split)
@@ -141,3 +148,41 @@ class _Silent:
 
     def flush(self) -> None:
         pass
+
+
+def evaluate(
+    model: str, data: str | Path, *, split: str = "test", workers: int = 0, verbose: bool = False
+) -> tuple[Version, Evaluation]:
+    """The figures alone: evaluates, notes the evaluation on the version and in its run."""
+    from pipelines.workflows.evaluate import Wanted
+
+    found, _ = evaluate_all(
+        [model], str(data), Wanted(intervals=False), split=split, workers=workers, verbose=verbose
+    )
+    return found[0][0], found[0][2]
+
+
+def evaluate_all(
+    names: Any, data: str, wanted: Any, *, split: str, workers: int, verbose: bool
+) -> tuple[list[tuple[Version, Assessment, Evaluation]], list[Comparison]]:
+    """Evaluates versions side by side, and notes what was found of each."""
+    from models.core.errors import UsageError
+    from pipelines.data import card as cards
+    from pipelines.storage.base import absolute_location
+    from pipelines.workflows import evaluate as workflows_evaluate
+    from pipelines.workflows import services
+
+    data = absolute_location(data)
+    cards.read(data).split(split)
+    registry = services.open_registry()
+    versions = [services.resolve(registry, name) for name in names]
+    if len({(version.name, version.number) for version in versions}) < len(versions):
+        raise UsageError("a model is named twice", mend="name each once")
+    found, compared = workflows_evaluate.examine(
+        registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
+    )
+    noted = [
+        workflows_evaluate.note(registry, version, one, data, wanted.report)
+        for version, one in zip(versions, found)
+    ]
+    return list(zip(versions, found, noted)), compared

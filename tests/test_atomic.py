@@ -6,16 +6,16 @@ import os
 import threading
 from pathlib import Path
 
-from jobs import whole
+from pipelines.storage.atomic import write_atomic
 
 
 def test_it_is_there_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "lines"
-    with whole.write(path) as file:
+    with write_atomic(path) as file:
         file.write("one\n")
         assert not path.exists()
     assert path.read_text() == "one\n"
-    writing = whole.write(path)
+    writing = write_atomic(path)
     writing.__enter__().write("half")
     stopped = KeyboardInterrupt()
     assert not writing.__exit__(type(stopped), stopped, None)
@@ -30,11 +30,11 @@ def test_a_pipe_and_a_device_are_written_to(tmp_path: Path) -> None:
     got: list[str] = []
     reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
     reader.start()
-    with whole.write(pipe) as file:
+    with write_atomic(pipe) as file:
         file.write("through")
     reader.join(10)
     assert got == ["through"]
     assert pipe.is_fifo()
-    with whole.write(Path(os.devnull)) as file:
+    with write_atomic(Path(os.devnull)) as file:
         file.write("away")
     assert Path(os.devnull).is_char_device()

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from jobs import embedded
 from models.core.errors import TesseraError
 from pipelines.cluster import connection, workers
 from pipelines.storage.base import cache_payload
 from pipelines.tracking import mlflow_registry, mlflow_runs
+from pipelines.workflows import paths
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Emit, Registry, Version
@@ -42,25 +42,25 @@ def ray_address() -> str | None:
 
 def open_registry() -> MlflowRegistry:
     apply_settings()
-    uri = embedded.tracking_uri()
-    if uri == mlflow_runs.embedded_uri(embedded.root()):
-        mlflow_runs.prepare(embedded.root())
-    return mlflow_registry.MlflowRegistry(uri, ui=embedded.ui_address())
+    uri = paths.tracking_uri()
+    if uri == mlflow_runs.embedded_uri(paths.root()):
+        mlflow_runs.prepare(paths.root())
+    return mlflow_registry.MlflowRegistry(uri, ui=paths.ui_address())
 
 
 def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowTracker:
     apply_settings()
-    uri = embedded.tracking_uri()
-    local = uri == mlflow_runs.embedded_uri(embedded.root())
+    uri = paths.tracking_uri()
+    local = uri == mlflow_runs.embedded_uri(paths.root())
     if local:
-        mlflow_runs.prepare(embedded.root())
+        mlflow_runs.prepare(paths.root())
     return mlflow_runs.open_run(
         uri,
         experiment=experiment,
         name=name,
         tags=tags,
-        artifact_root=mlflow_runs.embedded_artifacts(embedded.root()) if local else None,
-        ui=embedded.ui_address(),
+        artifact_root=mlflow_runs.embedded_artifacts(paths.root()) if local else None,
+        ui=paths.ui_address(),
     )
 
 
@@ -122,7 +122,7 @@ def executor(
 def attach_tracker(run_id: str) -> MlflowTracker:
     """The tracker of a run that exists; its status stays as it is."""
     apply_settings()
-    return mlflow_runs.attach_run(embedded.tracking_uri(), run_id, ui=embedded.ui_address())
+    return mlflow_runs.attach_run(paths.tracking_uri(), run_id, ui=paths.ui_address())
 
 
 def resolve(registry: Registry, text: str) -> Version:

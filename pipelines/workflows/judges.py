@@ -19,13 +19,13 @@ def settle(recipe: Recipe) -> Recipe:
     """The recipe with the judge that its reference means now, whatever it will mean later."""
     if not recipe.judge or recipe.judge_digest:
         return recipe
-    from jobs import driver
+    from pipelines.workflows import services
 
-    version = driver.resolve(driver.open_registry(), recipe.judge)
+    version = services.resolve(services.open_registry(), recipe.judge)
     return recipe.with_overrides(
         {
             "judge": f"models:/{version.name}/{version.number}",
-            "judge_digest": driver.registered_digest(version),
+            "judge_digest": services.registered_digest(version),
         }
     )
 
@@ -34,11 +34,11 @@ def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
     """Puts the files of the recipe's judge, if it has one, into `folder`."""
     if not recipe.judge or folder.exists():
         return
-    from jobs import driver
     from pipelines.training import checkpoints
+    from pipelines.workflows import services
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = registry.download(driver.resolve(registry, recipe.judge), Path(scratch))
+        found = registry.download(services.resolve(registry, recipe.judge), Path(scratch))
         checkpoints.check_digest(found, recipe.judge_digest)
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import driver
 from models.core.errors import TesseraError
+from pipelines.workflows import services
 
 if TYPE_CHECKING:
     from pipelines.cluster.tuner import Report
@@ -62,7 +62,7 @@ def run_trial(
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     ended: list[BaseException | None] = []
     # Ray Train's workers can't be told; they end with this process, which then isn't kept.
-    stop = threading.Event() if driver.group_of(recipe).workers == 0 else None
+    stop = threading.Event() if services.group_of(recipe).workers == 0 else None
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["kind"] == "metrics" and figure in event["values"]:
@@ -170,31 +170,31 @@ def _train(
     tags: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    from jobs import judges
     from pipelines.tracking import mlflow_runs
     from pipelines.training import driver as training_driver
     from pipelines.training import inputs, worker
     from pipelines.training import run as training_run
+    from pipelines.workflows import judges
 
     if recipe.judge:
-        judges.fetch(recipe, driver.open_registry(), run.folder / inputs.JUDGE)
+        judges.fetch(recipe, services.open_registry(), run.folder / inputs.JUDGE)
     tags = {
         **(tags or {}),
-        **driver.tags_of(recipe),
+        **services.tags_of(recipe),
         "mlflow.parentRunId": told["parent"],
         "tessera.search": told["search"],
         "tessera.trial": trial_id,
     }
     with (
         training_run.locked(run, patience_seconds=END_SECONDS),
-        driver.executor(
-            worker.run, driver.group_of(recipe), name=run.name, storage=run.folder / "ray"
+        services.executor(
+            worker.run, services.group_of(recipe), name=run.name, storage=run.folder / "ray"
         ) as execute,
     ):
         training_driver.train(
             run,
             recipe,
-            tracker=driver.open_tracker(run.name, experiment=told["experiment"], tags=tags),
+            tracker=services.open_tracker(run.name, experiment=told["experiment"], tags=tags),
             execute=execute,
             is_permanent=mlflow_runs.is_permanent,
             listeners=listeners,

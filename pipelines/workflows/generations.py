@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jobs import trials
 from pipelines.search import population
 from pipelines.search.population import Member, Population
+from pipelines.workflows import trial
 
 if TYPE_CHECKING:
-    from jobs.searching import Asked, Board
     from models.core.family import Figure
+    from pipelines.workflows.search_board import Asked, Board
 
 FILE = "population.json"
 
@@ -68,7 +68,7 @@ def _hand_over(people: Population, asked: Asked, board: Board) -> None:
     from pipelines.training.worker import CHECKPOINTS
 
     def folder(member: str) -> Any:
-        return asked.folder / "trials" / trials.run_name(asked.name, member) / CHECKPOINTS
+        return asked.folder / "trials" / trial.run_name(asked.name, member) / CHECKPOINTS
 
     for name, donor in people.donors.items():
         member = people.member(name)
@@ -96,7 +96,7 @@ def _train(
             board.hear("start", member.id, _about(member))
             yield {**_about(member), "from_epoch": first - 1, "until_epoch": until}
 
-    for number, found in tasks.beside(trials.run_segment, told, parts(), at_once=at_once):
+    for number, found in tasks.beside(trial.run_segment, told, parts(), at_once=at_once):
         member = todo[number]
         if isinstance(found, BaseException):
             found = {"curve": [], "reason": str(found)}
