@@ -49,9 +49,9 @@ def command(where: str, html: Path | None, samples: int, as_json: bool, verbose:
 
 
 def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
-    from pipelines.storage.atomic import write_atomic
     from models.core.errors import TesseraError
     from pipelines.data.inspection import report, survey
+    from pipelines.storage.atomic import write_atomic
 
     page = report.render(survey.take(where, card, samples=samples))
     try:

@@ -53,8 +53,8 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     folders and globs: one JSON line for each input, in order."""
     import tempfile
 
-    from pipelines.storage.atomic import write_atomic
     from pipelines.inference.predictor import Predictor
+    from pipelines.storage.atomic import write_atomic
     from pipelines.training import checkpoints, inputs
     from pipelines.workflows import predict, services
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from calling import Call, Done
+from cli_runner import Call, Done
+from data_fixtures import make_folder, make_image, make_set  # noqa: F401  (fixtures)
 
 # Before torch is imported: several thread pools on few cores are slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -9,7 +9,7 @@ Perceptual Image Hash Functions", 2010). Mirroring an image turns the signs of t
 frequencies round, so a mirrored copy is found without a second fingerprint. All is computed with
 whole numbers: the same image has the same fingerprint on every machine.
 
-What the limits give, held by `tests/data/test_leakage.py`: of photos every copy that was re-encoded
+What the limits give, held by `tests/pipelines/data/test_duplicates.py`: of photos every copy that was re-encoded
 (JPEG quality 30 and more), resized (0.5 to 2), mirrored or brightened is found, and 98 % of those
 that lost 2 % of their sides; not those that lost 5 %. Of images of 32 by 32 pixels 94 % at quality
 30 and all but a few at 50, but none that lost a pixel at each side. CIFAR-10 has 73 pairs between

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calling import Call, Done
+from cli_runner import Call, Done
 from PIL import Image
 
 from jobs.cli import run, tessera, verbs

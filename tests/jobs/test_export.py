@@ -13,7 +13,7 @@ from pathlib import Path
 import family_sources
 import numpy as np
 import pytest
-from calling import Call
+from cli_runner import Call
 from PIL import Image
 from sklearn.datasets import load_digits
 

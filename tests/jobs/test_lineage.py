@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import Call
+from cli_runner import Call
 
 from pipelines import recipe as recipes
 from pipelines.data import card as cards

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calling import Call
+from cli_runner import Call
 from PIL import Image
 
 

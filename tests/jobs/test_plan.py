@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from calling import Call
+from cli_runner import Call
 
 
 def test_plan_before_packing_names_the_command(call: Call) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import rank_work
-from calling import Call
+from cli_runner import Call
 from PIL import Image
 from sklearn.datasets import load_digits
 

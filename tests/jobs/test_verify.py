@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from calling import Call
+from cli_runner import Call
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 import examples
+import gloo_ranks
 import pytest
-import ranks
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -256,7 +256,7 @@ def test_golden_losses(family):
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
-    ranks.run(HERE / "rank_updates.py", "train", 2, {"folder": str(folder)})
+    gloo_ranks.run(HERE.parent / "support" / "rank_updates.py", "train", 2, {"folder": str(folder)})
     return folder
 
 

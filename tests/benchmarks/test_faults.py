@@ -1,0 +1,52 @@
+"""The campaign of drawn faults counts what hangs, dies, lies and fails, and few of each kind pass."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location("faults", BENCHMARKS / "faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "faults", module)  # dataclasses look it up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"), [("die", "died"), ("lie", "wrong"), ("fail", "other"), ("hang", "hung")]
+)
+def test_the_watcher_sees_what_must_never_be(faults: ModuleType, kind: str, outcome: str) -> None:
+    """And goes on with the next case."""
+    count = 1 if kind == "hang" else 2
+    ended = faults.run(kind, count, patience=5.0 if kind == "hang" else 100.0)
+    assert ended.counts == {outcome: count}
+    assert len(ended.bad) == count
+    assert outcome in ended.bad[0]
+
+
+@pytest.mark.slow
+def test_a_small_campaign_ends_well(tmp_path: Path) -> None:
+    program = [sys.executable, str(BENCHMARKS / "faults.py"), "--cases", "12"]
+    kinds = ["shards, detection", "index", "card", "PNG files", "JPEG files", "hostile members"]
+    options = ["--results", str(tmp_path), "--only", *kinds]
+    done = subprocess.run([*program, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads((tmp_path / "faults.json").read_text())
+    assert entry["injected"] == 12 * len(kinds) == sum(entry["all"].values())
+    assert entry["all"]["refused"] > entry["injected"] / 2
+    assert not entry["bad"]
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:7]] == kinds

@@ -1,0 +1,375 @@
+"""Sources with a defect, packed the whole way: a bad sample is refused with its key and counted against
+the budget, a bad file is named and leaves nothing, and what is only empty is taken where that is
+legal. What each reader says of each value is in its own tests."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import sample_sources as made
+from PIL import Image
+
+from models.core.errors import TesseraError
+from pipelines.data.annotations import BadAnnotation, Objects
+from pipelines.data.card import Card
+from pipelines.data.images import encode_png
+from pipelines.data.inspection import verify
+from pipelines.data.packing import pack as packing_pack
+from pipelines.data.packing.shard import Shared, prepare
+from pipelines.data.shards import ShardReader
+from pipelines.data.sources import Item, Source
+
+Edit = Callable[[Path], object]
+
+
+def pack(source: Path, to: Path, **how: Any) -> Card:
+    return packing_pack.pack(str(source), to, near=False, **how)
+
+
+class Form(NamedTuple):
+    """A format: what makes a source of it, how it is packed, the key of a train sample in it."""
+
+    make: Callable[[Path], Path]
+    task: str
+    key: str
+    how: dict[str, Any]
+
+
+FORMS = {
+    "coco boxes": Form(
+        made.coco,
+        "detection",
+        "train2017/000000",
+        {"format": "coco", "options": {"task": "detection"}},
+    ),
+    "coco": Form(made.coco, "instance_segmentation", "train2017/000000", {}),
+    "voc": Form(lambda folder: made.voc(folder, count=8), "detection", "2007_000000", {}),
+    "yolo": Form(made.yolo, "detection", "images/train/0", {}),
+    "yolo polygons": Form(
+        lambda folder: made.yolo(folder, polygons=True),
+        "instance_segmentation",
+        "images/train/0",
+        {},
+    ),
+    "instance_masks": Form(
+        lambda folder: made.instance_masks(folder, count=6), "instance_segmentation", "id0", {}
+    ),
+    "masks": Form(
+        lambda folder: made.masks(folder, values=(0, 1, 2, 255), count=12),
+        "semantic_segmentation",
+        "images/0",
+        {"options": {"classes": "no,yes,perhaps"}},
+    ),
+    "csv": Form(made.table, "classification", "photos/0", {}),
+}
+"""Those with annotations of each kind."""
+
+
+def coco(every: bool = False, **changes: Any) -> Edit:
+    """Changes the second object of train's first image, or all of its objects."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "annotations" / "instances_train2017.json"
+        content = json.loads(path.read_text())
+        for row in content["annotations"][slice(0, 4) if every else slice(1, 2)]:
+            row.update(changes)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def replaced(old: str, new: str) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / "annotations" / "instances_train2017.json"
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return edit
+
+
+def voc(name: str, *sides: Any) -> Edit:
+    text = made.voc_xml([("dog", (1, 1, 9, 9), 0), (name, sides, 0)])
+    return lambda folder: (folder / "Annotations" / "2007_000000.xml").write_text(text)
+
+
+def yolo(line: str, first: str = "") -> Edit:
+    text = f"{first}{line}\n"
+    return lambda folder: (folder / "labels" / "train" / "0.txt").write_text(text)
+
+
+def mask(make: Callable[[np.ndarray[Any, Any]], bytes], at: str = "masks/0.png") -> Edit:
+    def edit(folder: Path) -> None:
+        with Image.open(folder / at) as image:
+            values = np.asarray(image)
+        (folder / at).write_bytes(make(values))
+
+    return edit
+
+
+def saved(image: Image.Image, form: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    image.save(out, form)
+    return out.getvalue()
+
+
+def palette(values: np.ndarray[Any, Any]) -> bytes:
+    """Entry 77 of a palette beside the others."""
+    image = Image.fromarray(np.where(values == 2, 77, values)).convert("P")
+    image.putdata(np.where(values == 2, 77, values).ravel().tolist())
+    return saved(image)
+
+
+def first_row(line: str) -> Edit:
+    def edit(folder: Path) -> None:
+        lines = (folder / "labels.csv").read_text().splitlines()
+        (folder / "labels.csv").write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+
+    return edit
+
+
+def cut(path: str) -> Edit:
+    return lambda folder: (folder / path).write_bytes((folder / path).read_bytes()[:-30])
+
+
+RING = [[1, 2, 3, 4, 99, 6]]
+BAD: list[tuple[str, Edit, str]] = [
+    *(
+        (form, edit, reason)
+        for form in ("coco boxes", "coco")
+        for edit, reason in (
+            (replaced("10.5", "1e999"), "box not finite"),
+            (coco(bbox=[2, 3, 0, 4]), "box without area"),
+            (coco(bbox=[9, 3, -4, 4]), "box inverted"),
+            (coco(bbox=[90, 3, 5, 4]), "box outside the image"),
+            (coco(bbox=[-2, 3, 5, 4]), "box outside the image"),
+            (coco(every=True, bbox=[0.1, 0.1, 0.5, 0.5]), "box normalised"),
+            (coco(category_id=-1), "unknown class"),
+            (coco(category_id=-100), "unknown class"),
+            (coco(category_id=10**30), "unknown class"),
+            (coco(category_id="cat"), "unknown class"),
+        )
+    ),
+    ("coco", coco(segmentation=RING), "polygon outside the image"),
+    ("coco", coco(segmentation={"size": [9, 9], "counts": [81]}), "mask of another size"),
+    ("coco", coco(segmentation=[[1, 2, 1, 2, 1, 2]]), "mask without pixels"),
+    ("coco", cut("train2017/000000.jpg"), "unreadable image"),
+    ("voc", voc("cat", "nan", 5, 9, 9), "box not finite"),
+    ("voc", voc("cat", "inf", 5, 9, 9), "box not finite"),
+    ("voc", voc("cat", 5, 5, 5, 9), "box without area"),
+    ("voc", voc("cat", 9, 5, 3, 9), "box inverted"),
+    ("voc", voc("cat", 5, 5, 9, 99), "box outside the image"),
+    ("voc", voc("cat", -5, 5, 9, 9), "box outside the image"),
+    ("voc", voc("", 1, 1, 9, 9), "unknown class"),
+    ("voc", cut("Annotations/2007_000000.xml"), "unreadable annotation"),
+    ("yolo", yolo("0 nan 0.5 0.1 0.1"), "unreadable annotation"),
+    ("yolo", yolo("0 0.5 0.5 0 0.1"), "box without area"),
+    ("yolo", yolo("0 16 12 8 8"), "box outside the image"),
+    ("yolo", yolo("-1 0.5 0.5 0.1 0.1"), "unknown class"),
+    ("yolo", yolo("9" * 30 + " 0.5 0.5 0.1 0.1"), "unknown class"),
+    ("yolo", yolo("cat 0.5 0.5 0.1 0.1"), "unknown class"),
+    ("yolo polygons", yolo("0 0.5 0.5 0.1 0.1", "0 0.1 0.1 0.5 0.1 0.5 0.5\n"), "unreadable mask"),
+    ("yolo polygons", yolo("2 0.1 0.1 0.5 0.1 0.5 0.5"), "unknown class"),
+    (
+        "instance_masks",
+        mask(lambda values: encode_png(values.T.copy()), "id0/masks/m0.png"),
+        "mask of another size",
+    ),
+    (
+        "instance_masks",
+        mask(lambda values: encode_png(0 * values), "id0/masks/m0.png"),
+        "mask without pixels",
+    ),
+    ("instance_masks", cut("id0/masks/m0.png"), "unreadable annotation"),
+    ("masks", mask(lambda values: encode_png(values.T.copy())), "mask of another size"),
+    ("masks", mask(lambda values: encode_png(values)[:-30]), "unreadable annotation"),
+    ("masks", mask(lambda values: saved(Image.fromarray(values), "JPEG")), "unreadable mask"),
+    ("masks", mask(lambda values: encode_png(0 * values + 255)), "mask without pixels"),
+    ("masks", lambda folder: (folder / "masks" / "0.png").unlink(), "missing mask"),
+    ("csv", first_row("photos/0.jpg,,train"), "missing label"),
+    ("csv", cut("photos/0.jpg"), "unreadable image"),
+]
+
+
+@pytest.mark.fault(20, 21, 26, 27, 29)
+@pytest.mark.parametrize(
+    ("name", "edit", "reason"),
+    BAD,
+    ids=[f"{number}-{n}, {r}" for number, (n, _, r) in enumerate(BAD)],
+)
+def test_a_bad_sample_is_refused_with_its_key(
+    name: str, edit: Edit, reason: str, tmp_path: Path
+) -> None:
+    """With none allowed nothing is packed; with one allowed all the others are."""
+    form = FORMS[name]
+    source = form.make(tmp_path / "in")
+    edit(source)
+    with pytest.raises(TesseraError, match=f"{reason}: 1"):
+        pack(source, tmp_path / "out", **form.how)
+    assert not (tmp_path / "out").exists()
+    card = pack(source, tmp_path / "out", allow_rejected="1", **form.how)
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    rejected = json.loads(line)
+    assert (rejected["key"], rejected["reason"]) == (form.key, reason)
+    assert (card.task, card.rejected) == (form.task, 1)
+    assert form.key not in keys(tmp_path / "out", card)
+    assert not verify.verify(tmp_path / "out", workers=1).differences
+
+
+def keys(folder: Path, card: Card) -> list[str]:
+    readers = [ShardReader(folder, card, split) for split in card.splits]
+    return [reader.read(number).key for reader in readers for number in range(len(reader))]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_unchanged_source_is_packed(name: str, tmp_path: Path) -> None:
+    """The control of the test above."""
+    form = FORMS[name]
+    card = pack(form.make(tmp_path / "in"), tmp_path / "out", **form.how)
+    assert (card.task, card.rejected) == (form.task, 0)
+    assert form.key in keys(tmp_path / "out", card)
+
+
+@pytest.mark.fault(27)
+def test_objects_without_masks_are_no_instances(tmp_path: Path) -> None:
+    """Whatever a reader gives: they would be packed, and trained on as objects without a pixel."""
+    boxes = Objects(np.array([[1.0, 2, 5, 9]]), np.array([0]), np.array([False]))
+    picture = made.png(made.noise(0))
+    for task in ("detection", "instance_segmentation"):
+        source = Source("x", task, ("a",), (), lambda item: picture, lambda item: boxes)
+        shared = Shared(source, str(tmp_path), None, "plan")
+        if task == "detection":
+            prepare(shared, Item("k", "k.png"))
+            continue
+        with pytest.raises(BadAnnotation, match=r"k\.png: its objects have boxes and no masks"):
+            prepare(shared, Item("k", "k.png"))
+
+
+@pytest.mark.fault(24, 27)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda values: saved(Image.fromarray(values.astype(np.uint16) * 1000)),
+        lambda values: encode_png(values + (values == 2)),
+        palette,
+    ],
+    ids=["16 bits", "grey", "palette"],
+)
+def test_values_of_no_class_are_refused_with_their_file(
+    make: Callable[[np.ndarray[Any, Any]], bytes], tmp_path: Path
+) -> None:
+    """What masks mean is found by reading all of them, so nothing is packed at all."""
+    form = FORMS["masks"]
+    source = form.make(tmp_path / "in")
+    mask(make)(source)
+    with pytest.raises(TesseraError, match="value"):
+        pack(source, tmp_path / "out", **form.how)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("name", ["coco boxes", "coco"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        replaced("10.5", "NaN"),
+        replaced('"images"', '"images": [], "images"'),
+        lambda folder: _json(folder).write_bytes(b'{"images":' * 200_000),
+        lambda folder: _json(folder).write_bytes(b""),
+    ],
+    ids=["NaN", "a key twice", "deep", "empty"],
+)
+def test_json_with_a_fault_is_refused_as_a_whole(name: str, edit: Edit, tmp_path: Path) -> None:
+    form = FORMS[name]
+    source = form.make(tmp_path / "in")
+    edit(source)
+    with pytest.raises(TesseraError, match=r"instances_train2017\.json"):
+        pack(source, tmp_path / "out", format="coco", options=form.how.get("options"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def _json(folder: Path) -> Path:
+    return folder / "annotations" / "instances_train2017.json"
+
+
+def forget(folder: Path) -> None:
+    content = json.loads(_json(folder).read_text())
+    first = content["images"][0]["id"]
+    kept = [row for row in content["annotations"] if row["image_id"] != first]
+    _json(folder).write_text(json.dumps({**content, "annotations": kept}))
+
+
+NEGATIVE: dict[str, Edit] = {
+    "coco boxes": forget,
+    "coco": forget,
+    "voc": lambda folder: (folder / "Annotations" / "2007_000000.xml").write_text(made.voc_xml([])),
+    "yolo": yolo(""),
+    "yolo polygons": lambda folder: (folder / "labels" / "train" / "0.txt").unlink(),
+    "instance_masks": lambda folder: [p.unlink() for p in (folder / "id0/masks").iterdir()],
+}
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_an_image_without_objects_is_packed_as_a_negative(name: str, tmp_path: Path) -> None:
+    form = FORMS[name]
+    source = form.make(tmp_path / "in")
+    whole = pack(source, tmp_path / "whole", **form.how)
+    NEGATIVE[name](source)
+    card = pack(source, tmp_path / "out", **form.how)
+    assert card.rejected == 0
+    assert form.key in keys(tmp_path / "out", card)
+    counted, before = (
+        sum(sum(split.class_counts.values()) for split in c.splits.values()) for c in (card, whole)
+    )
+    assert 0 < counted < before
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("coco boxes", "train2017/000001.jpg", "val2017/000000.jpg"),
+        ("coco", "train2017/000001.jpg", "val2017/000000.jpg"),
+        ("voc", "JPEGImages/2007_000000.jpg", "JPEGImages/2007_000001.jpg"),
+        ("yolo", "images/train/1.jpg", "images/val/0.jpg"),
+        ("csv", "photos/0.jpg", "photos/1.jpg"),
+    ],
+)
+def test_an_image_in_two_splits_is_refused_of_any_kind(
+    name: str, one: str, other: str, tmp_path: Path
+) -> None:
+    """As other bytes of the same pixels; what is said of it may differ."""
+    form = FORMS[name]
+    source = form.make(tmp_path / "in")
+    with Image.open(source / one) as image:
+        (source / other).write_bytes(saved(image))
+    with pytest.raises(TesseraError, match="image in two splits: 1"):
+        pack(source, tmp_path / "out", **form.how)
+    card = pack(source, tmp_path / "out", allow_rejected="1", **form.how)
+    rejected = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert rejected["origin"] == one, "train gives way"
+    assert card.rejected == 1
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("name", ["coco boxes", "coco"])
+def test_a_class_that_train_lacks_is_said_where_images_have_several(
+    name: str, tmp_path: Path
+) -> None:
+    """Of whole images it is refused. Of objects a rare class may fall out of train; it keeps its
+    number in every split."""
+    form, heard = FORMS[name], list[str]()
+    source = form.make(tmp_path / "in")
+    content = json.loads(_json(source).read_text())
+    for found in content["annotations"]:
+        found["category_id"] = 3
+    _json(source).write_text(json.dumps(content))
+    card = pack(source, tmp_path / "out", say=heard.append, **form.how)
+    assert card.classes == ("dog", "emu", "cat")
+    assert card.splits["train"].class_counts["cat"] == 0 < card.splits["val"].class_counts["cat"]
+    assert any("no train image has the class 'cat'" in line and "val" in line for line in heard)

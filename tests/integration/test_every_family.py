@@ -1,0 +1,138 @@
+"""Every family goes the whole way: packed, trained on two Ray workers, tracked, registered,
+evaluated, promoted, asked. In one MLflow and on the same two workers of Ray Train, one family after
+the other; a new one is tested by being there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import family_sources
+import mlflow
+import persistent_workers
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import models
+from jobs import predict, promote
+from pipelines import recipe as recipes
+from pipelines.cluster import workers as cluster_workers
+from pipelines.data.packing import pack
+from pipelines.promotion import champions
+from pipelines.recipe import Recipe
+from pipelines.tracking.events import read_events
+from pipelines.workflows import evaluate, services, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def home(own_home: Path) -> Path:
+    return own_home
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A packed data set of each kind, and the folder of its sources."""
+    root = tmp_path_factory.mktemp("sets")
+    made = {}
+    for kind, make in family_sources.SOURCES.items():
+        pack.pack(str(make(root / f"{kind}-source")), root / kind, near=False)
+        made[kind] = root / kind
+    return made
+
+
+def recipe_for(name: str, packed: dict[str, Path], workers: int) -> Recipe:
+    family = models.get(name)
+    data = packed[family_sources.READ_FROM[family.task.reads]]
+    return recipes.start(name, "tiny").with_overrides(
+        {
+            "data.path": str(data),
+            "train.epochs": 1,
+            "train.batch_size": 8,
+            "workers.count": workers,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def judge(home: Path, packed: dict[str, Path]) -> str:
+    """A registered classifier of the same images."""
+    outcome = train.start(train.settle(recipe_for("cnn", packed, 0)), model="judge", quiet=True)
+    return f"models:/judge/{outcome.version.number}"
+
+
+@pytest.fixture(scope="module")
+def workers(
+    ray_cluster: None, judge: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Groups of two are the same two workers from here on."""
+    usual = services.executor
+    with (
+        persistent_workers.open_gang(2, tmp_path_factory.mktemp("gang")) as call,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+
+        @contextmanager
+        def executor(
+            work: cluster_workers.Work, group: cluster_workers.Group, **more: Any
+        ) -> Iterator[Any]:
+            if group.workers == 2:
+                yield lambda payload, emit: call(work, payload, emit)
+                return
+            with usual(work, group, **more) as execute:
+                yield execute
+
+        patch.setattr(services, "executor", executor)
+        yield
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_whole_way(
+    name: str, home: Path, packed: dict[str, Path], judge: str, workers: None, tmp_path: Path
+) -> None:
+    task = models.get(name).task
+    recipe = recipe_for(name, packed, 2)
+    if task.judged:
+        recipe = recipe.with_overrides({"judge": judge})
+    outcome = train.start(train.settle(recipe), model=name, quiet=True)
+    version = f"models:/{name}/{outcome.version.number}"
+    assert task.primary.name in outcome.figures
+
+    client = mlflow.MlflowClient(services.embedded.tracking_uri())
+    told = [event for event, _ in read_events(outcome.run.spool) if event["kind"] == "worker"]
+    assert sorted(event["rank"] for event in told) == [0, 1]
+    run = client.get_run(outcome.run.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["family"] == name
+    assert f"val/{task.primary.name}" in run.data.metrics
+    files = {Path(f.path).name for f in client.list_artifacts(run.info.run_id, "images")}
+    assert any(f.startswith("val+step+1+") and f.endswith(".png") for f in files)
+
+    evaluate.evaluate(version, recipe.data.path)
+    ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
+    assert ran.exit_code == 0, ran.output
+    champion = champions.current(services.open_registry(), name)
+    assert champion is not None
+    assert champion.number == 1
+
+    images = sorted(Path(f"{recipe.data.path}-source").glob("test/**/*.png"))
+    asked = [str(p) for p in images if "mask" not in str(p)][:3]
+    if not task.from_images:
+        asked = ["--samples", "3"]
+    out = tmp_path / "answers.jsonl"
+    ran = CliRunner().invoke(
+        predict.command,
+        [f"models:/{name}@champion", *asked, "--out", str(out), "--pictures", str(tmp_path)],
+    )
+    assert ran.exit_code == 0, ran.output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["version"] == 1
+        assert Image.open(tmp_path / line["picture"]).size > (100, 100)

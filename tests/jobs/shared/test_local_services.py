@@ -1,0 +1,423 @@
+"""`up`, `status`, `submit`, `down` with a real Ray head and a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import models
+from jobs import submit
+from jobs.shared import local_services
+from jobs.shared.local_services import Service
+
+ROOT = Path(__file__).parents[3]
+NAMES = ("RAY_", "MLFLOW_", "TESSERA_")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """This process's environment without a word about services."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(NAMES)}
+    return {**clean, "TESSERA_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
+
+
+def tessera(
+    home: Path, verb: str, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"jobs.{verb}", *arguments],
+        env=environment(home, **more),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def ports() -> list[str]:
+    options = ("--ray-port", "--dashboard-port", "--mlflow-port")
+    return [word for option in options for word in (option, str(local_services.free_port()))]
+
+
+def state(home: Path) -> dict[str, object]:
+    return json.loads(tessera(home, "status", "--json").stdout)
+
+
+def members(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[psutil.Process]:
+    monkeypatch.setenv("TESSERA_HOME", str(home))
+    known = local_services.load()
+    return [p for s in (known.services if known else ()) for p in local_services.processes(s)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of services that are up."""
+    folder = tmp_path_factory.mktemp("home")
+    try:
+        started = tessera(folder, "up", "--cpus", "2", *ports())
+        assert started.returncode == 0, started.stderr
+        assert "export RAY_AUTH_MODE=token" in started.stdout
+        yield folder
+    finally:
+        tessera(folder, "down")
+
+
+def test_up_is_healthy_and_up_again_changes_nothing(home: Path) -> None:
+    before = tessera(home, "status", "--json")
+    assert before.returncode == 0
+    assert json.loads(before.stdout)["up"] is True
+    again = tessera(home, "up", *ports())
+    assert again.returncode == 0
+    assert again.stdout.startswith("up already")
+    assert state(home) == json.loads(before.stdout)
+
+
+def test_only_the_token_opens_ray(home: Path) -> None:
+    known = state(home)["environment"]
+    assert isinstance(known, dict)
+    token = Path(known["RAY_AUTH_TOKEN_PATH"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    jobs = f"{known['RAY_API_SERVER_ADDRESS']}/api/jobs/"
+    assert local_services.ask(jobs) == "asks for a token"
+    assert local_services.ask(jobs, bearer="0" * 64) == "refuses the token"
+    assert local_services.ask(jobs, bearer=token.read_text()) == ""
+
+
+def test_nothing_listens_beyond_loopback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in members(home, monkeypatch)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 5
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_mlflow_serves_the_embedded_store(home: Path) -> None:
+    known = state(home)["environment"]
+    assert isinstance(known, dict)
+    address = known["MLFLOW_TRACKING_URI"]
+    body = json.dumps({"name": "seen in both"}).encode()
+    made = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/create",
+        data=body,
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(made, timeout=20) as answer:
+        assert json.load(answer)["experiment_id"]
+    import sqlite3
+
+    store = sqlite3.connect(home / "mlflow.db")
+    rows = store.execute("select artifact_location from experiments where name = 'seen in both'")
+    # Not the server's own address for files: without the server it would lead nowhere.
+    assert rows.fetchone()[0].startswith(str(home / "artifacts"))
+    store.close()
+
+
+def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
+    """Ours that succeeds, ours that fails, and Ray's own command, all at once."""
+    known = state(home)["environment"]
+    assert isinstance(known, dict)
+    ours = [sys.executable, "-m", "jobs.submit"]
+    plain = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", "."]
+    commands = {
+        "good": ([*ours, "families"], environment(home)),
+        "bad": ([*ours, "inspect", "no-such-set"], environment(home)),
+        "ray": ([*plain, "--", "python", "-m", "jobs.families"], environment(home, **known)),
+    }
+    running = {
+        name: subprocess.Popen(
+            argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name, (argv, env) in commands.items()
+    }
+    said = {name: process.communicate(timeout=150) for name, process in running.items()}
+    assert running["good"].returncode == 0, said["good"]
+    assert said["good"][0].startswith("classification: ")  # nothing but the verb's own words
+    assert models.names()[0] in said["good"][0]
+    assert running["bad"].returncode == 1, said["bad"]
+    assert "no-such-set is no packed data set" in said["bad"][0]
+    assert "Traceback" not in "".join(said["bad"])
+    assert running["ray"].returncode == 0, said["ray"]
+    assert "classification" in said["ray"][0]
+
+
+def test_control_c_asks_and_stops_the_job(home: Path) -> None:
+    """A first Ctrl-C with "n" follows on, a second with "y" stops."""
+    keyboard, terminal = pty.openpty()
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.submit", "doctor", "--timeout", "100"],
+        env=environment(home),
+        cwd=ROOT,
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert job.stdout
+        assert job.stderr
+        next(line for line in job.stdout if "python" in line)
+        for answer in (b"n\n", b"y\n"):
+            job.send_signal(signal.SIGINT)
+            asked = ""
+            while not asked.endswith("stop the job? [y/N]: "):
+                letter = job.stderr.read(1)
+                assert letter, asked
+                asked += letter
+            os.write(keyboard, answer)
+            time.sleep(0.5)  # for the first answer: it follows the log again
+        assert job.wait(60) == 130
+        log = job.stdout.read()
+        assert log.count("python  ") <= 1  # no line twice
+        assert "worker's clock" not in log  # it did not come to its end
+    finally:
+        job.kill()
+        job.communicate()
+        os.close(keyboard)
+        os.close(terminal)
+
+
+def test_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs last: it ends what the others use."""
+    running = members(home, monkeypatch)
+    known = local_services.load()
+    assert len(running) > 10
+    assert known
+    assert Path(known.scratch).exists()
+    ended = tessera(home, "down")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("ended: ray, mlflow")
+    assert [p for p in running if p.is_running()] == []
+    assert not Path(known.scratch).exists()
+    assert tessera(home, "status").returncode == 1
+    assert tessera(home, "down").stdout == "nothing is up\n"
+
+
+# ── without services ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_port_in_use_is_named_and_nothing_begins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for option in ("--ray-port", "--dashboard-port", "--mlflow-port"):
+            refused = tessera(tmp_path, "up", *ports(), option, port)
+            assert refused.returncode == 1
+            assert f"port {port}" in refused.stderr
+            assert option in refused.stderr
+            assert len(refused.stderr.splitlines()) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["services.lock"]
+
+
+def test_if_one_service_fails_the_other_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 500)
+    before = {p.pid for p in psutil.process_iter()}
+    refused = tessera(tmp_path, "up", *ports())
+    assert refused.returncode == 1
+    assert "mlflow.db can't be opened" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "services.json").exists()
+    left = [p for p in psutil.process_iter() if p.pid not in before]
+    assert [p for p in left if str(tmp_path) in " ".join(_words(p))] == []
+    assert (tmp_path / "logs" / "ray.log").exists()  # it had begun
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return [*process.cmdline(), process.environ().get("TESSERA_HOME", "")]
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "status", "said"),
+    [
+        (["families"], {}, 1, "no Ray cluster to submit to"),
+        (
+            ["families"],
+            {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"},
+            1,
+            "nothing listens there",
+        ),
+        (["families"], {"RAY_ADDRESS": "10.1.2.3:6379"}, 2, "RAY_API_SERVER_ADDRESS"),
+        (["trian"], {}, 2, "did you mean 'train'"),
+        (["up"], {}, 2, "is no job"),
+        (["families", "--jsno"], {}, 2, "--json"),
+        ([], {}, 2, "VERB"),
+    ],
+)
+def test_a_submission_that_can_not_be(
+    tmp_path: Path, arguments: list[str], more: dict[str, str], status: int, said: str
+) -> None:
+    refused = tessera(tmp_path, "submit", *arguments, **more)
+    assert refused.returncode == status
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_record_that_can_not_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "services.json").write_text("{")
+    for verb in ("status", "down", "up"):
+        refused = tessera(tmp_path, verb)
+        assert refused.returncode == 1
+        assert "services.json can't be read" in refused.stderr
+
+
+def test_two_at_once_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
+    with local_services.alone():
+        refused = tessera(tmp_path, "down")
+    assert refused.returncode == 1
+    assert "at work" in refused.stderr
+
+
+def _names(service: Service) -> list[str]:
+    """Without the subshell that lives for a moment between them."""
+    try:
+        return sorted(p.name() for p in local_services.processes(service))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_ends_exactly_what_it_recorded() -> None:
+    """The leader, its child, an orphan of its session; never a process that got its number."""
+    leader = subprocess.Popen(
+        ["sh", "-c", "sleep 300 & (sleep 300 &) ; wait"], start_new_session=True
+    )
+    try:
+        began = psutil.Process(leader.pid).create_time()
+        service = Service("x", leader.pid, began, "", "")
+        stranger = Service("x", leader.pid, began - 60, "", "")
+        _until(lambda: _names(service) == ["sh", "sleep", "sleep"])
+        family = local_services.processes(service)
+        assert not local_services.is_alive(stranger)
+        assert local_services.end(stranger) == 0
+        assert all(p.is_running() for p in family)
+        assert local_services.is_alive(service)
+        assert local_services.end(service) == 0
+        assert not any(p.is_running() for p in family)
+    finally:
+        leader.kill()
+        leader.wait()
+
+
+def test_finds_orphans_after_the_leader_is_gone() -> None:
+    leader = subprocess.Popen(["sh", "-c", "sleep 300 & wait"], start_new_session=True)
+    service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
+    _until(lambda: len(local_services.processes(service)) == 2)
+    leader.kill()
+    leader.wait()
+    assert not local_services.is_alive(service)
+    (orphan,) = local_services.processes(service)
+    local_services.end(service)
+    assert not orphan.is_running()
+
+
+def test_kills_what_does_not_end() -> None:
+    leader = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; sleep 300"], start_new_session=True)
+    try:
+        service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
+        _until(lambda: len(local_services.processes(service)) == 2)
+        assert local_services.end(service, timeout_seconds=0.2) >= 1
+        assert local_services.processes(service) == []
+    finally:
+        leader.wait()
+
+
+def _until(condition: object, seconds: float = 5) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_paths_become_absolute_and_words_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cnn").mkdir()  # a folder that is called like a family
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "recipe.yaml").touch()
+    settle = submit.settle_paths
+    assert settle("train", ("cnn", "--set", "optim.model.lr=0.3")) == [
+        "cnn",
+        "--set",
+        "optim.model.lr=0.3",
+    ]
+    assert settle("train", ("sub/recipe.yaml", "--data", "new")) == [
+        str(tmp_path / "sub" / "recipe.yaml"),
+        "--data",
+        str(tmp_path / "new"),
+    ]
+    assert settle("train", ("cnn", "--data=new")) == ["cnn", f"--data={tmp_path / 'new'}"]
+    assert settle("train", ("cnn", "--data", "/far/away")) == ["cnn", "--data", "/far/away"]
+
+
+def test_what_a_job_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "trainer")
+    for uri, local, sent in (
+        ("sqlite:///mlflow.db", True, False),
+        ("http://127.0.0.1:5000", True, True),
+        ("http://127.0.0.1:5000", False, False),
+        ("https://mlflow.example.com", False, True),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        job = submit.environment_for_job(local)
+        assert job.get("MLFLOW_TRACKING_URI") == (uri if sent else None)
+        assert job["MLFLOW_TRACKING_USERNAME"] == "trainer"
+        assert ("TESSERA_HOME" in job) == local
+
+
+def test_a_token_that_the_shell_has_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import up
+
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    made = up.write_token().read_text()
+    assert len(made) == 64
+    assert up.write_token().read_text() == made
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
+    assert up.write_token().read_text() == "a" * 32
+
+
+@pytest.mark.parametrize("verb", ["up", "down", "status", "submit", "doctor"])
+def test_help_loads_nothing_heavy(verb: str) -> None:
+    heavy = ("ray", "mlflow", "torch", "webdataset")
+    code = (
+        f"import sys; from jobs.{verb} import command; command(['--help'], standalone_mode=False);"
+        f"sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.stdout.startswith("Usage:")
+    assert shown.stderr.strip() == ""
+
+
+def test_an_answer_is_judged_by_its_code() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert local_services.ask(address, timeout_seconds=0.2) == "no answer in 0.2 s"
+    assert local_services.ask(address) == "nothing listens there"
+    with pytest.raises(urllib.error.URLError):  # the control: bare urllib raises
+        urllib.request.urlopen(address, timeout=0.2)

@@ -1,0 +1,105 @@
+"""Paths stay in their source, and a header tells the same size as the decoded image."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import sample_sources as made
+from PIL import Image
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.annotations import BadAnnotation
+from pipelines.data.images import open_image
+from pipelines.data.importers.support.reading import (
+    check_stated_size,
+    choose,
+    find_problem,
+    image_size,
+    list_stems,
+    locate,
+    nearby,
+    split_of,
+)
+from pipelines.data.sources import Rejected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_header_tells_the_upright_size(orientation: int, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    Image.fromarray(made.noise(0)).save(out, format=form, exif=exif)
+    true = open_image(out.getvalue(), "x").size[::-1]
+    assert image_size(out.getvalue(), "x") == true
+    assert true == ((made.WIDTH, made.HEIGHT) if orientation > 4 else (made.HEIGHT, made.WIDTH))
+
+
+@pytest.mark.parametrize("data", [b"", b"%!PS-Adobe", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_has_no_size(data: bytes) -> None:
+    with pytest.raises(TesseraError, match=r"^x\.jpg"):
+        image_size(data, "x.jpg")
+
+
+def test_paths_stay_in_the_source(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    secret = made.image(tmp_path / "secret.jpg")
+    made.image(folder / "a" / "1.jpg")
+    (folder / "link.jpg").symlink_to(secret)
+    (folder / "inner.jpg").symlink_to(folder / "a" / "1.jpg")
+    (folder / "out").symlink_to(tmp_path)
+    for name in ("a/1.jpg", "inner.jpg", "./a/1.jpg"):
+        assert locate(folder, name).is_file()
+        assert find_problem(folder, name) is None
+    for name in ("../secret.jpg", "a/../../secret.jpg", str(secret), "..\\secret.jpg", "", "a\0"):
+        with pytest.raises(Rejected, match="lies outside"):
+            locate(folder, name)
+        assert (find_problem(folder, name) or [""])[0] == "path outside the source"
+    for name in ("link.jpg", "out/secret.jpg"):
+        assert (folder / name).read_bytes() == secret.read_bytes()  # the control
+        with pytest.raises(Rejected, match="lies outside"):
+            locate(folder, name)
+    # A source that is itself behind a link is the user's own doing.
+    (tmp_path / "alias").symlink_to(folder)
+    assert locate(tmp_path / "alias", "a/1.jpg").is_file()
+
+
+def test_splits_are_told_by_names() -> None:
+    names = [
+        "train",
+        "Train2017",
+        "val",
+        "valid",
+        "validation",
+        "test-1",
+        "training",
+        "x",
+        "contest",
+    ]
+    assert [split_of(name) for name in names] == [
+        *("train", "train", "val", "val", "val", "test"),
+        *(None, None, None),
+    ]
+
+
+def test_folders_nearby_and_stems(tmp_path: Path) -> None:
+    for name in ("a/b/c/1.jpg", "a/2.png", "a/2.jpg", "a/.3.jpg", "a/4.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert nearby(str(tmp_path)) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert nearby(str(tmp_path / "nowhere")) == []
+    assert list_stems(tmp_path / "a") == {"2": "2.jpg"}
+    for number in range(65):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+    assert nearby(str(tmp_path / "many")) == [tmp_path / "many"]
+
+
+def test_options_and_sizes_are_checked() -> None:
+    assert choose({}, "task", ("a", "b"), "b") == "b"
+    with pytest.raises(UsageError, match=r"the option task can't be 'c'\. allowed: a, b"):
+        choose({"task": "c"}, "task", ("a", "b"), "b")
+    check_stated_size((3, 4), (3, 4), "x")
+    with pytest.raises(BadAnnotation, match="an image 3 wide and 4 high, the image is 4 wide"):
+        check_stated_size((4, 3), (3, 4), "x")

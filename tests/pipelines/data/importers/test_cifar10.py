@@ -1,0 +1,198 @@
+"""CIFAR's batches: no pickle is unpickled, and every pixel is where its makers put it."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sample_sources as made
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.images import decode_image
+from pipelines.data.importers import cifar10
+from pipelines.data.importers.support import plain_pickle
+from pipelines.data.sources import Source
+
+
+def check_rows(source: Source) -> None:
+    """Every image and label is that of `made.cifar_rows`."""
+    assert Counter(item.split for item in source.items) == {"train": 30, "test": 6}
+    assert len({item.key for item in source.items}) == 36
+    for at, item in enumerate(source.items):
+        pixels, labels = made.cifar_rows(at // 6)
+        true = pixels[at % 6].reshape(3, 32, 32)
+        np.testing.assert_array_equal(decode_image(source.load(item), 3).numpy(), true)
+        assert item.label == labels[at % 6]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
+@pytest.mark.parametrize("around", ["", "cifar-10-batches-py"])
+def test_the_python_version_is_read(tmp_path: Path, protocol: int, around: str) -> None:
+    """0 stands for what Python 2 wrote, as the official files have it."""
+    made.cifar_python(tmp_path / "set" / around, protocol)
+    assert cifar10.recognises(str(tmp_path / "set"))
+    source = cifar10.read(str(tmp_path / "set"), {})
+    assert source.classes == tuple(made.CIFAR_NAMES)
+    check_rows(source)
+
+
+def test_the_made_batch_is_what_python_reads(tmp_path: Path) -> None:
+    """The control: the bytes made as Python 2's are a pickle of that array."""
+    pixels, labels = made.cifar_rows(0)
+    found = pickle.loads(made.python2_pickle(pixels, labels), encoding="latin1")
+    np.testing.assert_array_equal(found["data"], pixels)
+    assert found["labels"] == labels
+
+
+def test_the_binary_version_is_read(tmp_path: Path) -> None:
+    made.cifar_binary(tmp_path / "set")
+    assert cifar10.recognises(str(tmp_path / "set"))
+    source = cifar10.read(str(tmp_path / "set"), {})
+    assert source.classes == tuple(made.CIFAR_NAMES)
+    check_rows(source)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_cifar_100_has_fine_and_coarse_labels(tmp_path: Path, binary: bool) -> None:
+    names = {"fine": [f"f{n}" for n in range(10)], "coarse": [f"c{n}" for n in range(10)]}
+    fine: list[int] = []
+    for seed, split in enumerate(("train", "test")):
+        pixels, labels = made.cifar_rows(seed)
+        fine += labels
+        coarse = [9 - label for label in labels]
+        if binary:
+            rows = np.concatenate([np.array([coarse, labels], np.uint8).T, pixels], axis=1)
+            (tmp_path / f"{split}.bin").write_bytes(rows.tobytes())
+        else:
+            batch = {"data": pixels, "fine_labels": labels, "coarse_labels": coarse}
+            (tmp_path / split).write_bytes(pickle.dumps(batch, 2))
+    if binary:
+        for kind, words in names.items():
+            (tmp_path / f"{kind}_label_names.txt").write_text("\n".join(words))
+    else:
+        meta = {f"{kind}_label_names": words for kind, words in names.items()}
+        (tmp_path / "meta").write_bytes(pickle.dumps(meta, 2))
+    assert cifar10.recognises(str(tmp_path))
+    source = cifar10.read(str(tmp_path), {})
+    assert (source.classes, [i.label for i in source.items]) == (tuple(names["fine"]), fine)
+    source = cifar10.read(str(tmp_path), {"labels": "coarse"})
+    assert source.classes == tuple(names["coarse"])
+    assert [item.label for item in source.items] == [9 - label for label in fine]
+    with pytest.raises(UsageError, match="labels can't be 'medium'"):
+        cifar10.read(str(tmp_path), {"labels": "medium"})
+
+
+class _Planted:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
+def test_a_planted_pickle_does_not_run(tmp_path: Path, protocol: int, name: str) -> None:
+    folder = made.cifar_python(tmp_path / "set")
+    planted = pickle.dumps({b"data": _Planted(tmp_path / "marker"), b"labels": []}, protocol)
+    (folder / name).write_bytes(planted)
+    with pytest.raises(TesseraError, match=rf"^{name} is no pickle of plain values.*asks for"):
+        cifar10.read(str(folder), {})
+    assert not (tmp_path / "marker").exists()
+    pickle.loads(planted)[b"data"].close()  # the control
+    assert (tmp_path / "marker").exists()
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    folder = made.cifar_python(tmp_path / "py")
+    data = (folder / "data_batch_2").read_bytes()
+    cases = [b"", data[:-1], data[:5000], b"<html>", b"\x80\x02].", pickle.dumps({"labels": [1]})]
+    for case in cases:
+        (folder / "data_batch_2").write_bytes(case)
+        with pytest.raises(TesseraError, match=r"^data_batch_2 "):
+            cifar10.read(str(folder), {})
+    (folder / "data_batch_2").unlink()
+    with pytest.raises(TesseraError, match="has no data_batch_2"):
+        cifar10.read(str(folder), {})
+    folder = made.cifar_binary(tmp_path / "bin")
+    path = folder / "test_batch.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TesseraError, match=r"^test_batch\.bin .*no multiple of 3073"):
+        cifar10.read(str(folder), {})
+    path.write_bytes(b"\xff" * 3073)
+    with pytest.raises(TesseraError, match="labels from 255 to 255, there are 10"):
+        cifar10.read(str(folder), {})
+
+
+def test_labels_and_pixels_must_agree(tmp_path: Path) -> None:
+    folder = made.cifar_python(tmp_path / "py")
+    pixels, labels = made.cifar_rows(0)
+    cases: list[tuple[Any, Any, str]] = [
+        (pixels, labels[1:], "6 images and 5 labels"),
+        (pixels, [*labels[1:], "a"], "no list of labels"),
+        (pixels, [*labels[1:], True], "no list of labels"),
+        (pixels[:, 1:], labels, "no data of 3072"),
+        (pixels.astype(np.int64), labels, "other numbers than bytes"),
+        ([1, 2], labels, "no data of 3072"),
+        (pixels, [*labels[1:], 10], "labels from"),
+    ]
+    for data, numbers, says in cases:
+        batch = pickle.dumps({"data": data, "labels": numbers}, 2)
+        (folder / "data_batch_1").write_bytes(batch)
+        with pytest.raises(TesseraError, match=f"^data_batch_1 .*{says}"):
+            cifar10.read(str(folder), {})
+
+
+VALUES: list[Any] = [
+    {},
+    {"a": 1, "b": [1, 2, (3,), (), (1, 2), (1, 2, 3, 4)], "c": None, "d": True},
+    [1.5, -3, 10**20, "\u00e9", False],
+    {"deep": {"er": [b"bytes" * 100, "text" * 100]}},
+]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_come_as_pickle_gives_them(protocol: int) -> None:
+    for value in VALUES:
+        if protocol < 3 and value is VALUES[3]:
+            continue
+        assert plain_pickle.read(pickle.dumps(value, protocol), "x") == value
+    shared = [1, 2]
+    assert plain_pickle.read(pickle.dumps([shared, shared], protocol), "x") == [[1, 2]] * 2
+
+
+def test_every_other_operation_is_refused() -> None:
+    """No operation of pickle but those that plain values need gets past."""
+    known = 0
+    for operation in pickletools.opcodes:
+        code = operation.code.encode("latin-1")
+        for before in (
+            b"]",
+            b"](",
+            b"N)",
+            b"](NN",
+            b"}(]N",
+            b"X\x01\x00\x00\x00aX\x01\x00\x00\x00b",
+        ):
+            for after in (b"\x01.", b"os\nsystem\n.", b"\x01\x00\x00\x00a.", b"."):
+                try:
+                    plain_pickle.read(b"\x80\x04" + before + code + after, "x")
+                    known += 1
+                except TesseraError:
+                    pass
+    assert known < 200
+
+
+def test_a_pickle_within_itself_is_harmless() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    found = plain_pickle.read(pickle.dumps(endless, 2), "x")
+    assert found[0] is found
+    many = b"\x80\x02](" + b"]" * 100_000 + b"e."
+    assert len(plain_pickle.read(many, "x")) == 100_000

@@ -1,0 +1,298 @@
+"""Masks of classes, and masks of objects: what their values mean, and what pairs with what."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sample_sources as made
+from PIL import Image
+from sample_sources import HEIGHT, WIDTH
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.annotations import (
+    IGNORED,
+    BadAnnotation,
+    Mask,
+    Objects,
+    check,
+    count,
+    mask_pixels,
+)
+from pipelines.data.importers import instance_masks, masks
+from pipelines.data.sources import Source
+
+
+def pixels_of(source: Source, row: int = 0) -> np.ndarray:
+    assert source.annotate is not None
+    found = source.annotate(source.items[row])
+    assert isinstance(found, Mask)
+    check(found, height=HEIGHT, width=WIDTH, classes=len(source.classes), where="x")
+    return found.pixels
+
+
+def mask_file(folder: Path, number: int = 0) -> np.ndarray:
+    with Image.open(folder / "masks" / f"{number}.png") as image:
+        return np.asarray(image)
+
+
+def test_masks_of_0_and_255_are_binary(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    assert masks.recognises(str(folder)) == "images in images with masks in masks"
+    source = masks.read(str(folder), {})
+    assert (source.task, source.classes) == ("semantic_segmentation", ("background", "foreground"))
+    assert source.notes == ("masks of 0 and 255: 0 is background, 255 is foreground",)
+    for row in range(3):
+        np.testing.assert_array_equal(pixels_of(source, row), mask_file(folder, row) // 255)
+    assert [path.name for path in source.files(source.items[1])] == ["1.jpg", "1.png"]
+    assert source.load(source.items[1]) == (folder / "images" / "1.jpg").read_bytes()
+    assert masks.read(str(folder), {"classes": "out,in"}).classes == ("out", "in")
+
+
+def test_one_bit_masks_are_binary(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    for number in range(3):
+        Image.fromarray(mask_file(folder, number) > 0).save(folder / "masks" / f"{number}.png")
+    source = masks.read(str(folder), {})
+    assert source.classes == ("background", "foreground")
+    np.testing.assert_array_equal(pixels_of(source), mask_file(folder).astype(np.uint8))
+
+
+def test_other_grey_values_are_classes_and_255_is_ignored(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set", values=(0, 1, 4, 255))
+    source = masks.read(str(folder), {})
+    assert source.classes == ("0", "1", "2", "3", "4")
+    np.testing.assert_array_equal(pixels_of(source), mask_file(folder))
+    named = masks.read(str(folder), {"classes": "a,b,c,d,e,f"})
+    assert named.classes == tuple("abcdef")
+    with pytest.raises(UsageError, match="value 4, and 2 classes are named"):
+        masks.read(str(folder), {"classes": "a,b"})
+
+
+def test_the_entries_of_a_palette_are_classes(tmp_path: Path) -> None:
+    """The way to pixels that images go would make colours of them."""
+    folder = made.masks(tmp_path / "set", values=(0, 1, 15, 255))
+    for number in range(3):
+        image = Image.fromarray(mask_file(folder, number))
+        image = image.convert("P")
+        image.putdata(mask_file(folder, number).ravel().tolist())
+        image.putpalette([(7 * value) % 256 for value in range(768)])
+        image.save(folder / "masks" / f"{number}.png")
+        with Image.open(folder / "masks" / f"{number}.png") as saved:
+            assert saved.mode == "P"
+    source = masks.read(str(folder), {})
+    assert len(source.classes) == 16
+    np.testing.assert_array_equal(pixels_of(source), mask_file(folder))
+    assert set(np.unique(pixels_of(source))) == {0, 1, 15, IGNORED}
+
+
+COLOURS = np.array([[128, 64, 128], [70, 130, 180], [0, 0, 0]], np.uint8)
+
+
+def colour(folder: Path, mode: str = "RGB") -> list[np.ndarray]:
+    """Makes the masks' values colours; gives the values."""
+    values = []
+    for number in range(3):
+        values.append(mask_file(folder, number))
+        image = Image.fromarray(COLOURS[values[-1]]).convert(mode)
+        image.save(folder / "masks" / f"{number}.png")
+    return values
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_numbered_or_named(tmp_path: Path, mode: str) -> None:
+    folder = made.masks(tmp_path / "set", values=(0, 1, 2))
+    values = colour(folder, mode)
+    source = masks.read(str(folder), {})
+    assert source.classes == ("#000000", "#4682b4", "#804080")
+    np.testing.assert_array_equal(pixels_of(source), 2 - values[0])
+    told = masks.read(str(folder), {"colours": "road=#804080, sky=4682B4, ignored=#000000"})
+    assert told.classes == ("road", "sky")
+    np.testing.assert_array_equal(pixels_of(told), np.where(values[0] == 2, IGNORED, values[0]))
+    lacking = masks.read(str(folder), {"colours": "road=#804080,sky=#4682b4"})
+    with pytest.raises(BadAnnotation, match=r"masks/0\.png has the value #000000"):
+        pixels_of(lacking)
+    with pytest.raises(UsageError, match="3 colours, and 2 classes"):
+        masks.read(str(folder), {"classes": "a,b"})
+
+
+@pytest.mark.parametrize(
+    "text", ["road", "road=#12", "=#123456", "a=#123456,a=#123457", "a=#123456,b=#123456", "", ","]
+)
+def test_colours_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    folder = made.masks(tmp_path / "set")
+    with pytest.raises(UsageError, match="the option colours"):
+        masks.read(str(folder), {"colours": text})
+
+
+def test_grey_in_three_channels_is_grey(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    true = mask_file(folder) // 255
+    for number in range(3):
+        made.save(
+            folder / "masks" / f"{number}.png", mask_file(folder, number)[..., None].repeat(3, 2)
+        )
+    np.testing.assert_array_equal(pixels_of(masks.read(str(folder), {})), true)
+
+
+def test_images_that_are_no_masks_are_refused(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    made.save(folder / "masks" / "0.png", made.noise(0))
+    with pytest.raises(TesseraError, match="they are no classes"):
+        masks.read(str(folder), {})
+    made.save(folder / "masks" / "0.png", (made.noise(0, channels=1).astype(np.uint16) + 300))
+    with pytest.raises(TesseraError, match="values"):
+        masks.read(str(folder), {})
+
+
+def test_jpeg_masks_are_refused(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    made.save(folder / "masks" / "0.png", made.noise(0, channels=1), format="JPEG")
+    source = masks.read(str(folder), {})
+    with pytest.raises(BadAnnotation, match="is a JPEG file"):
+        pixels_of(source)
+
+
+def test_a_mask_of_another_size_or_value_is_named(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    source = masks.read(str(folder), {})
+    made.save(folder / "masks" / "0.png", mask_file(folder).T.copy())
+    with pytest.raises(BadAnnotation, match=r"masks/0\.png: the mask is 32 by 24") as caught:
+        pixels_of(source)
+    assert caught.value.reason == "mask of another size"
+    made.save(folder / "masks" / "0.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
+    with pytest.raises(BadAnnotation, match="the value 7, which is no class"):
+        pixels_of(source)
+    (folder / "masks" / "0.png").write_bytes(b"\x89PNG")
+    with pytest.raises(TesseraError, match=r"masks/0\.png"):
+        pixels_of(source)
+
+
+@pytest.mark.fault(8)
+def test_an_image_without_mask_can_t_be_packed(tmp_path: Path) -> None:
+    folder = made.masks(tmp_path / "set")
+    (folder / "masks" / "1.png").unlink()
+    source = masks.read(str(folder), {})
+    assert [item.origin for item in source.items if item.problem] == ["images/1.jpg"]
+    assert len(source.items) == 3
+
+
+LAYOUTS = {
+    "{split}/images/{name}.jpg": "{split}/masks/{name}.png",
+    "images/{split}/{name}.jpg": "masks/{split}/{name}.png",
+    "{split}/image/{name}.jpg": "{split}/label/{name}_mask.png",
+    "{split}/{name}.jpg": "{split}/{name}_mask.png",
+}
+
+
+@pytest.mark.parametrize("images", list(LAYOUTS))
+@pytest.mark.parametrize("around", ["", "set"])
+def test_layouts_with_splits_are_read(tmp_path: Path, images: str, around: str) -> None:
+    for seed, split in enumerate(("train", "valid")):
+        for name in ("a", "b"):
+            made.image(tmp_path / around / images.format(split=split, name=name), seed)
+            path = tmp_path / around / LAYOUTS[images].format(split=split, name=name)
+            made.save(path, np.full((HEIGHT, WIDTH), 255 * seed, np.uint8))
+    assert masks.recognises(str(tmp_path))
+    source = masks.read(str(tmp_path), {})
+    assert Counter(item.split for item in source.items) == {"train": 2, "val": 2}
+    assert len({item.key for item in source.items}) == 4
+    for row, item in enumerate(source.items):
+        assert (pixels_of(source, row) == (item.split == "val")).all()
+    told = masks.read(str(tmp_path), {"split": "test"})
+    assert {item.split for item in told.items} == {"test"}
+
+
+def test_the_real_membranes_have_their_true_counts(tmp_path: Path) -> None:
+    """Figures are those of the set's SOURCE.md."""
+    archive = made.DATA / "isbi-membrane" / "membrane.tar"
+    if not archive.is_file():
+        pytest.skip("the membranes are not here")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = masks.read(str(tmp_path), {})
+    assert (source.classes, len(source.items)) == (("background", "foreground"), 30)
+    total = np.zeros(2)
+    for item in source.items:
+        assert source.annotate is not None
+        found = source.annotate(item)
+        check(found, height=512, width=512, classes=2, where=item.origin)
+        total += count(found, 2)
+    np.testing.assert_allclose(total / total.sum(), [0.220, 0.780], atol=5e-4)
+
+
+def objects_of(source: Source, row: int = 0) -> Objects:
+    assert source.annotate is not None
+    found = source.annotate(source.items[row])
+    assert isinstance(found, Objects)
+    return found
+
+
+def test_one_file_an_object_is_read(tmp_path: Path) -> None:
+    folder = made.instance_masks(tmp_path / "set")
+    assert instance_masks.recognises(str(folder))
+    assert not masks.recognises(str(folder))
+    source = instance_masks.read(str(folder), {})
+    assert (source.task, source.classes) == ("instance_segmentation", ("object",))
+    assert [item.key for item in source.items] == ["id0", "id1", "id2"]
+    found = objects_of(source, 1)
+    check(found, height=HEIGHT, width=WIDTH, classes=1, where="x")
+    assert found.boxes.tolist() == [[3, 2, 11, 8], [3, 3, 11, 9]]
+    pixels = mask_pixels(found, HEIGHT, WIDTH)
+    for number in range(2):
+        with Image.open(folder / "id1" / "masks" / f"m{number}.png") as image:
+            np.testing.assert_array_equal(pixels[number], np.asarray(image) // 255)
+    assert [p.name for p in source.files(source.items[1])] == ["id1.png", "m0.png", "m1.png"]
+    assert instance_masks.read(str(folder), {"class": "nucleus"}).classes == ("nucleus",)
+
+
+def test_no_masks_are_a_negative_and_bad_ones_are_named(tmp_path: Path) -> None:
+    folder = made.instance_masks(tmp_path / "stage1_train")
+    for path in (folder / "id0" / "masks").iterdir():
+        path.unlink()
+    (folder / "id1" / "images" / "id1.png").unlink()
+    made.save(folder / "id2" / "masks" / "m0.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    source = instance_masks.read(str(tmp_path), {})
+    assert {item.split for item in source.items} == {"train"}
+    assert len(objects_of(source, 0).boxes) == 0
+    assert [bool(item.problem) for item in source.items] == [False, True, False]
+    with pytest.raises(BadAnnotation, match=r"m0\.png has no pixel other than 0"):
+        objects_of(source, 2)
+
+
+def test_a_mask_of_the_image_s_area_and_another_shape_is_refused(tmp_path: Path) -> None:
+    """Run lengths alone wouldn't tell: they add up."""
+    folder = made.instance_masks(tmp_path / "set")
+    made.save(folder / "id0" / "masks" / "m0.png", np.ones((WIDTH, HEIGHT), np.uint8))
+    with pytest.raises(BadAnnotation, match=r"m0\.png: the mask is 32 by 24"):
+        objects_of(instance_masks.read(str(folder), {}))
+
+
+@pytest.mark.slow
+def test_the_real_nuclei_have_their_true_counts(tmp_path: Path) -> None:
+    """Figures are those of the set's SOURCE.md, which also says how its val was chosen."""
+    archive = made.DATA / "dsb2018-fluorescence" / "dsb2018-fluorescence.tar.gz"
+    if not archive.is_file():
+        pytest.skip("the nuclei are not here")
+    import hashlib
+
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = instance_masks.read(str(tmp_path), {})
+    images: Counter[str] = Counter()
+    objects: Counter[str] = Counter()
+    areas: list[Any] = []
+    for row, item in enumerate(source.items):
+        name = Path(item.origin).parts[1]
+        split = "train" if int(hashlib.sha1(name.encode()).hexdigest(), 16) % 5 else "val"
+        found = objects_of(source, row)
+        images[split] += 1
+        objects[split] += len(found.boxes)
+        areas += mask_pixels(found, 256, 256).sum((1, 2)).tolist()
+    assert images == {"train": 170, "val": 50}
+    assert objects == {"train": 4744, "val": 1406}
+    assert (min(areas), max(areas)) == (21, 1591)

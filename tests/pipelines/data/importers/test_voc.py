@@ -1,0 +1,214 @@
+"""PASCAL VOC: boxes counted from 1, lists for splits, XML that can do nothing."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sample_sources as made
+from sample_sources import HEIGHT, WIDTH
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.annotations import BadAnnotation, Objects, check, count
+from pipelines.data.importers import voc
+from pipelines.data.sources import Source
+
+
+def annotated(source: Source, row: int = 0) -> Objects:
+    assert source.annotate is not None
+    found = source.annotate(source.items[row])
+    assert isinstance(found, Objects)
+    return found
+
+
+@pytest.mark.parametrize("around", ["", "VOC2007", "VOCdevkit/VOC2007"])
+def test_the_usual_layout_is_read(tmp_path: Path, around: str) -> None:
+    made.voc(tmp_path / "set" / around)
+    assert voc.recognises(str(tmp_path / "set")) == "VOC annotations in Annotations"
+    source = voc.read(str(tmp_path / "set"), {})
+    assert (source.task, source.classes) == ("detection", ("cat", "dog"))
+    assert Counter(item.split for item in source.items) == {"train": 2, "val": 1, "test": 1}
+    found = annotated(source)
+    np.testing.assert_array_equal(found.boxes, [[0, 0, WIDTH, HEIGHT], [2, 3, 9, 12]])
+    assert (found.labels.tolist(), found.crowd.tolist()) == ([1, 0], [False, False])
+    check(found, height=HEIGHT, width=WIDTH, classes=2, where="x")
+    image, text = source.files(source.items[0])
+    assert source.load(source.items[0]) == image.read_bytes()
+    assert text.read_text().startswith("<annotation>")
+
+
+def test_difficult_objects_are_crowds_kept_or_dropped(tmp_path: Path) -> None:
+    made.voc(tmp_path / "set")
+    expected = {"crowd": [False, True], "keep": [False, False], "drop": [False]}
+    for word, crowd in expected.items():
+        source = voc.read(str(tmp_path / "set"), {"difficult": word})
+        row = next(n for n, item in enumerate(source.items) if item.key.endswith("1"))
+        assert annotated(source, row).crowd.tolist() == crowd
+    assert annotated(voc.read(str(tmp_path / "set"), {}), 1).crowd.tolist() == [False, True]
+    with pytest.raises(UsageError, match="difficult can't be 'maybe'"):
+        voc.read(str(tmp_path / "set"), {"difficult": "maybe"})
+
+
+def test_trainval_counts_where_there_is_no_train(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    lists = folder / "ImageSets" / "Main"
+    (lists / "train.txt").unlink()
+    (lists / "val.txt").unlink()
+    source = voc.read(str(folder), {})
+    assert Counter(item.split for item in source.items) == {"train": 3, "test": 1}
+    for path in lists.iterdir():
+        path.unlink()
+    source = voc.read(str(folder), {})
+    assert Counter(item.split for item in source.items) == {None: 4}
+
+
+def test_an_image_in_two_lists_is_refused(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("2007_000000\n")
+    with pytest.raises(TesseraError, match="2007_000000 is in the lists train and test"):
+        voc.read(str(folder), {})
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("../../x\n")
+    with pytest.raises(TesseraError, match="no file name"):
+        voc.read(str(folder), {})
+
+
+def test_what_no_list_names_is_left_out_and_what_is_missing_can_t_be_packed(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    main = folder / "ImageSets" / "Main"
+    (main / "test.txt").write_text("nothing 1\n")
+    (folder / "JPEGImages" / "2007_000000.jpg").unlink()
+    source = voc.read(str(folder), {})
+    assert source.notes[1] == "1 annotations that no list in ImageSets names are left out"
+    problems = {item.key: item.problem[0] for item in source.items if item.problem}
+    assert problems == {"nothing": "missing image", "2007_000000": "missing image"}
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize(
+    ("box", "says"),
+    [
+        ((5, 5, 5, 9), "box without area"),
+        ((5, 5, 9, 5), "box without area"),
+        ((9, 5, 3, 9), "box inverted"),
+        ((5, 5, 9, HEIGHT + 1), "box outside the image"),
+        ((-3, 5, 9, 9), "box outside the image"),
+        (("nan", 5, 9, 9), "box not finite"),
+        (("inf", 5, 9, 9), "box not finite"),
+        (("1_0", 5, 19, 9), "box not finite"),
+        (("", 5, 9, 9), "box not finite"),
+    ],
+)
+def test_a_bad_box_is_named(tmp_path: Path, box: tuple[Any, ...], says: str) -> None:
+    folder = made.voc(tmp_path / "set")
+    text = made.voc_xml([("dog", (1, 1, 9, 9), 0), ("cat", box, 0)])
+    (folder / "Annotations" / "2007_000000.xml").write_text(text)
+    source = voc.read(str(folder), {})
+    with pytest.raises(BadAnnotation, match="2007_000000") as caught:
+        check(annotated(source), height=HEIGHT, width=WIDTH, classes=2, where="2007_000000")
+    assert caught.value.reason == says
+
+
+def test_zero_is_the_first_pixel_too(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    text = made.voc_xml([("dog", (0, 0, 9, 9), 0)])
+    (folder / "Annotations" / "2007_000000.xml").write_text(text)
+    assert annotated(voc.read(str(folder), {})).boxes.tolist() == [[0, 0, 9, 9]]
+
+
+def test_another_size_than_stated_is_refused_and_none_is_taken(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    path = folder / "Annotations" / "2007_000000.xml"
+    path.write_text(made.voc_xml([("dog", (1, 1, 9, 9), 0)], (WIDTH, HEIGHT)))
+    with pytest.raises(BadAnnotation, match="its annotation is of an image"):
+        annotated(voc.read(str(folder), {}))
+    path.write_text(made.voc_xml([("dog", (1, 1, 9, 9), 0)], (0, 0)))
+    assert len(annotated(voc.read(str(folder), {})).boxes) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<annotation>",
+        "<other/>",
+        "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/hostname'>]><annotation/>",
+        "<annotation><object><name></name></object></annotation>",
+        "<annotation>" + "<a>" * 100_000,
+    ],
+)
+def test_xml_with_a_fault_can_t_be_packed(tmp_path: Path, text: str) -> None:
+    folder = made.voc(tmp_path / "set")
+    (folder / "Annotations" / "2007_000000.xml").write_text(text)
+    source = voc.read(str(folder), {})
+    assert [item.key for item in source.items if item.problem] == ["2007_000000"]
+
+
+def test_the_named_path_is_never_used(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    made.image(tmp_path / "secret.jpg")
+    path = folder / "Annotations" / "2007_000000.xml"
+    text = path.read_text().replace("x.jpg", str(tmp_path / "secret.jpg"))
+    path.write_text(text)
+    source = voc.read(str(folder), {})
+    assert source.load(source.items[0]) == (folder / "JPEGImages/2007_000000.jpg").read_bytes()
+    (folder / "JPEGImages" / "2007_000000.jpg").unlink()
+    (folder / "JPEGImages" / "2007_000000.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(TesseraError, match="lies outside"):
+        source.load(source.items[0])
+
+
+def test_classes_may_be_given(tmp_path: Path) -> None:
+    folder = made.voc(tmp_path / "set")
+    source = voc.read(str(folder), {"classes": "dog, emu"})
+    assert source.classes == ("dog", "emu")
+    with pytest.raises(BadAnnotation, match="is a 'cat'"):
+        annotated(source)
+    with pytest.raises(UsageError, match="empty or doubled"):
+        voc.read(str(folder), {"classes": "dog,dog"})
+
+
+def test_the_real_blood_cells_have_their_true_counts(tmp_path: Path) -> None:
+    """Counts are those of the set's SOURCE.md; the two boxes without area are named."""
+    archive = made.DATA / "bccd" / "BCCD.tar"
+    if not archive.is_file():
+        pytest.skip("the blood cells are not here")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = voc.read(str(tmp_path), {})
+    assert (source.name, source.classes) == ("BCCD", ("Platelets", "RBC", "WBC"))
+    assert Counter(item.split for item in source.items) == {"train": 205, "val": 87, "test": 72}
+    boxes: Counter[tuple[str | None, str]] = Counter()
+    bad = {}
+    for row, item in enumerate(source.items):
+        try:
+            found = annotated(source, row)
+        except BadAnnotation as error:
+            bad[item.key] = (error.reason, error.message)
+            text = (tmp_path / "BCCD" / "Annotations" / f"{item.key}.xml").read_text()
+            for name in source.classes:
+                boxes[item.split, name] += text.count(f"<name>{name}<")
+            continue
+        check(found, height=480, width=640, classes=3, where=item.origin)
+        for name, number in zip(source.classes, count(found, 3), strict=True):
+            boxes[item.split, name] += number
+    assert boxes == {
+        ("train", "WBC"): 214,
+        ("train", "RBC"): 2382,
+        ("train", "Platelets"): 209,
+        ("val", "WBC"): 87,
+        ("val", "RBC"): 968,
+        ("val", "Platelets"): 83,
+        ("test", "WBC"): 71,
+        ("test", "RBC"): 805,
+        ("test", "Platelets"): 69,
+    }
+    assert {key: reason for key, (reason, _) in bad.items()} == {
+        "BloodImage_00338": "box without area",
+        "BloodImage_00343": "box without area",
+    }
+    assert "(504, 337, 504, 337)" in bad["BloodImage_00338"][1]
+    assert "BloodImage_00343.xml: object" in bad["BloodImage_00343"][1]

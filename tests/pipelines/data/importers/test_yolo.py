@@ -1,0 +1,196 @@
+"""YOLO: boxes and polygons in shares of the image; the YAML has names, and which folder is what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sample_sources as made
+from pycocotools import mask as reference
+from sample_sources import HEIGHT, WIDTH
+
+from models.core.errors import TesseraError
+from pipelines.data.annotations import BadAnnotation, Objects, check, mask_pixels
+from pipelines.data.importers import yolo
+from pipelines.data.sources import Source
+
+# pycocotools' arrays don't know NumPy 2's `copy`.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def annotated(source: Source, row: int = 0) -> Objects:
+    assert source.annotate is not None
+    found = source.annotate(source.items[row])
+    assert isinstance(found, Objects)
+    return found
+
+
+@pytest.mark.parametrize("splits_first", [True, False])
+@pytest.mark.parametrize("polygons", [True, False])
+@pytest.mark.parametrize("around", ["", "inner"])
+def test_both_layouts_and_both_forms_are_read(
+    tmp_path: Path, splits_first: bool, polygons: bool, around: str
+) -> None:
+    made.yolo(tmp_path / "set" / around, polygons=polygons, splits_first=splits_first)
+    folder = str(tmp_path / "set")
+    assert yolo.recognises(folder)
+    source = yolo.read(folder, {})
+    assert source.classes == ("no", "yes")
+    assert source.task == ("instance_segmentation" if polygons else "detection")
+    assert Counter(item.split for item in source.items) == {"train": 3, "val": 3}
+    assert source.notes == (
+        "data.yaml has train: /etc, which is no folder here",
+        "images without a text file, so without objects: 2",
+    )
+    found = annotated(source)
+    assert found.labels.tolist() == [1, 0]
+    box = [0.25, 0.25, 0.75, 0.75] if polygons else [0.375, 0.25, 0.625, 0.75]
+    np.testing.assert_array_equal(found.boxes[0], np.array(box) * [WIDTH, HEIGHT, WIDTH, HEIGHT])
+    check(found, height=HEIGHT, width=WIDTH, classes=2, where="x")
+    if polygons:
+        ring = np.array([0.25, 0.25, 0.75, 0.25, 0.5, 0.75]) * ([WIDTH, HEIGHT] * 3)
+        true = reference.decode(reference.frPyObjects([ring.tolist()], HEIGHT, WIDTH))[..., 0]
+        np.testing.assert_array_equal(mask_pixels(found, HEIGHT, WIDTH), [true, true])
+    empty = annotated(source, 2)
+    assert (len(empty.boxes), len(source.files(source.items[2]))) == (0, 1)
+    assert len(source.files(source.items[0])) == 2
+    assert source.load(source.items[0])[:2] == b"\xff\xd8"
+
+
+def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
+    folder = made.yolo(tmp_path / "set", polygons=True)
+    source = yolo.read(str(folder), {"task": "detection"})
+    found = annotated(source)
+    assert (source.task, found.masks, len(found.boxes)) == ("detection", None, 2)
+    (folder / "labels" / "train" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    assert len(annotated(source, 1).boxes) == 1
+    with pytest.raises(BadAnnotation, match="line 1 is a box, and others are polygons"):
+        annotated(yolo.read(str(folder), {}), 1)
+
+
+@pytest.mark.fault(26, 27)
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "unknown class"),
+        ("-1 0.5 0.5 0.1 0.1", "unknown class"),
+        ("cat 0.5 0.5 0.1 0.1", "unknown class"),
+        ("1.0 0.5 0.5 0.1 0.1", "unknown class"),
+        ("9" * 30 + " 0.5 0.5 0.1 0.1", "unknown class"),
+        ("0", "unreadable annotation"),
+        ("0 0.5 0.5 0.1", "unreadable annotation"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "unreadable annotation"),
+        ("0 0.5 0.5 0.1 0.1 0.1 0.1 0.1", "unreadable annotation"),
+        ("0 nan 0.5 0.1 0.1", "unreadable annotation"),
+        ("0 inf 0.5 0.1 0.1", "unreadable annotation"),
+        ("0 0_5 0.5 0.1 0.1", "unreadable annotation"),
+        ("0 0.5 0.5 0 0.1", "box without area"),
+        ("0 0.5 0.5 -0.1 0.1", "box inverted"),
+        ("0 0.9 0.5 0.4 0.1", "box outside the image"),
+        ("0 16 12 8 8", "box outside the image"),
+        ("0 1e300 1 1 1", "box outside the image"),
+        ("0 1e999 1 1 1", "box outside the image"),
+        ("0 \u0665 0.5 0.1 0.1", "unreadable annotation"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+    folder = made.yolo(tmp_path / "set")
+    (folder / "labels" / "train" / "0.txt").write_text(f"1 0.5 0.5 0.2 0.2\n{line}\n")
+    with pytest.raises(BadAnnotation, match=r"train/0") as caught:
+        check(
+            annotated(yolo.read(str(folder), {})),
+            height=HEIGHT,
+            width=WIDTH,
+            classes=2,
+            where="images/train/0.jpg",
+        )
+    assert caught.value.reason == says
+
+
+def test_boxes_rounded_at_the_edge_are_cut(tmp_path: Path) -> None:
+    folder = made.yolo(tmp_path / "set")
+    (folder / "labels" / "train" / "0.txt").write_text("0 0.500001 0.5 1.0 1.0\n")
+    assert annotated(yolo.read(str(folder), {})).boxes.tolist() == [
+        [pytest.approx(0.000032, abs=1e-9), 0, WIDTH, HEIGHT]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("names: [a, b]", ("a", "b")),
+        ("names: {0: a, 1: b}", ("a", "b")),
+        ("names:\n  1: b\n  0: a\n", ("a", "b")),
+        ("names: [no, 'on', 3]", ("no", "on", "3")),
+    ],
+)
+def test_names_are_taken_as_they_are_written(
+    tmp_path: Path, text: str, classes: tuple[str, ...]
+) -> None:
+    folder = made.yolo(tmp_path / "set")
+    (folder / "data.yaml").write_text(text)
+    assert yolo.read(str(folder), {}).classes == classes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: {1: a, 2: b}",
+        "names: 3",
+        "names: []",
+        "nc: 2",
+        "[1]",
+        "names: [a, a]",
+        "names: [a, [b]]",
+        "names: [a, '']",
+        'names: [a, "\\e[31m"]',
+        "names: [",
+        "names: &x [a, *x]",
+    ],
+)
+def test_names_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    folder = made.yolo(tmp_path / "set")
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(TesseraError, match=r"data\.yaml"):
+        yolo.read(str(folder), {})
+
+
+def test_names_may_stand_in_a_text_file_or_an_option(tmp_path: Path) -> None:
+    folder = made.yolo(tmp_path / "set")
+    (folder / "data.yaml").unlink()
+    with pytest.raises(TesseraError, match="what its classes are called"):
+        yolo.read(str(folder), {})
+    assert yolo.read(str(folder), {"classes": "a, b"}).classes == ("a", "b")
+    (folder / "classes.txt").write_text("cat\ndog\n\n")
+    assert yolo.read(str(folder), {}).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("before", ["", "./", "../set/", "/home/someone/set/"])
+def test_the_yaml_says_which_folder_is_which_split(tmp_path: Path, before: str) -> None:
+    folder = made.yolo(tmp_path / "set")
+    for kind in ("images", "labels"):
+        (folder / kind / "train").rename(folder / kind / "first")
+        (folder / kind / "val").rename(folder / kind / "train")
+    where = f"train: {before}images/first\nval: [{before}images/train]\ntest:\nnames: [a, b]\n"
+    (folder / "data.yaml").write_text(where)
+    source = yolo.read(str(folder), {})
+    assert {(item.origin.split("/")[1], item.split) for item in source.items} == {
+        ("first", "train"),
+        ("train", "val"),
+    }
+    (folder / "data.yaml").write_text(where.replace("images/train", "images/first"))
+    with pytest.raises(TesseraError, match="images/first is train and val"):
+        yolo.read(str(folder), {})
+
+
+def test_links_out_of_the_source_are_not_read(tmp_path: Path) -> None:
+    folder = made.yolo(tmp_path / "set")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("0 0.5 0.5 0.1 0.1\n")
+    text = folder / "labels" / "train" / "0.txt"
+    text.unlink()
+    text.symlink_to(secret)
+    with pytest.raises(TesseraError, match="lies outside"):
+        yolo.read(str(folder), {})

@@ -1,0 +1,330 @@
+"""A pack that was cut off goes on, and ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data import card as cards
+from pipelines.data.packing import staging, statistics
+from pipelines.data.packing.pack import pack
+from pipelines.data.packing.run import here
+from pipelines.data.packing.shard import Part, Shared
+from pipelines.storage.open import open_storage
+
+MakeFolder = Callable[..., Path]
+MakeImage = Callable[..., Path]
+ROOT = Path(__file__).parents[4]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class Log:
+    """Packs here, and notes which shards were packed and what was said."""
+
+    def __init__(self) -> None:
+        self.packed: list[str] = []
+        self.said: list[str] = []
+
+    def spread(
+        self, work: Any, shared: Shared, parts: Iterable[Part]
+    ) -> Generator[tuple[int, Any], None, None]:
+        parts = list(parts)
+        if work.__name__ == "pack_shard":
+            self.packed += [part.path for part in parts]
+        yield from here(work, shared, parts)
+
+    @property
+    def went_on(self) -> str:
+        return next((line for line in self.said if line.startswith("goes on")), "")
+
+
+def run(source: Path, to: Path | str, **options: Any) -> Log:
+    log = Log()
+    pack(str(source), to, spread=log.spread, say=log.said.append, **options)
+    return log
+
+
+class Stop:
+    """Ends a pack, as Ctrl-C would, when so many images were looked at."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+
+    def __call__(self, done: int, total: int) -> None:
+        if done >= self._images:
+            raise KeyboardInterrupt
+
+
+def interrupt(source: Path, to: Path | str, images: int = 0, **options: Any) -> Log:
+    log = Log()
+    with pytest.raises(KeyboardInterrupt):
+        pack(
+            str(source),
+            to,
+            spread=log.spread,
+            say=log.said.append,
+            progress=Stop(images),
+            **options,
+        )
+    return log
+
+
+@pytest.fixture
+def pets(tmp_path: Path, make_folder: MakeFolder) -> Path:
+    """60 images; with shards of 10 that are 5, 1 and 1 shards."""
+    return make_folder(tmp_path / "pets", ["cat", "dog"], 30)
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_call_goes_on(tmp_path: Path, pets: Path) -> None:
+    fresh = run(pets, tmp_path / "fresh", shard_samples=10)
+    assert len(fresh.packed) == 7
+    stopped = interrupt(pets, tmp_path / "out", 28, shard_samples=10)
+    assert stopped.said[-1] == (
+        "stopped: 3 of 7 shards are kept, the same command goes on with them"
+    )
+    assert not (tmp_path / "out").exists()
+    again = run(pets, tmp_path / "out", shard_samples=10)
+    assert again.went_on == "goes on: 3 of 7 shards are there"
+    assert again.packed == fresh.packed[3:]
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "out", "pets"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"shard_samples": 9}, {"resize": 4}, {"unseen": ["cat"]}]
+)
+def test_another_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, Any]) -> None:
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    other = {"shard_samples": 10, **change}
+    again = run(pets, tmp_path / "out", **other)
+    assert again.went_on == ""
+    run(pets, tmp_path / "fresh", **other)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_another_list_of_images_starts_over(
+    tmp_path: Path, pets: Path, make_image: MakeImage
+) -> None:
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    make_image(pets / "cat" / "new.jpg", seed=77)
+    assert run(pets, tmp_path / "out", shard_samples=10).went_on == ""
+    run(pets, tmp_path / "fresh", shard_samples=10)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_file_that_changed_has_its_shard_packed_again(
+    tmp_path: Path, pets: Path, make_image: MakeImage
+) -> None:
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    make_image(pets / "cat" / "003.jpg", seed=78, size=(9, 9))
+    again = run(pets, tmp_path / "out", shard_samples=10)
+    assert again.went_on == "goes on: 5 of 7 shards are there"
+    assert len(again.packed) == 2
+    run(pets, tmp_path / "fresh", shard_samples=10)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+NOTES = f"{staging.SHARDS}/train/000001"
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize(
+    "name", ["train/000001.tar", f"{NOTES}.json", f"{NOTES}.rows.npy", f"{NOTES}.prints.npy"]
+)
+def test_a_shard_or_receipt_that_is_damaged_is_made_again(
+    tmp_path: Path, pets: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    run(pets, tmp_path / "fresh", shard_samples=10)
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    damage(tmp_path / ".out.packing" / name)
+    again = run(pets, tmp_path / "out", shard_samples=10)
+    assert "train/000001.tar" in again.packed or name.endswith(".json")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_without_the_look_a_damaged_shard_would_be_taken(
+    tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    run(pets, tmp_path / "fresh", shard_samples=10)
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    flip(tmp_path / ".out.packing" / "train" / "000001.tar")
+    monkeypatch.setattr("pipelines.data.packing.shard._is_there", lambda *_: True)
+    run(pets, tmp_path / "out", shard_samples=10)
+    assert contents(tmp_path / "out") != contents(tmp_path / "fresh")
+
+
+def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Path) -> None:
+    (pets / "cat" / "bad.jpg").write_bytes(b"x")
+    with pytest.raises(statistics.Kept, match=r"\.out\.packing/rejected\.jsonl"):
+        run(pets, tmp_path / "out", shard_samples=10)
+    row = json.loads((tmp_path / ".out.packing" / statistics.REJECTED).read_text())
+    assert (row["key"], row["reason"]) == ("cat/bad", "unreadable image")
+    again = run(pets, tmp_path / "out", shard_samples=10, allow_rejected="1")
+    assert again.packed == []
+    run(pets, tmp_path / "fresh", shard_samples=10, allow_rejected="1")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
+    """Also where size and time of its file stay, as after a disk that couldn't be read for a while."""
+    file = pets / "cat" / "003.jpg"
+    good, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_bytes(b"x" * len(good))
+    os.utime(file, ns=times)
+    with pytest.raises(statistics.Kept):
+        run(pets, tmp_path / "out", shard_samples=10)
+    file.write_bytes(good)
+    os.utime(file, ns=times)
+    again = run(pets, tmp_path / "out", shard_samples=10)
+    assert len(again.packed) == 1
+    run(pets, tmp_path / "fresh", shard_samples=10)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_wrong_call_doesn_t_take_the_work_away(tmp_path: Path, pets: Path) -> None:
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    with pytest.raises(UsageError):
+        run(pets, tmp_path / "out", format="minst")
+    with pytest.raises(TesseraError):
+        run(pets / "cat", tmp_path / "out", format="mnist")
+    assert run(pets, tmp_path / "out", shard_samples=10).went_on.startswith("goes on: 6 of 7")
+
+
+STRIDE = 4
+"""1 kills at every step, which takes minutes; it was run so too."""
+KILLED_AT = """
+import os, random, signal, sys, time
+from pathlib import Path
+from models.core.errors import TesseraError
+from pipelines.data.packing.pack import pack
+import webdataset, torch
+
+source, to, stride, begin = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), {"open", "os.rename", "os.remove", "os.mkdir"}
+kill_at = [0]
+def count(event, args):
+    if event in begin and (event != "open" or args[2] & os.O_ACCMODE):
+        kill_at[0] -= 1
+        if kill_at[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+
+def attempt(to, number, seconds=None):
+    child = os.fork()
+    if not child:
+        kill_at[0] = number
+        try:
+            pack(source, to, shard_samples=8)
+        except TesseraError as error:  # killed after its last step
+            assert "is a packed data set already" in error.message
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == 0
+
+number, kills = 0, 0
+while True:  # killed at an early step, then at a later one, ... and gone on each time
+    number += stride
+    if attempt(to / f"{number:04d}", number):
+        break
+    kills += 1
+    assert attempt(to / f"{number:04d}", 0)
+print(kills)
+draws = random.Random(0)
+for kills in range(100):  # killed again and again, until it gets through
+    if attempt(to / "random", 0, draws.uniform(0, 0.03 * kills)):
+        break
+else:
+    assert attempt(to / "random", 0)
+print(kills)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_it_ends_with_the_same_bytes(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """SIGKILL before each call that changes a folder, one after the other; and at random times."""
+    source = make_folder(tmp_path / "pets", ["cat"], 24)
+    pack(str(source), tmp_path / "fresh", shard_samples=8)
+    fresh = contents(tmp_path / "fresh")
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT, str(source), str(tmp_path / "out"), str(STRIDE)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    each, at_random = map(int, done.stdout.split())
+    assert each * STRIDE > 80
+    assert at_random > 0
+    finished = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+    assert len(finished) == each + 2
+    for path in finished:
+        assert contents(path) == fresh, path
+    leftover = [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+    assert leftover == []
+
+
+def test_what_a_dead_pack_left_half_written_is_never_a_data_set(tmp_path: Path, pets: Path) -> None:
+    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    shutil.copytree(tmp_path / ".out.packing", tmp_path / "stolen")
+    with pytest.raises(TesseraError, match="is no packed data set"):
+        cards.read(tmp_path / "stolen")
+
+
+def test_at_an_address_it_goes_on_too(tmp_path: Path, pets: Path) -> None:
+    url = f"memory://{tmp_path.name}/out"
+    place = open_storage(url)
+    run(pets, tmp_path / "fresh", shard_samples=10)
+    interrupt(pets, url, 50, shard_samples=10)
+    assert place.size("card.json") is None
+    again = run(pets, url, shard_samples=10)
+    assert again.went_on == "goes on: 6 of 7 shards are there"
+    assert {name: place.read(name) for name in place.names()} == contents(tmp_path / "fresh")
+
+
+def test_at_an_address_a_refusal_leaves_nothing(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 2)
+    for name in ("000", "001"):
+        (source / "dog" / f"{name}.jpg").write_bytes(b"x")
+    url = f"memory://{tmp_path.name}/out"
+    with pytest.raises(TesseraError, match="no train image of the class 'dog' is left"):
+        run(source, url, allow_rejected="2")
+    assert open_storage(url).names() == []
+
+
+def test_an_address_that_holds_other_things_is_refused(tmp_path: Path, pets: Path) -> None:
+    url = f"memory://{tmp_path.name}/out"
+    open_storage(url).write("mine.txt", b"keep")
+    with pytest.raises(TesseraError, match="is not empty"):
+        run(pets, url)
+    assert open_storage(url).names() == ["mine.txt"]

@@ -1,0 +1,285 @@
+"""The same image in two splits: what is found, what is not, and how often wrongly.
+
+The figures on real images are bars that the code passes; what was measured stands beside them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+from sklearn.datasets import load_digits
+
+from pipelines.data import duplicates
+from pipelines.data.duplicates import LIMIT, SIZE, find, fingerprint
+
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
+Change = Callable[[Image.Image], Image.Image]
+
+
+def prints(images: list[Image.Image]) -> np.ndarray:
+    return np.frombuffer(b"".join(map(fingerprint, images)), np.uint8).reshape(-1, SIZE)
+
+
+def photo(seed: int, width: int = 96, height: int = 72, mode: str = "RGB") -> Image.Image:
+    """A picture with coarse and fine structure, other for each seed."""
+    rng = np.random.default_rng(seed)
+    whole = np.zeros((height, width, 3))
+    for side in (3, 6, 12, 24):
+        coarse = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        whole += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / side
+    whole = 255 * (whole - whole.min()) / (whole.max() - whole.min())
+    return Image.fromarray(whole.astype(np.uint8)).convert(mode)
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(out.getvalue())).convert(image.mode)
+
+
+def resized(image: Image.Image, factor: float) -> Image.Image:
+    size = (round(image.width * factor), round(image.height * factor))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def cropped(image: Image.Image, share: float) -> Image.Image:
+    x, y = round(image.width * share / 2), round(image.height * share / 2)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+CHANGES: dict[str, Change] = {
+    "quality 30": lambda image: jpeg(image, 30),
+    "quality 50": lambda image: jpeg(image, 50),
+    "quality 95": lambda image: jpeg(image, 95),
+    "half": lambda image: resized(image, 0.5),
+    "double": lambda image: resized(image, 2),
+    "mirrored": ImageOps.mirror,
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+    "less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.8),
+    "2 % cropped": lambda image: cropped(image, 0.02),
+}
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found(change: str) -> None:
+    train = [photo(seed) for seed in range(20)]
+    test = [*(photo(seed) for seed in range(100, 120)), CHANGES[change](train[7])]
+    pairs = find({"test": prints(test), "train": prints(train)})
+    assert [(p.left, p.right, p.kind) for p in pairs] == [(("train", 7), ("test", 20), "near")]
+
+
+def test_the_same_pixels_are_the_same_whatever_the_file() -> None:
+    train = [photo(1), photo(2), photo(2)]
+    test = [photo(3), Image.open(io.BytesIO(_png(photo(2)))), photo(1).convert("L")]
+    pairs = find({"train": prints(train), "test": prints(test)})
+    same = {(p.left[1], p.right[1]) for p in pairs if p.kind == "same"}
+    assert same == {(1, 1), (2, 1)}
+    assert [(p.left[1], p.right[1]) for p in pairs if p.kind == "near"] == [(0, 2)]
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_pairs_are_between_splits_only_and_the_first_split_is_left() -> None:
+    twins = [photo(1), jpeg(photo(1), 50)]
+    assert find({"train": prints(twins), "test": prints([photo(2)])}) == []
+    assert find({"train": prints(twins)}) == []
+    assert find({}) == []
+    empty = np.zeros((0, SIZE), np.uint8)
+    pairs = find({"test": prints(twins), "val": prints(twins[:1]), "train": empty})
+    assert [(p.left, p.right, p.kind) for p in pairs] == [
+        (("val", 0), ("test", 0), "same"),
+        (("val", 0), ("test", 1), "near"),
+    ]
+
+
+@pytest.mark.control(31)
+def test_without_the_mirror_a_mirrored_copy_looks_like_another_image() -> None:
+    """The control for "mirrored": as they are, the bits differ like those of strangers."""
+    a, b = prints([photo(1), ImageOps.mirror(photo(1))])[:, 16:]
+    assert np.bitwise_count(a ^ b).sum() > 3 * LIMIT
+    assert np.bitwise_count(a ^ b ^ duplicates._mirror()).sum() <= LIMIT
+
+
+def test_blank_images_are_alike_only_when_they_are_the_same() -> None:
+    white, grey = Image.new("RGB", (40, 30), "white"), Image.new("RGB", (40, 30), (200, 201, 200))
+    pairs = find({"train": prints([white, grey]), "test": prints([white, photo(1)])})
+    assert [(p.left[1], p.right[1], p.kind) for p in pairs] == [(0, 0, "same")]
+
+
+def test_a_fingerprint_is_made_of_whole_numbers() -> None:
+    """Sums in float64 don't depend on the order of adding here, so not on the machine either."""
+    waves = duplicates._waves()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32))
+    exact = waves.astype(np.int64) @ pixels @ waves.astype(np.int64).T
+    np.testing.assert_array_equal(waves @ pixels @ waves.T, exact)
+    assert sorted(duplicates._order()) == list(range(256))
+
+
+def random_prints(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Prints of images that have nothing in common, every fifth of them flat."""
+    made = rng.integers(0, 256, (count, SIZE), dtype=np.uint8)
+    made[:, 16] &= 0x7F
+    made[::5, 16] |= 0x80
+    return made
+
+
+def altered(rng: np.random.Generator, source: np.ndarray, bits: int) -> np.ndarray:
+    """Another image's print that differs in so many bits, half of them mirrored."""
+    looks = np.unpackbits(source[16:])
+    looks[1 + rng.choice(255, bits, replace=False)] ^= 1
+    made = np.concatenate([rng.integers(0, 256, 16, dtype=np.uint8), np.packbits(looks)])
+    made[16:] ^= duplicates._mirror() if rng.random() < 0.5 else 0
+    return made
+
+
+def brute_force(left: np.ndarray, right: np.ndarray) -> dict[tuple[int, int], int]:
+    """Distances of all near pairs, by comparing everything with everything."""
+    found = {}
+    for mirror in (0, duplicates._mirror()):
+        a, b = left[:, 16:] ^ mirror, right[:, 16:]
+        differ = a[:, None] ^ b[None]
+        differ[..., 0] &= 0x7F
+        distance = np.bitwise_count(differ).sum(-1)
+        flat = (left[:, 16] >> 7)[:, None] | (right[:, 16] >> 7)[None]
+        limit = np.where(flat, duplicates.FLAT_LIMIT, LIMIT)
+        for i, j in zip(*np.nonzero(distance <= limit)):
+            found[i, j] = min(found.get((i, j), 255), int(distance[i, j]))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_near_pair_is_missed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    left = random_prints(rng, 400)
+    copies = [altered(rng, left[rng.integers(400)], int(rng.integers(0, 40))) for _ in range(300)]
+    right = np.concatenate([random_prints(rng, 500), np.stack(copies)])
+    sides = {"train": left, "val": right} if seed % 2 else {"train": right, "val": left}
+    true = brute_force(*sides.values())
+    pairs = {(p.left[1], p.right[1]): p.distance for p in find(sides)}
+    assert pairs.items() <= true.items()
+    for side in (0, 1):
+        nearest: dict[int, int] = {}
+        for pair, distance in true.items():
+            nearest[pair[side]] = min(nearest.get(pair[side], 255), distance)
+        for number, distance in nearest.items():
+            assert min(d for p, d in pairs.items() if p[side] == number) == distance
+    assert len(true) > 100
+
+
+def test_the_hardest_pair_shares_no_band() -> None:
+    """31 bits, two in each band but one: looking for equal bands alone would not find it."""
+    looks = np.zeros(256, np.uint8)
+    looks[16:32] = 1
+    other = looks.copy()
+    for band in range(16):
+        other[band * 16 + 3 : band * 16 + (4 if band == 9 else 5)] ^= 1
+    left, right = (
+        np.concatenate([np.full(16, n, np.uint8), np.packbits(bits)])[None]
+        for n, bits in enumerate((looks, other))
+    )
+    bands = [side[:, 16:].copy().view(np.uint16) for side in (left, right)]
+    assert not (bands[0] == bands[1]).any()
+    assert [p.distance for p in find({"train": left, "test": right})] == [LIMIT]
+
+
+def test_the_list_stays_short_where_everything_looks_alike() -> None:
+    rng = np.random.default_rng(0)
+    one = random_prints(rng, 2)[1]
+    sides = [np.stack([altered(rng, one, 3) for _ in range(count)]) for count in (300, 500)]
+    pairs = find({"train": sides[0], "test": sides[1]})
+    assert len(brute_force(*sides)) > 70_000
+    assert {p.left[1] for p in pairs} == set(range(300))
+    assert {p.right[1] for p in pairs} == set(range(500))
+    assert len(pairs) <= 800
+
+
+def _from_tar(name: str, inner: str, every: int = 1) -> list[Image.Image]:
+    if not (DATA / name).exists():
+        pytest.skip(f"{name} is not here")
+    with tarfile.open(DATA / name) as tar:
+        members = sorted((m for m in tar if inner in m.name and m.isfile()), key=lambda m: m.name)
+        opened = (tar.extractfile(member) for member in members[::every])
+        return [Image.open(io.BytesIO(file.read())).convert("RGB") for file in opened if file]
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "every", "bars"),
+    [
+        # Measured: all of every change, and 98 and 100 % of those cropped.
+        ("bccd/BCCD.tar", ".jpg", 4, dict.fromkeys(CHANGES, 0.98)),
+        ("sr-bsd68-set5/CBSD68.tar", ".png", 1, dict.fromkeys(CHANGES, 0.98)),
+    ],
+    ids=["bccd", "bsd68"],
+)
+def test_recall_on_photos(name: str, inner: str, every: int, bars: dict[str, float]) -> None:
+    images = _from_tar(name, inner, every)
+    own = prints(images)
+    for change, bar in bars.items():
+        pairs = find({"train": own, "test": prints([CHANGES[change](i) for i in images])})
+        found = sum(p.left[1] == p.right[1] for p in pairs)
+        assert found >= bar * len(images), f"{change}: {found} of {len(images)}"
+        assert found > 0.9 * len(pairs), change
+    halves = find({"train": own[::2], "test": own[1::2]})
+    assert len(halves) <= 1  # BCCD has two images of one slide that nearly agree
+
+
+def _mnist(name: str) -> Iterator[Image.Image]:
+    path = DATA / "mnist" / f"{name}-images-idx3-ubyte.gz"
+    if not path.exists():
+        pytest.skip("MNIST is not here")
+    pixels = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16)
+    return map(Image.fromarray, pixels.reshape(-1, 28, 28))
+
+
+def test_strokes_on_an_empty_ground_give_few_false_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST has no image twice; 8 of its 10,000 test images are in a pair all the same."""
+    images = {"train": list(_mnist("train")), "test": list(_mnist("t10k"))}
+    pairs = find({split: prints(given) for split, given in images.items()})
+    assert len({p.right for p in pairs}) <= 20
+    copies = find({"train": prints(images["test"][:300]), "test": prints(_changed(images["test"]))})
+    assert sum(p.left[1] == p.right[1] for p in copies) > 0.9 * 300
+
+    monkeypatch.setattr(duplicates, "FLAT_SHARE", 2)  # the control: no image counts as flat
+    loose = find({split: prints(given[:10_000]) for split, given in images.items()})
+    assert len({p.right for p in loose}) > 100
+
+
+def _changed(images: list[Image.Image]) -> list[Image.Image]:
+    return [jpeg(image, 50) for image in images[:300]]
+
+
+@pytest.mark.slow
+def test_cifar_10_has_images_on_both_sides() -> None:
+    """72 of the 10,000 test images, each looked at and found to show a scene of train."""
+    sides: dict[str, list[bytes]] = {"train": [], "test": []}
+    path = DATA / "cifar10-jpeg" / "cifar10-jpeg.tar.gz"
+    if not path.exists():
+        pytest.skip("CIFAR-10 is not here")
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if file := tar.extractfile(member):
+                image = Image.open(io.BytesIO(file.read())).convert("RGB")
+                sides[member.name.split("/")[0]].append(fingerprint(image))
+    assert {name: len(side) for name, side in sides.items()} == {"train": 50_000, "test": 10_000}
+    pairs = find(
+        {n: np.frombuffer(b"".join(s), np.uint8).reshape(-1, SIZE) for n, s in sides.items()}
+    )
+    assert 65 <= len({p.right for p in pairs}) <= 80
+
+
+def test_the_bundled_digits_give_few_false_pairs() -> None:
+    images = [Image.fromarray(np.rint(a * 255 / 16).astype(np.uint8)) for a in load_digits().images]
+    own = prints(images)
+    assert len(find({"train": own[::2], "test": own[1::2]})) <= 5

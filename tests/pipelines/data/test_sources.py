@@ -1,0 +1,198 @@
+"""Each source is recognised as one format, and hostile bytes get no further than an error."""
+
+from __future__ import annotations
+
+import random
+import resource
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sample_sources as made
+
+from models.core.errors import TesseraError
+from pipelines.data.annotations import check
+from pipelines.data.importers.support.reading import image_size
+from pipelines.data.packing.pack import formats, importer, recognise
+from pipelines.data.sources import Source
+
+MADE: Mapping[str, Callable[[Path], Path]] = {
+    "cifar10": made.cifar_python,
+    "coco": made.coco,
+    "csv": made.table,
+    "instance_masks": made.instance_masks,
+    "masks": made.masks,
+    "medmnist": made.medmnist,
+    "voc": made.voc,
+    "yolo": made.yolo,
+}
+
+
+@pytest.mark.parametrize("name", list(MADE))
+@pytest.mark.parametrize("around", ["", "inner"])
+def test_a_made_source_is_recognised_as_its_format_alone(
+    tmp_path: Path, name: str, around: str
+) -> None:
+    folder = MADE[name](tmp_path / "set" / around)
+    if around and name in ("coco", "csv", "instance_masks", "medmnist"):
+        folder = tmp_path / "set" / around  # these are looked for where they are given
+    else:
+        folder = tmp_path / "set"
+    assert recognise(str(folder))[0] == name
+
+
+def test_every_importer_says_what_it_takes(tmp_path: Path) -> None:
+    for name in formats():
+        module = importer(name)
+        assert name == module.NAME
+        assert all(isinstance(text, str) and text for text in module.OPTIONS.values())
+        assert not module.recognises(str(tmp_path / "nowhere"))
+        assert not module.recognises(str(tmp_path))
+
+
+REAL = {
+    "bccd": ("BCCD.tar", "voc"),
+    "cifar10-jpeg": ("cifar10-jpeg.tar.gz", "image_folder"),
+    "dsb2018-fluorescence": ("dsb2018-fluorescence.tar.gz", "instance_masks"),
+    "isbi-membrane": ("membrane.tar", "masks"),
+    "sr-bsd68-set5": ("CBSD68.tar", "images"),
+}
+
+
+@pytest.mark.parametrize("place", list(REAL))
+def test_the_real_sets_are_recognised_by_their_names_alone(tmp_path: Path, place: str) -> None:
+    """The files are there, 30 a folder, and empty: images are not read to recognise a format."""
+    name, form = REAL[place]
+    archive = made.DATA / place / name
+    if not archive.is_file():
+        pytest.skip(f"{place} is not here")
+    with tarfile.open(archive) as tar:
+        seen: Counter[Path] = Counter()
+        for member in tar:
+            path = tmp_path / member.name
+            seen[path.parent] += member.isfile()
+            if member.isfile() and seen[path.parent] <= 30:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    root = tmp_path / "CBSD68" if form == "images" else tmp_path
+    assert recognise(str(root))[0] == form
+
+
+def test_the_nuclei_with_their_json_are_coco_s(tmp_path: Path) -> None:
+    folder = made.instance_masks(tmp_path / "stage1_train").parent
+    assert recognise(str(folder))[0] == "instance_masks"
+    (folder / "instances_train.json").write_text("{}")
+    assert recognise(str(folder))[0] == "coco"
+
+
+def read_all(source: Source) -> None:
+    """Everything of every item that can be read, as a pack does."""
+    for item in source.items:
+        if item.problem:
+            continue
+        try:
+            data = source.load(item)
+            size = image_size(data, item.origin)
+            if source.annotate:
+                height, width = size
+                note = source.annotate(item)
+                check(
+                    note, height=height, width=width, classes=len(source.classes), where=item.origin
+                )
+        except TesseraError:
+            continue
+
+
+def mutate(data: bytes, dice: random.Random) -> bytes:
+    raw = bytearray(data)
+    for _ in range(dice.choice((1, 1, 2, 8))):
+        at = dice.randrange(len(raw) + 1)
+        kind = dice.randrange(5)
+        if kind == 0:
+            raw[at : at + 1] = bytes([dice.randrange(256)])
+        elif kind == 1:
+            raw[at : at + dice.randrange(20)] = b""
+        elif kind == 2:
+            raw[at:at] = dice.choice((b"[", b"]", b'"', b"\0", b"\xff", b"<", b"&", b"1e999", b"-"))
+        elif kind == 3:
+            end = at + dice.randrange(50)
+            raw[at:at] = raw[at:end] * dice.choice((1, 3))
+        else:
+            raw[at:] = b""
+    return bytes(raw)
+
+
+TARGETS = {
+    "cifar10": "data_batch_1",
+    "coco": "annotations/instances_train2017.json",
+    "csv": "labels.csv",
+    "masks": "masks/0.png",
+    "medmnist": "pathmnist.npz",
+    "voc": "Annotations/2007_000000.xml",
+    "yolo": "data.yaml",
+    "yolo labels": "labels/train/0.txt",
+    "voc lists": "ImageSets/Main/train.txt",
+    "cifar10 names": "batches.meta",
+}
+
+
+@pytest.mark.parametrize("what", list(TARGETS))
+def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) -> None:
+    """Never another exception, never long, and within bounds of memory."""
+    name = what.split()[0]
+    folder = MADE[name](tmp_path / "set")
+    path = folder / TARGETS[what]
+    whole = path.read_bytes()
+    dice = random.Random(what)
+    module = importer(name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused, longest = 0, 0.0
+    for _ in range(150):
+        path.write_bytes(mutate(whole, dice))
+        start = time.process_time()
+        try:
+            module.recognises(str(folder))
+            read_all(module.read(str(folder), {}))
+        except TesseraError:
+            refused += 1
+        longest = max(longest, time.process_time() - start)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert refused or what in ("masks", "voc", "voc lists", "yolo labels")
+    assert longest < 5
+    assert grown < 100 << 10  # KiB
+    path.write_bytes(whole)
+    assert len(module.read(str(folder), {}).items)
+
+
+def test_the_untouched_sources_are_read_whole(tmp_path: Path) -> None:
+    """The control of the test above: nothing is refused where nothing was changed."""
+    for name, make in MADE.items():
+        source = importer(name).read(str(make(tmp_path / name)), {})
+        assert not any(item.problem for item in source.items)
+        for item in source.items:
+            height, width = image_size(source.load(item), item.origin)
+            if source.annotate:
+                note = source.annotate(item)
+                check(note, height=height, width=width, classes=len(source.classes), where="x")
+            assert all(path.is_file() for path in source.files(item))
+        assert len({item.origin for item in source.items}) == len(source.items)
+        assert len({item.key for item in source.items}) == len(source.items)
+
+
+def test_sources_go_to_other_processes(tmp_path: Path) -> None:
+    import pickle
+
+    for name, make in MADE.items():
+        source = importer(name).read(str(make(tmp_path / name)), {})
+        copy = pickle.loads(pickle.dumps(source))
+        item = copy.items[0]
+        assert copy.load(item) == source.load(source.items[0])
+        if source.annotate:
+            one, two = source.annotate(item), copy.annotate(item)
+            for field in ("boxes", "pixels"):
+                if hasattr(one, field):
+                    np.testing.assert_array_equal(getattr(one, field), getattr(two, field))

@@ -1,0 +1,161 @@
+"""Models examined side by side: the same with any number of ranks, and the report of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gloo_ranks
+import pytest
+import rank_work
+import torch
+
+import models
+from models.core.errors import UsageError
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+from pipelines.evaluation import results
+from pipelines.interfaces import World
+from pipelines.promotion import policy
+from pipelines.training import checkpoints, inputs, loaded_model
+from pipelines.training.checkpoints import Progress
+
+WORK = Path(rank_work.__file__)
+
+
+def model(
+    family: str, data: Path, folder: Path, *, seed: int = 0, epochs: int = 0
+) -> dict[str, str]:
+    """A model's files as a payload names them, untrained or trained a little."""
+    recipe = recipes.start(family, "tiny").with_overrides(
+        {"data.path": str(data), "train.epochs": max(epochs, 1), "seed": seed}
+    )
+    if epochs:
+        summary = rank_work.train(World(), {"recipe": recipe.to_json(), "run_dir": str(folder)})
+        path = folder / "checkpoints" / summary["checkpoint"]
+    else:
+        card = cards.read(data)
+        torch.manual_seed(seed)
+        module = models.get(family).build(recipe.config(), inputs.seen_of(recipe, card))
+        path = checkpoints.save(
+            folder,
+            weights=module.state_dict(),
+            training=None,
+            optimizers={},
+            recipe=recipe,
+            card=card,
+            progress=Progress(),
+        )
+    files = folder / "model"
+    return {
+        "name": folder.name,
+        "model": str(files),
+        "digest": checkpoints.write_model(path, files),
+    }
+
+
+@pytest.fixture(scope="module")
+def two(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    root = tmp_path_factory.mktemp("models")
+    return [
+        model("cnn", digits, root / "good <b>", epochs=4),
+        model("cnn", digits, root / "poor", seed=1),
+    ]
+
+
+def payload(digits: Path, two: list[dict[str, str]], **more: Any) -> dict[str, Any]:
+    return {"models": two, "data": str(digits), "split": "test", **more}
+
+
+def test_what_is_found_does_not_depend_on_the_ranks(
+    digits: Path, two: list[dict[str, str]]
+) -> None:
+    asked = payload(digits, two, robustness=40)
+    found = [gloo_ranks.run(WORK, "examine", size, asked)[0] for size in (1, 2)]
+    assert found[0]["models"] == found[1]["models"]
+    assert found[0] == found[1]
+    good, poor = (results.assessment(one) for one in found[0]["models"])
+    assert good.samples == poor.samples == cards.read(digits).split("test").samples
+    accuracy = good.figures["accuracy"]
+    assert 0.6 < accuracy.low < accuracy.value < accuracy.high <= 1
+    compared = results.comparison(found[0]["comparisons"][0])
+    lead = compared.figures["accuracy"]
+    assert lead.value == pytest.approx(accuracy.value - poor.figures["accuracy"].value)
+    assert lead.low > 0.3
+    assert compared.mcnemar is not None
+    assert compared.mcnemar.p_value < 1e-6
+    images = sum(part.samples for part in good.slices if part.by == "brightness")
+    assert images == good.samples
+    assert good.robustness is not None
+    assert good.robustness.samples == 40
+    assert good.robustness.clean > 0.6
+    worst = min(values[-1] for values in good.robustness.corrupted.values())
+    assert worst < good.robustness.clean
+    assert good.robustness.attacked["pgd_8"] < good.robustness.clean
+
+
+def test_a_report_opens_offline_and_runs_nothing(
+    digits: Path, two: list[dict[str, str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "report"
+    asked = payload(digits, two, robustness=20, costs=True, report=str(folder))
+    found = rank_work.examine(World(), asked)
+    assert json.loads((folder / "report.json").read_text()) == found
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page), "nothing from elsewhere"
+    assert "good <b>" not in page
+    assert html.escape("good <b>") in page, "names are other people's words"
+    assert "default-src 'none'" in page
+    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert pictures == [
+        f"{name}-{number}.png"
+        for name in ("charts", "confusion_matrix", "worst_mistakes")
+        for number in (1, 2)
+    ]
+    value = found["models"][0]["figures"]["accuracy"]["value"]
+    assert f"{value:.4g}" in page
+    costs = found["models"][0]["costs"]
+    assert costs.keys() == policy.COSTS, "a policy that names another would never be measured"
+    assert costs["latency_p50_ms"] <= costs["latency_p95_ms"]
+    assert costs["size_bytes"] == sum(
+        path.stat().st_size for path in Path(two[0]["model"]).rglob("*") if path.is_file()
+    )
+
+
+def test_fields_make_slices(digits: Path, two: list[dict[str, str]]) -> None:
+    number = cards.read(digits).split("test").samples
+    loader = loaded_model.open_subject(
+        Path(two[0]["model"]), two[0]["digest"], str(digits), World()
+    ).loader("test", World())
+    keys = [key for _, batch in loader.batches() for key in batch["key"]]
+    assert len(keys) == number
+    fields = {"half": {key: "first" if place < 50 else "rest" for place, key in enumerate(keys)}}
+    found = rank_work.examine(World(), payload(digits, two[:1], fields=fields))["models"][0]
+    sizes = {part["name"]: part["samples"] for part in found["slices"] if part["by"] == "half"}
+    assert sizes == {"first": 50, "rest": number - 50}
+
+
+def test_models_of_two_tasks_are_not_compared(
+    digits: Path, two: list[dict[str, str]], tmp_path: Path
+) -> None:
+    other = model("autoencoder", digits, tmp_path / "other")
+    with pytest.raises(UsageError, match="no figure in common"):
+        rank_work.examine(World(), payload(digits, [two[0], other], intervals=False))
+
+
+def test_an_image_that_is_its_own_truth_is_not_spoiled(digits: Path, tmp_path: Path) -> None:
+    asked = payload(digits, [model("autoencoder", digits, tmp_path / "one")], robustness=20)
+    found = rank_work.examine(World(), {**asked, "intervals": False})["models"][0]
+    assert found["robustness"] is None
+
+
+def test_plain_data_comes_back_as_it_was(digits: Path, two: list[dict[str, str]]) -> None:
+    found = rank_work.examine(World(), payload(digits, two, robustness=10))
+    for one in found["models"]:
+        assert json.loads(json.dumps(results.to_plain(results.assessment(one)))) == one
+    (compared,) = found["comparisons"]
+    assert json.loads(json.dumps(results.to_plain(results.comparison(compared)))) == compared

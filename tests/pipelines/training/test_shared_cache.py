@@ -1,0 +1,56 @@
+"""The ranks of a machine decode into the same memory, and nothing of it stays behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gloo_ranks
+
+from models.core.family import DataSpec
+from pipelines.data.loading import pixel_cache
+from pipelines.interfaces import World
+from pipelines.training.shared_cache import share_pixels
+
+SPEC = DataSpec("classification", 1, 4, 4, ("a", "b"))
+
+
+def work(world: World, payload: dict[str, Any]) -> dict[str, Any]:
+    """Each rank writes its own sample, and waits until it sees those of all."""
+    shared = share_pixels(world.size, SPEC, world)
+    if shared is None:
+        return {"shared": False}
+    assert shared.path is not None
+    shared.images[world.rank] = world.rank + 1
+    shared.filled[world.rank] = 1
+    deadline = time.monotonic() + 20
+    while int(shared.filled.sum()) < world.size and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return {
+        "shared": True,
+        "named": shared.path.exists(),
+        "path": str(shared.path),
+        "seen": shared.images[:, 0, 0, 0].tolist(),
+    }
+
+
+def test_three_ranks_see_what_each_has_written() -> None:
+    answers = gloo_ranks.run(Path(__file__), "work", 3, {})
+    assert [answer["seen"] for answer in answers] == [[1, 2, 3]] * 3
+    assert len({answer["path"] for answer in answers}) == 1
+    assert not any(answer["named"] for answer in answers), "a killed rank would leave it behind"
+
+
+def test_a_rank_alone_keeps_its_own() -> None:
+    assert share_pixels(3, SPEC, World()) is None
+
+
+def test_a_file_that_is_made_has_a_name_until_it_is_taken_away() -> None:
+    """The control of the test above."""
+    made = pixel_cache.create(3, SPEC)
+    assert made is not None
+    assert made.path is not None
+    assert made.path.exists()
+    made.unlink()
+    assert not made.path.exists()

@@ -1,0 +1,275 @@
+"""The loop, in this process and on gloo ranks: what each setting does, and exact resume."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gloo_ranks
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.core.errors import TesseraError
+from pipelines import recipe as recipes
+from pipelines.data import card as cards
+from pipelines.interfaces import World
+from pipelines.recipe import Recipe
+from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.training import checkpoints, worker
+
+WORK = Path(__file__).parents[2] / "support" / "rank_work.py"
+
+
+def small(digits: Path, **changes: Any) -> Recipe:
+    start = recipes.start(changes.pop("family", "cnn"), changes.pop("variant", "tiny"))
+    return start.with_overrides(
+        {
+            "data.path": str(digits),
+            "data.digest": cards.read(digits).digest,
+            "train.epochs": 3,
+            "train.batch_size": 100,  # 1,439 images: the last batch is short
+            "train.precision": "fp32",
+            "train.log_every_steps": 1,
+            **changes,
+        }
+    )
+
+
+def fit(recipe: Recipe, folder: Path, **more: Any) -> dict[str, Any]:
+    """Trains here; gives the summary with every event and the final weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    emit = SpoolFile(folder / "spool.jsonl")
+    payload = {"recipe": recipe.to_json(), "run_dir": str(folder), **more}
+    summary = worker.run(payload, World(), emit)
+    emit.close()
+    events = [event for event, _ in read_events(folder / "spool.jsonl")]
+    last = sorted(folder.glob("checkpoints/step-*"))[-1]
+    stored = load_file(last / "weights.safetensors")
+    weights = {name: tensor.clone() for name, tensor in stored.items()}  # not the file's own pages
+    return {**summary, "events": events, "weights": weights}
+
+
+def losses(result: dict[str, Any]) -> list[float]:
+    found = [e["values"].get("train/loss") for e in result["events"] if e["kind"] == "metrics"]
+    return [value for value in found if value is not None]
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    a, b = one["weights"], other["weights"]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return fit(small(digits), tmp_path_factory.mktemp("plain"))
+
+
+def test_it_learns_and_says_what_it_did(plain: dict[str, Any]) -> None:
+    assert len(losses(plain)) == 3 * 15
+    assert losses(plain)[-1] < losses(plain)[0] * 0.75
+    pictures = [e["path"] for e in plain["events"] if e["kind"] == "artifact"]
+    assert {Path(p).stem for p in pictures} == {
+        *(f"val-{epoch:05d}" for epoch in (1, 2, 3)),
+        "training_samples",
+        "worst_mistakes",
+        "confusion_matrix",
+    }
+    validated = [e for e in plain["events"] if "val/accuracy" in e.get("values", {})]
+    assert [e["step"] for e in validated] == [1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_weights(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    assert equal(plain, fit(small(digits), tmp_path / "again"))
+    assert not equal(plain, fit(small(digits, seed=1), tmp_path / "other"))
+
+
+def test_accumulation_is_the_same_training(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    cut = fit(small(digits, **{"train.accumulate": 3}), tmp_path)
+    apart = max(abs(a - b) for a, b in zip(losses(plain), losses(cut), strict=True))
+    assert 0 < apart < 1e-4
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train.ema": 0.9},
+        {"variant": "base", "model.widths": [8, 16], "train.epochs": 2},
+        {"variant": "lenet-dropout", "augment.crop_padding": 1, "train.epochs": 2},
+        {"optim.model.kind": "adamw", "train.clip_norm": 0.5, "train.epochs": 2},
+    ],
+    ids=["plain", "ema", "batchnorm", "dropout and augmentation", "adamw and clipping"],
+)
+@pytest.mark.parametrize("step", [7, 15], ids=["mid-epoch", "at an epoch's end"])
+def test_resume_is_exact(changes: dict[str, Any], step: int, digits: Path, tmp_path: Path) -> None:
+    recipe = small(digits, **{"checkpoint.every_steps": 7, "checkpoint.keep": 99, **changes})
+    whole = fit(recipe, tmp_path / "whole")
+    name = f"step-{step:09d}"
+    shutil.copytree(
+        tmp_path / "whole" / "checkpoints" / name, tmp_path / "cut" / "checkpoints" / name
+    )
+    resumed = fit(recipe, tmp_path / "cut")
+    assert equal(whole, resumed)
+    assert losses(resumed) == losses(whole)[step:]
+
+
+def test_a_damaged_newest_checkpoint_is_left_out_and_said(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    recipe = small(digits, **{"checkpoint.keep": 99})
+    whole = fit(recipe, tmp_path)
+    newest = tmp_path / "checkpoints" / "step-000000045" / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    again = fit(recipe, tmp_path)
+    notices = [
+        e["text"] for e in again["events"] if e["kind"] == "notice" and e.get("level") != "info"
+    ]
+    assert len(notices) == 1
+    assert "step-000000045 is damaged" in notices[0]
+    assert [e["step"] for e in again["events"] if e["kind"] == "resume"] == [30]
+    assert equal(whole, again)
+
+
+@pytest.mark.fault(18)
+def test_resume_with_another_seed_batch_or_data_is_refused(digits: Path, tmp_path: Path) -> None:
+    recipe = small(digits, **{"train.epochs": 1})
+    fit(recipe, tmp_path)
+    for change in ({"seed": 1}, {"train.batch_size": 50}, {"optim.model.lr": 0.01}):
+        with pytest.raises(TesseraError, match=next(iter(change)).replace(".", r"\.")):
+            fit(recipe.with_overrides(change), tmp_path)
+    with pytest.raises(TesseraError, match="another than the recipe names"):
+        fit(recipe.with_overrides({"data.digest": "0" * 64}), tmp_path)
+
+
+def test_in_pieces_it_comes_to_the_same(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    """The rate is on its way to the last epoch, wherever it stops; only then it answers."""
+    for epoch in (1, 2):
+        piece = fit(small(digits), tmp_path, until_epoch=epoch)
+        assert (piece["epochs"], piece["ended"], piece["figures"]) == (epoch, False, {})
+    whole = fit(small(digits), tmp_path, until_epoch=3)
+    assert whole["ended"]
+    assert whole["figures"] == plain["figures"]
+    assert losses(whole) == losses(plain)
+    assert equal(whole, plain)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optim.model.lr": 0.01},
+        {"optim.model.momentum": 0.5},
+        {"optim.model.weight_decay": 0.1},
+        {"augment.label_smoothing": 0.2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_may_change_is_in_effect_after_a_resume(
+    change: dict[str, Any], plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    """The optimizer's own numbers in the checkpoint would have kept momentum and decay."""
+    fit(small(digits), tmp_path, until_epoch=1)
+    (path,) = change
+    changed = small(digits).with_overrides(change)
+    with pytest.raises(TesseraError, match=re.escape(path)):
+        fit(changed, tmp_path, changing=["augment.flip"])
+    again = fit(changed, tmp_path, changing=[path])
+    assert losses(again)[:15] == losses(plain)[:15]
+    assert not equal(again, plain)
+    newest = checkpoints.load(tmp_path / "checkpoints" / again["newest"])
+    assert newest.recipe == changed
+
+
+def test_patience_stops_early(digits: Path, tmp_path: Path) -> None:
+    still = {"optim.model.lr": 1e-12, "train.patience": 2, "train.epochs": 9}
+    result = fit(small(digits, **still), tmp_path)
+    assert result["epochs"] == 3
+    assert result["epoch"] == 3  # of equals the later one
+
+
+def test_the_average_answers(digits: Path, tmp_path: Path) -> None:
+    fit(small(digits, **{"train.ema": 0.9}), tmp_path)
+    folder = sorted(tmp_path.glob("checkpoints/step-*"))[-1]
+    state = checkpoints.load(folder)
+    assert any(not torch.equal(state.weights[k], state.training[k]) for k in state.weights)
+
+
+def test_frozen_parameters_do_not_move(digits: Path, tmp_path: Path) -> None:
+    """Transfer learning: another network's weights, all frozen but a new head."""
+    recipe = small(digits, family="resnet", **{"train.epochs": 1})
+    fit(recipe, tmp_path / "first")
+    learned = sorted(tmp_path.glob("first/checkpoints/step-*"))[-1] / "weights.safetensors"
+    changes = {"model.weights": str(learned), "model.freeze": "backbone", "train.epochs": 2}
+    result = fit(recipe.with_overrides(changes), tmp_path / "second")
+    before = load_file(learned)
+    moved = {k for k, v in result["weights"].items() if not torch.equal(v, before[k])}
+    assert moved
+    assert all(k.startswith("fc.") for k in moved), moved
+
+
+def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+    """Two are on a real Ray in `test_training_integration.py`."""
+    payload = {"recipe": small(digits).to_json(), "run_dir": str(tmp_path)}
+    found = gloo_ranks.run(WORK, "train", 3, payload)[0]
+    apart = max(abs(a - b) for a, b in zip(losses(plain), found["losses"], strict=True))
+    assert apart < 1e-4
+
+
+@pytest.mark.fault(15)
+def test_ranks_without_an_image_go_on(digits: Path, tmp_path: Path) -> None:
+    """A last batch of one image for 3 ranks: two of them have nothing to count."""
+    assert cards.read(digits).split("train").samples % 719 == 1
+    changes = {"train.batch_size": 719, "train.epochs": 2}
+    payload = {"recipe": small(digits, **changes).to_json(), "run_dir": str(tmp_path / "three")}
+    found = gloo_ranks.run(WORK, "train", 3, payload)[0]
+    alone = fit(small(digits, **changes), tmp_path / "one")
+    apart = max(abs(a - b) for a, b in zip(losses(alone), found["losses"], strict=True))
+    assert apart < 1e-4
+
+
+def test_one_image_that_can_t_be_normalised_is_refused(digits: Path, tmp_path: Path) -> None:
+    """On 8x8 pixels the last maps are one pixel: torch's own error would have Ray try it again."""
+    changes = {"train.batch_size": 1438, "variant": "base", "model.pools": 3}
+    with pytest.raises(TesseraError, match=r"1 image of a batch.*normalise.*batch_size"):
+        fit(small(digits, **changes), tmp_path)
+
+
+def test_every_rank_stops_at_a_loss_that_is_not_finite(digits: Path, tmp_path: Path) -> None:
+    recipe = small(digits, **{"optim.model.lr": 1e9})
+    answers = gloo_ranks.run(
+        WORK, "train", 2, {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
+    )
+    assert answers[0] == answers[1]
+    assert "not finite at step" in answers[0]["error"]
+    assert re.search(r"in a batch with: \d{4}, \d{4}", answers[0]["error"]), "keys are named"
+    assert not list(tmp_path.glob("checkpoints/step-*")), "such weights are never written"
+
+
+def test_evaluation_does_not_depend_on_the_ranks(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    """On the train split, whose 1,439 images are six batches, the last one short."""
+    fit(small(digits, **{"train.epochs": 1}), tmp_path)
+    digest = checkpoints.write_model(
+        sorted(tmp_path.glob("checkpoints/step-*"))[-1], tmp_path / "model"
+    )
+    payload = {
+        "model": str(tmp_path / "model"),
+        "digest": digest,
+        "data": str(digits),
+        "split": "train",
+    }
+    found = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 2, 3)]
+    assert found[0]["samples"] == cards.read(digits).split("train").samples
+    assert found[0] == found[1] == found[2]
+    assert json.dumps(found[0]["figures"])

@@ -1,0 +1,114 @@
+"""A generating network the whole way: trained beside a judge, evaluated, promoted, asked for images.
+
+With a real MLflow, in this process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_runner import Call
+from PIL import Image
+
+from pipelines.promotion import champions
+from pipelines.training import checkpoints, inputs
+from pipelines.workflows import paths, services
+
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "initial_frechet.py"
+pytestmark = pytest.mark.slow
+SMALL = ("--variant", "tiny", "--workers", "0", "--set", "train.epochs=1", "--json")
+
+
+def test_the_whole_way(
+    call: Call, digits: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(store))
+    quick = ("--set", "train.ema=0", "--set", "optim.generator.lr=0.01")  # or all it makes is grey
+    gan = ("train", "dcgan", "--data", digits, *SMALL, *quick)
+    refused = call(*gan)
+    assert refused.status == 2
+    assert "--set judge=models:/" in refused.err
+    absent = call(*gan, "--set", "judge=models:/nobody")
+    assert absent.status == 1
+    assert "no registered model 'nobody'" in absent.err
+    assert not list(paths.runs_dir().glob("dcgan-*")), "what is refused leaves nothing behind"
+
+    for _ in range(2):
+        assert call("train", "cnn", "--data", digits, *SMALL).status == 0
+    made = json.loads(call(*gan, "--set", "judge=models:/digits").out)
+    assert made["model"] == "models:/digits-generation/1"
+    registry = services.open_registry()
+    version = registry.version("digits-generation", 1)
+    recipe = json.loads(version.tags["tessera.recipe"])
+    judge = registry.version("digits", 2)
+    assert recipe["judge"] == "models:/digits/2", "the newest, by its number from now on"
+    assert recipe["judge_digest"] == judge.tags["tessera.digest"]
+    assert version.tags["tessera.servable"].startswith("no: dcgan")
+    (folder,) = paths.runs_dir().glob("dcgan-*")
+    assert checkpoints.verify(folder / inputs.JUDGE) == recipe["judge_digest"]
+
+    said = call("evaluate", "digits-generation", "--data", digits, "--json")
+    assert said.status == 0, said.err
+    (evaluation,) = json.loads(said.out)["models"]
+    assert evaluation["judge_digest"] == recipe["judge_digest"]
+    figures = {name: one["value"] for name, one in evaluation["figures"].items()}
+    assert figures["frechet"] > 0
+    assert call("promote", "digits-generation", "--version", 1).status == 0
+
+    # By another judge, in another run: no comparison.
+    other = call(*gan, "--set", "judge=models:/digits/1")
+    assert other.status == 0, other.err
+    assert call("evaluate", "digits-generation/2", "--data", digits).status == 0
+    verdict = call("promote", "digits-generation", "--version", 2)
+    assert verdict.status == 1
+    assert "another classifier judged it" in verdict.out
+    champion = champions.current(registry, "digits-generation")
+    assert champion is not None
+    assert champion.number == 1
+
+    _ask(call, tmp_path, digits)
+    _compare_with_the_beginning(digits, figures)
+    resumed = call("train", "--resume", folder.name, "--workers", "0", "--json")
+    assert json.loads(resumed.out)["model"] == "models:/digits-generation/1"
+    shutil.rmtree(folder / inputs.JUDGE)
+    assert call("train", "--resume", folder.name, "--workers", "0", "--json").status == 0
+
+
+def _ask(call: Call, tmp_path: Path, digits: Path) -> None:
+    model = "models:/digits-generation@champion"
+    files = ("--results", tmp_path / "results", "--pictures", tmp_path / "pictures")
+    answers = [
+        json.loads(line) for line in call("predict", model, "--samples", 3, *files).out.splitlines()
+    ]
+    assert [a["sample"] for a in answers] == [0, 1, 2]
+    assert all((a["height"], a["width"], a["seed"]) == (8, 8, 0) for a in answers)
+    found = [(tmp_path / "results" / a["result"]).read_bytes() for a in answers]
+    assert len(set(found)) == 3
+    with Image.open(tmp_path / "results" / answers[0]["result"]) as image:
+        assert (image.size, image.mode) == ((8, 8), "L")
+    assert all((tmp_path / "pictures" / a["picture"]).stat().st_size for a in answers)
+    for options, same in (((), True), (("--seed", 1), False)):
+        again = call("predict", model, "--samples", 1, *options, "--results", tmp_path / "again")
+        name = json.loads(again.out)["result"]
+        assert ((tmp_path / "again" / name).read_bytes() == found[0]) is same
+    about = call("predict", model, digits)
+    assert about.status == 2
+    assert "say how many: --samples" in about.err
+    assert call("predict", "models:/digits", "--samples", 3).status == 2
+
+
+def _compare_with_the_beginning(digits: Path, figures: dict[str, float]) -> None:
+    spec = importlib.util.spec_from_file_location("initial_frechet", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.initial_frechet("models:/digits-generation/1", str(digits))
+    assert found["trained"] == figures
+    assert found["initial"]["frechet"] > 0
+    assert found["initial"] != figures
+    assert found["share"] == figures["frechet"] / found["initial"]["frechet"]

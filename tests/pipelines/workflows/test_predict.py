@@ -1,0 +1,165 @@
+"""What is asked and what is written beside the lines, for every family, and documented."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import examples
+import numpy as np
+import pytest
+from PIL import Image
+
+import models
+from models.core.errors import TesseraError, UsageError
+from pipelines import recipe as recipes
+from pipelines.inference.predictor import Predictor
+from pipelines.interfaces import Version
+from pipelines.workflows import predict
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "answers.md"
+VERSION = Version("m", 1, "r", {"tessera.metrics": json.dumps({"val/threshold": 0.5})})
+SIZE = (50, 30)
+"""Width and height of the images asked about: not what the networks see."""
+
+
+def predictor(name: str) -> Predictor:
+    """Of an untrained network: its answers are nonsense of the right form."""
+    family = models.get(name)
+    weights = examples.tiny(family, seed=1).state_dict()
+    return Predictor(recipes.start(name, "tiny"), examples.spec(family), weights)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(3):
+        draw = np.random.default_rng(number)
+        pixels = draw.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def documented(task: str) -> set[str]:
+    """The fields that the document names in a task's section."""
+    sections = re.split(r"^## ", DOCUMENT.read_text(), flags=re.MULTILINE)
+    (section,) = [s for s in sections if s.startswith(task.replace("_", " ") + "\n")]
+    return set(re.findall(r"`(\w+)`", section))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_family_answers_with_files(name: str, images: list[str], tmp_path: Path) -> None:
+    asking = predictor(name)
+    task = asking.task
+    wants = {"pictures": tmp_path / "pictures"}
+    written = task.name not in ("classification", "verification")
+    if written:
+        wants["results"] = tmp_path / "results"
+    given = {"paths": tuple(images)} if task.from_images else {"paths": (), "samples": 3}
+    lines = list(predict.give(asking, predict.Asked(**given, **wants), VERSION))
+    assert len(lines) == 3
+    fields = documented(task.name)
+    if task.name == "instance_segmentation":
+        fields |= documented("detection")
+    for line in lines:
+        assert set(line) - {"path", "picture", "result"} <= fields
+        assert Image.open(tmp_path / "pictures" / line["picture"]).mode == "RGB"
+        for found in line.get("objects", []):
+            assert set(found) <= fields
+            left, top, right, bottom = found["box"]
+            assert 0 <= left <= right <= SIZE[0]
+            assert 0 <= top <= bottom <= SIZE[1]
+        json.dumps(line, allow_nan=False)
+    if task.coco_results:
+        found = json.loads((tmp_path / "results" / "results.json").read_text())
+        assert {one["image_id"] for one in found} <= {1, 2, 3}
+        assert len(found) == sum(len(line["objects"]) for line in lines)
+        assert all(1 <= one["category_id"] <= len(asking.data.classes) for one in found)
+    elif written:
+        made = [Image.open(tmp_path / "results" / line["result"]) for line in lines]
+        if task.name == "semantic_segmentation":
+            assert {(image.mode, image.size) for image in made} == {("L", SIZE)}
+        if task.name == "upscaling":
+            scale = lines[0]["scale"]
+            assert {image.size for image in made} == {(SIZE[0] * scale, SIZE[1] * scale)}
+
+
+@pytest.mark.parametrize("name", ["cnn", "embedding"])
+def test_answers_that_are_no_files_are_said_to_be_none(
+    name: str, images: list[str], tmp_path: Path
+) -> None:
+    asked = predict.Asked(tuple(images), results=tmp_path / "results")
+    with pytest.raises(UsageError, match="are no files"):
+        list(predict.give(predictor(name), asked, VERSION))
+
+
+def test_every_task_is_documented() -> None:
+    for name in models.names():
+        assert documented(models.get(name).task.name)
+    with pytest.raises(ValueError, match="not enough values"):
+        documented("telepathy")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"paths": ()}, "nothing is asked"),
+        ({"paths": ("a.png",), "samples": 3}, "PATHS and --samples"),
+        ({"paths": (), "samples": 3, "decode": Path("x")}, "--samples and --decode"),
+        ({"paths": (), "samples": 3, "gallery": Path("x")}, "--gallery goes with images"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        predict.Asked(**given)
+
+
+def test_a_network_is_asked_what_it_can_do(images: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="makes none up"):
+        list(predict.give(predictor("cnn"), predict.Asked((), samples=2), VERSION))
+    with pytest.raises(UsageError, match="--samples 64"):
+        list(predict.give(predictor("dcgan"), predict.Asked(tuple(images)), VERSION))
+    codes = tmp_path / "codes.jsonl"
+    codes.write_text('{"code": [1, 2]}\n')
+    with pytest.raises(UsageError, match="makes no codes"):
+        list(predict.give(predictor("cnn"), predict.Asked((), decode=codes), VERSION))
+    asked = predict.Asked(tuple(images), gallery=tmp_path)
+    with pytest.raises(UsageError, match="can't be compared"):
+        list(predict.give(predictor("cnn"), asked, VERSION))
+
+
+def test_samples_do_not_depend_on_how_many(tmp_path: Path) -> None:
+    few, more = tmp_path / "few", tmp_path / "more"
+    for count, folder in ((2, few), (5, more)):
+        asked = predict.Asked((), samples=count, results=folder, seed=4)
+        assert len(list(predict.give(predictor("dcgan"), asked, VERSION))) == count
+    names = sorted(path.name for path in few.iterdir())
+    assert all((few / name).read_bytes() == (more / name).read_bytes() for name in names)
+    assert len({(more / name).read_bytes() for name in names}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{}", 1),
+        ('{"code": []}', 1),
+        ('{"code": "abc"}', 1),
+        ('{"code": [1, 2]}\n{"code": [1]}', 2),
+        ('{"code": [1, 2]}\nnot JSON', 2),
+        ('{"code": ' + "[" * 100_000, 1),
+    ],
+)
+def test_codes_that_are_none_are_refused_by_their_line(
+    text: str, line: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "codes.jsonl"
+    path.write_text(text)
+    with pytest.raises(TesseraError, match=f"line {line} has no code"):
+        predict.read_codes(path)
+
+
+def test_codes_are_read_from_answers(tmp_path: Path) -> None:
+    path = tmp_path / "codes.jsonl"
+    path.write_text('{"path": "a.png", "code": [1, 2.5]}\n{"code": [0, -1]}\n')
+    assert predict.read_codes(path) == [[1.0, 2.5], [0.0, -1.0]]
