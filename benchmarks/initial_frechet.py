@@ -53,20 +53,20 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
         )
         initial = Path(scratch) / "initial"
         digests = {initial: checkpoints.write_model(fresh, initial), trained: found.digest}
-        figures = {}
+        metrics = {}
         for folder, digest in digests.items():
             asked = {"name": folder.name, "model": str(folder), "digest": digest}
             payload: dict[str, Any] = {"models": [{**asked, "judge": str(judge)}], "data": data}
             payload |= {"split": split, "intervals": False}
             (one,) = job.examine(payload, World(), _Silent())["models"]
-            figures[folder] = {name: found["value"] for name, found in one["figures"].items()}
+            metrics[folder] = {name: found["value"] for name, found in one["metrics"].items()}
     return {
         "model": f"models:/{version.name}/{version.number}",
         "judge": found.recipe.judge,
         "split": split,
-        "initial": figures[initial],
-        "trained": figures[trained],
-        "share": figures[trained]["frechet"] / figures[initial]["frechet"],
+        "initial": metrics[initial],
+        "trained": metrics[trained],
+        "share": metrics[trained]["frechet"] / metrics[initial]["frechet"],
     }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import models
-from models.core.family import Draws
+from models.core.family import BatchRng
 from pipelines import recipe as recipes
 from pipelines.data.loading.loaders import TrainLoader
 from pipelines.data.packing import pack
@@ -85,7 +85,9 @@ def bare(recipe: Recipe) -> float:
     precision = resolve_precision(recipe.train.precision, "cpu")
     loader = TrainLoader(Path(recipe.data.path), card, data, batch_size=128, seed=0, world=World())
     transform = family.augment(recipe.augment_settings(), data, train=False)
-    batches = [transform(step.batch, Draws(0, step.total, step.rows)) for step in loader.epoch(0)]
+    batches = [
+        transform(step.batch, BatchRng(0, step.total, step.rows)) for step in loader.epoch(0)
+    ]
     for batch in batches:
         batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
     torch.manual_seed(0)

@@ -127,7 +127,7 @@ def main() -> None:
         _, evaluation = evaluate(answer["model"].removeprefix("models:/"), asked.packed.resolve())
     measured = json.loads((asked.results / "recipes.json").read_text())
     own = measured.get(asked.recipe.resolve().relative_to(ROOT).as_posix(), {}).get("values", [])
-    reached = evaluation.figures[FIGURE]
+    reached = evaluation.metrics[FIGURE]
     result = {
         **machine("torch", "ray", "mlflow"),
         "recipe": asked.recipe.name,
@@ -143,7 +143,7 @@ def main() -> None:
         },
         "mlflow": runs,
         "winner": answer["winner"]["settings"],
-        "refit_test": evaluation.figures,
+        "refit_test": evaluation.metrics,
         "recipe_test": own,
         "at_least_as_good": reached >= statistics.mean(own) if own else None,
         "seconds": round(seconds, 1),

@@ -124,8 +124,8 @@ own, as every classifier of a data set is registered under the data set's."""
 def principal_components(packed: Path) -> list[str]:
     import references
 
-    figures = references.pca(str(packed), 32)
-    return [f"{figures['components']} principal components: mse {figures['mse']:.5f}"]
+    metrics = references.pca(str(packed), 32)
+    return [f"{metrics['components']} principal components: mse {metrics['mse']:.5f}"]
 
 
 def at_the_beginning(packed: Path) -> list[str]:

@@ -36,7 +36,7 @@ def pca(data: str, components: int = 32, split: str = "test") -> dict[str, Any]:
     spec = card.spec(reads="images")
     values = spec.channels * spec.height * spec.width
     if not 0 < components <= values:
-        raise UsageError(f"{components} components of {values}", mend=f"give 1 to {values}")
+        raise UsageError(f"{components} components of {values}", hint=f"give 1 to {values}")
     if values > MOST_VALUES:
         raise UsageError(f"images of {values:,} values, more than {MOST_VALUES:,}")
     count = 0
@@ -57,9 +57,9 @@ def pca(data: str, components: int = 32, split: str = "test") -> dict[str, Any]:
         for code, image, truth in zip(codes, made, truths):
             prediction = {"image": image.view(spec.shape), "code": code, "bits": 16 * components}
             target = {"image": truth.view(spec.shape)}
-            records.append(RECONSTRUCTION.compare(prediction, target, spec))
-    figures = RECONSTRUCTION.figures(records, spec)
-    return {"reference": "pca", "components": components, "split": split, **figures}
+            records.append(RECONSTRUCTION.make_record(prediction, target, spec))
+    metrics = RECONSTRUCTION.metrics(records, spec)
+    return {"reference": "pca", "components": components, "split": split, **metrics}
 
 
 def _images(data: str, split: str) -> Iterator[Any]:

@@ -73,7 +73,7 @@ def generations(count: int, folder: Path, at_once: int) -> None:
     """The calls of which a population's generation is made."""
     from pipelines.cluster import tasks
 
-    found = list(tasks.beside(nothing, {}, range(count), at_once=at_once))
+    found = list(tasks.map_local_tasks(nothing, {}, range(count), at_once=at_once))
     assert sorted(number for number, _ in found) == list(range(count))
 
 

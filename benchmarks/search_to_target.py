@@ -86,7 +86,7 @@ def records(trials: Path) -> list[list[tuple[float, float | None]]]:
             (event["time_ms"] / 1000, event.get("values", {}).get(f"val/{FIGURE}"))
             for event, _ in read_events(spool)
         ]
-        for spool in sorted(trials.glob("*/spool.jsonl"))
+        for spool in sorted(trials.glob("*/events.jsonl"))
     ]
 
 
@@ -155,13 +155,13 @@ def markdown(entry: dict[str, Any]) -> str:
     for way, reached, seconds, trials, epochs, whole, _, best in rows(entry["entries"]):
         lines.append(f"| {way} | {reached} | {seconds} | {trials} | {epochs} | {whole} | {best} |")
     seeds = max(one["searches"] for one in entry["entries"])
-    (figure,) = entry["target"]
+    (metric,) = entry["target"]
     return "\n".join(
         [
             *lines,
             "",
-            f"`{entry['recipe']}` with {', '.join(entry['changes']) or 'nothing changed'} to {figure} "
-            f"{entry['target'][figure]:g} within {entry['trials']} "
+            f"`{entry['recipe']}` with {', '.join(entry['changes']) or 'nothing changed'} to {metric} "
+            f"{entry['target'][metric]:g} within {entry['trials']} "
             f"trials (double: {2 * entry['trials']}), medians of {seeds} seeds' searches that came to "
             f"it (`python benchmarks/search_to_target.py`); {entry['hardware']}, at commit {entry['commit']}.",
             "",

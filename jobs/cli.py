@@ -96,7 +96,7 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
         context = getattr(error, "ctx", None)
         _complain(
             error.format_message(),
-            mend=f"see: {context.command_path} --help" if context else "",
+            hint=f"see: {context.command_path} --help" if context else "",
         )
         _leave(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -105,21 +105,21 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     except TesseraError as error:
         if verbose:
             raise
-        _complain(error.message, mend=error.mend)
+        _complain(error.message, hint=error.hint)
         _leave(error.exit_code)
     except OSError as error:  # a full disk, a folder that may not be written
         if verbose:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}", mend="--verbose shows where it happened")
+        _complain(f"{where}{error.strerror or error}", hint="--verbose shows where it happened")
         _leave(1)
     _leave(status if isinstance(status, int) else 0)
 
 
-def _complain(message: str, mend: str = "") -> None:
+def _complain(message: str, hint: str = "") -> None:
     print(f"tessera: {message}", file=sys.stderr)
-    if mend:
-        print(f"         {mend}", file=sys.stderr)
+    if hint:
+        print(f"         {hint}", file=sys.stderr)
 
 
 def _leave(status: int) -> NoReturn:

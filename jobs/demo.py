@@ -62,7 +62,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     facts: dict[str, Any] = {
         "family": recipe.family,
         "dataset": f"{version.name}, {evaluation.samples} test images",
-        "test accuracy": round(evaluation.figures["accuracy"], 4),
+        "test accuracy": round(evaluation.metrics["accuracy"], 4),
         "images/s": round(outcome.images_per_second),
         "run": outcome.link,
         "model version": reference,

@@ -43,7 +43,7 @@ class Finding:
     check: str
     state: str
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 @click.command()
@@ -75,8 +75,8 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.state:<5} {finding.check:<15} {finding.found}")
-            if finding.mend and finding.state != "ok":
-                click.echo(f"{'':<21} → {finding.mend}")
+            if finding.hint and finding.state != "ok":
+                click.echo(f"{'':<21} → {finding.hint}")
     if as_json:
         show_json([asdict(finding) for finding in findings])
     return int(any(finding.state == "fail" for finding in findings))
@@ -106,7 +106,7 @@ def check_versions() -> Iterator[Finding]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    mend = "install again: `make install`, or `pip install -r requirements.lock`"
+    hint = "install again: `make install`, or `pip install -r requirements.lock`"
     python = SpecifierSet(importlib.metadata.metadata("tessera")["Requires-Python"])
     good = python.contains(platform.python_version())
     yield Finding(
@@ -122,10 +122,10 @@ def check_versions() -> Iterator[Finding]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", f"is not installed (allowed: {bounds})", mend)
+            yield Finding(name, "fail", f"is not installed (allowed: {bounds})", hint)
             continue
         good = bounds.contains(version, prereleases=True)
-        yield Finding(name, "ok" if good else "fail", f"{version} (allowed: {bounds})", mend)
+        yield Finding(name, "ok" if good else "fail", f"{version} (allowed: {bounds})", hint)
 
 
 def check_disk() -> Finding:
@@ -162,8 +162,8 @@ def check_tracking() -> Iterator[Finding]:
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
     reason = local_services.ask(f"{uri.rstrip('/')}/health")
-    mend = "start it with `tessera up`, mend MLFLOW_TRACKING_URI, or unset it for the embedded one"
-    yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), mend)
+    hint = "start it with `tessera up`, mend MLFLOW_TRACKING_URI, or unset it for the embedded one"
+    yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), hint)
     if not reason:
         yield check_clock("mlflow's clock", server_time(f"{uri.rstrip('/')}/health") - time.time())
 
@@ -201,8 +201,8 @@ def check_worker(timeout_seconds: float) -> Iterator[Finding]:
         folder.mkdir(parents=True, exist_ok=True)
         ours.write_text(mark)
     except OSError as error:
-        mend = "set TESSERA_HOME to a folder that you may write"
-        yield Finding("storage", "fail", f"{folder}: {error.strerror}", mend)
+        hint = "set TESSERA_HOME to a folder that you may write"
+        yield Finding("storage", "fail", f"{folder}: {error.strerror}", hint)
     question = {
         "address": address or None,
         "tracking": paths.tracking_uri(),
@@ -218,8 +218,8 @@ def check_worker(timeout_seconds: float) -> Iterator[Finding]:
         ours.unlink(missing_ok=True)
         theirs.unlink(missing_ok=True)
     if answer is None:
-        mend = "see `tessera status`; unset RAY_ADDRESS to use an embedded Ray"
-        yield Finding("ray", "fail", f"{name}: {problem}", mend)
+        hint = "see `tessera status`; unset RAY_ADDRESS to use an embedded Ray"
+        yield Finding("ray", "fail", f"{name}: {problem}", hint)
         return
     yield Finding("ray", "ok", f"{name}: {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs")
     yield from judge(answer, seen)

@@ -55,7 +55,7 @@ def command(
     from pipelines.workflows.evaluate import ROBUSTNESS, Wanted
 
     if no_report and (folder or fields or robustness):
-        raise UsageError("--no-report goes with no other option of the report", mend="leave it out")
+        raise UsageError("--no-report goes with no other option of the report", hint="leave it out")
     wanted = Wanted()
     if not no_report:
         to = _folder(folder, models, split)
@@ -87,7 +87,7 @@ def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
     if given:
         folder = Path(given).absolute()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} is there already", mend="name a new folder")
+            raise UsageError(f"{folder} is there already", hint="name a new folder")
         return folder
     name = re.sub(r"[^\w.-]+", "-", "-".join(models))[:80].strip("-.")
     return paths.root() / "reports" / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -96,17 +96,17 @@ def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
 def _rows(found: list[Assessment], compared: list[Comparison]) -> list[dict[str, Any]]:
     """A line for each figure of the whole, a column for each model and each comparison."""
     rows = []
-    for name in (name for name in found[0].figures if "/" not in name):
-        row: dict[str, Any] = {"figure": name}
+    for name in (name for name in found[0].metrics if "/" not in name):
+        row: dict[str, Any] = {"metric": name}
         for one in found:
-            estimate = one.figures.get(name)
+            estimate = one.metrics.get(name)
             row[one.model] = (
                 f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
                 if estimate
                 else ""
             )
         for other in compared:
-            lead = other.figures.get(name)
+            lead = other.metrics.get(name)
             text = f"{lead.value:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})" if lead else ""
             row[f"lead over {other.second}"] = text
         rows.append(row)

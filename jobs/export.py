@@ -53,7 +53,7 @@ def command(
     from models.core.errors import UsageError
 
     if form is None:
-        raise UsageError("no format is given", mend="--format onnx, or --format pt2")
+        raise UsageError("no format is given", hint="--format onnx, or --format pt2")
     found = export(model, form, out=out, data=data, force=force)
     if as_json:
         show_json(found)

@@ -59,7 +59,7 @@ def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
             out.write(page)
     except OSError as error:
         raise TesseraError(
-            f"{file} can't be written: {error.strerror}", mend="give another --html"
+            f"{file} can't be written: {error.strerror}", hint="give another --html"
         ) from None
 
 

@@ -47,7 +47,7 @@ def command(
 
     if not readme:
         if not recipe or not data:
-            raise UsageError("a recipe and its data are needed", mend="measure RECIPE --data DIR")
+            raise UsageError("a recipe and its data are needed", hint="measure RECIPE --data DIR")
         path = Path(recipe)
         entry = measure(path, absolute_location(data), seeds, overrides)
         entry["packed"] = packed
@@ -77,7 +77,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     recipe = judges.settle(recipe)
     task = models.get(recipe.family).task
     commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains
-    figures: dict[str, list[float]] = {}
+    metrics: dict[str, list[float]] = {}
     seconds, speeds = [], []
     for seed in range(seeds):
         began = time.monotonic()
@@ -86,9 +86,9 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         speeds.append(outcome.images_per_second)
         version = outcome.version
         _, evaluation = evaluate(f"{version.name}/{version.number}", data)
-        for name, value in evaluation.figures.items():
-            figures.setdefault(name, []).append(value)
-        said = ", ".join(f"{name} {figures[name][-1]:.4f}" for name in task.headline)
+        for name, value in evaluation.metrics.items():
+            metrics.setdefault(name, []).append(value)
+        said = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline)
         click.echo(f"seed {seed}: test {said} in {seconds[-1]:.0f} s")
     return {
         "family": recipe.family,
@@ -98,9 +98,9 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         "data_digest": recipe.data.digest,
         "overrides": list(overrides),
         "judge": recipe.judge,
-        "figure": f"test {task.primary.name}",
-        "values": figures[task.primary.name],
-        "also": {name: figures[name] for name in task.headline if name != task.primary.name},
+        "metric": f"test {task.primary.name}",
+        "values": metrics[task.primary.name],
+        "also": {name: metrics[name] for name in task.headline if name != task.primary.name},
         "seconds": [round(s, 1) for s in seconds],
         "images_per_second": [round(s) for s in speeds],
         "workers": recipe.workers.count,
@@ -171,8 +171,8 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for path, entry in sorted(results.items(), key=_by_task):
-        figures = {entry["figure"].removeprefix("test "): entry["values"], **entry.get("also", {})}
-        said = ", ".join(f"{name} {spread(values)}" for name, values in figures.items())
+        metrics = {entry["metric"].removeprefix("test "): entry["values"], **entry.get("also", {})}
+        said = ", ".join(f"{name} {spread(values)}" for name, values in metrics.items())
         rows.append(
             f"| `{entry['family']}` | {_words(entry)} | {entry['data']} | {said} | "
             f"{statistics.mean(entry['seconds']):.0f} s | `{train_command(path, entry)}` |"

@@ -175,7 +175,7 @@ def _next(card: Card, to: str) -> str:
 def _parse_option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"--option {text!r} is no NAME=VALUE", mend="as in --option label=class")
+        raise UsageError(f"--option {text!r} is no NAME=VALUE", hint="as in --option label=class")
     return name, value
 
 
@@ -201,7 +201,7 @@ class _Cluster:
         if not self._opened:
             self._open()
         workers = self._workers or connection.cpus()
-        yield from tasks.spread(work, shared, parts, workers=workers)
+        yield from tasks.map_tasks(work, shared, parts, workers=workers)
 
     def _open(self) -> None:
         from pipelines.cluster import connection

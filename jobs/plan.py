@@ -52,19 +52,19 @@ def command(
     packed = not local or open_storage(source).size(FILE) is not None
     plan = _judge(source, readers) if packed else _recommend(source, form, options, readers)
     if as_json:
-        figures = {line.what: {"figure": line.figure, "why": line.why} for line in plan.lines}
+        metrics = {line.what: {"metric": line.metric, "why": line.why} for line in plan.lines}
         show_json(
             {
                 "shards": plan.shards,
                 "shard_samples": plan.shard_samples,
                 "shard_bytes": plan.shard_bytes,
-                "lines": figures,
+                "lines": metrics,
             }
         )
         return
     width = max(len(line.what) for line in plan.lines)
     for line in plan.lines:
-        click.echo(f"{line.what:<{width}}  {line.figure}\n{'':<{width}}    {line.why}")
+        click.echo(f"{line.what:<{width}}  {line.metric}\n{'':<{width}}    {line.why}")
     if not packed:
         click.echo(f"\ntessera pack {source} --to DIR --shard-samples {plan.shard_samples}")
 
@@ -84,11 +84,11 @@ def _recommend(source: str, form: str | None, options: tuple[str, ...], readers:
 
     pairs = {name: value for name, _, value in (option.partition("=") for option in options)}
     if not all("=" in option for option in options):
-        raise UsageError("an --option is no NAME=VALUE", mend="as in --option task=detection")
+        raise UsageError("an --option is no NAME=VALUE", hint="as in --option task=detection")
     _, importer, given, _ = pack.choose(source, form, pairs)
     if not hasattr(importer, "read"):
         raise UsageError(
-            f"{source} is in shards already, which stay as they are", mend="pack it, then plan DIR"
+            f"{source} is in shards already, which stay as they are", hint="pack it, then plan DIR"
         )
     found = importer.read(source, given)
     train = packing_plan.split_items(found.items, seed=0)["train"]

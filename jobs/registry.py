@@ -26,13 +26,13 @@ def command(model: str | None, number: int | None, verbose: bool, as_json: bool)
     from pipelines.workflows import services
 
     if number is not None and model is None:
-        raise UsageError("--delete goes with a model", mend="tessera registry MODEL --delete N")
+        raise UsageError("--delete goes with a model", hint="tessera registry MODEL --delete N")
     known = services.open_registry()
     names = known.names()
     if model is not None:
         if model not in names:
             if not names:
-                raise TesseraError("no model is registered yet", mend="train one: tessera train")
+                raise TesseraError("no model is registered yet", hint="train one: tessera train")
             raise unknown("model", model, names)
         if number is not None:
             gate.delete(known, model, number)
@@ -70,7 +70,7 @@ def row(version: Version) -> dict[str, Any]:
     evaluation = gate.evaluation_of(version)
     primary = _primary(version)
     val = _json(version.tags.get("tessera.metrics", "")).get(f"val/{primary}")
-    test = evaluation.figures.get(primary) if evaluation else None
+    test = evaluation.metrics.get(primary) if evaluation else None
     verdict = _json(version.tags.get(gate.VERDICT_TAG, ""))
     said = "; ".join(verdict.get("reasons", ()))
     word = ("promoted" if verdict.get("passed") else "refused") if verdict else ""
@@ -78,7 +78,7 @@ def row(version: Version) -> dict[str, Any]:
         "version": version.number,
         "aliases": ", ".join(version.aliases),
         "family": version.tags.get("tessera.family"),
-        "figure": primary,
+        "metric": primary,
         "val": None if val is None else f"{val:.4f}",
         "test": None if test is None else f"{test:.4f}",
         "run": version.tags.get("tessera.run"),

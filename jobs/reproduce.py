@@ -40,8 +40,8 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
         show_json(found)
     else:
         shown = {**found, "differences": "; ".join(found["differences"]) or "none known"}
-        shown["figures"] = ", ".join(
-            f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in found["figures"].items()
+        shown["metrics"] = ", ".join(
+            f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in found["metrics"].items()
         )
         show_facts(shown)
     return 0 if found["reproduced"] else 1

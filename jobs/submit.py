@@ -66,7 +66,7 @@ def command(
     ):
         raise TesseraError(
             f"no Ray cluster takes jobs at {address}: {reason}",
-            mend="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS (and RAY_AUTH_MODE="
+            hint="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS (and RAY_AUTH_MODE="
             "token with RAY_AUTH_TOKEN_PATH where it asks for a token)",
         )
     from pipelines.cluster.jobs import Jobs
@@ -146,13 +146,13 @@ def find_cluster() -> tuple[str, bool]:
     if not given and fallback and not (up and fallback == up.environment["RAY_ADDRESS"]):
         raise UsageError(
             f"RAY_ADDRESS is {fallback!r}, which takes no jobs",
-            mend="set RAY_API_SERVER_ADDRESS to the dashboard's address, as in http://HOST:8265",
+            hint="set RAY_API_SERVER_ADDRESS to the dashboard's address, as in http://HOST:8265",
         )
     address = (given or ours).rstrip("/")
     if not address:
         raise TesseraError(
             "there is no Ray cluster to submit to",
-            mend="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS=http://HOST:8265",
+            hint="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS=http://HOST:8265",
         )
     if address == ours and up:
         os.environ.update(up.environment)
@@ -242,7 +242,7 @@ def ask_to_stop(job: str) -> bool:
         pass
     raise TesseraError(
         f"job {job} goes on",
-        mend=f"follow it with `ray job logs --follow {job}`, stop it with `ray job stop {job}`",
+        hint=f"follow it with `ray job logs --follow {job}`, stop it with `ray job stop {job}`",
     )
 
 

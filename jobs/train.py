@@ -47,10 +47,10 @@ def command(
     changes = changes_of(overrides, workers)
     if resume:
         if what or variant or model:
-            raise UsageError("--resume takes the recipe of the run it resumes", mend="leave it out")
+            raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")
         return _finish(_resume(resume, changes, data, experiment, verbose, as_json), as_json)
     if not what:
-        raise UsageError("nothing to train", mend="name a family or a recipe: tessera families")
+        raise UsageError("nothing to train", hint="name a family or a recipe: tessera families")
     recipe = choose(what, variant, data, changes)
     if dry_run:
         _describe(recipe, as_json)
@@ -112,12 +112,12 @@ def _finish(outcome: Outcome, as_json: bool) -> int:
         "run": outcome.run.name,
         "model": f"models:/{outcome.version.name}/{outcome.version.number}",
         "aliases": ", ".join(outcome.version.aliases),
-        **{f"val {name}": round(value, 4) for name, value in outcome.figures.items()},
+        **{f"val {name}": round(value, 4) for name, value in outcome.metrics.items()},
         "images/s": round(outcome.images_per_second),
         "page": outcome.link,
     }
-    if outcome.undelivered:
-        facts["undelivered"] = f"{outcome.undelivered} events wait in {outcome.run.spool}"
+    if outcome.failed_events:
+        facts["failed_events"] = f"{outcome.failed_events} events wait in {outcome.run.event_log}"
     if as_json:
         show_json(facts)
     else:

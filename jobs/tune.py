@@ -75,7 +75,7 @@ def command(
 
     if resume:
         if what or data:
-            raise UsageError("--resume takes what the search was begun with", mend="leave it out")
+            raise UsageError("--resume takes what the search was begun with", hint="leave it out")
         asked = search_board.find(resume)
     else:
         search_space.check_choices(kind, scheduler)
@@ -99,7 +99,7 @@ def command(
     if refit:
         made = _refit(asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json)
         facts["model"] = f"models:/{made.version.name}/{made.version.number}"
-        facts["refit"] = dict(made.figures)
+        facts["refit"] = dict(made.metrics)
     _show(asked, recipe, facts, as_json)
     return 0
 
@@ -112,7 +112,7 @@ def _choose(
 
     if not what:
         raise UsageError(
-            "nothing to search for", mend="name a family or a recipe: tessera families"
+            "nothing to search for", hint="name a family or a recipe: tessera families"
         )
     return train.choose(what, variant, data, changes)
 
@@ -122,7 +122,7 @@ def _seconds(text: str) -> float:
 
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if not found or not float(found[1]):
-        raise UsageError(f"--budget {text}", mend="give a time like 90s, 30m or 2h")
+        raise UsageError(f"--budget {text}", hint="give a time like 90s, 30m or 2h")
     return float(found[1]) * SECONDS[found[2]]
 
 
@@ -131,14 +131,14 @@ def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool)
     from jobs.shared.terminal import show_facts, show_json
     from pipelines.workflows import search_board
 
-    figure = models.get(recipe.family).task.primary
+    metric = models.get(recipe.family).task.primary
     trials: list[Trial] = facts["trials"]
     best: Trial = facts["winner"]
     if as_json:
         plain = {**facts, "winner": vars(best), "trials": [vars(t) for t in trials]}
         show_json(plain)
         return
-    click.echo(f"\ntrial  status    epochs  val {figure.name:<12}  settings")
+    click.echo(f"\ntrial  status    epochs  val {metric.name:<12}  settings")
     for trial in trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         click.echo(
@@ -148,13 +148,13 @@ def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool)
     click.echo()
     shown = {
         "search": asked.name,
-        "winner": f"trial {best.number}: val {figure.name} {best.value:.4f}",
+        "winner": f"trial {best.number}: val {metric.name} {best.value:.4f}",
         "settings": search_board.settings_text(best.settings),
         "recipe": str(asked.folder / "winner.yaml"),
         "page": facts["page"],
     }
     if "model" in facts:
-        shown["refit"] = f"val {figure.name} {facts['refit'][figure.name]:.4f}"
+        shown["refit"] = f"val {metric.name} {facts['refit'][metric.name]:.4f}"
         shown["model"] = facts["model"]
     show_facts(shown)
 

@@ -95,7 +95,7 @@ def prepare_store() -> None:
         said = str(error).strip() or type(error).__name__
         raise TesseraError(
             f"MLflow's store {paths.root() / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
-            mend="put a good copy in its place, or move it away to begin an empty one",
+            hint="put a good copy in its place, or move it away to begin an empty one",
         ) from error
 
 

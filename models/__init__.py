@@ -47,27 +47,27 @@ def _outside(name: str) -> Family[Any]:
     if spec is None:
         raise UsageError(
             f"the family {name!r} is a Python module that can't be found here",
-            mend="put the folder that its name begins in on PYTHONPATH, or install its package: "
+            hint="put the folder that its name begins in on PYTHONPATH, or install its package: "
             "here, and on every machine of a Ray cluster",
         )
     if not _has_family(spec):
         raise UsageError(
             f"the module {name!r} has no family: {spec.origin} says nothing of FAMILY",
-            mend="end it with a line like: FAMILY = Mixer()",
+            hint="end it with a line like: FAMILY = Mixer()",
         )
     try:
         family = importlib.import_module(name).FAMILY
     except ImportError as error:
         raise UsageError(
             f"the family {name!r} can't be imported: {error}",
-            mend="install what it needs: here, and on every machine of a Ray cluster",
+            hint="install what it needs: here, and on every machine of a Ray cluster",
         ) from error
     from models.core.family import Family
 
     if not isinstance(family, Family):
         raise UsageError(
             f"FAMILY in {spec.origin} is a {type(family).__name__}, no family",
-            mend="its class derives from models.core.family.Family, or from Classifier",
+            hint="its class derives from models.core.family.Family, or from Classifier",
         )
     return family
 

@@ -47,7 +47,7 @@ class AirbenchConfig:
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise UsageError(
-                f"model.widths = {list(self.widths)}", mend="give a list like [64, 256]"
+                f"model.widths = {list(self.widths)}", hint="give a list like [64, 256]"
             )
         if self.convs < 1 or self.shift < 0:
             raise UsageError("model.convs is at least 1, model.shift at least 0")

@@ -49,7 +49,7 @@ class AlexNetConfig(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden < 1:
-            raise UsageError(f"model.hidden = {self.hidden}", mend="give 1 or more, like 4096")
+            raise UsageError(f"model.hidden = {self.hidden}", hint="give 1 or more, like 4096")
         check_choice("narrow", self.narrow, NARROW)
         check_choice("stem", self.stem, get_args(Stem))
         check_shares(self, "dropout")

@@ -57,9 +57,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         for name, value in {"code": self.code, "width": self.width}.items():
             if value < 1:
-                raise UsageError(f"model.{name} = {value}", mend="give 1 or more")
+                raise UsageError(f"model.{name} = {value}", hint="give 1 or more")
         if not 0 <= self.beta < math.inf:
-            raise UsageError(f"model.beta = {self.beta}", mend="give 0 or more, like 0.02")
+            raise UsageError(f"model.beta = {self.beta}", hint="give 0 or more, like 0.02")
 
 
 class Net(nn.Module):
@@ -97,7 +97,7 @@ class Net(nn.Module):
                 "images of {} by {} pixels for an autoencoder of {} by {}".format(
                     *image.shape[-2:], *self.size
                 ),
-                mend="its size is fixed when it is trained: set data.height and data.width",
+                hint="its size is fixed when it is trained: set data.height and data.width",
             )
         found = self.to_code(self.down(image).flatten(1)).float()
         code = found[:, : self.config.code]
@@ -210,7 +210,7 @@ class Autoencoder(Family[AutoencoderConfig]):
         if codes.ndim != 2 or codes.shape[1] != config.code:
             raise UsageError(
                 f"codes of {codes.shape[-1]} numbers for a network whose codes have {config.code}",
-                mend="decode what the same model has made",
+                hint="decode what the same model has made",
             )
         if not bool(torch.isfinite(codes).all()):
             raise UsageError("a code has a number that is infinite or none")
@@ -224,7 +224,7 @@ class Autoencoder(Family[AutoencoderConfig]):
             "model.width": Choice((16, 32, 64)),
         }
 
-    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+    def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
         """From uint8 (B, H, W, C) to reconstructions (B, C, H, W) in 0..1, channels first as in a
         prediction; a copy, on the CPU, to evaluate."""
         return _Servable(copy.deepcopy(module).cpu(), data).eval()

@@ -46,7 +46,7 @@ class BackboneConfig(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.name.removeprefix(TIMM):
-            raise UsageError("model.name is empty", mend="name a network, like mobilenet_v3_small")
+            raise UsageError("model.name is empty", hint="name a network, like mobilenet_v3_small")
 
 
 class Backbone(Transfer[BackboneConfig]):
@@ -77,7 +77,7 @@ class Backbone(Transfer[BackboneConfig]):
             line = " ".join(str(error).split())[:200].rstrip(".!")
             raise UsageError(
                 f"{config.name} takes no images of {data.height}x{data.width} pixels: {line}",
-                mend="scale them: --set data.height=224 --set data.width=224",
+                hint="scale them: --set data.height=224 --set data.width=224",
             ) from None
         return net
 
@@ -124,7 +124,7 @@ def _from_timm(name: str, data: DataSpec) -> nn.Module:
     except ModuleNotFoundError:
         raise TesseraError(
             f"model.name = {name!r} needs timm, which isn't installed here",
-            mend="pip install 'tessera[timm]', on every machine of a Ray cluster",
+            hint="pip install 'tessera[timm]', on every machine of a Ray cluster",
         ) from None
     bare = name.removeprefix(TIMM)
     known = timm.list_models()

@@ -54,12 +54,12 @@ class CnnConfig:
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise UsageError(
-                f"model.widths = {list(self.widths)}", mend="give a list like [32, 64]"
+                f"model.widths = {list(self.widths)}", hint="give a list like [32, 64]"
             )
         if self.convs < 1 or self.pools < 0 or self.hidden < 0:
             raise UsageError("model.convs is at least 1, model.pools and model.hidden at least 0")
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UsageError(f"model.kernel = {self.kernel}", mend="give an odd number, like 3")
+            raise UsageError(f"model.kernel = {self.kernel}", hint="give an odd number, like 3")
         if not (0 <= self.map_dropout < 1 and 0 <= self.dropout < 1):
             raise UsageError("model.dropout and model.map_dropout are 0 or more and below 1")
 

@@ -53,10 +53,10 @@ class DcganConfig:
 
     def __post_init__(self) -> None:
         if self.noise < 1:
-            raise UsageError(f"model.noise = {self.noise}", mend="give 1 or more, like 64")
+            raise UsageError(f"model.noise = {self.noise}", hint="give 1 or more, like 64")
         if not self.widths or min(self.widths) < 1:
             raise UsageError(
-                f"model.widths = {list(self.widths)}", mend="give a list like [64, 128]"
+                f"model.widths = {list(self.widths)}", hint="give a list like [64, 128]"
             )
         for part in ("generator", "discriminator"):
             name = f"{part}_norm"
@@ -71,7 +71,7 @@ class Net(nn.Module):
         if min(data.height, data.width) < 4:
             raise UsageError(
                 f"images of {data.height} by {data.width} pixels are too small to be made",
-                mend="enlarge them: --set data.height=32 --set data.width=32",
+                hint="enlarge them: --set data.height=32 --set data.width=32",
             )
         self.generator = Generator(config, data)
         self.discriminator = Discriminator(config, data)

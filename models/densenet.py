@@ -49,7 +49,7 @@ class DenseNetConfig(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.blocks or min(self.blocks) < 1:
-            raise UsageError(f"model.blocks = {list(self.blocks)}", mend="like [6, 12, 24, 16]")
+            raise UsageError(f"model.blocks = {list(self.blocks)}", hint="like [6, 12, 24, 16]")
         if self.growth < 1 or self.features < 2:
             raise UsageError("model.growth is at least 1 and model.features at least 2")
         check_choice("stem", self.stem, get_args(Stem))

@@ -78,15 +78,15 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
-            raise UsageError(f"model.dimensions = {self.dimensions}", mend="give 2 or more")
+            raise UsageError(f"model.dimensions = {self.dimensions}", hint="give 2 or more")
         if self.projection < 0:
-            raise UsageError(f"model.projection = {self.projection}", mend="give 0 or more")
+            raise UsageError(f"model.projection = {self.projection}", hint="give 0 or more")
         if not 0 <= self.margin < math.pi / 2:
             raise UsageError(
-                f"model.margin = {self.margin}", mend="give an angle from 0 to 1.5, like 0.3"
+                f"model.margin = {self.margin}", hint="give an angle from 0 to 1.5, like 0.3"
             )
         if not 0 < self.scale < math.inf:
-            raise UsageError(f"model.scale = {self.scale}", mend="give a number above 0, like 16")
+            raise UsageError(f"model.scale = {self.scale}", hint="give a number above 0, like 16")
         check_choice("head", self.head, get_args(Head))
         check_choice("turns", self.turns, (1, 4, 8))
         check_shares(self, "dropout")
@@ -98,7 +98,7 @@ class EmbeddingConfig:
         if not isinstance(family, Classifier) or type(family).loss is not Classifier.loss:
             raise UsageError(
                 f"model.backbone = {self.backbone!r} gives more or other than logits",
-                mend="name a plain classifier, like cnn, resnet or vit",
+                hint="name a plain classifier, like cnn, resnet or vit",
             )
         if self.backbone_variant not in family.variants:
             raise unknown(f"variant of {self.backbone}", self.backbone_variant, family.variants)
@@ -133,7 +133,7 @@ class Net(nn.Module):
         if len(trained) > MOST_CLASSES:
             raise UsageError(
                 f"turns and halves make {len(trained):,} classes of {len(data.classes):,}",
-                mend=f"more than {MOST_CLASSES:,} take too long: --set model.halves=false",
+                hint=f"more than {MOST_CLASSES:,} take too long: --set model.halves=false",
             )
         self.directions = nn.Parameter(torch.randn(len(trained), config.dimensions))
         self.register_buffer("trained", trained, persistent=False)
@@ -185,7 +185,7 @@ class Net(nn.Module):
             raise UsageError(
                 f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
                 "quarters",
-                mend="give --set model.turns=1, or the same data.height and data.width",
+                hint="give --set model.turns=1, or the same data.height and data.width",
             )
         return [_turn(image, way) for way in range(ways)]
 
@@ -197,7 +197,7 @@ def _take_last_layer(backbone: nn.Module, config: EmbeddingConfig) -> int:
     if not isinstance(layer, nn.Linear):
         raise UsageError(
             f"model.backbone = {config.backbone!r} has no dense last layer to leave out",
-            mend="give --set model.projection=0",
+            hint="give --set model.projection=0",
         )
     parent, _, own = last.rpartition(".")
     setattr(backbone.get_submodule(parent), own, nn.Identity())
@@ -233,7 +233,7 @@ def _trained(data: DataSpec) -> Tensor:
     if int((counts > 0).sum()) < 2:
         raise TesseraError(
             "all training images are of one class: there is nothing to tell apart",
-            mend="give data with two classes or more",
+            hint="give data with two classes or more",
         )
     return counts > 0
 
@@ -282,7 +282,7 @@ class Embedding(Family[EmbeddingConfig]):
         # Clones, because a row that is a view would carry its whole batch through pickle.
         return [{"embedding": row.clone()} for row in embeddings]
 
-    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+    def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
         """From uint8 (B, H, W, C) to embeddings (B, D); a copy, on the CPU, to evaluate."""
         return _Servable(copy.deepcopy(module).cpu(), data).eval()
 

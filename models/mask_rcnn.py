@@ -35,7 +35,7 @@ class MaskRcnnConfig(RcnnConfig):
         super().__post_init__()
         if not self.mask_widths or min(self.mask_widths) < 1:
             raise UsageError(
-                f"model.mask_widths = {list(self.mask_widths)}", mend="give a list like [64, 64]"
+                f"model.mask_widths = {list(self.mask_widths)}", hint="give a list like [64, 64]"
             )
 
 

@@ -55,16 +55,16 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.blocks) <= 4 or min(self.blocks) < 1:
-            raise UsageError(f"model.blocks = {list(self.blocks)}", mend="like [2, 2, 2, 2]")
+            raise UsageError(f"model.blocks = {list(self.blocks)}", hint="like [2, 2, 2, 2]")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"model.dropout = {self.dropout}", mend="give 0 or more, below 1")
+            raise UsageError(f"model.dropout = {self.dropout}", hint="give 0 or more, below 1")
         if self.unfreeze_every_epochs < 1:
             raise UsageError("model.unfreeze_every_epochs is at least 1")
         for name, kind in {"stem": Stem, "freeze": Freeze}.items():
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(
                     f"model.{name} = {getattr(self, name)!r}",
-                    mend=f"give one of: {', '.join(get_args(kind))}",
+                    hint=f"give one of: {', '.join(get_args(kind))}",
                 )
 
 
@@ -110,7 +110,7 @@ class ResNet(Classifier[ResNetConfig]):
             if config.freeze != "none":
                 raise UsageError(
                     f"model.freeze = {config.freeze!r} would keep a network that has learned nothing",
-                    mend="name weights: --set model.weights=FILE_OR_URL",
+                    hint="name weights: --set model.weights=FILE_OR_URL",
                 )
             return
         tensors = read_weights(config.weights, config.weights_sha256)

@@ -145,12 +145,12 @@ class Rnn(Classifier[RnnConfig]):
     def build(self, config: RnnConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)
 
-    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
-        served = super().servable(module, data)
-        net = served.get_submodule("net")
+    def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+        output_name = super().exportable(module, data)
+        net = output_name.get_submodule("net")
         assert isinstance(net, Net)
         net.recurrent = _Exportable(net.recurrent)  # type: ignore[assignment]
-        return served
+        return output_name
 
     def search_space(self) -> Mapping[str, Space]:
         return {

@@ -66,11 +66,11 @@ class SuperResolutionConfig:
         if self.width < 2 or self.blocks < 1:
             raise UsageError(
                 f"model.width = {self.width}, model.blocks = {self.blocks}",
-                mend="give a width of 2 or more and at least one block",
+                hint="give a width of 2 or more and at least one block",
             )
         if not 0 < self.residual_scale <= 1:
             raise UsageError(
-                f"model.residual_scale = {self.residual_scale}", mend="give more than 0, at most 1"
+                f"model.residual_scale = {self.residual_scale}", hint="give more than 0, at most 1"
             )
         check_tiles(self.tile, self.overlap)
 
@@ -207,7 +207,7 @@ class SuperResolution(Family[SuperResolutionConfig]):
             raise UsageError(
                 f"model.scale = {config.scale}, but augment.scale = {augment.scale}: the network "
                 "has to enlarge by as much as the images are made smaller",
-                mend="set both to the same: 2, 3 or 4",
+                hint="set both to the same: 2, 3 or 4",
             )
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
@@ -220,7 +220,7 @@ class SuperResolution(Family[SuperResolutionConfig]):
             raise UsageError(
                 f"{tuple(made.shape[-2:])} pixels were made where {tuple(high.shape[-2:])} are "
                 "asked for",
-                mend="set model.scale and augment.scale to the same",
+                hint="set model.scale and augment.scale to the same",
             )
         return {"loss": F.l1_loss(made, high)}
 

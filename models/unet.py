@@ -27,7 +27,7 @@ from models.blocks.tiles import check_tiles, in_tiles
 from models.blocks.transfer import check_choice, check_shares
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import Served
+from models.core.serving import ExportModule
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
 
@@ -61,14 +61,14 @@ class UnetConfig:
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 1:
             raise UsageError(
-                f"model.depth = {self.depth}, model.width = {self.width}", mend="give 1 or more"
+                f"model.depth = {self.depth}, model.width = {self.width}", hint="give 1 or more"
             )
         check_choice("norm", self.norm, get_args(Norm))
         check_choice("up", self.up, get_args(Up))
         check_choice("class_weights", self.class_weights, get_args(ClassWeights))
         check_shares(self, "dropout")
         if not 0 <= self.dice < math.inf:
-            raise UsageError(f"model.dice = {self.dice}", mend="give 0 or more")
+            raise UsageError(f"model.dice = {self.dice}", hint="give 0 or more")
         check_tiles(self.tile, self.overlap)
 
 
@@ -265,7 +265,7 @@ class Unet(Family[UnetConfig]):
             return run(image)
         return in_tiles(image, run, tile=config.tile, overlap=config.overlap)
 
-    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+    def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
         """From uint8 (B, H, W, C) to probabilities (B, H, W, K), in one piece whatever the size."""
         return _Probabilities(module, data)
 
@@ -288,7 +288,7 @@ def _net(module: nn.Module) -> Net:
     return net
 
 
-class _Probabilities(Served):
+class _Probabilities(ExportModule):
     def finish(self, output: Tensor) -> Tensor:
         return output.softmax(1).permute(0, 2, 3, 1).contiguous()
 

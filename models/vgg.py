@@ -48,7 +48,7 @@ class VggConfig(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden < 1:
-            raise UsageError(f"model.hidden = {self.hidden}", mend="give 1 or more, like 4096")
+            raise UsageError(f"model.hidden = {self.hidden}", hint="give 1 or more, like 4096")
         check_choice("depth", self.depth, DEPTHS)
         check_choice("narrow", self.narrow, NARROW)
         check_shares(self, "dropout")

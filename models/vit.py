@@ -53,7 +53,7 @@ class VitConfig(Pretrained):
         if self.width % 4 or self.width % self.heads:
             raise UsageError(
                 f"model.width = {self.width} with {self.heads} heads",
-                mend=f"give a multiple of 4 and of the heads, like {64 * self.heads}",
+                hint=f"give a multiple of 4 and of the heads, like {64 * self.heads}",
             )
         check_shares(self, "drop_path", "dropout")
 

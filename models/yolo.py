@@ -67,24 +67,24 @@ class YoloConfig:
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(self.widths) < 2:
             raise UsageError(
-                f"model.widths = {list(self.widths)}", mend="give a list like [16, 32, 64, 128]"
+                f"model.widths = {list(self.widths)}", hint="give a list like [16, 32, 64, 128]"
             )
         if not 1 <= self.scales < len(self.widths):
             raise UsageError(
                 f"model.scales = {self.scales} of {len(self.widths)} stages",
-                mend=f"give 1 to {len(self.widths) - 1}",
+                hint=f"give 1 to {len(self.widths) - 1}",
             )
         for name in ("depth", "head", "head_depth", "points", "objects"):
             if getattr(self, name) < 1:
-                raise UsageError(f"model.{name} = {getattr(self, name)}", mend="give 1 or more")
+                raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give 1 or more")
         if self.bins < 2:
-            raise UsageError(f"model.bins = {self.bins}", mend="give 2 or more, like 16")
+            raise UsageError(f"model.bins = {self.bins}", hint="give 2 or more, like 16")
         for name in ("overlap", "least_score"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"model.{name} = {getattr(self, name)}", mend="give 0 to 1")
+                raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give 0 to 1")
         for name in ("object_weight", "class_weight", "box_weight", "bin_weight"):
             if getattr(self, name) <= 0:
-                raise UsageError(f"model.{name} = {getattr(self, name)}", mend="give more than 0")
+                raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give more than 0")
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ class Data(_Frozen):
     says how an image of another size gets there: `stretch` scales both sides, `crop` cuts the middle
     out, `pad` keeps its shape, makes it smaller where it is too large, and fills the frame up. `loader_workers`: processes that decode for each worker; 0 decodes in a thread beside the
     training. `cache` keeps decoded images, where they fit `cache_gib`: `memory`, shared by the
-    workers of a machine, or `device`; `auto` chooses. `ledger` writes down which samples each step
+    workers of a machine, or `device`; `auto` chooses. `sample_log` writes down which samples each step
     used."""
 
     path: str = ""
@@ -45,7 +45,7 @@ class Data(_Frozen):
     loader_workers: int = Field(default=0, ge=0)
     cache: Literal["auto", "none", "memory", "device"] = "auto"
     cache_gib: float = Field(default=2.0, ge=0)
-    ledger: bool = False
+    sample_log: bool = False
 
 
 class Optim(_Frozen):
@@ -165,8 +165,8 @@ class Recipe(_Frozen):
         for path, value in overrides.items():
             if path not in known:
                 near = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
-                mend = f"did you mean {near[0]!r}?" if near else "see: tessera train … --dry-run"
-                raise UsageError(f"the recipe has no {path!r}", mend=mend)
+                hint = f"did you mean {near[0]!r}?" if near else "see: tessera train … --dry-run"
+                raise UsageError(f"the recipe has no {path!r}", hint=hint)
             _put(tree, path, value)
         if overrides.keys() & {"family", "variant"}:
             for key in ("model", "augment", "optim"):
@@ -184,7 +184,7 @@ class Recipe(_Frozen):
 def build(tree: Mapping[str, Any]) -> Recipe:
     """A recipe from plain data; every mistake is a UsageError that names the place."""
     if "family" not in tree:
-        raise UsageError("the recipe names no family", mend="add a line: family: cnn")
+        raise UsageError("the recipe names no family", hint="add a line: family: cnn")
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as error:
@@ -206,7 +206,7 @@ def read(path: Path) -> Recipe:
         line = str(error).splitlines()[0]
         raise UsageError(f"recipe {path} is no YAML: {line}") from None
     if not isinstance(tree, dict):
-        raise UsageError(f"recipe {path} is no tree of settings", mend="begin with: family: cnn")
+        raise UsageError(f"recipe {path} is no tree of settings", hint="begin with: family: cnn")
     return build(tree)
 
 
@@ -216,7 +216,7 @@ FREE_TO_CHANGE = (
     "data.path",
     "data.loader_workers",
     "data.cache",
-    "data.ledger",
+    "data.sample_log",
     "train.log_every_steps",
 )
 """What a resumed training may have otherwise than when it was begun."""
@@ -241,7 +241,7 @@ def check_resumable(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -
     if changed:
         raise UsageError(
             f"a training can't be resumed with other settings: {'; '.join(changed)}",
-            mend="resume without them, or start a new training",
+            hint="resume without them, or start a new training",
         )
 
 

@@ -38,6 +38,6 @@ def parse_size(text: str) -> int:
     """Bytes from a number with KB, MB, GB, TB, the same with i (KiB), or without a unit."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(I?)B?", text.strip().upper())
     if not match:
-        raise UsageError(f"TESSERA_CACHE_SIZE={text} is no size", mend="as in 200GB")
+        raise UsageError(f"TESSERA_CACHE_SIZE={text} is no size", hint="as in 200GB")
     base, power = 1024 if match[3] else 1000, " KMGT".index(match[2] or " ")
     return int(float(match[1]) * base**power)

@@ -73,7 +73,7 @@ def load() -> Services | None:
     except (ValueError, KeyError, TypeError) as error:
         raise TesseraError(
             f"{record_path()} can't be read: {error}",
-            mend="end the services that it names by hand, then remove the file",
+            hint="end the services that it names by hand, then remove the file",
         ) from error
 
 
@@ -95,7 +95,7 @@ def alone() -> Iterator[None]:
         except BlockingIOError:
             raise TesseraError(
                 f"another `tessera up` or `down` is at work in {paths.root()}",
-                mend="wait for it, then ask `tessera status`",
+                hint="wait for it, then ask `tessera status`",
             ) from None
         yield
 
@@ -231,7 +231,7 @@ def wait_until_healthy(service: Service, environment: dict[str, str], deadline: 
             state = "did not start" if not is_alive(service) else f"is not healthy: {reason}"
             raise TesseraError(
                 f"{service.name} {state}; the end of its log:\n{tail(Path(service.log))}",
-                mend=f"the whole log: {service.log}",
+                hint=f"the whole log: {service.log}",
             )
         time.sleep(0.3)
 
@@ -254,7 +254,7 @@ def require_free(port: int, *, service: str, option: str) -> None:
         except OSError as error:
             raise TesseraError(
                 f"port {port}, which {service} needs, is not free: {error.strerror}",
-                mend=f"end what uses it, or choose another with {option}",
+                hint=f"end what uses it, or choose another with {option}",
             ) from None
 
 

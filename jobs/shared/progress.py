@@ -15,7 +15,7 @@ from rich.table import Column
 
 
 class Display:
-    """A listener for `pipelines.tracking.events.Shipper`; a context manager."""
+    """A listener for `pipelines.tracking.events.Uploader`; a context manager."""
 
     def __init__(self, primary: str, *, quiet: bool = False) -> None:
         self.primary, self.quiet = primary, quiet

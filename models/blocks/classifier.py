@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import Served
+from models.core.serving import ExportModule
 from models.tasks.classification import CLASSIFICATION
 
 C = TypeVar("C")
@@ -44,11 +44,11 @@ class Classifier(Family[C], Generic[C]):
             for row, label in zip(probabilities, labels)
         ]
 
-    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module:
+    def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
         """From uint8 (B, H, W, C) to probabilities (B, K)."""
         return _Probabilities(module, data)
 
 
-class _Probabilities(Served):
+class _Probabilities(ExportModule):
     def finish(self, output: Tensor) -> Tensor:
         return output.softmax(1)

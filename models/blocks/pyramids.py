@@ -128,7 +128,7 @@ def fit_weights(
         if not given.keys() & own.keys():
             raise TesseraError(
                 f"weights {source!r} are of another network: none of their layers is in it",
-                mend="take a classifier's or a detector's with the same model.body",
+                hint="take a classifier's or a detector's with the same model.body",
             )
         tensors = body | given
     first = f"{first_convolution(module)}.weight"

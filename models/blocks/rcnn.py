@@ -81,23 +81,23 @@ class RcnnConfig(Pretrained):
         check_choice("norm", self.norm, get_args(Norm))
         if not self.widths or min(self.widths) < 8 or any(w % 8 for w in self.widths):
             raise UsageError(
-                f"model.widths = {list(self.widths)}", mend="give multiples of 8, like [32, 64]"
+                f"model.widths = {list(self.widths)}", hint="give multiples of 8, like [32, 64]"
             )
         levels, per_level = self.levels, {len(sizes) for sizes in self.anchors}
         if len(self.anchors) != levels or len(per_level) > 1 or min(map(min, self.anchors)) < 1:
             raise UsageError(
                 f"model.anchors = {[list(sizes) for sizes in self.anchors]}",
-                mend=f"give a list of sizes for each of {levels} levels, all of one length",
+                hint=f"give a list of sizes for each of {levels} levels, all of one length",
             )
         if not self.ratios or min(self.ratios) <= 0:
-            raise UsageError(f"model.ratios = {list(self.ratios)}", mend="like [0.5, 1, 2]")
+            raise UsageError(f"model.ratios = {list(self.ratios)}", hint="like [0.5, 1, 2]")
         for name in COUNTS:
             if getattr(self, name) < 1:
-                raise UsageError(f"model.{name} = {getattr(self, name)}", mend="give 1 or more")
+                raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give 1 or more")
         for name in ("least_score", "overlap"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(
-                    f"model.{name} = {getattr(self, name)}", mend="give 0 or more, below 1"
+                    f"model.{name} = {getattr(self, name)}", hint="give 0 or more, below 1"
                 )
 
     @property
@@ -196,7 +196,7 @@ class Rcnn(Family[C], Generic[C]):
             if config.freeze != "none":
                 raise UsageError(
                     f"model.freeze = {config.freeze!r} would keep a network that has learned nothing",
-                    mend="name weights: --set model.weights=FILE_OR_URL",
+                    hint="name weights: --set model.weights=FILE_OR_URL",
                 )
             return
         found = read_weights(config.weights, config.weights_sha256)

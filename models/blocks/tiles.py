@@ -70,7 +70,7 @@ def check_tiles(tile: int, overlap: int) -> None:
     if tile < 1 or not 0 <= 2 * overlap <= tile:
         raise UsageError(
             f"tiles of {tile} pixels can't overlap by {overlap}",
-            mend="model.overlap is 0 or more, and at most half of model.tile",
+            hint="model.overlap is 0 or more, and at most half of model.tile",
         )
 
 

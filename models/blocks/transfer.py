@@ -63,7 +63,7 @@ class Transfer(Classifier[P], Generic[P]):
             if config.freeze != "none":
                 raise UsageError(
                     f"model.freeze = {config.freeze!r} would keep a network that has learned nothing",
-                    mend="name weights: --set model.weights=FILE_OR_URL",
+                    hint="name weights: --set model.weights=FILE_OR_URL",
                 )
             return
         found = read_weights(config.weights, config.weights_sha256)
@@ -98,7 +98,7 @@ def _fresh_where_it_differs(
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     if value not in (allowed := tuple(allowed)):
         raise UsageError(
-            f"model.{name} = {value!r}", mend=f"give one of: {', '.join(map(str, allowed))}"
+            f"model.{name} = {value!r}", hint=f"give one of: {', '.join(map(str, allowed))}"
         )
 
 
@@ -107,7 +107,7 @@ def check_shares(config: object, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(
-                f"model.{name} = {getattr(config, name)}", mend="give 0 or more, below 1"
+                f"model.{name} = {getattr(config, name)}", hint="give 0 or more, below 1"
             )
 
 

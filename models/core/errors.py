@@ -18,15 +18,15 @@ class TesseraError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, mend: str = "") -> None:
-        self.message, self.mend = _printable(message), _printable(mend)
-        super().__init__(self.message, self.mend)
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message, self.hint = _printable(message), _printable(hint)
+        super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
-        return f"{self.message}. {self.mend}" if self.mend else self.message
+        return f"{self.message}. {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive the way through Ray
-        return (_rebuild, (type(self), self.message, self.mend))
+        return (_rebuild, (type(self), self.message, self.hint))
 
 
 class UsageError(TesseraError):
@@ -46,8 +46,8 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _rebuild(kind: type[TesseraError], message: str, mend: str) -> TesseraError:
-    return kind(message, mend=mend)
+def _rebuild(kind: type[TesseraError], message: str, hint: str) -> TesseraError:
+    return kind(message, hint=hint)
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> UsageError:
@@ -55,5 +55,5 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> UsageError:
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     listed = ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + ", …"
-    mend = f"did you mean {near[0]!r}? Known: {listed}" if near else f"known: {listed}"
-    return UsageError(f"unknown {what} {given!r}", mend=mend)
+    hint = f"did you mean {near[0]!r}? Known: {listed}" if near else f"known: {listed}"
+    return UsageError(f"unknown {what} {given!r}", hint=hint)

@@ -60,7 +60,7 @@ class DataSpec:
 
 
 @dataclass
-class Draws:
+class BatchRng:
     """Random numbers for the rows of one global batch.
 
     The numbers are drawn for the whole global batch and this rank's rows are cut out of them, so
@@ -89,12 +89,12 @@ class Draws:
         return drawn[self.rows]
 
 
-Transform = Callable[[Batch, Draws], Batch]
+Transform = Callable[[Batch, BatchRng], Batch]
 """Takes a batch of uint8 images on the device and gives the batch that the network sees."""
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """A figure of merit: its name, and which way is better."""
 
     name: str
@@ -154,32 +154,32 @@ class Task(ABC):
     reads: ClassVar[str]
     """What is read of a sample: a task of data sets (`card.NOTE_EXTENSIONS`). Data of any task can
     be read as "images", and those with instances as "detection"."""
-    primary: ClassVar[Figure]
-    also: ClassVar[tuple[str, ...]] = ()
+    primary: ClassVar[Metric]
+    extra_metrics: ClassVar[tuple[str, ...]] = ()
     """Further figures to name beside the primary one, where there is no room for all."""
     augment_settings: ClassVar[type[Any]]
     """A frozen dataclass; the recipe's `augment` holds its fields."""
     eval_batch: ClassVar[int] = 256
     """Images in a batch of an evaluation. Fixed: figures must not depend on the hardware."""
-    judged: ClassVar[bool] = False
+    needs_judge: ClassVar[bool] = False
     """Whether figures need a `Judge`; it is then consulted for each batch of an evaluation."""
     knows_classes: ClassVar[bool] = True
     """Whether an answer is one of the classes that were trained on."""
     coco_results: ClassVar[bool] = False
     """Whether answers are objects that can be written as COCO results."""
-    from_images: ClassVar[bool] = True
+    takes_images: ClassVar[bool] = True
     """Whether an answer is about an image that is given."""
-    resamples: ClassVar[int] = 1000
+    bootstrap_samples: ClassVar[int] = 1000
     """How often figures are made of other draws of the images, for their intervals."""
-    drawn_twice: ClassVar[bool] = True
+    resample_with_replacement: ClassVar[bool] = True
     """Whether an image may be in such a draw twice; not where images are compared with each other."""
-    served: ClassVar[str] = ""
-    """What `Family.servable` answers with, where it is one tensor; where a prediction has a field
+    output_name: ClassVar[str] = ""
+    """What `Family.exportable` answers with, where it is one tensor; where a prediction has a field
     of that name, it is the same."""
 
     @property
     def headline(self) -> tuple[str, ...]:
-        return (self.primary.name, *self.also)
+        return (self.primary.name, *self.extra_metrics)
 
     @abstractmethod
     def targets(self, batch: Batch) -> list[Target]:
@@ -195,28 +195,28 @@ class Task(ABC):
         """The transform on images of which nothing is known, as they are given to be answered."""
         return self.augment(settings, data, train=False)
 
-    def consult(
+    def apply_judge(
         self, judge: Judge, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> None:
         """Adds to a batch's predictions and targets what a classifier says of their images."""
         return
 
     @abstractmethod
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """All that `figures` has to know of an image. Made by the rank that predicted."""
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        """All that `metrics` has to know of an image. Made by the rank that predicted."""
 
     @abstractmethod
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """Figures over all images, given in the data set's order: exact, whoever predicted them."""
 
-    def selector(
+    def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
         """Makes figures of any of the images, named by their places in `records`, each counted as
-        often as it is named. They are `figures` of these records and, where the task knows classes,
+        often as it is named. They are `metrics` of these records and, where the task knows classes,
         those of each class, `FIGURE/CLASS`; a task overrides it where they can be made quicker than
         from the records."""
-        return lambda places: self.figures([records[place] for place in places], data)
+        return lambda places: self.metrics([records[place] for place in places], data)
 
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor | None:
         """(K, K) int64 counts, row the truth, column the answer; None where there are no classes
@@ -228,10 +228,10 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """How wrong an answer is; the largest are shown as the worst mistakes."""
 
-    def restore(self, prediction: Prediction, view: View) -> Prediction:
+    def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
         """The prediction for what the network saw, as one for the image itself."""
         return prediction
 
@@ -326,13 +326,13 @@ class Family(ABC, Generic[C]):
 
     def decode(self, module: nn.Module, codes: Tensor) -> list[Prediction]:
         """What codes (B, D) stand for, for a network that encodes; a UsageError for any other."""
-        raise UsageError(f"a {self.name} makes no codes", mend="an autoencoder does")
+        raise UsageError(f"a {self.name} makes no codes", hint="an autoencoder does")
 
     def frozen(self, config: C, module: nn.Module, epoch: int) -> frozenset[str]:
         """Names of the parameters that are not trained in this epoch."""
         return frozenset()
 
-    def servable(self, module: nn.Module, data: DataSpec) -> nn.Module | None:
+    def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module | None:
         """A module from uint8 images (B, H, W, C) to the answer, with the preprocessing in it,
         for readers that have no Tessera; None where there is no such tensor."""
         return None

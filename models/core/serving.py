@@ -28,7 +28,7 @@ RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """How far a stored graph's answer may be from the network's: ABSOLUTE and RELATIVE of its value."""
 
 
-class Served(nn.Module):
+class ExportModule(nn.Module):
     """From uint8 (B, H, W, C) to what `finish` makes of the network's output. It has a copy of the
     network, on the CPU, to evaluate: the one that is being trained stays as it is."""
 
@@ -60,7 +60,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def suppress_export_noise() -> Iterator[None]:
     """Without what torch.export warns, logs and prints for its developers."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

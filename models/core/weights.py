@@ -38,14 +38,14 @@ def read_weights(source: str, sha256: str = "") -> dict[str, Tensor]:
     if suffix not in SUFFIXES:
         raise UsageError(
             f"weights {source!r}: {suffix or 'no suffix'} is not known",
-            mend=f"name a file that ends in {', '.join(SUFFIXES)}",
+            hint=f"name a file that ends in {', '.join(SUFFIXES)}",
         )
     content = _read(source, address.scheme)
     digest = hashlib.sha256(content).hexdigest()
     if sha256 and digest != sha256.lower():
         raise TesseraError(
             f"weights {source!r} have the sha256 {digest}, not {sha256}",
-            mend="fetch them again, or correct model.weights_sha256",
+            hint="fetch them again, or correct model.weights_sha256",
         )
     tensors = _safetensors(content, source) if suffix == ".safetensors" else _state(content, source)
     broken = [n for n, t in tensors.items() if not bool(torch.isfinite(t).all())]
@@ -78,7 +78,7 @@ def load_weights(
     if found:
         raise TesseraError(
             f"weights {source!r} are of another network: {found}",
-            mend="take the variant and the model settings that they were made with",
+            hint="take the variant and the model settings that they were made with",
         )
     module.load_state_dict(dict(given), strict=False)
     return fresh
@@ -93,7 +93,7 @@ def _read(source: str, scheme: str) -> bytes:
         elif len(scheme) > 1:
             raise UsageError(
                 f"weights {source!r}: {scheme}:// is not known",
-                mend="give a path, or an address with http, https or file",
+                hint="give a path, or an address with http, https or file",
             )
         else:
             with Path(source).open("rb") as file:
@@ -104,7 +104,7 @@ def _read(source: str, scheme: str) -> bytes:
         raise TesseraError(f"weights {source!r} are larger than {LIMIT_BYTES} bytes")
     if promised is not None and int(promised) != len(content):
         raise TesseraError(
-            f"weights {source!r}: {len(content)} of {promised} bytes came", mend="try again"
+            f"weights {source!r}: {len(content)} of {promised} bytes came", hint="try again"
         )
     return content
 
@@ -135,7 +135,7 @@ def _state(content: bytes, source: str) -> dict[str, Tensor]:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TesseraError(
             f"weights {source!r} are damaged, or hold more than weights: {line}",
-            mend="only a plain state dict is read; nothing in it is executed",
+            hint="only a plain state dict is read; nothing in it is executed",
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -32,7 +32,7 @@ NAMED_CLASSES = 50
 _EVERY_SIZE = ((0.0, 1e10),)
 
 
-def figures(
+def metrics(
     records: Sequence[Record],
     classes: Sequence[str],
     kind: Kind = "bbox",
@@ -47,17 +47,17 @@ def figures(
     neither missed nor are objects in it wrong. Of equal scores the image that comes first counts
     first.
     """
-    return selector(records, classes, kind, most_found=most_found)(range(len(records)))
+    return bootstrap_metrics(records, classes, kind, most_found=most_found)(range(len(records)))
 
 
-def selector(
+def bootstrap_metrics(
     records: Sequence[Record],
     classes: Sequence[str],
     kind: Kind = "bbox",
     *,
     most_found: int = MOST_FOUND,
 ) -> Callable[[Sequence[int]], dict[str, float]]:
-    """Makes `figures` of any of the images, by their places in `records`. Answers and truths are
+    """Makes `metrics` of any of the images, by their places in `records`. Answers and truths are
     compared once, here: a selection only counts anew."""
     evaluation = _evaluate(records, len(classes), kind, most_found)
     # for each class, one area and each image: a dict, or None where there is nothing
@@ -71,12 +71,12 @@ def selector(
         ]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
-        return _figures(evaluation, names)
+        return _metrics(evaluation, names)
 
     return of
 
 
-def _figures(evaluation: Any, names: Sequence[str]) -> dict[str, float]:
+def _metrics(evaluation: Any, names: Sequence[str]) -> dict[str, float]:
     # (T, R, K): the precision, -1 for a class that doesn't occur
     precision = evaluation.eval["precision"][:, :, :, 0, 0]
     overlaps = evaluation.params.iouThrs

@@ -94,7 +94,7 @@ def _pair(image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     if image.shape != other.shape or image.ndim < 3 or not image.numel():
         raise TesseraError(
             f"images of shape {tuple(image.shape)} and {tuple(other.shape)} can't be compared",
-            mend="give two of one shape (C, H, W)",
+            hint="give two of one shape (C, H, W)",
         )
     return image.double(), other.double()
 

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    BatchRng,
     Chart,
     DataSpec,
-    Draws,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -58,18 +58,18 @@ class ClassificationAugment:
     def __post_init__(self) -> None:
         for name, value in {"crop_padding": self.crop_padding, "cutout": self.cutout}.items():
             if value < 0:
-                raise UsageError(f"augment.{name} = {value}", mend="give 0 or more pixels")
+                raise UsageError(f"augment.{name} = {value}", hint="give 0 or more pixels")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
-                f"augment.label_smoothing = {self.label_smoothing}", mend="give 0 or more, below 1"
+                f"augment.label_smoothing = {self.label_smoothing}", hint="give 0 or more, below 1"
             )
 
 
 class Classification(Task):
     name = "classification"
     reads = "classification"
-    served = "probabilities"
-    primary = Figure("accuracy", "max")
+    output_name = "probabilities"
+    primary = Metric("accuracy", "max")
     augment_settings = ClassificationAugment
 
     def targets(self, batch: Batch) -> list[Target]:
@@ -80,11 +80,11 @@ class Classification(Task):
             raise UsageError(
                 f"augment.crop_padding = {settings.crop_padding} for images of "
                 f"{data.height} by {data.width} pixels",
-                mend=f"give at most {min(data.height, data.width) - 1}",
+                hint=f"give at most {min(data.height, data.width) - 1}",
             )
         return _Augment(settings if train else ClassificationAugment(), data)
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`probabilities` (K,), `said` and `label`, the class indices of answer and truth."""
         said, label, classes = prediction["label"], target["label"], len(data.classes)
         for name, index in (("target", label), ("prediction", said)):
@@ -92,15 +92,15 @@ class Classification(Task):
                 raise TesseraError(f"a {name} is of class {index}, but there are {classes} classes")
         return {"probabilities": prediction["probabilities"], "said": said, "label": label}
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`accuracy`; `loss`, the mean negative log-likelihood in nats; `precision`, `recall` and
         `f1`, macro averages over the classes that occur; `calibration_error`, expected, over 15
         bins; `top5` where there are more than 5 classes. Sums are exact, so neither the order of
         the images nor the number of threads moves a digit."""
-        figures = self.selector(records, data)(range(len(records)))
-        return {name: value for name, value in figures.items() if "/" not in name}
+        metrics = self.bootstrap_metrics(records, data)(range(len(records)))
+        return {name: value for name, value in metrics.items() if "/" not in name}
 
-    def selector(
+    def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
         """Also `recall/CLASS` and `precision/CLASS`, of the first 50 classes, where they occur."""
@@ -111,11 +111,11 @@ class Classification(Task):
         truth = torch.tensor([r["label"] for r in records])
         said = torch.tensor([r["said"] for r in records])
         confidence = probabilities.gather(1, said[:, None])[:, 0]
-        losses = torch.tensor([self.badness(r) for r in records], dtype=torch.float64)
+        losses = torch.tensor([self.error_score(r) for r in records], dtype=torch.float64)
         best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
         in_best = (best == truth[:, None]).any(1)
 
-        def figures(places: Sequence[int]) -> dict[str, float]:
+        def metrics(places: Sequence[int]) -> dict[str, float]:
             chosen = torch.as_tensor(places, dtype=torch.int64)
             label, answer = truth[chosen], said[chosen]
             matrix = _count(label, answer, classes)
@@ -129,7 +129,7 @@ class Classification(Task):
                 found["top5"] = int(in_best[chosen].sum()) / len(chosen)
             return found | _by_class(matrix, names)
 
-        return figures
+        return metrics
 
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor:
         truth = torch.tensor([r["label"] for r in records], dtype=torch.int64)
@@ -157,7 +157,7 @@ class Classification(Task):
             ),
         ]
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """Negative log-likelihood of the true class in nats, at most 87.4."""
         probability = float(record["probabilities"][record["label"]])
         return -math.log(max(probability, torch.finfo(torch.float32).tiny))
@@ -259,7 +259,7 @@ class _Augment:
         self._scale = (1 / (255 * std)).float()
         self._offset = (-mean / std).float()
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         self._scale = self._scale.to(images.device)
         self._offset = self._offset.to(images.device)
@@ -275,7 +275,7 @@ class _Augment:
             batch["target"] = sure * (1 - smoothing) + smoothing / self._classes
         return batch
 
-    def _shift(self, images: Tensor, draws: Draws) -> Tensor:
+    def _shift(self, images: Tensor, draws: BatchRng) -> Tensor:
         """Shifts and mirrors each image by its own draw."""
         count, channels, height, width = images.shape
         padding = self._settings.crop_padding
@@ -292,7 +292,7 @@ class _Augment:
         pixels = pixels[:, None].expand(-1, channels, -1)
         return images.flatten(2).gather(2, pixels).view_as(images)
 
-    def _cut(self, images: Tensor, draws: Draws) -> Tensor:
+    def _cut(self, images: Tensor, draws: BatchRng) -> Tensor:
         """Blanks a square of each image; part of it may lie outside."""
         height, width = images.shape[-2:]
         side = self._settings.cutout

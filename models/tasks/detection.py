@@ -24,7 +24,7 @@ from models.core.family import (
     Batch,
     Chart,
     DataSpec,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -44,8 +44,8 @@ SHOWN_SCORE = 0.25
 class Detection(Task):
     name = "detection"
     reads = "detection"
-    primary = Figure("map", "max")
-    also: ClassVar[tuple[str, ...]] = ("map50",)
+    primary = Metric("map", "max")
+    extra_metrics: ClassVar[tuple[str, ...]] = ("map50",)
     augment_settings: ClassVar[type[Any]] = ObjectAugmentSettings
     eval_batch = 32
     coco_results = True
@@ -64,7 +64,7 @@ class Detection(Task):
         number of ranks it is made of others: no rank has the pixels of another."""
         return ObjectAugment(settings if train else ObjectAugmentSettings(), data)
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """As `average_precision` has it."""
         for name, labels in (("target", target["labels"]), ("prediction", prediction["labels"])):
             wrong = labels[(labels < 0) | (labels >= len(data.classes))]
@@ -83,23 +83,23 @@ class Detection(Task):
             "true_crowd": target["crowd"],
         }
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """COCO's: `map` over overlaps from 0.5 to 0.95, `map50`, `map75`, and `map/CLASS`."""
         if not records:
             raise TesseraError("there is no answer to make figures of")
-        return average_precision.figures(records, data.classes)
+        return average_precision.metrics(records, data.classes)
 
-    def selector(
+    def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
-        return average_precision.selector(records, data.classes)
+        return average_precision.bootstrap_metrics(records, data.classes)
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
         """Precision by recall at an overlap of 0.5, of up to 10 classes."""
         lines = average_precision.curves(records, data.classes)
         return [Chart("Precision and recall of boxes", "recall", "precision", lines)]
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """1 - F1 of the objects drawn, at an overlap of 0.5; 0 where nothing is and nothing is
         found."""
         shown = record["scores"] >= SHOWN_SCORE
@@ -111,7 +111,7 @@ class Detection(Task):
         hits, wrong, missed = _match(found, crowd)
         return (wrong + missed) / (2 * hits + wrong + missed) if wrong + missed else 0.0
 
-    def restore(self, prediction: Prediction, view: View) -> Prediction:
+    def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
         """Boxes in pixels of the image, cut to it; what lies outside of it is no object."""
         shift = torch.tensor([view.shift[1], view.shift[0]] * 2)
         scale = torch.tensor([view.scale[1], view.scale[0]] * 2)

@@ -27,10 +27,10 @@ from torch import Tensor
 from models.core.errors import TesseraError
 from models.core.family import (
     Batch,
+    BatchRng,
     DataSpec,
-    Draws,
-    Figure,
     Judge,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -50,12 +50,12 @@ class GenerationAugment:
 class Generation(Task):
     name = "generation"
     reads = "images"
-    primary = Figure("frechet", "min")
-    also = ("class_share_min",)
+    primary = Metric("frechet", "min")
+    extra_metrics = ("class_share_min",)
     augment_settings = GenerationAugment
-    judged = True
+    needs_judge = True
     knows_classes = False
-    from_images = False
+    takes_images = False
 
     def targets(self, batch: Batch) -> list[Target]:
         """`image` (C, H, W): all that the network was shown, what was padded too, because that is
@@ -65,7 +65,7 @@ class Generation(Task):
     def augment(self, settings: GenerationAugment, data: DataSpec, *, train: bool) -> Transform:
         return _Augment(settings.flip and train, data)
 
-    def consult(
+    def apply_judge(
         self, judge: Judge, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> None:
         made, probabilities = judge(torch.stack([p["image"] for p in predictions]))
@@ -82,13 +82,13 @@ class Generation(Task):
         for target, features in zip(targets, real):
             target["features"] = features.clone()
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`made` and `real`, features (D,) of a made and a real image; `said`, `classes` and
         `confidence` of the made one."""
         if "features" not in prediction or "features" not in target:
             raise TesseraError(
                 "what was made was not judged",
-                mend="name a classifier of the same data: --set judge=models:/NAME@ALIAS",
+                hint="name a classifier of the same data: --set judge=models:/NAME@ALIAS",
             )
         known = ("said", "classes", "confidence")
         return {
@@ -97,7 +97,7 @@ class Generation(Task):
             **{name: prediction[name] for name in known},
         }
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`frechet`; `class_share_min` and `class_share_max`, the shares of the made images that
         the judge takes for its rarest and its commonest class; `class_entropy` of these shares, 1
         where all are equal; `confidence`, the mean probability of the class said. Shares and
@@ -120,7 +120,7 @@ class Generation(Task):
             "confidence": math.fsum(r["confidence"] for r in records) / count,
         }
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """How little the judge is sure of what the made image shows, in 0..1."""
         return 1 - float(record["confidence"])
 
@@ -186,7 +186,7 @@ class _Augment:
         self._std = torch.tensor(data.std)[:, None, None]
         self._mean = torch.tensor(data.mean)[:, None, None]
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         if self._flip:

@@ -23,7 +23,7 @@ from models.core.family import (
     Batch,
     Chart,
     DataSpec,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -39,8 +39,8 @@ from models.transforms.mask_augment import MaskAugment, MaskAugmentSettings
 class InstanceSegmentation(Detection):
     name = "instance_segmentation"
     reads = "instance_segmentation"
-    primary = Figure("mask_map", "max")
-    also: ClassVar[tuple[str, ...]] = ("mask_map50", "box_map50")
+    primary = Metric("mask_map", "max")
+    extra_metrics: ClassVar[tuple[str, ...]] = ("mask_map50", "box_map50")
     augment_settings: ClassVar[type[Any]] = MaskAugmentSettings
     eval_batch = 8
 
@@ -55,8 +55,8 @@ class InstanceSegmentation(Detection):
     def augment(self, settings: Any, data: DataSpec, *, train: bool) -> Transform:
         return MaskAugment(settings if train else MaskAugmentSettings(), data)
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        record = super().compare(prediction, target, data)
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+        record = super().make_record(prediction, target, data)
         for name, side in (("masks", prediction), ("true_masks", target)):
             masks = side["masks"]
             if masks.shape[-2:] != target["size"]:
@@ -66,18 +66,18 @@ class InstanceSegmentation(Detection):
             record[name] = run_lengths(masks)
         return record
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """COCO's of masks: `mask_map` over overlaps from 0.5 to 0.95, `mask_map50`, `mask_map75`,
         and `mask_map/CLASS`; of boxes `box_map`, `box_map50`, `box_map75`, `box_map/CLASS`."""
         if not records:
             raise TesseraError("there is no answer to make figures of")
-        return self.selector(records, data)(range(len(records)))
+        return self.bootstrap_metrics(records, data)(range(len(records)))
 
-    def selector(
+    def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
-        masks = average_precision.selector(records, data.classes, "segm")
-        boxes = average_precision.selector(records, data.classes, "bbox")
+        masks = average_precision.bootstrap_metrics(records, data.classes, "segm")
+        boxes = average_precision.bootstrap_metrics(records, data.classes, "bbox")
         return lambda places: {
             **{f"mask_{name}": value for name, value in masks(places).items()},
             **{f"box_{name}": value for name, value in boxes(places).items()},
@@ -89,9 +89,9 @@ class InstanceSegmentation(Detection):
         masks = Chart("Precision and recall of masks", "recall", "precision", lines)
         return [masks, *super().charts(records, data)]
 
-    def restore(self, prediction: Prediction, view: View) -> Prediction:
+    def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
         """Boxes and masks in the image's own pixels. An object outside of it is none."""
-        restored = super().restore(prediction, view)
+        restored = super().to_original_size(prediction, view)
         return restored | {"masks": _restore_masks(restored["masks"], view)}
 
     def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:

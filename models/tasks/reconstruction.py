@@ -29,9 +29,9 @@ from torch.nn import functional as F
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    BatchRng,
     DataSpec,
-    Draws,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -63,20 +63,20 @@ class ReconstructionAugment:
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
             raise UsageError(
-                f"augment.crop_padding = {self.crop_padding}", mend="give 0 or more pixels"
+                f"augment.crop_padding = {self.crop_padding}", hint="give 0 or more pixels"
             )
         if not 0 <= self.noise < math.inf:
-            raise UsageError(f"augment.noise = {self.noise}", mend="give 0 or more, like 0.3")
+            raise UsageError(f"augment.noise = {self.noise}", hint="give 0 or more, like 0.3")
         if not 0 <= self.mask < 1:
-            raise UsageError(f"augment.mask = {self.mask}", mend="give 0 or more, below 1")
+            raise UsageError(f"augment.mask = {self.mask}", hint="give 0 or more, below 1")
 
 
 class Reconstruction(Task):
     name = "reconstruction"
     reads = "images"
-    served = "image"
-    primary = Figure("mse", "min")
-    also = ("psnr",)
+    output_name = "image"
+    primary = Metric("mse", "min")
+    extra_metrics = ("psnr",)
     augment_settings = ReconstructionAugment
     knows_classes = False
 
@@ -95,7 +95,7 @@ class Reconstruction(Task):
             raise UsageError(
                 f"augment.crop_padding = {settings.crop_padding} for images of "
                 f"{data.height} by {data.width} pixels",
-                mend=f"give at most {min(data.height, data.width) - 1}",
+                hint=f"give at most {min(data.height, data.width) - 1}",
             )
         still = dataclasses.replace(settings, flip=False, crop_padding=0)
         return _Augment(settings if train else still, data)
@@ -104,7 +104,7 @@ class Reconstruction(Task):
         """A user's image is what it is: nothing is added to it or blanked."""
         return _Augment(ReconstructionAugment(), data)
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`mse`, `psnr`, `ssim` on pixels in 0..1; `bits` of the code; `pixels` and `values`
         (pixels times channels) of the image."""
         image, truth = prediction["image"], target["image"].double() / 255
@@ -118,26 +118,26 @@ class Reconstruction(Task):
             "values": truth.numel(),
         }
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """Means over the images of `mse`, on pixels in 0..1, `psnr` in dB, and `ssim`;
         `bits_per_pixel` of the codes; `compression`, how many times as large the images are at 8
         bits a channel. Sums are exact, so the order of the images moves no digit."""
         if not records:
             raise TesseraError("there is no answer to make figures of")
-        figures = {
+        metrics = {
             name: math.fsum(record[name] for record in records) / len(records)
             for name in ("mse", "psnr", "ssim")
         }
         bits, pixels, values = (
             sum(record[name] for record in records) for name in ("bits", "pixels", "values")
         )
-        return {**figures, "bits_per_pixel": bits / pixels, "compression": 8 * values / bits}
+        return {**metrics, "bits_per_pixel": bits / pixels, "compression": 8 * values / bits}
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """The mean squared error."""
         return float(record["mse"])
 
-    def restore(self, prediction: Prediction, view: View) -> Prediction:
+    def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
         """The reconstruction in the image's own size: scaled back; where the frame showed only the
         middle of the image, black around it."""
         image, size = prediction["image"], view.size
@@ -226,7 +226,7 @@ class _Augment:
         self._mean = torch.tensor(data.mean)[:, None, None]
         self._std = torch.tensor(data.std)[:, None, None]
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         settings, device = self._settings, images.device
         self._mean, self._std = self._mean.to(device), self._std.to(device)
@@ -246,7 +246,7 @@ class _Augment:
         batch["image"] = (seen - self._mean) / self._std
         return batch
 
-    def _shift(self, images: Tensor, extent: Tensor, draws: Draws) -> Tensor:
+    def _shift(self, images: Tensor, extent: Tensor, draws: BatchRng) -> Tensor:
         """Shifts and mirrors each image by its own draw, inside its extent."""
         count, channels, height, width = images.shape
         padding = self._settings.crop_padding
@@ -273,7 +273,7 @@ def _moved(size: int, length: Tensor, offset: Tensor, mirrored: Tensor) -> Tenso
     return torch.where(places <= last, to, places)
 
 
-def _squares(share: float, height: int, width: int, draws: Draws) -> Tensor:
+def _squares(share: float, height: int, width: int, draws: BatchRng) -> Tensor:
     """Bool (B, 1, height, width): squares of a grid, drawn for each image, so many that they are
     `share` of the grid, and at least one."""
     side = max(1, round(min(height, width) / SQUARES))

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    BatchRng,
     DataSpec,
-    Draws,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -69,23 +69,23 @@ class SegmentationAugment:
         if self.patch < 0 or self.elastic < 0:
             raise UsageError(
                 f"augment.patch = {self.patch}, augment.elastic = {self.elastic}",
-                mend="give 0 or more pixels",
+                hint="give 0 or more pixels",
             )
         if self.patches < 1:
-            raise UsageError(f"augment.patches = {self.patches}", mend="give 1 or more")
+            raise UsageError(f"augment.patches = {self.patches}", hint="give 1 or more")
         for name in ("zoom", "brightness", "contrast"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(
-                    f"augment.{name} = {getattr(self, name)}", mend="give 0 or more, below 1"
+                    f"augment.{name} = {getattr(self, name)}", hint="give 0 or more, below 1"
                 )
 
 
 class SemanticSegmentation(Task):
     name = "semantic_segmentation"
     reads = "semantic_segmentation"
-    served = "probabilities"
-    primary = Figure("miou", "max")
-    also = ("pixel_accuracy",)
+    output_name = "probabilities"
+    primary = Metric("miou", "max")
+    extra_metrics = ("pixel_accuracy",)
     augment_settings = SegmentationAugment
     eval_batch = 4
 
@@ -97,7 +97,7 @@ class SemanticSegmentation(Task):
     def augment(self, settings: SegmentationAugment, data: DataSpec, *, train: bool) -> Transform:
         return _Augment(settings if train else None, data)
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`counts` (K, K) int64 of the pixels that have a class: row the truth, column the
         answer."""
         classes = len(data.classes)
@@ -116,7 +116,7 @@ class SemanticSegmentation(Task):
         counts = torch.bincount(truth * classes + said, minlength=classes**2)
         return {"counts": counts.reshape(classes, classes)}
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`miou`, the mean over classes of the intersection over union, `dice`, the mean over
         classes of 2 * intersection / (truth + answer), and `pixel_accuracy`, each of all pixels of
         all images together; and `iou/CLASS`. A class that is in no truth and in no answer does not
@@ -145,12 +145,12 @@ class SemanticSegmentation(Task):
             matrix += record["counts"]
         return matrix
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """1 - the mean IoU of the image's own classes; 0 where no pixel has one."""
         ious = _ious(record["counts"])
         return 1 - math.fsum(ious.values()) / len(ious) if ious else 0.0
 
-    def restore(self, prediction: Prediction, view: View) -> Prediction:
+    def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
         """The mask in the image's own size. What the network did not see has no class."""
         mask = prediction["mask"]
         axes = zip(view.size, view.scale, view.shift, mask.shape)
@@ -181,7 +181,7 @@ class SemanticSegmentation(Task):
         if prediction is not None:
             caption = f"confidence {prediction['confidence']:.0%}"
             if target is not None:
-                wrong = self.badness(self.compare(prediction, target, data))
+                wrong = self.error_score(self.make_record(prediction, target, data))
                 caption = f"mean IoU {1 - wrong:.2f}"
             panels.append(Panel(image, caption, mask=prediction["mask"]))
         return panels
@@ -236,7 +236,7 @@ class _Augment:
         self._scale, self._offset = (1 / (255 * std)).float(), (-mean / std).float()
         self._std = std.float()
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         image: Tensor = batch["image"]
         self._scale, self._offset, self._std = (
             constant.to(image.device) for constant in (self._scale, self._offset, self._std)
@@ -257,7 +257,7 @@ class _Augment:
         return torch.addcmul(self._offset, image.float(), self._scale)
 
     def _patches(
-        self, batch: Batch, settings: SegmentationAugment, draws: Draws
+        self, batch: Batch, settings: SegmentationAugment, draws: BatchRng
     ) -> tuple[Tensor, Tensor]:
         image, mask = batch["image"], batch["mask"]
         high, wide = image.shape[-2:]
@@ -282,7 +282,7 @@ class _Augment:
             seen = image.flatten(2).gather(2, pixels)
         return seen.view(*image.shape[:2], *inside.shape[1:]), found
 
-    def _recolour(self, image: Tensor, settings: SegmentationAugment, draws: Draws) -> Tensor:
+    def _recolour(self, image: Tensor, settings: SegmentationAugment, draws: BatchRng) -> Tensor:
         change = (2 * draws.uniform(settings.patches, 2) - 1).to(image.device)
         brighter, stronger = change[:, :, :, None, None, None].unbind(2)
         shift = settings.brightness * brighter / self._std
@@ -290,7 +290,7 @@ class _Augment:
 
 
 def _places(
-    settings: SegmentationAugment, frame: tuple[int, int], extent: Tensor, draws: Draws
+    settings: SegmentationAugment, frame: tuple[int, int], extent: Tensor, draws: BatchRng
 ) -> Tensor:
     """Where the pixels of the patches come from, (B, P, h, w, 2): row and column in the image, whole
     numbers at the centres of its pixels."""

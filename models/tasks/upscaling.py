@@ -27,9 +27,9 @@ from torch import Tensor
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    BatchRng,
     DataSpec,
-    Draws,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -59,21 +59,21 @@ class UpscalingAugment:
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
-            raise UsageError(f"augment.scale = {self.scale}", mend="give 2, 3 or 4")
+            raise UsageError(f"augment.scale = {self.scale}", hint="give 2, 3 or 4")
         if self.patch < self.scale or self.patch % self.scale:
             raise UsageError(
                 f"augment.patch = {self.patch} with augment.scale = {self.scale}",
-                mend="give a multiple of the scale; 72 and 96 are of 2, 3 and 4",
+                hint="give a multiple of the scale; 72 and 96 are of 2, 3 and 4",
             )
         if self.patches < 1:
-            raise UsageError(f"augment.patches = {self.patches}", mend="give 1 or more")
+            raise UsageError(f"augment.patches = {self.patches}", hint="give 1 or more")
 
 
 class Upscaling(Task):
     name = "upscaling"
     reads = "images"
-    primary = Figure("psnr", "max")
-    also = ("psnr_gain",)
+    primary = Metric("psnr", "max")
+    extra_metrics = ("psnr_gain",)
     augment_settings = UpscalingAugment
     eval_batch = 4
     knows_classes = False
@@ -100,7 +100,7 @@ class Upscaling(Task):
     def prepare(self, settings: UpscalingAugment, data: DataSpec) -> Transform:
         return _AsItIs(data)
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`psnr` and `ssim`, and `psnr_bicubic` of the enlarging that needs no network. All on luma
         without a border of S pixels, as in the articles."""
         made, low = prediction["image"], prediction["low"]
@@ -118,7 +118,7 @@ class Upscaling(Task):
             "psnr_bicubic": image_quality.psnr(plain, true, peak=255),
         }
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """Means over the images: `psnr` in dB, `ssim`, `psnr_bicubic`, and `psnr_gain` in dB, by
         which the network is better than bicubic enlarging."""
         if not records:
@@ -129,7 +129,7 @@ class Upscaling(Task):
         }
         return {**means, "psnr_gain": means["psnr"] - means["psnr_bicubic"]}
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """The noise in dB, relative to the signal."""
         return -float(record["psnr"])
 
@@ -154,7 +154,7 @@ class Upscaling(Task):
         if target is None:
             shown = {"bicubic": plain, "network": prediction["image"]}
         else:
-            record = self.compare(prediction, target, data)
+            record = self.make_record(prediction, target, data)
             pixels = prediction["low"].repeat_interleave(scale, -2).repeat_interleave(scale, -1)
             shown = {
                 "given": pixels,
@@ -245,7 +245,7 @@ class _AsItIs:
         self._mean = torch.tensor(data.mean)[:, None, None]
         self._std = torch.tensor(data.std)[:, None, None]
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         return {**batch, "image": self._normalise(batch["image"])}
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class _Whole(_AsItIs):
         super().__init__(data)
         self._scale = settings.scale
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         scale = self._scale
         highs = [
             whole_multiple(image[:, :height, :width], scale)
@@ -284,7 +284,7 @@ class _Patches(_AsItIs):
         super().__init__(data)
         self._settings = settings
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         count, channels, _, width = images.shape
         side, patches = self._settings.patch, self._settings.patches
@@ -299,7 +299,7 @@ class _Patches(_AsItIs):
         low = reduce(high, self._settings.scale)
         return {**batch, "image": self._normalise(low), "high": high.float() / 255}
 
-    def _places(self, extent: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _places(self, extent: Tensor, draws: BatchRng) -> tuple[Tensor, Tensor]:
         """Rows and columns of the patches, int64 (B, P, side) each, inside the picture; a smaller
         picture is mirrored at its edges."""
         side, patches = self._settings.patch, self._settings.patches

@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from models.core.errors import TesseraError, UsageError
 from models.core.family import (
     Batch,
+    BatchRng,
     Chart,
     DataSpec,
-    Draws,
-    Figure,
+    Metric,
     Panel,
     Prediction,
     Record,
@@ -71,7 +71,7 @@ class VerificationAugment:
         for name, most in {"rotate": 180.0, "shear": 1.0, "zoom": 0.5}.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(
-                    f"augment.{name} = {getattr(self, name)}", mend=f"give 0 to {most:g}"
+                    f"augment.{name} = {getattr(self, name)}", hint=f"give 0 to {most:g}"
                 )
 
     @property
@@ -85,11 +85,11 @@ class VerificationAugment:
 class Verification(Task):
     name = "verification"
     reads = "classification"
-    resamples = 100
-    drawn_twice = False
-    served = "embedding"
-    primary = Figure("eer", "min")
-    also = ("few_shot_5",)
+    bootstrap_samples = 100
+    resample_with_replacement = False
+    output_name = "embedding"
+    primary = Metric("eer", "min")
+    extra_metrics = ("few_shot_5",)
     augment_settings = VerificationAugment
     knows_classes = False
 
@@ -101,18 +101,18 @@ class Verification(Task):
         if not (train and settings.warps):
             return plain
 
-        def warped(batch: Batch, draws: Draws) -> Batch:
+        def warped(batch: Batch, draws: BatchRng) -> Batch:
             batch = plain(batch, draws)
             return {**batch, "image": _warp(batch["image"], settings, draws)}
 
         return warped
 
-    def compare(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
+    def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`embedding` (D,), `label`, and `class`, its name."""
         label = target["label"]
         return {"embedding": prediction["embedding"], "label": label, "class": _name(label, data)}
 
-    def figures(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """Over all pairs of two images, which are accepted as one class from a similarity on:
         `eer`, the equal error rate, where as large a share of the pairs of two classes is accepted
         as is refused of those of one; `threshold`, the similarity there; `tar_far_1e2` and
@@ -134,17 +134,17 @@ class Verification(Task):
             raise TesseraError(
                 f"among the {len(records)} images of the split are no two of "
                 + ("different classes" if same else "one class"),
-                mend="verification compares images of a class with each other, and with others",
+                hint="verification compares images of a class with each other, and with others",
             )
         # The share that is accepted from each edge of a bin on; from the last edge on it is none.
         tar, far = (_from_each_edge(counts) for counts in (found.same, found.other))
         eer, threshold = _equal_error(far, 1 - tar)
-        figures = {"eer": eer, "threshold": threshold}
+        metrics = {"eer": eer, "threshold": threshold}
         for name, rate in (("tar_far_1e2", 1e-2), ("tar_far_1e3", 1e-3)):
-            figures[name] = float(tar[(far <= rate).nonzero()[0, 0]])
-        figures["recall_at_1"] = found.hits / found.sought
+            metrics[name] = float(tar[(far <= rate).nonzero()[0, 0]])
+        metrics["recall_at_1"] = found.hits / found.sought
         accuracy = _few_shot(labels, rows)
-        return figures if accuracy is None else {**figures, f"few_shot_{SHOTS}": accuracy}
+        return metrics if accuracy is None else {**metrics, f"few_shot_{SHOTS}": accuracy}
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
         """Which share of the pairs of one class is accepted, by that of the others."""
@@ -152,7 +152,7 @@ class Verification(Task):
         tar, far = (_from_each_edge(counts).tolist() for counts in (found.same, found.other))
         return [Chart("Accepted pairs", "of two classes", "of one class", {"": (far, tar)})]
 
-    def badness(self, record: Record) -> float:
+    def error_score(self, record: Record) -> float:
         """0: of one image alone nothing can be right or wrong. What is shown as the worst mistakes
         are the first images, each beside those that seem most alike."""
         return 0.0
@@ -184,7 +184,7 @@ class Verification(Task):
 VERIFICATION = Verification()
 
 
-def _warp(images: Tensor, settings: VerificationAugment, draws: Draws) -> Tensor:
+def _warp(images: Tensor, settings: VerificationAugment, draws: BatchRng) -> Tensor:
     """(B, C, H, W): each turned, slanted and zoomed by its own draw about its middle; the edge is
     mirrored."""
     angle, slant, *zooms = (draws.uniform(4) * 2 - 1).unbind(1)
@@ -214,7 +214,7 @@ def _sort(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
         raise TesseraError("there is no answer to make figures of")
     stacked = torch.stack([record["embedding"] for record in records])
     if not stacked.isfinite().all():
-        raise TesseraError("embeddings are not finite", mend="train with a lower rate")
+        raise TesseraError("embeddings are not finite", hint="train with a lower rate")
     rows = (stacked.double() * _GRID).round()
     labels = [int(record["label"]) for record in records]
     first, raw = rows[:, 0].tolist(), [row.tobytes() for row in rows.numpy()]

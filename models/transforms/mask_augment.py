@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.core.family import Batch, Draws
+from models.core.family import Batch, BatchRng
 from models.transforms.geometry import Place
 from models.transforms.object_augment import (
     LEAST_SHARE,
@@ -52,12 +52,12 @@ class MaskAugment(ObjectAugment):
 
     _settings: MaskAugmentSettings
 
-    def _place(self, batch: Batch, draws: Draws) -> Batch:
+    def _place(self, batch: Batch, draws: BatchRng) -> Batch:
         if self._settings.rotate:
             batch = _turned(batch, draws.integers(4).tolist())
         return self._lay(batch, draws) if self._settings.moves else batch
 
-    def _lay(self, batch: Batch, draws: Draws) -> Batch:
+    def _lay(self, batch: Batch, draws: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         count, _, height, width = images.shape
         frame = torch.tensor([height, width], dtype=torch.float32)

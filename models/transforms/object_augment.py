@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.core.errors import UsageError
-from models.core.family import Batch, DataSpec, Draws
+from models.core.family import Batch, BatchRng, DataSpec
 from models.transforms.geometry import Place, inside
 
 LEAST_SHARE = 0.25
@@ -43,13 +43,13 @@ class ObjectAugmentSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.zoom <= 3:
-            raise UsageError(f"augment.zoom = {self.zoom}", mend="give 0 to 3, like 0.5")
+            raise UsageError(f"augment.zoom = {self.zoom}", hint="give 0 to 3, like 0.5")
         for name in ("shift", "brightness", "contrast", "colour"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise UsageError(f"augment.{name} = {value}", mend="give 0 or more, below 1")
+                raise UsageError(f"augment.{name} = {value}", hint="give 0 or more, below 1")
         if not 0 <= self.mosaic <= 1:
-            raise UsageError(f"augment.mosaic = {self.mosaic}", mend="give a share from 0 to 1")
+            raise UsageError(f"augment.mosaic = {self.mosaic}", hint="give a share from 0 to 1")
 
     @property
     def places(self) -> bool:
@@ -66,7 +66,7 @@ class ObjectAugment:
         self._mean = torch.tensor(data.mean)[:, None, None] * 255
         self._std = torch.tensor(data.std)[:, None, None] * 255
 
-    def __call__(self, batch: Batch, draws: Draws) -> Batch:
+    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
         batch = {**batch, "image": batch["image"].float()}
         if self._settings.places and "boxes" in batch:
             batch = self._place(batch, draws)
@@ -76,7 +76,7 @@ class ObjectAugment:
         batch["image"] = (batch["image"] - self._mean) / self._std
         return batch
 
-    def _light(self, images: Tensor, draws: Draws) -> Tensor:
+    def _light(self, images: Tensor, draws: BatchRng) -> Tensor:
         settings, changed = self._settings, False
         for amount, shape in (
             (settings.brightness, (1, 1, 1)),
@@ -92,7 +92,7 @@ class ObjectAugment:
             images, changed = (images - grey) * factor + grey, True
         return images.clamp(0, 255) if changed else images
 
-    def _place(self, batch: Batch, draws: Draws) -> Batch:
+    def _place(self, batch: Batch, draws: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         count, _, height, width = images.shape
         frame = torch.tensor([height, width], dtype=torch.float32)
@@ -133,7 +133,7 @@ class Tiles:
     """Draws how the images of a batch are laid, and which lie in a mosaic."""
 
     def __init__(
-        self, settings: ObjectAugmentSettings, frame: Tensor, draws: Draws, count: int
+        self, settings: ObjectAugmentSettings, frame: Tensor, draws: BatchRng, count: int
     ) -> None:
         self._settings, self._frame, self._count = settings, frame, count
         mirrored = draws.uniform(4, 2) < 0.5

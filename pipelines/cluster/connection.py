@@ -52,7 +52,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TesseraError(
                 f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}",
-                mend="start one with `tessera up`, or unset RAY_ADDRESS to use an embedded one",
+                hint="start one with `tessera up`, or unset RAY_ADDRESS to use an embedded one",
             ) from error
         return True
     for attempt in range(1, START_ATTEMPTS + 1):
@@ -76,7 +76,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise TesseraError(
                     f"Ray didn't start here, {attempt} times: {lines[0][:200]}",
-                    mend="--verbose shows what it says; with --workers 0 nothing of Ray is needed",
+                    hint="--verbose shows what it says; with --workers 0 nothing of Ray is needed",
                 ) from error
     return True
 

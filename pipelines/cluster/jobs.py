@@ -147,7 +147,7 @@ def _unreachable(address: str, error: BaseException) -> TesseraError:
     said = str(error).strip().splitlines()
     return TesseraError(
         f"the Ray cluster at {address} does not do it: {said[0] if said else type(error).__name__}",
-        mend="see `tessera status`; its token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH",
+        hint="see `tessera status`; its token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH",
     )
 
 

@@ -14,7 +14,7 @@ from models.core.errors import TesseraError
 TASK_RETRIES = 3
 
 
-def spread(
+def map_tasks(
     work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any], *, workers: int
 ) -> Generator[tuple[int, Any], None, None]:
     """Calls `work(shared, part)` for each part as tasks of one CPU, at most `workers` at a time.
@@ -31,7 +31,7 @@ def spread(
         max_retries=TASK_RETRIES,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )(work)
-    for number, done in _dealt(task, shared, parts, workers):
+    for number, done in _run_tasks(task, shared, parts, workers):
         try:
             result = ray.get(done)
         except RayError as error:
@@ -39,17 +39,17 @@ def spread(
         yield number, result
 
 
-def beside(
+def map_local_tasks(
     work: Callable[[Any, Any], Any], shared: Any, parts: Iterable[Any], *, at_once: int
 ) -> Generator[tuple[int, Any], None, None]:
-    """As `spread`, but on this machine, and without a CPU: the calls start workers, which take
+    """As `map_tasks`, but on this machine, and without a CPU: the calls start workers, which take
     them. A call whose process dies is tried once more; then an exception is what the part gave, and
     the others go on."""
     import ray
     from ray.exceptions import RayError
 
     task = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=_here())(work)
-    for number, done in _dealt(task, shared, parts, at_once):
+    for number, done in _run_tasks(task, shared, parts, at_once):
         try:
             result = ray.get(done)
         except RayError as error:
@@ -57,7 +57,7 @@ def beside(
         yield number, result
 
 
-def _dealt(
+def _run_tasks(
     task: Any, shared: Any, parts: Iterable[Any], at_once: int
 ) -> Generator[tuple[int, Any], None, None]:
     """(the part's number, its reference) as the tasks end."""
@@ -90,7 +90,7 @@ def _explain_task(
         return TesseraError(f"part {number} failed: {type(cause).__name__}: {lines[-1].strip()}")
     return TesseraError(
         f"the worker of part {number} died {attempts} times: {lines[0].strip()[:200]}",
-        mend="perhaps it ran out of memory: use fewer --workers",
+        hint="perhaps it ran out of memory: use fewer --workers",
     )
 
 

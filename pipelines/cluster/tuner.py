@@ -1,6 +1,6 @@
 """ROOM: Ray Tune. Which settings are tried next, and which trials are stopped.
 
-In: a space as plain data, and a function that trains one trial. Out: calls of `hear` with what
+In: a space as plain data, and a function that trains one trial. Out: calls of `on_event` with what
 became of each. A trial's function runs in a process of its own beside the driver and takes no CPU:
 the workers that it starts take them. Must not know what is trained, or where it is tracked.
 
@@ -59,8 +59,8 @@ class Order:
     """A trial's process goes on with the next one, if the body leaves nothing behind that runs."""
 
 
-def run(body: Body, told: dict[str, Any], order: Order, hear: Hear, *, restore: bool) -> None:
-    """Runs the search to its end. Of trials that fail `hear` is told; the search goes on. A Ctrl-C
+def run(body: Body, told: dict[str, Any], order: Order, on_event: Hear, *, restore: bool) -> None:
+    """Runs the search to its end. Of trials that fail `on_event` is told; the search goes on. A Ctrl-C
     ends it as KeyboardInterrupt, once Tune has written what it needs to go on."""
     from ray import tune
 
@@ -71,12 +71,12 @@ def run(body: Body, told: dict[str, Any], order: Order, hear: Hear, *, restore: 
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True)
     else:
         tuner = _tuner(trainable, order)
-    _hearing.append(hear)
+    _hearing.append(on_event)
     try:
         with _interrupted():
             tuner.fit()
     finally:
-        _hearing.remove(hear)
+        _hearing.remove(on_event)
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def check_owned(folder: Path) -> None:
             raise TesseraError(
                 f"{path} can be written by others, and what Ray Tune keeps of a search is executed "
                 "when it is read",
-                mend="go on only with a search of your own: chown and chmod go-w, if it is",
+                hint="go on only with a search of your own: chown and chmod go-w, if it is",
             )
 
 
@@ -194,7 +194,7 @@ def _search(order: Order) -> Any:
     except ImportError:
         raise UsageError(
             "--search optuna needs optuna, which isn't installed",
-            mend="pip install 'tessera[optuna]', or --search random",
+            hint="pip install 'tessera[optuna]', or --search random",
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(metric=VALUE, mode=order.direction, seed=order.seed)
@@ -243,8 +243,8 @@ there, so it holds nothing of this process."""
 
 
 def _tell(what: str, trial: str, about: dict[str, Any]) -> None:
-    for hear in _hearing:
-        hear(what, trial, about)
+    for on_event in _hearing:
+        on_event(what, trial, about)
 
 
 def _listener(space: Mapping[str, Space]) -> Any:

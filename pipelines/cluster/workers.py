@@ -21,7 +21,7 @@ Work = Callable[[dict[str, Any], World, Emit], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroup:
     """How many workers, and what each of them gets."""
 
     workers: int
@@ -30,7 +30,7 @@ class Group:
     max_failures: int = 3
 
 
-def check(group: Group) -> int:
+def check(group: WorkerGroup) -> int:
     """GPUs per worker, or a TesseraError where the cluster can never place the group."""
     import ray
 
@@ -40,7 +40,7 @@ def check(group: Group) -> int:
         raise TesseraError(
             f"{group.workers} workers with {group.cpus} CPU each were asked for, "
             f"but the cluster has {has.get('CPU', 0):g} CPUs",
-            mend=f"use --workers {int(has.get('CPU', 0)) // group.cpus or 1}, or a larger cluster",
+            hint=f"use --workers {int(has.get('CPU', 0)) // group.cpus or 1}, or a larger cluster",
         )
     gpus = has.get("GPU", 0)
     if group.gpus == "auto":
@@ -49,12 +49,12 @@ def check(group: Group) -> int:
         raise TesseraError(
             f"{group.workers} workers with {group.gpus} GPU each were asked for, "
             f"but the cluster has {gpus:g} GPUs",
-            mend="use fewer workers, or --set workers.gpus=0 to train on the CPU",
+            hint="use fewer workers, or --set workers.gpus=0 to train on the CPU",
         )
     return group.gpus
 
 
-def gpus_each(group: Group) -> int:
+def gpus_each(group: WorkerGroup) -> int:
     """GPUs that a worker of the group gets."""
     if group.gpus == "auto":
         return int(0 < group.workers <= gpus())
@@ -75,7 +75,7 @@ def local(work: Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
 def train(
     work: Work,
     payload: dict[str, Any],
-    group: Group,
+    group: WorkerGroup,
     *,
     name: str,
     storage: Path,
@@ -107,7 +107,7 @@ def train(
                 if attempt == group.max_failures:
                     raise TesseraError(
                         f"the workers failed {attempt + 1} times, the last time with: {line}",
-                        mend="see the traceback with --verbose; --resume goes on from the last "
+                        hint="see the traceback with --verbose; --resume goes on from the last "
                         "checkpoint",
                     ) from error
                 emit({"kind": "restart", "attempt": attempt + 1, "reason": line})
@@ -120,7 +120,7 @@ def train(
 
 
 def _trainer(
-    told: dict[str, Any], group: Group, gpus: int, *, name: str, storage: Path, verbose: bool
+    told: dict[str, Any], group: WorkerGroup, gpus: int, *, name: str, storage: Path, verbose: bool
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

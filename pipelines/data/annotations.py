@@ -36,16 +36,16 @@ class BadAnnotation(TesseraError):
     """What is said of an image can't be right. `reason` is what all of its kind are counted under,
     such as "box without area"; the message names image and object."""
 
-    def __init__(self, reason: str, message: str, *, mend: str = "") -> None:
-        super().__init__(message, mend=mend)
+    def __init__(self, reason: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (self.reason, self.message, self.mend))
+        return (_rebuild, (self.reason, self.message, self.hint))
 
 
-def _rebuild(reason: str, message: str, mend: str) -> BadAnnotation:
-    return BadAnnotation(reason, message, mend=mend)
+def _rebuild(reason: str, message: str, hint: str) -> BadAnnotation:
+    return BadAnnotation(reason, message, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def check_masked(annotation: Annotation, where: str) -> None:
         raise BadAnnotation(
             "missing mask",
             f"{where}: its objects have boxes and no masks",
-            mend="pack it as a set of detection, or give every object a mask",
+            hint="pack it as a set of detection, or give every object a mask",
         )
 
 
@@ -113,7 +113,7 @@ def _check_pixels(
         raise BadAnnotation(
             "unknown class",
             f"{where}: its mask has the value {strange[0]}, and there are {classes} classes",
-            mend=f"0 to {classes - 1} and {IGNORED} (ignored) are allowed",
+            hint=f"0 to {classes - 1} and {IGNORED} (ignored) are allowed",
         )
     if values.tolist() == [IGNORED]:
         raise BadAnnotation("mask without pixels", f"{where}: no pixel of its mask has a class")
@@ -148,7 +148,7 @@ def _check_labels(labels: np.ndarray[Any, Any], classes: int, where: str) -> Non
             "unknown class",
             f"{where}: object {strange[0]} has the class {labels[strange[0]]}, and there are "
             f"{classes} classes",
-            mend=f"0 to {classes - 1} are allowed",
+            hint=f"0 to {classes - 1} are allowed",
         )
 
 
@@ -169,13 +169,13 @@ def _check_boxes(boxes: np.ndarray[Any, Any], height: int, width: int, where: st
             raise BadAnnotation(
                 reason,
                 f"{where}, {width} wide and {height} high: {reason}: object {at}, ({numbers})",
-                mend="a box is left, top, right, bottom in pixels",
+                hint="a box is left, top, right, bottom in pixels",
             )
     if len(boxes) and boxes.max() <= 1 < min(height, width):
         raise BadAnnotation(
             "box normalised",
             f"{where}: all box coordinates lie within 0 and 1, as shares of the image do",
-            mend="a box is left, top, right, bottom in pixels: multiply by width and height",
+            hint="a box is left, top, right, bottom in pixels: multiply by width and height",
         )
 
 

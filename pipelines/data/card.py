@@ -161,7 +161,7 @@ class Card(_Frozen):
         if height * width > MAX_PIXELS:
             raise TesseraError(
                 f"images {width} wide and {height} high are too large",
-                mend="say which size the network is to see: data.height and data.width",
+                hint="say which size the network is to see: data.height and data.width",
             )
         return DataSpec(
             task=task,
@@ -185,7 +185,7 @@ class Card(_Frozen):
                 return split
         raise TesseraError(
             f"data set {self.name!r} has no {name!r} split",
-            mend=f"it has: {', '.join(self.splits)}",
+            hint=f"it has: {', '.join(self.splits)}",
         )
 
     def to_json(self) -> str:
@@ -197,7 +197,7 @@ def check_key(key: str, where: str) -> None:
     if not _KEY.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
         raise TesseraError(
             f"{where}: the key {key[:120]!r} is not allowed",
-            mend=f"a key has at most {MAX_KEY_LENGTH} of the characters A-Z a-z 0-9 _ - ~ % /",
+            hint=f"a key has at most {MAX_KEY_LENGTH} of the characters A-Z a-z 0-9 _ - ~ % /",
         )
 
 
@@ -213,7 +213,7 @@ def parse(text: str | bytes, where: str) -> Card:
     if card.digest != card.content_digest():
         raise TesseraError(
             f"{where} was changed after it was packed: its digest is not its own",
-            mend="pack the data set again",
+            hint="pack the data set again",
         )
     if not any(split.samples for split in card.splits.values()):
         raise TesseraError(f"{where} is the card of a data set without samples")
@@ -224,7 +224,7 @@ def read(where: str | Path) -> Card:
     """The card of a packed data set in a folder or at an address."""
     place = open_storage(where)
     if place.size(FILE) is None:
-        raise TesseraError(f"{where} is no packed data set: it has no {FILE}", mend=_how(place))
+        raise TesseraError(f"{where} is no packed data set: it has no {FILE}", hint=_how(place))
     return parse(place.read(FILE), f"{place.where}/{FILE}")
 
 

@@ -88,7 +88,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
         what = "is empty" if not data else f"begins with {bytes(data[:8])!r}"
         raise TesseraError(
             f"{where} is no image that is read here: it {what}",
-            mend="JPEG, PNG, WEBP, BMP, GIF and TIFF are read, told by content",
+            hint="JPEG, PNG, WEBP, BMP, GIF and TIFF are read, told by content",
         )
     if form == "PNG":
         _check_png(data, where)
@@ -129,7 +129,7 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     """uint8 (C, H, W) from an image of mode L or RGB."""
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
-        raise TesseraError(f"images of {channels} channels can't be made", mend="1 or 3 can")
+        raise TesseraError(f"images of {channels} channels can't be made", hint="1 or 3 can")
     pixels = np.array(image if image.mode == mode else image.convert(mode))
     if channels == 1:
         return torch.from_numpy(pixels)[None]
@@ -233,7 +233,7 @@ def _check_size(size: tuple[int, int], where: str) -> None:
     if width * height > MAX_PIXELS:
         raise TesseraError(
             f"{where} has {width} by {height} pixels, more than {MAX_PIXELS:,}",
-            mend="shrink it before packing",
+            hint="shrink it before packing",
         )
     if not width or not height:
         raise TesseraError(f"{where} has no pixels: {width} by {height}")
@@ -253,7 +253,7 @@ def _convert(image: Image.Image, where: str) -> Image.Image:
     if image.mode == "F":
         raise TesseraError(
             f"{where} has float pixels, whose range nothing tells",
-            mend="convert it to 8 or 16 bits",
+            hint="convert it to 8 or 16 bits",
         )
     if image.mode.startswith("I"):
         return _narrow(image, where)
@@ -271,7 +271,7 @@ def _narrow(image: Image.Image, where: str) -> Image.Image:
     if pixels.min() < 0 or pixels.max() > 65535:
         raise TesseraError(
             f"{where} has whole-number pixels outside 0 to 65535",
-            mend="convert it to 8 or 16 bits",
+            hint="convert it to 8 or 16 bits",
         )
     return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
 

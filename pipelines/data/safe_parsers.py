@@ -68,7 +68,7 @@ def read_xml(data: bytes, where: str) -> Element:
         builder.end(tag)
 
     def refuse(*_: object) -> None:
-        raise TesseraError(f"{where} has a DTD, which is refused", mend="remove its DOCTYPE")
+        raise TesseraError(f"{where} has a DTD, which is refused", hint="remove its DOCTYPE")
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
@@ -92,7 +92,7 @@ def read_yaml(data: bytes, where: str) -> Any:
         # Before anything is built: the time goes with the square of the depth.
         for token in yaml.scan(data, yaml.BaseLoader):
             if isinstance(token, yaml.AliasToken):
-                raise TesseraError(f"{where} has an alias, which is refused", mend="write it out")
+                raise TesseraError(f"{where} has an alias, which is refused", hint="write it out")
             kind = type(token).__name__
             depth += kind.endswith("StartToken") - kind.endswith("EndToken")
             if depth > _MAX_DEPTH:
@@ -109,7 +109,7 @@ def read_csv(data: bytes, where: str, delimiter: str) -> Iterator[list[str]]:
         text = data.decode("utf-8-sig")
         yield from csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     except UnicodeDecodeError as error:
-        raise TesseraError(f"{where} is no UTF-8: {error}", mend="save it as UTF-8") from None
+        raise TesseraError(f"{where} is no UTF-8: {error}", hint="save it as UTF-8") from None
     except csv.Error as error:
         raise TesseraError(f"{where} can't be read: {error}") from None
 

@@ -157,9 +157,9 @@ def _cut(samples: Iterable[Packed], most: int, most_bytes: int) -> Iterator[list
 def _check(sample: Packed, path: str) -> None:
     check_key(sample.key, path)
     if sample.image[0] not in IMAGE_EXTENSIONS:
-        raise TesseraError(f"sample {sample.key} has an image .{sample.image[0]}", mend=_ALLOWED)
+        raise TesseraError(f"sample {sample.key} has an image .{sample.image[0]}", hint=_ALLOWED)
     if sample.note and (not sample.note[0] or sample.note[0] not in NOTE_EXTENSIONS.values()):
-        raise TesseraError(f"sample {sample.key} has a member .{sample.note[0]}", mend=_ALLOWED)
+        raise TesseraError(f"sample {sample.key} has a member .{sample.note[0]}", hint=_ALLOWED)
 
 
 def _row(data: memoryview, start: int, label: int, path: str) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def parse_header(header: bytes, where: str) -> tuple[str, int]:
     if header[156:157] not in (b"0", b"\0"):
         raise TesseraError(
             f"{where}: a member of type {header[156:157]!r} is refused",
-            mend="only regular files may lie in a shard: no links, devices, sparse or pax members",
+            hint="only regular files may lie in a shard: no links, devices, sparse or pax members",
         )
     prefix, name = header[345:500].rstrip(b"\0"), header[:100].rstrip(b"\0")
     full = prefix + b"/" + name if prefix else name
@@ -68,5 +68,5 @@ def padded(size: int) -> int:
 
 def damaged(message: str) -> TesseraError:
     return TesseraError(
-        message, mend="fetch or pack the data set again; `tessera verify` names all that differs"
+        message, hint="fetch or pack the data set again; `tessera verify` names all that differs"
     )

@@ -78,12 +78,12 @@ def attacked(
     if family.task.name != "classification" or "label" not in batch:
         raise UsageError(
             f"a {family.name} of {family.task.name.replace('_', ' ')} can't be attacked",
-            mend="name a classifier, and images with labels",
+            hint="name a classifier, and images with labels",
         )
     if not 0 <= epsilon <= 1 or steps < 1:
         raise UsageError(
             f"epsilon = {epsilon}, steps = {steps}",
-            mend="give a share like 0.03, and 1 step or more",
+            hint="give a share like 0.03, and 1 step or more",
         )
     images: Tensor = batch["image"].detach()
     rows = {name: value for name, value in batch.items() if name != "target"}

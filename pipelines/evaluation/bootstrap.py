@@ -1,6 +1,6 @@
 """How sure a figure is: figures of other draws of the same images.
 
-In: a `Task.selector`, which makes figures of any of the images. Out: intervals, differences of two
+In: a `Task.bootstrap_metrics`, which makes figures of any of the images. Out: intervals, differences of two
 models with theirs, and McNemar's test. Must not know what is figured.
 
 The images that were tested stand for all that could have been. Drawing as many of them again, some
@@ -59,10 +59,10 @@ class McNemar:
     p_value: float
 
 
-def draw(count: int, resamples: int, *, twice: bool = True) -> Iterator[Array]:
+def draw(count: int, bootstrap_samples: int, *, twice: bool = True) -> Iterator[Array]:
     """Places of images, int64: N of them, or N / 2 different ones without `twice`."""
     source = np.random.Generator(np.random.Philox(SEED))
-    for _ in range(resamples):
+    for _ in range(bootstrap_samples):
         if twice:
             yield source.integers(0, count, count)
         else:
@@ -70,18 +70,18 @@ def draw(count: int, resamples: int, *, twice: bool = True) -> Iterator[Array]:
 
 
 def figures_of_draws(
-    select: Selector, count: int, resamples: int, *, twice: bool = True
+    select: Selector, count: int, bootstrap_samples: int, *, twice: bool = True
 ) -> dict[str, Array]:
     """Each figure in each draw, float64 (R,); NaN in the draws that don't have it: a class may not
     occur in one, and half of the images may be too few to be compared."""
     found: dict[str, Array] = {}
-    for place, places in enumerate(draw(count, resamples, twice=twice)):
+    for place, places in enumerate(draw(count, bootstrap_samples, twice=twice)):
         try:
-            figures = select(places.tolist())
+            metrics = select(places.tolist())
         except TesseraError:
             continue
-        for name, value in figures.items():
-            column = found.setdefault(name, np.full(resamples, np.nan))
+        for name, value in metrics.items():
+            column = found.setdefault(name, np.full(bootstrap_samples, np.nan))
             column[place] = value
     return found
 

@@ -122,16 +122,16 @@ def _check(images: Tensor, kind: str, strength: int, numbers: Sequence[int]) -> 
     if kind not in KINDS:
         raise unknown("corruption", kind, KINDS)
     if strength not in STRENGTHS:
-        raise UsageError(f"strength {strength}", mend=f"give one of {STRENGTHS}")
+        raise UsageError(f"strength {strength}", hint=f"give one of {STRENGTHS}")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise UsageError(
             f"images of {images.dtype} {tuple(images.shape)} can't be corrupted",
-            mend="give uint8 (B, C, H, W) of 1 or 3 channels",
+            hint="give uint8 (B, C, H, W) of 1 or 3 channels",
         )
     if kind not in kinds_for(images.shape[1]):
-        raise UsageError(f"grey images have no {kind}", mend="see kinds_for")
+        raise UsageError(f"grey images have no {kind}", hint="see kinds_for")
     if len(numbers) != len(images):
-        raise UsageError(f"{len(numbers)} numbers for {len(images)} images", mend="give one each")
+        raise UsageError(f"{len(numbers)} numbers for {len(images)} images", hint="give one each")
 
 
 def _scaled(kind: _Kind, strength: int, side: int) -> tuple[float, Constants]:

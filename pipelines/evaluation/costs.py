@@ -1,7 +1,7 @@
 """What an answer costs: parameters, multiplications, time, memory, bytes on disk.
 
 In: something that is asked, and something to ask it. Out: counts and measurements. What is asked is
-a function, a network or an `Asker` (`evaluation.py`); the figures are of all that it does, and of this
+a function, a network or an `Evaluator` (`evaluation.py`); the figures are of all that it does, and of this
 machine, as busy as it is. Must not know networks, nor what is done with the figures.
 """
 
@@ -176,7 +176,7 @@ def throughput(
             break
         size *= 2
     if not tried:
-        raise TesseraError("one image is too much for the memory", mend="give smaller images")
+        raise TesseraError("one image is too much for the memory", hint="give smaller images")
     return Throughput(tried[best], best, tried)
 
 

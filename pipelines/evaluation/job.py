@@ -25,8 +25,8 @@ from pipelines.evaluation.results import Assessment, Comparison, Robustness, Sli
 from pipelines.interfaces import Emit, World
 from pipelines.storage.base import use_cache_of
 from pipelines.training import distributed, evaluator, hardware, loaded_model
-from pipelines.training.evaluator import Answers
-from pipelines.training.loaded_model import Subject
+from pipelines.training.evaluator import Predictions
+from pipelines.training.loaded_model import LoadedModel
 
 LARGEST_BATCH = 256
 EPSILONS = (2, 8)
@@ -38,8 +38,8 @@ SLICE_RESAMPLES = 200
 class _Examined:
     """One model while others are compared with it. All but the subject is rank 0's."""
 
-    subject: Subject
-    answers: Answers
+    subject: LoadedModel
+    answers: Predictions
     whole: dict[str, float]
     drawn: dict[str, Array]
     found: Assessment
@@ -83,11 +83,11 @@ def examine(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]
 
 def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) -> _Examined | None:
     split = payload["split"]
-    subject = loaded_model.open_subject(
+    subject = loaded_model.load_model(
         Path(told["model"]), told["digest"], payload["data"], world, judge=told.get("judge")
     )
     task, data = subject.family.task, subject.data
-    note = slices.describe if task.from_images else None
+    note = slices.describe if task.takes_images else None
     loader = subject.loader(split, world)
     answers = evaluator.answer(subject.family, subject.ask, data, loader, world, note=note)
     robust = _robustness(subject, split, int(payload.get("robustness", 0)), world)
@@ -97,11 +97,13 @@ def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) 
     distributed.broadcast(None, world)  # the others wait, and take no time from what is timed
     if answers is None:
         return None
-    select = task.selector(answers.records, data)
+    select = task.bootstrap_metrics(answers.records, data)
     count = len(answers.records)
     whole = select(range(count))
-    resamples = task.resamples if payload.get("intervals", True) else 0
-    drawn = bootstrap.figures_of_draws(select, count, resamples, twice=task.drawn_twice)
+    bootstrap_samples = task.bootstrap_samples if payload.get("intervals", True) else 0
+    drawn = bootstrap.figures_of_draws(
+        select, count, bootstrap_samples, twice=task.resample_with_replacement
+    )
     found = Assessment(
         model=told["name"],
         digest=subject.model.digest,
@@ -113,8 +115,8 @@ def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) 
         data_digest=subject.card.digest,
         split=split,
         samples=count,
-        figures=bootstrap.estimates(whole, drawn),
-        slices=_slices(subject, answers, payload.get("fields", {})) if resamples else (),
+        metrics=bootstrap.estimates(whole, drawn),
+        slices=_slices(subject, answers, payload.get("fields", {})) if bootstrap_samples else (),
         robustness=robust,
         costs=measured,
         hardware=hardware.describe(),
@@ -123,7 +125,7 @@ def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) 
     return _Examined(subject, answers, whole, drawn, found)
 
 
-def _costs(subject: Subject, folder: Path, split: str) -> dict[str, float]:
+def _costs(subject: LoadedModel, folder: Path, split: str) -> dict[str, float]:
     """Of the network with what it does after its last layer, on images as it sees them; reading,
     decoding and preparing them isn't in it."""
     few = np.arange(min(subject.card.split(split).samples, subject.family.task.eval_batch))
@@ -161,7 +163,7 @@ def _costs(subject: Subject, folder: Path, split: str) -> dict[str, float]:
 
 
 def _slices(
-    subject: Subject, answers: Answers, fields: Mapping[str, Mapping[str, str]]
+    subject: LoadedModel, answers: Predictions, fields: Mapping[str, Mapping[str, str]]
 ) -> tuple[SliceFigures, ...]:
     """The task's headline figures of each slice."""
     task = subject.family.task
@@ -169,19 +171,21 @@ def _slices(
     for part in slices.make(answers.noted, answers.keys, fields):
         records = [answers.records[place] for place in part.places]
         try:
-            select = task.selector(records, subject.data)
+            select = task.bootstrap_metrics(records, subject.data)
             whole = select(range(len(records)))
         except TesseraError:  # of these images alone no figure can be made
             continue
-        draws = min(SLICE_RESAMPLES, task.resamples)
-        drawn = bootstrap.figures_of_draws(select, len(records), draws, twice=task.drawn_twice)
+        draws = min(SLICE_RESAMPLES, task.bootstrap_samples)
+        drawn = bootstrap.figures_of_draws(
+            select, len(records), draws, twice=task.resample_with_replacement
+        )
         known = {name: whole[name] for name in task.headline if name in whole}
-        figures = bootstrap.estimates(known, drawn)
-        found.append(SliceFigures(part.by, part.name, part.span, len(records), figures))
+        metrics = bootstrap.estimates(known, drawn)
+        found.append(SliceFigures(part.by, part.name, part.span, len(records), metrics))
     return tuple(found)
 
 
-def _robustness(subject: Subject, split: str, most: int, world: World) -> Robustness | None:
+def _robustness(subject: LoadedModel, split: str, most: int, world: World) -> Robustness | None:
     """The primary figure on images that were spoiled; None where the truth is the image itself."""
     family, data = subject.family, subject.data
     if not most or family.task.reads == "images":
@@ -189,19 +193,19 @@ def _robustness(subject: Subject, split: str, most: int, world: World) -> Robust
     samples = subject.card.split(split).samples
     chosen = np.unique(np.linspace(0, samples - 1, min(most, samples)).round().astype(np.int64))
 
-    def figure(ask: evaluator.Ask, loader: evaluator.Loader) -> float:
+    def metric(ask: evaluator.Ask, loader: evaluator.Loader) -> float:
         answers = evaluator.answer(family, ask, data, loader, world)
         if answers is None:
             return 0.0
-        return answers.figures(family, data)[family.task.primary.name]
+        return answers.metrics(family, data)[family.task.primary.name]
 
     def loader() -> EvalLoader:
         return subject.loader(split, world, only=chosen)
 
-    clean = figure(subject.ask, loader())
+    clean = metric(subject.ask, loader())
     corrupted = {
         kind: tuple(
-            figure(subject.ask, _Corrupted(loader(), kind, strength))
+            metric(subject.ask, _Corrupted(loader(), kind, strength))
             for strength in corruptions.STRENGTHS
         )
         for kind in corruptions.kinds_for(data.channels)
@@ -211,7 +215,7 @@ def _robustness(subject: Subject, split: str, most: int, world: World) -> Robust
         for kind in attacks.KINDS:
             for epsilon in EPSILONS:
                 ask = _Attacked(subject, kind, epsilon)
-                attacked[f"{kind}_{epsilon}"] = figure(ask, loader())
+                attacked[f"{kind}_{epsilon}"] = metric(ask, loader())
     return Robustness(len(chosen), clean, corrupted, attacked)
 
 
@@ -236,7 +240,7 @@ class _Corrupted:
 class _Attacked:
     """Asks about images that were changed so that this network errs."""
 
-    def __init__(self, subject: Subject, kind: str, epsilon: int) -> None:
+    def __init__(self, subject: LoadedModel, kind: str, epsilon: int) -> None:
         self._subject, self._kind, self._epsilon = subject, kind, epsilon
 
     def __call__(self, batch: Batch) -> tuple[list[Prediction], list[Target]]:
@@ -261,12 +265,12 @@ def _check_comparable(others: list[_Examined], one: _Examined) -> None:
         raise UsageError(
             f"{one.found.model} does {one.found.task.replace('_', ' ')}, {first.found.model} does "
             f"{first.found.task.replace('_', ' ')}: they have no figure in common",
-            mend="evaluate models of one task side by side",
+            hint="evaluate models of one task side by side",
         )
     if one.found.judge_digest != first.found.judge_digest:
         raise UsageError(
             f"{one.found.model} and {first.found.model} are judged by different classifiers",
-            mend="train both with the same judge",
+            hint="train both with the same judge",
         )
 
 
@@ -278,7 +282,7 @@ def _compare(first: _Examined, second: _Examined, confidence: float) -> Comparis
             for one in (first, second)
         ]
         test = bootstrap.mcnemar(*rights)
-    figures = bootstrap.differences(
+    metrics = bootstrap.differences(
         (first.whole, second.whole), (first.drawn, second.drawn), confidence
     )
-    return Comparison(first.found.model, second.found.model, figures, test)
+    return Comparison(first.found.model, second.found.model, metrics, test)

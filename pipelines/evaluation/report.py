@@ -25,14 +25,14 @@ from pipelines.evaluation.corruptions import STRENGTHS
 from pipelines.evaluation.results import Assessment, Comparison
 from pipelines.interfaces import World
 from pipelines.training import previews
-from pipelines.training.evaluator import Answers
-from pipelines.training.loaded_model import Subject
+from pipelines.training.evaluator import Predictions
+from pipelines.training.loaded_model import LoadedModel
 from pipelines.visuals import html, plots
 
 PAGE, DATA = "report.html", "report.json"
 WORST = 24
 LISTED_CLASSES = 100
-Examined = tuple[Subject, Answers, Assessment]
+Examined = tuple[LoadedModel, Predictions, Assessment]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def render(
         Path(__file__).with_name("report.html.j2"),
         models=found,
         first=found[0],
-        figures=_figures(found, compared),
+        metrics=_metrics(found, compared),
         classes=_classes(found),
         slices=_slices(found),
         corruptions=_corruptions(found),
@@ -101,14 +101,14 @@ def render(
     )
 
 
-def _figures(found: Sequence[Assessment], compared: Sequence[Comparison]) -> Table:
+def _metrics(found: Sequence[Assessment], compared: Sequence[Comparison]) -> Table:
     """Figures of all images: each model's, then the first one's lead over each other."""
-    names = [name for name in found[0].figures if "/" not in name]
+    names = [name for name in found[0].metrics if "/" not in name]
     heads = [one.model for one in found] + [f"lead over {one.second}" for one in compared]
     rows = []
     for name in names:
-        cells = [_estimate(one.figures.get(name)) for one in found]
-        cells += [_difference(name, one.figures.get(name), found[0]) for one in compared]
+        cells = [_estimate(one.metrics.get(name)) for one in found]
+        cells += [_difference(name, one.metrics.get(name), found[0]) for one in compared]
         rows.append((name, cells))
     return Table(heads, rows)
 
@@ -118,7 +118,7 @@ def _classes(found: Sequence[Assessment]) -> Table | None:
     kinds: list[str] = []
     classes: list[str] = []
     for one in found:
-        for name in one.figures:
+        for name in one.metrics:
             kind, slash, of = name.partition("/")
             if slash:
                 kinds += [kind] if kind not in kinds else []
@@ -128,7 +128,7 @@ def _classes(found: Sequence[Assessment]) -> Table | None:
     many = len(found) > 1
     heads = [f"{kind}: {one.model}" if many else kind for kind in kinds for one in found]
     rows = [
-        (of, [_estimate(one.figures.get(f"{kind}/{of}")) for kind in kinds for one in found])
+        (of, [_estimate(one.metrics.get(f"{kind}/{of}")) for kind in kinds for one in found])
         for of in classes[:LISTED_CLASSES]
     ]
     return Table(heads, rows)
@@ -141,7 +141,7 @@ def _slices(found: Sequence[Assessment]) -> list[tuple[str, Table]]:
     for place, part in enumerate(found[0].slices):
         cells = [Cell(f"{part.samples:,}")]
         for one in found:
-            own = one.slices[place].figures if place < len(one.slices) else {}
+            own = one.slices[place].metrics if place < len(one.slices) else {}
             cells.append(_estimate(own.get(primary)))
         name = f"{part.name} ({part.span})" if part.span else part.name
         by.setdefault(part.by, []).append((name, cells))
@@ -238,7 +238,7 @@ def _draw(folder: Path, number: int, one: Examined, split: str) -> Iterator[Show
     yield Shown("The worst mistakes", _embedded(place("worst_mistakes")), note)
 
 
-def _worst(subject: Subject, answers: Answers, split: str) -> tuple[list[list[Panel]], str]:
+def _worst(subject: LoadedModel, answers: Predictions, split: str) -> tuple[list[list[Panel]], str]:
     """The answers that are most wrong; for a classifier also where it looked."""
     family, data = subject.family, subject.data
     worst = np.array([answers.indices[i] for i in answers.worst(family, WORST)], np.int64)

@@ -22,7 +22,7 @@ class SliceFigures:
     name: str
     span: str
     samples: int
-    figures: Mapping[str, Estimate]
+    metrics: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Robustness:
 
 @dataclass(frozen=True)
 class Assessment:
-    """All that was found of one model. `figures` are of all images; `costs` are named with their
+    """All that was found of one model. `metrics` are of all images; `costs` are named with their
     units."""
 
     model: str
@@ -57,7 +57,7 @@ class Assessment:
     data_digest: str
     split: str
     samples: int
-    figures: Mapping[str, Estimate]
+    metrics: Mapping[str, Estimate]
     slices: tuple[SliceFigures, ...] = ()
     robustness: Robustness | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Assessment:
 
     def values(self) -> dict[str, float]:
         """Every figure that a policy can speak of, by name."""
-        found = {name: estimate.value for name, estimate in self.figures.items()}
+        found = {name: estimate.value for name, estimate in self.metrics.items()}
         if self.robustness:
             if self.robustness.corrupted:
                 found["robustness"] = self.robustness.mean
@@ -80,7 +80,7 @@ class Comparison:
 
     first: str
     second: str
-    figures: Mapping[str, Difference]
+    metrics: Mapping[str, Difference]
     mcnemar: McNemar | None = None
 
 
@@ -93,9 +93,9 @@ def to_plain(found: Assessment | Comparison) -> dict[str, Any]:
 def assessment(plain: Mapping[str, Any]) -> Assessment:
     """`to_plain` read back."""
     given = dict(plain)
-    given["figures"] = _estimates(given["figures"])
+    given["metrics"] = _estimates(given["metrics"])
     given["slices"] = tuple(
-        SliceFigures(**{**one, "figures": _estimates(one["figures"])}) for one in given["slices"]
+        SliceFigures(**{**one, "metrics": _estimates(one["metrics"])}) for one in given["slices"]
     )
     if given["robustness"]:
         robust = given["robustness"]
@@ -111,12 +111,12 @@ def assessment(plain: Mapping[str, Any]) -> Assessment:
 
 def comparison(plain: Mapping[str, Any]) -> Comparison:
     """`to_plain` read back."""
-    figures = {
+    metrics = {
         name: Difference(*(_number(value[key]) for key in ("value", "low", "high")))
-        for name, value in plain["figures"].items()
+        for name, value in plain["metrics"].items()
     }
     test = McNemar(**plain["mcnemar"]) if plain["mcnemar"] else None
-    return Comparison(plain["first"], plain["second"], figures, test)
+    return Comparison(plain["first"], plain["second"], metrics, test)
 
 
 def _estimates(plain: Mapping[str, Any]) -> dict[str, Estimate]:

@@ -84,7 +84,7 @@ def read_fields(path: Path) -> dict[str, dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} can't be read as CSV: {error}") from None
     if not rows or "key" not in rows[0]:
-        raise UsageError(f"{path} has no column 'key'", mend="give key,FIELD… with a line a sample")
+        raise UsageError(f"{path} has no column 'key'", hint="give key,FIELD… with a line a sample")
     names = [name for name in rows[0] if name and name != "key"]
     return {name: {row["key"]: row[name] or "" for row in rows} for name in names}
 

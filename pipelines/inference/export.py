@@ -61,7 +61,7 @@ def check_installed(form: str) -> None:
     except ModuleNotFoundError as error:
         raise TesseraError(
             f"--format onnx needs {error.name}, which isn't installed",
-            mend="pip install 'tessera[onnx]', or --format pt2",
+            hint="pip install 'tessera[onnx]', or --format pt2",
         ) from None
 
 
@@ -78,18 +78,18 @@ def write(
     `metadata` plain data. A TesseraError where no graph can be made of it."""
     import torch
 
-    from models.core.serving import plain_copy, quietly
+    from models.core.serving import plain_copy, suppress_export_noise
 
     plain = plain_copy(module)
     # A batch of one would be frozen into the graph.
     example = torch.zeros(2, *shape, dtype=torch.uint8)
-    step, mend = "recorded as a graph", ""
+    step, hint = "recorded as a graph", ""
     try:
-        with quietly(), torch.no_grad():
+        with suppress_export_noise(), torch.no_grad():
             shapes = ({0: torch.export.Dim("batch")},)
             graph = torch.export.export(plain, (example,), dynamic_shapes=shapes)
             if form == "onnx":
-                step, mend = "written as onnx", "use --format pt2"
+                step, hint = "written as onnx", "use --format pt2"
                 _write_onnx(graph, example, to, output, metadata)
             else:
                 step = "written as pt2"
@@ -99,7 +99,7 @@ def write(
     except (OSError, TesseraError):
         raise
     except Exception as error:  # neither library has a common one
-        raise TesseraError(f"this network can't be {step}: {_line(error)}", mend=mend) from error
+        raise TesseraError(f"this network can't be {step}: {_line(error)}", hint=hint) from error
 
 
 def _write_onnx(
@@ -112,7 +112,7 @@ def _write_onnx(
     if size_bytes > MOST_BYTES:
         raise TesseraError(
             f"the weights take {size_bytes:,} bytes, an ONNX file has room for {MOST_BYTES:,}",
-            mend="use --format pt2",
+            hint="use --format pt2",
         )
     program = torch.onnx.export(
         graph,
@@ -161,9 +161,9 @@ def _load_onnx(path: Path) -> Ask:
 def _load_pt2(path: Path) -> Ask:
     import torch
 
-    from models.core.serving import quietly
+    from models.core.serving import suppress_export_noise
 
-    with quietly():
+    with suppress_export_noise():
         network = torch.export.load(path).module()
 
     def ask(images: Array) -> Array:

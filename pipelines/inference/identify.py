@@ -25,7 +25,7 @@ SHOWN = 5
 Identify = Callable[[Prediction], dict[str, Any]]
 
 
-def enrol(predictor: Predictor, folder: Path, threshold: float | None) -> Identify:
+def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -> Identify:
     """Learns the names in `folder`, each from the normalised mean of its images' embeddings.
 
     What is given tells of a prediction `class`, the nearest name, `similarity` to it (a cosine),
@@ -36,7 +36,7 @@ def enrol(predictor: Predictor, folder: Path, threshold: float | None) -> Identi
     folders = find_folders(folder)
     if not folders:
         raise UsageError(
-            f"{folder} has no folders", mend="put the images of each into a folder of its name"
+            f"{folder} has no folders", hint="put the images of each into a folder of its name"
         )
     names = [place.name for place in folders]
     prototypes = torch.stack([_prototype(predictor, place) for place in folders])
@@ -75,7 +75,7 @@ def _check(predictor: Predictor) -> None:
     if predictor.task.name != "verification":
         raise UsageError(
             f"this model does {predictor.task.name.replace('_', ' ')}: its answers can't be compared",
-            mend="train one that gives embeddings: tessera train embedding --data DIR",
+            hint="train one that gives embeddings: tessera train embedding --data DIR",
         )
 
 
@@ -83,10 +83,10 @@ def _prototype(predictor: Predictor, folder: Path) -> Tensor:
     """(D,) of unit length."""
     paths = [folder / name for name in find_images(folder)]
     if not paths:
-        raise TesseraError(f"{folder} has no images", mend="put some in, or remove the folder")
+        raise TesseraError(f"{folder} has no images", hint="put some in, or remove the folder")
     total = torch.zeros(())
     for found in predictor.predict(paths):
         if found.prediction is None:
-            raise TesseraError(str(found.answer["error"]), mend="mend or remove it")
+            raise TesseraError(str(found.answer["error"]), hint="mend or remove it")
         total = total + found.prediction["embedding"].double()
     return F.normalize(total, dim=0).float()

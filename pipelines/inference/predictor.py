@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import models
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws, Family, Panel, Prediction, Task, View
+from models.core.family import BatchRng, DataSpec, Family, Panel, Prediction, Task, View
 from pipelines.data.images import decode_image, extents, fit_image, view
 from pipelines.data.sources import find_images
 from pipelines.recipe import Recipe
@@ -74,7 +74,7 @@ class Predictor:
             line = " ".join(str(error).split())[:300]
             raise TesseraError(
                 f"the weights are not those of a {recipe.family} {recipe.variant}: {line}",
-                mend="the model is damaged or was put together by hand: register it again",
+                hint="the model is damaged or was put together by hand: register it again",
             ) from None
         self._module = module.to(device).eval()
 
@@ -88,10 +88,10 @@ class Predictor:
 
     def predict(self, paths: Iterable[Path]) -> Iterator[Found]:
         """What is found of each path, in order."""
-        if not self._task.from_images:
+        if not self._task.takes_images:
             raise UsageError(
                 f"a {self._family.name} makes images and isn't asked about some",
-                mend="say how many: --samples 64",
+                hint="say how many: --samples 64",
             )
         remaining = iter(paths)
         many = 1 if self._own_size else min(64, self._task.eval_batch)
@@ -115,10 +115,10 @@ class Predictor:
     @torch.no_grad()
     def generate(self, count: int, seed: int) -> Iterator[Prediction]:
         """New images, of a network that makes them. The first of them don't depend on `count`."""
-        if self._task.from_images:
+        if self._task.takes_images:
             raise UsageError(
                 f"a {self._family.name} answers about images and makes none up",
-                mend="name images, or leave --samples out",
+                hint="name images, or leave --samples out",
             )
         step = self._task.eval_batch
         for start in range(0, count, step):
@@ -132,28 +132,30 @@ class Predictor:
         return self._family.decode(self._module, torch.tensor(codes).to(self._device))
 
     @cached_property
-    def servable(self) -> nn.Module:
+    def exportable(self) -> nn.Module:
         """The network with its preprocessing in it, for readers that have no Tessera; a TesseraError
         where an answer is not one tensor."""
-        made = self._family.servable(self._module, self._data)
+        made = self._family.exportable(self._module, self._data)
         if made is None:
-            names = [n for n in models.names() if type(models.get(n)).servable != Family.servable]
+            names = [
+                n for n in models.names() if type(models.get(n)).exportable != Family.exportable
+            ]
             raise TesseraError(
                 f"a {self._family.name} has no answer that is one tensor of one size: there is "
                 "nothing to export",
-                mend=f"these can be exported: {', '.join(names)}",
+                hint=f"these can be exported: {', '.join(names)}",
             )
         return made
 
     @torch.no_grad()
     def tensor(self, images: Tensor) -> Tensor:
-        """What `servable` has to answer for images (B, C, H, W) uint8 in the size that the network
+        """What `exportable` has to answer for images (B, C, H, W) uint8 in the size that the network
         sees: what is predicted for them, or of a task whose predictions have no such field what
         the network itself gives."""
         found = self._predict(list(images))
-        if all(self._task.served in prediction for prediction in found):
-            return torch.stack([prediction[self._task.served] for prediction in found])
-        answer: Tensor = self.servable(images.permute(0, 2, 3, 1))
+        if all(self._task.output_name in prediction for prediction in found):
+            return torch.stack([prediction[self._task.output_name] for prediction in found])
+        answer: Tensor = self.exportable(images.permute(0, 2, 3, 1))
         return answer
 
     @torch.no_grad()
@@ -173,9 +175,9 @@ class Predictor:
             "size": sizes,
             "extent": extents(sizes, *frame, self._fit),
         }
-        batch = self._transform(to_device(batch, self._device), Draws(0, count, slice(0, count)))
+        batch = self._transform(to_device(batch, self._device), BatchRng(0, count, slice(0, count)))
         predictions = self._family.predict(self._module, batch)
-        return [self._task.restore(p, view) for p, view in zip(predictions, views)]
+        return [self._task.to_original_size(p, view) for p, view in zip(predictions, views)]
 
     def _view(self, image: Tensor) -> View:
         size = (image.shape[-2], image.shape[-1])

@@ -24,14 +24,14 @@ CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
-class Seat:
+class ChampionState:
     """Who is champion, and the number of the decision that made it so; 0 where none did."""
 
     champion: Version | None
     base: int
 
 
-class OvertakenError(TesseraError):
+class ConcurrentPromotionError(TesseraError):
     """Another decision came first."""
 
 
@@ -46,12 +46,12 @@ def effective(decisions: Sequence[Decision]) -> list[Decision]:
     return chain
 
 
-def look(registry: Registry, name: str) -> Seat:
+def look(registry: Registry, name: str) -> ChampionState:
     """Who is champion now. Finishes a decision that counts and isn't done."""
     chain = effective(registry.decisions(name))
     if chain and not chain[-1].done:
         _finish(registry, name, chain[-1])
-    return Seat(current(registry, name), chain[-1].number if chain else 0)
+    return ChampionState(current(registry, name), chain[-1].number if chain else 0)
 
 
 def current(registry: Registry, name: str) -> Version | None:
@@ -62,7 +62,7 @@ def current(registry: Registry, name: str) -> Version | None:
     return None
 
 
-def move(registry: Registry, name: str, seat: Seat, to: Version, *, kind: str) -> None:
+def move(registry: Registry, name: str, seat: ChampionState, to: Version, *, kind: str) -> None:
     """Makes `to` champion, if the champion is still that of `seat`; else raises OvertakenError.
     `kind` is "promotion" or "rollback"."""
     before = seat.champion.number if seat.champion else None
@@ -103,9 +103,9 @@ def _is_done(registry: Registry, name: str, decision: Decision) -> bool:
     return any(d.number == decision.number and d.done for d in registry.decisions(name))
 
 
-def _overtaken(name: str, held: Version | None) -> OvertakenError:
+def _overtaken(name: str, held: Version | None) -> ConcurrentPromotionError:
     now = f"version {held.number}" if held else "none"
-    return OvertakenError(
+    return ConcurrentPromotionError(
         f"the champion of {name!r} changed meanwhile: it is {now}",
-        mend="promote again: it will be compared with that one",
+        hint="promote again: it will be compared with that one",
     )

@@ -20,7 +20,7 @@ from models.core.errors import TesseraError
 from pipelines.evaluation.results import Assessment, Comparison
 from pipelines.interfaces import Registry, Version
 from pipelines.promotion import champions
-from pipelines.promotion.champions import Seat
+from pipelines.promotion.champions import ChampionState
 from pipelines.promotion.policy import Policy
 from pipelines.training import checkpoints
 
@@ -38,7 +38,7 @@ class Evaluation:
     data_digest: str
     split: str
     samples: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     judge_digest: str = ""
     """Of the classifier that judged, where one did."""
     data: str = ""
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Standing:
+class CandidateInfo:
     """All that is known of one version before it is evaluated beside the champion. `damage` is
     empty where the files are intact, `missing` where its run and its place are. `task`, `classes`,
     and where and what it was trained on, `data` and `data_digest`, are from its files: tags can be
@@ -97,7 +97,9 @@ class Verdict:
     rules: tuple[Rule, ...] = ()
 
 
-def refusals(candidate: Standing, champion: Standing | None, data_digest: str) -> list[str]:
+def refusals(
+    candidate: CandidateInfo, champion: CandidateInfo | None, data_digest: str
+) -> list[str]:
     """What speaks against a candidate before anything is measured; every reason is given."""
     if champion and champion.number == candidate.number:
         return ["it is the champion already"]
@@ -120,7 +122,7 @@ def refusals(candidate: Standing, champion: Standing | None, data_digest: str) -
             f"it was evaluated on other data (digest {evaluation.data_digest[:12]}…) than this "
             f"(digest {data_digest[:12]}…): evaluate it on the same"
         )
-    bad = [name for name, value in evaluation.figures.items() if not math.isfinite(value)]
+    bad = [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]
     if bad:
         against.append(f"its figures are not finite: {', '.join(sorted(bad))}")
     if champion and not champion.damage and champion.task != candidate.task:
@@ -161,18 +163,18 @@ def decide(
     ]
     if held is not None and compared is not None:
         rules += _against(candidate, held, compared, policy)
-    bad = sorted(n for n, e in candidate.figures.items() if not math.isfinite(e.value))
+    bad = sorted(n for n, e in candidate.metrics.items() if not math.isfinite(e.value))
     if bad:
         rules.append(Rule("finite figures", ", ".join(bad), "finite", False))
     failed = [_said(rule) for rule in rules if not rule.passed]
     if failed:
         return Verdict(False, tuple(failed), number, champion, tuple(rules))
-    primary = candidate.figures[candidate.primary]
+    primary = candidate.metrics[candidate.primary]
     said = f"{candidate.primary} {primary.value:.4f}"
     if held is None:
         said += ", and there is no champion yet"
     else:
-        other = held.figures[held.primary].value
+        other = held.metrics[held.primary].value
         said = f"better: {said}, champion's (version {champion}) {other:.4f}"
     return Verdict(True, (said,), number, champion, tuple(rules))
 
@@ -209,11 +211,11 @@ def _against(
     """What is asked beside the champion."""
     name, sign = candidate.primary, 1 if candidate.direction == "max" else -1
     rules = []
-    difference = compared.figures.get(name)
+    difference = compared.metrics.get(name)
     low = math.nan
     if difference:
         low = difference.low if sign > 0 else -difference.high
-    own, other = candidate.figures.get(name), held.figures.get(name)
+    own, other = candidate.metrics.get(name), held.metrics.get(name)
     texts = [f"{one.value:.4f}" if one else "not known" for one in (own, other)]
     sure = f"by {low:+.4f} or more with {policy.confidence:.0%} confidence"
     wanted = f"champion's {texts[1]}, to be better by more than {policy.margin:g}"
@@ -251,13 +253,13 @@ def _class_losses(
     class some are always lost by chance."""
     sign = 1 if candidate.direction == "max" else -1
     worst: dict[str, tuple[float, str]] = {}
-    for name, estimate in held.figures.items():
+    for name, estimate in held.metrics.items():
         kind, slash, of = name.partition("/")
         if not slash:
             continue
-        lost, difference = math.inf, compared.figures.get(name)
-        if name in candidate.figures and difference:
-            lost = sign * (estimate.value - candidate.figures[name].value)
+        lost, difference = math.inf, compared.metrics.get(name)
+        if name in candidate.metrics and difference:
+            lost = sign * (estimate.value - candidate.metrics[name].value)
             if difference.low <= 0 <= difference.high:
                 lost = min(lost, 0.0)
         if lost > worst.get(kind, (-math.inf, ""))[0]:
@@ -273,7 +275,9 @@ def _class_losses(
     ]
 
 
-def apply(registry: Registry, candidate: Version, seat: Seat, verdict: Verdict, run: str) -> None:
+def apply(
+    registry: Registry, candidate: Version, seat: ChampionState, verdict: Verdict, run: str
+) -> None:
     """Writes the verdict on the version and, on yes, makes it champion. Raises OvertakenError where
     the champion isn't the one any more that it was compared with.
 
@@ -296,14 +300,14 @@ def roll_back(registry: Registry, name: str, *, to: int | None = None) -> tuple[
     if before is None:
         raise TesseraError(
             f"version {champion.number} of {name!r} is the first champion",
-            mend="there is nothing to roll back to",
+            hint="there is nothing to roll back to",
         )
     once = {one.target for one in champions.effective(registry.decisions(name))}
     target = registry.version(name, before)
     if target.number not in once:
         raise TesseraError(
             f"version {before} of {name!r} was never champion",
-            mend="tessera promote it: the gate will look at it",
+            hint="tessera promote it: the gate will look at it",
         )
     if target.number == champion.number:
         raise TesseraError(f"version {before} of {name!r} is the champion already")
@@ -322,24 +326,24 @@ def delete(registry: Registry, name: str, number: int) -> None:
     if seat.champion and seat.champion.number == number:
         raise TesseraError(
             f"version {number} of {name!r} is the champion and is not deleted",
-            mend="promote another, or tessera rollback, first",
+            hint="promote another, or tessera rollback, first",
         )
     registry.delete(version)
 
 
-def examine(registry: Registry, version: Version) -> Standing:
+def examine(registry: Registry, version: Version) -> CandidateInfo:
     """Fetches a version's files and compares them with the digest it was registered with."""
     digest = version.tags.get("tessera.digest", "")
     missing, evaluation = registry.missing(version), evaluation_of(version)
     with tempfile.TemporaryDirectory() as scratch:
         folder, damage = _fetch(registry, version, Path(scratch))
         if damage:
-            return Standing(version.number, digest, damage, missing, evaluation)
+            return CandidateInfo(version.number, digest, damage, missing, evaluation)
         try:
             recipe, card = checkpoints.read_identity(folder)
         except TesseraError as error:
-            return Standing(version.number, digest, error.message, missing, evaluation)
-    return Standing(
+            return CandidateInfo(version.number, digest, error.message, missing, evaluation)
+    return CandidateInfo(
         version.number,
         digest,
         damage,

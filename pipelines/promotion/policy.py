@@ -96,7 +96,7 @@ def read(path: Path) -> Policy:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no policy {path}", mend="name a YAML file") from None
+        raise UsageError(f"there is no policy {path}", hint="name a YAML file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} can't be read as YAML: {error}") from None
     return build({} if tree is None else tree, str(path))
@@ -104,7 +104,7 @@ def read(path: Path) -> Policy:
 
 def build(tree: Any, where: str = "the policy") -> Policy:
     if not isinstance(tree, dict):
-        raise UsageError(f"{where} is no mapping", mend="write lines like: margin: 0.01")
+        raise UsageError(f"{where} is no mapping", hint="write lines like: margin: 0.01")
     try:
         return Policy.model_validate(tree)
     except ValidationError as error:
@@ -113,8 +113,8 @@ def build(tree: Any, where: str = "the policy") -> Policy:
         if first["type"] == "extra_forbidden":
             known = [*Policy.model_fields, *(f"largest_losses.{n}" for n in Losses.model_fields)]
             near = difflib.get_close_matches(place, known, n=1, cutoff=0.4)
-            mend = f"did you mean {near[0]!r}?" if near else f"it can have: {', '.join(known)}"
-            raise UsageError(f"{where} has no {place!r}", mend=mend) from None
+            hint = f"did you mean {near[0]!r}?" if near else f"it can have: {', '.join(known)}"
+            raise UsageError(f"{where} has no {place!r}", hint=hint) from None
         raise UsageError(
             f"{where}: {place or 'it'} = {first['input']!r}: {first['msg'].lower()}"
         ) from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.core.family import Figure
+from models.core.family import Metric
 from models.core.spaces import Choice, LogUniform, Space
 from pipelines.search.trials import Trial, better, ranked
 from pipelines.visuals import plots
@@ -27,19 +27,19 @@ TREES = 200
 
 
 def draw(
-    trials: Sequence[Trial], space: Mapping[str, Space], figure: Figure, folder: Path
+    trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, folder: Path
 ) -> list[Path]:
     """All pictures that these trials give; their files."""
     found = [trial for trial in trials if trial.value is not None]
     if not found:
         return []
     made: dict[str, Callable[[Path], None]] = {
-        "history": lambda path: history(found, figure, path),
-        "learning_curves": lambda path: curves(found, figure, path),
-        "parallel_coordinates": lambda path: parallel(found, space, figure, path),
+        "history": lambda path: history(found, metric, path),
+        "learning_curves": lambda path: curves(found, metric, path),
+        "parallel_coordinates": lambda path: parallel(found, space, metric, path),
     }
     if len(found) >= LEAST_FOR_IMPORTANCE:
-        made["importance"] = lambda path: draw_importance(found, space, figure, path)
+        made["importance"] = lambda path: draw_importance(found, space, metric, path)
     files = []
     for name, make in made.items():
         files.append(folder / f"{name}.png")
@@ -47,7 +47,7 @@ def draw(
     return files
 
 
-def history(trials: Sequence[Trial], figure: Figure, path: Path) -> None:
+def history(trials: Sequence[Trial], metric: Metric, path: Path) -> None:
     """The figure of each trial, and the best so far."""
     from matplotlib.ticker import MaxNLocator
 
@@ -57,7 +57,7 @@ def history(trials: Sequence[Trial], figure: Figure, path: Path) -> None:
     best: list[float] = []
     for trial in order:
         value = _value(trial)
-        best.append(value if not best or better(value, best[-1], figure.direction) else best[-1])
+        best.append(value if not best or better(value, best[-1], metric.direction) else best[-1])
     numbers = [t.number for t in order]
     colours = [STOPPED if t.status == "stopped" else OTHERS for t in order]
     axis.scatter(numbers, [_value(t) for t in order], c=colours, s=22, clip_on=False)
@@ -65,18 +65,18 @@ def history(trials: Sequence[Trial], figure: Figure, path: Path) -> None:
     axis.scatter([], [], c=STOPPED, s=22, label="stopped early")
     axis.legend(fontsize=8, frameon=False)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _finish(axis, "trial", figure.name)
+    _finish(axis, "trial", metric.name)
     plots.save(picture, path)
 
 
-def curves(trials: Sequence[Trial], figure: Figure, path: Path) -> None:
+def curves(trials: Sequence[Trial], metric: Metric, path: Path) -> None:
     """The figure by epoch, the best trial's on top."""
     from matplotlib.ticker import MaxNLocator
 
     picture = plots.new_figure(6.4, 3.6)
     axis = picture.subplots()
-    first = ranked(trials, figure)[0]
-    for trial in reversed(ranked(trials, figure)):
+    first = ranked(trials, metric)[0]
+    for trial in reversed(ranked(trials, metric)):
         colour = BEST if trial is first else STOPPED if trial.status == "stopped" else OTHERS
         epochs, values = zip(*sorted(trial.curve))
         axis.plot(
@@ -91,22 +91,22 @@ def curves(trials: Sequence[Trial], figure: Figure, path: Path) -> None:
         )
     axis.legend(fontsize=8, frameon=False)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _finish(axis, "epoch", figure.name)
+    _finish(axis, "epoch", metric.name)
     plots.save(picture, path)
 
 
 def parallel(
-    trials: Sequence[Trial], space: Mapping[str, Space], figure: Figure, path: Path
+    trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, path: Path
 ) -> None:
     """A line for each trial through its settings to its figure; the better, the darker."""
-    columns = [*space, figure.name]
+    columns = [*space, metric.name]
     picture = plots.new_figure(max(6.4, 1.5 * len(columns)), 4.2)
     axis = picture.subplots()
     values = [_value(t) for t in trials]
     low, high = min(values), max(values)
-    for trial in reversed(ranked(trials, figure)):
+    for trial in reversed(ranked(trials, metric)):
         share = (_value(trial) - low) / (high - low) if high > low else 1.0
-        good = share if figure.direction == "max" else 1 - share
+        good = share if metric.direction == "max" else 1 - share
         heights = [_height(trial.settings[name], space[name]) for name in space] + [share]
         axis.plot(
             range(len(columns)),
@@ -131,7 +131,7 @@ def parallel(
 
 
 def draw_importance(
-    trials: Sequence[Trial], space: Mapping[str, Space], figure: Figure, path: Path
+    trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, path: Path
 ) -> None:
     shares, explained = importance(trials, space)
     picture = plots.new_figure(6.4, 0.8 + 0.34 * len(shares))
@@ -142,7 +142,7 @@ def draw_importance(
     _finish(axis, "share of what the settings explain", "")
     axis.tick_params(axis="y", labelsize=8)
     axis.set_title(
-        f"importance of each setting for {figure.name}; "
+        f"importance of each setting for {metric.name}; "
         f"they explain {max(explained, 0.0):.0%} of it in {len(trials)} trials",
         fontsize=9,
         loc="left",

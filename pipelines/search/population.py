@@ -154,11 +154,11 @@ def interval(epochs: int) -> int:
 def check_size(count: int, epochs: int, interval_epochs: int) -> None:
     """Raises UsageError where nobody could ever take anything over."""
     if count < LEAST:
-        raise UsageError(f"a population of {count} has nobody to learn from", mend="--trials 8")
+        raise UsageError(f"a population of {count} has nobody to learn from", hint="--trials 8")
     if interval_epochs >= epochs:
         raise UsageError(
             f"with {epochs} epochs and generations of {interval_epochs} there is only one generation",
-            mend="train for more epochs (--set train.epochs=…), or give a shorter --interval",
+            hint="train for more epochs (--set train.epochs=…), or give a shorter --interval",
         )
 
 
@@ -169,7 +169,7 @@ def check_space(recipe: Recipe, space: Mapping[str, Space], data: DataSpec) -> N
         raise UsageError(
             "population based training changes settings in mid-training, which these can't: "
             + "; ".join(f"{path} {why}" for path, why in wrong.items()),
-            mend="give a space without them (--space FILE): the optimizer's "
+            hint="give a space without them (--space FILE): the optimizer's "
             f"{', '.join(OPTIMIZER)}, the augmentation, dropout",
         )
 

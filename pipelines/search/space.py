@@ -54,7 +54,7 @@ def space_of(
         space, source = read_space(file), str(file)
         if both := sorted(set(space) & set(fixed)):
             raise UsageError(
-                f"{both[0]} is set, and searched by {file}", mend="leave it out of one of them"
+                f"{both[0]} is set, and searched by {file}", hint="leave it out of one of them"
             )
     if not space:
         raise UsageError(f"{source} is empty: there is nothing to search")
@@ -63,7 +63,7 @@ def space_of(
             try:
                 recipe.with_overrides({path: value})
             except UsageError as error:
-                raise UsageError(f"{source}: {error.message}", mend=error.mend) from None
+                raise UsageError(f"{source}: {error.message}", hint=error.hint) from None
     return space
 
 
@@ -78,7 +78,7 @@ def read_space(file: Path) -> dict[str, Space]:
     if not isinstance(tree, dict) or not all(isinstance(path, str) for path in tree):
         raise UsageError(
             f"space {file} is no list of settings",
-            mend="write a line for each, like: optim.model.lr: {log_uniform: [1e-4, 1]}",
+            hint="write a line for each, like: optim.model.lr: {log_uniform: [1e-4, 1]}",
         )
     return {path: parse(path, given) for path, given in tree.items()}
 
@@ -89,14 +89,14 @@ def parse(path: str, given: Any) -> Space:
     if isinstance(given, list) and given:
         return Choice(tuple(_number(value) for value in given))
     if not isinstance(given, dict) or len(given) != 1:
-        raise UsageError(f"{path}: {json.dumps(given, default=str)} is no space", mend=form)
+        raise UsageError(f"{path}: {json.dumps(given, default=str)} is no space", hint=form)
     ((kind, ends),) = given.items()
     if kind not in KINDS:
         raise unknown(f"kind of space for {path}:", str(kind), KINDS)
     ends = [_number(end) for end in ends] if isinstance(ends, list) else []
     numbers = [e for e in ends if isinstance(e, int | float) and not isinstance(e, bool)]
     if len(ends) != 2 or len(numbers) != 2 or not all(map(math.isfinite, numbers)):
-        raise UsageError(f"{path}: {kind} takes two numbers", mend=form)
+        raise UsageError(f"{path}: {kind} takes two numbers", hint=form)
     low, high = map(float, numbers)
     if not low < high or (kind == "log_uniform" and low <= 0):
         least = "above 0 and " if kind == "log_uniform" else ""
@@ -132,12 +132,12 @@ def grid(space: Mapping[str, Space]) -> list[dict[str, Any]]:
         raise UsageError(
             f"a grid needs lists of values, and {', '.join(ranges)} "
             + ("is a range" if len(ranges) == 1 else "are ranges"),
-            mend="give a space of lists: --space FILE, or search at random",
+            hint="give a space of lists: --space FILE, or search at random",
         )
     choices = {path: values.values for path, values in space.items() if isinstance(values, Choice)}
     count = math.prod(len(values) for values in choices.values())
     if count > MOST_GRID:
-        raise UsageError(f"the grid has {count:,} combinations", mend=f"at most {MOST_GRID:,}")
+        raise UsageError(f"the grid has {count:,} combinations", hint=f"at most {MOST_GRID:,}")
     return [dict(zip(choices, found)) for found in itertools.product(*choices.values())]
 
 
@@ -168,7 +168,7 @@ def room(
     if most < 1:
         raise TesseraError(
             f"no trial can be placed: {each}, but the cluster has {has[tight]:g}",
-            mend="use fewer --workers-per-trial, or a larger cluster",
+            hint="use fewer --workers-per-trial, or a larger cluster",
         )
     return Room(min(most, trials), f"{each}, the cluster has {has[tight]:g}")
 
@@ -181,7 +181,7 @@ def check_choices(search: str, scheduler: str) -> None:
     if scheduler == "pbt" and search in ("grid", "optuna"):
         raise UsageError(
             f"--scheduler pbt moves its settings itself, and can't go with --search {search}",
-            mend="leave --search out, or use --scheduler asha",
+            hint="leave --search out, or use --scheduler asha",
         )
     for what, given, known in (
         ("search", search, get_args(Search)),

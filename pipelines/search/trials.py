@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.core.errors import TesseraError
-from models.core.family import Figure
+from models.core.family import Metric
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 
@@ -47,13 +47,13 @@ class Trial:
         """Whether anything more can become of it."""
         return self.status not in ("waiting", "running")
 
-    def note(self, epoch: int, value: float, figure: Figure) -> None:
+    def note(self, epoch: int, value: float, metric: Metric) -> None:
         """What was found after an epoch; one that is told again counts once, and what is not finite
         not at all."""
         if not math.isfinite(value) or any(seen == epoch for seen, _ in self.curve):
             return
         self.curve.append((epoch, value))
-        if self.value is None or better(value, self.value, figure.direction):
+        if self.value is None or better(value, self.value, metric.direction):
             self.value, self.epoch = value, epoch
 
     def take_over(self, donor: Trial) -> None:
@@ -65,18 +65,18 @@ def better(one: float, other: float, direction: str) -> bool:
     return one > other if direction == "max" else one < other
 
 
-def ranked(trials: Iterable[Trial], figure: Figure) -> list[Trial]:
+def ranked(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
     """The best first; those without a figure last, in their order."""
-    sign = -1.0 if figure.direction == "max" else 1.0
+    sign = -1.0 if metric.direction == "max" else 1.0
     return sorted(
         trials,
         key=lambda t: (t.value is None, sign * t.value if t.value is not None else 0.0, t.number),
     )
 
 
-def winner(trials: Sequence[Trial], figure: Figure) -> Trial:
+def winner(trials: Sequence[Trial], metric: Metric) -> Trial:
     """Raises TesseraError where no trial came to a figure."""
-    first = next((t for t in ranked(trials, figure) if t.value is not None), None)
+    first = next((t for t in ranked(trials, metric) if t.value is not None), None)
     if first is None:
         reasons = sorted({t.reason for t in trials if t.reason})
         said = f": {reasons[0]}" if reasons else ""

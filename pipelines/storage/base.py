@@ -135,24 +135,24 @@ def split_location(where: str | Path) -> tuple[str, str]:
     """(scheme, what follows `://`) of an address; ("", path) of a folder. Raises UsageError."""
     text = os.fspath(where)
     if "\0" in text or "\n" in text or "${" in text or "::" in text:
-        raise UsageError(f"{text!r} is no place", mend=f"give {_ALLOWED}; chains are not read")
+        raise UsageError(f"{text!r} is no place", hint=f"give {_ALLOWED}; chains are not read")
     match = _SCHEME.match(text)
     if not match:
         return "", text
     scheme, rest = match[1].lower(), text[match.end() :]
     known = scheme in STORES or scheme in WEB or scheme == "file"
     if not known or not rest.startswith("//"):
-        mend = f"give {_ALLOWED}; a folder with a colon in its name as ./{text}"
-        raise UsageError(f"{text!r} is an address that is not read here", mend=mend)
+        hint = f"give {_ALLOWED}; a folder with a colon in its name as ./{text}"
+        raise UsageError(f"{text!r} is an address that is not read here", hint=hint)
     rest = rest[2:]
     for sign, what in _REFUSED.items():
         if sign in rest and scheme != "file":
             raise UsageError(
-                f"{_hidden(text)} has {what} in it", mend=f"give a plain address: {_ALLOWED}"
+                f"{_hidden(text)} has {what} in it", hint=f"give a plain address: {_ALLOWED}"
             )
     parts = rest.removesuffix("/").split("/")
     if scheme != "file" and (not parts[0] or any(part in ("", ".", "..") for part in parts)):
-        raise UsageError(f"{text!r} is no whole address", mend=f"as in {scheme}://BUCKET/FOLDER")
+        raise UsageError(f"{text!r} is no whole address", hint=f"as in {scheme}://BUCKET/FOLDER")
     return scheme, rest
 
 
@@ -170,7 +170,7 @@ def _hidden(text: str) -> str:
 def _file_path(url: str, rest: str) -> Path:
     parts = urlsplit(f"file://{rest}")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query:
-        raise UsageError(f"{url!r} is no local folder", mend="as in file:///FOLDER")
+        raise UsageError(f"{url!r} is no local folder", hint="as in file:///FOLDER")
     return Path(unquote(parts.path))
 
 
@@ -180,6 +180,6 @@ def check_path(path: str, where: str) -> tuple[str, ...]:
     if not parts or path.startswith("/") or ".." in parts or ":" in path or "\0" in path:
         raise TesseraError(
             f"the card of {where} names the file {path!r}, which is not allowed",
-            mend="files of a data set lie in its folder",
+            hint="files of a data set lie in its folder",
         )
     return parts

@@ -52,7 +52,7 @@ class Cache:
         if size_bytes > self._limit:
             raise TesseraError(
                 f"{what} has {size_bytes:,} bytes, the cache {self._folder} may have {self._limit:,}",
-                mend="allow the cache more",
+                hint="allow the cache more",
             )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Cache:
             raise TesseraError(
                 f"{what} can't be kept in the cache {self._folder}: "
                 f"{'the disk is full' if full else error.strerror or error}",
-                mend="free some space there, or give the cache another folder or a smaller limit",
+                hint="free some space there, or give the cache another folder or a smaller limit",
             ) from None
 
     def _hit(self, sha256: str, size_bytes: int) -> int | None:
@@ -102,7 +102,7 @@ class Cache:
             if digest.hexdigest() != sha256:
                 raise TesseraError(
                     f"{what}: checksum differs",
-                    mend="it was changed or damaged after it was packed: pack the data set again",
+                    hint="it was changed or damaged after it was packed: pack the data set again",
                 )
             os.utime(part)
             os.fdatasync(part)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from models.core.errors import TesseraError
 from pipelines.storage.base import CacheSettings, check_path
 from pipelines.storage.remote import Remote
-from pipelines.storage.retry import Passing, Patience
+from pipelines.storage.retry import RetryPolicy, TransientError
 
 _QUIET_SECONDS = 30
 """The longest that a connection may say nothing."""
@@ -35,7 +35,7 @@ class Web(Remote):
         self,
         where: str,
         cache: CacheSettings,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
+        patience: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(where, cache, patience)
 
@@ -56,7 +56,9 @@ class Web(Remote):
             data = bytearray()
             while len(data) < skip + stop - start:
                 if time.monotonic() > until:
-                    raise Passing(f"{len(data):,} bytes came in {seconds:.0f} s, which is too slow")
+                    raise TransientError(
+                        f"{len(data):,} bytes came in {seconds:.0f} s, which is too slow"
+                    )
                 # read1: a drip of bytes must not hold the clock up.
                 chunk = answer.read1(min(_CHUNK, skip + stop - start - len(data)))
                 if not chunk:
@@ -68,13 +70,13 @@ class Web(Remote):
         with self._open("HEAD", path, seconds) as answer:
             length = answer.headers.get("Content-Length", "")
         if not length.isdigit():  # or the headers were cut short
-            raise Passing("the server doesn't say how long the file is")
+            raise TransientError("the server doesn't say how long the file is")
         return int(length)
 
     def _sizes(self, folder: str, seconds: float) -> dict[str, int]:
         raise TesseraError(
             f"{self.where} can't be listed: it is a web server",
-            mend="give an s3:// address or a folder",
+            hint="give an s3:// address or a folder",
         )
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
@@ -86,7 +88,7 @@ class Web(Remote):
     def _closed(self) -> TesseraError:
         return TesseraError(
             f"{self.where} can't be written: it is a web server",
-            mend="give an s3:// address or a folder",
+            hint="give an s3:// address or a folder",
         )
 
     @contextmanager
@@ -103,7 +105,9 @@ class Web(Remote):
             error.close()
             raise _judge(error.code, error.reason) from None
         except (OSError, http.client.HTTPException) as error:
-            raise Passing(str(getattr(error, "reason", error)) or type(error).__name__) from None
+            raise TransientError(
+                str(getattr(error, "reason", error)) or type(error).__name__
+            ) from None
 
 
 def _judge(code: int, reason: str) -> Exception:
@@ -112,7 +116,7 @@ def _judge(code: int, reason: str) -> Exception:
     if code in (401, 403):
         return PermissionError(f"{code} {reason}")
     if code >= 500 or code in (408, 425, 429):
-        return Passing(f"the server says {code} {reason}")
+        return TransientError(f"the server says {code} {reason}")
     return TesseraError(f"the server says {code} {reason}")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from models.core.errors import TesseraError
 from pipelines.storage.base import CacheSettings, check_path
 from pipelines.storage.remote import Remote
-from pipelines.storage.retry import Passing, Patience
+from pipelines.storage.retry import RetryPolicy, TransientError
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 _CONNECT_SECONDS = 10
@@ -36,7 +36,7 @@ class Store(Remote):
         root: str,
         where: str,
         cache: CacheSettings,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
+        patience: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(where, cache, patience)
         self._protocol, self._root = protocol, root
@@ -88,12 +88,12 @@ class Store(Remote):
         if kind in ("NoCredentialsError", "PartialCredentialsError"):
             return TesseraError(
                 f"{self.where} can't be reached: there are no whole credentials for it",
-                mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or make ~/.aws/credentials",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or make ~/.aws/credentials",
             )
         network = isinstance(error, OSError | asyncio.TimeoutError)
         of_library = type(error).__module__.partition(".")[0] in _LIBRARIES
         if network or (of_library and kind != "ParamValidationError"):
-            return Passing(said)
+            return TransientError(said)
         if isinstance(error, ValueError) or of_library:
             return TesseraError(f"{self.where} is refused by the store's library: {said}")
         return error
@@ -126,7 +126,7 @@ class Store(Remote):
             package = _PACKAGES[self._protocol]
             raise TesseraError(
                 f"{self.where} can't be read: the package {package} is not installed",
-                mend=f"pip install {package}",
+                hint=f"pip install {package}",
             ) from None
 
 

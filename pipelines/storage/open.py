@@ -54,6 +54,6 @@ def open_shards(where: str | Path, root: str, cache: CacheSettings | None = None
     if afar and (kind != other or (kind in WEB and host != host_of_root)):
         raise TesseraError(
             f"the card at {where} says that its shards lie in {root!r}, which is elsewhere",
-            mend="if you trust it, fetch card and indices into a folder and give that",
+            hint="if you trust it, fetch card and indices into a folder and give that",
         )
     return open_storage(root, cache)

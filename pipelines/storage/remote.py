@@ -23,22 +23,22 @@ from typing import TypeVar
 from models.core.errors import TesseraError
 from pipelines.storage.base import SMALL_BYTES, CacheSettings, Content, check_path
 from pipelines.storage.cache import Cache
-from pipelines.storage.retry import Passing, Patience, persist
+from pipelines.storage.retry import RetryPolicy, TransientError, retry_call
 
 BLOCK_BYTES = 8 << 20
-"""With `Patience.call_seconds` it says how slow a server may drip: 140 kB/s."""
+"""With `RetryPolicy.call_seconds` it says how slow a server may drip: 140 kB/s."""
 AHEAD_THREADS = 4
 T = TypeVar("T")
 
 
 class Remote:
     """A `storage.Place` whose requests a subclass makes. Its methods may be called from several
-    threads, and after a fork. The requests raise FileNotFoundError, PermissionError or `Passing`;
+    threads, and after a fork. The requests raise FileNotFoundError, PermissionError or `TransientError`;
     a TesseraError where trying again is no use."""
 
     remote = True
 
-    def __init__(self, where: str, cache: CacheSettings, patience: Patience) -> None:
+    def __init__(self, where: str, cache: CacheSettings, patience: RetryPolicy) -> None:
         self.where = where
         self._cache = Cache(cache.folder, cache.limit_bytes)
         self._patience = patience
@@ -168,7 +168,7 @@ class Remote:
     # Patience.
 
     def _blocks(
-        self, path: str, size_bytes: int, patience: Patience | None = None
+        self, path: str, size_bytes: int, patience: RetryPolicy | None = None
     ) -> Iterator[bytes]:
         check_path(path, self.where)
         for start in range(0, size_bytes, BLOCK_BYTES):
@@ -183,28 +183,28 @@ class Remote:
         if found != size_bytes:
             raise TesseraError(
                 f"{path} of {self.where} has {found:,} bytes, the card says {size_bytes:,}",
-                mend="pack the data set again, or put the file there again",
+                hint="pack the data set again, or put the file there again",
             )
-        raise Passing(f"of {stop - start:,} bytes {len(data):,} came")
+        raise TransientError(f"of {stop - start:,} bytes {len(data):,} came")
 
-    def _ask(self, path: str, act: Callable[[], T], patience: Patience | None = None) -> T:
+    def _ask(self, path: str, act: Callable[[], T], patience: RetryPolicy | None = None) -> T:
         """`act` with patience, and what it says of files that are missing or closed as our error."""
         patience = patience or self._patience
         if not self._answered:
             patience = replace(patience, tries=min(patience.tries, 4))
         what = f"{path or 'the listing'} of {self.where}"
         try:
-            found = persist(act, patience, what)
+            found = retry_call(act, patience, what)
         except FileNotFoundError as error:
             self._answered = True
             raise TesseraError(
                 f"{what} is not there{_because(error)}",
-                mend="check the address, or put the file there again",
+                hint="check the address, or put the file there again",
             ) from None
         except PermissionError as error:
             raise TesseraError(
                 f"{what}: access is denied{_because(error)}",
-                mend="check the credentials and what they may do there",
+                hint="check the credentials and what they may do there",
             ) from None
         self._answered = True
         return found

@@ -1,6 +1,6 @@
 """How often and how long something is tried again that may work the next time.
 
-In: an act that fails with `Passing`. Out: what it gives, or a TesseraError that says how long it was
+In: an act that fails with `TransientError`. Out: what it gives, or a TesseraError that says how long it was
 tried. Must not know what the act is.
 """
 
@@ -17,12 +17,12 @@ from models.core.errors import TesseraError
 T = TypeVar("T")
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A failure that may pass: the network, a busy server, a body that was cut short."""
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """`tries` in all. The wait after a failure doubles from `first_seconds` up to `most_seconds`,
     each a quarter shorter or longer by chance, so that many readers don't come back at once. One try
     may take `call_seconds`.
@@ -43,21 +43,21 @@ class Patience:
             yield wait * chance.uniform(0.75, 1.25)
 
 
-def persist(act: Callable[[], T], patience: Patience, what: str) -> T:
-    """What `act` gives, tried again while it raises `Passing`; then TesseraError. `what` begins the
+def retry_call(act: Callable[[], T], patience: RetryPolicy, what: str) -> T:
+    """What `act` gives, tried again while it raises `TransientError`; then TesseraError. `what` begins the
     error's sentence."""
     began = time.monotonic()
     waits = patience.waits()
     for tried in range(1, patience.tries + 1):
         try:
             return act()
-        except Passing as error:
+        except TransientError as error:
             wait = next(waits, None)
             if wait is None:
                 seconds = time.monotonic() - began
                 often = f"tried {tried} times in {seconds:.0f} s" if tried > 1 else "tried once"
                 raise TesseraError(
-                    f"{what}: {error} ({often})", mend="see whether the server is up and reachable"
+                    f"{what}: {error} ({often})", hint="see whether the server is up and reachable"
                 ) from None
             time.sleep(wait)
     raise AssertionError("a patience has one try at least")

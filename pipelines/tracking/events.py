@@ -1,6 +1,6 @@
 """From the run's spool file to a Tracker.
 
-In: events, flat JSON objects with a "kind", appended to RUN_DIR/spool.jsonl by the training.
+In: events, flat JSON objects with a "kind", appended to RUN_DIR/events.jsonl by the training.
 Out: the same events to listeners at once, and metrics, artifacts and tags to the tracker from a
 thread of its own, however long the tracker is away. Must not know MLflow, Ray or torch.
 """
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-FILE = "spool.jsonl"
-UNDELIVERED = "undelivered.jsonl"
+FILE = "events.jsonl"
+FAILED_EVENTS = "failed_events.jsonl"
 Event = dict[str, Any]
 
 _BATCH_VALUES = 500
@@ -26,7 +26,7 @@ _AWAY_SECONDS = 5.0
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError)
 
 
-class SpoolFile:
+class EventLog:
     """`ports.Emit` that appends one JSON line for each event, in one write.
 
     Any number of threads and processes may append to one file. An event without "time_ms" gets the
@@ -49,7 +49,7 @@ class SpoolFile:
             line = line[os.write(self._file, line) :]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (SpoolFile, (self.path,))
+        return (EventLog, (self.path,))
 
     def flush(self) -> None:
         """Nothing to do: a write that has returned outlives this process."""

@@ -1,6 +1,6 @@
 """ROOM: MLflow, the form of a model that MLflow's own tools can serve.
 
-In: a module. Out: `save_servable`. No pickle, no code. Must not know the registry.
+In: a module. Out: `save_exportable`. No pickle, no code. Must not know the registry.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def save_servable(
+def save_exportable(
     module: nn.Module, example: np.ndarray[Any, Any], directory: Path, *, metadata: dict[str, Any]
 ) -> str | None:
     """Writes MLflow's `pytorch` flavor into `directory`, so that `mlflow models serve` and
@@ -28,13 +28,13 @@ def save_servable(
     batch is free. The graph is stored with torch.export: no pickle, no code. Gives None, or in a
     line why this network can't be stored so; then `directory` is as before.
     """
-    from models.core.serving import quietly
+    from models.core.serving import suppress_export_noise
 
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".servable-") as scratch:
         flavor = Path(scratch) / "flavor"
         try:
-            with quietly():
+            with suppress_export_noise():
                 _write_flavor(module, example, flavor, metadata)
                 _compare(module, example, flavor)
         except Exception as error:  # torch.export has no common error

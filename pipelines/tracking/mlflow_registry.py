@@ -56,7 +56,7 @@ class MlflowRegistry:
         if name.endswith(RECORD):
             raise UsageError(
                 f"a model can't be called {name!r}: names that end so are records of champions",
-                mend=f"call it {name.removesuffix(RECORD)!r}",
+                hint=f"call it {name.removesuffix(RECORD)!r}",
             )
         client = self._client
         with _told(f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"):
@@ -107,7 +107,7 @@ class MlflowRegistry:
         if not found:
             known = self.names()
             if not known:
-                raise TesseraError("no model is registered yet", mend="train one: tessera train")
+                raise TesseraError("no model is registered yet", hint="train one: tessera train")
             raise unknown("model", name, known)
         for version in found:
             if str(version.number) == str(ref) or str(ref) in version.aliases:
@@ -115,7 +115,7 @@ class MlflowRegistry:
         aliases = sorted(alias for version in found for alias in version.aliases)
         raise TesseraError(
             f"model {name!r} has no version or alias {str(ref)!r}",
-            mend=f"it has versions {', '.join(str(v.number) for v in found)} and "
+            hint=f"it has versions {', '.join(str(v.number) for v in found)} and "
             + (f"aliases {', '.join(aliases)}" if aliases else "no alias"),
         )
 
@@ -175,7 +175,7 @@ class MlflowRegistry:
                 raise
             raise UsageError(
                 f"{alias!r} can't be an alias",
-                mend="use letters, digits, - and _, but not 'latest' nor 'v' with a number",
+                hint="use letters, digits, - and _, but not 'latest' nor 'v' with a number",
             ) from None
 
     def delete(self, version: Version) -> None:
@@ -271,7 +271,7 @@ class MlflowRegistry:
         target = to / f"{version.name}-{version.number}"
         if target.exists():
             raise TesseraError(
-                f"{target} is already there", mend="remove it, or name another folder"
+                f"{target} is already there", hint="remove it, or name another folder"
             )
         to.mkdir(parents=True, exist_ok=True)
         with (
@@ -303,12 +303,12 @@ def check_name(name: str) -> None:
     ):
         raise UsageError(
             f"a model can't be called {name!r}",
-            mend=f"use letters, digits, spaces, - _ and ., at most {_NAME_LENGTH} characters",
+            hint=f"use letters, digits, spaces, - _ and ., at most {_NAME_LENGTH} characters",
         )
 
 
 @contextmanager
-def _told(message: str, mend: str = "") -> Iterator[None]:
+def _told(message: str, hint: str = "") -> Iterator[None]:
     """MLflow's "there is no such thing" as an error for the user."""
     from mlflow.exceptions import MlflowException
 
@@ -317,7 +317,7 @@ def _told(message: str, mend: str = "") -> Iterator[None]:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise TesseraError(message, mend=mend) from error
+        raise TesseraError(message, hint=hint) from error
 
 
 @contextmanager

@@ -125,9 +125,9 @@ def open_run(
     reached is a TesseraError at once.
     """
     if "'" in name or not name:
-        raise TesseraError(f"a run can't be called {name!r}", mend="use letters, digits, - and _")
+        raise TesseraError(f"a run can't be called {name!r}", hint="use letters, digits, - and _")
     if not 0 < len(experiment.strip()) <= 500:
-        raise TesseraError("an experiment's name has 1 to 500 characters", mend="name one")
+        raise TesseraError("an experiment's name has 1 to 500 characters", hint="name one")
     client = connect(uri)
     experiment_id = _experiment_id(client, experiment, artifact_root)
     found = client.search_runs(
@@ -157,7 +157,7 @@ def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> Mlflow
     except MlflowException as error:
         if not is_permanent(error):
             raise
-        raise TesseraError(f"MLflow has no run {run_id!r}", mend="give the id of a run") from error
+        raise TesseraError(f"MLflow has no run {run_id!r}", hint="give the id of a run") from error
     return MlflowTracker(client, run.info.experiment_id, run.info.run_id, ui)
 
 
@@ -184,7 +184,7 @@ class MlflowTracker:
             if key in known and known[key] != str(value)[:_PARAM_LENGTH]:
                 raise TesseraError(
                     f"parameter {key!r} was logged before with another value: {known[key]}",
-                    mend="a run keeps its parameters: start a new run for other ones",
+                    hint="a run keeps its parameters: start a new run for other ones",
                 )
         new = [Param(key, str(value)) for key, value in values.items() if key not in known]
         if new:
@@ -328,7 +328,7 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
     if found.lifecycle_stage == "deleted":
         raise TesseraError(
             f"experiment {name!r} was deleted in MLflow",
-            mend=f"restore it: mlflow experiments restore -x {found.experiment_id}, "
+            hint=f"restore it: mlflow experiments restore -x {found.experiment_id}, "
             "or name another experiment",
         )
     return str(found.experiment_id)
@@ -352,12 +352,12 @@ def _unreachable(uri: str | None, error: Exception) -> TesseraError:
     if getattr(error, "error_code", "") in _REFUSED:
         return TesseraError(
             f"MLflow at {where} refuses this user or this address: {what}",
-            mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use the address "
+            hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use the address "
             "that the server was told to answer to (--allowed-hosts)",
         )
     return TesseraError(
         f"MLflow at {where} can't be used: {what}",
-        mend="start it (tessera up), or correct MLFLOW_TRACKING_URI, or unset it to use the "
+        hint="start it (tessera up), or correct MLFLOW_TRACKING_URI, or unset it to use the "
         "embedded store",
     )
 
@@ -392,13 +392,13 @@ def _prepare_database(path: Path, *, upgrade: bool) -> None:
     except OSError as error:
         raise TesseraError(
             f"{path} can't be written: {error.strerror}",
-            mend="set TESSERA_HOME to a folder that can",
+            hint="set TESSERA_HOME to a folder that can",
         ) from error
     except Exception as error:  # SQLite's, SQLAlchemy's and Alembic's have nothing in common
         raise TesseraError(
             f"{path} can't be used by MLflow {importlib.metadata.version('mlflow')}: "
             f"{' '.join(str(error).split())[:200]}",
-            mend="put a good copy in its place, or move it away to begin an empty one",
+            hint="put a good copy in its place, or move it away to begin an empty one",
         ) from error
 
 

@@ -116,7 +116,7 @@ def save(
         shutil.rmtree(scratch, ignore_errors=True)
         raise TesseraError(
             f"checkpoint {target} can't be written: {error.strerror or error}",
-            mend="the checkpoint before is intact; free some space and use --resume",
+            hint="the checkpoint before is intact; free some space and use --resume",
         ) from error
     return target
 
@@ -160,7 +160,7 @@ def adopt(source: Path, target: Path) -> str:
     gives the digest of the newest. Every byte is compared with what was written."""
     state, notices = newest(source)
     if state is None:
-        raise TesseraError(f"{source} has no checkpoint that is whole", mend="; ".join(notices))
+        raise TesseraError(f"{source} has no checkpoint that is whole", hint="; ".join(notices))
     best = f"step-{state.progress.best_step:09d}" if state.progress.best_step else state.path.name
     scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -174,7 +174,7 @@ def adopt(source: Path, target: Path) -> str:
     except OSError as error:
         raise TesseraError(
             f"checkpoint {state.path} can't be copied: {error.strerror or error}",
-            mend="free some space and use --resume",
+            hint="free some space and use --resume",
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -218,7 +218,7 @@ def check_digest(path: Path, digest: str) -> str:
         raise DamagedError(
             f"the model's files are not those that were registered: digest {found[:12]}…, "
             f"registered {digest[:12]}…",
-            mend="don't use this version; register the model again from its run",
+            hint="don't use this version; register the model again from its run",
         )
     return found
 

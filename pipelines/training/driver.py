@@ -20,10 +20,10 @@ from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.interfaces import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
-from pipelines.tracking.events import SpoolFile
-from pipelines.tracking.shipper import Shipper
+from pipelines.tracking.events import EventLog
+from pipelines.tracking.uploader import Uploader
 from pipelines.training import checkpoints
-from pipelines.training.registration import SaveServable, _register
+from pipelines.training.registration import SaveExportable, _register
 from pipelines.training.run import Run, history, mean_speed
 from pipelines.visuals import plots
 
@@ -39,13 +39,13 @@ Execute = Callable[[dict[str, Any], Emit], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to. `figures` are of the validation split."""
+    """What a training came to. `metrics` are of the validation split."""
 
     run: Run
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     epoch: int
     images_per_second: float
-    undelivered: int
+    failed_events: int
     link: str
 
 
@@ -63,7 +63,7 @@ def launch(
     tracker: Tracker,
     registry: Registry,
     execute: Execute,
-    save_servable: SaveServable,
+    save_exportable: SaveExportable,
     is_permanent: Callable[[BaseException], bool],
     listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
     tags: Mapping[str, str] | None = None,
@@ -73,7 +73,7 @@ def launch(
 
     def register(best: Path, summary: Mapping[str, Any]) -> None:
         def once() -> Version:
-            return _register(run, best, summary, tracker, registry, save_servable, tags or {})
+            return _register(run, best, summary, tracker, registry, save_exportable, tags or {})
 
         registered.append(_patiently(once, run))
 
@@ -135,11 +135,11 @@ def train(
     run = replace(run, run_id=tracker.run_id)
     run.write()
     _note_start(run, recipe, card, tracker, tags or {})
-    spool = SpoolFile(run.spool)
-    shipper = Shipper(run.spool, tracker, listeners=listeners, is_permanent=is_permanent)
+    spool = EventLog(run.event_log)
+    shipper = Uploader(run.event_log, tracker, listeners=listeners, is_permanent=is_permanent)
     shipper.start()
     status, patience_seconds = "FAILED", DELIVERY_SECONDS
-    undelivered = 0
+    failed_events = 0
     try:
         payload = {
             "recipe": recipe.to_json(),
@@ -164,16 +164,16 @@ def train(
         raise
     finally:
         # A process that is told to stop has seconds; what it leaves is delivered by a resume.
-        undelivered = shipper.close(patience_seconds)
+        failed_events = shipper.close(patience_seconds)
         spool.close()
         if status != "RUNNING":
             _note_end(tracker, status, listeners)
     return Trained(
         run,
-        summary["figures"],
+        summary["metrics"],
         summary["epoch"],
         mean_speed(run),
-        undelivered,
+        failed_events,
         tracker.link(),
     )
 
@@ -212,7 +212,7 @@ def _patiently(register: Callable[[], Version], run: Run) -> Version:
             if time.monotonic() > deadline:
                 raise TesseraError(
                     f"trained, but not registered: {str(error).splitlines()[0][:200]}",
-                    mend=f"when it answers again: tessera train --resume {run.name}",
+                    hint=f"when it answers again: tessera train --resume {run.name}",
                 ) from error
             time.sleep(2.0)
 

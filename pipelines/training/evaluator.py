@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import models
 from models.core.family import (
     Batch,
+    BatchRng,
     DataSpec,
-    Draws,
     Family,
     Judge,
     Prediction,
@@ -42,7 +42,7 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What was found of each image, in the data set's order: one entry an image in each list."""
 
     records: list[Record]
@@ -51,13 +51,13 @@ class Answers:
     noted: list[Any] = field(default_factory=list)
     """What was noted of each image, where something was."""
 
-    def figures(self, family: Family[Any], data: DataSpec) -> dict[str, float]:
-        figures = family.task.figures(self.records, data)
-        return {name: float(value) for name, value in figures.items()}
+    def metrics(self, family: Family[Any], data: DataSpec) -> dict[str, float]:
+        metrics = family.task.metrics(self.records, data)
+        return {name: float(value) for name, value in metrics.items()}
 
     def worst(self, family: Family[Any], count: int) -> list[int]:
         """Positions of the answers that are most wrong, the worst first."""
-        scores = [family.task.badness(record) for record in self.records]
+        scores = [family.task.error_score(record) for record in self.records]
         return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
 
 
@@ -80,7 +80,7 @@ def to_device(batch: Batch, device: str) -> Batch:
     return {name: moved(value) for name, value in batch.items()}
 
 
-class Asker:
+class Evaluator:
     """A network that is asked for the answers of whole batches."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Asker:
     def see(self, batch: Batch) -> Batch:
         """A loader's batch as the network sees it."""
         rows = len(batch["key"])
-        seen = self._transform(to_device(batch, self._device), Draws(0, rows, slice(0, rows)))
+        seen = self._transform(to_device(batch, self._device), BatchRng(0, rows, slice(0, rows)))
         if self._channels_last and seen["image"].ndim == 4:
             seen["image"] = seen["image"].contiguous(memory_format=torch.channels_last)
         return seen
@@ -125,7 +125,7 @@ class Asker:
             self._module.train(was_training)
         targets = task.targets(batch)
         if self._judge is not None:
-            task.consult(self._judge, predictions, targets)
+            task.apply_judge(self._judge, predictions, targets)
         return predictions, targets
 
 
@@ -140,14 +140,14 @@ def answer(
     world: World,
     *,
     note: Callable[[Batch], Sequence[Any]] | None = None,
-) -> Answers | None:
+) -> Predictions | None:
     """Predicts every image once; the answers are on rank 0, None elsewhere. Called by all ranks.
     `note` says something small of each image of a batch."""
     mine = []
     for number, batch in loader.batches():
         predictions, targets = ask(batch)
         records = [
-            family.task.compare(prediction, target, data)
+            family.task.make_record(prediction, target, data)
             for prediction, target in zip(predictions, targets, strict=True)
         ]
         noted = list(note(batch)) if note else []
@@ -155,7 +155,7 @@ def answer(
     gathered = distributed.gather([_pack(item) for item in mine], world)
     if gathered is None:
         return None
-    answers = Answers([], [], [])
+    answers = Predictions([], [], [])
     for item in sorted((i for part in gathered for i in part), key=lambda i: int(i[0])):
         _, records, keys, indices, noted = _unpack(item)
         answers.records.extend(records)
@@ -182,21 +182,21 @@ def _unpack(item: tuple[Any, ...]) -> tuple[Any, ...]:
     return (number, records, *rest)
 
 
-def asker(
+def make_evaluator(
     recipe: Recipe,
     data: DataSpec,
     world: World,
     precision: str,
     *,
     judge_folder: Path,
-) -> Callable[[nn.Module], Asker]:
+) -> Callable[[nn.Module], Evaluator]:
     """Makes a network one that can be asked."""
     judge = None
-    if models.get(recipe.family).task.judged:
+    if models.get(recipe.family).task.needs_judge:
         judge = training_judge.open_judge(judge_folder, recipe.judge_digest, data, world.device)
 
-    def ask(module: nn.Module) -> Asker:
-        return Asker(
+    def ask(module: nn.Module) -> Evaluator:
+        return Evaluator(
             models.get(recipe.family),
             module,
             data,

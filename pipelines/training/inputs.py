@@ -1,7 +1,7 @@
 """A network, ready to be asked about the images of a packed data set.
 
 In: a recipe, or a model's files, and a data set. Out: what the network sees of the data, and an
-`Asker`; refusals where the two don't go together. Must not know what the answers are for.
+`Evaluator`; refusals where the two don't go together. Must not know what the answers are for.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def open_data(recipe: Recipe) -> tuple[Card, DataSpec]:
         raise TesseraError(
             f"the data set in {recipe.data.path} is another than the recipe names: "
             f"digest {card.digest[:12]}…, recipe {recipe.data.digest[:12]}…",
-            mend="give the data set it was made for, or --set data.digest= for a new training",
+            hint="give the data set it was made for, or --set data.digest= for a new training",
         )
     family = models.get(recipe.family)
     check_readable(family, card)
-    if family.task.judged and not recipe.judge:
+    if family.task.needs_judge and not recipe.judge:
         raise UsageError(
             f"what a {recipe.family} makes is judged by a classifier of the same data, and none is "
             "named",
-            mend="train one, then: --set judge=models:/NAME@ALIAS",
+            hint="train one, then: --set judge=models:/NAME@ALIAS",
         )
     return card, seen_of(recipe, card)
 
@@ -54,5 +54,5 @@ def check_readable(family: Family[Any], card: Card) -> None:
     kind = card.task.replace("_", " ")
     raise TesseraError(
         f"{family.name} does {task.name.replace('_', ' ')}, but the data set is one of {kind}",
-        mend=f"these train on it: {', '.join(fitting)}",
+        hint=f"these train on it: {', '.join(fitting)}",
     )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import models
 from models.core.errors import TesseraError
-from models.core.family import DataSpec, Draws, Judge
+from models.core.family import BatchRng, DataSpec, Judge
 from pipelines.training import checkpoints
 
 
@@ -31,13 +31,13 @@ def open_judge(folder: Path, digest: str, data: DataSpec, device: str) -> Judge:
     if family.task.name != "classification":
         raise TesseraError(
             f"a {recipe.family} does {family.task.name.replace('_', ' ')} and can't be a judge",
-            mend="name a classifier of the same data",
+            hint="name a classifier of the same data",
         )
     own = model.card.spec(recipe.data.height, recipe.data.width, reads=family.task.reads)
     if own.channels != data.channels:
         raise TesseraError(
             f"the judge sees images of {own.channels} channels, these have {data.channels}",
-            mend="name a classifier of the same data",
+            hint="name a classifier of the same data",
         )
     module = family.build(recipe.config(), own)
     module.load_state_dict(model.weights)
@@ -49,7 +49,7 @@ def open_judge(folder: Path, digest: str, data: DataSpec, device: str) -> Judge:
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
         images = _fit(images.to(device), own)
         rows = len(images)
-        batch = prepare({"image": images}, Draws(0, rows, slice(0, rows)))
+        batch = prepare({"image": images}, BatchRng(0, rows, slice(0, rows)))
         logits: Tensor = module(batch["image"])
         features = _features(*last.pop())
         return features.float().cpu(), logits.float().softmax(1).cpu()

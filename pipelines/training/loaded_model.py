@@ -22,12 +22,12 @@ from pipelines.data.loading.loaders import EvalLoader
 from pipelines.interfaces import World
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import Model
-from pipelines.training.evaluator import Asker, asker
+from pipelines.training.evaluator import Evaluator, make_evaluator
 from pipelines.training.inputs import check_readable, seen_of
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A trained network and the data set that it is asked about. `data` is what it sees of that."""
 
     model: Model
@@ -36,7 +36,7 @@ class Subject:
     card: Card
     data: DataSpec
     module: nn.Module
-    ask: Asker
+    ask: Evaluator
 
     def loader(
         self, split: str, world: World, *, only: np.ndarray[Any, Any] | None = None
@@ -55,9 +55,9 @@ class Subject:
         )
 
 
-def open_subject(
+def load_model(
     folder: Path, digest: str, place: str, world: World, *, judge: str | Path | None = None
-) -> Subject:
+) -> LoadedModel:
     """The model in `folder`, whose files must have `digest`, in fp32 on this rank's device. `judge`
     is the folder of the classifier that judges, where the task needs one. Raises TesseraError where
     the files or the data are other than they should be."""
@@ -68,7 +68,7 @@ def open_subject(
         raise TesseraError(
             f"the model knows the classes {_some(model.card.classes)}, "
             f"the data set has {_some(card.classes)}",
-            mend="evaluate it on data with the same classes in the same order",
+            hint="evaluate it on data with the same classes in the same order",
         )
     data = seen_of(recipe, model.card)
     if recipe.data.fit == "pad" and family.any_size:
@@ -78,8 +78,8 @@ def open_subject(
     module = family.build(recipe.config(), data)
     module.load_state_dict(model.weights)
     module.to(world.device)
-    make = asker(recipe, data, world, "fp32", judge_folder=Path(judge or ""))
-    return Subject(model, family, place, card, data, module, make(module))
+    make = make_evaluator(recipe, data, world, "fp32", judge_folder=Path(judge or ""))
+    return LoadedModel(model, family, place, card, data, module, make(module))
 
 
 def _some(names: tuple[str, ...]) -> str:

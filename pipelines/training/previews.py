@@ -19,7 +19,7 @@ from pipelines.data.card import Card
 from pipelines.data.loading.loaders import EvalLoader
 from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe
-from pipelines.training.evaluator import Answers, Asker
+from pipelines.training.evaluator import Evaluator, Predictions
 from pipelines.visuals import plots
 
 FOLDER, EPOCHS = "pictures", "epochs"
@@ -32,7 +32,7 @@ BESIDE = 4
 """Related images beside one."""
 
 
-class Show:
+class PreviewLogger:
     """Draws for one training."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Show:
         groups = self._family.task.samples(few, self._data)
         self._draw(groups, "training_samples")
 
-    def epoch(self, number: int, ask: Asker, answers: Answers) -> None:
+    def epoch(self, number: int, ask: Evaluator, answers: Predictions) -> None:
         """The same validation images after epoch `number`, counted from 1."""
         epochs = self._recipe.train.epochs
         every = -(-epochs // MOST_EPOCHS)
@@ -73,7 +73,7 @@ class Show:
         )
         self._emit({"kind": "artifact", "path": where, "folder": f"{FOLDER}/{EPOCHS}"})
 
-    def outcome(self, ask: Asker, answers: Answers) -> None:
+    def outcome(self, ask: Evaluator, answers: Predictions) -> None:
         """The worst mistakes, and which classes are taken for which."""
         worst = answers.worst(self._family, WORST)
         groups = self._groups(np.array([answers.indices[i] for i in worst]), ask, answers)
@@ -85,7 +85,7 @@ class Show:
             self._announce(path)
 
     def _groups(
-        self, samples: np.ndarray[Any, Any], ask: Asker, answers: Answers
+        self, samples: np.ndarray[Any, Any], ask: Evaluator, answers: Predictions
     ) -> list[list[Panel]]:
         """Panels of samples of the validation split, by their numbers."""
         return groups_of(self._family, self._data, self._batches, ask, answers, samples)
@@ -122,8 +122,8 @@ def groups_of(
     family: Family[Any],
     data: DataSpec,
     read: Callable[[np.ndarray[Any, Any]], list[Batch]],
-    ask: Asker,
-    answers: Answers,
+    ask: Evaluator,
+    answers: Predictions,
     samples: np.ndarray[Any, Any],
 ) -> list[list[Panel]]:
     """What to look at of samples, by their numbers in the split that `answers` are of; `read`

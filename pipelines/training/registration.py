@@ -21,7 +21,7 @@ ORIGIN = ("tessera.search", "tessera.trial")
 """Tags of a run that say where its settings come from: its version has them, too."""
 
 
-SaveServable = Callable[..., str | None]
+SaveExportable = Callable[..., str | None]
 """Writes the form of a model that other tools read; gives the reason where it couldn't."""
 
 
@@ -31,7 +31,7 @@ def _register(
     summary: Mapping[str, Any],
     tracker: Tracker,
     registry: Registry,
-    save_servable: SaveServable,
+    save_exportable: SaveExportable,
     origin: Mapping[str, str],
 ) -> Version:
     for version in registry.versions(run.model):  # it was resumed after it had been registered
@@ -49,14 +49,14 @@ def _register(
     data = card.spec(recipe.data.height, recipe.data.width, reads=family.task.reads)
     module = family.build(recipe.config(), data)
     module.load_state_dict(state.weights)
-    servable = family.servable(module.eval(), data)
+    exportable = family.exportable(module.eval(), data)
     reason: str | None = f"{recipe.family} has no answer that is one tensor"
-    if servable is not None:
+    if exportable is not None:
         import numpy as np
 
         example = np.zeros((2, data.height, data.width, data.channels), np.uint8)
         metadata = {"classes": list(data.classes), "task": family.task.name}
-        reason = save_servable(servable, example, target, metadata=metadata)
+        reason = save_exportable(exportable, example, target, metadata=metadata)
     digest = checkpoints.write_model(best, target)
     tags = {
         "tessera.digest": digest,
@@ -67,7 +67,7 @@ def _register(
         "tessera.data_name": card.name,
         "tessera.classes": _short_list(card.classes),
         "tessera.preprocessing": json.dumps(asdict(replace(data, classes=())), sort_keys=True),
-        "tessera.metrics": json.dumps({f"val/{k}": v for k, v in summary["figures"].items()}),
+        "tessera.metrics": json.dumps({f"val/{k}": v for k, v in summary["metrics"].items()}),
         "tessera.run": run.name,
         "tessera.checkpoint": best.name,
         "tessera.servable": f"no: {reason}" if reason else "mlflow.pytorch",

@@ -4,7 +4,7 @@ In: a recipe, a tracker, a registry and a way to execute the work (ports: the jo
 Out: an outcome; a run folder that a later process can resume. Must not know MLflow or Ray.
 
     recipe.json        what is trained        run.json     name, tracking run, registered model
-    spool.jsonl        every event, in order  checkpoints/  pictures/
+    events.jsonl        every event, in order  checkpoints/  pictures/
     model/             what was registered    lock         held while a driver is at work
 """
 
@@ -40,8 +40,8 @@ class Run:
     """Settings that this training may change on its way: those of a population."""
 
     @property
-    def spool(self) -> Path:
-        return self.folder / "spool.jsonl"
+    def event_log(self) -> Path:
+        return self.folder / "events.jsonl"
 
     def recipe(self) -> Recipe:
         return recipes.read(self.folder / "recipe.json")
@@ -136,7 +136,7 @@ def locked(run: Place, *, patience_seconds: float = 0.0) -> Iterator[None]:
                     continue
             raise TesseraError(
                 f"{run.name} is being trained by another process",
-                mend="wait for it, or stop it first",
+                hint="wait for it, or stop it first",
             )
         yield
 
@@ -144,7 +144,7 @@ def locked(run: Place, *, patience_seconds: float = 0.0) -> Iterator[None]:
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:
     """Every metric of the run by step; a step that was done again after a restart counts once."""
     curves: dict[str, dict[int, float]] = {}
-    for event, _ in read_events(run.spool):
+    for event, _ in read_events(run.event_log):
         if event["kind"] == "metrics":
             for name, value in event["values"].items():
                 curves.setdefault(name, {}).setdefault(event["step"], value)

@@ -1,6 +1,6 @@
 """Which samples a training has used: the proof that each was used once in every epoch.
 
-In: the samples of each step, from every rank. Out: a line a step in `ledger/ATTEMPT-RANK.jsonl` of
+In: the samples of each step, from every rank. Out: a line a step in `sample_log/ATTEMPT-RANK.jsonl` of
 the run's folder, and read again, the samples of each epoch. Must not know what is trained.
 
 A training that was killed does the steps since its last checkpoint again. What the killed attempt
@@ -18,10 +18,10 @@ from models.core.errors import TesseraError
 from pipelines.interfaces import World
 from pipelines.training import distributed
 
-FOLDER = "ledger"
+FOLDER = "sample_log"
 
 
-class Ledger:
+class SampleLog:
     """This rank's file. A line is with the operating system before `note` returns, so it outlives
     the process, though not the machine."""
 

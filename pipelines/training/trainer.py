@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.core.errors import TesseraError
-from models.core.family import Batch, DataSpec, Draws, Family
+from models.core.family import Batch, BatchRng, DataSpec, Family
 from pipelines.data.card import Card
 from pipelines.data.loading.loaders import Step
 from pipelines.interfaces import Emit, World
@@ -30,7 +30,7 @@ from pipelines.recipe import Recipe
 from pipelines.training import checkpoints, distributed, optim
 from pipelines.training.checkpoints import Progress, State
 from pipelines.training.evaluator import autocast, to_device
-from pipelines.training.sample_log import Ledger
+from pipelines.training.sample_log import SampleLog
 
 
 class NotFiniteError(TesseraError):
@@ -91,15 +91,15 @@ class Training:
         folder: Path,
         state: State | None = None,
         on_first_batch: Callable[[Batch], None] | None = None,
-        ledger: Ledger | None = None,
+        sample_log: SampleLog | None = None,
         until_epoch: int | None = None,
     ) -> None:
         """`state` is a checkpoint to go on from; `on_first_batch` is shown the first batch of the
-        training as the network sees it, on rank 0; `ledger` is told the samples of each step; after
+        training as the network sees it, on rank 0; `sample_log` is told the samples of each step; after
         `until_epoch` epochs it stops, with a rate that is on its way to the recipe's last epoch."""
         self.family, self.recipe, self.card, self.data = family, recipe, card, data
         self.loader, self.validate, self.world, self.emit = loader, validate, world, emit
-        self.folder, self.on_first_batch, self.ledger = folder, on_first_batch, ledger
+        self.folder, self.on_first_batch, self.sample_log = folder, on_first_batch, sample_log
         self.config = recipe.config()
         self.precision = resolve_precision(recipe.train.precision, world.device)
         self.transform = family.augment(recipe.augment_settings(), data, train=True)
@@ -184,9 +184,9 @@ class Training:
             if step is None:
                 break
             self._step(step)
-            if self.ledger:
+            if self.sample_log:
                 used = step.batch["index"][: step.counted].tolist()
-                self.ledger.note(step=progress.step, epoch=progress.epoch, samples=used)
+                self.sample_log.note(step=progress.step, epoch=progress.epoch, samples=used)
             progress.consumed = step.consumed
             progress.seen += step.total
             progress.step += 1
@@ -206,7 +206,7 @@ class Training:
         seed = (self.recipe.seed, progress.epoch, progress.step)
         # Dropout's masks are a function of the step, so that a resumed training has the same.
         torch.manual_seed(seed_for("step", *seed, self.world.rank))
-        draws = Draws(seed_for("augment", *seed), step.total, step.rows)
+        draws = BatchRng(seed_for("augment", *seed), step.total, step.rows)
         batch = self.transform(to_device(step.batch, self.world.device), draws)
         if train.channels_last and batch["image"].ndim == 4:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
@@ -304,7 +304,7 @@ class Training:
         shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
         raise NotFiniteError(
             f"the loss is not finite at step {step + 1}, in a batch with: {shown}",
-            mend="lower optim.model.lr, set train.clip_norm=1, or look at these samples; "
+            hint="lower optim.model.lr, set train.clip_norm=1, or look at these samples; "
             "the last checkpoint is from before and can be resumed",
         )
 
@@ -313,12 +313,12 @@ class Training:
         progress = self.progress
         self._agree()
         began = time.perf_counter()
-        figures = dict(self.validate(self.answering, progress.epoch + 1))
+        metrics = dict(self.validate(self.answering, progress.epoch + 1))
         seconds = time.perf_counter() - began
         progress.epoch += 1
         progress.consumed = 0
         primary = self.family.task.primary
-        value = figures[primary.name]
+        value = metrics[primary.name]
         best = progress.best_value
         improved = best is None or primary.better(value, best)
         progress.stale_epochs = 0 if improved else progress.stale_epochs + 1
@@ -326,7 +326,7 @@ class Training:
             progress.best_value, progress.best_step = value, progress.step
             progress.best_epoch = progress.epoch
         if self.world.leads:
-            values = {f"val/{name}": v for name, v in figures.items()}
+            values = {f"val/{name}": v for name, v in metrics.items()}
             values["val/seconds"] = seconds
             self._emit_metrics(progress.epoch, values)
         self._save()
@@ -361,7 +361,7 @@ class Training:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NotFiniteError(
                     f"the weight {name!r} is not finite after step {self.progress.step}",
-                    mend="lower optim.model.lr or set train.clip_norm=1; the last checkpoint is "
+                    hint="lower optim.model.lr or set train.clip_norm=1; the last checkpoint is "
                     "from before and can be resumed",
                 )
         if self.world.leads:
@@ -394,7 +394,7 @@ def _named_refusals(batch: Batch) -> Iterator[None]:
         raise TesseraError(
             f"a rank has {len(batch['key'])} image of a batch, and the network can't normalise over "
             "it: its maps have shrunk to one pixel",
-            mend="choose train.batch_size so that the last batch of an epoch has several images for "
+            hint="choose train.batch_size so that the last batch of an epoch has several images for "
             "each worker, or a smaller train.accumulate, or larger images: data.height, data.width",
         ) from None
 

@@ -29,8 +29,8 @@ from pipelines.storage.base import use_cache_of
 from pipelines.training import checkpoints, distributed, evaluator, hardware, inputs
 from pipelines.training.checkpoints import State
 from pipelines.training.inputs import JUDGE
-from pipelines.training.previews import Show
-from pipelines.training.sample_log import Ledger
+from pipelines.training.previews import PreviewLogger
+from pipelines.training.sample_log import SampleLog
 from pipelines.training.shared_cache import share_pixels
 from pipelines.training.trainer import Training, resolve_precision
 
@@ -53,7 +53,9 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     family = models.get(recipe.family)
     state = _resume(run_dir / CHECKPOINTS, recipe, world, emit, payload.get("changing", ()))
     precision = resolve_precision(recipe.train.precision, world.device)
-    asker = evaluator.asker(recipe, data, world, precision, judge_folder=run_dir / JUDGE)
+    make_evaluator = evaluator.make_evaluator(
+        recipe, data, world, precision, judge_folder=run_dir / JUDGE
+    )
     validation = EvalLoader(
         recipe.data.path,
         card,
@@ -63,15 +65,15 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         split="val",
         **_reading(recipe),
     )
-    show = Show(family, recipe, card, data, run_dir, emit)
+    show = PreviewLogger(family, recipe, card, data, run_dir, emit)
 
     def validate(module: nn.Module, epoch: int) -> Mapping[str, float]:
-        ask = asker(module)
+        ask = make_evaluator(module)
         answers = evaluator.answer(family, ask, data, validation, world)
-        figures = answers.figures(family, data) if answers else None
+        metrics = answers.metrics(family, data) if answers else None
         if answers:
             show.epoch(epoch, ask, answers)
-        agreed: dict[str, float] = distributed.broadcast(figures, world)
+        agreed: dict[str, float] = distributed.broadcast(metrics, world)
         return agreed
 
     loader = _train_loader(recipe, card, data, world)
@@ -95,7 +97,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         folder=run_dir / CHECKPOINTS,
         state=state,
         on_first_batch=show.training_samples,
-        ledger=_open_ledger(recipe, run_dir, world, state),
+        sample_log=_open_ledger(recipe, run_dir, world, state),
         until_epoch=payload.get("until_epoch"),
     )
     progress = training.run()
@@ -106,7 +108,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         "step": progress.best_step,
         "epoch": progress.best_epoch,
         "epochs": progress.epoch,
-        "figures": {},
+        "metrics": {},
         "images_per_second": training.images_per_second,
         "precision": precision,
         "ended": training.until_epoch == recipe.train.epochs,
@@ -115,17 +117,19 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
         return summary
     module = family.build(recipe.config(), data).to(world.device)
     module.load_state_dict(checkpoints.load(run_dir / CHECKPOINTS / best).weights)
-    ask = asker(module)
+    ask = make_evaluator(module)
     answers = evaluator.answer(family, ask, data, validation, world)
     if answers is not None:
         show.outcome(ask, answers)
         emit.flush()
-    return {**summary, "figures": answers.figures(family, data) if answers else {}}
+    return {**summary, "metrics": answers.metrics(family, data) if answers else {}}
 
 
-def _open_ledger(recipe: Recipe, run_dir: Path, world: World, state: State | None) -> Ledger | None:
+def _open_ledger(
+    recipe: Recipe, run_dir: Path, world: World, state: State | None
+) -> SampleLog | None:
     step = state.progress.step if state else 0
-    return Ledger(run_dir, world, step=step) if recipe.data.ledger else None
+    return SampleLog(run_dir, world, step=step) if recipe.data.sample_log else None
 
 
 def _train_loader(recipe: Recipe, card: Card, data: DataSpec, world: World) -> TrainLoader:

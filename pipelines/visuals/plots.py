@@ -1,6 +1,6 @@
 """Pictures of a training, as PNG files.
 
-In: panels, a confusion matrix, or figures by step. Out: one PNG at the path given,
+In: panels, a confusion matrix, or metrics by step. Out: one PNG at the path given,
 whose folder is made. Must not know what was trained or where the files go. Plots
 are made through matplotlib's objects, without pyplot and its global state, and it is loaded only
 when one is drawn; images are pasted together with Pillow, which takes a hundredth of the time.
@@ -39,7 +39,7 @@ COUNTED_CLASSES = 25
 NAMED_CLASSES = 120
 """Up to so many classes each is named at the axes."""
 FIRST = ("loss", "accuracy")
-"""Figures that are drawn first."""
+"""Metrics that are drawn first."""
 COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
 
 
@@ -140,19 +140,19 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
 
 
 def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Figures over the training, one panel for each name; `train/loss` and `val/loss` share one.
+    """Metrics over the training, one panel for each name; `train/loss` and `val/loss` share one.
 
     `train/…` is by step and `val/…` by epoch: a panel with both has the steps below and the
     epochs above, so that both lines run from the beginning to the end of the training.
     """
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for name, points in history.items():
-        split, _, figure_name = name.partition("/") if "/" in name else ("", "", name)
+        split, _, metric_name = name.partition("/") if "/" in name else ("", "", name)
         finite = [(step, value) for step, value in points if math.isfinite(value)]
         if finite:
-            panels.setdefault(figure_name, {})[split] = finite
+            panels.setdefault(metric_name, {})[split] = finite
     if not panels:
-        raise TesseraError("there is no figure to draw")
+        raise TesseraError("there is no metric to draw")
     first = {name: place for place, name in enumerate(FIRST)}
     order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
     columns = min(3, len(order))

@@ -34,13 +34,13 @@ def copy_version(
     from pipelines.workflows import services
 
     if to_name == model and not to_registry:
-        raise UsageError("--to-name is the model itself", mend="name another model")
+        raise UsageError("--to-name is the model itself", hint="name another model")
     version = registry.version(model, number)
     seat = champions.look(registry, model)
     if not seat.champion or seat.champion.number != number:
         raise TesseraError(
             f"version {number} of {model!r} is not its champion",
-            mend=f"promote it there first: tessera promote {model} --version {number}",
+            hint=f"promote it there first: tessera promote {model} --version {number}",
         )
     target: Registry = MlflowRegistry(to_registry) if to_registry else registry
     digest = services.registered_digest(version)
@@ -50,7 +50,7 @@ def copy_version(
     if dry_run:
         raise UsageError(
             f"there is no copy of version {number} in {to_name!r} to look at",
-            mend="leave --dry-run out: a copy alone promotes nothing",
+            hint="leave --dry-run out: a copy alone promotes nothing",
         )
     own = {gate.VERDICT_TAG, gate.DECISION_TAG}
     tags = {k: v for k, v in version.tags.items() if k.startswith("tessera.") and k not in own}

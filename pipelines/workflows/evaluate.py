@@ -91,7 +91,11 @@ def examine(
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
         with services.executor(
-            job.examine, cluster_workers.Group(workers), name=name, storage=storage, verbose=verbose
+            job.examine,
+            cluster_workers.WorkerGroup(workers),
+            name=name,
+            storage=storage,
+            verbose=verbose,
         ) as execute:
             result = execute(payload, _Silent())
         if wanted.report:
@@ -116,7 +120,7 @@ def note(
         split=found.split,
         samples=found.samples,
         # Those of each class would be more than a tag takes.
-        figures={name: one.value for name, one in found.figures.items() if "/" not in name},
+        metrics={name: one.value for name, one in found.metrics.items() if "/" not in name},
         judge_digest=found.judge_digest,
         data=data,
     )
@@ -125,7 +129,7 @@ def note(
     if version.tags.get(tag) != evaluation.to_json():
         registry.tag(version, {tag: evaluation.to_json()})
         tracker.dataset(name=found.data, digest=found.data_digest, source=data, split=found.split)
-        values = {f"{found.split}/{name}": one.value for name, one in found.figures.items()}
+        values = {f"{found.split}/{name}": one.value for name, one in found.metrics.items()}
         tracker.metrics([Point(0, time.time_ns() // 1_000_000, values)])
     if report:
         store(tracker, report, f"evaluation/{found.split}")
@@ -177,7 +181,7 @@ def evaluate_all(
     registry = services.open_registry()
     versions = [services.resolve(registry, name) for name in names]
     if len({(version.name, version.number) for version in versions}) < len(versions):
-        raise UsageError("a model is named twice", mend="name each once")
+        raise UsageError("a model is named twice", hint="name each once")
     found, compared = workflows_evaluate.examine(
         registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
     )

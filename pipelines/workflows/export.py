@@ -46,11 +46,11 @@ def export(
     version = services.resolve(registry, model)
     out = out or Path(f"{version.name}-{version.number}.{form}")
     if out.exists() and not out.is_file():
-        raise UsageError(f"{out} is no file", mend="name another")
+        raise UsageError(f"{out} is no file", hint="name another")
     if out.exists() and not force:
-        raise UsageError(f"{out} is already there", mend="name another, or --force")
+        raise UsageError(f"{out} is already there", hint="name another, or --force")
     if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} is no folder", mend="make it first")
+        raise UsageError(f"{out.parent} is no folder", hint="make it first")
     with tempfile.TemporaryDirectory() as folder:
         files = registry.download(version, Path(folder))
         found = checkpoints.read_model(files, services.registered_digest(version))
@@ -61,7 +61,7 @@ def export(
     scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{form}")
     try:
         inference_export.write(
-            predictor.servable,
+            predictor.exportable,
             (seen.height, seen.width, seen.channels),
             scratch,
             form=form,
@@ -102,13 +102,13 @@ def _data_of(found: Model, data: str | None) -> tuple[str, Card]:
     where = absolute_location(data or found.recipe.data.path)
     if data is None and open_storage(where).size(cards.FILE) is None:
         raise UsageError(
-            f"the model's data set isn't in {where} any more", mend="say where it is: --data DIR"
+            f"the model's data set isn't in {where} any more", hint="say where it is: --data DIR"
         )
     card = cards.read(where)
     if data is None and card.digest != found.card.digest:
         raise UsageError(
             f"in {where} lies another data set than the model was trained on",
-            mend="say on which to compare: --data DIR",
+            hint="say on which to compare: --data DIR",
         )
     card.split("test")
     return where, card
@@ -165,7 +165,7 @@ def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, 
             "shape": ["batch", data.height, data.width, data.channels],
             "fit": recipe.data.fit,
         },
-        "output": predictor.task.served or "answers",
+        "output": predictor.task.output_name or "answers",
         "tessera": importlib.metadata.version("tessera"),
         "torch": importlib.metadata.version("torch"),
     }
@@ -180,5 +180,5 @@ def _insist(comparison: Comparison, form: str) -> None:
         raise TesseraError(
             f"the {form} file's answers differ from the model's by up to {comparison.largest:.2g}; "
             f"{ABSOLUTE:g} and {RELATIVE:g} of the value are allowed",
-            mend="no file was kept" + ("; try --format pt2" if form == "onnx" else ""),
+            hint="no file was kept" + ("; try --format pt2" if form == "onnx" else ""),
         )

@@ -18,14 +18,19 @@ from pipelines.search.population import Member, Population
 from pipelines.workflows import trial
 
 if TYPE_CHECKING:
-    from models.core.family import Figure
-    from pipelines.workflows.search_board import Asked, Board
+    from models.core.family import Metric
+    from pipelines.workflows.search_board import Asked, Leaderboard
 
 FILE = "population.json"
 
 
 def run(
-    asked: Asked, figure: Figure, most_epochs: int, told: dict[str, Any], board: Board, at_once: int
+    asked: Asked,
+    metric: Metric,
+    most_epochs: int,
+    told: dict[str, Any],
+    board: Leaderboard,
+    at_once: int,
 ) -> None:
     """All generations, from where they are. After `budget_seconds` no other begins."""
     deadline = time.monotonic() + (asked.budget_seconds or float("inf"))
@@ -47,21 +52,21 @@ def run(
         population.advance(
             people,
             asked.parsed_space(),
-            direction=figure.direction,
+            direction=metric.direction,
             seed=asked.seed,
             epoch=until + 1,
         )
         population.write(people, file)
     for member in people.members:
         failed = people.scores[member.id] is None
-        board.hear("error" if failed else "complete", member.id, {})
+        board.on_event("error" if failed else "complete", member.id, {})
 
 
 def _any_left(people: Population) -> bool:
     return any(score is not None for score in people.scores.values())
 
 
-def _hand_over(people: Population, asked: Asked, board: Board) -> None:
+def _hand_over(people: Population, asked: Asked, board: Leaderboard) -> None:
     """Copies the donors' checkpoints. No member trains meanwhile, and no donor is given weights
     itself: what was cut off is done again from the same files."""
     from pipelines.training import checkpoints
@@ -74,14 +79,14 @@ def _hand_over(people: Population, asked: Asked, board: Board) -> None:
         member = people.member(name)
         change = member.changes[-1]
         change["checkpoint"] = checkpoints.adopt(folder(donor), folder(name))
-        board.hear("exploit", name, {"donor": donor, **_about(member)})
+        board.on_event("exploit", name, {"donor": donor, **_about(member)})
 
 
 def _train(
     people: Population,
     asked: Asked,
     told: dict[str, Any],
-    board: Board,
+    board: Leaderboard,
     at_once: int,
     first: int,
     until: int,
@@ -93,17 +98,17 @@ def _train(
 
     def parts() -> Iterator[dict[str, Any]]:
         for member in todo:
-            board.hear("start", member.id, _about(member))
+            board.on_event("start", member.id, _about(member))
             yield {**_about(member), "from_epoch": first - 1, "until_epoch": until}
 
-    for number, found in tasks.beside(trial.run_segment, told, parts(), at_once=at_once):
+    for number, found in tasks.map_local_tasks(trial.run_segment, told, parts(), at_once=at_once):
         member = todo[number]
         if isinstance(found, BaseException):
             found = {"curve": [], "reason": str(found)}
         score, reason = _score(found, until)
         for epoch, value in found["curve"]:
-            board.hear("result", member.id, {"epoch": epoch, "value": value})
-        board.hear("wait", member.id, {"reason": reason})
+            board.on_event("result", member.id, {"epoch": epoch, "value": value})
+        board.on_event("wait", member.id, {"reason": reason})
         people.scores[member.id] = score
         population.write(people, asked.folder / FILE)
 

@@ -41,13 +41,13 @@ class Asked:
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
             said = f"{' and '.join(given)} don't go together" if given else "nothing is asked"
-            raise UsageError(said, mend="name images, or give --samples N, or --decode FILE")
+            raise UsageError(said, hint="name images, or give --samples N, or --decode FILE")
         if self.gallery and not self.paths:
-            raise UsageError("--gallery goes with images", mend="name some")
+            raise UsageError("--gallery goes with images", hint="name some")
         if self.compare and not self.paths:
-            raise UsageError("--compare goes with images", mend="name two or more")
+            raise UsageError("--compare goes with images", hint="name two or more")
         if self.compare and self.gallery:
-            raise UsageError("--compare and --gallery don't go together", mend="ask one by one")
+            raise UsageError("--compare and --gallery don't go together", hint="ask one by one")
 
 
 def give(predictor: Predictor, asked: Asked, version: Version) -> Iterator[dict[str, Any]]:
@@ -75,7 +75,7 @@ def _about_images(
     for number, found in enumerate(predictor.predict(inference_predictor.expand(asked.paths))):
         answer = found.answer
         if asked.compare and not number and found.prediction is None:
-            raise TesseraError(answer["error"], mend="it is what the others are compared with")
+            raise TesseraError(answer["error"], hint="it is what the others are compared with")
         if found.prediction is not None:
             if liken:
                 answer = {**answer, **liken(found.prediction)}
@@ -93,7 +93,7 @@ def _likener(
 
     threshold = json.loads(version.tags.get("tessera.metrics", "{}")).get("val/threshold")
     if asked.gallery:
-        return identify.enrol(predictor, asked.gallery, threshold)
+        return identify.build_gallery(predictor, asked.gallery, threshold)
     return identify.Comparison(predictor, threshold)
 
 
@@ -109,7 +109,7 @@ def read_codes(path: Path) -> list[list[float]]:
         if not code or (codes and len(code) != len(codes[0])):
             raise TesseraError(
                 f"{path}, line {len(codes) + 1} has no code, or one of another length",
-                mend="give lines with a code, as tessera predict --out writes",
+                hint="give lines with a code, as tessera predict --out writes",
             )
         codes.append(code)
     return codes
@@ -161,7 +161,7 @@ class _Files:
             if "result" not in written:
                 raise UsageError(
                     f"answers of {self._predictor.task.name.replace('_', ' ')} are no files",
-                    mend="take --out for their lines, or --pictures",
+                    hint="take --out for their lines, or --pictures",
                 )
         return written
 

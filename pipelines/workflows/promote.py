@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Registry, Version
-    from pipelines.promotion.champions import Seat
-    from pipelines.promotion.gate import Leak, Standing, Verdict
+    from pipelines.promotion.champions import ChampionState
+    from pipelines.promotion.gate import CandidateInfo, Leak, Verdict
     from pipelines.promotion.policy import Policy
 
 EXPERIMENT = "promotions"
@@ -62,7 +62,7 @@ def promote(
 def _judge(
     registry: Registry,
     candidate: Version,
-    seat: Seat,
+    seat: ChampionState,
     policy: Policy,
     report: Path,
     *,
@@ -109,7 +109,7 @@ def _judge(
 def _record(
     registry: Registry,
     candidate: Version,
-    seat: Seat,
+    seat: ChampionState,
     policy: Policy,
     verdict: Verdict,
     report: Path,
@@ -139,7 +139,7 @@ def _record(
     status, outcome = "FINISHED", "promoted" if verdict.passed else "refused"
     try:
         gate.apply(registry, candidate, seat, verdict, tracker.run_id)
-    except champions.OvertakenError as error:
+    except champions.ConcurrentPromotionError as error:
         outcome = f"overtaken: {error.message}"
         raise
     except BaseException:
@@ -150,7 +150,7 @@ def _record(
         tracker.finish(status)
 
 
-def _leak(candidate: Standing, where: str) -> Leak:
+def _leak(candidate: CandidateInfo, where: str) -> Leak:
     from models.core.errors import TesseraError
     from pipelines.data import card as cards
     from pipelines.data.inspection import overlap
@@ -190,6 +190,6 @@ def _task(version: Version) -> str:
     if family is None:
         raise TesseraError(
             f"version {version.number} of {version.name!r} was not registered by Tessera",
-            mend="train and register it with tessera train",
+            hint="train and register it with tessera train",
         )
     return models.get(family).task.name

@@ -68,18 +68,18 @@ def reproduce(
             )
     before, _ = services.attach_tracker(version.run_id).noted()
     was = json.loads(version.tags.get("tessera.metrics", "{}"))
-    figures = {
-        n: (float(was[f"val/{n}"]), v) for n, v in trained.figures.items() if f"val/{n}" in was
+    metrics = {
+        n: (float(was[f"val/{n}"]), v) for n, v in trained.metrics.items() if f"val/{n}" in was
     }
     apart = largest_difference(model.weights, again)
     differences = changed(before, tracker.logged_tags)
-    close = all(math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9) for a, b in figures.values())
+    close = all(math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9) for a, b in metrics.values())
     return {
         "model": f"models:/{version.name}/{version.number}",
-        "reproduced": apart == 0.0 or (bool(differences) and bool(figures) and close),
+        "reproduced": apart == 0.0 or (bool(differences) and bool(metrics) and close),
         "weights": "the same, bit for bit" if apart == 0.0 else f"up to {apart:.3g} apart",
         "differences": differences,
-        "figures": figures,
+        "metrics": metrics,
         "tolerance": tolerance,
     }
 

@@ -18,7 +18,7 @@ from pipelines.workflows import paths, services
 from pipelines.workflows import trial as workflows_trial
 
 if TYPE_CHECKING:
-    from models.core.family import Figure
+    from models.core.family import Metric
     from models.core.spaces import Space
     from pipelines.tracking.mlflow_runs import MlflowTracker
 
@@ -69,20 +69,20 @@ def find(name: str) -> Asked:
     return Asked(**json.loads(text))
 
 
-class Board:
+class Leaderboard:
     """Who stands where: hears what becomes of the trials, keeps it in `trials.json`, says it, and
     ends the trials' runs in MLflow."""
 
     def __init__(
         self,
         asked: Asked,
-        figure: Figure,
+        metric: Metric,
         most_epochs: int,
         parent: MlflowTracker,
         say: Callable[[str], None],
     ) -> None:
         self.trials = search_trials.read(asked.folder / search_trials.TRIALS)
-        self._asked, self._figure, self._most_epochs = asked, figure, most_epochs
+        self._asked, self._metric, self._most_epochs = asked, metric, most_epochs
         self._parent, self._say = parent, say
         self._known = {trial.id: trial for trial in self.trials}
         self._began: dict[str, float] = {}
@@ -94,7 +94,7 @@ class Board:
             if trial.over:
                 self._pool.submit(self._settle, replace(trial), *self._reached())
 
-    def hear(self, what: str, trial_id: str, about: dict[str, Any]) -> None:
+    def on_event(self, what: str, trial_id: str, about: dict[str, Any]) -> None:
         trial = self._known.get(trial_id)
         if trial is not None and trial.over:
             return  # a tuner that was killed may tell again what became of it
@@ -116,7 +116,7 @@ class Board:
         elif what == "exploit":
             self._take_over(trial, self._known[about["donor"]])
         elif what == "result":
-            trial.note(int(about["epoch"]), float(about["value"]), self._figure)
+            trial.note(int(about["epoch"]), float(about["value"]), self._metric)
             self._clock(trial)
         elif what in ("complete", "error"):
             self._clock(trial)
@@ -145,14 +145,14 @@ class Board:
             trial.status, trial.reason = "failed", json.loads(failure.read_text())["reason"]
         else:
             trial.status = "finished" if reached >= self._most_epochs else "stopped"
-        self._say(line(trial, self._figure, self._asked.trials))
+        self._say(line(trial, self._metric, self._asked.trials))
         self._pool.submit(self._settle, replace(trial), *self._reached())
 
     def _reached(self) -> tuple[int, float | None]:
         """How many trials are over, and the best figure among them."""
         done = [trial for trial in self.trials if trial.over]
         best = next(
-            (t for t in search_trials.ranked(done, self._figure) if t.value is not None), None
+            (t for t in search_trials.ranked(done, self._metric) if t.value is not None), None
         )
         return len(done), best.value if best else None
 
@@ -161,7 +161,7 @@ class Board:
         search goes on."""
         from pipelines.interfaces import Point
         from pipelines.tracking import mlflow_runs
-        from pipelines.tracking.shipper import Shipper
+        from pipelines.tracking.uploader import Uploader
         from pipelines.training import run as training_run
 
         try:
@@ -174,14 +174,16 @@ class Board:
             tracker = services.attach_tracker(run.run_id)
             # One that was stopped may still be on its way out.
             with training_run.locked(run, patience_seconds=workflows_trial.END_SECONDS):
-                shipper = Shipper(run.spool, tracker, is_permanent=mlflow_runs.is_permanent).start()
+                shipper = Uploader(
+                    run.event_log, tracker, is_permanent=mlflow_runs.is_permanent
+                ).start()
                 shipper.close(60.0)
             values = {STATUS_TAG: trial.status, "tessera.trial.reason": trial.reason}
             tracker.tags({name: value for name, value in values.items() if value})
             tracker.finish("FAILED" if trial.status == "failed" else "FINISHED")
             if best is not None:
                 now = int(time.time() * 1000)
-                self._parent.metrics([Point(done, now, {f"best/{self._figure.name}": best})])
+                self._parent.metrics([Point(done, now, {f"best/{self._metric.name}": best})])
         except Exception as error:
             self._say(f"note: the end of trial {trial.number} was not noted: {error}")
 
@@ -189,9 +191,9 @@ class Board:
         self._pool.shutdown(wait=True)
 
 
-def line(trial: Trial, figure: Figure, trials: int) -> str:
+def line(trial: Trial, metric: Metric, trials: int) -> str:
     """What became of a trial, in one line."""
-    value = "no figure" if trial.value is None else f"val {figure.name} {trial.value:.4f}"
+    value = "no figure" if trial.value is None else f"val {metric.name} {trial.value:.4f}"
     at = f" (epoch {trial.epoch})" if trial.value is not None else ""
     reason = f": {trial.reason}" if trial.reason else ""
     return (

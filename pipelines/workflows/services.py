@@ -64,9 +64,9 @@ def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowT
     )
 
 
-def group_of(recipe: Recipe) -> workers.Group:
+def group_of(recipe: Recipe) -> workers.WorkerGroup:
     """The workers that a recipe asks for."""
-    return workers.Group(
+    return workers.WorkerGroup(
         recipe.workers.count,
         cpus=recipe.workers.cpus,
         gpus=recipe.workers.gpus,
@@ -97,7 +97,12 @@ def joined(*, verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def executor(
-    work: workers.Work, group: workers.Group, *, name: str, storage: Path, verbose: bool = False
+    work: workers.Work,
+    group: workers.WorkerGroup,
+    *,
+    name: str,
+    storage: Path,
+    verbose: bool = False,
 ) -> Iterator[Callable[[dict[str, Any], Emit], dict[str, Any]]]:
     """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
     started here and checked to have room for the group."""
@@ -138,7 +143,7 @@ def resolve(registry: Registry, text: str) -> Version:
     versions = registry.versions(name)
     if not versions:
         raise TesseraError(
-            f"there is no registered model {name!r}", mend="train one: tessera train"
+            f"there is no registered model {name!r}", hint="train one: tessera train"
         )
     return versions[-1]
 
@@ -149,7 +154,7 @@ def registered_digest(version: Version) -> str:
     if not digest:
         raise TesseraError(
             f"version {version.number} of {version.name!r} was not registered by Tessera",
-            mend="use a version that tessera train registered",
+            hint="use a version that tessera train registered",
         )
     return digest
 

@@ -57,7 +57,7 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
         changes = {**changes, "data.path": data}
     recipe = recipe.with_overrides(changes)
     if not recipe.data.path:
-        raise UsageError("no data set", mend="name a packed one: --data DIR")
+        raise UsageError("no data set", hint="name a packed one: --data DIR")
     return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
 
 
@@ -203,7 +203,7 @@ def _train(
                     tracker=tracker,
                     registry=versions,
                     execute=execute,
-                    save_servable=mlflow_model.save_servable,
+                    save_exportable=mlflow_model.save_exportable,
                     is_permanent=mlflow_runs.is_permanent,
                     listeners=[display],
                     tags=tags,

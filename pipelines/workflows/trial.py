@@ -56,8 +56,8 @@ def run_trial(
     recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
     name = run_name(told["search"], trial_id)
     run = training_run.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
-    figure = f"val/{told['figure']}"
-    for epoch, value in training_run.history(run).get(figure, []):
+    metric = f"val/{told['figure']}"
+    for epoch, value in training_run.history(run).get(metric, []):
         report(epoch, value)
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     ended: list[BaseException | None] = []
@@ -65,8 +65,8 @@ def run_trial(
     stop = threading.Event() if services.group_of(recipe).workers == 0 else None
 
     def listen(event: Mapping[str, Any]) -> None:
-        if event["kind"] == "metrics" and figure in event["values"]:
-            found.put((int(event["epoch"]), float(event["values"][figure])))
+        if event["kind"] == "metrics" and metric in event["values"]:
+            found.put((int(event["epoch"]), float(event["values"][metric])))
 
     def train() -> None:
         try:
@@ -129,7 +129,7 @@ def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
     """The settings in effect as metrics of the epochs that they are for; MLflow's params, which
     can't change, have the first."""
-    from pipelines.tracking.events import SpoolFile
+    from pipelines.tracking.events import EventLog
 
     values = {
         f"settings/{path}": float(value)
@@ -137,7 +137,7 @@ def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
         if isinstance(value, int | float)
     }
     first = part["from_epoch"] + 1
-    spool = SpoolFile(run.spool)
+    spool = EventLog(run.event_log)
     for epoch in range(first, part["until_epoch"] + 1) if values else ():
         spool({"kind": "metrics", "step": epoch, "epoch": epoch, "values": values})
     spool.close()

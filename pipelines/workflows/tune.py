@@ -35,12 +35,12 @@ from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
 from pipelines.workflows import generations, paths, services
 from pipelines.workflows import trial as workflows_trial
-from pipelines.workflows.search_board import Asked, Board
+from pipelines.workflows.search_board import Asked, Leaderboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from models.core.family import Figure
+    from models.core.family import Metric
     from pipelines.cluster.tuner import Order
     from pipelines.recipe import Recipe
     from pipelines.search.space import Room
@@ -82,8 +82,8 @@ def run(
         tell(f"search {asked.name}")
         tell(f"watch {services.page(parent.link())}")
         tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
-        figure = models.get(recipe.family).task.primary
-        board = Board(asked, figure, recipe.train.epochs, parent, tell)
+        metric = models.get(recipe.family).task.primary
+        board = Leaderboard(asked, metric, recipe.train.epochs, parent, tell)
         board.settle_again()
         try:
             _train(asked, recipe, board, room, restore=restore)
@@ -92,29 +92,29 @@ def run(
             raise
         finally:
             board.close()
-        return _conclude(asked, recipe, board, figure, parent)
+        return _conclude(asked, recipe, board, metric, parent)
 
 
-def _train(asked: Asked, recipe: Recipe, board: Board, room: Room, *, restore: bool) -> None:
+def _train(asked: Asked, recipe: Recipe, board: Leaderboard, room: Room, *, restore: bool) -> None:
     import models
     from pipelines.cluster import tuner
 
-    figure = models.get(recipe.family).task.primary
-    facts = told(asked, figure)
+    metric = models.get(recipe.family).task.primary
+    facts = told(asked, metric)
     if asked.scheduler == "pbt":
-        generations.run(asked, figure, recipe.train.epochs, facts, board, room.at_once)
+        generations.run(asked, metric, recipe.train.epochs, facts, board, room.at_once)
         return
     order = _order(asked, recipe, room)
     again = restore and tuner.can_restore(order.folder)
-    tuner.run(workflows_trial.run_trial, facts, order, board.hear, restore=again)
+    tuner.run(workflows_trial.run_trial, facts, order, board.on_event, restore=again)
     for trial in board.trials:
         if again and not trial.over:  # Tune's record was older: it gave these settings anew
-            board.hear(
+            board.on_event(
                 "error", trial.id, {"reason": "it had only begun when the search was killed"}
             )
 
 
-def told(asked: Asked, figure: Figure) -> dict[str, Any]:
+def told(asked: Asked, metric: Metric) -> dict[str, Any]:
     """What a trial's process must know of its search."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return {
@@ -124,7 +124,7 @@ def told(asked: Asked, figure: Figure) -> dict[str, Any]:
         "folder": str(asked.folder),
         "parent": asked.parent,
         "experiment": asked.experiment,
-        "figure": figure.name,
+        "metric": metric.name,
     }
 
 
@@ -158,25 +158,25 @@ def _order(asked: Asked, recipe: Recipe, room: Room) -> Order:
 
 
 def _conclude(
-    asked: Asked, recipe: Recipe, board: Board, figure: Figure, parent: MlflowTracker
+    asked: Asked, recipe: Recipe, board: Leaderboard, metric: Metric, parent: MlflowTracker
 ) -> dict[str, Any]:
     """Names the winner, and leaves it and the pictures with the search."""
     import yaml
 
     from pipelines.search import plots
 
-    best = search_trials.winner(board.trials, figure)
+    best = search_trials.winner(board.trials, metric)
     made = recipe.with_overrides(best.settings).model_dump(mode="json")
     (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
     pictures = asked.folder / "pictures"
-    for file in plots.draw(board.trials, asked.parsed_space(), figure, pictures):
+    for file in plots.draw(board.trials, asked.parsed_space(), metric, pictures):
         parent.artifact(file, "pictures")
     for name in (search_trials.TRIALS, "winner.yaml"):
         parent.artifact(asked.folder / name, "")
     return {
         "search": asked.name,
         "winner": best,
-        "trials": search_trials.ranked(board.trials, figure),
+        "trials": search_trials.ranked(board.trials, metric),
         "page": parent.link(),
     }
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.tracking.events import SpoolFile
+from pipelines.tracking.events import EventLog
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 README = BENCHMARKS.parent / "README.md"
@@ -180,7 +180,7 @@ def test_what_a_search_took_to_the_target_is_counted_right(
     bench = load("search_to_target", monkeypatch)
     told = {"a": [(1000, None), (2000, 0.5), (9000, 0.8)], "b": [(3000, None), (4000, 0.9)]}
     for name, events in {**told, "c": [(5000, None), (6000, 0.95)]}.items():
-        spool = SpoolFile(tmp_path / name / "spool.jsonl")
+        spool = EventLog(tmp_path / name / "events.jsonl")
         for time_ms, value in events:
             values = {"train/loss": 1.0} if value is None else {"val/accuracy": value}
             spool({"kind": "metrics", "time_ms": time_ms, "step": 1, "values": values})

@@ -239,7 +239,7 @@ def test_rows_of_other_samples_are_found_by_verify(
 
 @pytest.mark.fault(10)
 def test_errors_and_answers_can_t_steer_a_terminal() -> None:
-    error = TesseraError(f"{ESCAPE}a\u202eb\udcff\x9b", mend="\x07")
+    error = TesseraError(f"{ESCAPE}a\u202eb\udcff\x9b", hint="\x07")
     assert str(error) == r"\x1b[2Ja\u202eb\udcff\x9b. \x07"
     assert str(TesseraError("one\ntwo é")) == "one\ntwo é"
     value = {"path": os.fsdecode(b"\xff.png"), "class": f"é{ESCAPE}\x9b\U000e0001"}

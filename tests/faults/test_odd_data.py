@@ -124,7 +124,7 @@ def fit(recipe: Recipe, folder: Path) -> dict[str, Any]:
     payload = {"recipe": recipe.to_json(), "run_dir": str(folder)}
     found = rank_work.train(World(), payload)
     assert found["losses"]
-    assert all(map(math.isfinite, [*found["losses"], *found["figures"].values()]))
+    assert all(map(math.isfinite, [*found["losses"], *found["metrics"].values()]))
     return found
 
 
@@ -155,14 +155,14 @@ FINDINGS = [
 def test_odd_sets_of_objects_train(family: str, name: str, tmp_path: Path) -> None:
     train, val, classes = OBJECTS[name]
     data = pack(tmp_path / "set", "instance_segmentation", train, val, classes=classes)
-    figures = fit(small(family, data), tmp_path / "run")["figures"]
+    metrics = fit(small(family, data), tmp_path / "run")["metrics"]
     there = sorted({CLASSES["abc".index(letter)] for letter in "".join(val) if letter.islower()})
     kinds = ["mask_map", "box_map"] if family == "mask_rcnn" else ["map"]
     for kind in kinds:
-        counted = [n.rpartition("/")[2] for n in figures if n.startswith(f"{kind}/")]
+        counted = [n.rpartition("/")[2] for n in metrics if n.startswith(f"{kind}/")]
         assert sorted(counted) == there, "only what is there has a figure"
-        assert 0 <= figures[kind] <= 1
-        assert there or not figures[kind]
+        assert 0 <= metrics[kind] <= 1
+        assert there or not metrics[kind]
 
 
 @pytest.mark.fault(15)
@@ -181,7 +181,7 @@ def test_a_rank_without_an_object_goes_on(family: str, tmp_path: Path) -> None:
     every step."""
     train, val = ["", "", "ab", "b"], ["ab", "", "A"]
     data = pack(tmp_path / "set", "instance_segmentation", train, val, shard_samples=2)
-    recipe = small(family, data, **{"data.ledger": True, "train.epochs": 2})
+    recipe = small(family, data, **{"data.sample_log": True, "train.epochs": 2})
     run = tmp_path / "run"
     payload = {"recipe": recipe.to_json(), "run_dir": str(run)}
     found, _ = gloo_ranks.run(WORK, "train", 2, payload)
@@ -195,7 +195,7 @@ def test_a_rank_without_an_object_goes_on(family: str, tmp_path: Path) -> None:
     # What two ranks found, one of them without a batch, is what one finds.
     digest = checkpoints.write_model(run / "checkpoints" / found["checkpoint"], tmp_path / "model")
     asked = {"model": str(tmp_path / "model"), "digest": digest, "data": str(data), "split": "val"}
-    assert rank_work.evaluate(World(), asked)["figures"] == found["figures"]
+    assert rank_work.evaluate(World(), asked)["metrics"] == found["metrics"]
 
 
 # ── pixels ────────────────────────────────────────────────────────────────────────────────────
@@ -218,16 +218,16 @@ def test_odd_masks_train(name: str, patch: int, tmp_path: Path) -> None:
     train, val, classes = AREAS[name]
     data = pack(tmp_path / "set", "semantic_segmentation", train, val, classes=classes)
     found = fit(small("unet", data, **{"augment.patch": patch}), tmp_path / "run")
-    figures = found["figures"]
-    assert all(0 <= value <= 1 for value in figures.values())
+    metrics = found["metrics"]
+    assert all(0 <= value <= 1 for value in metrics.values())
     there = {
         CLASSES["abc".index(letter)] for letter in "".join(val).replace("o", "b") if letter != "."
     }
-    assert {n.removeprefix("iou/") for n in figures if n.startswith("iou/")} >= there
+    assert {n.removeprefix("iou/") for n in metrics if n.startswith("iou/")} >= there
     if classes == 1:
-        assert figures["miou"] == figures["dice"] == figures["pixel_accuracy"] == 1
+        assert metrics["miou"] == metrics["dice"] == metrics["pixel_accuracy"] == 1
     if "o" in val:
-        assert figures["pixel_accuracy"] in (0, 1)
+        assert metrics["pixel_accuracy"] in (0, 1)
 
 
 def test_where_no_known_pixel_is_left_it_is_said(tmp_path: Path) -> None:
@@ -249,9 +249,9 @@ def test_where_no_known_pixel_is_left_it_is_said(tmp_path: Path) -> None:
 )
 def test_odd_sets_of_classes_train(train: str, val: str, classes: int, tmp_path: Path) -> None:
     data = pack(tmp_path / "set", "classification", train, val, classes=classes)
-    figures = fit(small("cnn", data), tmp_path / "run")["figures"]
-    assert 0 <= figures["accuracy"] <= 1
-    assert classes > 1 or figures["accuracy"] == 1
+    metrics = fit(small("cnn", data), tmp_path / "run")["metrics"]
+    assert 0 <= metrics["accuracy"] <= 1
+    assert classes > 1 or metrics["accuracy"] == 1
 
 
 @pytest.mark.fault(30)

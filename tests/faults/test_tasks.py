@@ -101,9 +101,9 @@ def model(
 ) -> tuple[Task, Path, str]:
     """One of each task, as if it was trained on the set that its data are of."""
     task: Task = models.get(FAMILIES[request.param]).task
-    judged = {"judge": "models:/x/1", "judge_digest": judge[1]} if task.judged else {}
+    needs_judge = {"judge": "models:/x/1", "judge_digest": judge[1]} if task.needs_judge else {}
     folder = tmp_path / "model"
-    return task, folder, untrained(FAMILIES[task.name], sets / task.reads, folder, **judged)
+    return task, folder, untrained(FAMILIES[task.name], sets / task.reads, folder, **needs_judge)
 
 
 @pytest.mark.fault(30)
@@ -118,7 +118,7 @@ def test_other_classes_are_refused_where_answers_are_classes(
         packed(tmp_path / str(number), kind, classes)
         if not task.knows_classes:
             found = evaluate(folder, digest, tmp_path / str(number), judge[0])
-            assert all(map(math.isfinite, found["figures"].values()))
+            assert all(map(math.isfinite, found["metrics"].values()))
             continue
         with pytest.raises(TesseraError, match=f"the data set has {', '.join(classes)}") as caught:
             evaluate(folder, digest, tmp_path / str(number), judge[0])
@@ -137,7 +137,7 @@ def test_a_model_is_evaluated_on_every_kind_that_it_can_read(
             continue
         found = evaluate(folder, digest, sets / kind, judge[0])
         assert found["samples"] == 6
-        assert task.primary.name in found["figures"]
+        assert task.primary.name in found["metrics"]
 
 
 READABLE = {
@@ -162,7 +162,7 @@ def test_data_of_another_kind_are_refused_with_who_can_train_on_them(kind: str, 
             TesseraError, match=f"^{name} does .* one of {kind.replace('_', ' ')}"
         ) as caught:
             inputs.check_readable(models.get(name), card)
-        assert caught.value.mend == f"these train on it: {', '.join(fitting)}"
+        assert caught.value.hint == f"these train on it: {', '.join(fitting)}"
 
 
 UNFIT = [

@@ -80,7 +80,7 @@ def workers(
 
         @contextmanager
         def executor(
-            work: cluster_workers.Work, group: cluster_workers.Group, **more: Any
+            work: cluster_workers.Work, group: cluster_workers.WorkerGroup, **more: Any
         ) -> Iterator[Any]:
             if group.workers == 2:
                 yield lambda payload, emit: call(work, payload, emit)
@@ -98,14 +98,14 @@ def test_the_whole_way(
 ) -> None:
     task = models.get(name).task
     recipe = recipe_for(name, packed, 2)
-    if task.judged:
+    if task.needs_judge:
         recipe = recipe.with_overrides({"judge": judge})
     outcome = train.start(train.settle(recipe), model=name, quiet=True)
     version = f"models:/{name}/{outcome.version.number}"
-    assert task.primary.name in outcome.figures
+    assert task.primary.name in outcome.metrics
 
     client = mlflow.MlflowClient(services.embedded.tracking_uri())
-    told = [event for event, _ in read_events(outcome.run.spool) if event["kind"] == "worker"]
+    told = [event for event, _ in read_events(outcome.run.event_log) if event["kind"] == "worker"]
     assert sorted(event["rank"] for event in told) == [0, 1]
     run = client.get_run(outcome.run.run_id)
     assert run.info.status == "FINISHED"
@@ -123,7 +123,7 @@ def test_the_whole_way(
 
     images = sorted(Path(f"{recipe.data.path}-source").glob("test/**/*.png"))
     asked = [str(p) for p in images if "mask" not in str(p)][:3]
-    if not task.from_images:
+    if not task.takes_images:
         asked = ["--samples", "3"]
     out = tmp_path / "answers.jsonl"
     ran = CliRunner().invoke(

@@ -41,7 +41,7 @@ def home(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    spool = folder / "spool.jsonl"
+    spool = folder / "events.jsonl"
     return [event for event, _ in read_events(spool)] if spool.exists() else []
 
 
@@ -94,7 +94,7 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
         {
             "data.path": str(digits),
             "data.digest": card.digest,
-            "data.ledger": True,
+            "data.sample_log": True,
             "train.epochs": EPOCHS,
             "train.batch_size": BATCH,
             "train.log_every_steps": 1,

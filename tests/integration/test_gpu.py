@@ -11,7 +11,7 @@ import torch
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.interfaces import World
-from pipelines.tracking.events import SpoolFile
+from pipelines.tracking.events import EventLog
 from pipelines.training import checkpoints, worker
 
 pytestmark = [
@@ -25,14 +25,14 @@ def test_training_on_a_gpu_answers_as_on_the_cpu(digits: Path, tmp_path: Path) -
         {"data.path": str(digits), "data.digest": cards.read(digits).digest, "train.epochs": 8}
     )
     payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
-    emit = SpoolFile(tmp_path / "spool.jsonl")
+    emit = EventLog(tmp_path / "events.jsonl")
     summary = worker.run(payload, World(0, 1, "cuda:0"), emit)
-    assert summary["figures"]["accuracy"] > 0.9
+    assert summary["metrics"]["accuracy"] > 0.9
     folder = tmp_path / "model"
     digest = checkpoints.write_model(tmp_path / "checkpoints" / summary["checkpoint"], folder)
     told = {"model": str(folder), "digest": digest, "data": str(digits), "split": "test"}
     on_gpu, on_cpu = (
-        rank_work.evaluate(World(0, 1, device), told)["figures"] for device in ("cuda:0", "cpu")
+        rank_work.evaluate(World(0, 1, device), told)["metrics"] for device in ("cuda:0", "cpu")
     )
     assert on_gpu["accuracy"] == pytest.approx(on_cpu["accuracy"], abs=0.01)
     assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.01)

@@ -257,8 +257,8 @@ def test_the_same_images_are_shown_by_epoch(open_page: Open, trained: Trained) -
 def test_the_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path) -> None:
     """The page that the README shows: a curve for each figure, a point for each step."""
     page = open_page(under(trained.run_page, "model-metrics"), height=1000, script=NO_ASSISTANT)
-    figures = "train/(accuracy|loss|lr)|val/(accuracy|f1|loss)"
-    page.get_by_placeholder("Search metric charts").fill(figures)
+    metrics = "train/(accuracy|loss|lr)|val/(accuracy|f1|loss)"
+    page.get_by_placeholder("Search metric charts").fill(metrics)
     page.get_by_text("calibration_error").first.wait_for(state="detached")  # filtered out
     drawn = (
         "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data?.[0]?.x?.length > 1)"

@@ -29,7 +29,7 @@ def double(shared: int, part: int) -> tuple[int, str | None]:
 
 def refuse(shared: str, part: int) -> int:
     if part == 3:
-        raise UsageError(f"{shared} can't be", mend="give another")
+        raise UsageError(f"{shared} can't be", hint="give another")
     return part
 
 
@@ -60,31 +60,31 @@ def count_open(shared: Path, part: int) -> int:
 
 
 def test_each_part_comes_once_with_its_number(ray_cluster: None) -> None:
-    found = dict(tasks.spread(double, 10, iter(range(20)), workers=3))
+    found = dict(tasks.map_tasks(double, 10, iter(range(20)), workers=3))
     assert found == {number: (10 * number, "1") for number in range(20)}
 
 
 def test_no_more_at_a_time_than_asked_for(ray_cluster: None, tmp_path: Path) -> None:
-    found = dict(tasks.spread(count_open, tmp_path, range(12), workers=2))
+    found = dict(tasks.map_tasks(count_open, tmp_path, range(12), workers=2))
     assert max(found.values()) == 2
 
 
 def test_an_error_of_ours_comes_as_it_was(ray_cluster: None) -> None:
     with pytest.raises(UsageError) as caught:
-        list(tasks.spread(refuse, "this", range(9), workers=2))
-    assert (caught.value.message, caught.value.mend) == ("this can't be", "give another")
+        list(tasks.map_tasks(refuse, "this", range(9), workers=2))
+    assert (caught.value.message, caught.value.hint) == ("this can't be", "give another")
     with pytest.raises(OSError, match="No space left"):
-        list(tasks.spread(fill_the_disk, None, [1], workers=2))
+        list(tasks.map_tasks(fill_the_disk, None, [1], workers=2))
     with pytest.raises(TesseraError, match=r"part 0 failed: ValueError: lines"):
-        list(tasks.spread(stumble, None, [1], workers=2))
+        list(tasks.map_tasks(stumble, None, [1], workers=2))
 
 
 def test_a_worker_that_is_killed_is_replaced_but_not_for_ever(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    assert dict(tasks.spread(die, tmp_path, range(4), workers=2)) == {n: n for n in range(4)}
+    assert dict(tasks.map_tasks(die, tmp_path, range(4), workers=2)) == {n: n for n in range(4)}
     with pytest.raises(TesseraError, match=r"the worker of part 4 died 4 times"):
-        list(tasks.spread(die, tmp_path, range(6), workers=2))
+        list(tasks.map_tasks(die, tmp_path, range(6), workers=2))
 
 
 class Killer(threading.Thread):
@@ -117,7 +117,7 @@ def test_a_pack_on_the_cluster_has_the_bytes_of_one_here_though_workers_are_kill
     here = pack(str(source), tmp_path / "here", shard_samples=200)
 
     def spread(*arguments: Any) -> Any:
-        return tasks.spread(*arguments, workers=2)
+        return tasks.map_tasks(*arguments, workers=2)
 
     killer = Killer(3)
     killer.start()
@@ -150,7 +150,7 @@ def test_a_stopped_pack_on_the_cluster_goes_on_here(
     here = pack(str(source), tmp_path / "here", shard_samples=40)
 
     def spread(*arguments: Any) -> Any:
-        return tasks.spread(*arguments, workers=2)
+        return tasks.map_tasks(*arguments, workers=2)
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt

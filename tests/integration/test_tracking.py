@@ -12,9 +12,9 @@ import pytest
 
 from pipelines.interfaces import Point, Version
 from pipelines.tracking import mlflow_runs
-from pipelines.tracking.events import FILE, Event, SpoolFile
+from pipelines.tracking.events import FILE, Event, EventLog
 from pipelines.tracking.mlflow_registry import MlflowRegistry
-from pipelines.tracking.shipper import Shipper
+from pipelines.tracking.uploader import Uploader
 
 pytestmark = [pytest.mark.usefixtures("mlflow_settings"), pytest.mark.slow]
 
@@ -29,8 +29,8 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
     heard: list[Event] = []
     folder = tmp_path / "run"
     (folder / "pictures").mkdir(parents=True)
-    emit = SpoolFile(folder / FILE)
-    ship = Shipper(
+    emit = EventLog(folder / FILE)
+    ship = Uploader(
         folder / FILE,
         run,
         is_permanent=mlflow_runs.is_permanent,

@@ -28,7 +28,7 @@ from models.core.spaces import Choice
 from pipelines import recipe as recipes
 from pipelines.interfaces import World
 from pipelines.search import population
-from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import checkpoints, worker
 from pipelines.training import run as training_run
 from pipelines.workflows import paths, search_board, services
@@ -165,8 +165,8 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
     alone = tmp_path / "alone"
     payload = {"recipe": run.recipe().to_json(), "run_dir": str(alone)}
     payload["until_epoch"] = len(after["curve"])
-    worker.run(payload, World(), SpoolFile(alone / "spool.jsonl"))
-    events = [e for e, _ in read_events(alone / "spool.jsonl")]
+    worker.run(payload, World(), EventLog(alone / "events.jsonl"))
+    events = [e for e, _ in read_events(alone / "events.jsonl")]
     curve = [
         [e["epoch"], e["values"]["val/accuracy"]]
         for e in events
@@ -212,7 +212,9 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     (name,) = [path.name for path in paths.searches_dir().iterdir()]
     before = {t["id"] for t in json.loads((folder_of(name) / "trials.json").read_text())}
     assert len(done) < 4
-    spools = {t["id"]: folder_of(name) / "trials" / t["run"] / "spool.jsonl" for t in done.values()}
+    spools = {
+        t["id"]: folder_of(name) / "trials" / t["run"] / "events.jsonl" for t in done.values()
+    }
     trained = {trial: spool.read_bytes() for trial, spool in spools.items()}
     shutil.rmtree(folder_of(name) / "tune")
     shutil.copytree(lagging, folder_of(name) / "tune")
@@ -351,8 +353,8 @@ def check_population(name: str) -> list[dict[str, Any]]:
                 for e in range(1, EPOCHS + 1)
             ]
             assert [(p.step, p.value) for p in points] == list(enumerate(expected, 1))
-        figures = client.get_metric_history(child.info.run_id, "val/accuracy")
-        assert [[p.step, p.value] for p in figures] == trial["curve"]
+        metrics = client.get_metric_history(child.info.run_id, "val/accuracy")
+        assert [[p.step, p.value] for p in metrics] == trial["curve"]
     return list(standing)
 
 
@@ -379,7 +381,7 @@ def test_a_population_takes_over_the_weights_of_its_best(
         asked = search_board.find(name)
         recipe = recipes.build(json.loads(asked.recipe)).with_overrides(settings)
         payload = {"recipe": recipe.to_json(), "run_dir": str(folder), "changing": list(settings)}
-        found = worker.run(payload, World(), SpoolFile(folder / "spool.jsonl"))
+        found = worker.run(payload, World(), EventLog(folder / "events.jsonl"))
         return load_file(folder / "checkpoints" / found["newest"] / "weights.safetensors")
 
     reached = load_file(checkpoint(name, taker["id"], EPOCHS) / "weights.safetensors")

@@ -85,7 +85,7 @@ def test_an_mlflow_that_is_away_is_said_with_its_mend(
     (finding,) = doctor.check_tracking()
     assert finding.state == "fail"
     assert "nothing listens there" in finding.found
-    assert "MLFLOW_TRACKING_URI" in finding.mend
+    assert "MLFLOW_TRACKING_URI" in finding.hint
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_a_worker_says_is_judged(
     assert set(wrong) == ({check} if check else set())
     if check:
         assert wrong[check].state == state
-        assert wrong[check].mend
+        assert wrong[check].hint
 
 
 def test_looking_tells_what_a_worker_can_not_do(tmp_path: Path) -> None:

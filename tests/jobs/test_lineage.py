@@ -55,7 +55,7 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
         version = registry.version("digits", row["version"])
         evaluation = gate.evaluation_of(version)
         assert evaluation is not None
-        assert row["test"] == f"{evaluation.figures['accuracy']:.4f}"
+        assert row["test"] == f"{evaluation.metrics['accuracy']:.4f}"
         val = json.loads(version.tags["tessera.metrics"])["val/accuracy"]
         assert row["val"] == f"{val:.4f}"
 
@@ -125,7 +125,7 @@ def test_a_version_is_reproduced_bit_for_bit(home: Path, call: Call) -> None:
     assert (found.status, answer["reproduced"]) == (0, True)
     assert answer["weights"] == "the same, bit for bit"
     assert answer["differences"] == []
-    assert all(was == now for was, now in answer["figures"].values())
+    assert all(was == now for was, now in answer["metrics"].values())
     assert not list(home.glob(".reproduce-*"))
     assert len(json.loads(call("registry", "digits", "--json").out)) == 2
 

@@ -31,7 +31,7 @@ def test_a_recipe_says_what_was_measured(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "figure", "bar"),
+    ("name", "metric", "bar"),
     [
         ("digits", "accuracy", 0.97),
         ("mnist", "accuracy", 0.99),
@@ -47,20 +47,20 @@ def test_a_recipe_says_what_was_measured(path: Path) -> None:
         ("mnist-embedding", "few_shot_5", 0.85),
     ],
 )
-def test_the_bars_are_met(name: str, figure: str, bar: float) -> None:
+def test_the_bars_are_met(name: str, metric: str, bar: float) -> None:
     """What was asked of each recipe when it was made."""
-    assert mean(name, figure) >= bar
+    assert mean(name, metric) >= bar
 
 
 @pytest.mark.parametrize(
-    ("name", "figure", "share", "of"),
+    ("name", "metric", "share", "of"),
     [
         ("mnist-embedding", "eer", 0.15, None),
         ("mnist-autoencoder", "mse", 0.6, r"32 principal components: mse ([\d.]+)"),
         ("mnist-dcgan", "frechet", 0.1, r"before it is trained: frechet ([\d.]+)"),
     ],
 )
-def test_errors_stay_below_their_bars(name: str, figure: str, share: float, of: str | None) -> None:
+def test_errors_stay_below_their_bars(name: str, metric: str, share: float, of: str | None) -> None:
     """Each at most this share of its reference, which was measured, too."""
     bar = share
     if of:
@@ -68,13 +68,13 @@ def test_errors_stay_below_their_bars(name: str, figure: str, share: float, of: 
         found = re.search(of, text)
         assert found, text
         bar *= float(found[1])
-    assert mean(name, figure) <= bar
+    assert mean(name, metric) <= bar
 
 
-def mean(name: str, figure: str) -> float:
+def mean(name: str, metric: str) -> float:
     entry = measure.read_results()[f"jobs/recipes/{name}.yaml"]
-    figures = {entry["figure"].removeprefix("test "): entry["values"], **entry.get("also", {})}
-    return float(statistics.mean(figures[figure]))
+    metrics = {entry["metric"].removeprefix("test "): entry["values"], **entry.get("also", {})}
+    return float(statistics.mean(metrics[metric]))
 
 
 def test_every_training_ends_within_half_an_hour() -> None:

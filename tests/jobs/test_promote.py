@@ -232,7 +232,7 @@ def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     found = registry.version("digits", version)
     scratch = home / f"scratch-{version}"
     folder = registry.download(found, scratch)
-    subject = loaded_model.open_subject(folder, found.tags["tessera.digest"], str(data), World())
+    subject = loaded_model.load_model(folder, found.tags["tessera.digest"], str(data), World())
     answers = evaluator.answer(
         subject.family, subject.ask, subject.data, subject.loader("test", World()), World()
     )
@@ -373,5 +373,5 @@ def test_workers_find_the_same(home: Path, digits: Path) -> None:
     }
     noted = gate.evaluation_of(version)
     assert noted is not None
-    found = rank_work.evaluate(World(), payload)["figures"]
-    assert {name: found[name] for name in noted.figures} == noted.figures
+    found = rank_work.evaluate(World(), payload)["metrics"]
+    assert {name: found[name] for name in noted.metrics} == noted.metrics

@@ -14,7 +14,7 @@ from PIL import Image
 import models
 from models.autoencoder import Net
 from models.core.errors import UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.tasks.reconstruction import ReconstructionAugment
 from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor
@@ -41,7 +41,7 @@ def squares(count: int = 8, data: DataSpec = GREY, seed: int = 0, **augment):
     extent = torch.tensor([[data.height, data.width]]).repeat(count, 1)
     batch = {"image": images, "key": [str(i) for i in range(count)], "extent": extent}
     transform = FAMILY.augment(ReconstructionAugment(**augment), data, train=True)
-    return transform(batch, Draws(seed, count, slice(0, count)))
+    return transform(batch, BatchRng(seed, count, slice(0, count)))
 
 
 @pytest.mark.parametrize("variational", [False, True])

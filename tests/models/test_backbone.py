@@ -105,7 +105,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, near):
 def test_a_size_that_a_network_does_not_take_is_refused(name, data, why):
     with pytest.raises(UsageError, match=why) as raised:
         build(name, data)
-    assert "data.height" in raised.value.mend
+    assert "data.height" in raised.value.hint
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")

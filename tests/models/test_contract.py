@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 from models.core import spaces
-from models.core.family import Draws, Family
+from models.core.family import BatchRng, Family
 from pipelines import recipe as recipes
 from pipelines.visuals import plots
 
@@ -109,14 +109,14 @@ def test_predictions_have_the_tasks_fields_and_render(family, tmp_path):
     predictions = family.predict(examples.tiny(family).eval(), batch)
     targets = task.targets(raw)
     assert len(predictions) == len(targets) == len(batch["key"])
-    if task.judged:
-        task.consult(examples.judge, predictions, targets)
-    records = [task.compare(p, t, data) for p, t in zip(predictions, targets)]
+    if task.needs_judge:
+        task.apply_judge(examples.judge, predictions, targets)
+    records = [task.make_record(p, t, data) for p, t in zip(predictions, targets)]
     assert all(len(pickle.dumps(record)) < 20_000 for record in records)
     figures = task.figures(records, data)
     assert task.primary.name in figures
     assert all(math.isfinite(value) for value in figures.values())
-    assert all(math.isfinite(task.badness(record)) for record in records)
+    assert all(math.isfinite(task.error_score(record)) for record in records)
     groups = []
     for image, prediction, target in zip(raw["image"], predictions, targets):
         answer = task.answer(prediction, data)
@@ -134,7 +134,7 @@ def test_training_samples_can_be_shown(family, tmp_path):
     """With all augmentation that the family's own recipe has."""
     data, count = examples.spec(family), 8
     transform = family.augment(recipes.start(family.name).augment_settings(), data, train=True)
-    batch = transform(examples.raw_batch(family), Draws(0, count, slice(0, count)))
+    batch = transform(examples.raw_batch(family), BatchRng(0, count, slice(0, count)))
     assert len(batch["key"]) == count
     plots.grid(family.task.samples(batch, data), data.classes, tmp_path / "samples.png")
 
@@ -181,22 +181,22 @@ def test_weights_survive_a_file_bit_for_bit(family, tmp_path):
 
 def test_servable_agrees_with_predict_and_exports_for_any_batch_size(family):
     module, data = examples.tiny(family).train(), examples.spec(family)
-    servable = family.servable(module, data)
-    if servable is None:
+    exportable = family.exportable(module, data)
+    if exportable is None:
         pytest.skip(f"{family.name} has no tensor to serve")
-    served = family.task.served
-    assert served, "what is served has a name"
+    output_name = family.task.output_name
+    assert output_name, "what is served has a name"
     assert module.training, "serving must not change the network that is being trained"
-    assert not servable.training
+    assert not exportable.training
     images = examples.raw_batch(family)["image"].permute(0, 2, 3, 1).contiguous()
     predictions = family.predict(module.eval(), examples.train_batch(family))
-    if served not in predictions[0]:
+    if output_name not in predictions[0]:
         pytest.skip(f"{family.name} serves no field of a prediction: its own tests hold it")
-    expected = torch.stack([p[served] for p in predictions])
+    expected = torch.stack([p[output_name] for p in predictions])
     with torch.no_grad():
-        torch.testing.assert_close(servable(images), expected)
+        torch.testing.assert_close(exportable(images), expected)
     shapes = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(servable, (images[:2],), dynamic_shapes=shapes).module()
+    exported = torch.export.export(exportable, (images[:2],), dynamic_shapes=shapes).module()
     for count in (1, 3, 8):
         with torch.no_grad():
             torch.testing.assert_close(exported(images[:count].contiguous()), expected[:count])

@@ -71,13 +71,13 @@ KINDS = [
 def test_served_exported_and_in_half_precision_it_answers_the_same(kind):
     net = build(**kind).train()
     images = torch.randint(0, 256, (4, 12, 10, 2), dtype=torch.uint8)
-    served = RNN.servable(net, spec())
+    output_name = RNN.exportable(net, spec())
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - 0.4) / 0.3
     with torch.no_grad():
         expected = net.eval()(pixels).softmax(1)
-        torch.testing.assert_close(served(images), expected)
+        torch.testing.assert_close(output_name(images), expected)
         shapes = ({0: torch.export.Dim("batch")},)
-        exported = torch.export.export(served, (images[:2],), dynamic_shapes=shapes).module()
+        exported = torch.export.export(output_name, (images[:2],), dynamic_shapes=shapes).module()
         torch.testing.assert_close(exported(images), expected)
         with torch.autocast("cpu", torch.bfloat16):
             half = net(pixels).float().softmax(1)

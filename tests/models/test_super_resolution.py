@@ -9,7 +9,7 @@ from PIL import Image
 
 import models
 from models.core.errors import UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.super_resolution import SuperResolutionConfig
 from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor, save_image
@@ -52,7 +52,7 @@ def batch_of(*images: torch.Tensor) -> dict:
 def seen(batch: dict, *, train: bool, data: DataSpec = DATA, seed: int = 0, **augment) -> dict:
     count = len(batch["key"])
     transform = FAMILY.augment(TASK.augment_settings(**augment), data, train=train)
-    return transform(batch, Draws(seed, count, slice(0, count)))
+    return transform(batch, BatchRng(seed, count, slice(0, count)))
 
 
 def built(variant: str = "tiny", data: DataSpec = DATA, **settings) -> torch.nn.Module:
@@ -61,11 +61,11 @@ def built(variant: str = "tiny", data: DataSpec = DATA, **settings) -> torch.nn.
     return FAMILY.build(config, data).eval()
 
 
-def figures(module: torch.nn.Module, *images: torch.Tensor) -> dict[str, float]:
+def metrics(module: torch.nn.Module, *images: torch.Tensor) -> dict[str, float]:
     batch = batch_of(*images)
     predictions = FAMILY.predict(module, seen(batch, train=False))
     pairs = zip(predictions, TASK.targets(batch))
-    return TASK.figures([TASK.compare(p, t, DATA) for p, t in pairs], DATA)
+    return TASK.metrics([TASK.make_record(p, t, DATA) for p, t in pairs], DATA)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -85,9 +85,9 @@ def test_edsr_has_the_size_of_the_published_baseline(scale, millions):
 
 
 def test_begins_near_bicubic_enlarging():
-    found = figures(built(), discs(48, 48), discs(40, 32, seed=1))
+    found = metrics(built(), discs(48, 48), discs(40, 32, seed=1))
     assert abs(found["psnr_gain"]) < 0.2
-    far = figures(built(bicubic=False), discs(48, 48))
+    far = metrics(built(bicubic=False), discs(48, 48))
     assert far["psnr_gain"] < -5, "the control: without it, nothing is known at the beginning"
 
 
@@ -100,7 +100,7 @@ def test_learns_to_be_better_than_bicubic():
         FAMILY.loss(module, batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert figures(module.eval(), discs(48, 48), discs(48, 48, seed=1))["psnr_gain"] > 0.3
+    assert metrics(module.eval(), discs(48, 48), discs(48, 48, seed=1))["psnr_gain"] > 0.3
 
 
 def test_scales_that_differ_are_refused_with_the_recipe():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import models
 from models.core.errors import UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.unet import Unet, UnetConfig, losses_of, reflect, weights_of
 from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor, save_image
@@ -252,9 +252,9 @@ def test_learns_what_only_the_surroundings_tell():
         optimizer.zero_grad()
     images, masks = made(32)
     predictions = UNET.predict(module.eval(), batch_of(images))
-    records = [UNET.task.compare(p, {"mask": m}, data) for p, m in zip(predictions, masks)]
+    records = [UNET.task.make_record(p, {"mask": m}, data) for p, m in zip(predictions, masks)]
     # One class for all squares would reach 0.5.
-    assert UNET.task.figures(records, data)["miou"] > 0.75
+    assert UNET.task.metrics(records, data)["miou"] > 0.75
 
 
 def test_the_recipes_augmentation_trains():
@@ -266,7 +266,7 @@ def test_the_recipes_augmentation_trains():
     batch = examples.raw_batch(UNET)
     batch["extent"][:4] = torch.tensor([9, 30])
     seen = UNET.augment(settings.augment_settings(), data, train=True)(
-        batch, Draws(0, 8, slice(0, 8))
+        batch, BatchRng(0, 8, slice(0, 8))
     )
     module = net(data)
     losses = UNET.loss(module, seen)
@@ -279,23 +279,23 @@ def test_what_is_served_agrees_with_predict_and_exports_for_any_batch_size():
     """Probabilities of each pixel, of which a prediction has the best."""
     data = spec(20, 24)
     module = net(data).train()
-    servable = UNET.servable(module, data)
+    exportable = UNET.exportable(module, data)
     assert module.training
-    assert not servable.training
+    assert not exportable.training
     images = torch.randint(0, 256, (5, 20, 24, 3), dtype=torch.uint8)
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.3
     predictions = UNET.predict(module.eval(), batch_of(pixels))
     with torch.no_grad():
-        served = servable(images)
-    assert served.shape == (5, 20, 24, 3)
-    assert torch.equal(served.argmax(3), torch.stack([p["mask"] for p in predictions]).long())
+        output_name = exportable(images)
+    assert output_name.shape == (5, 20, 24, 3)
+    assert torch.equal(output_name.argmax(3), torch.stack([p["mask"] for p in predictions]).long())
     confidence = [p["confidence"] for p in predictions]
-    assert served.amax(3).mean((1, 2)).tolist() == pytest.approx(confidence, rel=1e-5)
+    assert output_name.amax(3).mean((1, 2)).tolist() == pytest.approx(confidence, rel=1e-5)
     shapes = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(servable, (images[:2],), dynamic_shapes=shapes).module()
+    exported = torch.export.export(exportable, (images[:2],), dynamic_shapes=shapes).module()
     for count in (1, 3, 5):
         with torch.no_grad():
-            torch.testing.assert_close(exported(images[:count].contiguous()), served[:count])
+            torch.testing.assert_close(exported(images[:count].contiguous()), output_name[:count])
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import models
 from models.core.errors import UsageError
-from models.core.family import Batch, DataSpec, Draws
+from models.core.family import Batch, BatchRng, DataSpec
 from models.yolo import FAMILY, Net, Yolo, YoloConfig
 
 DATA = examples.SPECS["detection"]
@@ -116,7 +116,7 @@ def test_finds_the_objects_that_it_has_seen():
     assert isinstance(family, Yolo)
     raw = examples.raw_batch(family)
     transform = family.augment(family.task.augment_settings(), DATA, train=True)
-    seen = transform(raw, Draws(0, 8, slice(0, 8)))
+    seen = transform(raw, BatchRng(0, 8, slice(0, 8)))
     net = tiny().train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(60):
@@ -125,8 +125,8 @@ def test_finds_the_objects_that_it_has_seen():
         optimizer.zero_grad()
     predictions = family.predict(net.eval(), seen)
     truths = family.task.targets(raw)
-    records = [family.task.compare(p, t, DATA) for p, t in zip(predictions, truths)]
-    assert family.task.figures(records, DATA)["map50"] > 0.9
+    records = [family.task.make_record(p, t, DATA) for p, t in zip(predictions, truths)]
+    assert family.task.metrics(records, DATA)["map50"] > 0.9
 
 
 @pytest.mark.parametrize(

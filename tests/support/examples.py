@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.core.family import Batch, DataSpec, Draws, Family
+from models.core.family import Batch, BatchRng, DataSpec, Family
 from pipelines import recipe as recipes
 
 CLASSES = ("cat", "dog", "owl", "newt")
@@ -113,7 +113,7 @@ def train_batch(family: Family, count: int = 8, seed: int = 0) -> Batch:
     """The same after the family's own transform, without random augmentation."""
     settings = recipes.start(family.name, "tiny").augment_settings()
     transform = family.augment(settings, spec(family), train=False)
-    return transform(raw_batch(family, count, seed), Draws(seed, count, slice(0, count)))
+    return transform(raw_batch(family, count, seed), BatchRng(seed, count, slice(0, count)))
 
 
 def tiny(family: Family, seed: int = 0) -> torch.nn.Module:

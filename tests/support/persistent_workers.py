@@ -91,7 +91,7 @@ def open_gang(workers: int, storage: Path) -> Iterator[Call]:
     ended: list[BaseException | None] = []
 
     def run() -> None:
-        group = cluster_workers.Group(workers, max_failures=0)
+        group = cluster_workers.WorkerGroup(workers, max_failures=0)
         try:
             cluster_workers.train(
                 _serve, {"desk": desk}, group, name="gang", storage=storage, emit=_Mute()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.evaluation import job
 from pipelines.interfaces import World
-from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import worker
 
 
@@ -23,8 +23,8 @@ class Nothing:
 
 def train(world: World, payload: dict[str, Any]) -> dict[str, Any]:
     """Trains; gives the losses by step and what the worker said."""
-    spool = Path(payload["run_dir"]) / "spool.jsonl"
-    emit = SpoolFile(spool) if world.leads else Nothing()
+    spool = Path(payload["run_dir"]) / "events.jsonl"
+    emit = EventLog(spool) if world.leads else Nothing()
     summary = worker.run(payload, world, emit)
     losses = [
         event["values"]["train/loss"]
@@ -40,8 +40,8 @@ def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:
     if not found:
         return {}
     (one,) = found["models"]
-    figures = {name: estimate["value"] for name, estimate in one["figures"].items()}
-    return {**one, "figures": figures}
+    metrics = {name: estimate["value"] for name, estimate in one["metrics"].items()}
+    return {**one, "metrics": metrics}
 
 
 def examine(world: World, payload: dict[str, Any]) -> dict[str, Any]:

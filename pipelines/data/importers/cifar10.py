@@ -2,7 +2,7 @@
 
 In: cifar-10-batches-py, cifar-10-batches-bin, cifar-100-python or cifar-100-binary, or a folder
 around one. Out: a `Source` with train and test; val is cut from train. The python version is read
-without unpickling (`plain_pickle`). CIFAR-10 as a folder of images is read by `image_folder`. A.
+without unpickling (`safe_pickle`). CIFAR-10 as a folder of images is read by `image_folder`. A.
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
 from pipelines.data.images import encode_png
-from pipelines.data.importers.support import plain_pickle
+from pipelines.data.importers.support import safe_pickle
 from pipelines.data.importers.support.reading import choose, nearby
 from pipelines.data.sources import Item, Source, read_file
 
@@ -73,7 +73,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if len(found) != 1:
         raise TesseraError(
             f"{source} holds {len(found) or 'no'} versions of CIFAR",
-            mend="give cifar-10-batches-py, cifar-10-batches-bin, cifar-100-python or "
+            hint="give cifar-10-batches-py, cifar-10-batches-bin, cifar-100-python or "
             "cifar-100-binary",
         )
     folder, form = found[0]
@@ -85,8 +85,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     for split, name in _files_of(form):
         path = folder / name
         if not path.is_file():
-            raise TesseraError(f"{folder} has no {name}", mend="unpack the archive anew")
-        data = read_file(path, name, plain_pickle.MAX_BYTES)
+            raise TesseraError(f"{folder} has no {name}", hint="unpack the archive anew")
+        data = read_file(path, name, safe_pickle.MAX_BYTES)
         pixels[name], labels = _batch(data, form, kind, name)
         if labels and not 0 <= min(labels) <= max(labels) < len(classes):
             raise TesseraError(
@@ -141,7 +141,7 @@ def _text(value: object) -> str:
 
 
 def _fields(data: bytes, where: str) -> dict[str, Any]:
-    content = plain_pickle.read(data, where)
+    content = safe_pickle.read(data, where)
     if not isinstance(content, dict):
         raise TesseraError(f"{where} holds no dictionary")
     return {_text(key): value for key, value in content.items()}
@@ -154,7 +154,7 @@ def _batch(data: bytes, form: _Form, kind: str, where: str) -> tuple[_Array, lis
         if len(data) % size:
             raise TesseraError(
                 f"{where} has {len(data)} bytes, which is no multiple of {size}",
-                mend="fetch it anew",
+                hint="fetch it anew",
             )
         rows = np.frombuffer(data, np.uint8).reshape(-1, size)
         column = form.labels - 1 if kind == "fine" else 0

@@ -85,7 +85,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not files:
         raise TesseraError(
             f"{source} has no annotations in COCO's form",
-            mend="name them instances_train.json or annotations/instances_val2017.json, or give "
+            hint="name them instances_train.json or annotations/instances_val2017.json, or give "
             "the options train, val, test",
         )
     if "images" in options and not (folder / options["images"]).is_dir():
@@ -100,7 +100,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         if categories and found != categories:
             raise TesseraError(
                 f"{path.name} has other categories than {files[0][1].name}",
-                mend="all files of a data set have the same categories with the same ids",
+                hint="all files of a data set have the same categories with the same ids",
             )
         categories = found
         new = _rows(content, path.name)
@@ -127,7 +127,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 def _given(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise UsageError(f"there is no file {path}", mend="give the JSON file of that split")
+        raise UsageError(f"there is no file {path}", hint="give the JSON file of that split")
     return path
 
 
@@ -170,7 +170,7 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise TesseraError(
                 f"{path.name} is no COCO file: it has no list of {name}",
-                mend="it is an object with the lists images, annotations and categories",
+                hint="it is an object with the lists images, annotations and categories",
             )
     return dict(content)
 

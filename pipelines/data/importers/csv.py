@@ -58,7 +58,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         if len(row) != len(header):
             raise TesseraError(
                 f"{path.name}, row {number}: {len(row)} columns, the header has {len(header)}",
-                mend="mend the row, or put quotes around a text with the delimiter in it",
+                hint="mend the row, or put quotes around a text with the delimiter in it",
             )
         split = row[split_at].strip() if split_at is not None else ""
         listed.append((row[at].strip(), row[label_at].strip(), split))
@@ -106,7 +106,7 @@ def _table(source: str) -> Path:
     fitting = [path for path in tables if _fits(path)] or tables
     if len(fitting) != 1:
         raise TesseraError(
-            f"{source} has {len(fitting) or 'no'} tables of images", mend="give the file itself"
+            f"{source} has {len(fitting) or 'no'} tables of images", hint="give the file itself"
         )
     return fitting[0]
 
@@ -133,7 +133,7 @@ def _delimiter(path: Path, options: Mapping[str, str]) -> str:
     given = options.get("delimiter", usual)
     given = {"tab": "\t", "\\t": "\t"}.get(given, given)
     if len(given) != 1 or given in '\r\n"':
-        raise UsageError(f"the option delimiter can't be {given!r}", mend="give one character")
+        raise UsageError(f"the option delimiter can't be {given!r}", hint="give one character")
     return given
 
 
@@ -149,7 +149,7 @@ def _columns(
         if not found and (option in options or option != "split_column"):
             raise UsageError(
                 f"{where} has no column {' or '.join(wanted)}",
-                mend=f"its first row has {', '.join(header)[:200] or 'nothing'}: if that is the header, "
+                hint=f"its first row has {', '.join(header)[:200] or 'nothing'}: if that is the header, "
                 f"give --option {option}=NAME; else add a header",
             )
         places[option] = found[0] if found else None

@@ -76,12 +76,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         if name not in numbers:
             raise TesseraError(
                 f"{source}: the image {path} lies in no class folder",
-                mend="move it to one, or out of the source",
+                hint="move it to one, or out of the source",
             )
         items.append(Item(make_key(os.path.splitext(path)[0]), path, numbers[name], split))
     if not items:
         raise TesseraError(
-            f"{source} has no images in class folders", mend="it must be SOURCE/CLASS/IMAGE.jpg"
+            f"{source} has no images in class folders", hint="it must be SOURCE/CLASS/IMAGE.jpg"
         )
     _check_filled(folder, places, items, depth=2 if splits else 1)
     notes = (f"{others} files that are not named like images are left out",) if others else ()
@@ -112,7 +112,7 @@ def _check_filled(folder: Path, places: list[Path], items: list[Item], *, depth:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise TesseraError(
             f"{folder}: the class folder {empty[0]}{more} holds no image",
-            mend="add images or remove the folder",
+            hint="add images or remove the folder",
         )
 
 
@@ -132,7 +132,7 @@ def _find_splits(folder: Path) -> dict[str, Split]:
         if split in found.values():
             raise TesseraError(
                 f"{folder} has two folders for {split}, {place.name} is one of them",
-                mend="put them together",
+                hint="put them together",
             )
         if split:
             found[place.name] = split

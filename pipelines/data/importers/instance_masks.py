@@ -67,7 +67,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not items:
         raise TesseraError(
             f"{source} has no masks of objects",
-            mend="it must be SOURCE/ID/images/x.png with SOURCE/ID/masks/*.png",
+            hint="it must be SOURCE/ID/images/x.png with SOURCE/ID/masks/*.png",
         )
     return Source(
         name=folder.resolve().name,

@@ -78,7 +78,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if len(found) != 1:
         raise TesseraError(
             f"{source} holds {len(found) or 'no'} sets of images with masks",
-            mend="it must be SOURCE/images/x.jpg with SOURCE/masks/x.png, or x_mask.png beside x",
+            hint="it must be SOURCE/images/x.jpg with SOURCE/masks/x.png, or x_mask.png beside x",
         )
     for images, masks, split in found[0]:
         pairs, alone = _pair(images, masks)

@@ -45,7 +45,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if path is None:
         raise TesseraError(
             f"{source} has no .npz file with train_images and train_labels",
-            mend="give the file, or a folder with one",
+            hint="give the file, or a folder with one",
         )
     pixels: dict[str, _Array] = {}
     items: list[Item] = []
@@ -73,7 +73,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         TypeError,
         MemoryError,
     ) as error:
-        raise TesseraError(f"{path.name} can't be read: {error}", mend="fetch it anew") from None
+        raise TesseraError(f"{path.name} can't be read: {error}", hint="fetch it anew") from None
     if not items:
         raise TesseraError(f"{path.name} has no images")
     classes = tuple(str(n) for n in range(max(item.label or 0 for item in items) + 1))
@@ -105,14 +105,14 @@ def _read_split(archive: zipfile.ZipFile, split: Split) -> tuple[_Array, list[in
     if images.ndim == 4 and images.shape[3] != 3:
         raise TesseraError(
             f"{split}_images has the shape {images.shape}: volumes are not read here",
-            mend="sets whose names end in 3D have volumes; take one of the others",
+            hint="sets whose names end in 3D have volumes; take one of the others",
         )
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
         raise TesseraError(f"{split}_labels is {labels.dtype} of shape {labels.shape}, no labels")
     if labels.ndim == 2 and labels.shape[1] != 1:
         raise TesseraError(
             f"{split}_labels has {labels.shape[1]} labels an image: only one is read here",
-            mend="ChestMNIST is such a set; take one with a single label",
+            hint="ChestMNIST is such a set; take one with a single label",
         )
     if len(labels) != len(images):
         raise TesseraError(f"{len(images)} {split}_images and {len(labels)} {split}_labels")
@@ -137,7 +137,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> _Array:
             raise TesseraError(f"{name} says it holds {size} bytes and holds another number")
         data = file.read(size)
     if len(data) != size:
-        raise TesseraError(f"{name} is cut short", mend="fetch it anew")
+        raise TesseraError(f"{name} is cut short", hint="fetch it anew")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -44,7 +44,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         for kind in ("images", "labels"):
             if (split, kind) not in found:
                 raise TesseraError(
-                    f"{source} has no {split} {kind}", mend=f"add {split}-{kind}-idx…-ubyte[.gz]"
+                    f"{source} has no {split} {kind}", hint=f"add {split}-{kind}-idx…-ubyte[.gz]"
                 )
         path = found[split, "images"]
         pixels[path.name] = _read_idx(path, 3)
@@ -108,7 +108,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
             return _parse_idx(file, path.name, dimensions)
     except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise TesseraError(f"{path.name} can't be read: {reason}", mend="fetch it anew") from None
+        raise TesseraError(f"{path.name} can't be read: {reason}", hint="fetch it anew") from None
 
 
 def _parse_idx(file: IO[bytes], name: str, dimensions: int) -> np.ndarray[Any, Any]:
@@ -123,6 +123,6 @@ def _parse_idx(file: IO[bytes], name: str, dimensions: int) -> np.ndarray[Any, A
     if len(data) != size:
         more = "more" if len(data) > size else len(data)
         raise TesseraError(
-            f"{name} says it holds {size} bytes and holds {more}", mend="fetch it anew"
+            f"{name} says it holds {size} bytes and holds {more}", hint="fetch it anew"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)

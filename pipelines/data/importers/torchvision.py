@@ -25,8 +25,8 @@ from models.core.errors import TesseraError, unknown
 from pipelines.data.annotations import IGNORED, BadAnnotation, Mask
 from pipelines.data.card import Split
 from pipelines.data.images import encode_png
-from pipelines.data.importers.support.guard import guarded
 from pipelines.data.importers.support.reading import SPLIT_ORDER, read_inside
+from pipelines.data.importers.support.unpickle_guard import guarded
 from pipelines.data.sources import Item, Source
 
 NAME = "torchvision"
@@ -175,7 +175,7 @@ def _number(name: str, target: Any) -> tuple[int, bool]:
         raise TesseraError(
             f"torchvision's {name} has the target {str(target)[:50]!r}, which is neither a class "
             "nor a mask",
-            mend="sets with boxes are read by coco, voc and yolo",
+            hint="sets with boxes are read by coco, voc and yolo",
         )
     return number, False
 

@@ -63,7 +63,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if len(found) != 1:
         raise TesseraError(
             f"{source} holds {len(found) or 'no'} sets in VOC's form",
-            mend="give the folder that has Annotations and JPEGImages",
+            hint="give the folder that has Annotations and JPEGImages",
         )
     root, annotations, images = found[0]
     difficult = choose(options, "difficult", ("crowd", "keep", "drop"), "crowd")
@@ -132,7 +132,7 @@ def _splits(root: Path) -> tuple[dict[str, Split], list[str]]:
             if splits.setdefault(name, split) != split:
                 raise TesseraError(
                     f"{name} is in the lists {splits[name]} and {split}",
-                    mend="an image may be in one split only",
+                    hint="an image may be in one split only",
                 )
     return splits, [f"the splits are those of ImageSets/Main: {_counts(splits)}"] if splits else []
 
@@ -147,7 +147,7 @@ def _classes(options: Mapping[str, str], seen: Iterable[str]) -> tuple[str, ...]
         if not seen:
             raise TesseraError(
                 "no annotation of the source has an object",
-                mend="name the classes: the option classes=NAME,NAME",
+                hint="name the classes: the option classes=NAME,NAME",
             )
         return tuple(sorted(seen))
     given = tuple(name.strip() for name in options["classes"].split(","))

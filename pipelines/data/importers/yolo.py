@@ -65,7 +65,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if len(roots) != 1:
         raise TesseraError(
             f"{source} holds {len(roots) or 'no'} sets in YOLO's form",
-            mend="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt",
+            hint="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt",
         )
     root = roots[0]
     said, where = _read_yaml(root)
@@ -164,7 +164,7 @@ def _roles(
             elif roles.setdefault(found, split) != split:
                 raise TesseraError(
                     f"{where} says that {found} is {roles[found]} and {split}",
-                    mend="an image belongs to one split",
+                    hint="an image belongs to one split",
                 )
     return roles, notes
 
@@ -192,13 +192,13 @@ def _names(
         if path is None:
             raise TesseraError(
                 f"{root} doesn't say what its classes are called",
-                mend="add data.yaml with names, or classes.txt; or the option classes=NAME,NAME",
+                hint="add data.yaml with names, or classes.txt; or the option classes=NAME,NAME",
             )
         where = path.name
         text = read_file(path, where, MAX_TEXT_BYTES).decode("utf-8", "replace")
         found = [line for line in text.split("\n") if line.strip()]
     if not isinstance(found, list) or not found:
-        raise TesseraError(f"{where} has no list of names", mend="names: [cat, dog]")
+        raise TesseraError(f"{where} has no list of names", hint="names: [cat, dog]")
     classes = tuple(name.strip() if isinstance(name, str) else "" for name in found)
     if not all(name and name.isprintable() for name in classes):
         raise TesseraError(f"{where} has a class without a name that can be printed")
@@ -276,6 +276,6 @@ def _parse(
         raise BadAnnotation(
             "box outside the image",
             f"{where} has numbers far from 0 to 1",
-            mend="YOLO's coordinates are shares of the image's width and height",
+            hint="YOLO's coordinates are shares of the image's width and height",
         )
     return int(first), values

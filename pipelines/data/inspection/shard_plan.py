@@ -51,7 +51,7 @@ class Readers:
         if self.nodes > self.gpus:
             raise UsageError(
                 f"{self.gpus} GPUs are too few for {self.nodes} nodes",
-                mend="give the GPUs of all nodes together",
+                hint="give the GPUs of all nodes together",
             )
 
     @property
@@ -64,7 +64,7 @@ class Line:
     """A figure as it is shown, and the reason for it."""
 
     what: str
-    figure: str
+    metric: str
     why: str
 
 
@@ -91,7 +91,7 @@ def survey(source: Source, items: Sequence[Item]) -> Amount:
             BLOCK + padded(len(data)) + (NOTE_BYTES if NOTE_EXTENSIONS[source.task] else 0)
         )
     if not sizes:
-        raise TesseraError(f"no image of {source.name} can be read", mend="check the source")
+        raise TesseraError(f"no image of {source.name} can be read", hint="check the source")
     return Amount(len(items), int(statistics.mean(sizes) * len(items)))
 
 

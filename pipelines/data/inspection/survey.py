@@ -174,7 +174,7 @@ def _read_lines(where: str | Path, file: str, kind: type[Row]) -> list[Row]:
             first = error.errors()[0]
             raise TesseraError(
                 f"{place.where}/{file}, line {number} can't be read: {first['msg']}",
-                mend="fetch or pack the data set again",
+                hint="fetch or pack the data set again",
             ) from None
     return rows
 
@@ -283,7 +283,7 @@ def _open(card: Card, split: str, reader: ShardReader, number: int) -> Sample:
     if stored.label >= len(card.classes):
         raise TesseraError(
             f"{where} has the class {stored.label}, and there are {len(card.classes)} classes",
-            mend="pack the data set again",
+            hint="pack the data set again",
         )
     image = open_image(stored.image, where)
     annotation = _annotation(card, stored, image.height, image.width, where)

@@ -108,7 +108,7 @@ class BatchMaker:
             row = rows[bad][0]
             raise TesseraError(
                 f"sample {_key(row)} has the class {row['label']}",
-                mend=f"it must be a whole number from 0 to {len(self._spec.classes) - 1}",
+                hint=f"it must be a whole number from 0 to {len(self._spec.classes) - 1}",
             )
         return labels
 

@@ -79,7 +79,7 @@ class TrainLoader:
         if not inside or (consumed % self._batch_size and consumed != self.samples):
             raise TesseraError(
                 f"an epoch of {self.samples} samples can't go on after {consumed}",
-                mend=f"with a batch size of {self._batch_size} it goes on after a multiple of that",
+                hint=f"with a batch size of {self._batch_size} it goes on after a multiple of that",
             )
         return self._steps(epoch, range(consumed, self.samples, self._batch_size))
 

@@ -163,7 +163,7 @@ def choose(
             return Choice("none", f"{size} of images don't fit the budget of {budget}")
         raise TesseraError(
             f"{size} of decoded images don't fit the cache's budget of {budget}",
-            mend="give it a larger budget, smaller images, or the cache auto or none",
+            hint="give it a larger budget, smaller images, or the cache auto or none",
         )
     if cache == "memory":
         return Choice("memory", f"{size} of images, asked for")

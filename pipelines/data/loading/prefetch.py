@@ -173,7 +173,7 @@ def _watched(items: Iterator[T]) -> Iterator[T]:
                 raise
             raise TesseraError(
                 "a process that loads data was killed",
-                mend="mostly memory or /dev/shm ran out: use fewer loader workers, a smaller batch "
+                hint="mostly memory or /dev/shm ran out: use fewer loader workers, a smaller batch "
                 "or a smaller cache",
             ) from None
         yield item

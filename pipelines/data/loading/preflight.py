@@ -17,12 +17,12 @@ def check_numbers(samples: int, *, workers: int, batch_size: int) -> None:
     if batch_size < workers:
         raise UsageError(
             f"a batch of {batch_size} can't be split over {workers} workers",
-            mend=f"the batch size is that of all workers together: give {workers} or more",
+            hint=f"the batch size is that of all workers together: give {workers} or more",
         )
     if samples < workers:
         raise UsageError(
             f"{samples} train samples can't feed {workers} workers",
-            mend=f"give {max(samples, 1)} workers or fewer",
+            hint=f"give {max(samples, 1)} workers or fewer",
         )
 
 
@@ -54,13 +54,13 @@ def check_files(where: str | Path, card: Card, split: str) -> None:
     if index != held.index_bytes:
         raise TesseraError(
             f"the index {held.index} of {place.where} {_state(index, held.index_bytes)}",
-            mend="fetch or pack the data set again",
+            hint="fetch or pack the data set again",
         )
     if wrong:
         raise TesseraError(
             f"{len(wrong)} of {len(held.shards)} shards of {root.where} are not as the card says: "
             f"{'; '.join(wrong[:3])}{'; …' if len(wrong) > 3 else ''}",
-            mend="fetch or pack the data set again",
+            hint="fetch or pack the data set again",
         )
 
 

@@ -95,7 +95,7 @@ def read_options(options: Mapping[str, str]) -> Meaning:
     kind, _, field = options.get("label", "cls").partition(":")
     if kind not in ("cls", "txt", "json", "none") or bool(field) != (kind == "json"):
         raise UsageError(
-            f"label={options['label']} is not known", mend="give cls, txt, json:FIELD or none"
+            f"label={options['label']} is not known", hint="give cls, txt, json:FIELD or none"
         )
     return Meaning(
         image=frozenset(extension.strip().removeprefix(".") for extension in image),
@@ -115,7 +115,7 @@ def find_shards(place: Storage, given: str) -> list[str]:
         packed = [path for path in names if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]
         if not found:
             what = f"only {packed[0]}, which is compressed" if packed else "no .tar in it"
-            raise TesseraError(f"{place.where} has {what}", mend="shards are plain tars")
+            raise TesseraError(f"{place.where} has {what}", hint="shards are plain tars")
     for path in found:
         check_path(path, place.where)
     return sorted(found)
@@ -139,7 +139,7 @@ def _told(path: str) -> Split | None:
     found = {_SPLITS[word] for word in words if word in _SPLITS}
     if len(found) > 1:
         raise TesseraError(
-            f"the shard {path} names two splits: {', '.join(sorted(found))}", mend="rename it"
+            f"the shard {path} names two splits: {', '.join(sorted(found))}", hint="rename it"
         )
     return found.pop() if found else None
 
@@ -154,7 +154,7 @@ def _expand(text: str) -> list[str]:
         return [text]
     low, high = int(match[1]), int(match[2])
     if not 0 <= high - low < MAX_SHARDS:
-        raise UsageError(f"{match[0]} is no range of shards", mend="as in {000..012}")
+        raise UsageError(f"{match[0]} is no range of shards", hint="as in {000..012}")
     width = len(match[1])
     return [
         f"{text[: match.start()]}{n:0{width}}{text[match.end() :]}" for n in range(low, high + 1)
@@ -164,7 +164,7 @@ def _expand(text: str) -> list[str]:
 def _one_of(options: Mapping[str, str], name: str, *allowed: str) -> str:
     value = options.get(name, allowed[0])
     if value not in allowed:
-        raise UsageError(f"{name}={value} is not known", mend=f"give {' or '.join(allowed)}")
+        raise UsageError(f"{name}={value} is not known", hint=f"give {' or '.join(allowed)}")
     return value
 
 
@@ -181,7 +181,7 @@ def _judge(found: Mapping[str, Found], allowed: str, place: Storage) -> int:
         hint = "; pass other members over: --option extra=skip" if unknown else ""
         raise TesseraError(
             error.message,
-            mend=f"mend them, or leave them out: --allow-rejected {rejections.count}{hint}",
+            hint=f"mend them, or leave them out: --allow-rejected {rejections.count}{hint}",
         ) from None
     return rejections.count
 

@@ -67,7 +67,7 @@ def settle_classes(
         raise TesseraError(
             f"some labels are numbers and some are names: {numbers[0]} in shard "
             f"{found[numbers[0]]}, {names[0]!r} in shard {found[names[0]]}",
-            mend="say what the classes are: --option classes=NAME,NAME,…",
+            hint="say what the classes are: --option classes=NAME,NAME,…",
         )
     ordered: list[int | str] = [*numbers, *names]
     return tuple(map(str, ordered)), {label: at for at, label in enumerate(ordered)}

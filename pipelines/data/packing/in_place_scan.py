@@ -127,14 +127,14 @@ def make_card(
             cards[split] = _finish(folder, split, held, classes)
     if "train" not in cards:
         raise TesseraError(
-            "no train sample is in these shards", mend="see what was rejected, or name the splits"
+            "no train sample is in these shards", hint="see what was rejected, or name the splits"
         )
     for split, card in cards.items():
         for name, count in card.class_counts.items():
             if count and not cards["train"].class_counts[name]:
                 raise TesseraError(
                     f"{split} has the class {name!r}, train has not",
-                    mend="each class needs train images; see which shards are train",
+                    hint="each class needs train images; see which shards are train",
                 )
     return Card(
         name="",
@@ -211,7 +211,7 @@ def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], wher
     if stem in seen:
         raise TesseraError(
             f"{where} has the key {stem!r} twice, at bytes {seen[stem]:,} and {at:,}",
-            mend="the members of a sample must follow each other, and no two samples share a key",
+            hint="the members of a sample must follow each other, and no two samples share a key",
         )
     seen[stem] = at
     twice = [name for name, count in Counter(m.name for m in members).items() if count > 1]
@@ -219,7 +219,7 @@ def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], wher
         places = [f"{member.start:,}" for member in members if member.name == twice[0]]
         raise TesseraError(
             f"{where} has the member {twice[0]!r} twice, at bytes {' and '.join(places)}",
-            mend="two samples of one key follow each other; give them different keys",
+            hint="two samples of one key follow each other; give them different keys",
         )
 
 
@@ -269,7 +269,7 @@ def _check_keys(found: dict[str, Found]) -> None:
     for key, first, second in _twins(found):
         raise TesseraError(
             f"the key {key!r} is in shard {first} and in shard {second}",
-            mend="where shards repeat keys: --option keys=shard puts the shard's name before them",
+            hint="where shards repeat keys: --option keys=shard puts the shard's name before them",
         )
 
 

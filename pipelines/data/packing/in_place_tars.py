@@ -93,7 +93,7 @@ def _parse(header: bytes, where: str) -> tuple[bytes, str, int]:
     if len(header) != BLOCK:
         raise damaged(f"{where}: a header is cut short")
     if header[:2] == b"\x1f\x8b":
-        raise TesseraError(f"{where} is compressed", mend="unpack it: gunzip")
+        raise TesseraError(f"{where} is compressed", hint="unpack it: gunzip")
     if header[257:262] != b"ustar":
         raise damaged(f"{where} is no tar, or damaged: no ustar header")
     if _number(header[148:156], where) != sum(header) - sum(header[148:156]) + 8 * 32:
@@ -105,10 +105,10 @@ def _parse(header: bytes, where: str) -> tuple[bytes, str, int]:
     kind = header[156:157].replace(b"\0", _REGULAR)
     if kind in _REFUSED:
         raise TesseraError(
-            f"{where}: member {name!r} is {_REFUSED[kind]}, which is refused", mend=_ONLY
+            f"{where}: member {name!r} is {_REFUSED[kind]}, which is refused", hint=_ONLY
         )
     if kind not in (_REGULAR, _FOLDER, _LONG_NAME, _PAX, _PAX_GLOBAL):
-        raise TesseraError(f"{where}: member {name!r} of type {kind!r} is refused", mend=_ONLY)
+        raise TesseraError(f"{where}: member {name!r} of type {kind!r} is refused", hint=_ONLY)
     return kind, name, _number(header[124:136], where)
 
 
@@ -135,7 +135,7 @@ def _pax(content: bytes, where: str) -> str:
             path = _decode(value, where)
         elif keyword == b"size" or keyword == b"linkpath" or keyword.startswith(b"GNU.sparse"):
             what = "a sparse file" if keyword.startswith(b"GNU") else f"a member with {keyword!r}"
-            raise TesseraError(f"{where}: {what} is refused", mend=_ONLY)
+            raise TesseraError(f"{where}: {what} is refused", hint=_ONLY)
         at += int(length)
     return path
 
@@ -145,18 +145,18 @@ def _decode(name: bytes, where: str) -> str:
         return name.decode()
     except UnicodeDecodeError:
         raise TesseraError(
-            f"{where}: the name {name[:120]!r} is not UTF-8", mend="rename the member"
+            f"{where}: the name {name[:120]!r} is not UTF-8", hint="rename the member"
         ) from None
 
 
 def _check_name(name: str, where: str) -> None:
     parts = name.split("/")
     if not name or name.startswith("/") or ".." in parts or not name.isprintable():
-        raise TesseraError(f"{where}: the name {name[:120]!r} is refused", mend="rename the member")
+        raise TesseraError(f"{where}: the name {name[:120]!r} is refused", hint="rename the member")
     if len(name.encode()) > MAX_NAME_BYTES:
         raise TesseraError(
             f"{where}: the name {name[:60]!r}… is longer than {MAX_NAME_BYTES} bytes",
-            mend="rename the member",
+            hint="rename the member",
         )
 
 

@@ -53,7 +53,7 @@ def recognise(source: str) -> tuple[str, str]:
         return next(iter(fitting.items()))
     if fitting:
         listed = "; ".join(f"{name} ({why})" for name, why in fitting.items())
-        raise UsageError(f"{source} could be {listed}", mend="say which: --format NAME")
+        raise UsageError(f"{source} could be {listed}", hint="say which: --format NAME")
     if refused:
         raise refused[0]
     raise _unrecognised(source)
@@ -64,30 +64,30 @@ def _unrecognised(source: str) -> TesseraError:
     if not folder.exists():
         words = ", ".join(name for name in formats() if importer(name).recognises(name))
         return UsageError(
-            f"there is no {source}", mend=f"give a folder, or the name of a bundled set: {words}"
+            f"there is no {source}", hint=f"give a folder, or the name of a bundled set: {words}"
         )
     if not folder.is_dir():
         table = folder.suffix.lower() in TABLES
         return UsageError(
             f"{source} is a file" + (", and no table as it should be" if table else ""),
-            mend="see what is wrong with it: --format csv"
+            hint="see what is wrong with it: --format csv"
             if table
             else "give the folder with the images; unpack it",
         )
     if next(find_images(folder), None) is None:
         return TesseraError(
-            f"{source} has no images", mend=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
+            f"{source} has no images", hint=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
         )
     tables = [path for path in find_files(folder) if path.lower().endswith(TABLES)]
     if tables:
         return TesseraError(
             f"{source} has images, and {tables[0]}, which is no table that is known",
-            mend="if it has the labels: --format csv, with --option label_column=… or delimiter=…; "
+            hint="if it has the labels: --format csv, with --option label_column=… or delimiter=…; "
             "if not: --format images, or image_folder",
         )
     return TesseraError(
         f"{source} is of no known format ({', '.join(formats())})",
-        mend="put each class in a folder of its own: SOURCE/CLASS/IMAGE.jpg",
+        hint="put each class in a folder of its own: SOURCE/CLASS/IMAGE.jpg",
     )
 
 
@@ -103,7 +103,7 @@ def choose(
     for option in given:
         if option not in reader.OPTIONS:
             if not reader.OPTIONS:
-                raise UsageError(f"{name} takes no options", mend=f"leave {option!r} out")
+                raise UsageError(f"{name} takes no options", hint=f"leave {option!r} out")
             raise unknown(f"option of {name}", option, reader.OPTIONS)
     return name, reader, given, why
 
@@ -150,7 +150,7 @@ def pack(
         if shard_samples or resize or unseen:
             raise UsageError(
                 f"{chosen} leaves shards where they lie",
-                mend="leave --shard-samples, --resize and --unseen out",
+                hint="leave --shard-samples, --resize and --unseen out",
             )
         told: dict[str, Any] = {
             "name": name,
@@ -197,7 +197,7 @@ def _find_classes(source: Source, given: Sequence[str]) -> frozenset[int]:
     if given and source.task != "classification":
         kind = source.task.replace("_", " ")
         raise UsageError(
-            f"data of {kind} have no classes of whole images", mend="leave --unseen out"
+            f"data of {kind} have no classes of whole images", hint="leave --unseen out"
         )
     labels = set()
     for text in given:
@@ -234,12 +234,12 @@ def _read(
 
 def _check_numbers(shard_samples: int | None, resize: int | None, quality: int | None) -> None:
     if shard_samples is not None and shard_samples < 1:
-        raise UsageError(f"{shard_samples} samples a shard are too few", mend="give 1 or more")
+        raise UsageError(f"{shard_samples} samples a shard are too few", hint="give 1 or more")
     if resize is not None and resize < 1:
-        raise UsageError(f"--resize {resize} leaves no pixels", mend="give 1 or more")
+        raise UsageError(f"--resize {resize} leaves no pixels", hint="give 1 or more")
     if quality is not None and resize is None:
         raise UsageError(
-            "--quality without --resize: images go in untouched", mend="give --resize N with it"
+            "--quality without --resize: images go in untouched", hint="give --resize N with it"
         )
     if quality is not None and not 1 <= quality <= 100:
-        raise UsageError(f"--quality {quality} is none of JPEG", mend="give 1 to 100")
+        raise UsageError(f"--quality {quality} is none of JPEG", hint="give 1 to 100")

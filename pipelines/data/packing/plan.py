@@ -98,7 +98,7 @@ def split_items(items: Iterable[Item], seed: int) -> dict[Split, list[Item]]:
         given[item.split or "train"].append(item)
     if not given["train"]:
         raise TesseraError(
-            "the source has no train images", mend="name the folder with the train images: train"
+            "the source has no train images", hint="name the folder with the train images: train"
         )
     missing: list[Split] = [split for split in ("val", "test") if not given[split]]
     if missing:
@@ -119,12 +119,12 @@ def _keep_apart(
         for split, items in splits.items()
     }
     if not kept["train"]:
-        raise TesseraError("no train image is left: all classes are unseen", mend="name fewer")
+        raise TesseraError("no train image is left: all classes are unseen", hint="name fewer")
     tested = {item.label for item in kept.get("test", ())}
     for label in sorted(unseen - tested):
         raise TesseraError(
             f"test has no image of the unseen class {classes[label]!r}",
-            mend="an unseen class needs test images, or 3 images of which some can be test's",
+            hint="an unseen class needs test images, or 3 images of which some can be test's",
         )
     return {split: items for split, items in kept.items() if items}
 
@@ -162,11 +162,11 @@ def _check_names(source: Source) -> None:
     known: set[str] = set()
     for name in source.classes:
         if not name:
-            raise TesseraError(f"{source.name} has a class without a name", mend="name it")
+            raise TesseraError(f"{source.name} has a class without a name", hint="name it")
         if (plain := unicodedata.normalize("NFC", name)) in known:
             raise TesseraError(
                 f"{source.name} has two classes that are called {name!r}",
-                mend="rename one of them, or put them together",
+                hint="rename one of them, or put them together",
             )
         known.add(plain)
 
@@ -184,7 +184,7 @@ def _check_classes(
         if strange:
             raise TesseraError(
                 f"{source}: {split} has the class {classes[strange[0]]!r}, train has not",
-                mend="each class needs train images; check the names of the class folders",
+                hint="each class needs train images; check the names of the class folders",
             )
 
 

@@ -97,7 +97,7 @@ def _load(place: Storage, path: str, sha256: str) -> Array:
     if digest(data) != sha256:
         raise TesseraError(
             f"{place.where}/{path} was changed while packing",
-            mend="no two packs may write to one place; the same command goes on",
+            hint="no two packs may write to one place; the same command goes on",
         )
     array: Array = np.load(io.BytesIO(data), allow_pickle=False)
     return array

@@ -82,9 +82,9 @@ class Run:
         except Kept:
             raise
         except TesseraError as error:
-            mend = "the same command goes on with the shards that are packed"
+            hint = "the same command goes on with the shards that are packed"
             raise Kept(
-                error.message, mend=f"{error.mend}; {mend}" if error.mend else mend
+                error.message, hint=f"{error.hint}; {hint}" if error.hint else hint
             ) from error
         except KeyboardInterrupt:
             kept = f"{len(self._done)} of {len(self._parts)} shards are kept"
@@ -146,7 +146,7 @@ class Run:
             raise TesseraError(
                 f"the shard {path} is not in {place.where}: the worker that packed it has other "
                 "disks",
-                mend="give a folder that all nodes share, or an address such as s3://BUCKET/FOLDER",
+                hint="give a folder that all nodes share, or an address such as s3://BUCKET/FOLDER",
             )
         self._done[number] = receipt
 
@@ -203,14 +203,14 @@ class Run:
         those that are to have none."""
         train = [r for n, r in self._done.items() if self._parts[n].split == "train"]
         if not any(receipt.shard.samples for receipt in train):
-            raise TesseraError(f"{name}: no train image is left", mend="see which were rejected")
+            raise TesseraError(f"{name}: no train image is left", hint="see which were rejected")
         unseen = {self._shared.source.classes[label] for label in self._plan.unseen}
         trained = counts["train"].items()
         empty = [label for label, count in trained if not count and label not in unseen]
         if empty and self._shared.source.task == "classification":
             raise TesseraError(
                 f"{name}: no train image of the class {empty[0]!r} is left",
-                mend="see which were rejected, or remove the class",
+                hint="see which were rejected, or remove the class",
             )
         for label in empty:
             others = [split for split in SPLITS if counts[split][label]]

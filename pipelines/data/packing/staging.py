@@ -85,7 +85,7 @@ def refuse_occupied(to: str | Path) -> Storage:
         _clear(place, NOTES)
         raise _packed_already(place.where)
     if place.size(_PLAN) is None and place.names():
-        raise TesseraError(f"{place.where} is not empty", mend="give another --to")
+        raise TesseraError(f"{place.where} is not empty", hint="give another --to")
     return place
 
 
@@ -142,7 +142,7 @@ def _claim(lock: int, to: Path) -> None:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         raise TesseraError(
-            f"another pack is writing {to}", mend="wait for it, or give another --to"
+            f"another pack is writing {to}", hint="wait for it, or give another --to"
         ) from None
 
 
@@ -150,7 +150,7 @@ def _refuse_folder(to: Path) -> None:
     if os.path.ismount(to):
         raise TesseraError(
             f"{to} is a mount point, which no finished folder can take the place of",
-            mend=f"give a folder in it: --to {to / 'NAME'}",
+            hint=f"give a folder in it: --to {to / 'NAME'}",
         )
     if to.is_dir():
         if (to / FILE).exists():
@@ -158,20 +158,20 @@ def _refuse_folder(to: Path) -> None:
             raise _packed_already(str(to))
         if any(to.iterdir()):
             raise TesseraError(
-                f"the output folder {to} is not empty", mend="give a new or an empty folder"
+                f"the output folder {to} is not empty", hint="give a new or an empty folder"
             )
     elif to.exists() or to.is_symlink():
-        raise TesseraError(f"the output {to} is a file", mend="give a new or an empty folder")
+        raise TesseraError(f"the output {to} is a file", hint="give a new or an empty folder")
 
 
 def _packed_already(where: str) -> TesseraError:
     return TesseraError(
-        f"{where} is a packed data set already", mend="give another --to, or remove it"
+        f"{where} is a packed data set already", hint="give another --to, or remove it"
     )
 
 
 def _unwritable(to: Path, error: Any) -> TesseraError:
     return TesseraError(
         f"{to} can't be written: {error.strerror or error}",
-        mend="check the permissions and the free space",
+        hint="check the permissions and the free space",
     )

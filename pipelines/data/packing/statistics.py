@@ -145,7 +145,7 @@ class Rejections:
             raise Kept(
                 f"{len(self._rows)} of {self._total} images can't be packed, allowed are "
                 f"{self._allowed} ({counted}): {shown}{more}",
-                mend=f"all are listed in {place.where}/{REJECTED}; mend or remove them, or leave "
+                hint=f"all are listed in {place.where}/{REJECTED}; mend or remove them, or leave "
                 f"them out: the same command with --allow-rejected {len(self._rows)}, or {share:g}%, "
                 "goes on where this one stopped",
             )
@@ -174,6 +174,6 @@ def _parse_budget(text: str, total: int) -> int:
     if value < 0:
         raise UsageError(
             f"--allow-rejected {text!r} is no number of samples",
-            mend="give a whole number, or a share from 0% to 100%",
+            hint="give a whole number, or a share from 0% to 100%",
         )
     return math.floor(value)

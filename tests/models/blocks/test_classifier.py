@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 
 CNN = models.get("cnn")
 SPEC = DataSpec("classification", 1, 8, 8, ("a", "b", "c"), (0.3,), (0.2,))
@@ -33,7 +33,7 @@ def test_smoothed_labels_are_label_smoothing():
     settings = CNN.task.augment_settings(label_smoothing=0.1)
     images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
     transform = CNN.augment(settings, SPEC, train=True)
-    seen = transform({**batch(), "image": images}, Draws(0, 32, slice(0, 32)))
+    seen = transform({**batch(), "image": images}, BatchRng(0, 32, slice(0, 32)))
     module = network()
     expected = F.cross_entropy(module(seen["image"]), seen["label"], label_smoothing=0.1)
     losses = CNN.loss(module, seen)
@@ -55,10 +55,10 @@ def test_a_prediction_carries_only_its_own_row():
 
 def test_the_served_network_is_a_copy():
     module = network().train()
-    served = CNN.servable(module, SPEC)
-    before = served(torch.zeros(1, 8, 8, 1, dtype=torch.uint8))
+    output_name = CNN.exportable(module, SPEC)
+    before = output_name(torch.zeros(1, 8, 8, 1, dtype=torch.uint8))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1.0)
-    assert torch.equal(served(torch.zeros(1, 8, 8, 1, dtype=torch.uint8)), before)
+    assert torch.equal(output_name(torch.zeros(1, 8, 8, 1, dtype=torch.uint8)), before)
     assert module.training

@@ -32,7 +32,7 @@ def stored(tmp_path):
 
 
 @pytest.fixture
-def served(tmp_path):
+def output_name(tmp_path):
     """The folder's files over HTTP; `/cut/NAME` promises more than it sends."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -60,10 +60,10 @@ def served(tmp_path):
     server.server_close()
 
 
-def test_reads_a_path_and_an_address(stored, served):
+def test_reads_a_path_and_an_address(stored, output_name):
     assert same(read_weights(str(stored)))
     assert same(read_weights(stored.as_uri()))
-    assert same(read_weights(f"{served}/w.safetensors?download=true"))
+    assert same(read_weights(f"{output_name}/w.safetensors?download=true"))
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
@@ -115,17 +115,17 @@ def test_damage_is_an_error(tmp_path, suffix):
             read_weights(str(path))
 
 
-def test_what_is_not_there(tmp_path, served):
-    for source in (str(tmp_path / "no.pth"), f"{served}/no.pth", "http://127.0.0.1:1/no.pth"):
+def test_what_is_not_there(tmp_path, output_name):
+    for source in (str(tmp_path / "no.pth"), f"{output_name}/no.pth", "http://127.0.0.1:1/no.pth"):
         with pytest.raises(TesseraError, match="can't be read"):
             read_weights(source)
     with pytest.raises(TesseraError, match="can't be read"):
         read_weights("http://127.0.0.1:1/no.pth")
 
 
-def test_half_a_reply_is_refused(stored, served):
+def test_half_a_reply_is_refused(stored, output_name):
     with pytest.raises(TesseraError, match=r"bytes came|can't be read"):
-        read_weights(f"{served}/cut/w.safetensors")
+        read_weights(f"{output_name}/cut/w.safetensors")
 
 
 @pytest.mark.parametrize("source", ["w.pkl", "w", "ftp://host/w.pth", "s3://bucket/w.safetensors"])

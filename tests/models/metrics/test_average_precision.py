@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as run_lengths
 
 from models.metrics import average_precision
-from models.metrics.average_precision import figures, metric_names
+from models.metrics.average_precision import metric_names, metrics
 
 CLASSES = ("red", "white")
 LEFT, RIGHT = (10.0, 10.0, 30.0, 30.0), (60.0, 10.0, 80.0, 30.0)
@@ -33,7 +33,7 @@ def record(found=(), truth=(), crowd=()) -> dict:
 def test_all_found_is_one(capsys):
     both = [(LEFT, 0), (RIGHT, 1)]
     one = record([(LEFT, 0.9, 0), (RIGHT, 0.8, 1)], both)
-    found = figures([one, record()], CLASSES)
+    found = metrics([one, record()], CLASSES)
     assert list(found) == ["map", "map50", "map75", "map/red", "map/white"]
     assert list(found.values()) == pytest.approx([1] * 5)
     assert capsys.readouterr().out == ""
@@ -41,7 +41,7 @@ def test_all_found_is_one(capsys):
 
 def test_overlap_decides_at_which_thresholds_a_box_counts():
     wide = (10.0, 10.0, 30.0, 40.0)  # 20 by 20 of 20 by 30: an overlap of 2/3
-    found = figures([record([(wide, 0.9, 0)], [(LEFT, 0)])], CLASSES)
+    found = metrics([record([(wide, 0.9, 0)], [(LEFT, 0)])], CLASSES)
     assert found["map50"] == pytest.approx(1)
     assert found["map75"] == 0.0
     assert found["map"] == pytest.approx(4 / 10)  # 0.5, 0.55, 0.6, 0.65
@@ -52,24 +52,24 @@ def test_a_mistake_before_the_find_costs_precision():
     truth = [(LEFT, 0)]
     before = record([(EMPTY, 0.9, 0), (LEFT, 0.5, 0)], truth)
     after = record([(EMPTY, 0.4, 0), (LEFT, 0.5, 0)], truth)
-    assert figures([before], CLASSES)["map"] == pytest.approx(0.5)
-    assert figures([after], CLASSES)["map"] == pytest.approx(1)
+    assert metrics([before], CLASSES)["map"] == pytest.approx(0.5)
+    assert metrics([after], CLASSES)["map"] == pytest.approx(1)
 
 
 def test_half_of_the_objects_found():
     """Precision 1 at the recalls 0, 0.01 … 0.5, which are 51 of 101."""
     one = record([(LEFT, 0.9, 0)], [(LEFT, 0), (RIGHT, 0)])
-    assert figures([one], CLASSES)["map"] == pytest.approx(51 / 101)
+    assert metrics([one], CLASSES)["map"] == pytest.approx(51 / 101)
 
 
 def test_an_object_is_found_once_only():
     twice = record([(LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], [(LEFT, 0), (RIGHT, 0)])
     # the second is a mistake: at recalls above 0.5 the precision is 2/3
-    assert figures([twice], CLASSES)["map"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert metrics([twice], CLASSES)["map"] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
 def test_another_class_is_a_mistake_and_unknown_classes_have_no_figure():
-    found = figures([record([(LEFT, 0.9, 1)], [(LEFT, 0)])], CLASSES)
+    found = metrics([record([(LEFT, 0.9, 1)], [(LEFT, 0)])], CLASSES)
     assert found == {"map": 0.0, "map50": 0.0, "map75": 0.0, "map/red": 0.0}
 
 
@@ -77,19 +77,19 @@ def test_a_crowd_is_no_miss_and_what_is_found_in_it_no_mistake():
     crowd = (50.0, 0.0, 100.0, 50.0)
     truth = [(LEFT, 0), (crowd, 0)]
     found = [(RIGHT, 0.9, 0), (LEFT, 0.5, 0)]
-    assert figures([record(found, truth, crowd={1})], CLASSES)["map"] == pytest.approx(1)
-    assert figures([record(found, truth)], CLASSES)["map"] < 0.5  # control: as an object
-    only = figures([record(found[:1], [(crowd, 0)], crowd={0})], CLASSES)
+    assert metrics([record(found, truth, crowd={1})], CLASSES)["map"] == pytest.approx(1)
+    assert metrics([record(found, truth)], CLASSES)["map"] < 0.5  # control: as an object
+    only = metrics([record(found[:1], [(crowd, 0)], crowd={0})], CLASSES)
     assert only == {"map": 0.0, "map50": 0.0, "map75": 0.0}
 
 
 @pytest.mark.parametrize("found", [(), [(LEFT, 0.9, 0)]])
 @pytest.mark.parametrize("truth", [(), [(RIGHT, 0)]])
 def test_nothing_found_or_nothing_there_is_finite(found, truth):
-    values = figures([record(found, truth)], CLASSES)
+    values = metrics([record(found, truth)], CLASSES)
     assert {"map", "map50", "map75"} <= values.keys()
     assert set(values.values()) == {0.0}
-    assert set(figures([], CLASSES).values()) == {0.0}
+    assert set(metrics([], CLASSES).values()) == {0.0}
 
 
 def test_order_of_images_and_objects_moves_no_digit():
@@ -108,19 +108,19 @@ def test_order_of_images_and_objects_moves_no_digit():
         ]
         found += [(box(), rng.random(), rng.randrange(2)) for _ in range(4)]
         records.append((found, truth))
-    first = figures([record(*one) for one in records], CLASSES)
+    first = metrics([record(*one) for one in records], CLASSES)
     assert 0.1 < first["map"] < 0.9
     rng.shuffle(records)
     again = [record(rng.sample(f, len(f)), rng.sample(t, len(t))) for f, t in records]
-    assert figures(again, CLASSES) == first
+    assert metrics(again, CLASSES) == first
 
 
 def test_only_the_most_certain_of_an_image_count():
     places = [(20.0 * (i % 5), 20.0 * (i // 5)) for i in range(20)]
     boxes = [(left, top, left + 15, top + 15) for left, top in places]
     one = record([(b, 0.9 - i / 100, 0) for i, b in enumerate(boxes)], [(b, 0) for b in boxes])
-    assert figures([one], CLASSES)["map"] == pytest.approx(1)
-    assert figures([one], CLASSES, most_found=10)["map"] == pytest.approx(51 / 101)
+    assert metrics([one], CLASSES)["map"] == pytest.approx(1)
+    assert metrics([one], CLASSES, most_found=10)["map"] == pytest.approx(51 / 101)
 
 
 def encode(box) -> bytes:
@@ -134,11 +134,11 @@ def test_masks_are_compared_by_their_pixels():
     half = (10.0, 10.0, 30.0, 22.0)  # 12 of 20 rows: an overlap of 0.6
     one = record([(LEFT, 0.9, 0)], [(LEFT, 0)])
     one |= {"masks": [encode(half)], "true_masks": [encode(LEFT)]}
-    assert figures([one], CLASSES, "segm")["map"] == pytest.approx(3 / 10)
-    assert figures([one], CLASSES, "bbox")["map"] == pytest.approx(1)
+    assert metrics([one], CLASSES, "segm")["map"] == pytest.approx(3 / 10)
+    assert metrics([one], CLASSES, "bbox")["map"] == pytest.approx(1)
     crowd = record([(LEFT, 0.9, 0), (RIGHT, 0.95, 0)], [(LEFT, 0), (RIGHT, 0)], crowd={1})
     crowd |= {"masks": [encode(LEFT), encode(RIGHT)], "true_masks": [encode(LEFT), encode(RIGHT)]}
-    assert figures([crowd], CLASSES, "segm")["map"] == pytest.approx(1)
+    assert metrics([crowd], CLASSES, "segm")["map"] == pytest.approx(1)
 
 
 def test_names_of_classes_are_legal_and_distinct():
@@ -155,7 +155,7 @@ def test_names_of_classes_are_legal_and_distinct():
 def test_only_so_many_classes_have_a_figure_of_their_own():
     classes = [f"class {k}" for k in range(60)]
     records = [record([(LEFT, 0.9, k)], [(LEFT, k)]) for k in range(60)]
-    found = figures(records, classes)
+    found = metrics(records, classes)
     assert found["map"] == pytest.approx(1)
     assert len(found) == 3 + average_precision.NAMED_CLASSES
     assert all(math.isfinite(value) for value in found.values())

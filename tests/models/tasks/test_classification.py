@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.tasks.classification import CLASSIFICATION, ClassificationAugment
 
 CLASSES = tuple(f"class {k}" for k in range(8))
@@ -32,11 +32,11 @@ def answers(count: int = 400, classes: int = 8, seed: int = 0, absent: int | Non
 
 
 def compared(predictions, targets):
-    return [CLASSIFICATION.compare(p, t, SPEC) for p, t in zip(predictions, targets)]
+    return [CLASSIFICATION.make_record(p, t, SPEC) for p, t in zip(predictions, targets)]
 
 
-def rows(count: int, total: int | None = None, start: int = 0, seed: int = 5) -> Draws:
-    return Draws(seed, total or count, slice(start, start + count))
+def rows(count: int, total: int | None = None, start: int = 0, seed: int = 5) -> BatchRng:
+    return BatchRng(seed, total or count, slice(start, start + count))
 
 
 def pictures(count: int, seed: int = 0) -> dict:
@@ -51,27 +51,27 @@ def pictures(count: int, seed: int = 0) -> dict:
 
 @pytest.mark.parametrize("absent", [6, None])
 def test_figures_agree_with_scikit_learn(absent):
-    from sklearn import metrics
+    from sklearn import metrics as sklearn_metrics
 
     records, probabilities, truth = answers(absent=absent)
     said = probabilities.argmax(1).numpy()
-    figures = CLASSIFICATION.figures(records, SPEC)
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+    metrics = CLASSIFICATION.metrics(records, SPEC)
+    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
         truth, said, average="macro", zero_division=0
     )
     expected = {
-        "accuracy": metrics.accuracy_score(truth, said),
+        "accuracy": sklearn_metrics.accuracy_score(truth, said),
         "loss": float(F.nll_loss(probabilities.double().log(), truth)),
-        "top5": metrics.top_k_accuracy_score(truth, probabilities, k=5, labels=range(8)),
+        "top5": sklearn_metrics.top_k_accuracy_score(truth, probabilities, k=5, labels=range(8)),
         "precision": precision,
         "recall": recall,
         "f1": f1,
     }
     for name, value in expected.items():
-        assert figures[name] == pytest.approx(float(value), rel=1e-12), name
+        assert metrics[name] == pytest.approx(float(value), rel=1e-12), name
     matrix = CLASSIFICATION.confusion(records, SPEC)
     assert matrix.dtype == torch.int64
-    expected_matrix = metrics.confusion_matrix(truth, said, labels=range(8))
+    expected_matrix = sklearn_metrics.confusion_matrix(truth, said, labels=range(8))
     assert torch.equal(matrix, torch.from_numpy(expected_matrix))
 
 
@@ -83,42 +83,42 @@ def test_calibration_error_agrees_with_scikit_learn():
     right, sure = calibration_curve(said == truth.numpy(), confidence, n_bins=15)
     counts, _ = np.histogram(confidence, bins=15, range=(0, 1))
     expected = np.average(np.abs(right - sure), weights=counts[counts > 0])
-    figures = CLASSIFICATION.figures(records, SPEC)
-    assert figures["calibration_error"] == pytest.approx(float(expected), rel=1e-5)
-    assert figures["calibration_error"] > 0.02
+    metrics = CLASSIFICATION.metrics(records, SPEC)
+    assert metrics["calibration_error"] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["calibration_error"] > 0.02
 
 
 def test_figures_do_not_depend_on_the_order_or_the_threads():
     records, *_ = answers()
-    figures = CLASSIFICATION.figures(records, SPEC)
+    metrics = CLASSIFICATION.metrics(records, SPEC)
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(3)).tolist()
     shuffled = [records[i] for i in order]
     torch.set_num_threads(2)  # the folder's fixture sets it back
-    assert CLASSIFICATION.figures(shuffled, SPEC) == figures
+    assert CLASSIFICATION.metrics(shuffled, SPEC) == metrics
 
 
 def test_top5_only_where_it_says_something():
     few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
     records, *_ = answers(classes=3, absent=None)
-    assert "top5" not in CLASSIFICATION.figures(records, few)
+    assert "top5" not in CLASSIFICATION.metrics(records, few)
 
 
 def test_a_probability_of_zero_is_a_finite_loss():
     prediction = {"probabilities": torch.tensor([1.0, 0.0]), "label": 0}
     right, wrong = compared([prediction, prediction], [{"label": 0}, {"label": 1}])
-    assert CLASSIFICATION.badness(right) == 0
-    assert 87 < CLASSIFICATION.badness(wrong) < 88
+    assert CLASSIFICATION.error_score(right) == 0
+    assert 87 < CLASSIFICATION.error_score(wrong) < 88
 
 
 def test_labels_out_of_range_are_refused():
     few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
     good = {"probabilities": torch.tensor([1.0, 0.0, 0.0]), "label": 0}
     with pytest.raises(TesseraError, match="a target is of class 7, but there are 3 classes"):
-        CLASSIFICATION.compare(good, {"label": 7}, few)
+        CLASSIFICATION.make_record(good, {"label": 7}, few)
     with pytest.raises(TesseraError, match="a prediction is of class 3"):
-        CLASSIFICATION.compare({**good, "label": 3}, {"label": 0}, few)
+        CLASSIFICATION.make_record({**good, "label": 3}, {"label": 0}, few)
     with pytest.raises(TesseraError, match="no answer"):
-        CLASSIFICATION.figures([], few)
+        CLASSIFICATION.metrics([], few)
 
 
 def test_answer_and_caption_have_the_names():

@@ -34,7 +34,7 @@ def true(*objects) -> dict:
 
 
 def record(prediction, target):
-    return DETECTION.compare(prediction, target, DATA)
+    return DETECTION.make_record(prediction, target, DATA)
 
 
 def test_targets_are_cut_to_the_extent_and_on_the_cpu():
@@ -54,15 +54,15 @@ def test_targets_are_cut_to_the_extent_and_on_the_cpu():
 def test_figures_name_the_classes():
     truth = true((LEFT, 0, False), (RIGHT, 1, False))
     good = record(said((LEFT, 0.9, 0), (RIGHT, 0.8, 1)), truth)
-    figures = DETECTION.figures([good], DATA)
-    assert figures == pytest.approx(
+    metrics = DETECTION.metrics([good], DATA)
+    assert metrics == pytest.approx(
         {"map": 1, "map50": 1, "map75": 1, "map/red": 1, "map/white": 1}
     )
-    half = DETECTION.figures([good, record(said((LEFT, 0.9, 0)), truth)], DATA)
+    half = DETECTION.metrics([good, record(said((LEFT, 0.9, 0)), truth)], DATA)
     assert half["map/red"] == pytest.approx(1)
     assert half["map/white"] == pytest.approx(51 / 101)
     with pytest.raises(TesseraError, match="no answer"):
-        DETECTION.figures([], DATA)
+        DETECTION.metrics([], DATA)
 
 
 def test_a_class_that_is_none_is_refused():
@@ -88,7 +88,7 @@ def test_a_class_that_is_none_is_refused():
     ],
 )
 def test_badness_is_one_less_f1(prediction, target, expected):
-    assert DETECTION.badness(record(prediction, target)) == pytest.approx(expected)
+    assert DETECTION.error_score(record(prediction, target)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
@@ -102,7 +102,9 @@ def test_boxes_go_back_to_where_the_image_has_the_object(fit, size):
     seen = fit_image(image, 96, 96, fit)[0] > 127
     rows, columns = seen.any(1).nonzero()[:, 0], seen.any(0).nonzero()[:, 0]
     found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    restored = DETECTION.restore(said(([float(f) for f in found], 0.9, 0)), view(size, 96, 96, fit))
+    restored = DETECTION.to_original_size(
+        said(([float(f) for f in found], 0.9, 0)), view(size, 96, 96, fit)
+    )
     scale = max(size[0] / 96, size[1] / 96, 1.0)
     torch.testing.assert_close(
         restored["boxes"][0], torch.tensor(box, dtype=torch.float32), atol=scale, rtol=0
@@ -111,11 +113,11 @@ def test_boxes_go_back_to_where_the_image_has_the_object(fit, size):
 
 def test_what_lies_outside_of_the_image_is_no_object():
     prediction = said(([0.0, 0.0, 9.0, 9.0], 0.9, 0), ([5.0, 5.0, 50.0, 200.0], 0.8, 1))
-    restored = DETECTION.restore(prediction, View((40, 60), (96, 96), shift=(28, 18)))
+    restored = DETECTION.to_original_size(prediction, View((40, 60), (96, 96), shift=(28, 18)))
     assert restored["boxes"].tolist() == [[0.0, 0.0, 32.0, 40.0]]
     assert restored["scores"].tolist() == pytest.approx([0.8])
     assert restored["labels"].tolist() == [1]
-    assert len(DETECTION.restore(said(), View((40, 60), (96, 96)))["boxes"]) == 0
+    assert len(DETECTION.to_original_size(said(), View((40, 60), (96, 96)))["boxes"]) == 0
 
 
 def test_answers_are_plain_json_with_class_names():

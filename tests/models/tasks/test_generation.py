@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 
 from models.core.errors import TesseraError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.tasks.generation import GENERATION, GenerationAugment, frechet_distance
 
 DATA = DataSpec("images", 1, 4, 6, (), (0.2,), (0.5,))
@@ -80,25 +80,25 @@ def record(said: int, confidence: float = 0.9, seed: int = 0) -> dict:
 
 def test_shares_of_the_classes():
     saids = [0, 0, 0, 1, 1, 1, 1, 3]
-    found = GENERATION.figures([record(s, s / 4, i) for i, s in enumerate(saids)], DATA)
+    found = GENERATION.metrics([record(s, s / 4, i) for i, s in enumerate(saids)], DATA)
     assert found["class_share_min"] == 0
     assert found["class_share_max"] == 4 / 8
     shares = np.array([3, 4, 1]) / 8
     assert found["class_entropy"] == pytest.approx(-(shares * np.log(shares)).sum() / np.log(4))
     assert found["confidence"] == (4 * 0.25 + 0.75) / 8
-    even = GENERATION.figures([record(i % 4, seed=i) for i in range(8)], DATA)
+    even = GENERATION.metrics([record(i % 4, seed=i) for i in range(8)], DATA)
     assert even["class_share_min"] == even["class_share_max"] == 0.25
     assert even["class_entropy"] == 1
 
 
 def test_one_class_only():
-    found = GENERATION.figures([record(2, seed=i) for i in range(3)], DATA)
+    found = GENERATION.metrics([record(2, seed=i) for i in range(3)], DATA)
     assert found["class_share_max"] == 1
     assert found["class_entropy"] == 0
-    sole = GENERATION.figures([{**record(0), "classes": 1}], DATA)
+    sole = GENERATION.metrics([{**record(0), "classes": 1}], DATA)
     assert all(math.isfinite(value) for value in sole.values())
     with pytest.raises(TesseraError, match="no image"):
-        GENERATION.figures([], DATA)
+        GENERATION.metrics([], DATA)
 
 
 def judge(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,20 +113,20 @@ def test_the_judge_sees_made_and_real_images():
     made = [torch.full((1, 4, 6), value, dtype=torch.uint8) for value in (0, 255)]
     real = torch.full((2, 1, 4, 6), 3, dtype=torch.uint8)
     predictions, targets = [{"image": image} for image in made], GENERATION.targets({"image": real})
-    GENERATION.consult(judge, predictions, targets)
-    records = [GENERATION.compare(p, t, DATA) for p, t in zip(predictions, targets)]
+    GENERATION.apply_judge(judge, predictions, targets)
+    records = [GENERATION.make_record(p, t, DATA) for p, t in zip(predictions, targets)]
     assert [r["said"] for r in records] == [0, 2]
     assert [r["classes"] for r in records] == [3, 3]
     assert [r["made"].tolist() for r in records] == [[0.0] * 4, [255.0 * 6] * 4]
     assert all(r["real"].tolist() == [18.0] * 4 for r in records)
     assert len(pickle.dumps(records[0]["made"])) < 1000, "a view carries its batch"
-    assert [GENERATION.badness(r) for r in records] == [0, 0]
+    assert [GENERATION.error_score(r) for r in records] == [0, 0]
 
 
 def test_without_a_judge_it_is_said_what_is_missing():
     image = torch.zeros(1, 4, 6, dtype=torch.uint8)
     with pytest.raises(TesseraError, match=r"not judged.*judge=models:/"):
-        GENERATION.compare({"image": image}, {"image": image}, DATA)
+        GENERATION.make_record({"image": image}, {"image": image}, DATA)
 
 
 def test_a_real_image_is_never_shown_as_the_truth_of_a_made_one():
@@ -146,12 +146,14 @@ def test_every_second_image_is_mirrored_in_training_only():
     batch = {"image": images}
     plain = (images.float() / 255 - 0.2) / 0.5
     for settings, train in ((GenerationAugment(), True), (GenerationAugment(flip=True), False)):
-        kept = GENERATION.augment(settings, DATA, train=train)(batch, Draws(0, 200, slice(0, 200)))
+        kept = GENERATION.augment(settings, DATA, train=train)(
+            batch, BatchRng(0, 200, slice(0, 200))
+        )
         torch.testing.assert_close(kept["image"], plain)
     flip = GENERATION.augment(GenerationAugment(flip=True), DATA, train=True)
-    found = flip(batch, Draws(0, 200, slice(0, 200)))["image"]
+    found = flip(batch, BatchRng(0, 200, slice(0, 200)))["image"]
     mirrored = torch.tensor([torch.allclose(f, p.flip(-1)) for f, p in zip(found, plain)])
     assert 60 < int(mirrored.sum()) < 140
     torch.testing.assert_close(found[~mirrored], plain[~mirrored])
-    cut = flip({"image": images[50:80]}, Draws(0, 200, slice(50, 80)))["image"]
+    cut = flip({"image": images[50:80]}, BatchRng(0, 200, slice(50, 80)))["image"]
     torch.testing.assert_close(cut, found[50:80])

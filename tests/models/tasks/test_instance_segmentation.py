@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as coco
 
 from models.core.errors import TesseraError
-from models.core.family import DataSpec, Draws, View
+from models.core.family import BatchRng, DataSpec, View
 from models.tasks.instance_segmentation import INSTANCE_SEGMENTATION as TASK
 from models.tasks.instance_segmentation import run_lengths
 from models.transforms.mask_augment import MaskAugmentSettings, boxes_of
@@ -50,15 +50,15 @@ def decoded(counts, height, width):
     return rle.to_mask(rle.parse(counts, height, width), height, width)
 
 
-def figures(*pairs):
-    return TASK.figures([TASK.compare(p, t, DATA) for p, t in pairs], DATA)
+def metrics(*pairs):
+    return TASK.metrics([TASK.make_record(p, t, DATA) for p, t in pairs], DATA)
 
 
 class TestFigures:
     def test_of_perfect_answers_are_one(self):
         one, other = mask(2, 3, 12, 9), mask(14, 4, 28, 18)
         truth = said(one, other, labels=[0, 2])
-        found = figures((said(other, one, labels=[2, 0], scores=[0.9, 0.8]), truth))
+        found = metrics((said(other, one, labels=[2, 0], scores=[0.9, 0.8]), truth))
         assert set(found) == {
             f"{kind}_{name}"
             for kind in ("mask", "box")
@@ -72,9 +72,9 @@ class TestFigures:
         frame[1:9, 1:9] = 0
         thick = mask(0, 0, 10, 10)
         thick[4:6, 1:9] = 0  # 84 of 100: right up to an overlap of 0.8, 7 of 10 thresholds
-        found = figures((said(frame, scores=[0.9]), said(whole)))
+        found = metrics((said(frame, scores=[0.9]), said(whole)))
         assert (found["mask_map"], found["box_map"]) == (0, pytest.approx(1))
-        found = figures((said(thick, scores=[0.9]), said(whole)))
+        found = metrics((said(thick, scores=[0.9]), said(whole)))
         assert found["mask_map"] == pytest.approx(0.7)
         assert found["mask_map75"] == pytest.approx(1)
 
@@ -82,22 +82,22 @@ class TestFigures:
         objects = (mask(0, 0, 8, 8), mask(10, 0, 30, 20))
         inside = mask(12, 2, 20, 10)
         answer = said(inside, objects[0], scores=[0.9, 0.8])
-        found = figures((answer, said(*objects, crowd=[False, True])))
+        found = metrics((answer, said(*objects, crowd=[False, True])))
         assert found["mask_map50"] == pytest.approx(1)
-        found = figures((answer, said(*objects)))
+        found = metrics((answer, said(*objects)))
         assert found["mask_map50"] < 0.6
 
     def test_of_images_without_objects_are_finite(self):
         empty = (said(scores=[]), said())
-        assert figures(empty)["mask_map"] == 0
+        assert metrics(empty)["mask_map"] == 0
         right = (said(mask(0, 0, 9, 9), scores=[0.9]), said(mask(0, 0, 9, 9)))
         false = (said(mask(0, 0, 9, 9), scores=[0.95]), said())
-        assert figures(empty, right)["mask_map50"] == pytest.approx(1)
-        assert figures(false, right)["mask_map50"] == pytest.approx(0.5)
+        assert metrics(empty, right)["mask_map50"] == pytest.approx(1)
+        assert metrics(false, right)["mask_map50"] == pytest.approx(0.5)
 
     def test_need_masks_of_the_pictures_size(self):
         with pytest.raises(TesseraError, match="picture is"):
-            TASK.compare(said(mask(0, 0, 5, 5, (20, 20)), scores=[0.5]), said(), DATA)
+            TASK.make_record(said(mask(0, 0, 5, 5, (20, 20)), scores=[0.5]), said(), DATA)
 
     def test_run_lengths_are_cocos(self):
         pixels = torch.rand(3, 17, 23, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -149,7 +149,7 @@ class TestRestore:
         if fit == "pad":
             seen = seen[: inner[0], : inner[1]]
         prediction = said(seen.byte(), scores=[0.5], size=tuple(seen.shape))
-        restored = TASK.restore(prediction, where)
+        restored = TASK.to_original_size(prediction, where)
         assert restored["masks"].shape == (1, *size)
         expected = truth.clone()
         if fit == "crop":  # of what was cut off nothing is known
@@ -167,7 +167,7 @@ class TestRestore:
         """A crop continues a small image by its edge; there may be found something too."""
         where = View((10, 10), (20, 30), shift=(5, 10))
         prediction = said(mask(0, 0, 8, 4), mask(12, 6, 18, 12), scores=[0.9, 0.8])
-        restored = TASK.restore(prediction, where)
+        restored = TASK.to_original_size(prediction, where)
         assert restored["scores"].tolist() == pytest.approx([0.8])
         assert torch.equal(restored["masks"][0], mask(2, 1, 8, 7, (10, 10)))
 
@@ -196,7 +196,7 @@ def painted(count=6, extent=(64, 64), seed=0):
 
 def augmented(settings, batch, data, *, total=None, rows=None):
     count = len(batch["key"])
-    draws = Draws(7, total or count, rows or slice(0, count))
+    draws = BatchRng(7, total or count, rows or slice(0, count))
     plain = dataclasses.replace(data, mean=(0.0,) * 3, std=(1.0,) * 3)
     return TASK.augment(MaskAugmentSettings(**settings), plain, train=True)(batch, draws)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, ReconstructionAugment, as_bytes, inside
 from pipelines.data import images as data_images
@@ -40,7 +40,7 @@ def raw(count: int = 6, extents: tuple[int, int] = (28, 21)):
 def transformed(batch, *, train: bool = True, seed: int = 0, **settings):
     count = len(batch["key"])
     transform = RECONSTRUCTION.augment(ReconstructionAugment(**settings), DATA, train=train)
-    return transform(batch, Draws(seed, count, slice(0, count)))
+    return transform(batch, BatchRng(seed, count, slice(0, count)))
 
 
 def test_without_settings_the_network_sees_what_it_answers():
@@ -91,7 +91,7 @@ def test_squares_are_blanked(train, share):
 def test_a_users_image_is_left_as_it_is():
     settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.5, mask=0.5)
     batch = raw()
-    made = RECONSTRUCTION.prepare(settings, DATA)(batch, Draws(0, 6, slice(0, 6)))
+    made = RECONSTRUCTION.prepare(settings, DATA)(batch, BatchRng(0, 6, slice(0, 6)))
     torch.testing.assert_close(made["image"] * STD + MEAN, batch["image"] / 255)
     assert "seen" not in made
 
@@ -133,11 +133,11 @@ def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
     batch = raw()
     settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.2, mask=0.3)
     transform = RECONSTRUCTION.augment(settings, DATA, train=True)
-    whole = transform(batch, Draws(5, 6, slice(0, 6)))
-    part = transform({k: v[2:5] for k, v in batch.items()}, Draws(5, 6, slice(2, 5)))
+    whole = transform(batch, BatchRng(5, 6, slice(0, 6)))
+    part = transform({k: v[2:5] for k, v in batch.items()}, BatchRng(5, 6, slice(2, 5)))
     for name in ("image", "clean", "seen"):
         assert torch.equal(part[name], whole[name][2:5])
-    other = transform(batch, Draws(6, 6, slice(0, 6)))
+    other = transform(batch, BatchRng(6, 6, slice(0, 6)))
     assert not torch.equal(other["image"], whole["image"])
 
 
@@ -173,34 +173,34 @@ def test_figures_are_means_over_the_images():
     targets = RECONSTRUCTION.targets(batch)
     made = [(t["image"] / 255 + 0.02 * i).clamp(0, 1) for i, t in enumerate(targets)]
     records = [
-        RECONSTRUCTION.compare(prediction(image), target, DATA)
+        RECONSTRUCTION.make_record(prediction(image), target, DATA)
         for image, target in zip(made, targets)
     ]
-    figures = RECONSTRUCTION.figures(records, DATA)
+    metrics = RECONSTRUCTION.metrics(records, DATA)
     pairs = [(m, t["image"] / 255) for m, t in zip(made, targets)]
-    assert figures["mse"] == pytest.approx(sum(image_quality.mse(*p) for p in pairs) / 4, rel=1e-5)
-    assert figures["psnr"] == pytest.approx(
+    assert metrics["mse"] == pytest.approx(sum(image_quality.mse(*p) for p in pairs) / 4, rel=1e-5)
+    assert metrics["psnr"] == pytest.approx(
         sum(image_quality.psnr(*p, peak=1) for p in pairs) / 4, rel=1e-5
     )
-    assert figures["ssim"] == pytest.approx(sum(image_quality.ssim(*p, peak=1) for p in pairs) / 4)
-    assert figures["bits_per_pixel"] == 8 * 16 / (28 * 21)
-    assert figures["compression"] == (28 * 21 * 3 * 8) / (8 * 16)
+    assert metrics["ssim"] == pytest.approx(sum(image_quality.ssim(*p, peak=1) for p in pairs) / 4)
+    assert metrics["bits_per_pixel"] == 8 * 16 / (28 * 21)
+    assert metrics["compression"] == (28 * 21 * 3 * 8) / (8 * 16)
     for seed in range(5):
         random.Random(seed).shuffle(records)
-        assert RECONSTRUCTION.figures(records, DATA) == figures
-    assert RECONSTRUCTION.badness(records[0]) == records[0]["mse"]
+        assert RECONSTRUCTION.metrics(records, DATA) == metrics
+    assert RECONSTRUCTION.error_score(records[0]) == records[0]["mse"]
 
 
 def test_an_image_off_by_half_a_level_is_not_rounded_to_the_right_one():
     (target,) = RECONSTRUCTION.targets(raw(1))
     made = (target["image"] + 0.4) / 255
-    record = RECONSTRUCTION.compare(prediction(made), target, DATA)
+    record = RECONSTRUCTION.make_record(prediction(made), target, DATA)
     assert record["mse"] == pytest.approx((0.4 / 255) ** 2, rel=1e-3)
 
 
 def test_no_records_have_no_figures():
     with pytest.raises(TesseraError, match="no answer"):
-        RECONSTRUCTION.figures([], DATA)
+        RECONSTRUCTION.metrics([], DATA)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
@@ -214,7 +214,9 @@ def test_a_reconstruction_gets_the_size_of_its_image(fit, size):
     fitted = data_images.fit_image(image, 28, 21, fit)
     (extent,) = data_images.extents(torch.tensor([size]), 28, 21, fit).tolist()
     seen = fitted[:, : extent[0], : extent[1]] / 255
-    restored = RECONSTRUCTION.restore(prediction(seen), data_images.view(size, 28, 21, fit))
+    restored = RECONSTRUCTION.to_original_size(
+        prediction(seen), data_images.view(size, 28, 21, fit)
+    )
     made = as_bytes(restored["image"]).int()
     assert made.shape == image.shape
     if fit != "crop":

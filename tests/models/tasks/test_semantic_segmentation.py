@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws, View
+from models.core.family import BatchRng, DataSpec, View
 from models.tasks.semantic_segmentation import SEMANTIC_SEGMENTATION as TASK
 from models.tasks.semantic_segmentation import SegmentationAugment
 from pipelines.data.images import fit_image, view
@@ -51,30 +51,32 @@ def said(truths: list[torch.Tensor], absent: tuple[int, ...] = ()) -> list[dict]
 
 
 def records(predictions, truths):
-    return [TASK.compare(p, {"mask": t}, SPEC) for p, t in zip(predictions, truths, strict=True)]
+    return [
+        TASK.make_record(p, {"mask": t}, SPEC) for p, t in zip(predictions, truths, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("absent", [(), (4,), (3, 4)])
 def test_figures_agree_with_scikit_learn(absent):
-    from sklearn import metrics
+    from sklearn import metrics as sklearn_metrics
 
     truths = masks(4, absent)
     predictions = said(truths, absent)
     found = records(predictions, truths)
-    figures = TASK.figures(found, SPEC)
+    metrics = TASK.metrics(found, SPEC)
     truth = torch.cat([t.flatten() for t in truths])
     answer = torch.cat([p["mask"].flatten() for p in predictions])
     truth, answer = (t[truth != 255].numpy() for t in (truth, answer))
     present = [k for k in range(5) if k not in absent]
-    each = metrics.jaccard_score(truth, answer, labels=present, average=None)
-    dice = metrics.f1_score(truth, answer, labels=present, average="macro")
-    assert figures["miou"] == pytest.approx(each.mean(), rel=1e-12)
-    assert figures["dice"] == pytest.approx(dice, rel=1e-12)
-    assert figures["pixel_accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
+    each = sklearn_metrics.jaccard_score(truth, answer, labels=present, average=None)
+    dice = sklearn_metrics.f1_score(truth, answer, labels=present, average="macro")
+    assert metrics["miou"] == pytest.approx(each.mean(), rel=1e-12)
+    assert metrics["dice"] == pytest.approx(dice, rel=1e-12)
+    assert metrics["pixel_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, answer))
     names = ["road", "sky_blue", "tree", "car", "cat"]
-    assert [figures[f"iou/{names[k]}"] for k in present] == pytest.approx(list(each), rel=1e-12)
-    assert not any(figures.get(f"iou/{names[k]}") for k in absent)
-    expected = metrics.confusion_matrix(truth, answer, labels=range(5))
+    assert [metrics[f"iou/{names[k]}"] for k in present] == pytest.approx(list(each), rel=1e-12)
+    assert not any(metrics.get(f"iou/{names[k]}") for k in absent)
+    expected = sklearn_metrics.confusion_matrix(truth, answer, labels=range(5))
     assert torch.equal(TASK.confusion(found, SPEC), torch.from_numpy(expected))
 
 
@@ -82,48 +84,48 @@ def test_a_class_only_in_answers_counts_as_wrong():
     truth = torch.zeros(2, 4, dtype=torch.uint8)
     answer = truth.clone()
     answer[0, 0] = 3
-    figures = TASK.figures(records([{"mask": answer}], [truth]), SPEC)
-    assert figures["iou/road"] == 7 / 8
-    assert figures["iou/car"] == 0
-    assert figures["miou"] == 7 / 16
+    metrics = TASK.metrics(records([{"mask": answer}], [truth]), SPEC)
+    assert metrics["iou/road"] == 7 / 8
+    assert metrics["iou/car"] == 0
+    assert metrics["miou"] == 7 / 16
 
 
 def test_figures_do_not_depend_on_the_order():
     truths = masks(6)
     found = records(said(truths), truths)
-    assert TASK.figures(found[::-1], SPEC) == TASK.figures(found, SPEC)
+    assert TASK.metrics(found[::-1], SPEC) == TASK.metrics(found, SPEC)
 
 
 def test_pixels_without_a_class_count_nowhere():
     truth = torch.full((3, 3), 255, dtype=torch.uint8)
     (empty,) = records([{"mask": torch.ones(3, 3, dtype=torch.uint8)}], [truth])
     assert int(empty["counts"].sum()) == 0
-    assert TASK.badness(empty) == 0
+    assert TASK.error_score(empty) == 0
     with pytest.raises(TesseraError, match="no pixel of these images has a class"):
-        TASK.figures([empty], SPEC)
+        TASK.metrics([empty], SPEC)
     truths = masks(2)
     some = records(said(truths), truths)
-    assert TASK.figures([*some, empty], SPEC) == TASK.figures(some, SPEC)
+    assert TASK.metrics([*some, empty], SPEC) == TASK.metrics(some, SPEC)
 
 
 def test_badness_is_greatest_where_most_is_wrong():
     truths = masks(3)
     right = [{"mask": torch.where(t == 255, 0, t)} for t in truths]
     wrong = [{"mask": (r["mask"] + 1) % 5} for r in right]
-    assert [TASK.badness(r) for r in records(right, truths)] == [0, 0, 0]
-    assert [TASK.badness(r) for r in records(wrong, truths)] == [1, 1, 1]
+    assert [TASK.error_score(r) for r in records(right, truths)] == [0, 0, 0]
+    assert [TASK.error_score(r) for r in records(wrong, truths)] == [1, 1, 1]
     (some,) = records(said(truths)[:1], truths[:1])
-    assert 0 < TASK.badness(some) < 1
+    assert 0 < TASK.error_score(some) < 1
 
 
 def test_what_does_not_fit_is_refused():
     truth = torch.zeros(3, 3, dtype=torch.uint8)
     with pytest.raises(TesseraError, match=r"\(2, 3\) pixels, its target of \(3, 3\)"):
-        TASK.compare({"mask": truth[:2]}, {"mask": truth}, SPEC)
+        TASK.make_record({"mask": truth[:2]}, {"mask": truth}, SPEC)
     with pytest.raises(TesseraError, match="a target has the class 9, but there are 5"):
-        TASK.compare({"mask": truth}, {"mask": truth + 9}, SPEC)
+        TASK.make_record({"mask": truth}, {"mask": truth + 9}, SPEC)
     with pytest.raises(TesseraError, match="a prediction has the class 5"):
-        TASK.compare({"mask": truth + 5}, {"mask": truth}, SPEC)
+        TASK.make_record({"mask": truth + 5}, {"mask": truth}, SPEC)
 
 
 def test_answer_picture_and_panels():
@@ -162,7 +164,7 @@ def test_restore_undoes_the_fitting(size, fit):
     prediction = {"mask": fitted, "confidence": 0.5}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        back = TASK.restore(prediction, seen)
+        back = TASK.to_original_size(prediction, seen)
     assert back["mask"].shape == size
     assert back["confidence"] == 0.5
     known = back["mask"] != 255
@@ -180,7 +182,7 @@ def test_restore_undoes_the_fitting(size, fit):
 def test_restore_of_a_larger_frame_and_a_shift():
     mask = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
     seen = View((2, 6), (3, 4), shift=(1, -1))
-    back = TASK.restore({"mask": mask, "confidence": 1.0}, seen)["mask"]
+    back = TASK.to_original_size({"mask": mask, "confidence": 1.0}, seen)["mask"]
     assert back.tolist() == [[255, 4, 5, 6, 7, 255], [255, 8, 9, 10, 11, 255]]
 
 
@@ -206,11 +208,11 @@ def batch_of(count: int, high: int, wide: int, extents=None, channels: int = 1) 
     }
 
 
-def rows(count: int, total: int | None = None, start: int = 0, seed: int = 5) -> Draws:
-    return Draws(seed, total or count, slice(start, start + count))
+def rows(count: int, total: int | None = None, start: int = 0, seed: int = 5) -> BatchRng:
+    return BatchRng(seed, total or count, slice(start, start + count))
 
 
-def transformed(settings: SegmentationAugment, batch: dict, draws: Draws | None = None) -> dict:
+def transformed(settings: SegmentationAugment, batch: dict, draws: BatchRng | None = None) -> dict:
     transform = TASK.augment(settings, SPEC, train=True)
     return transform(batch, draws or rows(len(batch["key"])))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.tasks.upscaling import (
     SHOWN_PIXELS,
     UPSCALING,
@@ -47,7 +47,7 @@ def batch_of(*images: torch.Tensor) -> dict:
 def transformed(batch: dict, train: bool, seed: int = 0, data: DataSpec = DATA, **settings) -> dict:
     count = len(batch["key"])
     transform = UPSCALING.augment(UpscalingAugment(**settings), data, train=train)
-    return transform(batch, Draws(seed, count, slice(0, count)))
+    return transform(batch, BatchRng(seed, count, slice(0, count)))
 
 
 def by_bicubic(image: torch.Tensor, scale: int) -> dict:
@@ -61,7 +61,7 @@ def test_figures_are_those_of_scikit_image_on_luma_without_the_border():
 
     image = texture(41, 50)
     prediction = by_bicubic(image, 3)
-    record = UPSCALING.compare(prediction, {"image": image}, DATA)
+    record = UPSCALING.make_record(prediction, {"image": image}, DATA)
     luma = [
         rgb2ycbcr(np.asarray(i.permute(1, 2, 0)))[3:-3, 3:-3, 0]
         for i in (image[:, :39, :48], prediction["image"])
@@ -95,27 +95,27 @@ def test_a_perfect_answer_and_bicubic_itself():
     image = texture(40, 48)
     plain = by_bicubic(image, 2)
     perfect = {**plain, "image": image}
-    records = [UPSCALING.compare(p, {"image": image}, DATA) for p in (perfect, plain)]
+    records = [UPSCALING.make_record(p, {"image": image}, DATA) for p in (perfect, plain)]
     assert (records[0]["psnr"], records[0]["ssim"]) == (100, pytest.approx(1))
     assert records[1]["psnr"] == records[1]["psnr_bicubic"] < 40
-    assert UPSCALING.badness(records[1]) > UPSCALING.badness(records[0])
-    figures = UPSCALING.figures(records, DATA)
-    assert figures["psnr_gain"] == pytest.approx((100 - records[1]["psnr"]) / 2)
-    assert UPSCALING.figures(records[::-1], DATA) == figures
+    assert UPSCALING.error_score(records[1]) > UPSCALING.error_score(records[0])
+    metrics = UPSCALING.metrics(records, DATA)
+    assert metrics["psnr_gain"] == pytest.approx((100 - records[1]["psnr"]) / 2)
+    assert UPSCALING.metrics(records[::-1], DATA) == metrics
     with pytest.raises(TesseraError, match="no answer"):
-        UPSCALING.figures([], DATA)
+        UPSCALING.metrics([], DATA)
 
 
 def test_an_answer_of_another_size_is_refused():
     with pytest.raises(TesseraError, match="is the truth"):
-        UPSCALING.compare(by_bicubic(texture(20, 20), 2), {"image": texture(30, 30)}, DATA)
+        UPSCALING.make_record(by_bicubic(texture(20, 20), 2), {"image": texture(30, 30)}, DATA)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 3), (5, 4)])
 def test_images_smaller_than_border_and_scale(size, channels):
     image = texture(*size, channels=channels)
-    record = UPSCALING.compare(by_bicubic(image, 4), {"image": image}, DATA)
+    record = UPSCALING.make_record(by_bicubic(image, 4), {"image": image}, DATA)
     assert all(np.isfinite(value) for value in record.values())
 
 
@@ -143,7 +143,7 @@ def test_targets_are_the_pictures_without_what_fills_the_frame():
 def test_a_users_image_is_not_reduced():
     image = texture(31, 47)
     prepared = UPSCALING.prepare(UpscalingAugment(), DATA)(
-        batch_of(image), Draws(0, 1, slice(0, 1))
+        batch_of(image), BatchRng(0, 1, slice(0, 1))
     )
     assert prepared["image"].shape == (1, 3, 31, 47)
     assert "high" not in prepared
@@ -205,12 +205,12 @@ def test_patches_lie_inside_the_picture_and_smaller_ones_are_mirrored():
 def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
     batch = batch_of(*(texture(40, 48, seed=s) for s in range(5)))
     transform = UPSCALING.augment(UpscalingAugment(patch=16), DATA, train=True)
-    whole = transform(batch, Draws(3, 5, slice(0, 5)))
+    whole = transform(batch, BatchRng(3, 5, slice(0, 5)))
     for rows in (slice(0, 1), slice(1, 5)):
-        part = transform({n: v[rows] for n, v in batch.items()}, Draws(3, 5, rows))
+        part = transform({n: v[rows] for n, v in batch.items()}, BatchRng(3, 5, rows))
         assert torch.equal(part["image"], whole["image"][rows])
         assert torch.equal(part["high"], whole["high"][rows])
-    other = transform(batch, Draws(4, 5, slice(0, 5)))
+    other = transform(batch, BatchRng(4, 5, slice(0, 5)))
     assert not torch.equal(other["high"], whole["high"])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from models.tasks import verification
 from models.tasks.classification import CLASSIFICATION, ClassificationAugment
 from models.tasks.verification import VERIFICATION, VerificationAugment
@@ -23,7 +23,7 @@ SPEC = DataSpec("classification", 1, 8, 8, CLASSES, (0.5,), (0.2,))
 
 def compared(embeddings: torch.Tensor, labels: torch.Tensor) -> list[dict]:
     return [
-        VERIFICATION.compare({"embedding": row.clone()}, {"label": label}, SPEC)
+        VERIFICATION.make_record({"embedding": row.clone()}, {"label": label}, SPEC)
         for row, label in zip(F.normalize(embeddings), labels.tolist())
     ]
 
@@ -54,15 +54,15 @@ def test_rates_agree_with_scikit_learn(spread):
     records = scattered(spread=spread)
     similarity, same = all_pairs(records)
     far, tar, _ = roc_curve(same, similarity, drop_intermediate=False)
-    figures = VERIFICATION.figures(records, SPEC)
+    metrics = VERIFICATION.metrics(records, SPEC)
     eer = brentq(lambda x: 1 - x - np.interp(x, far, tar), 0, 1)
-    assert figures["eer"] == pytest.approx(eer, abs=1e-3)
+    assert metrics["eer"] == pytest.approx(eer, abs=1e-3)
     assert 0.01 < eer < 0.45
-    accepted = similarity >= figures["threshold"]
+    accepted = similarity >= metrics["threshold"]
     assert accepted[~same].mean() == pytest.approx(eer, abs=1e-3)
     assert 1 - accepted[same].mean() == pytest.approx(eer, abs=2e-3)
     for name, rate in (("tar_far_1e2", 1e-2), ("tar_far_1e3", 1e-3)):
-        assert figures[name] == pytest.approx(tar[far <= rate].max(), abs=3e-3), name
+        assert metrics[name] == pytest.approx(tar[far <= rate].max(), abs=3e-3), name
 
 
 def test_recall_agrees_with_brute_force():
@@ -71,7 +71,7 @@ def test_recall_agrees_with_brute_force():
     labels = torch.tensor([r["label"] for r in records])
     likeness = (embeddings @ embeddings.T).fill_diagonal_(-2)
     expected = (labels[likeness.argmax(1)] == labels).double().mean()
-    recall = VERIFICATION.figures(records, SPEC)["recall_at_1"]
+    recall = VERIFICATION.metrics(records, SPEC)["recall_at_1"]
     assert recall == pytest.approx(float(expected), abs=1e-12)
     assert 0.3 < recall < 0.95
 
@@ -91,53 +91,53 @@ def test_few_shot_agrees_with_brute_force():
         asked = [i for i in range(100) if i not in {j for s in support.values() for j in s}]
         said = (embeddings[asked] @ prototypes.T).argmax(1).tolist()
         rates.append(np.mean([s == labels[i] for s, i in zip(said, asked)]))
-    figure = VERIFICATION.figures(records, SPEC)["few_shot_5"]
-    assert figure == pytest.approx(np.mean(rates), abs=4 * np.std(rates) / np.sqrt(100))
-    assert 0.4 < figure < 0.95
+    metric = VERIFICATION.metrics(records, SPEC)["few_shot_5"]
+    assert metric == pytest.approx(np.mean(rates), abs=4 * np.std(rates) / np.sqrt(100))
+    assert 0.4 < metric < 0.95
 
 
 def test_figures_depend_on_neither_order_nor_threads_nor_blocks(monkeypatch):
     records = scattered(count=120)
-    figures = VERIFICATION.figures(records, SPEC)
+    metrics = VERIFICATION.metrics(records, SPEC)
     shuffled = random.Random(1).sample(records, len(records))
-    assert VERIFICATION.figures(shuffled, SPEC) == figures
+    assert VERIFICATION.metrics(shuffled, SPEC) == metrics
     torch.set_num_threads(2)  # the folder's fixture sets it back
     monkeypatch.setattr(verification, "_BLOCK", 50 * len(records))
-    assert VERIFICATION.figures(shuffled, SPEC) == figures
-    assert VERIFICATION.figures(records[1:], SPEC) != figures
+    assert VERIFICATION.metrics(shuffled, SPEC) == metrics
+    assert VERIFICATION.metrics(records[1:], SPEC) != metrics
 
 
 def test_classes_far_apart_are_told_apart():
     """The threshold lies in the middle of the gap."""
     labels = torch.arange(40) % 4
-    figures = VERIFICATION.figures(compared(torch.eye(4)[labels], labels), SPEC)
+    metrics = VERIFICATION.metrics(compared(torch.eye(4)[labels], labels), SPEC)
     best = {"tar_far_1e2": 1, "tar_far_1e3": 1, "recall_at_1": 1, "few_shot_5": 1, "eer": 0}
-    assert {name: figures[name] for name in best} == best
-    assert figures["threshold"] == pytest.approx(0.5, abs=1e-3)
+    assert {name: metrics[name] for name in best} == best
+    assert metrics["threshold"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_one_embedding_for_all_is_worth_nothing():
     labels = torch.arange(40) % 4
-    figures = VERIFICATION.figures(compared(torch.ones(40, 3), labels), SPEC)
-    assert figures["eer"] == 0.5
-    assert all(figures[name] == 0 for name in ("tar_far_1e2", "recall_at_1", "few_shot_5"))
+    metrics = VERIFICATION.metrics(compared(torch.ones(40, 3), labels), SPEC)
+    assert metrics["eer"] == 0.5
+    assert all(metrics[name] == 0 for name in ("tar_far_1e2", "recall_at_1", "few_shot_5"))
 
 
 def test_opposite_embeddings_are_counted():
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
-    figures = VERIFICATION.figures(compared(rows, torch.tensor([0, 0, 1, 1])), SPEC)
-    assert (figures["eer"], figures["recall_at_1"]) == (0, 1)
-    assert "few_shot_5" not in figures
+    metrics = VERIFICATION.metrics(compared(rows, torch.tensor([0, 0, 1, 1])), SPEC)
+    assert (metrics["eer"], metrics["recall_at_1"]) == (0, 1)
+    assert "few_shot_5" not in metrics
 
 
 def test_classes_with_few_images():
     """One with a single image is only another's other; those with up to 5 are in no draw."""
     labels = torch.tensor([0] * 8 + [1] * 7 + [2] * 5 + [3])
     records = compared(torch.eye(4)[labels] + 0.01 * torch.arange(21.0)[:, None].sin(), labels)
-    figures = VERIFICATION.figures(records, SPEC)
-    assert figures["recall_at_1"] == 1
-    assert figures["few_shot_5"] == 1
-    assert "few_shot_5" not in VERIFICATION.figures(records[8:], SPEC)
+    metrics = VERIFICATION.metrics(records, SPEC)
+    assert metrics["recall_at_1"] == 1
+    assert metrics["few_shot_5"] == 1
+    assert "few_shot_5" not in VERIFICATION.metrics(records[8:], SPEC)
 
 
 @pytest.mark.parametrize(
@@ -147,22 +147,22 @@ def test_classes_with_few_images():
 def test_a_split_without_pairs_is_refused(labels, message):
     records = compared(torch.eye(3), torch.tensor(labels))
     with pytest.raises(TesseraError, match=message):
-        VERIFICATION.figures(records, SPEC)
+        VERIFICATION.metrics(records, SPEC)
 
 
 def test_what_is_no_embedding_is_refused():
     records = compared(torch.eye(3), torch.tensor([0, 0, 1]))
     records[1]["embedding"] = torch.tensor([float("nan"), 0.0, 0.0])
     with pytest.raises(TesseraError, match="not finite"):
-        VERIFICATION.figures(records, SPEC)
+        VERIFICATION.metrics(records, SPEC)
     with pytest.raises(TesseraError, match="no answer"):
-        VERIFICATION.figures([], SPEC)
+        VERIFICATION.metrics([], SPEC)
 
 
 def test_ten_thousand_images_take_seconds():
     records = scattered(count=10_000)
     started = time.process_time()
-    VERIFICATION.figures(records, SPEC)
+    VERIFICATION.metrics(records, SPEC)
     assert time.process_time() - started < 10
 
 
@@ -199,7 +199,7 @@ def test_images_are_augmented_as_for_classification():
     batch = {"image": images, "label": torch.arange(16) % 5, "key": [""] * 16}
     settings = {"flip": True, "crop_padding": 2, "cutout": 3}
     one, other = (
-        task.augment(kind(**settings), SPEC, train=True)(batch, Draws(3, 16, slice(0, 16)))
+        task.augment(kind(**settings), SPEC, train=True)(batch, BatchRng(3, 16, slice(0, 16)))
         for task, kind in (
             (VERIFICATION, VerificationAugment),
             (CLASSIFICATION, ClassificationAugment),
@@ -215,7 +215,7 @@ def warped(image: torch.Tensor, **settings) -> torch.Tensor:
     plain = DataSpec("classification", 1, *image.shape[1:], CLASSES, (0.0,), (1.0,))
     batch = {"image": image.repeat(300, 1, 1, 1), "label": torch.zeros(300), "key": [""] * 300}
     transform = VERIFICATION.augment(VerificationAugment(**settings), plain, train=True)
-    return transform(batch, Draws(0, 300, slice(0, 300)))["image"][:, 0]
+    return transform(batch, BatchRng(0, 300, slice(0, 300)))["image"][:, 0]
 
 
 def moments(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -264,11 +264,11 @@ def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
     batch = {"image": images, "label": torch.arange(12) % 5}
     settings = VerificationAugment(crop_padding=1, rotate=20.0, shear=0.2, zoom=0.2)
     transform = VERIFICATION.augment(settings, SPEC, train=True)
-    whole = transform(batch, Draws(3, 12, slice(0, 12)))["image"]
+    whole = transform(batch, BatchRng(3, 12, slice(0, 12)))["image"]
     for rows in (slice(0, 5), slice(5, 12)):
         part = {name: value[rows] for name, value in batch.items()}
-        assert torch.equal(transform(part, Draws(3, 12, rows))["image"], whole[rows])
-    still = VERIFICATION.augment(settings, SPEC, train=False)(batch, Draws(3, 12, slice(0, 12)))
+        assert torch.equal(transform(part, BatchRng(3, 12, rows))["image"], whole[rows])
+    still = VERIFICATION.augment(settings, SPEC, train=False)(batch, BatchRng(3, 12, slice(0, 12)))
     torch.testing.assert_close(still["image"], (images / 255 - 0.5) / 0.2)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.core.errors import UsageError
-from models.core.family import Batch, DataSpec, Draws
+from models.core.family import Batch, BatchRng, DataSpec
 from models.transforms.geometry import Place, inside
 from models.transforms.object_augment import ObjectAugment, ObjectAugmentSettings
 
@@ -35,7 +35,7 @@ def batch(extent: tuple[int, int] = (HEIGHT, WIDTH)) -> Batch:
 
 def augmented(given: Batch, seed: int = 0, **settings: object) -> Batch:
     transform = ObjectAugment(ObjectAugmentSettings(**settings), DATA)
-    return transform(given, Draws(seed, COUNT, slice(0, COUNT)))
+    return transform(given, BatchRng(seed, COUNT, slice(0, COUNT)))
 
 
 def fits(image: Tensor, boxes: Tensor) -> bool:
@@ -134,7 +134,7 @@ def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
     whole = augmented(batch(), 7, **settings)
     half = {name: value[6:] for name, value in batch().items()}
     transform = ObjectAugment(ObjectAugmentSettings(**settings), DATA)
-    part = transform(half, Draws(7, COUNT, slice(6, COUNT)))
+    part = transform(half, BatchRng(7, COUNT, slice(6, COUNT)))
     torch.testing.assert_close(part["image"], whole["image"][6:])
     for one, other in zip(part["boxes"], whole["boxes"][6:]):
         assert torch.equal(one, other)
@@ -148,13 +148,13 @@ def test_images_without_objects_and_a_batch_of_one_are_mosaics_too():
     assert [tuple(boxes.shape) for boxes in seen["boxes"]] == [(0, 4)] * COUNT
     one = {name: value[:1] for name, value in batch().items()}
     transform = ObjectAugment(ObjectAugmentSettings(mosaic=1.0), DATA)
-    assert fits(*(transform(one, Draws(0, 1, slice(0, 1)))[n][0] for n in ("image", "boxes")))
+    assert fits(*(transform(one, BatchRng(0, 1, slice(0, 1)))[n][0] for n in ("image", "boxes")))
 
 
 def test_pixels_are_normalised():
     data = DataSpec("detection", 3, HEIGHT, WIDTH, ("a",), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     given = batch()
-    seen = ObjectAugment(ObjectAugmentSettings(), data)(given, Draws(0, COUNT, slice(0, COUNT)))
+    seen = ObjectAugment(ObjectAugmentSettings(), data)(given, BatchRng(0, COUNT, slice(0, COUNT)))
     mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
     torch.testing.assert_close(seen["image"], (given["image"].float() / 255 - mean) / std)
     assert given["image"].dtype == torch.uint8

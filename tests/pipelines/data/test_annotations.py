@@ -317,5 +317,5 @@ def test_mask_pixels_are_the_masks() -> None:
 
 
 def test_the_error_goes_to_other_processes_whole() -> None:
-    error = pickle.loads(pickle.dumps(BadAnnotation("box inverted", "x is", mend="turn it")))
-    assert (error.reason, error.message, error.mend) == ("box inverted", "x is", "turn it")
+    error = pickle.loads(pickle.dumps(BadAnnotation("box inverted", "x is", hint="turn it")))
+    assert (error.reason, error.message, error.hint) == ("box inverted", "x is", "turn it")

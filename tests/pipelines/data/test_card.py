@@ -89,19 +89,19 @@ def test_a_split_without_samples_is_none(make_set: MakeSet) -> None:
 
 
 def test_what_to_do_without_a_card_is_said(tmp_path: Path) -> None:
-    def mend(folder: Path) -> str:
+    def hint(folder: Path) -> str:
         with pytest.raises(TesseraError, match=r"no card\.json") as caught:
             cards.read(folder)
-        return caught.value.mend or ""
+        return caught.value.hint or ""
 
     source = tmp_path / "photos"
     source.mkdir()
-    assert mend(source) == f"pack one: tessera pack SOURCE --to {source}"
+    assert hint(source) == f"pack one: tessera pack SOURCE --to {source}"
     (source / "a.jpg").write_bytes(b"")
     assert (
-        mend(source)
+        hint(source)
         == f"if it is a source, pack it: tessera pack {source} --to DIR, and give that DIR"
     )
-    assert mend(tmp_path / "new") == f"pack one: tessera pack SOURCE --to {tmp_path / 'new'}"
+    assert hint(tmp_path / "new") == f"pack one: tessera pack SOURCE --to {tmp_path / 'new'}"
     (tmp_path / ".new.packing").mkdir()
-    assert mend(tmp_path / "new") == "its pack was stopped: the same tessera pack command goes on"
+    assert hint(tmp_path / "new") == "its pack was stopped: the same tessera pack command goes on"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import models
 from models.core.errors import UsageError
-from models.core.family import Batch, DataSpec, Draws
+from models.core.family import Batch, BatchRng, DataSpec
 from pipelines.evaluation.attacks import KINDS, attacked, fgsm, pgd
 from pipelines.evaluation.gradients import frozen
 
@@ -42,7 +42,7 @@ def trained() -> tuple[nn.Module, Batch]:
     raw: Batch = {"image": images, "label": labels, "index": torch.arange(128) + 1000}
     raw["key"] = [str(i) for i in range(128)]
     settings = family.task.augment_settings()
-    batch = family.augment(settings, SPEC, train=False)(raw, Draws(0, 128, slice(0, 128)))
+    batch = family.augment(settings, SPEC, train=False)(raw, BatchRng(0, 128, slice(0, 128)))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)

@@ -155,7 +155,7 @@ def test_a_selection_has_the_figures_of_its_records(task: str, records: list[Rec
     asked = models.get(task).task
     select = asked.selector(records, DATA)
     for places in ([0, 1, 2], list(range(len(records))), [5, 5, 5, 7, 1, 5]):
-        own = asked.figures([records[place] for place in places], DATA)
+        own = asked.metrics([records[place] for place in places], DATA)
         found = select(places)
         assert {name: found[name] for name in own} == own
     assert select(range(len(records))) == select(range(len(records)))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import models
 from models.core.errors import TesseraError
 from pipelines.evaluation import costs
-from pipelines.training.evaluator import Asker
+from pipelines.training.evaluator import Evaluator
 
 MEGABYTE = 1 << 20
 
@@ -123,7 +123,7 @@ def test_a_network_is_not_trained_by_being_asked() -> None:
 def test_latency_of_an_asker() -> None:
     family = models.get("cnn")
     settings = family.task.augment_settings()
-    ask = Asker(
+    ask = Evaluator(
         family, examples.tiny(family), examples.spec(family), "cpu", augment_settings=settings
     )
     found = costs.latency(ask, examples.raw_batch(family, 1), "cpu", seconds=0.05)

@@ -79,11 +79,11 @@ def test_what_is_found_does_not_depend_on_the_ranks(
     assert found[0] == found[1]
     good, poor = (results.assessment(one) for one in found[0]["models"])
     assert good.samples == poor.samples == cards.read(digits).split("test").samples
-    accuracy = good.figures["accuracy"]
+    accuracy = good.metrics["accuracy"]
     assert 0.6 < accuracy.low < accuracy.value < accuracy.high <= 1
     compared = results.comparison(found[0]["comparisons"][0])
-    lead = compared.figures["accuracy"]
-    assert lead.value == pytest.approx(accuracy.value - poor.figures["accuracy"].value)
+    lead = compared.metrics["accuracy"]
+    assert lead.value == pytest.approx(accuracy.value - poor.metrics["accuracy"].value)
     assert lead.low > 0.3
     assert compared.mcnemar is not None
     assert compared.mcnemar.p_value < 1e-6
@@ -116,7 +116,7 @@ def test_a_report_opens_offline_and_runs_nothing(
         for name in ("charts", "confusion_matrix", "worst_mistakes")
         for number in (1, 2)
     ]
-    value = found["models"][0]["figures"]["accuracy"]["value"]
+    value = found["models"][0]["metrics"]["accuracy"]["value"]
     assert f"{value:.4g}" in page
     costs = found["models"][0]["costs"]
     assert costs.keys() == policy.COSTS, "a policy that names another would never be measured"
@@ -128,7 +128,7 @@ def test_a_report_opens_offline_and_runs_nothing(
 
 def test_fields_make_slices(digits: Path, two: list[dict[str, str]]) -> None:
     number = cards.read(digits).split("test").samples
-    loader = loaded_model.open_subject(
+    loader = loaded_model.load_model(
         Path(two[0]["model"]), two[0]["digest"], str(digits), World()
     ).loader("test", World())
     keys = [key for _, batch in loader.batches() for key in batch["key"]]

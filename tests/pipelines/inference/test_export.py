@@ -82,11 +82,11 @@ def metadata_of(name: str) -> dict[str, Any]:
 def write(name: str, form: str, to: Path, variant: str = "tiny") -> None:
     data, family = examples.spec(models.get(name)), models.get(name)
     export.write(
-        predictor_of(name, variant).servable,
+        predictor_of(name, variant).exportable,
         (data.height, data.width, data.channels),
         to,
         form=form,
-        output=family.task.served,
+        output=family.task.output_name,
         metadata=metadata_of(name),
     )
 
@@ -149,8 +149,8 @@ def test_a_file_says_what_it_is(answered: tuple[str, Path]) -> None:
 @pytest.mark.parametrize("name", sorted(NOT_EXPORTED))
 def test_a_family_without_such_an_answer_is_refused(name: str) -> None:
     with pytest.raises(TesseraError, match="nothing to export") as refused:
-        _ = predictor_of(name).servable
-    assert refused.value.mend == f"these can be exported: {', '.join(EXPORTED)}"
+        _ = predictor_of(name).exportable
+    assert refused.value.hint == f"these can be exported: {', '.join(EXPORTED)}"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def pickles(file: Path) -> list[str]:
 def test_nothing_in_a_file_is_pickled(tmp_path: Path) -> None:
     write("cnn", "pt2", tmp_path / "x.pt2")
     assert pickles(tmp_path / "x.pt2") == []
-    plain = torch.export.export(predictor_of("cnn").servable, (torch.zeros(2, 16, 16, 3).byte(),))
+    plain = torch.export.export(predictor_of("cnn").exportable, (torch.zeros(2, 16, 16, 3).byte(),))
     torch.export.save(plain, tmp_path / "control.pt2")
     assert pickles(tmp_path / "control.pt2") == ["data/sample_inputs/model.pt"]
 
@@ -244,7 +244,7 @@ def test_weights_that_no_onnx_file_has_room_for(
     monkeypatch.setattr(export, "MOST_BYTES", 100)
     with pytest.raises(TesseraError, match="has room for 100") as refused:
         write("cnn", "onnx", tmp_path / "x.onnx")
-    assert "pt2" in refused.value.mend
+    assert "pt2" in refused.value.hint
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
@@ -253,5 +253,5 @@ def test_a_library_that_is_not_installed(missing: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(TesseraError, match=f"needs {missing}, which") as refused:
         export.check_installed("onnx")
-    assert "pip install 'tessera[onnx]'" in refused.value.mend
+    assert "pip install 'tessera[onnx]'" in refused.value.hint
     export.check_installed("pt2")

@@ -11,9 +11,9 @@ from PIL import Image
 
 import models
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from pipelines import recipe as recipes
-from pipelines.inference.identify import Comparison, enrol
+from pipelines.inference.identify import Comparison, build_gallery
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
 from pipelines.workflows.predict import Asked, give
@@ -44,7 +44,7 @@ def predictor() -> Predictor:
     labels = torch.arange(24) % 3
     for step in range(30):
         batch = {"image": noisy(TRAINED[labels], step), "label": labels, "key": [""] * 24}
-        seen = transform(batch, Draws(step, 24, slice(0, 24)))
+        seen = transform(batch, BatchRng(step, 24, slice(0, 24)))
         family.loss(module, seen)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -66,13 +66,13 @@ def gallery(tmp_path: Path) -> Path:
     return tmp_path / "gallery"
 
 
-def version(**figures: float) -> Version:
-    tags = {"tessera.metrics": json.dumps({f"val/{k}": v for k, v in figures.items()})}
+def version(**metrics: float) -> Version:
+    tags = {"tessera.metrics": json.dumps({f"val/{k}": v for k, v in metrics.items()})}
     return Version("colours", 1, "", tags)
 
 
 def test_whose_it_is(predictor: Predictor, gallery: Path, tmp_path: Path) -> None:
-    identify = enrol(predictor, gallery, 0.5)
+    identify = build_gallery(predictor, gallery, 0.5)
     for seed, name in enumerate(COLOURS):
         (found,) = predictor.predict([paint(tmp_path / "new.png", name, 50 + seed)])
         said = identify(found.prediction)
@@ -91,7 +91,9 @@ def test_a_prototype_is_the_normalised_mean(predictor: Predictor, gallery: Path)
     embeddings = torch.stack([f.prediction["embedding"] for f in predictor.predict(paths)])
     mean = torch.nn.functional.normalize(embeddings.mean(0), dim=0)
     (found,) = predictor.predict(paths[:1])
-    said = {o["class"]: o for o in enrol(predictor, gallery, None)(found.prediction)["top5"]}
+    said = {
+        o["class"]: o for o in build_gallery(predictor, gallery, None)(found.prediction)["top5"]
+    }
     expected = float(mean @ embeddings[0])
     assert said["lilac"]["similarity"] == pytest.approx(expected, abs=1e-6)
 
@@ -101,7 +103,7 @@ def test_known_is_from_the_threshold_on(
     predictor: Predictor, gallery: Path, threshold: float | None, known: bool | None
 ) -> None:
     (found,) = predictor.predict([gallery / "green" / "0.png"])
-    said = enrol(predictor, gallery, threshold)(found.prediction)
+    said = build_gallery(predictor, gallery, threshold)(found.prediction)
     assert said.get("known") is known
     assert ("known" in said) == (threshold is not None)
 
@@ -111,13 +113,13 @@ def test_a_gallery_that_can_t_be_used_is_refused_by_name(
 ) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(UsageError, match="bare has no folders"):
-        enrol(predictor, tmp_path / "bare", None)
+        build_gallery(predictor, tmp_path / "bare", None)
     (gallery / "rusty" / "bad.png").write_bytes(b"no image")
     with pytest.raises(TesseraError, match=r"rusty/bad\.png"):
-        enrol(predictor, gallery, None)
+        build_gallery(predictor, gallery, None)
     (gallery / "empty").mkdir()
     with pytest.raises(TesseraError, match="empty has no images"):
-        enrol(predictor, gallery, None)
+        build_gallery(predictor, gallery, None)
 
 
 def test_other_models_are_refused(gallery: Path) -> None:
@@ -125,7 +127,7 @@ def test_other_models_are_refused(gallery: Path) -> None:
     weights = models.get("cnn").build(recipe.config(), SPEC).state_dict()
     classifier = Predictor(recipe, SPEC, weights)
     with pytest.raises(UsageError, match="does classification: its answers can't be compared"):
-        enrol(classifier, gallery, None)
+        build_gallery(classifier, gallery, None)
     with pytest.raises(UsageError, match="does classification"):
         Comparison(classifier, None)
 

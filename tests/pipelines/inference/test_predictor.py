@@ -42,10 +42,10 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (16, 12)) -> 
 
 def test_answers_are_the_networks(predictor, tmp_path):
     paths = [write_image(tmp_path / f"{seed}.png", seed) for seed in range(7)]
-    servable = models.get("cnn").servable(network(), SPEC)
+    exportable = models.get("cnn").exportable(network(), SPEC)
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
     with torch.no_grad():
-        expected = servable(torch.from_numpy(images))
+        expected = exportable(torch.from_numpy(images))
     answers = [f.answer for f in predictor.predict(paths)]
     assert [a["path"] for a in answers] == [str(p) for p in paths]
     for answer, row in zip(answers, expected):

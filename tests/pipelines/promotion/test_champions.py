@@ -13,7 +13,7 @@ from faulty_server import wire_to
 from models.core.errors import TesseraError
 from pipelines.interfaces import Decision, Registry, Version
 from pipelines.promotion import champions
-from pipelines.promotion.champions import OvertakenError
+from pipelines.promotion.champions import ConcurrentPromotionError
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.tracking.mlflow_registry import MlflowRegistry
@@ -54,7 +54,7 @@ def test_one_after_the_other_and_back(
 ) -> None:
     registry = opened[0]()
     first, second, third = versions(registry, opened[1], tmp_path / "f", "m1", 3)
-    assert champions.look(registry, "m1") == champions.Seat(None, 0)
+    assert champions.look(registry, "m1") == champions.ChampionState(None, 0)
     for version in (first, second, third):
         champions.move(registry, "m1", champions.look(registry, "m1"), version, kind="promotion")
         assert number(registry, "m1") == version.number
@@ -75,7 +75,7 @@ def test_what_was_compared_with_another_champion_is_told(
     first, second = versions(registry, opened[1], tmp_path / "f", "m2", 2)
     seat = champions.look(registry, "m2")
     champions.move(registry, "m2", seat, first, kind="promotion")
-    with pytest.raises(OvertakenError, match="it is version 1"):
+    with pytest.raises(ConcurrentPromotionError, match="it is version 1"):
         champions.move(registry, "m2", seat, second, kind="promotion")
     assert number(registry, "m2") == 1
 
@@ -88,7 +88,7 @@ def test_an_alias_that_was_moved_by_hand_is_seen(
     champions.move(registry, "m3", champions.look(registry, "m3"), first, kind="promotion")
     seat = champions.look(registry, "m3")
     registry.alias("m3", "champion", 3)
-    with pytest.raises(OvertakenError, match="it is version 3"):
+    with pytest.raises(ConcurrentPromotionError, match="it is version 3"):
         champions.move(registry, "m3", seat, second, kind="promotion")
     seat = champions.look(registry, "m3")
     assert seat.champion is not None
@@ -160,7 +160,7 @@ def test_a_decision_whose_version_was_deleted_stops_nobody(tmp_path: Path) -> No
     registry.decide("m", Decision(0, 1, 2, 1, "promotion", "token"))
     registry.delete(second)
     seat = champions.look(registry, "m")
-    assert seat == champions.Seat(registry.version("m", 1), 2)
+    assert seat == champions.ChampionState(registry.version("m", 1), 2)
     champions.move(registry, "m", seat, third, kind="promotion")
     assert number(registry, "m") == 3
 
@@ -198,7 +198,9 @@ def race(registries: list[Registry], name: str, rivals: list[Version], round_: i
     winners = [number for number, error in told if error is None]
     others = [error for _, error in told if error is not None]
     assert len(winners) == 1, f"round {round_}: {told}"
-    assert all(isinstance(error, OvertakenError) for error in others), f"round {round_}: {told}"
+    assert all(isinstance(error, ConcurrentPromotionError) for error in others), (
+        f"round {round_}: {told}"
+    )
     assert number(registries[0], name) == winners[0], f"round {round_}"
 
 

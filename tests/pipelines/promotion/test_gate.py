@@ -18,8 +18,8 @@ from pipelines.evaluation.bootstrap import Difference, Estimate, McNemar
 from pipelines.evaluation.results import Assessment, Comparison, Robustness
 from pipelines.interfaces import Version
 from pipelines.promotion import champions, gate, policy
-from pipelines.promotion.champions import OvertakenError
-from pipelines.promotion.gate import Evaluation, Leak, Standing, Verdict
+from pipelines.promotion.champions import ConcurrentPromotionError
+from pipelines.promotion.gate import CandidateInfo, Evaluation, Leak, Verdict
 from pipelines.promotion.policy import Policy
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.training import checkpoints
@@ -27,19 +27,19 @@ from pipelines.training import checkpoints
 CLEAN = Leak(0, 100)
 
 
-def standing(number: int, accuracy: float = 0.9) -> Standing:
+def standing(number: int, accuracy: float = 0.9) -> CandidateInfo:
     digest = f"digest-{number}"
     evaluation = Evaluation(digest, "data", "test", 100, {"accuracy": accuracy})
-    return Standing(number, digest, "", "", evaluation, "classification", ("a", "b"))
+    return CandidateInfo(number, digest, "", "", evaluation, "classification", ("a", "b"))
 
 
-def change(given: Standing, **fields: Any) -> Standing:
+def change(given: CandidateInfo, **fields: Any) -> CandidateInfo:
     assert given.evaluation is not None
     return replace(given, evaluation=replace(given.evaluation, **fields))
 
 
 def found(accuracy: float = 0.9, **more: Any) -> Assessment:
-    figures = {"accuracy": accuracy, **more.pop("figures", {})}
+    metrics = {"accuracy": accuracy, **more.pop("metrics", {})}
     return Assessment(
         model="m",
         digest="d",
@@ -51,7 +51,7 @@ def found(accuracy: float = 0.9, **more: Any) -> Assessment:
         data_digest="data",
         split="test",
         samples=100,
-        figures={name: Estimate(value, value, value) for name, value in figures.items()},
+        metrics={name: Estimate(value, value, value) for name, value in metrics.items()},
         **more,
     )
 
@@ -108,9 +108,9 @@ def test_better_than_the_champion_by_the_margin_and_surely(
 
 
 def test_where_less_is_better() -> None:
-    figures = {"direction": "min"}
-    assert decide(found(0.1, **figures), found(0.2, **figures), compared(-0.15, -0.05)).passed
-    assert not decide(found(0.2, **figures), found(0.1, **figures), compared(0.05, 0.15)).passed
+    metrics = {"direction": "min"}
+    assert decide(found(0.1, **metrics), found(0.2, **metrics), compared(-0.15, -0.05)).passed
+    assert not decide(found(0.2, **metrics), found(0.1, **metrics), compared(0.05, 0.15)).passed
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_the_largest_losses() -> None:
         {"latency_p95_ms": 1.3, "size_bytes": 1000.0},
         {"latency_p95_ms": 1.0, "size_bytes": 900.0},
     )
-    candidate = found(0.95, figures=own, robustness=robust[0], costs=costs[0])
-    champion = found(0.9, figures=its, robustness=robust[1], costs=costs[1])
+    candidate = found(0.95, metrics=own, robustness=robust[0], costs=costs[0])
+    champion = found(0.9, metrics=its, robustness=robust[1], costs=costs[1])
     sure = {name: Difference(own[name] - its[name], *2 * [own[name] - its[name]]) for name in own}
     lead = compared(0.02, 0.08, classes=sure)
     strict = {"classes": 0.05, "robustness": 0.05, "latency": 0.25, "size": 0.1}
@@ -169,7 +169,7 @@ def test_the_largest_losses() -> None:
 
 
 def test_a_class_that_the_candidate_never_answers_is_lost_whole() -> None:
-    candidate, champion = found(0.95), found(0.9, figures={"precision/cat": 0.2})
+    candidate, champion = found(0.95), found(0.9, metrics={"precision/cat": 0.2})
     verdict = decide(candidate, champion, compared(0.01, 0.1), largest_losses={"classes": 0.9})
     assert failed(verdict) == ["largest sure loss of precision in a class"]
 
@@ -190,7 +190,7 @@ def test_leakage(leak: Leak, limit: float | None, passed: bool) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_figures_that_are_not_finite_are_refused(value: float) -> None:
-    assert failed(decide(found(0.9, figures={"loss": value}))) == ["finite figures"]
+    assert failed(decide(found(0.9, metrics={"loss": value}))) == ["finite figures"]
 
 
 def test_every_rule_that_fails_is_told() -> None:
@@ -206,8 +206,8 @@ def test_every_rule_that_fails_is_told() -> None:
         (change(standing(2, 0.99), data_digest="other"), "other data"),
         (change(standing(2, 0.99), split="val"), "evaluated on 'val'"),
         (change(standing(2, 0.99), model_digest="x"), "of other files"),
-        (change(standing(2), figures={"accuracy": math.nan}), "not finite"),
-        (change(standing(2), figures={"accuracy": 0.99, "loss": math.inf}), "not finite: loss"),
+        (change(standing(2), metrics={"accuracy": math.nan}), "not finite"),
+        (change(standing(2), metrics={"accuracy": 0.99, "loss": math.inf}), "not finite: loss"),
         (change(standing(2, 0.99), samples=0), "on no image"),
         (replace(standing(2, 0.99), damage="file weights is missing"), "file weights is missing"),
         (replace(standing(2, 0.99), missing="its run was deleted"), "its run was deleted"),
@@ -219,7 +219,7 @@ def test_every_rule_that_fails_is_told() -> None:
 )
 @pytest.mark.fault(48)
 @pytest.mark.control(48)
-def test_refused_with_its_reason(candidate: Standing, reason: str) -> None:
+def test_refused_with_its_reason(candidate: CandidateInfo, reason: str) -> None:
     refused = gate.refusals(candidate, standing(1), "data")
     assert any(reason in line for line in refused), refused
     assert gate.refusals(standing(2), standing(1), "data") == [], "the control"
@@ -373,7 +373,7 @@ def test_of_two_promotions_at_once_one_is_told(registry: MemoryRegistry, tmp_pat
     promote(registry, made[0])
     seat = champions.look(registry, "m")
     promote(registry, made[2])
-    with pytest.raises(OvertakenError, match="changed meanwhile: it is version 3"):
+    with pytest.raises(ConcurrentPromotionError, match="changed meanwhile: it is version 3"):
         gate.apply(registry, made[1], seat, yes(made[1]), "run")
     assert champion(registry) == 3
 
@@ -400,7 +400,7 @@ def test_a_wrong_policy_is_refused(
     file.write_text(text)
     with pytest.raises(UsageError) as error:
         policy.read(file)
-    assert reason in f"{error.value.message} {error.value.mend}"
+    assert reason in f"{error.value.message} {error.value.hint}"
     assert not (tmp_path / "marker").exists()
 
 

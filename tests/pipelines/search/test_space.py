@@ -15,7 +15,7 @@ from PIL import Image
 import models
 from jobs import tune
 from models.core.errors import TesseraError, UsageError
-from models.core.family import Figure
+from models.core.family import Metric
 from models.core.spaces import Choice, LogUniform, Uniform
 from pipelines import recipe as recipes
 from pipelines.cluster import tuner
@@ -27,7 +27,7 @@ from pipelines.training import run
 from pipelines.workflows import search_board
 from pipelines.workflows import trial as workflows_trial
 
-UP, DOWN = Figure("accuracy", "max"), Figure("loss", "min")
+UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
 
 
 def space_file(tmp_path: Path, text: str) -> Path:
@@ -141,10 +141,10 @@ def test_a_trial_that_can_never_be_placed_is_refused_with_the_numbers() -> None:
         search_space.room(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
 
 
-def trial(number: int, values: list[float], figure: Figure = UP, **about: Any) -> Trial:
+def trial(number: int, values: list[float], metric: Metric = UP, **about: Any) -> Trial:
     made = Trial(f"t{number}", number, {"lr": 0.1 * number}, **about)
     for epoch, value in enumerate(values, 1):
-        made.note(epoch, value, figure)
+        made.note(epoch, value, metric)
     return made
 
 

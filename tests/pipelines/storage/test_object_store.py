@@ -26,13 +26,13 @@ from pipelines.data.shards import ShardReader
 from pipelines.storage.base import CacheSettings, current_cache, use_cache
 from pipelines.storage.object_store import Store
 from pipelines.storage.open import open_storage
-from pipelines.storage.retry import Patience
+from pipelines.storage.retry import RetryPolicy
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()), reason=missing() or "there is a server"),
 ]
-QUICK = Patience(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=2.0)
+QUICK = RetryPolicy(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=2.0)
 DATA = hashlib.shake_128(b"data").digest(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
@@ -305,7 +305,7 @@ def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: Fau
 def test_without_patience_the_same_outage_ends_the_epoch(
     s3: str, uploaded: Card, wire: FaultyWire
 ) -> None:
-    place = Store("s3", s3[5:], s3, current_cache(), Patience(tries=1))
+    place = Store("s3", s3[5:], s3, current_cache(), RetryPolicy(tries=1))
     assert place.size("card.json")
     wire.down()
     shard = uploaded.splits["train"].shards[0]
@@ -342,7 +342,7 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
     """The same weights to the last bit: no sample was lost, doubled or moved."""
     from pipelines import recipe as recipes
     from pipelines.interfaces import World
-    from pipelines.tracking.events import SpoolFile
+    from pipelines.tracking.events import EventLog
     from pipelines.training import worker
 
     place = open_storage(s3)
@@ -362,7 +362,7 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
         )
         folder = tmp_path / f"run{len(weights)}"
         folder.mkdir()
-        emit = SpoolFile(folder / "spool.jsonl")
+        emit = EventLog(folder / "events.jsonl")
         if data == s3:
             wire.faults = ["", "cut:5000", "503"]
             wire.cut()

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines.storage.retry import Passing, Patience, persist
+from pipelines.storage.retry import RetryPolicy, TransientError, retry_call
 
-QUICK = Patience(tries=4, first_seconds=0.001)
+QUICK = RetryPolicy(tries=4, first_seconds=0.001)
 
 
 def failing(times: int, error: Exception) -> tuple[list[int], object]:
@@ -26,15 +26,15 @@ def failing(times: int, error: Exception) -> tuple[list[int], object]:
 
 @pytest.mark.parametrize("times", [0, 1, 3])
 def test_what_passes_is_tried_again(times: int) -> None:
-    calls, act = failing(times, Passing("busy"))
-    assert persist(act, QUICK, "x") == "done"
+    calls, act = failing(times, TransientError("busy"))
+    assert retry_call(act, QUICK, "x") == "done"
     assert len(calls) == times + 1
 
 
 def test_what_lasts_ends() -> None:
-    calls, act = failing(99, Passing("busy"))
+    calls, act = failing(99, TransientError("busy"))
     with pytest.raises(TesseraError, match=r"shard x: busy \(tried 4 times in \d+ s\)"):
-        persist(act, QUICK, "shard x")
+        retry_call(act, QUICK, "shard x")
     assert len(calls) == 4
 
 
@@ -42,13 +42,13 @@ def test_what_lasts_ends() -> None:
 def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
     calls, act = failing(99, error)
     with pytest.raises(type(error)):
-        persist(act, QUICK, "x")
+        retry_call(act, QUICK, "x")
     assert len(calls) == 1
 
 
 def test_a_minute_is_borne() -> None:
     """What the docstring says of the default, at the shortest that chance makes it."""
-    default = Patience()
+    default = RetryPolicy()
     least = min(sum(default.waits()) for _ in range(200))
     most = sum(
         1.25 * min(default.first_seconds * 2**n, default.most_seconds)
@@ -60,5 +60,5 @@ def test_a_minute_is_borne() -> None:
 def test_chance_is_not_the_trainings() -> None:
     random.seed(1)
     state = random.getstate()
-    list(Patience().waits())
+    list(RetryPolicy().waits())
     assert random.getstate() == state

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from pipelines.interfaces import Point
-from pipelines.tracking.events import FILE, UNDELIVERED, Event, SpoolFile, read_events
+from pipelines.tracking.events import FAILED_EVENTS, FILE, Event, EventLog, read_events
 from pipelines.tracking.memory import MemoryTracker
-from pipelines.tracking.shipper import Shipper
+from pipelines.tracking.uploader import Uploader
 
 
 class Outage(Exception):
@@ -53,9 +53,9 @@ def refused(error: BaseException) -> bool:
     return isinstance(error, Refusal)
 
 
-def shipper(folder: Path, tracker: MemoryTracker, **options: Any) -> Shipper:
+def shipper(folder: Path, tracker: MemoryTracker, **options: Any) -> Uploader:
     options = {"is_permanent": refused, "interval_seconds": 0.02, **options}
-    return Shipper(folder / FILE, tracker, **options).start()
+    return Uploader(folder / FILE, tracker, **options).start()
 
 
 def metric(step: int, **values: float) -> Event:
@@ -74,7 +74,7 @@ def values_of(tracker: MemoryTracker, key: str) -> dict[int, list[float]]:
 
 
 def test_events_are_lines_of_plain_json(tmp_path: Path) -> None:
-    emit = SpoolFile(tmp_path / "run" / FILE)
+    emit = EventLog(tmp_path / "run" / FILE)
     emit({"kind": "metrics", "step": np.int64(3), "values": {"a": np.float32(0.5), "b": math.nan}})
     emit({"kind": "progress", "worst": [math.inf, -math.inf], "path": tmp_path, "none": None})
     emit.flush()
@@ -93,17 +93,17 @@ def test_events_are_lines_of_plain_json(tmp_path: Path) -> None:
 
 def test_a_cut_line_is_passed_over_and_healed(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    SpoolFile(path)(metric(1, a=1.0))
+    EventLog(path)(metric(1, a=1.0))
     with open(path, "ab") as file:
         file.write(b'{"kind":"metrics","st')  # a crash in mid-write
     assert [event["step"] for event, _ in read_events(path)] == [1]
-    SpoolFile(path)(metric(2, a=2.0))
+    EventLog(path)(metric(2, a=2.0))
     assert [event["step"] for event, _ in read_events(path)] == [1, 2]
 
 
 def test_reading_goes_on_from_every_offset(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    emit = SpoolFile(path)
+    emit = EventLog(path)
     for step in range(5):
         emit(metric(step, a=float(step)))
     whole = list(read_events(path))
@@ -115,12 +115,12 @@ def test_reading_goes_on_from_every_offset(tmp_path: Path) -> None:
 def test_writers_in_threads_and_processes_keep_lines_whole(tmp_path: Path) -> None:
     path = tmp_path / FILE
     code = (
-        "import sys; from pathlib import Path; from pipelines.tracking.events import SpoolFile\n"
-        "emit = SpoolFile(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from pipelines.tracking.events import EventLog\n"
+        "emit = EventLog(Path(sys.argv[1]))\n"
         "for i in range(300): emit({'kind': 'p', 'i': i, 'fill': 'x' * 3000})\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(2)]
-    emit = SpoolFile(path)
+    emit = EventLog(path)
     threads = [
         threading.Thread(target=lambda: [emit({"kind": "t", "i": i}) for i in range(300)])
         for _ in range(2)
@@ -141,7 +141,7 @@ def test_everything_arrives_and_listeners_hear_it(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"png")
     tracker, heard = MemoryTracker(), list[Event]()
     ship = shipper(tmp_path, tracker, listeners=[heard.append])
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     for step in range(1200):
         emit(metric(step, loss=step / 2, rate=1.0))
     emit({"kind": "artifact", "path": "grid.png", "folder": "pictures"})
@@ -161,7 +161,7 @@ def test_everything_arrives_and_listeners_hear_it(tmp_path: Path) -> None:
 
 def test_values_that_are_no_numbers_arrive(tmp_path: Path) -> None:
     tracker = MemoryTracker()
-    SpoolFile(tmp_path / FILE)(metric(1, a=math.nan, b=math.inf, c=-math.inf))
+    EventLog(tmp_path / FILE)(metric(1, a=math.nan, b=math.inf, c=-math.inf))
     assert shipper(tmp_path, tracker).close(10) == 0
     assert math.isnan(values_of(tracker, "a")[1][0])
     assert (values_of(tracker, "b"), values_of(tracker, "c")) == ({1: [math.inf]}, {1: [-math.inf]})
@@ -169,7 +169,7 @@ def test_values_that_are_no_numbers_arrive(tmp_path: Path) -> None:
 
 def test_the_first_of_a_metric_and_step_wins(tmp_path: Path) -> None:
     tracker = MemoryTracker()
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     for step in (10, 20, 30):
         emit(metric(step, loss=1.0))
     emit(metric(20, loss=2.0, other=5.0))  # redone after a restart, with a metric that is new
@@ -190,7 +190,7 @@ def test_an_outage_costs_nothing_and_is_said_once(
     tracker, heard = FlakyTracker(), list[Event]()
     tracker.away = True
     ship = shipper(tmp_path, tracker, listeners=[heard.append])
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     slowest = 0.0
     for step in range(200):
         began = time.perf_counter()
@@ -208,7 +208,7 @@ def test_a_hanging_tracker_never_delays_listeners(tmp_path: Path) -> None:
     tracker, heard = FlakyTracker(), list[float]()
     tracker.slow_seconds = 3.0
     ship = shipper(tmp_path, tracker, listeners=[lambda event: heard.append(time.time())])
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     emit(metric(1, loss=1.0))
     wait_for(lambda: tracker.calls == 1)
     sent = time.time()
@@ -222,7 +222,7 @@ def test_a_hanging_tracker_never_delays_listeners(tmp_path: Path) -> None:
 
 def test_what_is_refused_is_kept_and_the_rest_arrives(tmp_path: Path) -> None:
     tracker, heard = FlakyTracker(), list[Event]()
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     for step in range(20):
         emit(metric(step, loss=1.0, **({"bad": 1.0} if step == 7 else {})))
     emit({"kind": "artifact", "path": "gone.png", "folder": ""})
@@ -232,7 +232,7 @@ def test_what_is_refused_is_kept_and_the_rest_arrives(tmp_path: Path) -> None:
     assert shipper(tmp_path, tracker, listeners=[heard.append]).close(10) == 4
     assert sorted(values_of(tracker, "loss")) == list(range(20))
     assert tracker.artifacts == []
-    lost = [json.loads(line) for line in (tmp_path / UNDELIVERED).read_text().splitlines()]
+    lost = [json.loads(line) for line in (tmp_path / FAILED_EVENTS).read_text().splitlines()]
     assert [row for row in lost if row["kind"] == "metrics" and row["step"] == 7] == [
         {**metric(7, bad=1.0), "error": "a bad name"}
     ]
@@ -248,7 +248,7 @@ def test_a_picture_that_cannot_be_stored_holds_up_no_metric(tmp_path: Path) -> N
     tracker = NoFiles()
     (tmp_path / "a.png").write_bytes(b"png")
     ship = shipper(tmp_path, tracker)
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     emit({"kind": "artifact", "path": "a.png", "folder": ""})
     emit(metric(1, loss=1.0))
     wait_for(lambda: bool(tracker.points))
@@ -263,7 +263,7 @@ def test_a_listener_that_fails_hears_nothing_more(tmp_path: Path) -> None:
         raise RuntimeError("display")
 
     ship = shipper(tmp_path, tracker, listeners=[broken, heard.append])
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     for step in range(3):
         emit(metric(step, loss=1.0))
     assert ship.close(10) == 0
@@ -275,7 +275,7 @@ def test_a_listener_that_fails_hears_nothing_more(tmp_path: Path) -> None:
 def test_what_waited_is_shipped_by_the_next_one(tmp_path: Path) -> None:
     tracker = FlakyTracker()
     tracker.away = True
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     for step in range(10):
         emit(metric(step, loss=1.0))
     assert shipper(tmp_path, tracker).close(0.3) == 10
@@ -288,19 +288,19 @@ def test_what_waited_is_shipped_by_the_next_one(tmp_path: Path) -> None:
 
 def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """The driver is killed again and again while it ships; what arrived is in a file."""
-    emit = SpoolFile(tmp_path / FILE)
+    emit = EventLog(tmp_path / FILE)
     for step in range(3000):
         emit(metric(step, loss=float(step)))
     code = (
         "import json, sys, time; from pathlib import Path\n"
-        "from pipelines.tracking.events import Shipper; from pipelines.interfaces import MemoryTracker\n"
+        "from pipelines.tracking.uploader import Uploader; from pipelines.tracking.memory import MemoryTracker\n"
         "folder = Path(sys.argv[1])\n"
         "class Tracker(MemoryTracker):\n"
         "    def metrics(self, points):\n"
         "        with open(folder / 'arrived', 'a') as file:\n"
         "            file.writelines(f'{p.step} {p.time_ms}\\n' for p in points)\n"
         "        time.sleep(0.15)\n"
-        "ship = Shipper(folder / 'spool.jsonl', Tracker(), is_permanent=lambda error: False,\n"
+        "ship = Uploader(folder / 'events.jsonl', Tracker(), is_permanent=lambda error: False,\n"
         "               interval_seconds=0.01).start()\n"
         "print('up', flush=True)\n"
         "sys.exit(ship.close(60) if len(sys.argv) > 2 else time.sleep(60))\n"
@@ -327,7 +327,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
 def test_the_offset_of_another_file_is_not_believed(tmp_path: Path) -> None:
     tracker = MemoryTracker()
     (tmp_path / f"{FILE}.metrics.offset").write_text("99999")
-    SpoolFile(tmp_path / FILE)(metric(1, loss=1.0))
+    EventLog(tmp_path / FILE)(metric(1, loss=1.0))
     assert shipper(tmp_path, tracker).close(10) == 0
     assert len(tracker.points) == 1
 
@@ -335,7 +335,7 @@ def test_the_offset_of_another_file_is_not_believed(tmp_path: Path) -> None:
 def test_many_steps_cost_little_memory() -> None:
     import tracemalloc
 
-    from pipelines.tracking.shipper import _Seen
+    from pipelines.tracking.uploader import _Seen
 
     tracemalloc.start()
     seen = _Seen()

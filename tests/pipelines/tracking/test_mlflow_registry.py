@@ -18,7 +18,7 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.interfaces import Registry
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking.memory import MemoryRegistry
-from pipelines.tracking.mlflow_model import save_servable
+from pipelines.tracking.mlflow_model import save_exportable
 from pipelines.tracking.mlflow_registry import MlflowRegistry
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
@@ -185,7 +185,7 @@ def test_a_fresh_process_without_this_code_gets_the_same_numbers(
     net = Net().train()
     before = contents(package)
     example = images(6)[::3]  # a view with strides of its own
-    assert save_servable(net, example, package, metadata={"classes": ["a", "b"]}) is None
+    assert save_exportable(net, example, package, metadata={"classes": ["a", "b"]}) is None
     assert net.training
     assert {k: v for k, v in contents(package).items() if k in before} == before
     registry, run = open_here(store)
@@ -218,7 +218,7 @@ def test_a_fresh_process_without_this_code_gets_the_same_numbers(
 def test_what_is_stored_for_mlflow_is_no_pickle_and_no_code(package: Path) -> None:
     import yaml
 
-    assert save_servable(Net(), images(1), package, metadata={}) is None
+    assert save_exportable(Net(), images(1), package, metadata={}) is None
     model = yaml.safe_load((package / "MLmodel").read_text())
     flavor = model["flavors"]["python_function"]
     assert flavor["loader_module"] == "mlflow.pytorch"
@@ -232,7 +232,7 @@ def test_what_is_stored_for_mlflow_is_no_pickle_and_no_code(package: Path) -> No
     requirements = (package / "requirements.txt").read_text().split()
     assert {line.split("==")[0] for line in requirements} == {"mlflow", "torch", "numpy"}
     assert not any("+" in line for line in requirements)
-    assert save_servable(Net(), images(2), package, metadata={}) is None, "a second time"
+    assert save_exportable(Net(), images(2), package, metadata={}) is None, "a second time"
 
 
 class Stubborn(nn.Module):
@@ -254,7 +254,7 @@ def test_a_network_that_cannot_be_exported_says_why(
     kind: type[nn.Module], package: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(package)
-    reason = save_servable(kind(), images(2), package, metadata={})
+    reason = save_exportable(kind(), images(2), package, metadata={})
     assert reason
     assert "\n" not in reason
     assert contents(package) == before

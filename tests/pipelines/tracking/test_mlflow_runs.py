@@ -211,7 +211,7 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
     with pytest.raises(TesseraError, match=r"can't be used.*refused") as caught:
         mlflow_runs.open_run(uri, experiment="e", name="n", tags={}, artifact_root=None)
     assert time.monotonic() - began < 5
-    assert "tessera up" in caught.value.mend
+    assert "tessera up" in caught.value.hint
 
 
 def test_a_server_that_hangs_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_a_store_that_is_damaged_or_not_to_be_written_is_said(tmp_path: Path) ->
     ):
         with pytest.raises(TesseraError, match="can't be used by MLflow") as caught:
             use(tmp_path)
-        assert "move it away" in caught.value.mend
+        assert "move it away" in caught.value.hint
     (tmp_path / "file").write_text("")
     with pytest.raises(TesseraError, match="can't be written"):
         mlflow_runs.prepare(tmp_path / "file" / "store")

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 import models
 from models.core.errors import TesseraError
-from models.core.family import DataSpec, Draws
+from models.core.family import BatchRng, DataSpec
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe
-from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.tracking.events import EventLog, read_events
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.training import checkpoints, inputs, worker
 from pipelines.training import judge as training_judge
@@ -71,7 +71,7 @@ def test_it_says_what_the_classifier_says(judge_files: tuple[Path, str]) -> None
     module = family.build(model.recipe.config(), data)
     module.load_state_dict(model.weights)
     seen = family.task.prepare(model.recipe.augment_settings(), data)(
-        {"image": images()}, Draws(0, 5, slice(0, 5))
+        {"image": images()}, BatchRng(0, 5, slice(0, 5))
     )
     expected = family.predict(module.eval(), {**seen, "label": torch.zeros(5)})
     torch.testing.assert_close(probabilities, torch.stack([p["probabilities"] for p in expected]))
@@ -174,10 +174,10 @@ def fit(recipe: Recipe, folder: Path, judge: Path) -> dict[str, Any]:
     """Trains here, in a run's folder with its judge; gives summary, events and last weights."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(judge, folder / inputs.JUDGE)
-    emit = SpoolFile(folder / "spool.jsonl")
+    emit = EventLog(folder / "events.jsonl")
     summary = worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
     emit.close()
-    events = [event for event, _ in read_events(folder / "spool.jsonl")]
+    events = [event for event, _ in read_events(folder / "events.jsonl")]
     last = sorted(folder.glob("checkpoints/step-*"))[-1]
     weights = {
         file: {k: v.clone() for k, v in load_file(last / f"{file}.safetensors").items()}
@@ -206,7 +206,7 @@ def test_a_training_of_two_parts(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, result = trained
     assert len(logged(result)) == 2 * 8
     assert set(logged(result)[0]) == {"train/generator/loss", "train/discriminator/loss"}
-    assert {"frechet", "class_share_min", "confidence"} <= set(result["figures"])
+    assert {"frechet", "class_share_min", "confidence"} <= set(result["metrics"])
     rates = [k for e in result["events"] for k in e.get("values", {}) if "train/lr" in k]
     assert set(rates) == {"train/lr/generator", "train/lr/discriminator"}
     drawn = {path.stem for path in (folder / "pictures").rglob("*.png")}
@@ -232,7 +232,7 @@ def test_resume_of_two_parts_is_exact(
         assert tensors.keys() == resumed["weights"][file].keys()
         assert all(torch.equal(t, resumed["weights"][file][k]) for k, t in tensors.items()), file
     assert logged(resumed) == logged(whole)[step:]
-    assert resumed["figures"] == whole["figures"]
+    assert resumed["metrics"] == whole["metrics"]
 
 
 def test_accumulation_takes_each_part_in_step(
@@ -261,10 +261,10 @@ def test_ranks_without_an_image_go_on(
     found = gloo_ranks.run(WORK, "train", 2, payload)
     assert "error" not in found[0], found[0]
     assert found[0]["step"] == 3
-    assert found[0]["figures"]["frechet"] > 0
+    assert found[0]["metrics"]["frechet"] > 0
     losses = [
         event["values"]["train/discriminator/loss"]
-        for event, _ in read_events(tmp_path / "spool.jsonl")
+        for event, _ in read_events(tmp_path / "events.jsonl")
         if "train/discriminator/loss" in event.get("values", {})
     ]
     assert len(losses) == 3
@@ -289,7 +289,7 @@ def test_figures_do_not_depend_on_the_ranks(
     found = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 3)]
     assert found[0]["samples"] == cards.read(digits).split("train").samples
     assert found[0] == found[1]
-    assert json.dumps(found[0]["figures"], allow_nan=False)
+    assert json.dumps(found[0]["metrics"], allow_nan=False)
 
 
 def test_without_a_judge_the_training_is_refused(digits: Path, tmp_path: Path) -> None:

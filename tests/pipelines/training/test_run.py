@@ -55,7 +55,7 @@ class Services:
             tracker=self.tracker,
             registry=self.registry,
             execute=work,
-            save_servable=no_flavor,
+            save_exportable=no_flavor,
             is_permanent=never,
         )
 

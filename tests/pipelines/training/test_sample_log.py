@@ -9,11 +9,11 @@ import pytest
 from models.core.errors import TesseraError
 from pipelines.interfaces import World
 from pipelines.training import sample_log
-from pipelines.training.sample_log import Ledger
+from pipelines.training.sample_log import SampleLog
 
 
 def write(folder: Path, begins: int, lines: list[tuple[int, int, list[int]]]) -> None:
-    book = Ledger(folder, World(), step=begins)
+    book = SampleLog(folder, World(), step=begins)
     for step, epoch, samples in lines:
         book.note(step=step, epoch=epoch, samples=samples)
     book.close()

@@ -18,7 +18,7 @@ from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe
-from pipelines.tracking.events import SpoolFile, read_events
+from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import checkpoints, worker
 
 WORK = Path(__file__).parents[2] / "support" / "rank_work.py"
@@ -42,11 +42,11 @@ def small(digits: Path, **changes: Any) -> Recipe:
 def fit(recipe: Recipe, folder: Path, **more: Any) -> dict[str, Any]:
     """Trains here; gives the summary with every event and the final weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    emit = SpoolFile(folder / "spool.jsonl")
+    emit = EventLog(folder / "events.jsonl")
     payload = {"recipe": recipe.to_json(), "run_dir": str(folder), **more}
     summary = worker.run(payload, World(), emit)
     emit.close()
-    events = [event for event, _ in read_events(folder / "spool.jsonl")]
+    events = [event for event, _ in read_events(folder / "events.jsonl")]
     last = sorted(folder.glob("checkpoints/step-*"))[-1]
     stored = load_file(last / "weights.safetensors")
     weights = {name: tensor.clone() for name, tensor in stored.items()}  # not the file's own pages
@@ -156,10 +156,10 @@ def test_in_pieces_it_comes_to_the_same(
     """The rate is on its way to the last epoch, wherever it stops; only then it answers."""
     for epoch in (1, 2):
         piece = fit(small(digits), tmp_path, until_epoch=epoch)
-        assert (piece["epochs"], piece["ended"], piece["figures"]) == (epoch, False, {})
+        assert (piece["epochs"], piece["ended"], piece["metrics"]) == (epoch, False, {})
     whole = fit(small(digits), tmp_path, until_epoch=3)
     assert whole["ended"]
-    assert whole["figures"] == plain["figures"]
+    assert whole["metrics"] == plain["metrics"]
     assert losses(whole) == losses(plain)
     assert equal(whole, plain)
 
@@ -272,4 +272,4 @@ def test_evaluation_does_not_depend_on_the_ranks(
     found = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 2, 3)]
     assert found[0]["samples"] == cards.read(digits).split("train").samples
     assert found[0] == found[1] == found[2]
-    assert json.dumps(found[0]["figures"])
+    assert json.dumps(found[0]["metrics"])

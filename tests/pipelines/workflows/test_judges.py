@@ -55,8 +55,8 @@ def test_the_whole_way(
     assert said.status == 0, said.err
     (evaluation,) = json.loads(said.out)["models"]
     assert evaluation["judge_digest"] == recipe["judge_digest"]
-    figures = {name: one["value"] for name, one in evaluation["figures"].items()}
-    assert figures["frechet"] > 0
+    metrics = {name: one["value"] for name, one in evaluation["metrics"].items()}
+    assert metrics["frechet"] > 0
     assert call("promote", "digits-generation", "--version", 1).status == 0
 
     # By another judge, in another run: no comparison.
@@ -71,7 +71,7 @@ def test_the_whole_way(
     assert champion.number == 1
 
     _ask(call, tmp_path, digits)
-    _compare_with_the_beginning(digits, figures)
+    _compare_with_the_beginning(digits, metrics)
     resumed = call("train", "--resume", folder.name, "--workers", "0", "--json")
     assert json.loads(resumed.out)["model"] == "models:/digits-generation/1"
     shutil.rmtree(folder / inputs.JUDGE)
@@ -101,14 +101,14 @@ def _ask(call: Call, tmp_path: Path, digits: Path) -> None:
     assert call("predict", "models:/digits", "--samples", 3).status == 2
 
 
-def _compare_with_the_beginning(digits: Path, figures: dict[str, float]) -> None:
+def _compare_with_the_beginning(digits: Path, metrics: dict[str, float]) -> None:
     spec = importlib.util.spec_from_file_location("initial_frechet", BENCHMARK)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = module.initial_frechet("models:/digits-generation/1", str(digits))
-    assert found["trained"] == figures
+    assert found["trained"] == metrics
     assert found["initial"]["frechet"] > 0
-    assert found["initial"] != figures
-    assert found["share"] == figures["frechet"] / found["initial"]["frechet"]
+    assert found["initial"] != metrics
+    assert found["share"] == metrics["frechet"] / found["initial"]["frechet"]

@@ -56,7 +56,7 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
     written = task.name not in ("classification", "verification")
     if written:
         wants["results"] = tmp_path / "results"
-    given = {"paths": tuple(images)} if task.from_images else {"paths": (), "samples": 3}
+    given = {"paths": tuple(images)} if task.takes_images else {"paths": (), "samples": 3}
     lines = list(predict.give(asking, predict.Asked(**given, **wants), VERSION))
     assert len(lines) == 3
     fields = documented(task.name)

@@ -41,7 +41,7 @@ def read_mask(data: bytes, where: str) -> Raw:
         raise BadAnnotation(
             "unreadable mask",
             f"{where} is a {form} file, whose values are not kept exactly",
-            mend="masks are PNG, BMP, GIF or TIFF",
+            hint="masks are PNG, BMP, GIF or TIFF",
         )
     upright = open_image(data, where)  # refuses what is damaged or too large
     with Image.open(io.BytesIO(data), formats=[form or ""]) as opened:
@@ -112,7 +112,7 @@ def find_meaning(masks: Iterable[tuple[str, Raw]], names: Sequence[str]) -> Mean
         if len(values) > (MAX_COLOURS if colours else IGNORED + 1):
             raise TesseraError(
                 f"the masks up to {where} have {len(values)} values: they are no classes",
-                mend="a blended or a depth image is no mask; name colours by the option colours",
+                hint="a blended or a depth image is no mask; name colours by the option colours",
             )
     if not values:
         raise TesseraError("no mask of the source can be read")
@@ -126,7 +126,7 @@ def _of_colours(values: Sequence[int], names: Sequence[str]) -> Meaning:
     if len(classes) != len(values):
         raise UsageError(
             f"the masks have {len(values)} colours, and {len(classes)} classes are named",
-            mend="say which colour is which: the option colours=road=#804080,sky=#4682b4",
+            hint="say which colour is which: the option colours=road=#804080,sky=#4682b4",
         )
     note = f"the masks' {len(values)} colours are classes, numbered by red, green and blue"
     return Meaning(classes, True, tuple(values), (), note)
@@ -141,13 +141,13 @@ def _of_values(values: set[int], names: Sequence[str]) -> Meaning:
     if most >= IGNORED:
         raise TesseraError(
             f"the masks have values up to {most}; a class is a value from 0 to {IGNORED - 1}",
-            mend="masks of object numbers are no classes",
+            hint="masks of object numbers are no classes",
         )
     classes = tuple(names) or tuple(str(value) for value in range(most + 1))
     if most >= len(classes):
         raise UsageError(
             f"the masks have the value {most}, and {len(classes)} classes are named",
-            mend="name them all, with commas, from the value 0 on",
+            hint="name them all, with commas, from the value 0 on",
         )
     ignored = " and 255 is ignored" if IGNORED in values else ""
     note = f"the masks' values are classes, 0 to {len(classes) - 1}{ignored}"
@@ -161,14 +161,14 @@ def parse_colours(text: str) -> Meaning:
         match = _COLOUR.fullmatch(part)
         if not match:
             raise UsageError(
-                f"the option colours can't have {part!r}", mend="give road=#804080,sky=#4682b4"
+                f"the option colours can't have {part!r}", hint="give road=#804080,sky=#4682b4"
             )
         pairs.append((match[1], int(match[2], 16)))
     kept = [(name, value) for name, value in pairs if name != IGNORED_NAME]
     if len({name for name, _ in kept}) != len(kept) or len({v for _, v in pairs}) != len(pairs):
         raise UsageError(f"the option colours {text!r} has a name or a colour twice")
     if not 0 < len(kept) < IGNORED:
-        raise UsageError(f"the option colours names {len(kept)} classes", mend="name 1 to 254")
+        raise UsageError(f"the option colours names {len(kept)} classes", hint="name 1 to 254")
     ignored = tuple(value for name, value in pairs if name == IGNORED_NAME)
     return Meaning(
         tuple(name for name, _ in kept),

@@ -72,7 +72,7 @@ def choose(options: Mapping[str, str], name: str, allowed: Iterable[str], defaul
     value = options.get(name, default)
     if value not in (known := list(allowed)):
         raise UsageError(
-            f"the option {name} can't be {value!r}", mend=f"allowed: {', '.join(known)}"
+            f"the option {name} can't be {value!r}", hint=f"allowed: {', '.join(known)}"
         )
     return value
 
@@ -154,5 +154,5 @@ def check_stated_size(stated: tuple[int, int], true: tuple[int, int], where: str
 
 def no_images(source: str | Path) -> TesseraError:
     return TesseraError(
-        f"{source} has no images", mend=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
+        f"{source} has no images", hint=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
     )

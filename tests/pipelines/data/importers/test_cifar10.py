@@ -15,7 +15,7 @@ import sample_sources as made
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.images import decode_image
 from pipelines.data.importers import cifar10
-from pipelines.data.importers.support import plain_pickle
+from pipelines.data.importers.support import safe_pickle
 from pipelines.data.sources import Source
 
 
@@ -162,9 +162,9 @@ def test_plain_values_come_as_pickle_gives_them(protocol: int) -> None:
     for value in VALUES:
         if protocol < 3 and value is VALUES[3]:
             continue
-        assert plain_pickle.read(pickle.dumps(value, protocol), "x") == value
+        assert safe_pickle.read(pickle.dumps(value, protocol), "x") == value
     shared = [1, 2]
-    assert plain_pickle.read(pickle.dumps([shared, shared], protocol), "x") == [[1, 2]] * 2
+    assert safe_pickle.read(pickle.dumps([shared, shared], protocol), "x") == [[1, 2]] * 2
 
 
 def test_every_other_operation_is_refused() -> None:
@@ -182,7 +182,7 @@ def test_every_other_operation_is_refused() -> None:
         ):
             for after in (b"\x01.", b"os\nsystem\n.", b"\x01\x00\x00\x00a.", b"."):
                 try:
-                    plain_pickle.read(b"\x80\x04" + before + code + after, "x")
+                    safe_pickle.read(b"\x80\x04" + before + code + after, "x")
                     known += 1
                 except TesseraError:
                     pass
@@ -192,7 +192,7 @@ def test_every_other_operation_is_refused() -> None:
 def test_a_pickle_within_itself_is_harmless() -> None:
     endless: list[Any] = []
     endless.append(endless)
-    found = plain_pickle.read(pickle.dumps(endless, 2), "x")
+    found = safe_pickle.read(pickle.dumps(endless, 2), "x")
     assert found[0] is found
     many = b"\x80\x02](" + b"]" * 100_000 + b"e."
-    assert len(plain_pickle.read(many, "x")) == 100_000
+    assert len(safe_pickle.read(many, "x")) == 100_000

@@ -19,7 +19,7 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import Mask, check
 from pipelines.data.images import decode_image
 from pipelines.data.importers import torchvision as importer
-from pipelines.data.importers.support.guard import guarded
+from pipelines.data.importers.support.unpickle_guard import guarded
 
 
 def test_a_set_of_files_is_read_untouched(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from pipelines.data.packing import plan as packing_plan
 GB = 1 << 30
 
 
-def figures(plan: shard_plan.Plan) -> dict[str, str]:
-    return {line.what: line.figure for line in plan.lines}
+def metrics(plan: shard_plan.Plan) -> dict[str, str]:
+    return {line.what: line.metric for line in plan.lines}
 
 
 @given(
@@ -54,9 +54,9 @@ def test_much_data_is_cut_into_a_multiple_of_the_readers() -> None:
     plan = shard_plan.recommend(Amount(1_281_167, 140 * GB), Readers(8, 4, 256))
     assert plan.shards % 32 == 0
     assert shard_plan.LEAST_BYTES <= plan.shard_bytes <= shard_plan.MOST_BYTES
-    assert figures(plan)["readers"] == "8 GPUs x 4 loader workers = 32"
-    assert figures(plan)["steps"] == "5,005 an epoch, 1,281,167 samples in batches of 256"
-    assert figures(plan)["rank"] == "32 samples a step"
+    assert metrics(plan)["readers"] == "8 GPUs x 4 loader workers = 32"
+    assert metrics(plan)["steps"] == "5,005 an epoch, 1,281,167 samples in batches of 256"
+    assert metrics(plan)["rank"] == "32 samples a step"
 
 
 def test_little_data_is_not_cut_to_crumbs() -> None:
@@ -67,12 +67,12 @@ def test_little_data_is_not_cut_to_crumbs() -> None:
 
 def test_a_batch_that_can_not_be_split_evenly_is_said() -> None:
     plan = shard_plan.recommend(Amount(1000, 3 << 20), Readers(3, 1, 256))
-    assert figures(plan)["rank"] == "85 or 86 samples a step"
+    assert metrics(plan)["rank"] == "85 or 86 samples a step"
 
 
 def test_nodes_share_the_gpus() -> None:
     plan = shard_plan.recommend(Amount(100_000, 10 * GB), Readers(8, 4, 256, nodes=2))
-    assert figures(plan)["window"].endswith("on each of 2 nodes")
+    assert metrics(plan)["window"].endswith("on each of 2 nodes")
     with pytest.raises(UsageError, match="8 GPUs are too few for 9 nodes"):
         Readers(8, 4, 256, nodes=9)
 
@@ -85,9 +85,9 @@ def test_a_source_is_surveyed_as_it_is_packed(tmp_path: Path) -> None:
     real = sum(shard.size_bytes for shard in split.shards)
     assert amount.samples == split.samples
     assert amount.size_bytes == pytest.approx(real, rel=0.05)
-    judged = shard_plan.judge(split, Readers(2, 2, 128))
-    assert judged.shards == len(split.shards)
-    assert judged.lines[0].figure.startswith("1 of ")
+    needs_judge = shard_plan.judge(split, Readers(2, 2, 128))
+    assert needs_judge.shards == len(split.shards)
+    assert needs_judge.lines[0].metric.startswith("1 of ")
 
 
 def test_packing_as_planned_gives_the_shards_that_were_planned(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_a_damaged_sample_is_named_whoever_reads_it(make_set: MakeSet, loader_wo
     loader = train(folder, card, 2, loader_workers=loader_workers)
     with pytest.raises(TesseraError, match=r"sample 10: checksum differs") as caught:
         list(loader.epoch(0))
-    assert "fetch or pack the data set again" in (caught.value.mend or "")
+    assert "fetch or pack the data set again" in (caught.value.hint or "")
 
 
 def test_processes_end_with_their_loader(make_set: MakeSet) -> None:

@@ -69,8 +69,8 @@ def test_no_process_is_started_for_an_iterator_never_begun() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        TesseraError("what was given", mend="how to mend it"),
-        UsageError("wrong", mend="right"),
+        TesseraError("what was given", hint="how to mend it"),
+        UsageError("wrong", hint="right"),
         Rejected("a reason", "a message"),
     ],
 )
@@ -84,7 +84,7 @@ def test_an_error_comes_as_it_is(error: TesseraError) -> None:
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(type(error)) as caught:
         next(items)
-    assert (caught.value.message, caught.value.mend) == (error.message, error.mend)
+    assert (caught.value.message, caught.value.hint) == (error.message, error.hint)
     assert getattr(caught.value, "reason", "") == getattr(error, "reason", "")
 
 
@@ -96,7 +96,7 @@ def test_torch_alone_would_give_another_error() -> None:
             return 1
 
         def __getitem__(self, key: int) -> int:
-            raise TesseraError("what was given", mend="how to mend it")
+            raise TesseraError("what was given", hint="how to mend it")
 
     loader = torch.utils.data.DataLoader(
         Failing(), batch_size=None, num_workers=1, multiprocessing_context="fork"
@@ -104,7 +104,7 @@ def test_torch_alone_would_give_another_error() -> None:
     items = iter(loader)
     with pytest.raises(TesseraError, match="Traceback") as caught:
         next(items)
-    assert not caught.value.mend
+    assert not caught.value.hint
     del items, caught
     gc.collect()
 
@@ -126,7 +126,7 @@ def test_a_killed_process_is_a_clear_error() -> None:
     started = time.monotonic()
     with pytest.raises(TesseraError, match="a process that loads data was killed") as caught:
         list(Processes(die, 1).items(range(10)))
-    assert "loader workers" in caught.value.mend
+    assert "loader workers" in caught.value.hint
     assert time.monotonic() - started < 30
 
 

@@ -344,10 +344,10 @@ def test_a_table_that_is_not_known_is_not_passed_over(
     table.write_text("datei,klasse\n0.png,a\n1.png,b\n")
     with pytest.raises(TesseraError, match=r"labels\.csv, which is no table") as caught:
         recognise(str(tmp_path / "set"))
-    assert "--format images" in (caught.value.mend or "")
+    assert "--format images" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="is a file") as given:
         recognise(str(table))
-    assert "--format csv" in (given.value.mend or "")
+    assert "--format csv" in (given.value.hint or "")
     table.unlink()
     assert recognise(str(tmp_path / "set"))[0] == "images"
 

@@ -19,20 +19,20 @@ from pipelines.tracking.events import (
     _MALFORMED,
     _MAX_BACKOFF_SECONDS,
     _TELL_SECONDS,
-    UNDELIVERED,
+    FAILED_EVENTS,
     Event,
     _plain,
     read_events,
 )
 
 
-class Shipper:
+class Uploader:
     """Tails a spool: `start` it, let the training write, `close` it.
 
     `is_permanent(error)` says that asking the tracker again can't help: such an event goes to
-    RUN_DIR/undelivered.jsonl; every other error is retried for as long as it takes. Each (metric,
+    RUN_DIR/failed_events.jsonl; every other error is retried for as long as it takes. Each (metric,
     step) is shipped once, the first in the file wins, so that steps that are redone after a restart
-    aren't there twice. How far it came is kept beside the spool: a new Shipper goes on from there,
+    aren't there twice. How far it came is kept beside the spool: a new Uploader goes on from there,
     and its listeners hear the events from there on. A listener that raises hears nothing more.
     """
 
@@ -51,12 +51,12 @@ class Shipper:
         self._done = threading.Event()
         # Two lanes, so that a picture that can't be stored never holds up a metric.
         self._lanes = [
-            _Lane(spool_path, kinds, tracker, is_permanent, self._notices.put, interval_seconds)
+            _Channel(spool_path, kinds, tracker, is_permanent, self._notices.put, interval_seconds)
             for kinds in (("metrics", "tags"), ("artifact", "image"))
         ]
         self._teller = threading.Thread(target=self._tell, name="spool-listeners", daemon=True)
 
-    def start(self) -> Shipper:
+    def start(self) -> Uploader:
         for thread in (self._teller, *self._lanes):
             thread.start()
         return self
@@ -96,7 +96,7 @@ class Shipper:
                 self._notices.put(_notice(f"a listener failed and was dropped: {error!r}"))
 
 
-class _Lane(threading.Thread):
+class _Channel(threading.Thread):
     """Ships the events of some kinds, in the order of the file."""
 
     def __init__(
@@ -255,11 +255,11 @@ class _Lane(threading.Thread):
 
     def _refuse(self, event: Event, error: BaseException) -> None:
         what = " ".join(str(error).split())[:500]
-        with open(self._path.with_name(UNDELIVERED), "a", encoding="utf-8") as file:
+        with open(self._path.with_name(FAILED_EVENTS), "a", encoding="utf-8") as file:
             file.write(json.dumps(_plain({**event, "error": what}), allow_nan=False) + "\n")
         self.refused += 1
         if self.refused == 1:
-            self._notify(_notice(f"tracking refused an event, now in {UNDELIVERED}: {what}"))
+            self._notify(_notice(f"tracking refused an event, now in {FAILED_EVENTS}: {what}"))
 
     def _advance(self, offset: int) -> None:
         if offset == self.offset:

@@ -72,7 +72,7 @@ def read(data: bytes, where: str) -> Any:
         reason = str(error).split("\n")[0][:200]
         raise TesseraError(
             f"{where} is no pickle of plain values and byte arrays: {reason}",
-            mend="nothing is ever unpickled here; fetch the file anew, or convert it",
+            hint="nothing is ever unpickled here; fetch the file anew, or convert it",
         ) from None
 
 

@@ -57,7 +57,7 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "pickle.find_class" and arguments not in _ALLOWED:
         raise TesseraError(
             f"{what} holds a pickle that asks for {'.'.join(map(str, arguments))}: refused",
-            mend="nothing is built from pickles but arrays; fetch the data set anew",
+            hint="nothing is built from pickles but arrays; fetch the data set anew",
         )
     if event in _REFUSED:
-        raise TesseraError(f"{what} would do {event}: refused", mend="nothing is fetched here")
+        raise TesseraError(f"{what} would do {event}: refused", hint="nothing is fetched here")
