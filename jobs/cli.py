@@ -70,7 +70,7 @@ class _Verbs(click.Group):
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("tessera"), prog_name="tessera")
+@click.version_option(importlib.metadata.version("tessera-train"), prog_name="tessera")
 def tessera() -> None:
     """From a folder of images to a promoted model: pack, train, evaluate, promote, predict.
 

@@ -107,7 +107,7 @@ def check_versions() -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet
 
     hint = "install again: `make install`, or `pip install -r requirements.lock`"
-    python = SpecifierSet(importlib.metadata.metadata("tessera")["Requires-Python"])
+    python = SpecifierSet(importlib.metadata.metadata("tessera-train")["Requires-Python"])
     good = python.contains(platform.python_version())
     yield Finding(
         "python",
@@ -115,7 +115,7 @@ def check_versions() -> Iterator[Finding]:
         f"{platform.python_version()} (allowed: {python})",
         f"use a Python that is {python}",
     )
-    declared = map(Requirement, importlib.metadata.requires("tessera") or [])
+    declared = map(Requirement, importlib.metadata.requires("tessera-train") or [])
     wanted = {each.name: each for each in declared if each.marker is None}
     for name in LIBRARIES:
         bounds = wanted[name].specifier

@@ -124,7 +124,7 @@ def _from_timm(name: str, data: DataSpec) -> nn.Module:
     except ModuleNotFoundError:
         raise TesseraError(
             f"model.name = {name!r} needs timm, which isn't installed here",
-            hint="pip install 'tessera[timm]', on every machine of a Ray cluster",
+            hint="pip install 'tessera-train[timm]', on every machine of a Ray cluster",
         ) from None
     bare = name.removeprefix(TIMM)
     known = timm.list_models()

@@ -194,7 +194,7 @@ def _search(order: Order) -> Any:
     except ImportError:
         raise UsageError(
             "--search optuna needs optuna, which isn't installed",
-            hint="pip install 'tessera[optuna]', or --search random",
+            hint="pip install 'tessera-train[optuna]', or --search random",
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(metric=VALUE, mode=order.direction, seed=order.seed)

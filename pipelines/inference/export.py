@@ -61,7 +61,7 @@ def check_installed(form: str) -> None:
     except ModuleNotFoundError as error:
         raise TesseraError(
             f"--format onnx needs {error.name}, which isn't installed",
-            hint="pip install 'tessera[onnx]', or --format pt2",
+            hint="pip install 'tessera-train[onnx]', or --format pt2",
         ) from None
 
 

@@ -27,7 +27,7 @@ from pipelines.training.registration import SaveExportable, _register
 from pipelines.training.run import Run, history, mean_speed
 from pipelines.visuals import plots
 
-LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "tessera")
+LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "tessera-train")
 
 
 DELIVERY_SECONDS = 120.0
@@ -238,4 +238,7 @@ def _draw_curves(run: Run, spool: Emit) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {f"tessera.version.{name}": importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        f"tessera.version.{name.removesuffix('-train')}": importlib.metadata.version(name)
+        for name in LIBRARIES
+    }

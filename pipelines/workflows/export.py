@@ -166,7 +166,7 @@ def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, 
             "fit": recipe.data.fit,
         },
         "output": predictor.task.output_name or "answers",
-        "tessera": importlib.metadata.version("tessera"),
+        "tessera": importlib.metadata.version("tessera-train"),
         "torch": importlib.metadata.version("torch"),
     }
 

@@ -274,7 +274,7 @@ def test_optuna_chooses_the_settings(
 ) -> None:
     """They are those that Optuna alone draws from the same seed; one is a list."""
     optuna = pytest.importorskip(
-        "optuna", reason="optuna isn't installed: pip install 'tessera[optuna]'"
+        "optuna", reason="optuna isn't installed: pip install 'tessera-train[optuna]'"
     )
     space = write_space(
         tmp_path, optim__model__lr={"log_uniform": [1e-3, 0.1]}, model__widths=[[4, 8], [8, 16]]

@@ -183,7 +183,7 @@ def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.Mon
         assert (done.status, part in done.err) == (status, True), done.err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = call("export", "digits", "--format", "onnx")
-    assert (done.status, "pip install 'tessera[onnx]'" in done.err) == (1, True)
+    assert (done.status, "pip install 'tessera-train[onnx]'" in done.err) == (1, True)
     assert files(here) == []
 
 

@@ -253,5 +253,5 @@ def test_a_library_that_is_not_installed(missing: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(TesseraError, match=f"needs {missing}, which") as refused:
         export.check_installed("onnx")
-    assert "pip install 'tessera[onnx]'" in refused.value.hint
+    assert "pip install 'tessera-train[onnx]'" in refused.value.hint
     export.check_installed("pt2")
