@@ -88,7 +88,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         _, evaluation = evaluate(f"{version.name}/{version.number}", data)
         for name, value in evaluation.metrics.items():
             metrics.setdefault(name, []).append(value)
-        said = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline)
+        said = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline_metrics)
         click.echo(f"seed {seed}: test {said} in {seconds[-1]:.0f} s")
     return {
         "family": recipe.family,
@@ -100,7 +100,9 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         "judge": recipe.judge,
         "metric": f"test {task.primary.name}",
         "values": metrics[task.primary.name],
-        "also": {name: metrics[name] for name in task.headline if name != task.primary.name},
+        "also": {
+            name: metrics[name] for name in task.headline_metrics if name != task.primary.name
+        },
         "seconds": [round(s, 1) for s in seconds],
         "images_per_second": [round(s) for s in speeds],
         "workers": recipe.workers.count,

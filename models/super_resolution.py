@@ -174,7 +174,7 @@ class SuperResolution(Family[SuperResolutionConfig]):
     """Has no module for serving: that one takes images of one size, the training set's largest, and
     who has small images to enlarge has them in other sizes."""
 
-    any_size = True
+    accepts_any_size = True
     task = UPSCALING
     variants = {
         "base": SuperResolutionConfig(),

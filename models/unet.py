@@ -198,7 +198,7 @@ def losses_of(logits: Tensor, mask: Tensor, weights: Tensor, dice: float) -> Los
 
 
 class Unet(Family[UnetConfig]):
-    any_size = True
+    accepts_any_size = True
     task = SEMANTIC_SEGMENTATION
     variants = {
         "base": UnetConfig(),

@@ -165,7 +165,7 @@ class Task(ABC):
     """Whether figures need a `Judge`; it is then consulted for each batch of an evaluation."""
     knows_classes: ClassVar[bool] = True
     """Whether an answer is one of the classes that were trained on."""
-    coco_results: ClassVar[bool] = False
+    writes_coco_results: ClassVar[bool] = False
     """Whether answers are objects that can be written as COCO results."""
     takes_images: ClassVar[bool] = True
     """Whether an answer is about an image that is given."""
@@ -178,7 +178,7 @@ class Task(ABC):
     of that name, it is the same."""
 
     @property
-    def headline(self) -> tuple[str, ...]:
+    def headline_metrics(self) -> tuple[str, ...]:
         return (self.primary.name, *self.extra_metrics)
 
     @abstractmethod
@@ -236,7 +236,7 @@ class Task(ABC):
         return prediction
 
     @abstractmethod
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """A prediction as plain JSON with class names."""
 
     @abstractmethod
@@ -250,7 +250,7 @@ class Task(ABC):
         """What to look at, side by side. `image` is uint8 (C, H, W), all of it picture; prediction
         and target, where they are given, fit it."""
 
-    def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
+    def sample_panels(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
         """The images of a transformed training batch, as the network sees them."""
         mean = torch.tensor(data.mean)[:, None, None]
         std = torch.tensor(data.std)[:, None, None]
@@ -258,16 +258,16 @@ class Task(ABC):
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
         return [self.panels(i, None, t, data) for i, t in zip(pixels, self.targets(batch))]
 
-    def related(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
+    def related_images(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
         """Positions of other images to show beside one, the nearest first, with a caption each."""
         return []
 
-    def picture(self, prediction: Prediction) -> Tensor | None:
+    def prediction_to_image(self, prediction: Prediction) -> Tensor | None:
         """The answer as an image file: uint8 (C, H, W) colours, or (H, W) classes of pixels; None
         where it is no image."""
         return None
 
-    def coco(self, prediction: Prediction) -> list[dict[str, Any]]:
+    def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
         """The objects of the answer as COCO results, but for `image_id`; `category_id` counts the
         classes from 1."""
         return []
@@ -283,7 +283,7 @@ class Family(ABC, Generic[C]):
     """Name -> config, a frozen dataclass. "tiny" is obligatory, "base" is the default."""
     defaults: ClassVar[Defaults] = {}
     """The settings this family is known to work with."""
-    any_size: ClassVar[bool] = False
+    accepts_any_size: ClassVar[bool] = False
     """Whether the network takes images of any size; else of the one that it was built for."""
     variant_defaults: ClassVar[Mapping[str, Defaults]] = {}
     """What a variant needs otherwise than the family."""

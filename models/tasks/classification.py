@@ -85,12 +85,16 @@ class Classification(Task):
         return _Augment(settings if train else ClassificationAugment(), data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`probabilities` (K,), `said` and `label`, the class indices of answer and truth."""
-        said, label, classes = prediction["label"], target["label"], len(data.classes)
-        for name, index in (("target", label), ("prediction", said)):
+        """`probabilities` (K,), `predicted` and `label`, the class indices of answer and truth."""
+        predicted, label, classes = prediction["label"], target["label"], len(data.classes)
+        for name, index in (("target", label), ("prediction", predicted)):
             if not 0 <= index < classes:
                 raise TesseraError(f"a {name} is of class {index}, but there are {classes} classes")
-        return {"probabilities": prediction["probabilities"], "said": said, "label": label}
+        return {
+            "probabilities": prediction["probabilities"],
+            "predicted": predicted,
+            "label": label,
+        }
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`accuracy`; `loss`, the mean negative log-likelihood in nats; `precision`, `recall` and
@@ -109,15 +113,15 @@ class Classification(Task):
         classes, names = len(data.classes), metric_names(data.classes[:NAMED_CLASSES])
         probabilities = torch.stack([r["probabilities"] for r in records]).double()
         truth = torch.tensor([r["label"] for r in records])
-        said = torch.tensor([r["said"] for r in records])
-        confidence = probabilities.gather(1, said[:, None])[:, 0]
+        predicted = torch.tensor([r["predicted"] for r in records])
+        confidence = probabilities.gather(1, predicted[:, None])[:, 0]
         losses = torch.tensor([self.error_score(r) for r in records], dtype=torch.float64)
         best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
         in_best = (best == truth[:, None]).any(1)
 
         def metrics(places: Sequence[int]) -> dict[str, float]:
             chosen = torch.as_tensor(places, dtype=torch.int64)
-            label, answer = truth[chosen], said[chosen]
+            label, answer = truth[chosen], predicted[chosen]
             matrix = _count(label, answer, classes)
             found = {
                 "accuracy": int(matrix.diagonal().sum()) / len(chosen),
@@ -133,8 +137,8 @@ class Classification(Task):
 
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor:
         truth = torch.tensor([r["label"] for r in records], dtype=torch.int64)
-        said = torch.tensor([r["said"] for r in records], dtype=torch.int64)
-        return _count(truth, said, len(data.classes))
+        predicted = torch.tensor([r["predicted"] for r in records], dtype=torch.int64)
+        return _count(truth, predicted, len(data.classes))
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
         """Precision by recall, of up to 10 classes; accuracy by confidence."""
@@ -145,14 +149,14 @@ class Classification(Task):
             names[k]: _precision_recall(probabilities[:, k], truth == k)
             for k in sorted(set(truth.tolist()))[:CHARTED_CLASSES]
         }
-        confidence, said = probabilities.max(1)
+        confidence, predicted = probabilities.max(1)
         return [
             Chart("Precision and recall", "recall", "precision", lines),
             Chart(
                 "Calibration",
                 "mean confidence",
                 "accuracy",
-                {"": _reliability(confidence, said == truth)},
+                {"": _reliability(confidence, predicted == truth)},
                 diagonal=True,
             ),
         ]
@@ -162,7 +166,7 @@ class Classification(Task):
         probability = float(record["probabilities"][record["label"]])
         return -math.log(max(probability, torch.finfo(torch.float32).tiny))
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`class`, its `probability`, and `top5`, the five most probable of them."""
         probabilities = prediction["probabilities"]
         best = probabilities.argsort(descending=True, stable=True)[:5].tolist()
@@ -181,17 +185,17 @@ class Classification(Task):
         if prediction is None:
             return [Panel(image, truth)]
         label = prediction["label"]
-        said = f"{data.classes[label]} {float(prediction['probabilities'][label]):.0%}"
+        caption = f"{data.classes[label]} {float(prediction['probabilities'][label]):.0%}"
         wrong = target is not None and target["label"] != label
-        return [Panel(image, f"{said}, is {truth}" if wrong else said)]
+        return [Panel(image, f"{caption}, is {truth}" if wrong else caption)]
 
 
 CLASSIFICATION = Classification()
 
 
-def _count(truth: Tensor, said: Tensor, classes: int) -> Tensor:
+def _count(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """(K, K) int64, row the truth, column the answer, from two of (N,) int64."""
-    pairs = truth * classes + said
+    pairs = truth * classes + predicted
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
@@ -210,12 +214,14 @@ def _macro(matrix: Tensor) -> dict[str, float]:
     """Means over the classes that occur in truth or predictions; 0/0 counts as 0, as in
     scikit-learn."""
     hits = matrix.diagonal().tolist()
-    truths, saids = matrix.sum(1).tolist(), matrix.sum(0).tolist()
-    rows = [row for row in zip(hits, truths, saids) if row[1] or row[2]]
+    truths, predictions = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    rows = [row for row in zip(hits, truths, predictions) if row[1] or row[2]]
     return {
-        "precision": math.fsum(hit / said for hit, _, said in rows if said) / len(rows),
+        "precision": math.fsum(hit / predicted for hit, _, predicted in rows if predicted)
+        / len(rows),
         "recall": math.fsum(hit / truth for hit, truth, _ in rows if truth) / len(rows),
-        "f1": math.fsum(2 * hit / (truth + said) for hit, truth, said in rows) / len(rows),
+        "f1": math.fsum(2 * hit / (truth + predicted) for hit, truth, predicted in rows)
+        / len(rows),
     }
 
 

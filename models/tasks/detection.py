@@ -48,7 +48,7 @@ class Detection(Task):
     extra_metrics: ClassVar[tuple[str, ...]] = ("map50",)
     augment_settings: ClassVar[type[Any]] = ObjectAugmentSettings
     eval_batch = 32
-    coco_results = True
+    writes_coco_results = True
 
     def targets(self, batch: Batch) -> list[Target]:
         """`size` (H, W) of the picture, `boxes`, `labels` and `crowd`."""
@@ -121,7 +121,7 @@ class Detection(Task):
         restored = {name: value[kept] for name, value in prediction.items()}
         return restored | {"boxes": boxes[kept]}
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`objects`, each with `class`, `score` and `box`: left, top, right, bottom in pixels."""
         rows = zip(*(prediction[name].tolist() for name in ("labels", "scores", "boxes")))
         objects = [
@@ -130,7 +130,7 @@ class Detection(Task):
         ]
         return {"objects": objects}
 
-    def coco(self, prediction: Prediction) -> list[dict[str, Any]]:
+    def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
         rows = zip(*(prediction[name].tolist() for name in ("labels", "scores", "boxes")))
         return [
             {

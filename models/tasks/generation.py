@@ -9,7 +9,7 @@ not know any network, nor which classifier judges.
 
 A sample has only its image. A prediction has `image`, uint8 (C, H, W); it answers to no sample: the
 i-th made image stands beside the i-th real one only so that there are as many. Once the judge was
-consulted, it also has its `features` (D,), `said`, the most probable of the judge's `classes`, and
+consulted, it also has its `features` (D,), `predicted`, the most probable of the judge's `classes`, and
 the `confidence` of that. What is gathered of an image is 8 D bytes: 10 MB of 10,000 images with the
 128 features of a small classifier.
 """
@@ -68,14 +68,14 @@ class Generation(Task):
     def apply_judge(
         self, judge: Judge, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> None:
-        made, probabilities = judge(torch.stack([p["image"] for p in predictions]))
+        fake, probabilities = judge(torch.stack([p["image"] for p in predictions]))
         real, _ = judge(torch.stack([t["image"] for t in targets]))
-        confidences, saids = probabilities.max(1)
-        rows = zip(predictions, made, saids.tolist(), confidences.tolist())
-        for prediction, features, said, confidence in rows:
+        confidences, predicted_classes = probabilities.max(1)
+        rows = zip(predictions, fake, predicted_classes.tolist(), confidences.tolist())
+        for prediction, features, predicted, confidence in rows:
             prediction.update(
                 features=features.clone(),  # a view would carry its whole batch through pickle
-                said=said,
+                predicted=predicted,
                 confidence=confidence,
                 classes=probabilities.shape[1],
             )
@@ -83,16 +83,16 @@ class Generation(Task):
             target["features"] = features.clone()
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`made` and `real`, features (D,) of a made and a real image; `said`, `classes` and
+        """`made` and `real`, features (D,) of a made and a real image; `predicted`, `classes` and
         `confidence` of the made one."""
         if "features" not in prediction or "features" not in target:
             raise TesseraError(
                 "what was made was not judged",
                 hint="name a classifier of the same data: --set judge=models:/NAME@ALIAS",
             )
-        known = ("said", "classes", "confidence")
+        known = ("predicted", "classes", "confidence")
         return {
-            "made": prediction["features"],
+            "fake": prediction["features"],
             "real": target["features"],
             **{name: prediction[name] for name in known},
         }
@@ -100,18 +100,18 @@ class Generation(Task):
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`frechet`; `class_share_min` and `class_share_max`, the shares of the made images that
         the judge takes for its rarest and its commonest class; `class_entropy` of these shares, 1
-        where all are equal; `confidence`, the mean probability of the class said. Shares and
+        where all are equal; `confidence`, the mean probability of the class predicted. Shares and
         confidence are exact sums; `frechet` is in float64, and another order of the images would
         move its last digits."""
         if not records:
             raise TesseraError("there is no image to make figures of")
         count, classes = len(records), records[0]["classes"]
-        saids = torch.tensor([r["said"] for r in records])
-        shares = [n / count for n in torch.bincount(saids, minlength=classes).tolist()]
+        predicted_classes = torch.tensor([r["predicted"] for r in records])
+        shares = [n / count for n in torch.bincount(predicted_classes, minlength=classes).tolist()]
         entropy = math.fsum(share * math.log(1 / share) for share in shares if share)
         return {
             "frechet": frechet_distance(
-                torch.stack([r["made"] for r in records]),
+                torch.stack([r["fake"] for r in records]),
                 torch.stack([r["real"] for r in records]),
             ),
             "class_share_min": min(shares),
@@ -124,7 +124,7 @@ class Generation(Task):
         """How little the judge is sure of what the made image shows, in 0..1."""
         return 1 - float(record["confidence"])
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`height` and `width` of the made image; itself it is a file."""
         height, width = prediction["image"].shape[-2:]
         return {"height": height, "width": width}
@@ -139,20 +139,20 @@ class Generation(Task):
         """The made image alone: no real one is its truth. Without a prediction, the real one."""
         if prediction is None:
             return [Panel(image)]
-        said = ""
-        if "said" in prediction:
-            said = f"class {prediction['said']}, {prediction['confidence']:.0%}"
-        return [Panel(prediction["image"], said)]
+        caption = ""
+        if "predicted" in prediction:
+            caption = f"class {prediction['predicted']}, {prediction['confidence']:.0%}"
+        return [Panel(prediction["image"], caption)]
 
-    def picture(self, prediction: Prediction) -> Tensor:
-        made: Tensor = prediction["image"]
-        return made
+    def prediction_to_image(self, prediction: Prediction) -> Tensor:
+        image: Tensor = prediction["image"]
+        return image
 
 
 GENERATION = Generation()
 
 
-def frechet_distance(made: Tensor, real: Tensor) -> float:
+def frechet_distance(fake: Tensor, real: Tensor) -> float:
     """Fréchet distance between Gaussians with the mean and covariance of two sets of features
     (N, D) and (M, D), as in Heusel et al., https://arxiv.org/abs/1706.08500:
 
@@ -162,11 +162,11 @@ def frechet_distance(made: Tensor, real: Tensor) -> float:
     singular values of P Q', so no root of a matrix is taken, and sets of fewer images than features
     are no exception. A set of one image has no spread.
     """
-    mean_made, root_made = _gaussian(made)
+    mean_fake, root_fake = _gaussian(fake)
     mean_real, root_real = _gaussian(real)
-    apart = (mean_made - mean_real).square().sum()
-    spread = root_made.square().sum() + root_real.square().sum()
-    shared = torch.linalg.svdvals(root_made @ root_real.T).sum()
+    apart = (mean_fake - mean_real).square().sum()
+    spread = root_fake.square().sum() + root_real.square().sum()
+    shared = torch.linalg.svdvals(root_fake @ root_real.T).sum()
     return max(float(apart + spread - 2 * shared), 0.0)
 
 

@@ -94,16 +94,16 @@ class InstanceSegmentation(Detection):
         restored = super().to_original_size(prediction, view)
         return restored | {"masks": _restore_masks(restored["masks"], view)}
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`objects`, each with `class`, `score`, `box`, and `mask`: `size` (height, width) and
         `counts`, COCO's compressed run lengths."""
-        answer = super().answer(prediction, data)
+        answer = super().prediction_to_json(prediction, data)
         for found, mask in zip(answer["objects"], _segmentations(prediction["masks"])):
             found["mask"] = mask
         return answer
 
-    def coco(self, prediction: Prediction) -> list[dict[str, Any]]:
-        objects = super().coco(prediction)
+    def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
+        objects = super().prediction_to_coco(prediction)
         for found, mask in zip(objects, _segmentations(prediction["masks"])):
             found["segmentation"] = mask
         return objects

@@ -150,7 +150,7 @@ class Reconstruction(Task):
                 image = _uncrop(image, axis, length, shift)
         return {**prediction, "image": image.clamp(0, 1)}
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`mse` and `psnr` of the reconstruction at the size that the network sees, on pixels in
         0..1, where the image is known; and the `code`, a list of D numbers."""
         code = {"code": prediction["code"].tolist(), "bits": prediction["bits"]}
@@ -176,7 +176,7 @@ class Reconstruction(Task):
         decibels = image_quality.decibels(prediction["mse"], peak=1)
         return [Panel(image, "original"), *seen, Panel(made, f"{decibels:.1f} dB")]
 
-    def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
+    def sample_panels(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
         """What the network has to answer, and beside it what it sees where that is corrupted."""
         groups = [self.panels(t["image"], None, t, data) for t in self.targets(batch)]
         if "seen" in batch:
@@ -185,7 +185,7 @@ class Reconstruction(Task):
                 group.append(Panel(seen[:, :height, :width], "what is seen"))
         return groups
 
-    def picture(self, prediction: Prediction) -> Tensor:
+    def prediction_to_image(self, prediction: Prediction) -> Tensor:
         return as_bytes(prediction["image"])
 
 

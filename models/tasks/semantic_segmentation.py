@@ -159,7 +159,7 @@ class SemanticSegmentation(Task):
         unseen = (rows < 0)[:, None] | (columns < 0)
         return {**prediction, "mask": found.masked_fill(unseen, IGNORED)}
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`shares`, how much of the picture each class has, and `confidence`."""
         counts = torch.bincount(prediction["mask"].flatten().long(), minlength=IGNORED + 1)
         known = counts[: len(data.classes)].tolist()
@@ -186,19 +186,19 @@ class SemanticSegmentation(Task):
             panels.append(Panel(image, caption, mask=prediction["mask"]))
         return panels
 
-    def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
+    def sample_panels(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
         """Of each image some patches, each with its truth."""
         images, masks = batch["image"], batch["mask"]
         if images.ndim == 4:
-            return super().samples(batch, data)
+            return super().sample_panels(batch, data)
         groups: list[list[Panel]] = [[] for _ in images]
         for patch in range(min(images.shape[1], SHOWN_PATCHES)):
             part = {**batch, "image": images[:, patch], "mask": masks[:, patch]}
-            for group, panels in zip(groups, super().samples(part, data)):
+            for group, panels in zip(groups, super().sample_panels(part, data)):
                 group += panels
         return groups
 
-    def picture(self, prediction: Prediction) -> Tensor:
+    def prediction_to_image(self, prediction: Prediction) -> Tensor:
         """(H, W): the classes by their numbers, 255 for none."""
         mask: Tensor = prediction["mask"]
         return mask

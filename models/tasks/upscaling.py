@@ -133,7 +133,7 @@ class Upscaling(Task):
         """The noise in dB, relative to the signal."""
         return -float(record["psnr"])
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`height` and `width` of the image that was made, and `scale`."""
         _, height, width = prediction["image"].shape
         return {"height": height, "width": width, "scale": scale_of(prediction)}
@@ -164,7 +164,7 @@ class Upscaling(Task):
             }
         return [Panel(_middle(pixels), caption) for caption, pixels in shown.items()]
 
-    def samples(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
+    def sample_panels(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
         """Of each image the first patch, as the network sees it and as it should make it."""
         std = torch.tensor(data.std)[:, None, None]
         mean = torch.tensor(data.mean)[:, None, None]
@@ -176,7 +176,7 @@ class Upscaling(Task):
             for seen, target in zip(low, self.targets(batch))
         ]
 
-    def picture(self, prediction: Prediction) -> Tensor:
+    def prediction_to_image(self, prediction: Prediction) -> Tensor:
         image: Tensor = prediction["image"]
         return image
 

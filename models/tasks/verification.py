@@ -157,7 +157,7 @@ class Verification(Task):
         are the first images, each beside those that seem most alike."""
         return 0.0
 
-    def related(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
+    def related_images(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
         """The nearest other images, captioned "SIMILARITY CLASS"."""
         embeddings = torch.stack([record["embedding"] for record in records])
         likeness = embeddings @ embeddings[position]
@@ -166,7 +166,7 @@ class Verification(Task):
             (i, f"{float(likeness[i]):.2f} {records[i]['class']}") for i in order if i != position
         ][:NEIGHBOURS]
 
-    def answer(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
+    def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`embedding`, a list of D numbers."""
         return {"embedding": prediction["embedding"].tolist()}
 

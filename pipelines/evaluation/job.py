@@ -179,7 +179,7 @@ def _slices(
         drawn = bootstrap.figures_of_draws(
             select, len(records), draws, twice=task.resample_with_replacement
         )
-        known = {name: whole[name] for name in task.headline if name in whole}
+        known = {name: whole[name] for name in task.headline_metrics if name in whole}
         metrics = bootstrap.estimates(known, drawn)
         found.append(SliceFigures(part.by, part.name, part.span, len(records), metrics))
     return tuple(found)
@@ -278,7 +278,7 @@ def _compare(first: _Examined, second: _Examined, confidence: float) -> Comparis
     test = None
     if first.found.task == "classification":
         rights = [
-            [record["said"] == record["label"] for record in one.answers.records]
+            [record["predicted"] == record["label"] for record in one.answers.records]
             for one in (first, second)
         ]
         test = bootstrap.mcnemar(*rights)

@@ -252,7 +252,9 @@ def _worst(subject: LoadedModel, answers: Predictions, split: str) -> tuple[list
     if family.task.name != "classification":
         return groups, ""
     note, rows = "", iter(groups)
-    said = {index: answers.records[place]["said"] for place, index in enumerate(answers.indices)}
+    said = {
+        index: answers.records[place]["predicted"] for place, index in enumerate(answers.indices)
+    }
     for batch in read(worst):
         classes = torch.tensor([said[index] for index in batch["index"].tolist()])
         heat = saliency.grad_cam(subject.module, subject.ask.see(batch)["image"], classes)

@@ -63,7 +63,7 @@ class Predictor:
         self._data = data
         self._fit = recipe.data.fit
         # Padded is only what has to fit a frame together with others; alone an image is its own.
-        fixed = bool(recipe.data.height or recipe.data.width) or not self._family.any_size
+        fixed = bool(recipe.data.height or recipe.data.width) or not self._family.accepts_any_size
         self._own_size = self._fit == "pad" and not fixed
         self._device = device
         self._transform = self._task.prepare(recipe.augment_settings(), data)
@@ -109,7 +109,7 @@ class Predictor:
                     yield Found(path, {"path": str(path), "error": errors[place]})
                     continue
                 prediction = next(predictions)
-                answer = self._task.answer(prediction, self._data)
+                answer = self._task.prediction_to_json(prediction, self._data)
                 yield Found(path, {"path": str(path), **answer}, prediction)
 
     @torch.no_grad()

@@ -71,7 +71,7 @@ def load_model(
             hint="evaluate it on data with the same classes in the same order",
         )
     data = seen_of(recipe, model.card)
-    if recipe.data.fit == "pad" and family.any_size:
+    if recipe.data.fit == "pad" and family.accepts_any_size:
         # its own size for every image, and a frame for the largest
         frame = card.spec(recipe.data.height, recipe.data.width)
         data = dataclasses.replace(data, height=frame.height, width=frame.width)

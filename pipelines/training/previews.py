@@ -53,7 +53,7 @@ class PreviewLogger:
     def training_samples(self, batch: Batch) -> None:
         """A batch as the network sees it."""
         few = {name: value[:32] for name, value in batch.items()}
-        groups = self._family.task.samples(few, self._data)
+        groups = self._family.task.sample_panels(few, self._data)
         self._draw(groups, "training_samples")
 
     def epoch(self, number: int, ask: Evaluator, answers: Predictions) -> None:
@@ -136,7 +136,7 @@ def groups_of(
             groups.append(task.panels(_cut(batch, row), prediction, target, data))
     positions = {index: position for position, index in enumerate(answers.indices)}
     for sample, group in zip(samples.tolist(), groups):
-        related = task.related(answers.records, positions[sample])[:BESIDE]
+        related = task.related_images(answers.records, positions[sample])[:BESIDE]
         others = np.array([answers.indices[position] for position, _ in related], np.int64)
         captions = iter(caption for _, caption in related)
         for batch in read(others):

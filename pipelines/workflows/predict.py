@@ -56,7 +56,7 @@ def give(predictor: Predictor, asked: Asked, version: Version) -> Iterator[dict[
     if asked.samples:
         for number, prediction in enumerate(predictor.generate(asked.samples, asked.seed)):
             name = f"sample-{number:05d}"
-            answer = predictor.task.answer(prediction, predictor.data)
+            answer = predictor.task.prediction_to_json(prediction, predictor.data)
             yield {"sample": number, "seed": asked.seed, **answer, **files.write(name, prediction)}
     elif asked.decode:
         for number, prediction in enumerate(predictor.decode(read_codes(asked.decode))):
@@ -150,11 +150,11 @@ class _Files:
         if self._results:
             self._images += 1
             if inference_predictor.save_image(
-                self._predictor.task.picture(prediction), self._results / name
+                self._predictor.task.prediction_to_image(prediction), self._results / name
             ):
                 written["result"] = name
-            if self._predictor.task.coco_results:
-                objects = self._predictor.task.coco(prediction)
+            if self._predictor.task.writes_coco_results:
+                objects = self._predictor.task.prediction_to_coco(prediction)
                 known = {"image_id": self._images, "file_name": Path(source).name}
                 self._objects += [known | one for one in objects]
                 written["result"] = COCO_FILE
@@ -173,7 +173,7 @@ class _Files:
         if isinstance(source, Path):
             image = inference_predictor.read_image(source, data.channels)
         else:
-            image = task.picture(prediction)
+            image = task.prediction_to_image(prediction)
         if image is None:
             raise UsageError(f"answers of {task.name} can't be drawn")
         panels = task.panels(image, prediction, None, data)
@@ -181,7 +181,7 @@ class _Files:
 
     def close(self) -> None:
         """Writes the COCO results, which are one file."""
-        if self._results and self._predictor.task.coco_results:
+        if self._results and self._predictor.task.writes_coco_results:
             from jobs.shared.terminal import json_line
 
             (self._results / COCO_FILE).write_text(json_line(self._objects) + "\n")

@@ -239,7 +239,8 @@ def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     shutil.rmtree(scratch)
     assert answers is not None
     return {
-        key: record["said"] == record["label"] for key, record in zip(answers.keys, answers.records)
+        key: record["predicted"] == record["label"]
+        for key, record in zip(answers.keys, answers.records)
     }
 
 

@@ -113,20 +113,20 @@ def test_predictions_have_the_tasks_fields_and_render(family, tmp_path):
         task.apply_judge(examples.judge, predictions, targets)
     records = [task.make_record(p, t, data) for p, t in zip(predictions, targets)]
     assert all(len(pickle.dumps(record)) < 20_000 for record in records)
-    figures = task.figures(records, data)
+    figures = task.metrics(records, data)
     assert task.primary.name in figures
     assert all(math.isfinite(value) for value in figures.values())
     assert all(math.isfinite(task.error_score(record)) for record in records)
     groups = []
     for image, prediction, target in zip(raw["image"], predictions, targets):
-        answer = task.answer(prediction, data)
+        answer = task.prediction_to_json(prediction, data)
         assert json.loads(json.dumps(answer, allow_nan=False)) == answer
         assert not any(isinstance(v, torch.Tensor) and v.is_cuda for v in prediction.values())
         groups.append(task.panels(image, prediction, target, data))
         assert task.panels(image, prediction, None, data)
-        picture = task.picture(prediction)
+        picture = task.prediction_to_image(prediction)
         assert picture is None or picture.dtype == torch.uint8
-        assert task.coco_results or not task.coco(prediction)
+        assert task.writes_coco_results or not task.prediction_to_coco(prediction)
     plots.grid(groups, data.classes, tmp_path / "answers.png")
 
 
@@ -136,7 +136,7 @@ def test_training_samples_can_be_shown(family, tmp_path):
     transform = family.augment(recipes.start(family.name).augment_settings(), data, train=True)
     batch = transform(examples.raw_batch(family), BatchRng(0, count, slice(0, count)))
     assert len(batch["key"]) == count
-    plots.grid(family.task.samples(batch, data), data.classes, tmp_path / "samples.png")
+    plots.grid(family.task.sample_panels(batch, data), data.classes, tmp_path / "samples.png")
 
 
 def test_prediction_does_not_depend_on_the_others_in_the_batch(family):

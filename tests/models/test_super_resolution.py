@@ -159,7 +159,7 @@ def test_a_users_file_of_any_size_is_enlarged_as_it_is(tmp_path, data):
     (found,) = predictor.predict([tmp_path / "a.png"])
     assert {**found.answer, "path": ""} == {"path": "", "height": 122, "width": 180, "scale": 2}
     assert torch.equal(found.prediction["low"], image)
-    assert save_image(predictor.task.picture(found.prediction), tmp_path / "b.png")
+    assert save_image(predictor.task.prediction_to_image(found.prediction), tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as written:
         assert written.size == (180, 122)
         plain = np.asarray(written.resize((90, 61), Image.Resampling.BICUBIC)).astype(int)

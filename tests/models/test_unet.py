@@ -323,7 +323,7 @@ def test_answers_are_in_the_images_own_size(fit, tmp_path):
             (own,) = UNET.predict(module, batch_of((image[None].float() / 255 - 0.5) / 0.3))
             assert torch.equal(mask, own["mask"])
         picture = tmp_path / "picture.png"
-        assert save_image(UNET.task.picture(one.prediction), picture)
+        assert save_image(UNET.task.prediction_to_image(one.prediction), picture)
         assert torch.equal(torch.from_numpy(np.array(Image.open(picture))), mask)
 
 

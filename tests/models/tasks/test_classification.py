@@ -124,7 +124,7 @@ def test_labels_out_of_range_are_refused():
 def test_answer_and_caption_have_the_names():
     prediction = {"probabilities": torch.tensor([0.1, 0.6, 0.3]), "label": 1}
     spec = DataSpec("classification", 1, 8, 8, ("cat", "dog", "owl"))
-    answer = CLASSIFICATION.answer(prediction, spec)
+    answer = CLASSIFICATION.prediction_to_json(prediction, spec)
     assert answer["class"] == "dog"
     assert answer["probability"] == pytest.approx(0.6)
     assert [a["class"] for a in answer["top5"]] == ["dog", "owl", "cat"]

@@ -122,7 +122,7 @@ def test_what_lies_outside_of_the_image_is_no_object():
 
 def test_answers_are_plain_json_with_class_names():
     prediction = said((LEFT, 0.875, 1), (RIGHT, 0.5, 0))
-    answer = DETECTION.answer(prediction, DATA)
+    answer = DETECTION.prediction_to_json(prediction, DATA)
     assert answer == {
         "objects": [
             {"class": "white", "score": 0.875, "box": LEFT},
@@ -130,13 +130,13 @@ def test_answers_are_plain_json_with_class_names():
         ]
     }
     assert json.loads(json.dumps(answer)) == answer
-    assert DETECTION.answer(said(), DATA) == {"objects": []}
+    assert DETECTION.prediction_to_json(said(), DATA) == {"objects": []}
 
 
 def test_coco_results_are_read_by_pycocotools(capsys):
     from pycocotools.coco import COCO
 
-    (result,) = DETECTION.coco(said((LEFT, 0.875, 1)))
+    (result,) = DETECTION.prediction_to_coco(said((LEFT, 0.875, 1)))
     assert result == {"category_id": 2, "bbox": [10.0, 10.0, 20.0, 20.0], "score": 0.875}
     coco = COCO()
     coco.dataset = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 2}]}

@@ -1,4 +1,4 @@
-"""The Fréchet distance against references, and what is said of made images."""
+"""The Fréchet distance against references, and what is predicted of fake images."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def features(count: int, size: int, seed: int) -> torch.Tensor:
     return torch.randn(count, size, generator=generator) @ mix + shift
 
 
-def by_scipy(made: torch.Tensor, real: torch.Tensor) -> float:
+def by_scipy(fake: torch.Tensor, real: torch.Tensor) -> float:
     """As the reference implementation of Heusel et al. computes it."""
-    a, b = (np.asarray(x, dtype=np.float64) for x in (made, real))
+    a, b = (np.asarray(x, dtype=np.float64) for x in (fake, real))
     root = scipy.linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False))
     traces = np.trace(np.cov(a, rowvar=False)) + np.trace(np.cov(b, rowvar=False))
     apart = a.mean(0) - b.mean(0)
     return float(apart @ apart + traces - 2 * np.trace(root.real))
 
 
-@pytest.mark.parametrize(("made", "real", "size"), [(200, 200, 16), (500, 300, 64), (40, 900, 3)])
-def test_the_distance_is_scipys(made, real, size):
-    one, other = features(made, size, 0), features(real, size, 1)
+@pytest.mark.parametrize(("fake", "real", "size"), [(200, 200, 16), (500, 300, 64), (40, 900, 3)])
+def test_the_distance_is_scipys(fake, real, size):
+    one, other = features(fake, size, 0), features(real, size, 1)
     assert frechet_distance(one, other) == pytest.approx(by_scipy(one, other), rel=1e-9)
     assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-12)
 
@@ -57,14 +57,14 @@ def test_a_set_has_no_distance_to_itself():
 
 def test_fewer_images_than_features():
     """Where covariances are singular: against the roots of the eigenvalues of A^½ B A^½."""
-    made, real = features(7, 40, 0).double(), features(9, 40, 1).double()
-    a, b = torch.cov(made.T), torch.cov(real.T)
+    fake, real = features(7, 40, 0).double(), features(9, 40, 1).double()
+    a, b = torch.cov(fake.T), torch.cov(real.T)
     values, vectors = torch.linalg.eigh(a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     shared = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
-    apart = (made.mean(0) - real.mean(0)).square().sum()
+    apart = (fake.mean(0) - real.mean(0)).square().sum()
     expected = float(apart + a.trace() + b.trace() - 2 * shared)
-    assert frechet_distance(made, real) == pytest.approx(expected, rel=1e-5)
+    assert frechet_distance(fake, real) == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_image_and_images_that_are_all_the_same():
@@ -73,9 +73,15 @@ def test_one_image_and_images_that_are_all_the_same():
     assert frechet_distance(one.expand(8, -1), other.expand(3, -1)) == 25
 
 
-def record(said: int, confidence: float = 0.9, seed: int = 0) -> dict:
-    made, real = features(1, 4, seed)[0], features(1, 4, seed + 1000)[0]
-    return {"made": made, "real": real, "said": said, "classes": 4, "confidence": confidence}
+def record(predicted: int, confidence: float = 0.9, seed: int = 0) -> dict:
+    fake, real = features(1, 4, seed)[0], features(1, 4, seed + 1000)[0]
+    return {
+        "fake": fake,
+        "real": real,
+        "predicted": predicted,
+        "classes": 4,
+        "confidence": confidence,
+    }
 
 
 def test_shares_of_the_classes():
@@ -110,16 +116,16 @@ def judge(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_judge_sees_made_and_real_images():
-    made = [torch.full((1, 4, 6), value, dtype=torch.uint8) for value in (0, 255)]
+    fake = [torch.full((1, 4, 6), value, dtype=torch.uint8) for value in (0, 255)]
     real = torch.full((2, 1, 4, 6), 3, dtype=torch.uint8)
-    predictions, targets = [{"image": image} for image in made], GENERATION.targets({"image": real})
+    predictions, targets = [{"image": image} for image in fake], GENERATION.targets({"image": real})
     GENERATION.apply_judge(judge, predictions, targets)
     records = [GENERATION.make_record(p, t, DATA) for p, t in zip(predictions, targets)]
-    assert [r["said"] for r in records] == [0, 2]
+    assert [r["predicted"] for r in records] == [0, 2]
     assert [r["classes"] for r in records] == [3, 3]
-    assert [r["made"].tolist() for r in records] == [[0.0] * 4, [255.0 * 6] * 4]
+    assert [r["fake"].tolist() for r in records] == [[0.0] * 4, [255.0 * 6] * 4]
     assert all(r["real"].tolist() == [18.0] * 4 for r in records)
-    assert len(pickle.dumps(records[0]["made"])) < 1000, "a view carries its batch"
+    assert len(pickle.dumps(records[0]["fake"])) < 1000, "a view carries its batch"
     assert [GENERATION.error_score(r) for r in records] == [0, 0]
 
 
@@ -130,15 +136,15 @@ def test_without_a_judge_it_is_said_what_is_missing():
 
 
 def test_a_real_image_is_never_shown_as_the_truth_of_a_made_one():
-    real, made = (torch.full((1, 4, 6), v, dtype=torch.uint8) for v in (1, 2))
-    prediction = {"image": made, "said": 7, "confidence": 0.987}
+    real, fake = (torch.full((1, 4, 6), v, dtype=torch.uint8) for v in (1, 2))
+    prediction = {"image": fake, "predicted": 7, "confidence": 0.987}
     (panel,) = GENERATION.panels(real, prediction, {"image": real}, DATA)
-    assert panel.image is made
+    assert panel.image is fake
     assert panel.caption == "class 7, 99%"
     (panel,) = GENERATION.panels(real, None, {"image": real}, DATA)
     assert panel.image is real
-    assert GENERATION.picture(prediction) is made
-    assert GENERATION.answer(prediction, DATA) == {"height": 4, "width": 6}
+    assert GENERATION.prediction_to_image(prediction) is fake
+    assert GENERATION.prediction_to_json(prediction, DATA) == {"height": 4, "width": 6}
 
 
 def test_every_second_image_is_mirrored_in_training_only():

@@ -107,7 +107,7 @@ class TestFigures:
 
 class TestAnswers:
     def test_have_cocos_run_lengths(self):
-        answer = TASK.answer(said(mask(3, 4, 12, 9), labels=[1], scores=[0.75]), DATA)
+        answer = TASK.prediction_to_json(said(mask(3, 4, 12, 9), labels=[1], scores=[0.75]), DATA)
         (found,) = json.loads(json.dumps(answer))["objects"]
         assert (found["class"], found["score"]) == ("dog", 0.75)
         assert found["box"] == [3, 4, 12, 9]
@@ -117,14 +117,14 @@ class TestAnswers:
 
     def test_are_coco_results(self):
         prediction = said(mask(3, 4, 12, 9), labels=[1], scores=[0.75])
-        (found,) = json.loads(json.dumps(TASK.coco(prediction)))
+        (found,) = json.loads(json.dumps(TASK.prediction_to_coco(prediction)))
         assert found["bbox"] == [3, 4, 9, 5]
         assert found["category_id"] == 2
         assert coco.area(found["segmentation"]) == 45
 
     def test_of_no_objects_are_empty(self):
-        assert TASK.answer(said(scores=[]), DATA) == {"objects": []}
-        assert TASK.coco(said(scores=[])) == []
+        assert TASK.prediction_to_json(said(scores=[]), DATA) == {"objects": []}
+        assert TASK.prediction_to_coco(said(scores=[])) == []
 
     def test_are_shown_beside_the_truth(self):
         truth = said(mask(0, 0, 9, 9), mask(10, 0, 20, 9))

@@ -230,10 +230,10 @@ def test_a_reconstruction_gets_the_size_of_its_image(fit, size):
 
 def test_an_answer_is_plain_json():
     image = torch.rand(3, 28, 21)
-    answer = RECONSTRUCTION.answer(prediction(image, 4, mse=0.01), DATA)
+    answer = RECONSTRUCTION.prediction_to_json(prediction(image, 4, mse=0.01), DATA)
     assert json.loads(json.dumps(answer)) == answer
     assert answer == {"mse": 0.01, "psnr": 20, "code": [0, 0.5, 1, 1.5], "bits": 64}
-    assert set(RECONSTRUCTION.answer(prediction(image, 4), DATA)) == {"code", "bits"}
+    assert set(RECONSTRUCTION.prediction_to_json(prediction(image, 4), DATA)) == {"code", "bits"}
 
 
 def test_panels_show_what_was_seen_only_where_it_was_corrupted():
@@ -253,16 +253,16 @@ def test_panels_show_what_was_seen_only_where_it_was_corrupted():
 
 def test_training_samples_are_what_is_seen_beside_what_is_asked():
     batch = raw(3, extents=(11, 15))
-    (group, *_) = RECONSTRUCTION.samples(transformed(batch), DATA)
+    (group, *_) = RECONSTRUCTION.sample_panels(transformed(batch), DATA)
     assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
     assert len(group) == 1
     made = transformed(batch, mask=0.5)
-    (group, *_) = RECONSTRUCTION.samples(made, DATA)
+    (group, *_) = RECONSTRUCTION.sample_panels(made, DATA)
     assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
     assert torch.equal(group[1].image, made["seen"][0, :, :11, :15])
 
 
 def test_the_picture_is_rounded():
     values = torch.tensor([0.0, 0.4, 0.6, 254.6, 255.0, 300, -20]) / 255
-    made = RECONSTRUCTION.picture(prediction(values.reshape(1, 1, 7)))
+    made = RECONSTRUCTION.prediction_to_image(prediction(values.reshape(1, 1, 7)))
     assert made.flatten().tolist() == [0, 0, 1, 255, 255, 255, 0]

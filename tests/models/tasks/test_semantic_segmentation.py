@@ -131,13 +131,13 @@ def test_what_does_not_fit_is_refused():
 def test_answer_picture_and_panels():
     mask = torch.tensor([[0, 0, 1], [2, 0, 255]], dtype=torch.uint8)
     prediction = {"mask": mask, "confidence": 0.75}
-    answer = TASK.answer(prediction, SPEC)
+    answer = TASK.prediction_to_json(prediction, SPEC)
     assert answer == {
         "shares": {"road": 0.6, "sky/blue": 0.2, "tree": 0.2, "car": 0.0, "cat": 0.0},
         "confidence": 0.75,
     }
     assert json.loads(json.dumps(answer)) == answer
-    assert TASK.picture(prediction) is mask
+    assert TASK.prediction_to_image(prediction) is mask
     image = torch.zeros(1, 2, 3, dtype=torch.uint8)
     truth, found = TASK.panels(image, prediction, {"mask": mask}, SPEC)
     assert (truth.caption, found.caption) == ("truth", "mean IoU 1.00")
@@ -145,7 +145,7 @@ def test_answer_picture_and_panels():
     (alone,) = TASK.panels(image, prediction, None, SPEC)
     assert alone.caption == "confidence 75%"
     nothing = {"mask": torch.full_like(mask, 255), "confidence": 0.0}
-    assert set(TASK.answer(nothing, SPEC)["shares"].values()) == {0.0}
+    assert set(TASK.prediction_to_json(nothing, SPEC)["shares"].values()) == {0.0}
 
 
 @pytest.mark.parametrize("size", [(40, 30), (10, 17), (24, 24), (9, 60)])
@@ -386,13 +386,13 @@ def test_colours_change_and_classes_stay():
 
 def test_samples_show_some_patches_with_their_truth():
     batch = batch_of(3, 24, 24)
-    shown = TASK.samples(transformed(dataclasses.replace(EVERYTHING, patches=6), batch), SPEC)
+    shown = TASK.sample_panels(transformed(dataclasses.replace(EVERYTHING, patches=6), batch), SPEC)
     assert [len(group) for group in shown] == [4, 4, 4]
     panel = shown[2][3]
     assert panel.image.shape == (1, 10, 10)
     assert panel.mask is not None
     assert panel.mask.shape == (10, 10)
-    shown = TASK.samples(transformed(SegmentationAugment(), batch), SPEC)
+    shown = TASK.sample_panels(transformed(SegmentationAugment(), batch), SPEC)
     assert [len(group) for group in shown] == [1, 1, 1]
     assert torch.equal(shown[1][0].image, batch["image"][1])
 

@@ -223,14 +223,18 @@ def test_panels_show_the_middle_as_given_by_bicubic_by_the_network_and_the_truth
     assert torch.equal(panels[3].image, image[:, 52:148, 17:113])
     users = UPSCALING.panels(prediction["low"], prediction, None, DATA)
     assert [p.caption for p in users] == ["bicubic", "network"]
-    assert UPSCALING.answer(prediction, DATA) == {"height": 200, "width": 130, "scale": 2}
-    assert torch.equal(UPSCALING.picture(prediction), prediction["image"])
+    assert UPSCALING.prediction_to_json(prediction, DATA) == {
+        "height": 200,
+        "width": 130,
+        "scale": 2,
+    }
+    assert torch.equal(UPSCALING.prediction_to_image(prediction), prediction["image"])
 
 
 def test_samples_are_a_patch_and_its_truth():
     batch = batch_of(texture(40, 48), texture(21, 33, seed=1))
     seen = transformed(batch, train=True, patch=24, patches=3)
-    for row, (low, high) in enumerate(UPSCALING.samples(seen, DATA)):
+    for row, (low, high) in enumerate(UPSCALING.sample_panels(seen, DATA)):
         assert low.image.shape == (3, 12, 12)
         assert torch.equal(low.image, reduce(high.image, 2).to(torch.uint8))
         assert torch.equal(high.image, (seen["high"][row, 0] * 255).round().to(torch.uint8))

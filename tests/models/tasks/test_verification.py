@@ -169,20 +169,20 @@ def test_ten_thousand_images_take_seconds():
 def test_the_nearest_are_related():
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.96, 0.28]])
     records = compared(rows, torch.tensor([0, 1, 2, 9]))
-    assert VERIFICATION.related(records, 0) == [
+    assert VERIFICATION.related_images(records, 0) == [
         (3, "0.96 class 9"),
         (2, "0.80 class 2"),
         (1, "0.00 class 1"),
     ]
     many = scattered(count=50)
-    related = VERIFICATION.related(many, 7)
+    related = VERIFICATION.related_images(many, 7)
     assert len(related) == verification.NEIGHBOURS
     assert 7 not in [position for position, _ in related]
 
 
 def test_answer_and_captions():
     prediction = {"embedding": torch.tensor([0.6, 0.8])}
-    assert VERIFICATION.answer(prediction, SPEC) == {
+    assert VERIFICATION.prediction_to_json(prediction, SPEC) == {
         "embedding": [pytest.approx(0.6), pytest.approx(0.8)]
     }
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)

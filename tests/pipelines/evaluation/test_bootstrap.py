@@ -110,7 +110,7 @@ def classified(count: int) -> list[Record]:
     probabilities = torch.rand(count, 8, generator=source).softmax(1)
     truth = torch.randint(8, (count,), generator=source).tolist()
     return [
-        {"probabilities": row, "said": int(row.argmax()), "label": label}
+        {"probabilities": row, "predicted": int(row.argmax()), "label": label}
         for row, label in zip(probabilities, truth)
     ]
 
@@ -165,7 +165,7 @@ def test_classes_have_their_recall_and_precision() -> None:
     records = classified(60)
     found = models.get("cnn").task.selector(records, DATA)(range(60))
     of_b = [record for record in records if record["label"] == 1]
-    said_b = [record for record in records if record["said"] == 1]
-    hits = sum(record["said"] == 1 for record in of_b)
+    said_b = [record for record in records if record["predicted"] == 1]
+    hits = sum(record["predicted"] == 1 for record in of_b)
     assert found["recall/b"] == hits / len(of_b)
     assert found["precision/b"] == hits / len(said_b)

@@ -71,7 +71,7 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
             assert 0 <= left <= right <= SIZE[0]
             assert 0 <= top <= bottom <= SIZE[1]
         json.dumps(line, allow_nan=False)
-    if task.coco_results:
+    if task.writes_coco_results:
         found = json.loads((tmp_path / "results" / "results.json").read_text())
         assert {one["image_id"] for one in found} <= {1, 2, 3}
         assert len(found) == sum(len(line["objects"]) for line in lines)
