@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from pipelines import tag_names
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Version
-
-LIBRARY = "tessera.version."
 
 
 @click.command()
@@ -48,9 +47,9 @@ def chain(version: Version) -> dict[str, Any]:
     digest = services.registered_digest(version)
     tracker = services.attach_tracker(version.run_id)
     tags, _ = tracker.noted()
-    verdict = json.loads(version.tags.get(gate.VERDICT_TAG, "null"))
+    verdict = json.loads(version.tags.get(tag_names.VERDICT, "null"))
     evaluation = gate.evaluation_of(version)
-    tree = json.loads(version.tags["tessera.recipe"])
+    tree = json.loads(version.tags[tag_names.RECIPE])
     recipe = dict(recipes.leaves(tree))
     said = ""
     if verdict:
@@ -66,26 +65,26 @@ def chain(version: Version) -> dict[str, Any]:
             if evaluation
             else ""
         ),
-        "run": version.tags.get("tessera.run", ""),
-        "checkpoint": version.tags.get("tessera.checkpoint", ""),
+        "run": version.tags.get(tag_names.RUN, ""),
+        "checkpoint": version.tags.get(tag_names.CHECKPOINT, ""),
         "page": tracker.link(),
-        "search": version.tags.get("tessera.search", ""),
-        "trial": version.tags.get("tessera.trial", ""),
+        "search": version.tags.get(tag_names.SEARCH, ""),
+        "trial": version.tags.get(tag_names.TRIAL, ""),
         "family": f"{tree['family']}, {tree['variant']}",
-        "data": f"{version.tags.get('tessera.data_name', '')} in {tree['data']['path']}",
-        "data digest": version.tags.get("tessera.data_digest", ""),
+        "data": f"{version.tags.get(tag_names.DATA_NAME, '')} in {tree['data']['path']}",
+        "data digest": version.tags.get(tag_names.DATA_DIGEST, ""),
         "judge": f"{tree['judge']}, sha256 {tree['judge_digest']}" if tree.get("judge") else "",
         "code": tags.get("mlflow.source.git.commit", ""),
         "command": tags.get("mlflow.source.name", ""),
         "by": tags.get("mlflow.user", ""),
-        "ray job": tags.get("ray.submission_id") or tags.get("ray.job_id", ""),
+        "ray job": tags.get(tag_names.RAY_SUBMISSION) or tags.get(tag_names.RAY_JOB, ""),
         "workers": str(tree["workers"]["count"]),
-        "hardware": tags.get("tessera.hardware", ""),
-        "python": tags.get("tessera.python", ""),
+        "hardware": tags.get(tag_names.HARDWARE, ""),
+        "python": tags.get(tag_names.PYTHON, ""),
         "libraries": {
-            name.removeprefix(LIBRARY): value
+            name.removeprefix(tag_names.LIBRARY_PREFIX): value
             for name, value in sorted(tags.items())
-            if name.startswith(LIBRARY)
+            if name.startswith(tag_names.LIBRARY_PREFIX)
         },
         "recipe": recipe,
     }

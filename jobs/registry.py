@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from pipelines import tag_names
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Version
@@ -58,8 +59,8 @@ def summary(name: str, versions: list[Version]) -> dict[str, Any]:
         "versions": len(versions),
         "champion": held.get("champion"),
         "challenger": held.get("challenger"),
-        "family": newest.tags.get("tessera.family") if newest else None,
-        "data": newest.tags.get("tessera.data_name") if newest else None,
+        "family": newest.tags.get(tag_names.FAMILY) if newest else None,
+        "data": newest.tags.get(tag_names.DATA_NAME) if newest else None,
     }
 
 
@@ -69,19 +70,19 @@ def row(version: Version) -> dict[str, Any]:
 
     evaluation = gate.evaluation_of(version)
     primary = _primary(version)
-    val = _json(version.tags.get("tessera.metrics", "")).get(f"val/{primary}")
+    val = _json(version.tags.get(tag_names.METRICS, "")).get(f"val/{primary}")
     test = evaluation.metrics.get(primary) if evaluation else None
-    verdict = _json(version.tags.get(gate.VERDICT_TAG, ""))
+    verdict = _json(version.tags.get(tag_names.VERDICT, ""))
     said = "; ".join(verdict.get("reasons", ()))
     word = ("promoted" if verdict.get("passed") else "refused") if verdict else ""
     return {
         "version": version.number,
         "aliases": ", ".join(version.aliases),
-        "family": version.tags.get("tessera.family"),
+        "family": version.tags.get(tag_names.FAMILY),
         "metric": primary,
         "val": None if val is None else f"{val:.4f}",
         "test": None if test is None else f"{test:.4f}",
-        "run": version.tags.get("tessera.run"),
+        "run": version.tags.get(tag_names.RUN),
         "verdict": f"{word}: {said}" if word else None,
     }
 
@@ -92,7 +93,7 @@ def _primary(version: Version) -> str:
     from models.core.errors import TesseraError
 
     try:
-        return models.get(version.tags.get("tessera.family", "")).task.primary.name
+        return models.get(version.tags.get(tag_names.FAMILY, "")).task.primary.name
     except TesseraError:  # a family that isn't installed here
         return ""
 

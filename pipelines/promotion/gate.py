@@ -17,6 +17,7 @@ from typing import Any
 
 import models
 from models.core.errors import TesseraError
+from pipelines import tag_names
 from pipelines.evaluation.results import Assessment, Comparison
 from pipelines.interfaces import Registry, Version
 from pipelines.promotion import champions
@@ -24,10 +25,7 @@ from pipelines.promotion.champions import ChampionState
 from pipelines.promotion.policy import Policy
 from pipelines.training import checkpoints
 
-EVALUATION_TAG = "tessera.evaluation.test"
-VERDICT_TAG = "tessera.verdict"
-DECISION_TAG = "tessera.decision"
-"""The run in MLflow with policy, report and verdict."""
+EVALUATION_TAG = f"{tag_names.EVALUATION_PREFIX}test"
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,7 @@ def apply(
 
     A death between any two steps leaves the old champion or the new one; promoting again finishes.
     """
-    tags = {VERDICT_TAG: json.dumps(asdict(verdict)), DECISION_TAG: run}
+    tags = {tag_names.VERDICT: json.dumps(asdict(verdict)), tag_names.DECISION: run}
     registry.tag(candidate, tags)
     if verdict.passed:
         champions.move(registry, candidate.name, seat, candidate, kind="promotion")
@@ -333,7 +331,7 @@ def delete(registry: Registry, name: str, number: int) -> None:
 
 def examine(registry: Registry, version: Version) -> CandidateInfo:
     """Fetches a version's files and compares them with the digest it was registered with."""
-    digest = version.tags.get("tessera.digest", "")
+    digest = version.tags.get(tag_names.DIGEST, "")
     missing, evaluation = registry.missing(version), evaluation_of(version)
     with tempfile.TemporaryDirectory() as scratch:
         folder, damage = _fetch(registry, version, Path(scratch))
@@ -359,7 +357,7 @@ def examine(registry: Registry, version: Version) -> CandidateInfo:
 
 def _fetch(registry: Registry, version: Version, scratch: Path) -> tuple[Path, str]:
     """The version's files, and what is wrong with them."""
-    digest = version.tags.get("tessera.digest", "")
+    digest = version.tags.get(tag_names.DIGEST, "")
     if not digest:
         return scratch, "it was not registered by Tessera: it has no digest"
     try:

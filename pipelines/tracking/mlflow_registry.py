@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from models.core.errors import TesseraError, UsageError, unknown
+from pipelines import tag_names
 from pipelines.interfaces import Decision, Version
 from pipelines.tracking.mlflow_runs import VIEW, connect, page_root
 
@@ -27,8 +28,6 @@ T = TypeVar("T")
 
 RECORD = ".champions"
 """The end of the name of a registered model that is another's record."""
-RECORD_TAG = "tessera.record_of"
-_DECISION = "tessera.decision."
 
 _NAME_LENGTH = 256
 _PATIENCE_SECONDS = 120.0
@@ -146,7 +145,7 @@ class MlflowRegistry:
 
     def names(self) -> list[str]:
         models = _pages(lambda token: self._client.search_registered_models(page_token=token))
-        return sorted(model.name for model in models if RECORD_TAG not in model.tags)
+        return sorted(model.name for model in models if tag_names.RECORD_OF not in model.tags)
 
     def _rows(self, name: str) -> Iterator[Any]:
         """MLflow's own entries of a model's versions."""
@@ -222,13 +221,16 @@ class MlflowRegistry:
             try:
                 self._client.create_registered_model(
                     record,
-                    tags={RECORD_TAG: name},
+                    tags={tag_names.RECORD_OF: name},
                     description=f"Each version decides who is champion of {name}, in order.",
                 )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-        tags = {f"{_DECISION}{key}": str(value) for key, value in asdict(decision).items()}
+        tags = {
+            f"{tag_names.DECISION_PREFIX}{key}": str(value)
+            for key, value in asdict(decision).items()
+        }
         source = f"models:/{name}/{decision.target}"
         _insist(
             lambda: self._client.create_model_version(
@@ -240,9 +242,9 @@ class MlflowRegistry:
         found = []
         for row in self._rows(f"{name}{RECORD}"):
             said = {
-                key.removeprefix(_DECISION): value
+                key.removeprefix(tag_names.DECISION_PREFIX): value
                 for key, value in row.tags.items()
-                if key.startswith(_DECISION)
+                if key.startswith(tag_names.DECISION_PREFIX)
             }
             try:
                 found.append(
@@ -261,7 +263,9 @@ class MlflowRegistry:
         return sorted(found, key=lambda decision: decision.number)
 
     def done(self, name: str, decision: Decision) -> None:
-        self._set_tag(f"{name}{RECORD}", decision.number, f"{_DECISION}done", "True")
+        self._set_tag(
+            f"{name}{RECORD}", decision.number, f"{tag_names.DECISION_PREFIX}done", "True"
+        )
 
     def download(self, version: Version, to: Path) -> Path:
         """The version's files in `to`/NAME-NUMBER, a folder that must not be there yet. It appears

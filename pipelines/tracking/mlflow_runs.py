@@ -22,11 +22,9 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from models.core.errors import TesseraError
+from pipelines import tag_names
 from pipelines.interfaces import Point
 from pipelines.tracking.system_metrics import Sampler
-
-RUN_TAG = "tessera.run"
-"""The tag by which a training finds its run again."""
 
 VIEW = "workflowType=machine_learning"
 """Without it MLflow's pages open in their GenAI view."""
@@ -132,7 +130,7 @@ def open_run(
     experiment_id = _experiment_id(client, experiment, artifact_root)
     found = client.search_runs(
         [experiment_id],
-        filter_string=f"tags.`{RUN_TAG}` = '{name}'",
+        filter_string=f"tags.`{tag_names.RUN}` = '{name}'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )
@@ -140,7 +138,7 @@ def open_run(
         tracker = MlflowTracker(client, experiment_id, found[0].info.run_id, ui)
         tracker.tags(tags)
     else:
-        told = {**_context_tags(), **tags, RUN_TAG: name}
+        told = {**_context_tags(), **tags, tag_names.RUN: name}
         run = client.create_run(experiment_id, tags=told, run_name=name)
         tracker = MlflowTracker(client, experiment_id, run.info.run_id, ui)
     client.update_run(tracker.run_id, status="RUNNING")

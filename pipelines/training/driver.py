@@ -16,6 +16,7 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
+from pipelines import tag_names
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.interfaces import Emit, Registry, Tracker, Version
@@ -227,7 +228,7 @@ def _check_effective(checkpoint: Path, asked: Recipe, changing: Sequence[str] = 
 def _changes(run: Run, recipe: Recipe) -> dict[str, str]:
     """Tags for what a resumed run has otherwise than its params say, which can't be changed."""
     before, now = run.recipe().flat(), recipe.flat()
-    return {f"tessera.resumed.{p}": now[p] for p in now if now[p] != before.get(p)}
+    return {f"{tag_names.RESUMED_PREFIX}{p}": now[p] for p in now if now[p] != before.get(p)}
 
 
 def _draw_curves(run: Run, spool: Emit) -> None:
@@ -239,6 +240,6 @@ def _draw_curves(run: Run, spool: Emit) -> None:
 
 def _versions() -> dict[str, str]:
     return {
-        f"tessera.version.{name.removesuffix('-train')}": importlib.metadata.version(name)
+        f"{tag_names.LIBRARY_PREFIX}{name.removesuffix('-train')}": importlib.metadata.version(name)
         for name in LIBRARIES
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+from pipelines import tag_names
 from pipelines.interfaces import Registry, Tracker, Version
 from pipelines.training import checkpoints
 from pipelines.training.run import Run
@@ -17,7 +18,7 @@ from pipelines.training.run import Run
 CHALLENGER = "challenger"
 
 
-ORIGIN = ("tessera.search", "tessera.trial")
+ORIGIN = (tag_names.SEARCH, tag_names.TRIAL)
 """Tags of a run that say where its settings come from: its version has them, too."""
 
 
@@ -35,7 +36,7 @@ def _register(
     origin: Mapping[str, str],
 ) -> Version:
     for version in registry.versions(run.model):  # it was resumed after it had been registered
-        if (version.tags.get("tessera.run"), version.tags.get("tessera.checkpoint")) == (
+        if (version.tags.get(tag_names.RUN), version.tags.get(tag_names.CHECKPOINT)) == (
             run.name,
             best.name,
         ):
@@ -59,18 +60,18 @@ def _register(
         reason = save_exportable(exportable, example, target, metadata=metadata)
     digest = checkpoints.write_model(best, target)
     tags = {
-        "tessera.digest": digest,
-        "tessera.family": recipe.family,
-        "tessera.variant": recipe.variant,
-        "tessera.recipe": json.dumps(recipe.model_dump(mode="json"), sort_keys=True),
-        "tessera.data_digest": card.digest,
-        "tessera.data_name": card.name,
-        "tessera.classes": _short_list(card.classes),
-        "tessera.preprocessing": json.dumps(asdict(replace(data, classes=())), sort_keys=True),
-        "tessera.metrics": json.dumps({f"val/{k}": v for k, v in summary["metrics"].items()}),
-        "tessera.run": run.name,
-        "tessera.checkpoint": best.name,
-        "tessera.servable": f"no: {reason}" if reason else "mlflow.pytorch",
+        tag_names.DIGEST: digest,
+        tag_names.FAMILY: recipe.family,
+        tag_names.VARIANT: recipe.variant,
+        tag_names.RECIPE: json.dumps(recipe.model_dump(mode="json"), sort_keys=True),
+        tag_names.DATA_DIGEST: card.digest,
+        tag_names.DATA_NAME: card.name,
+        tag_names.CLASSES: _short_list(card.classes),
+        tag_names.PREPROCESSING: json.dumps(asdict(replace(data, classes=())), sort_keys=True),
+        tag_names.METRICS: json.dumps({f"val/{k}": v for k, v in summary["metrics"].items()}),
+        tag_names.RUN: run.name,
+        tag_names.CHECKPOINT: best.name,
+        tag_names.SERVABLE: f"no: {reason}" if reason else "mlflow.pytorch",
         **{name: origin[name] for name in ORIGIN if name in origin},
     }
     version = registry.register(

@@ -19,6 +19,7 @@ from torch import nn
 import models
 from models.core.family import DataSpec
 from pipelines import recipe as recipes
+from pipelines import tag_names
 from pipelines.data.card import Card
 from pipelines.data.loading import pixel_cache
 from pipelines.data.loading.loaders import EvalLoader, TrainLoader
@@ -79,9 +80,9 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     loader = _train_loader(recipe, card, data, world)
     if world.leads:
         told = {
-            "tessera.cache": loader.cache_choice,
-            "tessera.hardware": hardware.describe(),
-            "tessera.python": platform.python_version(),
+            tag_names.CACHE: loader.cache_choice,
+            tag_names.HARDWARE: hardware.describe(),
+            tag_names.PYTHON: platform.python_version(),
         }
         emit({"kind": "tags", "values": told})
         emit({"kind": "notice", "level": "info", "text": f"cache: {loader.cache_choice}"})

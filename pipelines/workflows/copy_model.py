@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines import tag_names
+
 if TYPE_CHECKING:
     from pipelines.interfaces import Registry
-
-COPIED_TAG = "tessera.copied_from"
 
 
 def copy_version(
@@ -28,7 +28,7 @@ def copy_version(
     """Gives the registry, the name and the number of the copy. The same version is copied once:
     asked again, the copy that is there is given."""
     from models.core.errors import TesseraError, UsageError
-    from pipelines.promotion import champions, gate
+    from pipelines.promotion import champions
     from pipelines.tracking.mlflow_registry import MlflowRegistry
     from pipelines.training import checkpoints
     from pipelines.workflows import services
@@ -45,16 +45,16 @@ def copy_version(
     target: Registry = MlflowRegistry(to_registry) if to_registry else registry
     digest = services.registered_digest(version)
     for known in target.versions(to_name):
-        if known.tags.get("tessera.digest") == digest:
+        if known.tags.get(tag_names.DIGEST) == digest:
             return target, to_name, known.number
     if dry_run:
         raise UsageError(
             f"there is no copy of version {number} in {to_name!r} to look at",
             hint="leave --dry-run out: a copy alone promotes nothing",
         )
-    own = {gate.VERDICT_TAG, gate.DECISION_TAG}
+    own = {tag_names.VERDICT, tag_names.DECISION}
     tags = {k: v for k, v in version.tags.items() if k.startswith("tessera.") and k not in own}
-    tags[COPIED_TAG] = f"models:/{model}/{number}"
+    tags[tag_names.COPIED_FROM] = f"models:/{model}/{number}"
     run_id = version.run_id
     if to_registry:
         run_id = _run_there(to_registry, f"copy-{model}-{number}", tags)
@@ -69,7 +69,11 @@ def _run_there(uri: str, name: str, tags: dict[str, str]) -> str:
     """A run in another MLflow for a version to belong to, as the one of its training isn't there."""
     from pipelines.tracking import mlflow_runs
 
-    told = {key: tags[key] for key in (COPIED_TAG, "tessera.run", "tessera.digest") if key in tags}
+    told = {
+        key: tags[key]
+        for key in (tag_names.COPIED_FROM, tag_names.RUN, tag_names.DIGEST)
+        if key in tags
+    }
     tracker = mlflow_runs.open_run(
         uri, experiment="promotions", name=name, tags=told, artifact_root=None
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import tag_names
+
 if TYPE_CHECKING:
     from pipelines.evaluation.results import Assessment, Comparison
     from pipelines.interfaces import Version
@@ -71,7 +73,7 @@ def examine(
                 "model": str(registry.download(version, own)),
                 "digest": services.registered_digest(version),
             }
-            recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
+            recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
             if recipe.judge:
                 model["judge"] = str(own / inputs.JUDGE)
                 judges.fetch(recipe, registry, own / inputs.JUDGE)
@@ -124,7 +126,7 @@ def note(
         judge_digest=found.judge_digest,
         data=data,
     )
-    tag = f"tessera.evaluation.{found.split}"
+    tag = f"{tag_names.EVALUATION_PREFIX}{found.split}"
     tracker = services.attach_tracker(version.run_id)
     if version.tags.get(tag) != evaluation.to_json():
         registry.tag(version, {tag: evaluation.to_json()})

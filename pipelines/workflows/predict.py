@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.core.errors import TesseraError, UsageError
+from pipelines import tag_names
 
 if TYPE_CHECKING:
     from models.core.family import Prediction
@@ -91,7 +92,7 @@ def _likener(
         return None
     from pipelines.inference import identify
 
-    threshold = json.loads(version.tags.get("tessera.metrics", "{}")).get("val/threshold")
+    threshold = json.loads(version.tags.get(tag_names.METRICS, "{}")).get("val/threshold")
     if asked.gallery:
         return identify.build_gallery(predictor, asked.gallery, threshold)
     return identify.Comparison(predictor, threshold)

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import tag_names
+
 if TYPE_CHECKING:
     from pipelines.interfaces import Registry, Version
     from pipelines.promotion.champions import ChampionState
@@ -120,10 +122,10 @@ def _record(
 
     held = str(verdict.champion or "none")
     tags = {
-        "tessera.promotion": candidate.name,
-        "tessera.promotion.candidate": str(candidate.number),
-        "tessera.promotion.champion": held,
-        "tessera.promotion.verdict": "yes" if verdict.passed else "no",
+        tag_names.PROMOTION: candidate.name,
+        tag_names.PROMOTION_CANDIDATE: str(candidate.number),
+        tag_names.PROMOTION_CHAMPION: held,
+        tag_names.PROMOTION_VERDICT: "yes" if verdict.passed else "no",
     }
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     name = f"promote-{candidate.name}-{candidate.number}-{stamp}"
@@ -146,7 +148,7 @@ def _record(
         status, outcome = "FAILED", "not finished"
         raise
     finally:
-        tracker.tags({"tessera.promotion.outcome": outcome})
+        tracker.tags({tag_names.PROMOTION_OUTCOME: outcome})
         tracker.finish(status)
 
 
@@ -178,7 +180,7 @@ def _evaluated_on(candidate: Version) -> str:
         return ""
     if evaluation.data:
         return evaluation.data
-    tree: dict[str, Any] = json.loads(candidate.tags.get("tessera.recipe", "{}"))
+    tree: dict[str, Any] = json.loads(candidate.tags.get(tag_names.RECIPE, "{}"))
     return str(tree.get("data", {}).get("path", ""))
 
 
@@ -186,7 +188,7 @@ def _task(version: Version) -> str:
     import models
     from models.core.errors import TesseraError
 
-    family = version.tags.get("tessera.family")
+    family = version.tags.get(tag_names.FAMILY)
     if family is None:
         raise TesseraError(
             f"version {version.number} of {version.name!r} was not registered by Tessera",

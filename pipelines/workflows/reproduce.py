@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import tag_names
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,7 +35,7 @@ def reproduce(
     from pipelines.workflows import judges, paths, services, train
 
     digest = services.registered_digest(version)
-    recipe = recipes.build(json.loads(version.tags["tessera.recipe"]))
+    recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
     if data:
         recipe = recipe.with_overrides({"data.path": absolute_location(data)})
     train.check_data(recipe)
@@ -67,7 +69,7 @@ def reproduce(
                 conclude=keep,
             )
     before, _ = services.attach_tracker(version.run_id).noted()
-    was = json.loads(version.tags.get("tessera.metrics", "{}"))
+    was = json.loads(version.tags.get(tag_names.METRICS, "{}"))
     metrics = {
         n: (float(was[f"val/{n}"]), v) for n, v in trained.metrics.items() if f"val/{n}" in was
     }
@@ -107,8 +109,8 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What of machine and libraries is another than in the run that the version comes from."""
-    names = ["tessera.hardware", "tessera.python"]
-    names += sorted(n for n in {*before, *now} if n.startswith("tessera.version."))
+    names = [tag_names.HARDWARE, tag_names.PYTHON]
+    names += sorted(n for n in {*before, *now} if n.startswith(tag_names.LIBRARY_PREFIX))
     return [
         f"{n.removeprefix('tessera.').removeprefix('version.')} was {before.get(n, 'not noted')}, "
         f"is {now.get(n, 'not noted')}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.core.errors import TesseraError, unknown
+from pipelines import tag_names
 from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from models.core.family import Metric
     from models.core.spaces import Space
     from pipelines.tracking.mlflow_runs import MlflowTracker
-
-STATUS_TAG = "tessera.trial.status"
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class Leaderboard:
                     run.event_log, tracker, is_permanent=mlflow_runs.is_permanent
                 ).start()
                 shipper.close(60.0)
-            values = {STATUS_TAG: trial.status, "tessera.trial.reason": trial.reason}
+            values = {tag_names.TRIAL_STATUS: trial.status, tag_names.TRIAL_REASON: trial.reason}
             tracker.tags({name: value for name, value in values.items() if value})
             tracker.finish("FAILED" if trial.status == "failed" else "FINISHED")
             if best is not None:

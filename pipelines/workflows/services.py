@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from models.core.errors import TesseraError
+from pipelines import tag_names
 from pipelines.cluster import connection, workers
 from pipelines.storage.base import cache_payload
 from pipelines.tracking import mlflow_registry, mlflow_runs
@@ -78,7 +79,7 @@ def tags_of(recipe: Recipe) -> dict[str, str]:
     """What a run says of what it trains, and of the Ray job that does."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     job = submitted.get("metadata", {}).get("job_submission_id")
-    return {"tessera.family": recipe.family, **({"ray.submission_id": job} if job else {})}
+    return {tag_names.FAMILY: recipe.family, **({tag_names.RAY_SUBMISSION: job} if job else {})}
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def resolve(registry: Registry, text: str) -> Version:
 
 def registered_digest(version: Version) -> str:
     """The digest that the version's files must have."""
-    digest = version.tags.get("tessera.digest")
+    digest = version.tags.get(tag_names.DIGEST)
     if not digest:
         raise TesseraError(
             f"version {version.number} of {version.name!r} was not registered by Tessera",

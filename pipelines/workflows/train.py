@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pipelines import tag_names
+
 if TYPE_CHECKING:
     from pipelines.data.card import Card
     from pipelines.recipe import Recipe
@@ -175,7 +177,7 @@ def _train(
 
     group = services.group_of(recipe)
     primary = models.get(recipe.family).task.primary.name
-    tags = {**services.tags_of(recipe), "tessera.model": run.model, **more_tags}
+    tags = {**services.tags_of(recipe), tag_names.MODEL: run.model, **more_tags}
     storage = run.folder / "ray"
     # The cluster and the registry take seconds each, and wait mostly for other processes. The run
     # is opened after both: a training that is refused leaves nothing in MLflow.
@@ -193,7 +195,7 @@ def _train(
             tracker = services.open_tracker(run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:
-                tags["ray.job_id"] = connection.job_id()
+                tags[tag_names.RAY_JOB] = connection.job_id()
             display.say(f"run {run.name}")
             display.say(f"watch {services.page(tracker.link())}")
             try:

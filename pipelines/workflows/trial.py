@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.core.errors import TesseraError
+from pipelines import tag_names
 from pipelines.workflows import services
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
     from pipelines.training.run import Run
 
-SETTINGS_TAG = "tessera.settings"
-"""Of a member's run: every change of its settings, with the epoch from which on it held."""
 MOST_TAG = 5000
 END_SECONDS = 60.0
 """How long whoever goes on with a trial's run, or ends it, waits for who had it before."""
@@ -116,7 +115,7 @@ def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     _note_settings(run, part)
     reason = ""
     try:
-        tags = {SETTINGS_TAG: changes_text(part["changes"])}
+        tags = {tag_names.SETTINGS: changes_text(part["changes"])}
         _train(told, part["id"], run, recipe, until_epoch=part["until_epoch"], tags=tags)
     except TesseraError as error:
         reason = error.message
@@ -182,8 +181,8 @@ def _train(
         **(tags or {}),
         **services.tags_of(recipe),
         "mlflow.parentRunId": told["parent"],
-        "tessera.search": told["search"],
-        "tessera.trial": trial_id,
+        tag_names.SEARCH: told["search"],
+        tag_names.TRIAL: trial_id,
     }
     with (
         training_run.locked(run, patience_seconds=END_SECONDS),

@@ -30,6 +30,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipelines import tag_names
 from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
@@ -187,7 +188,7 @@ def parent_run(asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
     tracker = services.open_tracker(
         asked.name,
         experiment=asked.experiment,
-        tags={**services.tags_of(recipe), "tessera.search": asked.name},
+        tags={**services.tags_of(recipe), tag_names.SEARCH: asked.name},
     )
     tracker.params(
         {
@@ -225,7 +226,7 @@ def _refit(
         "experiment": asked.experiment,
         "verbose": verbose,
         "quiet": quiet,
-        "tags": {"tessera.search": asked.name, "tessera.trial": best.id},
+        "tags": {tag_names.SEARCH: asked.name, tag_names.TRIAL: best.id},
     }
     if asked.scheduler == "pbt":
         return train.go_on(tune.run_of(asked, best), again, model=model, **told)

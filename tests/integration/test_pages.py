@@ -23,7 +23,7 @@ from browser import MARKS
 
 from jobs.cli import run, tessera
 from jobs.shared import local_services
-from pipelines.promotion import gate
+from pipelines import tag_names
 from pipelines.workflows import services
 
 pytestmark = MARKS
@@ -79,7 +79,7 @@ def trained(
         found = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")
         registry = services.open_registry()
         version = registry.version("digits", 1)
-        decision = services.attach_tracker(version.tags[gate.DECISION_TAG]).link()
+        decision = services.attach_tracker(version.tags[tag_names.DECISION]).link()
     server.start()
     pages = registry.link(version), decision, found["search"], found["page"]
     return Trained(server.uri, said["run"], said["page"], *pages)

@@ -26,6 +26,7 @@ from jobs import tune
 from models.core.errors import TesseraError
 from models.core.spaces import Choice
 from pipelines import recipe as recipes
+from pipelines import tag_names
 from pipelines.interfaces import World
 from pipelines.search import population
 from pipelines.tracking.events import EventLog, read_events
@@ -342,7 +343,7 @@ def check_population(name: str) -> list[dict[str, Any]]:
         child = by_id[trial["id"]]
         assert (child.info.status, trial["status"]) == ("FINISHED", "finished")
         assert [epoch for epoch, _ in trial["curve"]] == list(range(1, EPOCHS + 1))
-        told = json.loads(child.data.tags[workflows_trial.SETTINGS_TAG])
+        told = json.loads(child.data.tags[tag_names.SETTINGS])
         assert told == trial["changes"]
         assert told[-1]["settings"] == trial["settings"]
         for path, first in told[0]["settings"].items():

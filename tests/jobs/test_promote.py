@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pipelines import recipe as recipes
+from pipelines import tag_names
 from pipelines.data.packing import pack
 from pipelines.interfaces import World
 from pipelines.promotion import gate
@@ -94,7 +95,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     registry = services.open_registry()
     version = registry.version("fresh", "champion")
     assert version.number == BETTER
-    run = registry._client.get_run(version.tags[gate.DECISION_TAG])
+    run = registry._client.get_run(version.tags[tag_names.DECISION])
     assert run.info.status == "FINISHED"
     assert run.data.tags["tessera.promotion.outcome"] == "promoted"
     root = Path(run.info.artifact_uri.removeprefix("file://"))
@@ -110,7 +111,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert worse.status == 1
     assert "FAIL  lead in accuracy" in worse.out
     assert champion(call, "fresh") == BETTER
-    run_id = services.open_registry().version("fresh", WORSE).tags[gate.DECISION_TAG]
+    run_id = services.open_registry().version("fresh", WORSE).tags[tag_names.DECISION]
     refused = registry._client.get_run(run_id)
     assert refused.data.tags["tessera.promotion.outcome"] == "refused"
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from models.core.errors import TesseraError, UsageError
+from pipelines import tag_names
 from pipelines.evaluation.bootstrap import Difference, Estimate, McNemar
 from pipelines.evaluation.results import Assessment, Comparison, Robustness
 from pipelines.interfaces import Version
@@ -318,7 +319,7 @@ def test_no_leaves_the_champion(registry: MemoryRegistry, tmp_path: Path) -> Non
     no = Verdict(False, ("worse",), second.number, 1)
     gate.apply(registry, second, champions.look(registry, "m"), no, "run")
     assert champion(registry) == 1
-    said = json.loads(registry.version("m", 2).tags[gate.VERDICT_TAG])
+    said = json.loads(registry.version("m", 2).tags[tag_names.VERDICT])
     assert (said["passed"], said["reasons"]) == (False, ["worse"])
 
 

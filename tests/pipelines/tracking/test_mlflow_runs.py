@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from models.core.errors import TesseraError
+from pipelines import tag_names
 from pipelines.interfaces import Point, Tracker
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking.memory import MemoryTracker
@@ -112,7 +113,7 @@ def test_one_training_is_one_run_through_every_restart(store: Path) -> None:
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "first"
     assert run.data.tags["attempt"] == "2"
-    assert run.data.tags[mlflow_runs.RUN_TAG] == "first"
+    assert run.data.tags[tag_names.RUN] == "first"
     assert run.data.metrics == {"loss": 1.0}
 
 
