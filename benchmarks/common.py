@@ -69,14 +69,14 @@ def record(folder: Path, name: str, entry: dict[str, Any]) -> Path:
     return path
 
 
-def put_in_readme(mark: str, text: str) -> None:
-    """Puts a table between README's marks of that name."""
-    readme = ROOT / "README.md"
+def write_measured(mark: str, text: str) -> None:
+    """Replaces what is between the marks of that name in docs/reference/measured.md."""
+    page = ROOT / "docs" / "reference" / "measured.md"
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, found, rest = readme.read_text().partition(begin)
+    before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if found and closed:
-        readme.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
+        page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

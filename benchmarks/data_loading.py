@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RAW, RESULTS, ROOT, arguments, machine, put_in_readme, record, table
+from common import RAW, RESULTS, ROOT, arguments, machine, record, table, write_measured
 from contenders import BATCH, CONTENDERS, PROCESSES
 from loading_data import DONE, PHOTOS, SETS, Absent, prepare
 
@@ -173,8 +173,8 @@ def show(name: str, entry: dict[str, Any]) -> str:
 
 
 def markdown(entry: dict[str, Any]) -> str:
-    """README's table: images/s of all contenders on both sets, and their share of the raw limit
-    over one file."""
+    """The table in docs/reference/measured.md: images/s of all contenders on both sets, and their
+    share of the raw limit over one file."""
     sets = entry["sets"]
     heads = [f"{name}, images/s | of the limit" for name in sets]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + 2 * len(sets)) + "|"]
@@ -248,7 +248,7 @@ def main() -> int:
         and sets.keys() == SETS.keys()
         and options.only == list(CONTENDERS)
     ):
-        put_in_readme("loading", markdown(entry))
+        write_measured("loading", markdown(entry))
     return 0
 
 

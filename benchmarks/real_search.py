@@ -2,7 +2,7 @@
 the winner trained in full and evaluated on `test` beside what the recipe itself was measured to.
 
 Prints what MLflow has of it and what came out; writes benchmarks/results/real_search.json and
-README's sentence.
+the sentence in docs/reference/measured.md.
 
     python benchmarks/real_search.py PACKED [--recipe jobs/recipes/mnist.yaml] [--trials 16]
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import RESULTS, ROOT, arguments, machine, put_in_readme, record
+from common import RESULTS, ROOT, arguments, machine, record, write_measured
 
 FIGURE = "accuracy"
 
@@ -81,16 +81,17 @@ def in_mlflow(name: str) -> dict[str, Any]:
 
 
 def markdown(entry: dict[str, Any]) -> str:
-    """README's sentence of it."""
+    """The sentence in docs/reference/measured.md."""
     own = entry["recipe_test"]
     words = " ".join(["PACKED", *(f"--set {change}" for change in entry["changes"])])
     text = (
-        f"A search of {entry['trials']} trials around `{entry['recipe']}`, killed with SIGKILL after "
-        f"{entry['over_before_the_kill']} of them and resumed, came with `--refit` to a test accuracy "
-        f"of {entry['refit_test'][FIGURE]:.4f}; the recipe itself has {statistics.mean(own):.4f}, the "
-        f"mean of {len(own)} seeds (`python benchmarks/real_search.py {words}`, PACKED its "
-        f"packed data; "
-        f"{entry['hardware']}, at commit {entry['commit']}, {entry['seconds'] / 60:.0f} minutes)."
+        f"A search of {entry['trials']} trials around the recipe "
+        f"`{entry['recipe'].removesuffix('.yaml')}` was killed with SIGKILL after "
+        f"{entry['over_before_the_kill']} of them and resumed. With `--refit` it reached a test "
+        f"accuracy of {entry['refit_test'][FIGURE]:.4f}; the recipe itself reaches "
+        f"{statistics.mean(own):.4f}, the mean of {len(own)} seeds (`python "
+        f"benchmarks/real_search.py {words}`, PACKED is the packed data; {entry['hardware']}, at "
+        f"commit {entry['commit']}, {entry['seconds'] / 60:.0f} minutes)."
     )
     return "\n".join(
         [*textwrap.wrap(text, 100, break_on_hyphens=False, break_long_words=False), ""]
@@ -151,7 +152,7 @@ def main() -> None:
     record(asked.results, "real_search", result)
     print(json.dumps(result, indent=1))
     if asked.results == RESULTS and result["at_least_as_good"]:
-        put_in_readme("real search", markdown(result))
+        write_measured("real search", markdown(result))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ All search the same space of the measured recipe of the digits, by its figure on
 seeds, in turns in one run on one cluster. What a way is given are trials; a trial that is stopped
 early costs less, so the epochs that were trained are told beside the time. A way that didn't come to
 the target within its trials has no time for that seed. Prints a table, writes
-benchmarks/results/search_to_target.json and README's table.
+benchmarks/results/search_to_target.json and the table in docs/reference/measured.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import RESULTS, ROOT, arguments, machine, put_in_readme, record, table
+from common import RESULTS, ROOT, arguments, machine, record, table, write_measured
 
 RECIPE = ROOT / "jobs" / "recipes" / "digits.yaml"
 FIGURE = "accuracy"
@@ -148,10 +148,12 @@ def rows(entries: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def markdown(entry: dict[str, Any]) -> str:
-    """What README shows, once it is measured."""
-    told = "How soon it comes to a figure, beside random search with as many trials and with twice as many:"
-    heads = "| | came to it | seconds | trials begun | epochs trained | all, seconds | best |"
-    lines = [told, "", heads, "|---|---|---|---|---|---|---|"]
+    """The table in docs/reference/measured.md."""
+    heads = (
+        "| | reached the target | seconds | trials started | epochs trained | whole search, seconds "
+        "| best |"
+    )
+    lines = [heads, "|---|---|---|---|---|---|---|"]
     for way, reached, seconds, trials, epochs, whole, _, best in rows(entry["entries"]):
         lines.append(f"| {way} | {reached} | {seconds} | {trials} | {epochs} | {whole} | {best} |")
     seeds = max(one["searches"] for one in entry["entries"])
@@ -160,10 +162,12 @@ def markdown(entry: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"`{entry['recipe']}` with {', '.join(entry['changes']) or 'nothing changed'} to {metric} "
-            f"{entry['target'][metric]:g} within {entry['trials']} "
-            f"trials (double: {2 * entry['trials']}), medians of {seeds} seeds' searches that came to "
-            f"it (`python benchmarks/search_to_target.py`); {entry['hardware']}, at commit {entry['commit']}.",
+            f"Recipe `{entry['recipe'].removesuffix('.yaml')}` with "
+            f"{', '.join(entry['changes']) or 'no changes'}; target: {metric} "
+            f"{entry['target'][metric]:g} within {entry['trials']} trials (double: "
+            f"{2 * entry['trials']}). Medians over the searches of {seeds} seeds that reached it "
+            f"(`python benchmarks/search_to_target.py`). {entry['hardware']}, at commit "
+            f"{entry['commit']}.",
             "",
         ]
     )
@@ -212,7 +216,7 @@ def main() -> int:
     }
     print(record(options.results, "search_to_target", entry))
     if options.results == RESULTS and options.only == list(WAYS):
-        put_in_readme("searches", markdown(entry))
+        write_measured("searches", markdown(entry))
     return 0
 
 

@@ -28,7 +28,7 @@ from pipelines.workflows import services
 
 pytestmark = MARKS
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "images"
 UPDATE = bool(os.environ.get("TESSERA_UPDATE_PICTURE"))
 EPOCHS, STEPS = 8, 96
 PATIENCE_MS = 60_000

@@ -421,7 +421,7 @@ def test_a_policy_is_read(tmp_path: Path) -> None:
 
 def test_the_policy_of_the_documents_is_one() -> None:
     """And the defaults that they name are those of the code."""
-    page = (Path(__file__).parents[3] / "docs" / "promotion.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "policy.md").read_text()
     shown = policy.build(yaml.safe_load(page.partition("```yaml")[2].partition("```")[0]))
     assert shown.largest_losses.size == 1.0
     own = policy.default("classification")

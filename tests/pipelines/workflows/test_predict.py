@@ -18,7 +18,7 @@ from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
 from pipelines.workflows import predict
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "answers.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "predictions.md"
 VERSION = Version("m", 1, "r", {"tessera.metrics": json.dumps({"val/threshold": 0.5})})
 SIZE = (50, 30)
 """Width and height of the images asked about: not what the networks see."""
