@@ -55,6 +55,7 @@ SHARED_WITH_ROOMS = {
     "pipelines.interfaces",
     "pipelines.data.card",
     "pipelines.data.index",
+    "pipelines.storage.atomic",
     "pipelines.storage.retry",
     "pipelines.storage.remote",
     "pipelines.storage.base",

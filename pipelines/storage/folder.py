@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.core.errors import TesseraError
+from pipelines.storage.atomic import move_atomic, write_bytes_atomic
 from pipelines.storage.base import SMALL_BYTES, Content, check_path
 
 
@@ -62,20 +63,10 @@ class Folder:
             raise self._unreadable(path, error) from None
 
     def put(self, file: Path, path: str) -> None:
-        target = self._locate(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, part := target.with_name(f".{target.name}.part"))
-        os.replace(part, target)
+        move_atomic(file, self._locate(path))
 
     def write(self, path: str, data: bytes) -> None:
-        target = self._locate(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        write_bytes_atomic(self._locate(path), data, durable=True)
 
     def remove(self, path: str) -> None:
         self._locate(path).unlink(missing_ok=True)

@@ -111,7 +111,7 @@ class Remote:
 
     def _fetch_ahead(self, file: Content, given_up: Callable[[], bool]) -> None:
         """Without patience: what fails here is tried again, and told, when it is needed."""
-        hasty = replace(self._patience, tries=1)
+        hasty = replace(self._patience, max_attempts=1)
 
         def blocks() -> Iterator[bytes]:
             for block in self._blocks(file.path, file.size_bytes, hasty):
@@ -191,7 +191,7 @@ class Remote:
         """`act` with patience, and what it says of files that are missing or closed as our error."""
         patience = patience or self._patience
         if not self._answered:
-            patience = replace(patience, tries=min(patience.tries, 4))
+            patience = replace(patience, max_attempts=min(patience.max_attempts or 4, 4))
         what = f"{path or 'the listing'} of {self.where}"
         try:
             found = retry_call(act, patience, what)

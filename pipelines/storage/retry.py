@@ -1,7 +1,7 @@
-"""How often and how long something is tried again that may work the next time.
+"""Calls a function again after failures that may pass.
 
-In: an act that fails with `TransientError`. Out: what it gives, or a TesseraError that says how long it was
-tried. Must not know what the act is.
+In: a function, and a policy of how often and how long. Out: what the function returns, or an error
+that says what was tried. Must not know what the function does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 from models.core.errors import TesseraError
@@ -18,46 +19,82 @@ T = TypeVar("T")
 
 
 class TransientError(Exception):
-    """A failure that may pass: the network, a busy server, a body that was cut short."""
+    """A failure that may pass: of the network, of a busy server, of a response cut short."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """`tries` in all. The wait after a failure doubles from `first_seconds` up to `most_seconds`,
-    each a quarter shorter or longer by chance, so that many readers don't come back at once. One try
-    may take `call_seconds`.
+    """How often a call is attempted, and how long the waits between attempts are.
 
-    The default bears a server that is away for a minute: its waits alone are 69 s at the least.
+    The first wait is `first_wait_seconds`, each further one twice as long, up to
+    `max_wait_seconds`. Each is varied at random by a quarter either way, so that many readers don't
+    return to a server at once. `max_attempts` counts the first attempt, None for no limit; no
+    attempt begins after `deadline_seconds`, counted from the first attempt. `call_seconds` is the timeout
+    of one attempt, for functions that take one: `retry_call` interrupts nothing.
+
+    The default survives a server that is down for a minute: its waits alone are 69 s or more.
     """
 
-    tries: int = 10
-    first_seconds: float = 0.5
-    most_seconds: float = 20.0
+    max_attempts: int | None = 10
+    deadline_seconds: float | None = None
+    first_wait_seconds: float = 0.5
+    max_wait_seconds: float = 20.0
     call_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.max_attempts is None and self.deadline_seconds is None:
+            raise ValueError("a retry policy needs max_attempts or deadline_seconds")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts}")
+
+    def allows(self, elapsed_seconds: float) -> bool:
+        """Whether an attempt may begin so long after the first one."""
+        return self.deadline_seconds is None or elapsed_seconds <= self.deadline_seconds
+
     def waits(self) -> Iterator[float]:
-        """Seconds after each failure but the last."""
-        chance = random.SystemRandom()  # the global one belongs to the training
-        for n in range(self.tries - 1):
-            wait = min(self.first_seconds * 2**n, self.most_seconds)
-            yield wait * chance.uniform(0.75, 1.25)
+        """Seconds to wait after each failed attempt but the last."""
+        jitter = random.SystemRandom()  # the global generator belongs to the training
+        wait = self.first_wait_seconds
+        for attempt in count(1):
+            if attempt == self.max_attempts:
+                return
+            yield min(wait, self.max_wait_seconds) * jitter.uniform(0.75, 1.25)
+            wait = min(wait * 2, self.max_wait_seconds)
 
 
-def retry_call(act: Callable[[], T], patience: RetryPolicy, what: str) -> T:
-    """What `act` gives, tried again while it raises `TransientError`; then TesseraError. `what` begins the
-    error's sentence."""
-    began = time.monotonic()
-    waits = patience.waits()
-    for tried in range(1, patience.tries + 1):
+def retry_call(
+    call: Callable[[], T],
+    policy: RetryPolicy,
+    what: str | None,
+    *,
+    transient: type[Exception] | Callable[[Exception], bool] = TransientError,
+    hint: str = "check that the server is up and reachable",
+) -> T:
+    """Returns what `call` returns. After an error that is `transient`, a type or a test of the
+    error, it is called again; any other error is raised at once.
+
+    When no attempt is left, a TesseraError says what failed and what was tried: "WHAT: ERROR (tried
+    4 times in 12 s)". With `what=None` the last error itself is raised.
+    """
+    is_transient = transient if not isinstance(transient, type) else _instance_test(transient)
+    started = time.monotonic()
+    waits = policy.waits()
+    for attempt in count(1):
         try:
-            return act()
-        except TransientError as error:
+            return call()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            elapsed = time.monotonic() - started
             wait = next(waits, None)
-            if wait is None:
-                seconds = time.monotonic() - began
-                often = f"tried {tried} times in {seconds:.0f} s" if tried > 1 else "tried once"
-                raise TesseraError(
-                    f"{what}: {error} ({often})", hint="see whether the server is up and reachable"
-                ) from None
-            time.sleep(wait)
-    raise AssertionError("a patience has one try at least")
+            if wait is None or not policy.allows(elapsed + wait):
+                if what is None:
+                    raise
+                tried = f"tried {attempt} times in {elapsed:.0f} s" if attempt > 1 else "tried once"
+                raise TesseraError(f"{what}: {error} ({tried})", hint=hint) from None
+        time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _instance_test(kind: type[Exception]) -> Callable[[Exception], bool]:
+    return lambda error: isinstance(error, kind)

@@ -20,7 +20,9 @@ from pipelines.storage.base import CacheSettings, use_cache
 from pipelines.storage.http import Web
 from pipelines.storage.retry import RetryPolicy
 
-QUICK = RetryPolicy(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=1.0)
+QUICK = RetryPolicy(
+    max_attempts=4, first_wait_seconds=0.01, max_wait_seconds=0.05, call_seconds=1.0
+)
 DATA = hashlib.shake_128(b"data").digest(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
@@ -163,7 +165,7 @@ def test_sizes_are_asked_one_by_one(place: Web) -> None:
 
 
 def test_a_server_that_never_answered_gets_little_patience(cache: CacheSettings) -> None:
-    place = Web("http://127.0.0.1:9", cache, RetryPolicy(first_seconds=0.01))
+    place = Web("http://127.0.0.1:9", cache, RetryPolicy(first_wait_seconds=0.01))
     with pytest.raises(TesseraError, match="tried 4 times"):
         place.read("card.json")
 

@@ -32,7 +32,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()), reason=missing() or "there is a server"),
 ]
-QUICK = RetryPolicy(tries=4, first_seconds=0.01, most_seconds=0.05, call_seconds=2.0)
+QUICK = RetryPolicy(
+    max_attempts=4, first_wait_seconds=0.01, max_wait_seconds=0.05, call_seconds=2.0
+)
 DATA = hashlib.shake_128(b"data").digest(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
@@ -305,7 +307,7 @@ def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: Fau
 def test_without_patience_the_same_outage_ends_the_epoch(
     s3: str, uploaded: Card, wire: FaultyWire
 ) -> None:
-    place = Store("s3", s3[5:], s3, current_cache(), RetryPolicy(tries=1))
+    place = Store("s3", s3[5:], s3, current_cache(), RetryPolicy(max_attempts=1))
     assert place.size("card.json")
     wire.down()
     shard = uploaded.splits["train"].shards[0]

@@ -1,63 +1,99 @@
-"""Patience is bounded, grows, and ends with what was tried."""
+"""Retries are bounded, wait longer each time, and end with what was tried."""
 
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 
 import pytest
 
 from models.core.errors import TesseraError
 from pipelines.storage.retry import RetryPolicy, TransientError, retry_call
 
-QUICK = RetryPolicy(tries=4, first_seconds=0.001)
+QUICK = RetryPolicy(max_attempts=4, first_wait_seconds=0.001)
 
 
-def failing(times: int, error: Exception) -> tuple[list[int], object]:
+def failing(times: int, error: BaseException) -> tuple[list[int], Callable[[], str]]:
     calls: list[int] = []
 
-    def act() -> str:
+    def call() -> str:
         calls.append(1)
         if len(calls) <= times:
             raise error
         return "done"
 
-    return calls, act
+    return calls, call
 
 
 @pytest.mark.parametrize("times", [0, 1, 3])
-def test_what_passes_is_tried_again(times: int) -> None:
-    calls, act = failing(times, TransientError("busy"))
-    assert retry_call(act, QUICK, "x") == "done"
+def test_a_transient_failure_is_retried(times: int) -> None:
+    calls, call = failing(times, TransientError("busy"))
+    assert retry_call(call, QUICK, "x") == "done"
     assert len(calls) == times + 1
 
 
-def test_what_lasts_ends() -> None:
-    calls, act = failing(99, TransientError("busy"))
-    with pytest.raises(TesseraError, match=r"shard x: busy \(tried 4 times in \d+ s\)"):
-        retry_call(act, QUICK, "shard x")
+def test_a_lasting_failure_ends_with_what_was_tried() -> None:
+    calls, call = failing(99, TransientError("busy"))
+    with pytest.raises(TesseraError, match=r"shard x: busy \(tried 4 times in \d+ s\)") as caught:
+        retry_call(call, QUICK, "shard x", hint="wait")
+    assert caught.value.hint == "wait"
     assert len(calls) == 4
 
 
 @pytest.mark.parametrize("error", [TesseraError("no"), FileNotFoundError(), KeyboardInterrupt()])
-def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
-    calls, act = failing(99, error)
+def test_another_failure_is_not_retried(error: BaseException) -> None:
+    calls, call = failing(99, error)
     with pytest.raises(type(error)):
-        retry_call(act, QUICK, "x")
+        retry_call(call, QUICK, "x")
     assert len(calls) == 1
 
 
-def test_a_minute_is_borne() -> None:
-    """What the docstring says of the default, at the shortest that chance makes it."""
+def test_the_caller_says_what_is_transient() -> None:
+    for transient in (BlockingIOError, lambda error: error.errno == 11):
+        calls, call = failing(2, BlockingIOError(11, "again"))
+        assert retry_call(call, QUICK, "x", transient=transient) == "done"
+        assert len(calls) == 3
+
+
+def test_without_words_the_last_error_is_raised() -> None:
+    _, call = failing(99, BlockingIOError(11, "again"))
+    with pytest.raises(BlockingIOError, match="again"):
+        retry_call(call, QUICK, None, transient=BlockingIOError)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_a_deadline_ends_retries_without_a_number_of_attempts(seconds: float) -> None:
+    policy = RetryPolicy(
+        max_attempts=None, deadline_seconds=seconds, first_wait_seconds=0.02, max_wait_seconds=0.02
+    )
+    calls, call = failing(999, TransientError("busy"))
+    began = time.monotonic()
+    with pytest.raises(TesseraError, match="busy"):
+        retry_call(call, policy, "x")
+    assert time.monotonic() - began < seconds + 5
+    assert (len(calls) > 1) == (seconds > 0)
+
+
+@pytest.mark.parametrize("wrong", [{"max_attempts": None}, {"max_attempts": 0}])
+def test_a_policy_is_bounded(wrong: dict[str, None]) -> None:
+    with pytest.raises(ValueError, match="max_attempts"):
+        RetryPolicy(**wrong)
+
+
+def test_the_default_survives_a_minute() -> None:
+    """What the docstring says of the default, at the shortest that jitter makes it."""
     default = RetryPolicy()
+    assert default.max_attempts
     least = min(sum(default.waits()) for _ in range(200))
     most = sum(
-        1.25 * min(default.first_seconds * 2**n, default.most_seconds)
-        for n in range(default.tries - 1)
+        1.25 * min(default.first_wait_seconds * 2**n, default.max_wait_seconds)
+        for n in range(default.max_attempts - 1)
     )
     assert 60 < 0.6 * most <= least <= most < 120
 
 
-def test_chance_is_not_the_trainings() -> None:
+def test_jitter_leaves_the_global_generator_alone() -> None:
     random.seed(1)
     state = random.getstate()
     list(RetryPolicy().waits())
