@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.workflows.context import Context
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
@@ -32,7 +34,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
     from pipelines.training.checkpoints import Progress
     from pipelines.workflows import judges, services
 
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = services.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         judge = Path(scratch) / inputs.JUDGE

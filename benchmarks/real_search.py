@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import RESULTS, ROOT, arguments, machine, record, write_measured
 
+from pipelines.workflows.context import Context
+
 FIGURE = "accuracy"
 
 
@@ -66,7 +68,9 @@ def in_mlflow(name: str) -> dict[str, Any]:
     """How many runs there are of the search, and how they ended."""
     from pipelines.workflows import search_board, services
 
-    parent = services.attach_tracker(search_board.find(name).parent)
+    parent = services.attach_tracker(
+        Context.from_environment(), search_board.find(Context.from_environment(), name).parent
+    )
     client = parent._client
     below = client.search_runs(
         [parent.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{parent.run_id}'"

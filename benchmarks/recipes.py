@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.workflows.context import Context
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
@@ -164,7 +166,7 @@ def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
 def _is_registered(model: str) -> bool:
     from pipelines.workflows import services
 
-    return bool(services.open_registry().versions(model))
+    return bool(services.open_registry(Context.from_environment()).versions(model))
 
 
 def _run(module: str, *words: str) -> None:

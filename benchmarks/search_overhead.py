@@ -26,6 +26,7 @@ from common import arguments, machine, record, table
 
 from models.core.spaces import LogUniform
 from pipelines.cluster.tuner import Order, Report
+from pipelines.workflows.context import Context
 
 COUNTS = (4, 16, 64)
 SPACE = {"optim.model.lr": LogUniform(1e-4, 1.0)}
@@ -86,7 +87,9 @@ def empty(told: dict[str, Any], trial: str, settings: dict[str, Any], report: Re
         os.environ["TESSERA_HOME"] = told["home"]
         from pipelines.workflows import services
 
-        tracker = services.open_tracker(f"{told['turn']}-{trial}", experiment=SEARCH, tags={})
+        tracker = services.open_tracker(
+            Context.from_environment(), f"{told['turn']}-{trial}", experiment=SEARCH, tags={}
+        )
         tracker.params({path: str(value) for path, value in settings.items()})
         tracker.finish("FINISHED")
     report(1, 0.5)
@@ -158,7 +161,7 @@ def main() -> int:
     from pipelines.workflows import services
 
     try:
-        with services.joined():
+        with services.joined(Context.from_environment()):
             entries = measure(
                 scratch, options.trials, options.rounds, options.at_once, options.only
             )

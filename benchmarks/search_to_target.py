@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import RESULTS, ROOT, arguments, machine, record, table, write_measured
 
+from pipelines.workflows.context import Context
+
 RECIPE = ROOT / "jobs" / "recipes" / "digits.yaml"
 FIGURE = "accuracy"
 TARGET = 0.985
@@ -53,7 +55,6 @@ WAYS: dict[str, tuple[list[str], int]] = {
 def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[str, Any]:
     """One search; how long it took to the target, and what it came to."""
     from jobs import tune
-    from pipelines.workflows import paths
 
     words, times = WAYS[way]
     arguments = [str(options.recipe), "--data", str(data), "--space", str(space), *words]
@@ -67,7 +68,7 @@ def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[s
         tune.command.main(arguments, standalone_mode=False)
     seconds = time.time() - began
     answer = json.loads(said.getvalue())
-    trials = paths.searches_dir() / answer["search"] / "trials"
+    trials = Context.from_environment().searches_dir / answer["search"] / "trials"
     return {
         "way": way,
         "seed": seed,
@@ -195,7 +196,7 @@ def main() -> int:
         space = scratch / "space.yaml"
         space.write_text(SPACE)
         searches = []
-        with services.joined():
+        with services.joined(Context.from_environment()):
             for seed in range(options.seeds):
                 for way in options.only:
                     searches.append(search(scratch / "digits", way, seed, options, space))

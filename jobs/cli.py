@@ -19,7 +19,6 @@ from typing import NoReturn
 import click
 
 import jobs
-from jobs.shared import cache_settings
 from models.core.errors import TesseraError
 
 NO_VERBS = {
@@ -87,7 +86,10 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "--verbose" in argv
     try:
-        cache_settings.apply()
+        from pipelines.storage.base import use_cache
+        from pipelines.workflows.context import Context
+
+        use_cache(Context.from_environment().cache)
         status = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

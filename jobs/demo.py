@@ -31,13 +31,15 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.promotion import champions
-    from pipelines.workflows import paths, services
+    from pipelines.workflows import services
+    from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
     from pipelines.workflows.promote import promote, why
     from pipelines.workflows.train import start
 
     began = time.monotonic()
-    data = paths.root() / "data" / "digits"
+    context = Context.from_environment()
+    data = context.home / "data" / "digits"
     if not (data / cards.FILE).is_file():
         _step("tessera pack digits --to .tessera/data/digits")
         _pack(data)
@@ -46,19 +48,19 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     recipe = recipes.read(recipe_file).with_overrides(
         {"data.path": str(data), "data.digest": cards.read(data).digest, "seed": seed}
     )
-    outcome = start(recipe, verbose=verbose)
+    outcome = start(context, recipe, verbose=verbose)
     version = outcome.version
     reference = f"{version.name}/{version.number}"
     _step(f"tessera evaluate {reference} --data .tessera/data/digits")
-    _, evaluation = evaluate(reference, data)
+    _, evaluation = evaluate(context, reference, data)
     _step(f"tessera promote {version.name} --version {version.number}")
-    registry = services.open_registry()
-    verdict = promote(registry, version.name, version.number)
+    registry = services.open_registry(context)
+    verdict = promote(context, registry, version.name, version.number)
     word = "promoted" if verdict.passed else "not promoted"
     say(f"version {version.number} {word}: {why(verdict)}")
     champion = f"models:/{version.name}@{champions.CHAMPION}"
     _step(f"tessera predict {champion} .tessera/demo/unseen")
-    right, asked = _ask(champion, data, paths.root() / "demo" / "unseen")
+    right, asked = _ask(champion, data, context.home / "demo" / "unseen")
     facts: dict[str, Any] = {
         "family": recipe.family,
         "dataset": f"{version.name}, {evaluation.samples} test images",

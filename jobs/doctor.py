@@ -27,7 +27,7 @@ import click
 from jobs.cli import run
 from jobs.shared import local_services
 from jobs.shared.terminal import show_json
-from pipelines.workflows import paths
+from pipelines.workflows.context import Context
 
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "safetensors")
 """What a worker must have in the same version as we."""
@@ -70,8 +70,9 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
         click.echo(_ANSWER + json.dumps(ask(json.loads(question))))
         return 0
     use_local_services()
+    context = Context.from_environment()
     findings = []
-    for finding in examine(timeout_seconds):
+    for finding in examine(context, timeout_seconds):
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.state:<5} {finding.check:<15} {finding.found}")
@@ -84,18 +85,18 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
 
 def use_local_services() -> None:
     """What `tessera up` started is used where the environment names nothing else."""
-    up = local_services.load()
+    up = local_services.load(Context.from_environment().home)
     if up and "RAY_ADDRESS" not in os.environ and all(map(local_services.is_alive, up.services)):
         for name, value in up.environment.items():
             os.environ.setdefault(name, value)
 
 
-def examine(timeout_seconds: float) -> Iterator[Finding]:
+def examine(context: Context, timeout_seconds: float) -> Iterator[Finding]:
     yield from check_versions()
-    yield check_disk()
+    yield check_disk(context.home)
     yield check_shared_memory()
-    yield from check_tracking()
-    yield from check_worker(timeout_seconds)
+    yield from check_tracking(context.tracking_uri)
+    yield from check_worker(context, timeout_seconds)
 
 
 # ── this machine ──────────────────────────────────────────────────────────────────────────────
@@ -128,8 +129,7 @@ def check_versions() -> Iterator[Finding]:
         yield Finding(name, "ok" if good else "fail", f"{version} (allowed: {bounds})", hint)
 
 
-def check_disk() -> Finding:
-    folder = paths.root()
+def check_disk(folder: Path) -> Finding:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -155,9 +155,8 @@ def check_shared_memory() -> Finding:
     )
 
 
-def check_tracking() -> Iterator[Finding]:
+def check_tracking(uri: str) -> Iterator[Finding]:
     """MLflow from here, and its clock against ours."""
-    uri = paths.tracking_uri()
     if not uri.startswith(("http://", "https://")):
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
@@ -190,11 +189,10 @@ def check_clock(check: str, ahead_seconds: float) -> Finding:
 # ── a worker ──────────────────────────────────────────────────────────────────────────────────
 
 
-def check_worker(timeout_seconds: float) -> Iterator[Finding]:
+def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
     """Ray, and what a task on one of its workers finds."""
-    address = os.environ.get("RAY_ADDRESS") or ""
-    name = address or "a Ray started here"
-    folder = paths.runs_dir()
+    name = context.ray_address or "a Ray started here"
+    folder = context.runs_dir
     mark = secrets.token_hex(8)
     ours, theirs = folder / f".doctor-{mark}", folder / f".doctor-{mark}-worker"
     try:
@@ -204,8 +202,8 @@ def check_worker(timeout_seconds: float) -> Iterator[Finding]:
         hint = "set TESSERA_HOME to a folder that you may write"
         yield Finding("storage", "fail", f"{folder}: {error.strerror}", hint)
     question = {
-        "address": address or None,
-        "tracking": paths.tracking_uri(),
+        "address": context.ray_address,
+        "tracking": context.tracking_uri,
         "libraries": LIBRARIES,
         "ours": str(ours),
         "theirs": str(theirs),
@@ -222,10 +220,10 @@ def check_worker(timeout_seconds: float) -> Iterator[Finding]:
         yield Finding("ray", "fail", f"{name}: {problem}", hint)
         return
     yield Finding("ray", "ok", f"{name}: {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs")
-    yield from judge(answer, seen)
+    yield from judge(answer, seen, folder)
 
 
-def judge(answer: dict[str, Any], seen: bool) -> Iterator[Finding]:
+def judge(answer: dict[str, Any], seen: bool, runs_dir: Path) -> Iterator[Finding]:
     """Findings from what a worker said; `seen`: the file that it wrote is seen here."""
     different = [
         f"{name} {version or 'missing'} (here {_version(name) or 'missing'})"
@@ -256,7 +254,7 @@ def judge(answer: dict[str, Any], seen: bool) -> Iterator[Finding]:
     yield Finding(
         "worker's storage",
         "fail" if storage else "ok",
-        storage or f"writes {paths.runs_dir()}, seen here",
+        storage or f"writes {runs_dir}, seen here",
         "TESSERA_HOME must be a folder that all machines share, under the same name",
     )
     yield check_clock("worker's clock", answer["ahead_seconds"])
@@ -313,7 +311,7 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
     from pipelines.cluster import jobs
     from pipelines.workflows.services import apply_settings
 
-    apply_settings()
+    apply_settings(Context.from_environment())
     asked = time.time()
     answer = jobs.ask_worker(question["address"], lambda: look(question))
     # The worker looked at its clock between asking and now; within that span nothing is wrong.

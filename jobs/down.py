@@ -6,6 +6,7 @@ import click
 
 from jobs.cli import run
 from jobs.shared import local_services
+from pipelines.workflows.context import Context
 
 
 @click.command()
@@ -13,13 +14,14 @@ from jobs.shared import local_services
 def command(verbose: bool) -> None:
     """End the local Ray head and MLflow server, with all jobs that run there."""
     del verbose
-    with local_services.alone():
-        known = local_services.load()
+    home = Context.from_environment().home
+    with local_services.alone(home):
+        known = local_services.load(home)
         if known is None:
             click.echo("nothing is up")
             return
         names = [s.name for s in known.services if local_services.is_alive(s)]
-        killed = local_services.end_all(known)
+        killed = local_services.end_all(known, home)
     click.echo(f"ended: {', '.join(names) or 'nothing, they had ended before'}")
     if killed:
         click.echo(f"{killed} processes did not end by themselves and were killed")

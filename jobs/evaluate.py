@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from pipelines.workflows.context import Context
 from pipelines.workflows.evaluate import evaluate_all
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ def command(
 
     if no_report and (folder or fields or robustness):
         raise UsageError("--no-report goes with no other option of the report", hint="leave it out")
+    context = Context.from_environment()
     wanted = Wanted()
     if not no_report:
-        to = _folder(folder, models, split)
+        to = _folder(context, folder, models, split)
         most = ROBUSTNESS if robustness is None else robustness
         known = slices.read_fields(Path(fields)) if fields else {}
         wanted = Wanted(robustness=most, costs=True, fields=known, report=to)
     found, compared = evaluate_all(
-        models, data, wanted, split=split, workers=workers, verbose=verbose
+        context, models, data, wanted, split=split, workers=workers, verbose=verbose
     )
     if as_json:
         one = {"models": [results.to_plain(one) for _, one, _ in found]}
@@ -76,13 +78,12 @@ def command(
     return 0
 
 
-def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
+def _folder(context: Context, given: str | None, models: tuple[str, ...], split: str) -> Path:
     """Where the report goes: a folder that isn't there yet, or is empty."""
     import re
     import time
 
     from models.core.errors import UsageError
-    from pipelines.workflows import paths
 
     if given:
         folder = Path(given).absolute()
@@ -90,7 +91,7 @@ def _folder(given: str | None, models: tuple[str, ...], split: str) -> Path:
             raise UsageError(f"{folder} is there already", hint="name a new folder")
         return folder
     name = re.sub(r"[^\w.-]+", "-", "-".join(models))[:80].strip("-.")
-    return paths.root() / "reports" / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return context.reports_dir / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _rows(found: list[Assessment], compared: list[Comparison]) -> list[dict[str, Any]]:

@@ -51,10 +51,11 @@ def command(
     """
     from jobs.shared.terminal import show_facts, show_json
     from models.core.errors import UsageError
+    from pipelines.workflows.context import Context
 
     if form is None:
         raise UsageError("no format is given", hint="--format onnx, or --format pt2")
-    found = export(model, form, out=out, data=data, force=force)
+    found = export(Context.from_environment(), model, form, out=out, data=data, force=force)
     if as_json:
         show_json(found)
         return 0

@@ -9,6 +9,7 @@ import click
 
 from jobs.cli import run as run_command
 from pipelines import tag_names
+from pipelines.workflows.context import Context
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Version
@@ -24,8 +25,9 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json
     from pipelines.workflows import services
 
-    version = services.resolve(services.open_registry(), model)
-    found = chain(version)
+    context = Context.from_environment()
+    version = services.resolve(services.open_registry(context), model)
+    found = chain(context, version)
     if as_json:
         show_json(found)
         return 0
@@ -37,7 +39,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     return 0
 
 
-def chain(version: Version) -> dict[str, Any]:
+def chain(context: Context, version: Version) -> dict[str, Any]:
     """Every link that is known. Raises TesseraError where the version isn't Tessera's, or its run
     was deleted."""
     from pipelines import recipe as recipes
@@ -45,7 +47,7 @@ def chain(version: Version) -> dict[str, Any]:
     from pipelines.workflows import services
 
     digest = services.registered_digest(version)
-    tracker = services.attach_tracker(version.run_id)
+    tracker = services.attach_tracker(context, version.run_id)
     tags, _ = tracker.noted()
     verdict = json.loads(version.tags.get(tag_names.VERDICT, "null"))
     evaluation = gate.evaluation_of(version)

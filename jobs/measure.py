@@ -67,25 +67,27 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     from pipelines.data import card as cards
     from pipelines.training import hardware
     from pipelines.workflows import judges
+    from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
     from pipelines.workflows.train import start
 
+    context = Context.from_environment()
     changes = dict(recipes.parse_override(text) for text in overrides)
     recipe = recipes.read(path).with_overrides(
         {**changes, "data.path": data, "data.digest": cards.read(data).digest}
     )
-    recipe = judges.settle(recipe)
+    recipe = judges.settle(context, recipe)
     task = models.get(recipe.family).task
     commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains
     metrics: dict[str, list[float]] = {}
     seconds, speeds = [], []
     for seed in range(seeds):
         began = time.monotonic()
-        outcome = start(recipe.with_overrides({"seed": seed}), experiment="measured")
+        outcome = start(context, recipe.with_overrides({"seed": seed}), experiment="measured")
         seconds.append(time.monotonic() - began)
         speeds.append(outcome.images_per_second)
         version = outcome.version
-        _, evaluation = evaluate(f"{version.name}/{version.number}", data)
+        _, evaluation = evaluate(context, f"{version.name}/{version.number}", data)
         for name, value in evaluation.metrics.items():
             metrics.setdefault(name, []).append(value)
         said = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline_metrics)

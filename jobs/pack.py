@@ -14,6 +14,7 @@ import click
 from jobs.cli import run
 from jobs.shared.terminal import show_facts, show_json
 from models.core.errors import UsageError
+from pipelines.workflows.context import Context
 
 if TYPE_CHECKING:
     from pipelines.data.card import Card
@@ -183,6 +184,7 @@ class _Cluster:
     """The cluster, joined or started when the first shard is to be made there."""
 
     def __init__(self, workers: int | None, *, verbose: bool) -> None:
+        self._context = Context.from_environment()
         self._workers, self._verbose = workers, verbose
         self._stack = ExitStack()
         self._opened = False
@@ -191,7 +193,7 @@ class _Cluster:
     def wanted(self) -> bool:
         if self._workers is not None:
             return self._workers > 0
-        return bool(os.environ.get("RAY_ADDRESS")) or (os.cpu_count() or 1) > 1
+        return bool(self._context.ray_address) or (os.cpu_count() or 1) > 1
 
     def spread(
         self, work: Any, shared: Any, parts: Iterable[Any]
@@ -207,12 +209,12 @@ class _Cluster:
         from pipelines.cluster import connection
         from pipelines.workflows import services
 
-        services.apply_settings()
+        services.apply_settings(self._context)
         # Ray prints what happens to its workers on stdout, where a script reads the result.
         nowhere = self._stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._stack.enter_context(redirect_stdout(sys.stderr if self._verbose else nowhere))
         cpus = max(self._workers or 0, os.cpu_count() or 1)
-        if connection.connect(services.ray_address(), cpus=cpus, verbose=self._verbose):
+        if connection.connect(self._context.ray_address, cpus=cpus, verbose=self._verbose):
             self._stack.callback(connection.disconnect)
         self._opened = True
 

@@ -57,10 +57,11 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     from pipelines.storage.atomic import write_atomic
     from pipelines.training import checkpoints, inputs
     from pipelines.workflows import predict, services
+    from pipelines.workflows.context import Context
 
     del options["verbose"]
     asked = predict.Asked(paths, **options)
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = services.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))

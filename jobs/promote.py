@@ -48,8 +48,10 @@ def command(
     """
     from jobs.shared.terminal import show_json
     from pipelines.workflows import services
+    from pipelines.workflows.context import Context
 
-    registry: Registry = services.open_registry()
+    context = Context.from_environment()
+    registry: Registry = services.open_registry(context)
     if to_name or to_registry:
         from pipelines.workflows.copy_model import copy_version
 
@@ -57,6 +59,7 @@ def command(
             registry, model, number, to_name or model, to_registry, dry_run=dry_run
         )
     verdict = promote(
+        context,
         registry,
         model,
         number,

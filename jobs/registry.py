@@ -25,10 +25,11 @@ def command(model: str | None, number: int | None, verbose: bool, as_json: bool)
     from models.core.errors import TesseraError, UsageError, unknown
     from pipelines.promotion import gate
     from pipelines.workflows import services
+    from pipelines.workflows.context import Context
 
     if number is not None and model is None:
         raise UsageError("--delete goes with a model", hint="tessera registry MODEL --delete N")
-    known = services.open_registry()
+    known = services.open_registry(Context.from_environment())
     names = known.names()
     if model is not None:
         if model not in names:

@@ -33,9 +33,13 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
     """
     from jobs.shared.terminal import show_facts, show_json
     from pipelines.workflows import services
+    from pipelines.workflows.context import Context
 
-    version = services.resolve(services.open_registry(), model)
-    found = reproduce(version, data=data, tolerance=tolerance, verbose=verbose, quiet=as_json)
+    context = Context.from_environment()
+    version = services.resolve(services.open_registry(context), model)
+    found = reproduce(
+        context, version, data=data, tolerance=tolerance, verbose=verbose, quiet=as_json
+    )
     if as_json:
         show_json(found)
     else:

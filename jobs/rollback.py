@@ -17,8 +17,10 @@ def command(model: str, to: int | None, verbose: bool, as_json: bool) -> int:
     from jobs.shared.terminal import show_json
     from pipelines.promotion import gate
     from pipelines.workflows import services
+    from pipelines.workflows.context import Context
 
-    before, now = gate.roll_back(services.open_registry(), model, to=to)
+    registry = services.open_registry(Context.from_environment())
+    before, now = gate.roll_back(registry, model, to=to)
     if as_json:
         show_json({"model": model, "from": before.number, "to": now.number})
     else:

@@ -7,6 +7,7 @@ import click
 from jobs.cli import run
 from jobs.shared import local_services
 from jobs.shared.terminal import show_json, show_table
+from pipelines.workflows.context import Context
 
 
 @click.command()
@@ -16,7 +17,7 @@ from jobs.shared.terminal import show_json, show_table
 def command(as_json: bool, exports: bool, verbose: bool) -> int:
     """Show the local services. The exit status is 0 if all are up and healthy, otherwise 1."""
     del verbose
-    known = local_services.load()
+    known = local_services.load(Context.from_environment().home)
     rows = []
     for service in known.services if known else ():
         alive = local_services.is_alive(service)

@@ -23,7 +23,7 @@ import click
 from jobs.cli import run, verbs
 from jobs.shared import local_services
 from models.core.errors import TesseraError, UsageError, unknown
-from pipelines.workflows import paths as workflows_paths
+from pipelines.workflows.context import Context
 
 LOCAL_VERBS = {"up", "down", "status", "submit"}
 """Verbs about this machine's services: no jobs."""
@@ -137,7 +137,7 @@ def settle_paths(verb: str, arguments: tuple[str, ...]) -> list[str]:
 
 def find_cluster() -> tuple[str, bool]:
     """The dashboard's address, and whether it is the one that `tessera up` started."""
-    up = local_services.load()
+    up = local_services.load(Context.from_environment().home)
     ours = up.environment["RAY_API_SERVER_ADDRESS"] if up else ""
     given = os.environ.get("RAY_API_SERVER_ADDRESS") or ""
     fallback = os.environ.get("RAY_ADDRESS") or ""
@@ -169,7 +169,7 @@ def environment_for_job(local: bool) -> dict[str, str]:
     if host and (local or host not in ("localhost", "127.0.0.1", "::1")):
         environment["MLFLOW_TRACKING_URI"] = tracking
     if local:
-        environment["TESSERA_HOME"] = str(workflows_paths.root())
+        environment["TESSERA_HOME"] = str(Context.from_environment().home)
     if commit := git("rev-parse", "HEAD"):
         # MLflow's own way in; the copy of the code that travels has no history to ask.
         tags = {"mlflow.source.git.commit": commit, "mlflow.user": getpass.getuser()}

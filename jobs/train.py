@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from pipelines.workflows.context import Context
 from pipelines.workflows.train import _ask, _resume, changes_of, check_data, choose, settle, start
 
 if TYPE_CHECKING:
@@ -44,18 +45,23 @@ def command(
     """Train a family, or a recipe, and register the best checkpoint as `challenger`."""
     from models.core.errors import UsageError
 
+    context = Context.from_environment()
     changes = changes_of(overrides, workers)
     if resume:
         if what or variant or model:
             raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")
-        return _finish(_resume(resume, changes, data, experiment, verbose, as_json), as_json)
+        return _finish(
+            _resume(context, resume, changes, data, experiment, verbose, as_json), as_json
+        )
     if not what:
         raise UsageError("nothing to train", hint="name a family or a recipe: tessera families")
-    recipe = choose(what, variant, data, changes)
+    recipe = choose(context, what, variant, data, changes)
     if dry_run:
         _describe(recipe, as_json)
         return 0
-    outcome = start(recipe, model=model, experiment=experiment, verbose=verbose, quiet=as_json)
+    outcome = start(
+        context, recipe, model=model, experiment=experiment, verbose=verbose, quiet=as_json
+    )
     return _finish(outcome, as_json)
 
 
@@ -80,7 +86,7 @@ def check(parameters: Mapping[str, Any]) -> None:
         if "://" in where:  # the credentials may be the cluster's
             return
         raise
-    check_data(settle(recipe))
+    check_data(settle(Context.from_environment(), recipe))
 
 
 def _describe(recipe: Recipe, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from pipelines.workflows.context import Context
 from pipelines.workflows.tune import _ask, _refit
 
 if TYPE_CHECKING:
@@ -73,15 +74,17 @@ def command(
     from pipelines.search import space as search_space
     from pipelines.workflows import search_board, train, tune
 
+    context = Context.from_environment()
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", hint="leave it out")
-        asked = search_board.find(resume)
+        asked = search_board.find(context, resume)
     else:
         search_space.check_choices(kind, scheduler)
         changes = {**train.changes_of(overrides, None), "workers.count": workers}
         asked = _ask(
-            _choose(what, variant, data, changes),
+            context,
+            _choose(context, what, variant, data, changes),
             space=Path(space) if space else None,
             search=kind,
             scheduler=scheduler,
@@ -95,9 +98,11 @@ def command(
             budget_seconds=_seconds(budget) if budget else None,
         )
     recipe = recipes.build(json.loads(asked.recipe))
-    facts = tune.run(asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
+    facts = tune.run(context, asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
     if refit:
-        made = _refit(asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json)
+        made = _refit(
+            context, asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json
+        )
         facts["model"] = f"models:/{made.version.name}/{made.version.number}"
         facts["refit"] = dict(made.metrics)
     _show(asked, recipe, facts, as_json)
@@ -105,7 +110,11 @@ def command(
 
 
 def _choose(
-    what: str | None, variant: str | None, data: str | None, changes: dict[str, Any]
+    context: Context,
+    what: str | None,
+    variant: str | None,
+    data: str | None,
+    changes: dict[str, Any],
 ) -> Recipe:
     from models.core.errors import UsageError
     from pipelines.workflows import train
@@ -114,7 +123,7 @@ def _choose(
         raise UsageError(
             "nothing to search for", hint="name a family or a recipe: tessera families"
         )
-    return train.choose(what, variant, data, changes)
+    return train.choose(context, what, variant, data, changes)
 
 
 def _seconds(text: str) -> float:

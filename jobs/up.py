@@ -21,7 +21,7 @@ from jobs.cli import run
 from jobs.shared import local_services
 from jobs.shared.local_services import HOST, Service, Services
 from models.core.errors import TesseraError
-from pipelines.workflows import paths
+from pipelines.workflows.context import Context
 
 _START_SECONDS = 120
 
@@ -41,19 +41,22 @@ def command(
     record of what runs are in .tessera. `tessera down` ends both.
     """
     del verbose  # read by jobs.cli.run
-    with local_services.alone():
-        known = local_services.load()
+    home = Context.from_environment().home
+    with local_services.alone(home):
+        known = local_services.load(home)
         if known and all(map(local_services.is_alive, known.services)) and len(known.services) == 2:
             click.echo("up already")
-            show(known)
+            show(known, home)
             return
         if known:  # a rest of services that died
-            local_services.end_all(known)
-        started = start(cpus, ray_port, dashboard_port, mlflow_port)
-    show(started)
+            local_services.end_all(known, home)
+        started = start(home, cpus, ray_port, dashboard_port, mlflow_port)
+    show(started, home)
 
 
-def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int) -> Services:
+def start(
+    home: Path, cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
+) -> Services:
     """Starts both and waits until both answer; whatever goes wrong, none is left behind."""
     ports = {"--ray-port": ray_port, "--dashboard-port": dashboard_port}
     for option, port in ports.items():
@@ -61,51 +64,53 @@ def start(cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
     local_services.require_free(mlflow_port, service="MLflow", option="--mlflow-port")
 
     scratch = tempfile.mkdtemp(prefix="tessera-ray-")
-    environment = environment_of(ray_port, dashboard_port, mlflow_port)
+    environment = environment_of(home, ray_port, dashboard_port, mlflow_port)
     up = Services((), environment, scratch)
     deadline = time.monotonic() + _START_SECONDS
     try:
         for name, address, argv in (
             ("ray", environment["RAY_API_SERVER_ADDRESS"], ray_command(up, cpus)),
-            ("mlflow", environment["MLFLOW_TRACKING_URI"], mlflow_command(mlflow_port)),
+            ("mlflow", environment["MLFLOW_TRACKING_URI"], mlflow_command(home, mlflow_port)),
         ):
             if name == "mlflow":  # while Ray starts
-                prepare_store()
+                prepare_store(home)
             up = Services(
-                (*up.services, spawn(name, address, argv, environment)), environment, scratch
+                (*up.services, spawn(home, name, address, argv, environment)), environment, scratch
             )
-            local_services.save(up)
+            local_services.save(up, home)
         for service in up.services:
             local_services.wait_until_healthy(service, environment, deadline)
     except BaseException:
         with contextlib.suppress(KeyboardInterrupt):
-            local_services.end_all(up)
+            local_services.end_all(up, home)
         raise
     return up
 
 
-def prepare_store() -> None:
+def prepare_store(home: Path) -> None:
     from pipelines.tracking import mlflow_runs
 
     for name, value in mlflow_runs.settings().items():
         os.environ.setdefault(name, value)
     try:
-        mlflow_runs.prepare(paths.root())
+        mlflow_runs.prepare(home)
     except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite say
         said = str(error).strip() or type(error).__name__
         raise TesseraError(
-            f"MLflow's store {paths.root() / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
+            f"MLflow's store {home / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
             hint="put a good copy in its place, or move it away to begin an empty one",
         ) from error
 
 
-def environment_of(ray_port: int, dashboard_port: int, mlflow_port: int) -> dict[str, str]:
+def environment_of(
+    home: Path, ray_port: int, dashboard_port: int, mlflow_port: int
+) -> dict[str, str]:
     """What a shell or a job needs to find the services."""
     return {
         "RAY_ADDRESS": f"{HOST}:{ray_port}",
         "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{dashboard_port}",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(write_token()),
+        "RAY_AUTH_TOKEN_PATH": str(write_token(home)),
         # Ray takes a loopback address for the machine's own on Linux, and then listens on all of
         # them; this switch, made for macOS and Windows, keeps it on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -113,9 +118,9 @@ def environment_of(ray_port: int, dashboard_port: int, mlflow_port: int) -> dict
     }
 
 
-def write_token() -> Path:
+def write_token(home: Path) -> Path:
     """The token that the shell already uses, or a new one, readable by its owner only."""
-    path = paths.root() / "ray-token"
+    path = home / "ray-token"
     value = os.environ.get("RAY_AUTH_TOKEN") or ""
     if not value and os.environ.get("RAY_AUTH_TOKEN_PATH"):
         value = local_services.token(os.environ)
@@ -139,26 +144,26 @@ def ray_command(up: Services, cpus: int | None) -> list[str]:
     )
 
 
-def mlflow_command(port: int) -> list[str]:
+def mlflow_command(home: Path, port: int) -> list[str]:
     from pipelines.tracking import mlflow_runs
 
-    root = paths.root()
-    store = ["--backend-store-uri", mlflow_runs.embedded_uri(root)]
+    store = ["--backend-store-uri", mlflow_runs.embedded_uri(home)]
     # Files go where they go without a server, so that the store is one whichever way it is used.
-    place = str(mlflow_runs.embedded_artifacts(root))
+    place = str(mlflow_runs.embedded_artifacts(home))
     files = ["--default-artifact-root", place, "--no-serve-artifacts"]
     where = ["--host", HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]
 
 
-def spawn(name: str, address: str, argv: list[str], environment: dict[str, str]) -> Service:
+def spawn(
+    home: Path, name: str, address: str, argv: list[str], environment: dict[str, str]
+) -> Service:
     """Starts one service as the leader of a session of its own, its output in a log."""
     import psutil
 
     from pipelines.tracking import mlflow_runs
 
-    root = paths.root()
-    log = root / "logs" / f"{name}.log"
+    log = home / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     own = dict(environment)
@@ -166,7 +171,7 @@ def spawn(name: str, address: str, argv: list[str], environment: dict[str, str])
         own.pop("RAY_ADDRESS")  # each job gets it from the cluster
     # One copy of this environment serves all jobs: they find the same Python and the same folders.
     own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    own["TESSERA_HOME"] = str(root)
+    own["TESSERA_HOME"] = str(home)
     server = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with log.open("w") as out:
         child = subprocess.Popen(
@@ -174,19 +179,19 @@ def spawn(name: str, address: str, argv: list[str], environment: dict[str, str])
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            cwd=root,
+            cwd=home,
             env={**mlflow_runs.settings(), **inherited, **server, **own},
             start_new_session=True,
         )
     return Service(name, child.pid, psutil.Process(child.pid).create_time(), address, str(log))
 
 
-def show(up: Services) -> None:
+def show(up: Services, home: Path) -> None:
     from jobs.shared.terminal import show_facts
 
     dashboard = up.environment["RAY_API_SERVER_ADDRESS"]
     pages = local_services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"])
-    show_facts({"ray": dashboard, "mlflow": pages, "logs": str(paths.root() / "logs")})
+    show_facts({"ray": dashboard, "mlflow": pages, "logs": str(home / "logs")})
     click.echo('\nfor this shell (or: eval "$(tessera status --exports)"):\n')
     click.echo(local_services.exports(up.environment))
 

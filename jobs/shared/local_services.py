@@ -26,7 +26,6 @@ from urllib.parse import quote
 import psutil
 
 from models.core.errors import TesseraError
-from pipelines.workflows import paths
 
 HOST = "127.0.0.1"
 _VIEW = "workflowType=machine_learning"  # without it MLflow opens its GenAI view
@@ -58,27 +57,27 @@ class Services:
         return next((s for s in self.services if s.name == name), None)
 
 
-def record_path() -> Path:
-    return paths.root() / "services.json"
+def record_path(home: Path) -> Path:
+    return home / "services.json"
 
 
-def load() -> Services | None:
+def load(home: Path) -> Services | None:
     """What was recorded, whether it still runs or not; None if nothing was."""
     try:
-        raw = json.loads(record_path().read_text())
+        raw = json.loads(record_path(home).read_text())
         services = tuple(Service(**entry) for entry in raw["services"])
         return Services(services, dict(raw["environment"]), str(raw["scratch"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise TesseraError(
-            f"{record_path()} can't be read: {error}",
+            f"{record_path(home)} can't be read: {error}",
             hint="end the services that it names by hand, then remove the file",
         ) from error
 
 
-def save(services: Services) -> None:
-    path = record_path()
+def save(services: Services, home: Path) -> None:
+    path = record_path(home)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(dataclasses.asdict(services), indent=1) + "\n")
@@ -86,15 +85,15 @@ def save(services: Services) -> None:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone(home: Path) -> Iterator[None]:
     """Only one `up` or `down` of a folder at a time."""
-    paths.root().mkdir(parents=True, exist_ok=True)
-    with open(paths.root() / "services.lock", "w") as lock:
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / "services.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TesseraError(
-                f"another `tessera up` or `down` is at work in {paths.root()}",
+                f"another `tessera up` or `down` is at work in {home}",
                 hint="wait for it, then ask `tessera status`",
             ) from None
         yield
@@ -159,12 +158,12 @@ def _send(members: list[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def end_all(services: Services) -> int:
+def end_all(services: Services, home: Path) -> int:
     """Ends what is recorded, the newest first, and forgets it; gives how many were killed."""
     killed = sum(end(service) for service in reversed(services.services))
     if services.scratch:
         shutil.rmtree(services.scratch, ignore_errors=True)
-    record_path().unlink(missing_ok=True)
+    record_path(home).unlink(missing_ok=True)
     return killed
 
 

@@ -103,6 +103,11 @@ class CacheSettings:
     folder: Path
     limit_bytes: int = 50 << 30
 
+    @classmethod
+    def default(cls) -> CacheSettings:
+        """50 GiB in `.cache/tessera/shards` of the user's home."""
+        return cls(Path.home() / ".cache" / "tessera" / "shards")
+
 
 _cache: CacheSettings | None = None
 
@@ -116,13 +121,16 @@ def use_cache(settings: CacheSettings | None) -> None:
 
 def current_cache() -> CacheSettings:
     """The cache in use: by default 50 GiB in `.cache/tessera/shards` of the user's home."""
-    return _cache or CacheSettings(Path.home() / ".cache" / "tessera" / "shards")
+    return _cache or CacheSettings.default()
 
 
 def cache_payload() -> dict[str, Any]:
     """The cache in use as plain JSON, for `use_cache_of` in another process; empty for the default,
     which is of whose home it is."""
-    return {"folder": str(_cache.folder), "limit_bytes": _cache.limit_bytes} if _cache else {}
+    cache = current_cache()
+    if cache == CacheSettings.default():
+        return {}
+    return {"folder": str(cache.folder), "limit_bytes": cache.limit_bytes}
 
 
 def use_cache_of(payload: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipelines.evaluation.results import Assessment, Comparison
     from pipelines.interfaces import Registry, Version
     from pipelines.promotion.gate import Evaluation
+    from pipelines.workflows.context import Context
 
 ROBUSTNESS = 500
 """Images that are spoiled for the report."""
@@ -47,6 +48,7 @@ class Wanted:
 
 
 def examine(
+    context: Context,
     registry: Registry,
     versions: Sequence[Version],
     data: str,
@@ -61,10 +63,10 @@ def examine(
     from pipelines.cluster import workers as cluster_workers
     from pipelines.evaluation import job, results
     from pipelines.training import inputs
-    from pipelines.workflows import judges, paths, services
+    from pipelines.workflows import judges, services
 
-    paths.root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.root()) as scratch:
+    context.home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=context.home) as scratch:
         told = []
         for place, version in enumerate(versions):
             own = Path(scratch) / str(place)
@@ -93,6 +95,7 @@ def examine(
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
         with services.executor(
+            context,
             job.examine,
             cluster_workers.WorkerGroup(workers),
             name=name,
@@ -109,7 +112,12 @@ def examine(
 
 
 def note(
-    registry: Registry, version: Version, found: Assessment, data: str, report: Path | None
+    context: Context,
+    registry: Registry,
+    version: Version,
+    found: Assessment,
+    data: str,
+    report: Path | None,
 ) -> Evaluation:
     """Writes the evaluation on the version, its figures and the report into the version's run."""
     from pipelines.interfaces import Point
@@ -127,7 +135,7 @@ def note(
         data=data,
     )
     tag = f"{tag_names.EVALUATION_PREFIX}{found.split}"
-    tracker = services.attach_tracker(version.run_id)
+    tracker = services.attach_tracker(context, version.run_id)
     if version.tags.get(tag) != evaluation.to_json():
         registry.tag(version, {tag: evaluation.to_json()})
         tracker.dataset(name=found.data, digest=found.data_digest, source=data, split=found.split)
@@ -157,19 +165,38 @@ class _Silent:
 
 
 def evaluate(
-    model: str, data: str | Path, *, split: str = "test", workers: int = 0, verbose: bool = False
+    context: Context,
+    model: str,
+    data: str | Path,
+    *,
+    split: str = "test",
+    workers: int = 0,
+    verbose: bool = False,
 ) -> tuple[Version, Evaluation]:
     """The figures alone: evaluates, notes the evaluation on the version and in its run."""
     from pipelines.workflows.evaluate import Wanted
 
     found, _ = evaluate_all(
-        [model], str(data), Wanted(intervals=False), split=split, workers=workers, verbose=verbose
+        context,
+        [model],
+        str(data),
+        Wanted(intervals=False),
+        split=split,
+        workers=workers,
+        verbose=verbose,
     )
     return found[0][0], found[0][2]
 
 
 def evaluate_all(
-    names: Any, data: str, wanted: Any, *, split: str, workers: int, verbose: bool
+    context: Context,
+    names: Any,
+    data: str,
+    wanted: Any,
+    *,
+    split: str,
+    workers: int,
+    verbose: bool,
 ) -> tuple[list[tuple[Version, Assessment, Evaluation]], list[Comparison]]:
     """Evaluates versions side by side, and notes what was found of each."""
     from models.core.errors import UsageError
@@ -180,15 +207,15 @@ def evaluate_all(
 
     data = absolute_location(data)
     cards.read(data).split(split)
-    registry = services.open_registry()
+    registry = services.open_registry(context)
     versions = [services.resolve(registry, name) for name in names]
     if len({(version.name, version.number) for version in versions}) < len(versions):
         raise UsageError("a model is named twice", hint="name each once")
     found, compared = workflows_evaluate.examine(
-        registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
+        context, registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
     )
     noted = [
-        workflows_evaluate.note(registry, version, one, data, wanted.report)
+        workflows_evaluate.note(context, registry, version, one, data, wanted.report)
         for version, one in zip(versions, found)
     ]
     return list(zip(versions, found, noted)), compared

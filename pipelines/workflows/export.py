@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipelines.inference.predictor import Predictor
     from pipelines.interfaces import Version
     from pipelines.training.checkpoints import Model
+    from pipelines.workflows.context import Context
 
 MOST_IMAGES = 1000
 """Of the test split, from its beginning, are compared."""
@@ -25,6 +26,7 @@ BATCH = 32
 
 
 def export(
+    context: Context,
     model: str,
     form: str,
     *,
@@ -42,7 +44,7 @@ def export(
     from pipelines.workflows import services
 
     inference_export.check_installed(form)
-    registry = services.open_registry()
+    registry = services.open_registry(context)
     version = services.resolve(registry, model)
     out = out or Path(f"{version.name}-{version.number}.{form}")
     if out.exists() and not out.is_file():

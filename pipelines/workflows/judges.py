@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipelines.interfaces import Registry
     from pipelines.recipe import Recipe
+    from pipelines.workflows.context import Context
 
 
-def settle(recipe: Recipe) -> Recipe:
+def settle(context: Context, recipe: Recipe) -> Recipe:
     """The recipe with the judge that its reference means now, whatever it will mean later."""
     if not recipe.judge or recipe.judge_digest:
         return recipe
     from pipelines.workflows import services
 
-    version = services.resolve(services.open_registry(), recipe.judge)
+    version = services.resolve(services.open_registry(context), recipe.judge)
     return recipe.with_overrides(
         {
             "judge": f"models:/{version.name}/{version.number}",

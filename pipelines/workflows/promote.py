@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipelines.promotion.champions import ChampionState
     from pipelines.promotion.gate import CandidateInfo, Leak, Verdict
     from pipelines.promotion.policy import Policy
+    from pipelines.workflows.context import Context
 
 EXPERIMENT = "promotions"
 
@@ -28,6 +29,7 @@ def why(verdict: Verdict) -> str:
 
 
 def promote(
+    context: Context,
     registry: Registry,
     model: str,
     number: int,
@@ -54,14 +56,23 @@ def promote(
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report"
         verdict = _judge(
-            registry, candidate, seat, policy, report, data=data, workers=workers, verbose=verbose
+            context,
+            registry,
+            candidate,
+            seat,
+            policy,
+            report,
+            data=data,
+            workers=workers,
+            verbose=verbose,
         )
         if not dry_run:
-            _record(registry, candidate, seat, policy, verdict, report)
+            _record(context, registry, candidate, seat, policy, verdict, report)
     return verdict
 
 
 def _judge(
+    context: Context,
     registry: Registry,
     candidate: Version,
     seat: ChampionState,
@@ -94,7 +105,7 @@ def _judge(
         report=report,
     )
     found, compared = evaluate.examine(
-        registry, versions, where, wanted, workers=workers, verbose=verbose
+        context, registry, versions, where, wanted, workers=workers, verbose=verbose
     )
     leak = _leak(standing, where) if policy.leakage is not None else None
     return gate.decide(
@@ -109,6 +120,7 @@ def _judge(
 
 
 def _record(
+    context: Context,
     registry: Registry,
     candidate: Version,
     seat: ChampionState,
@@ -129,7 +141,7 @@ def _record(
     }
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     name = f"promote-{candidate.name}-{candidate.number}-{stamp}"
-    tracker = services.open_tracker(name, experiment=EXPERIMENT, tags=tags)
+    tracker = services.open_tracker(context, name, experiment=EXPERIMENT, tags=tags)
     tracker.params({"model": candidate.name, "candidate": str(candidate.number), "champion": held})
     with tempfile.TemporaryDirectory() as scratch:
         for file, content in (("policy", policy.model_dump()), ("verdict", asdict(verdict))):

@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.interfaces import Version
+    from pipelines.workflows.context import Context
 
 TOLERANCE = 0.02
 
 
 def reproduce(
-    version: Version, *, data: str | None, tolerance: float, verbose: bool, quiet: bool
+    context: Context,
+    version: Version,
+    *,
+    data: str | None,
+    tolerance: float,
+    verbose: bool,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Trains as the version was trained. Raises TesseraError where its files or its data are others
     than it was registered with."""
@@ -32,21 +39,21 @@ def reproduce(
     from pipelines.training import checkpoints, inputs, worker
     from pipelines.training import driver as training_driver
     from pipelines.training import run as training_run
-    from pipelines.workflows import judges, paths, services, train
+    from pipelines.workflows import judges, services, train
 
     digest = services.registered_digest(version)
     recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
     if data:
         recipe = recipe.with_overrides({"data.path": absolute_location(data)})
     train.check_data(recipe)
-    registry = services.open_registry()
+    registry = services.open_registry(context)
     again: dict[str, Tensor] = {}
 
     def keep(best: Path, summary: Mapping[str, Any]) -> None:
         again.update(checkpoints.load(best).weights)
 
-    paths.root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.root(), prefix=".reproduce-") as scratch:
+    context.home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=context.home, prefix=".reproduce-") as scratch:
         model = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
         run = training_run.find_or_create(Path(scratch), recipe, name="again", model=version.name)
         judges.fetch(recipe, registry, run.folder / inputs.JUDGE)
@@ -56,7 +63,12 @@ def reproduce(
         with (
             Display(primary, quiet=quiet) as display,
             services.executor(
-                worker.run, group, name=run.name, storage=run.folder / "ray", verbose=verbose
+                context,
+                worker.run,
+                group,
+                name=run.name,
+                storage=run.folder / "ray",
+                verbose=verbose,
             ) as execute,
         ):
             trained = training_driver.train(
@@ -68,7 +80,7 @@ def reproduce(
                 listeners=[display],
                 conclude=keep,
             )
-    before, _ = services.attach_tracker(version.run_id).noted()
+    before, _ = services.attach_tracker(context, version.run_id).noted()
     was = json.loads(version.tags.get(tag_names.METRICS, "{}"))
     metrics = {
         n: (float(was[f"val/{n}"]), v) for n, v in trained.metrics.items() if f"val/{n}" in was

@@ -15,19 +15,22 @@ from pipelines import tag_names
 from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
-from pipelines.workflows import paths, services
+from pipelines.workflows import services
 from pipelines.workflows import trial as workflows_trial
 
 if TYPE_CHECKING:
     from models.core.family import Metric
     from models.core.spaces import Space
     from pipelines.tracking.mlflow_runs import MlflowTracker
+    from pipelines.workflows.context import Context
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a search was asked for; `recipe` is its JSON, `space` as in a YAML file."""
+    """What a search was asked for; `recipe` is its JSON, `space` as in a YAML file. `folder` is not
+    written: the home folder may be moved."""
 
+    folder: Path
     name: str
     recipe: str
     space: dict[str, Any]
@@ -43,29 +46,26 @@ class Asked:
     parent: str = ""
     """MLflow's run of the search."""
 
-    @property
-    def folder(self) -> Path:
-        return paths.searches_dir() / self.name
-
     def parsed_space(self) -> dict[str, Space]:
         return {path: search_space.parse(path, given) for path, given in self.space.items()}
 
     def write(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)  # what Tune keeps in it is executed when read
+        facts = {name: value for name, value in asdict(self).items() if name != "folder"}
         scratch = self.folder / ".search.json"
-        scratch.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        scratch.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         scratch.replace(self.folder / "search.json")
 
 
-def find(name: str) -> Asked:
-    known = [file.parent.name for file in sorted(paths.searches_dir().glob("*/search.json"))]
+def find(context: Context, name: str) -> Asked:
+    known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
     if name not in known:
         if not known:
             raise TesseraError(f"there is no search {name!r}: nothing was searched here yet")
         raise unknown("search", name, known)
-    text = (paths.searches_dir() / name / "search.json").read_text(encoding="utf-8")
-    return Asked(**json.loads(text))
+    text = (context.searches_dir / name / "search.json").read_text(encoding="utf-8")
+    return Asked(folder=context.searches_dir / name, **json.loads(text))
 
 
 class Leaderboard:
@@ -74,6 +74,7 @@ class Leaderboard:
 
     def __init__(
         self,
+        context: Context,
         asked: Asked,
         metric: Metric,
         most_epochs: int,
@@ -81,6 +82,7 @@ class Leaderboard:
         say: Callable[[str], None],
     ) -> None:
         self.trials = search_trials.read(asked.folder / search_trials.TRIALS)
+        self._context = context
         self._asked, self._metric, self._most_epochs = asked, metric, most_epochs
         self._parent, self._say = parent, say
         self._known = {trial.id: trial for trial in self.trials}
@@ -170,7 +172,7 @@ class Leaderboard:
             run = training_run.find(folder, trial.run)
             if not run.run_id:
                 return
-            tracker = services.attach_tracker(run.run_id)
+            tracker = services.attach_tracker(self._context, run.run_id)
             # One that was stopped may still be on its way out.
             with training_run.locked(run, patience_seconds=workflows_trial.END_SECONDS):
                 shipper = Uploader(

@@ -1,7 +1,7 @@
-"""What the verbs share to bring the rooms together: environment, services, a group of workers.
+"""Connects a workflow with its services: MLflow, the model registry, Ray, a group of workers.
 
-In: the environment. Out: a tracker, a registry, an executor for `pipelines.training.run`. Imports the rooms
-only when asked.
+In: a `Context`. Out: a tracker, a registry, an executor for `pipelines.training.driver`. Ray and
+MLflow are loaded when a function needs them.
 """
 
 from __future__ import annotations
@@ -19,49 +19,48 @@ from urllib.parse import urlsplit
 from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.cluster import connection, workers
-from pipelines.storage.base import cache_payload
+from pipelines.storage.base import cache_payload, use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs
-from pipelines.workflows import paths
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Emit, Registry, Version
     from pipelines.recipe import Recipe
     from pipelines.tracking.mlflow_registry import MlflowRegistry
     from pipelines.tracking.mlflow_runs import MlflowTracker
+    from pipelines.workflows.context import Context
 
 
-def apply_settings() -> None:
-    """Sets what Ray and MLflow must find in the environment; what the user set stays."""
-    for name, value in {**mlflow_runs.settings(), **connection.settings(ray_address())}.items():
+def apply_settings(context: Context) -> None:
+    """Prepares this process for `context`: the environment variables that Ray and MLflow read when
+    they are imported (a variable that the user set stays), and the cache of remote shards."""
+    settings = {**mlflow_runs.settings(), **connection.settings(context.ray_address)}
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
+    use_cache(context.cache)
 
 
-def ray_address() -> str | None:
-    """RAY_ADDRESS, or None for an embedded cluster."""
-    return os.environ.get("RAY_ADDRESS") or None
+def open_registry(context: Context) -> MlflowRegistry:
+    """The model registry; the embedded store is created if it doesn't exist."""
+    apply_settings(context)
+    if context.is_embedded:
+        mlflow_runs.prepare(context.home)
+    return mlflow_registry.MlflowRegistry(context.tracking_uri, ui=context.ui)
 
 
-def open_registry() -> MlflowRegistry:
-    apply_settings()
-    uri = paths.tracking_uri()
-    if uri == mlflow_runs.embedded_uri(paths.root()):
-        mlflow_runs.prepare(paths.root())
-    return mlflow_registry.MlflowRegistry(uri, ui=paths.ui_address())
-
-
-def open_tracker(name: str, *, experiment: str, tags: dict[str, str]) -> MlflowTracker:
-    apply_settings()
-    uri = paths.tracking_uri()
-    local = uri == mlflow_runs.embedded_uri(paths.root())
-    if local:
-        mlflow_runs.prepare(paths.root())
+def open_tracker(
+    context: Context, name: str, *, experiment: str, tags: dict[str, str]
+) -> MlflowTracker:
+    """A run in MLflow: a new one, or the one with the same name where it exists."""
+    apply_settings(context)
+    if context.is_embedded:
+        mlflow_runs.prepare(context.home)
     return mlflow_runs.open_run(
-        uri,
+        context.tracking_uri,
         experiment=experiment,
         name=name,
         tags=tags,
-        artifact_root=mlflow_runs.embedded_artifacts(paths.root()) if local else None,
-        ui=paths.ui_address(),
+        artifact_root=mlflow_runs.embedded_artifacts(context.home) if context.is_embedded else None,
+        ui=context.ui,
     )
 
 
@@ -83,12 +82,12 @@ def tags_of(recipe: Recipe) -> dict[str, str]:
 
 
 @contextmanager
-def joined(*, verbose: bool = False) -> Iterator[None]:
+def joined(context: Context, *, verbose: bool = False) -> Iterator[None]:
     """The user's cluster, or one that is started here and ended again."""
-    apply_settings()
+    apply_settings(context)
     # Ray prints what happens to its workers on stdout, where a script reads the result.
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
-        opened = connection.connect(ray_address(), verbose=verbose)
+        opened = connection.connect(context.ray_address, verbose=verbose)
         try:
             yield
         finally:
@@ -98,6 +97,7 @@ def joined(*, verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def executor(
+    context: Context,
     work: workers.Work,
     group: workers.WorkerGroup,
     *,
@@ -107,12 +107,12 @@ def executor(
 ) -> Iterator[Callable[[dict[str, Any], Emit], dict[str, Any]]]:
     """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
     started here and checked to have room for the group."""
-    apply_settings()
+    apply_settings(context)
     cache = {"cache": cache_payload()}
     if group.workers == 0:
         yield lambda payload, emit: workers.local(work, {**payload, **cache}, emit)
         return
-    with joined(verbose=verbose):
+    with joined(context, verbose=verbose):
         workers.check(group)
         yield lambda payload, emit: workers.train(
             work,
@@ -125,10 +125,10 @@ def executor(
         )
 
 
-def attach_tracker(run_id: str) -> MlflowTracker:
+def attach_tracker(context: Context, run_id: str) -> MlflowTracker:
     """The tracker of a run that exists; its status stays as it is."""
-    apply_settings()
-    return mlflow_runs.attach_run(paths.tracking_uri(), run_id, ui=paths.ui_address())
+    apply_settings(context)
+    return mlflow_runs.attach_run(context.tracking_uri, run_id, ui=context.ui)
 
 
 def resolve(registry: Registry, text: str) -> Version:

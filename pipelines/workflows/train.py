@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
     from pipelines.training.driver import Outcome
     from pipelines.training.run import Run
+    from pipelines.workflows.context import Context
 
 
 def check_data(recipe: Recipe) -> Card:
@@ -39,8 +40,14 @@ def changes_of(overrides: Sequence[str], workers: int | None) -> dict[str, Any]:
     return changes if workers is None else {**changes, "workers.count": workers}
 
 
-def choose(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
-    return settle(_ask(what, variant, data, changes))
+def choose(
+    context: Context,
+    what: str,
+    variant: str | None,
+    data: str | None,
+    changes: dict[str, Any],
+) -> Recipe:
+    return settle(context, _ask(what, variant, data, changes))
 
 
 def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
@@ -63,18 +70,19 @@ def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, An
     return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
 
 
-def settle(recipe: Recipe) -> Recipe:
+def settle(context: Context, recipe: Recipe) -> Recipe:
     """The recipe with the digests of what it depends on: the data set, and the judge's files."""
     from pipelines.data import card as cards
     from pipelines.workflows import judges
 
-    recipe = judges.settle(recipe)
+    recipe = judges.settle(context, recipe)
     if recipe.data.digest:
         return recipe
     return recipe.with_overrides({"data.digest": cards.read(recipe.data.path).digest})
 
 
 def _resume(
+    context: Context,
     ref: str,
     changes: dict[str, Any],
     data: str | None,
@@ -85,18 +93,18 @@ def _resume(
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
     from pipelines.training import run as training_run
-    from pipelines.workflows import paths
 
-    run = training_run.find(paths.runs_dir(), ref)
+    run = training_run.find(context.runs_dir, ref)
     if data:
         changes = {**changes, "data.path": absolute_location(data)}
     recipe = run.recipe().with_overrides(changes)
     recipes.check_resumable(run.recipe(), recipe)
     check_data(recipe)
-    return _train(run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)
+    return _train(context, run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)
 
 
 def start(
+    context: Context,
     recipe: Recipe,
     *,
     model: str | None = None,
@@ -108,17 +116,22 @@ def start(
     """Trains a recipe as a new run."""
     from pipelines.tracking import mlflow_registry
     from pipelines.training import run as training_run
-    from pipelines.workflows import paths
 
-    recipe = settle(recipe)
+    recipe = settle(context, recipe)
     card = check_data(recipe)
     name = model_name(recipe, card) if model is None else model
     mlflow_registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = training_run.create(paths.runs_dir(), recipe, model=name, stamp=stamp)
+    run = training_run.create(context.runs_dir, recipe, model=name, stamp=stamp)
     try:
         return _train(
-            run, recipe, experiment=experiment, verbose=verbose, quiet=quiet, more_tags=tags or {}
+            context,
+            run,
+            recipe,
+            experiment=experiment,
+            verbose=verbose,
+            quiet=quiet,
+            more_tags=tags or {},
         )
     except BaseException:
         training_run.forget(run)
@@ -126,6 +139,7 @@ def start(
 
 
 def go_on(
+    context: Context,
     run: Run,
     recipe: Recipe,
     *,
@@ -142,7 +156,13 @@ def go_on(
     mlflow_registry.check_name(name)
     run = replace(run, model=name)
     return _train(
-        run, recipe, experiment=experiment, verbose=verbose, quiet=quiet, more_tags=tags or {}
+        context,
+        run,
+        recipe,
+        experiment=experiment,
+        verbose=verbose,
+        quiet=quiet,
+        more_tags=tags or {},
     )
 
 
@@ -156,6 +176,7 @@ def model_name(recipe: Recipe, card: Card) -> str:
 
 
 def _train(
+    context: Context,
     run: Run,
     recipe: Recipe,
     *,
@@ -186,13 +207,13 @@ def _train(
         Display(primary, quiet=quiet) as display,
         ThreadPoolExecutor(1) as pool,
     ):
-        opening = pool.submit(services.open_registry)
+        opening = pool.submit(services.open_registry, context)
         with services.executor(
-            worker.run, group, name=run.name, storage=storage, verbose=verbose
+            context, worker.run, group, name=run.name, storage=storage, verbose=verbose
         ) as execute:
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / inputs.JUDGE)
-            tracker = services.open_tracker(run.name, experiment=experiment, tags=tags)
+            tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:
                 tags[tag_names.RAY_JOB] = connection.job_id()

@@ -8,7 +8,6 @@ asked. Must not know who chooses the settings.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +39,6 @@ def run_trial(
     Tune's record of a search that was killed lags behind: a trial that was over may be called once
     more, and one that goes on be known with fewer epochs than it has. So what it had is told again,
     which Tune and the board take once; and one that is over in the board's record isn't trained."""
-    os.environ.update(told["environment"])
     from pipelines import recipe as recipes
     from pipelines.search import trials
     from pipelines.training import driver as training_driver
@@ -55,7 +53,7 @@ def run_trial(
     recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
     name = run_name(told["search"], trial_id)
     run = training_run.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
-    metric = f"val/{told['figure']}"
+    metric = f"val/{told['metric']}"
     for epoch, value in training_run.history(run).get(metric, []):
         report(epoch, value)
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
@@ -103,7 +101,6 @@ def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     part: the member's `id`, `settings` and `changes`, and the epochs it has then, `until_epoch`.
     Gives its `curve`, [epoch, figure] as far as it came, and where it came to nothing the `reason`.
     """
-    os.environ.update(told["environment"])
     from pipelines import recipe as recipes
     from pipelines.training import run as training_run
 
@@ -122,7 +119,7 @@ def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:300]
     # From the file: a process that was killed may have told some of it before.
-    return {"curve": training_run.history(run).get(f"val/{told['figure']}", []), "reason": reason}
+    return {"curve": training_run.history(run).get(f"val/{told['metric']}", []), "reason": reason}
 
 
 def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
@@ -176,7 +173,7 @@ def _train(
     from pipelines.workflows import judges
 
     if recipe.judge:
-        judges.fetch(recipe, services.open_registry(), run.folder / inputs.JUDGE)
+        judges.fetch(recipe, services.open_registry(told["context"]), run.folder / inputs.JUDGE)
     tags = {
         **(tags or {}),
         **services.tags_of(recipe),
@@ -187,13 +184,19 @@ def _train(
     with (
         training_run.locked(run, patience_seconds=END_SECONDS),
         services.executor(
-            worker.run, services.group_of(recipe), name=run.name, storage=run.folder / "ray"
+            told["context"],
+            worker.run,
+            services.group_of(recipe),
+            name=run.name,
+            storage=run.folder / "ray",
         ) as execute,
     ):
         training_driver.train(
             run,
             recipe,
-            tracker=services.open_tracker(run.name, experiment=told["experiment"], tags=tags),
+            tracker=services.open_tracker(
+                told["context"], run.name, experiment=told["experiment"], tags=tags
+            ),
             execute=execute,
             is_permanent=mlflow_runs.is_permanent,
             listeners=listeners,

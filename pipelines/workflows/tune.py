@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pipelines.training.driver import Outcome
     from pipelines.workflows.search_board import Asked
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,7 +33,7 @@ from pipelines import tag_names
 from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
-from pipelines.workflows import generations, paths, services
+from pipelines.workflows import generations, services
 from pipelines.workflows import trial as workflows_trial
 from pipelines.workflows.search_board import Asked, Leaderboard
 
@@ -47,13 +46,11 @@ if TYPE_CHECKING:
     from pipelines.search.space import Room
     from pipelines.tracking.mlflow_runs import MlflowTracker
     from pipelines.training.run import Run
-
-KEPT = ("TESSERA_HOME", "TESSERA_CACHE", "TESSERA_CACHE_SIZE", "TESSERA_UI", "MLFLOW_TRACKING_URI")
-"""Of the environment: a trial's process may have been started by a cluster that has another."""
+    from pipelines.workflows.context import Context
 
 
 def run(
-    asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
+    context: Context, asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
 ) -> dict[str, Any]:
     """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
     import models
@@ -66,7 +63,7 @@ def run(
     with ExitStack() as held:
         if restore:  # before anything is said of it anywhere
             held.enter_context(training_run.locked(asked))
-        held.enter_context(services.joined(verbose=verbose))
+        held.enter_context(services.joined(context, verbose=verbose))
         room = search_space.room(
             cpus=connection.cpus(),
             gpus=connection.gpus(),
@@ -75,7 +72,7 @@ def run(
             gpus_each=workers.gpus_each(group),
             trials=asked.trials,
         )
-        parent = held.enter_context(parent_run(asked, recipe))
+        parent = held.enter_context(parent_run(context, asked, recipe))
         asked = replace(asked, parent=parent.run_id)
         asked.write()
         if not restore:
@@ -84,10 +81,10 @@ def run(
         tell(f"watch {services.page(parent.link())}")
         tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
         metric = models.get(recipe.family).task.primary
-        board = Leaderboard(asked, metric, recipe.train.epochs, parent, tell)
+        board = Leaderboard(context, asked, metric, recipe.train.epochs, parent, tell)
         board.settle_again()
         try:
-            _train(asked, recipe, board, room, restore=restore)
+            _train(context, asked, recipe, board, room, restore=restore)
         except KeyboardInterrupt:
             tell(f"go on with: tessera tune --resume {asked.name}")
             raise
@@ -96,12 +93,20 @@ def run(
         return _conclude(asked, recipe, board, metric, parent)
 
 
-def _train(asked: Asked, recipe: Recipe, board: Leaderboard, room: Room, *, restore: bool) -> None:
+def _train(
+    context: Context,
+    asked: Asked,
+    recipe: Recipe,
+    board: Leaderboard,
+    room: Room,
+    *,
+    restore: bool,
+) -> None:
     import models
     from pipelines.cluster import tuner
 
     metric = models.get(recipe.family).task.primary
-    facts = told(asked, metric)
+    facts = told(context, asked, metric)
     if asked.scheduler == "pbt":
         generations.run(asked, metric, recipe.train.epochs, facts, board, room.at_once)
         return
@@ -115,11 +120,10 @@ def _train(asked: Asked, recipe: Recipe, board: Leaderboard, room: Room, *, rest
             )
 
 
-def told(asked: Asked, metric: Metric) -> dict[str, Any]:
+def told(context: Context, asked: Asked, metric: Metric) -> dict[str, Any]:
     """What a trial's process must know of its search."""
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return {
-        "environment": {**kept, "TESSERA_HOME": str(paths.root())},
+        "context": context,
         "search": asked.name,
         "recipe": asked.recipe,
         "folder": str(asked.folder),
@@ -183,9 +187,10 @@ def _conclude(
 
 
 @contextmanager
-def parent_run(asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
+def parent_run(context: Context, asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
     """The search's entry in MLflow, ended with what becomes of the search."""
     tracker = services.open_tracker(
+        context,
         asked.name,
         experiment=asked.experiment,
         tags={**services.tags_of(recipe), tag_names.SEARCH: asked.name},
@@ -215,7 +220,14 @@ def parent_run(asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
 
 
 def _refit(
-    asked: Asked, recipe: Recipe, best: Trial, *, model: str | None, verbose: bool, quiet: bool
+    context: Context,
+    asked: Asked,
+    recipe: Recipe,
+    best: Trial,
+    *,
+    model: str | None,
+    verbose: bool,
+    quiet: bool,
 ) -> Outcome:
     """The winner's settings, trained in full and registered. A member of a population had several:
     what is registered is what it has come to, and trained to the end where it wasn't."""
@@ -229,11 +241,12 @@ def _refit(
         "tags": {tag_names.SEARCH: asked.name, tag_names.TRIAL: best.id},
     }
     if asked.scheduler == "pbt":
-        return train.go_on(tune.run_of(asked, best), again, model=model, **told)
-    return train.start(again, model=model, **told)
+        return train.go_on(context, tune.run_of(asked, best), again, model=model, **told)
+    return train.start(context, again, model=model, **told)
 
 
 def _ask(
+    context: Context,
     recipe: Recipe,
     *,
     space: Path | None,
@@ -257,8 +270,10 @@ def _ask(
     if scheduler == "pbt":
         population.check_size(trials, epochs, length)
         population.check_space(recipe, found, inputs.seen_of(recipe, card))
+    name = _name(recipe)
     return search_board.Asked(
-        name=_name(recipe),
+        folder=context.searches_dir / name,
+        name=name,
         recipe=recipe.to_json(),
         space=search_space.to_plain(found),
         scheduler=scheduler,

@@ -27,6 +27,7 @@ from pipelines.promotion import champions
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import read_events
 from pipelines.workflows import evaluate, services, train
+from pipelines.workflows.context import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -63,7 +64,12 @@ def recipe_for(name: str, packed: dict[str, Path], workers: int) -> Recipe:
 @pytest.fixture(scope="module")
 def judge(home: Path, packed: dict[str, Path]) -> str:
     """A registered classifier of the same images."""
-    outcome = train.start(train.settle(recipe_for("cnn", packed, 0)), model="judge", quiet=True)
+    outcome = train.start(
+        Context.from_environment(),
+        train.settle(Context.from_environment(), recipe_for("cnn", packed, 0)),
+        model="judge",
+        quiet=True,
+    )
     return f"models:/judge/{outcome.version.number}"
 
 
@@ -100,11 +106,16 @@ def test_the_whole_way(
     recipe = recipe_for(name, packed, 2)
     if task.needs_judge:
         recipe = recipe.with_overrides({"judge": judge})
-    outcome = train.start(train.settle(recipe), model=name, quiet=True)
+    outcome = train.start(
+        Context.from_environment(),
+        train.settle(Context.from_environment(), recipe),
+        model=name,
+        quiet=True,
+    )
     version = f"models:/{name}/{outcome.version.number}"
     assert task.primary.name in outcome.metrics
 
-    client = mlflow.MlflowClient(services.embedded.tracking_uri())
+    client = mlflow.MlflowClient(Context.from_environment().tracking_uri)
     told = [event for event, _ in read_events(outcome.run.event_log) if event["kind"] == "worker"]
     assert sorted(event["rank"] for event in told) == [0, 1]
     run = client.get_run(outcome.run.run_id)
@@ -114,10 +125,10 @@ def test_the_whole_way(
     files = {Path(f.path).name for f in client.list_artifacts(run.info.run_id, "images")}
     assert any(f.startswith("val+step+1+") and f.endswith(".png") for f in files)
 
-    evaluate.evaluate(version, recipe.data.path)
+    evaluate.evaluate(Context.from_environment(), version, recipe.data.path)
     ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
     assert ran.exit_code == 0, ran.output
-    champion = champions.current(services.open_registry(), name)
+    champion = champions.current(services.open_registry(Context.from_environment()), name)
     assert champion is not None
     assert champion.number == 1
 

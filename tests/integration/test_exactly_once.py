@@ -23,7 +23,8 @@ from pipelines.data import card as cards
 from pipelines.tracking.events import read_events
 from pipelines.training import run as training_run
 from pipelines.training import sample_log
-from pipelines.workflows import paths, train
+from pipelines.workflows import train
+from pipelines.workflows.context import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -59,7 +60,7 @@ class Killer:
         return sum(e["kind"] == "worker" for folder in self._folders() for e in events(folder))
 
     def _folders(self) -> list[Path]:
-        place = paths.runs_dir()
+        place = Context.from_environment().runs_dir
         return list(place.iterdir()) if place.is_dir() else []
 
     def __enter__(self) -> Killer:
@@ -110,9 +111,9 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
         Killer(kills[0], WORKERS[0]) as killer,
         pytest.raises(TesseraError, match="workers failed"),
     ):
-        train.start(recipe, quiet=True)
+        train.start(Context.from_environment(), recipe, quiet=True)
     assert killer.done
-    name = next(paths.runs_dir().iterdir()).name
+    name = next(Context.from_environment().runs_dir.iterdir()).name
     for step, workers in zip(kills[1:], WORKERS[1:-1], strict=True):
         arguments = ["--resume", name, "--workers", str(workers), "--json"]
         with Killer(step, workers) as killer, pytest.raises(TesseraError, match="workers failed"):
@@ -121,7 +122,7 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
     arguments = ["--resume", name, "--workers", str(WORKERS[-1]), "--json"]
     assert train_verb.command.main(arguments, standalone_mode=False) == 0
 
-    run = training_run.find(paths.runs_dir(), name)
+    run = training_run.find(Context.from_environment().runs_dir, name)
     files = sorted(path.name for path in (run.folder / sample_log.FOLDER).iterdir())
     ranks = Counter(name.split("-")[0] for name in files)
     assert tuple(ranks.values()) == WORKERS

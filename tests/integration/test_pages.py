@@ -25,6 +25,7 @@ from jobs.cli import run, tessera
 from jobs.shared import local_services
 from pipelines import tag_names
 from pipelines.workflows import services
+from pipelines.workflows.context import Context
 
 pytestmark = MARKS
 
@@ -77,9 +78,11 @@ def trained(
         if UPDATE:
             size = f"--trials 8 --set train.epochs={EPOCHS} --variant tiny"
         found = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")
-        registry = services.open_registry()
+        registry = services.open_registry(Context.from_environment())
         version = registry.version("digits", 1)
-        decision = services.attach_tracker(version.tags[tag_names.DECISION]).link()
+        decision = services.attach_tracker(
+            Context.from_environment(), version.tags[tag_names.DECISION]
+        ).link()
     server.start()
     pages = registry.link(version), decision, found["search"], found["page"]
     return Trained(server.uri, said["run"], said["page"], *pages)

@@ -33,7 +33,8 @@ from pipelines.tracking.events import read_events
 from pipelines.training import run as training_run
 from pipelines.training.driver import Outcome
 from pipelines.training.run import Run
-from pipelines.workflows import paths, services, train
+from pipelines.workflows import services, train
+from pipelines.workflows.context import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -65,7 +66,7 @@ def home(own_home: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, digits: Path) -> Outcome:
     """A training on two Ray workers."""
-    return train.start(small(digits, 2), quiet=True)
+    return train.start(Context.from_environment(), small(digits, 2), quiet=True)
 
 
 def losses(run: Run) -> list[float]:
@@ -80,7 +81,10 @@ def weights_equal(one: Run, other: Run) -> bool:
 
 def check_one_run(run: Run, epochs: int, steps: int) -> None:
     """MLflow has one run of this name, finished, with every step and epoch exactly once."""
-    client = services.attach_tracker(training_run.find(paths.runs_dir(), run.name).run_id)._client
+    client = services.attach_tracker(
+        Context.from_environment(),
+        training_run.find(Context.from_environment().runs_dir, run.name).run_id,
+    )._client
     experiment = client.get_experiment_by_name("tessera")
     found = client.search_runs(
         [experiment.experiment_id], filter_string=f"tags.`tessera.run` = '{run.name}'"
@@ -121,7 +125,7 @@ def apart(one: Run, other: Run) -> float:
 
 
 def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Path) -> None:
-    alone = train.start(small(digits, 0), quiet=True)
+    alone = train.start(Context.from_environment(), small(digits, 0), quiet=True)
     assert len(losses(alone.run)) == 12 * 15
     assert losses(alone.run)[-1] < losses(alone.run)[0] / 2, "nothing was learned"
     assert apart(alone.run, undisturbed.run) < LOSS_TOLERANCE
@@ -130,11 +134,13 @@ def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Pat
 
 
 def test_a_killed_worker_costs_nothing(undisturbed: Outcome, digits: Path, home: Path) -> None:
-    before = set(paths.runs_dir().iterdir())
+    before = set(Context.from_environment().runs_dir.iterdir())
     killed: list[int] = []
 
     def kill() -> None:
-        folder = wait_for(lambda: next(iter(set(paths.runs_dir().iterdir()) - before), None))
+        folder = wait_for(
+            lambda: next(iter(set(Context.from_environment().runs_dir.iterdir()) - before), None)
+        )
         wait_for(lambda: reached(folder, 4))
         pid = next(e["pid"] for e in events(folder) if e["kind"] == "worker" and e["rank"] == 1)
         os.kill(pid, signal.SIGKILL)
@@ -142,7 +148,7 @@ def test_a_killed_worker_costs_nothing(undisturbed: Outcome, digits: Path, home:
 
     thread = threading.Thread(target=kill)
     thread.start()
-    outcome = train.start(small(digits, 2), quiet=True)
+    outcome = train.start(Context.from_environment(), small(digits, 2), quiet=True)
     thread.join()
     kinds = [e["kind"] for e in events(outcome.run.folder)]
     assert killed
@@ -160,21 +166,23 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(small(digits, 2).model_dump(mode="json")))
-    before = set(paths.runs_dir().iterdir())
+    before = set(Context.from_environment().runs_dir.iterdir())
     address = ray.get_runtime_context().gcs_address
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", str(recipe)],
         env={**os.environ, "RAY_ADDRESS": address},
         stderr=subprocess.DEVNULL,
     )
-    folder = wait_for(lambda: next(iter(set(paths.runs_dir().iterdir()) - before), None))
+    folder = wait_for(
+        lambda: next(iter(set(Context.from_environment().runs_dir.iterdir()) - before), None)
+    )
     wait_for(lambda: reached(folder, 4))
     process.kill()
     process.wait()
     wait_for(lambda: ray.available_resources().get("CPU", 0) >= 4)  # its workers are gone
     arguments = ["--resume", folder.name, "--workers", "0", "--json"]
     assert train_verb.command.main(arguments, standalone_mode=False) == 0
-    run = training_run.find(paths.runs_dir(), folder.name)
+    run = training_run.find(Context.from_environment().runs_dir, folder.name)
     kinds = [e["kind"] for e in events(folder)]
     assert kinds.count("resume") == 1
     check_one_run(run, 12, 12 * 15)
@@ -215,7 +223,7 @@ def test_resume_refuses_other_settings(undisturbed: Outcome) -> None:
 def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) -> None:
     began = time.monotonic()
     with pytest.raises(TesseraError, match="the cluster has 4 CPUs"):
-        train.start(small(digits, 5), quiet=True)
+        train.start(Context.from_environment(), small(digits, 5), quiet=True)
     assert time.monotonic() - began < 10
 
 
@@ -223,11 +231,13 @@ def test_mlflow_away_for_half_a_minute_costs_nothing(
     start_mlflow: Any, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", start_mlflow.uri)
-    before = set(paths.runs_dir().iterdir())
+    before = set(Context.from_environment().runs_dir.iterdir())
     down: dict[str, float] = {}
 
     def outage() -> None:
-        folder = wait_for(lambda: next(iter(set(paths.runs_dir().iterdir()) - before), None))
+        folder = wait_for(
+            lambda: next(iter(set(Context.from_environment().runs_dir.iterdir()) - before), None)
+        )
         wait_for(lambda: reached(folder, 2))
         start_mlflow.kill()
         down["from"] = time.time()
@@ -239,7 +249,9 @@ def test_mlflow_away_for_half_a_minute_costs_nothing(
     thread.start()
     epochs = 200
     # In this process: training and shipping share an interpreter, where a wait would show most.
-    outcome = train.start(small(digits, 0, **{"train.epochs": epochs}), quiet=True)
+    outcome = train.start(
+        Context.from_environment(), small(digits, 0, **{"train.epochs": epochs}), quiet=True
+    )
     thread.join()
     assert outcome.failed_events == 0
     check_one_run(outcome.run, epochs, epochs * 15)

@@ -32,8 +32,9 @@ from pipelines.search import population
 from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import checkpoints, worker
 from pipelines.training import run as training_run
-from pipelines.workflows import paths, search_board, services
+from pipelines.workflows import search_board, services
 from pipelines.workflows import trial as workflows_trial
+from pipelines.workflows.context import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -62,7 +63,9 @@ def write_space(tmp_path: Path, **space: Any) -> str:
 
 def runs_of(name: str) -> tuple[Any, list[Any]]:
     """MLflow's run of a search, and those of its trials."""
-    parent = services.attach_tracker(search_board.find(name).parent)
+    parent = services.attach_tracker(
+        Context.from_environment(), search_board.find(Context.from_environment(), name).parent
+    )
     client = parent._client
     children = client.search_runs(
         [parent.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
@@ -104,7 +107,7 @@ def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> 
 
 
 def folder_of(name: str) -> Path:
-    return paths.searches_dir() / name
+    return Context.from_environment().searches_dir / name
 
 
 def test_a_grid_with_a_trial_that_diverges_and_a_refit(
@@ -126,11 +129,11 @@ def test_a_grid_with_a_trial_that_diverges_and_a_refit(
     winner = yaml.safe_load((folder_of(name) / "winner.yaml").read_text())
     assert winner["optim"]["model"]["lr"] == 0.05
 
-    version = services.resolve(services.open_registry(), answer["model"])
+    version = services.resolve(services.open_registry(Context.from_environment()), answer["model"])
     assert version.aliases == ("challenger",)
     assert version.tags["tessera.search"] == name
     assert version.tags["tessera.trial"] == answer["winner"]["id"]
-    refit = services.attach_tracker(version.run_id)
+    refit = services.attach_tracker(Context.from_environment(), version.run_id)
     assert refit._client.get_run(version.run_id).data.tags["tessera.search"] == name
     assert answer["refit"]["accuracy"] == pytest.approx(answer["winner"]["value"], abs=1e-9)
 
@@ -182,7 +185,9 @@ def test_more_than_the_cluster_has_is_refused_at_once(home: Path, digits: Path) 
     with pytest.raises(TesseraError, match=r"takes 5 CPUs .*the cluster has 4"):
         tune.command.main(arguments, standalone_mode=False)
     assert time.monotonic() - began < 10
-    assert not list(paths.searches_dir().glob("*")), "a search was left that never began"
+    assert not list(Context.from_environment().searches_dir.glob("*")), (
+        "a search was left that never began"
+    )
 
 
 def test_killed_and_resumed_it_loses_and_repeats_no_trial(
@@ -199,7 +204,7 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     lagging = tmp_path / "lagging"
 
     def ended() -> bool:
-        for file in paths.searches_dir().glob("*/trials.json"):
+        for file in Context.from_environment().searches_dir.glob("*/trials.json"):
             standing = json.loads(file.read_text())
             done.update({t["id"]: t for t in standing if t["status"] == "finished"})
             record = "".join(p.read_text() for p in file.parent.glob("tune/experiment_state-*"))
@@ -210,7 +215,7 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     wait_for(process, ended)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (name,) = [path.name for path in paths.searches_dir().iterdir()]
+    (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
     before = {t["id"] for t in json.loads((folder_of(name) / "trials.json").read_text())}
     assert len(done) < 4
     spools = {
@@ -248,7 +253,7 @@ def test_control_c_ends_it_as_what_can_go_on(
 
     def interrupt() -> None:
         while not ended.wait(0.2):
-            for file in paths.searches_dir().glob("*/trials.json"):
+            for file in Context.from_environment().searches_dir.glob("*/trials.json"):
                 if any(trial["curve"] for trial in json.loads(file.read_text())):
                     os.kill(os.getpid(), signal.SIGINT)
                     return
@@ -263,11 +268,11 @@ def test_control_c_ends_it_as_what_can_go_on(
         ended.set()
         thread.join()
     assert signal.getsignal(signal.SIGINT) is before
-    (name,) = [path.name for path in paths.searches_dir().iterdir()]
+    (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
     assert f"go on with: tessera tune --resume {name}" in capsys.readouterr().err
     parent, _ = runs_of(name)
     assert parent.info.status == "KILLED"
-    assert services.open_registry().names() == []
+    assert services.open_registry(Context.from_environment()).names() == []
 
 
 def test_optuna_chooses_the_settings(
@@ -338,7 +343,9 @@ def check_population(name: str) -> list[dict[str, Any]]:
     standing = json.loads((folder_of(name) / "trials.json").read_text())
     by_id = {child.data.tags["tessera.trial"]: child for child in children}
     assert len(children) == len(by_id) == len(standing) == 4
-    client = services.attach_tracker(search_board.find(name).parent)._client
+    client = services.attach_tracker(
+        Context.from_environment(), search_board.find(Context.from_environment(), name).parent
+    )._client
     for trial in standing:
         child = by_id[trial["id"]]
         assert (child.info.status, trial["status"]) == ("FINISHED", "finished")
@@ -379,7 +386,7 @@ def test_a_population_takes_over_the_weights_of_its_best(
         folder = tmp_path / where
         source = checkpoint(name, donor["id"], 2)
         shutil.copytree(source, folder / "checkpoints" / source.name)
-        asked = search_board.find(name)
+        asked = search_board.find(Context.from_environment(), name)
         recipe = recipes.build(json.loads(asked.recipe)).with_overrides(settings)
         payload = {"recipe": recipe.to_json(), "run_dir": str(folder), "changing": list(settings)}
         found = worker.run(payload, World(), EventLog(folder / "events.jsonl"))
@@ -391,7 +398,7 @@ def test_a_population_takes_over_the_weights_of_its_best(
     other = replay(donor["settings"], "other")
     assert not all(torch.equal(reached[key], other[key]) for key in reached)
 
-    version = services.resolve(services.open_registry(), answer["model"])
+    version = services.resolve(services.open_registry(Context.from_environment()), answer["model"])
     winner = next(t for t in standing if t["id"] == answer["winner"]["id"])
     assert version.tags["tessera.trial"] == winner["id"]
     assert answer["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)
@@ -431,13 +438,13 @@ def test_a_population_that_was_killed_goes_on_as_if_it_had_not_been(
     process = start([*words, "--space", space], {"RAY_ADDRESS": address})
 
     def generation() -> list[int]:
-        files = paths.searches_dir().glob("*/population.json")
+        files = Context.from_environment().searches_dir.glob("*/population.json")
         return [json.loads(file.read_text())["generation"] for file in files]
 
     wait_for(process, lambda: generation() == [1])
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (name,) = [path.name for path in paths.searches_dir().iterdir()]
+    (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
     before = population.read(folder_of(name) / "population.json")
     assert before is not None
     assert before.donors
@@ -445,7 +452,7 @@ def test_a_population_that_was_killed_goes_on_as_if_it_had_not_been(
 
     assert tune.command.main(["--resume", name, "--json"], standalone_mode=False) == 0
     standing = check_population(name)
-    asked = search_board.find(name)
+    asked = search_board.find(Context.from_environment(), name)
     again = population.begin(asked.parsed_space(), 4, asked.seed)
     again.scores = {t["id"]: dict(t["curve"])[2] for t in standing}
     population.advance(again, asked.parsed_space(), direction="max", seed=asked.seed, epoch=3)

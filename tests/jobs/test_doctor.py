@@ -77,12 +77,8 @@ def _home(process: psutil.Process) -> str:
         return ""
 
 
-def test_an_mlflow_that_is_away_is_said_with_its_mend(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    (finding,) = doctor.check_tracking()
+def test_an_unreachable_mlflow_is_reported_with_a_hint() -> None:
+    (finding,) = doctor.check_tracking("http://127.0.0.1:9")
     assert finding.state == "fail"
     assert "nothing listens there" in finding.found
     assert "MLFLOW_TRACKING_URI" in finding.hint
@@ -112,7 +108,11 @@ def test_what_a_worker_says_is_judged(
         "storage_problem": "",
         "ahead_seconds": 0.0,
     }
-    wrong = {f.check: f for f in doctor.judge({**answer, **changes}, seen) if f.state != "ok"}
+    wrong = {
+        f.check: f
+        for f in doctor.judge({**answer, **changes}, seen, Path("runs"))
+        if f.state != "ok"
+    }
     assert set(wrong) == ({check} if check else set())
     if check:
         assert wrong[check].state == state
@@ -142,12 +142,11 @@ def test_looking_tells_what_a_worker_can_not_do(tmp_path: Path) -> None:
 def test_too_little_disk_and_a_library_out_of_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "not" / "there"))
-    assert doctor.check_disk().state == "ok"
+    assert doctor.check_disk(tmp_path / "not" / "there").state == "ok"
     monkeypatch.setattr(doctor, "FREE_DISK_WARN_BYTES", 2**62)
-    assert doctor.check_disk().state == "warn"
+    assert doctor.check_disk(tmp_path / "not" / "there").state == "warn"
     monkeypatch.setattr(doctor, "FREE_DISK_FAIL_BYTES", 2**61)
-    assert doctor.check_disk().state == "fail"
+    assert doctor.check_disk(tmp_path / "not" / "there").state == "fail"
     real = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: "0.1" if name == "ray" else real(name)

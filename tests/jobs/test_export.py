@@ -26,6 +26,7 @@ from pipelines.inference.export import FORMATS
 from pipelines.inference.predictor import Predictor
 from pipelines.training import checkpoints, inputs
 from pipelines.workflows import export, services, train
+from pipelines.workflows.context import Context
 
 CROOKED = '''"""A cnn whose module for serving forgets what the pixels are divided by."""
 from models.cnn import Cnn
@@ -51,6 +52,7 @@ assert "torch" not in sys.modules
     "pt2": """
 import sys
 import numpy, torch
+from pipelines.workflows.context import Context
 network = torch.export.load("it.pt2").module()
 numpy.save("answers.npy", network(torch.from_numpy(numpy.load("images.npy"))).detach().numpy())
 """,
@@ -78,7 +80,7 @@ def home(
             recipe = recipes.start(family, "tiny").with_overrides(
                 {"data.path": str(digits), "train.epochs": 1, "workers.count": 0}
             )
-            train.start(recipe, model=model, quiet=True)
+            train.start(Context.from_environment(), recipe, model=model, quiet=True)
         yield root
 
 
@@ -188,7 +190,7 @@ def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.Mon
 
 
 def test_files_that_were_not_registered_are_not_used(home: Path, here: Path, call: Call) -> None:
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 1)
     registry.tag(version, {"tessera.digest": "0" * 64})
     done = call("export", "digits", "--format", "pt2")
@@ -222,7 +224,7 @@ def test_data_that_are_gone_or_others(
 
 def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test images in the split's order, one alone, then as many as are compared at once."""
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
     found = checkpoints.read_model(folder, services.registered_digest(version))
@@ -260,7 +262,7 @@ def test_other_tasks(
     recipe = recipes.start(name, "tiny").with_overrides(
         {"data.path": str(packed), "train.epochs": 1, "train.batch_size": 8, "workers.count": 0}
     )
-    train.start(recipe, model=name, quiet=True)
+    train.start(Context.from_environment(), recipe, model=name, quiet=True)
     done = call("export", name, "--format", "onnx", "--json")
     if not gives:
         assert (done.status, "nothing to export" in done.err) == (1, True)

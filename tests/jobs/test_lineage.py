@@ -16,6 +16,7 @@ from pipelines.data.packing import pack
 from pipelines.promotion import gate
 from pipelines.training import hardware
 from pipelines.workflows import evaluate, promote, reproduce, services, train
+from pipelines.workflows.context import Context
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,14 @@ def home(own_home: Path, digits: Path) -> Path:
             {"data.path": str(digits), "train.epochs": epochs, "workers.count": 0}
         )
         tags = {"tessera.search": "a-search", "tessera.trial": "7"} if epochs == 1 else None
-        made = train.start(recipe, quiet=True, tags=tags)
-        evaluate.evaluate(f"digits/{made.version.number}", digits)
-        promote.promote(services.open_registry(), "digits", made.version.number)
+        made = train.start(Context.from_environment(), recipe, quiet=True, tags=tags)
+        evaluate.evaluate(Context.from_environment(), f"digits/{made.version.number}", digits)
+        promote.promote(
+            Context.from_environment(),
+            services.open_registry(Context.from_environment()),
+            "digits",
+            made.version.number,
+        )
     return own_home
 
 
@@ -50,7 +56,7 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
     assert (first["version"], first["aliases"]) == (1, "champion")
     assert first["verdict"].startswith("promoted: accuracy")
     assert newest["verdict"].startswith("refused: lead in accuracy")
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     for row in (newest, first):
         version = registry.version("digits", row["version"])
         evaluation = gate.evaluation_of(version)
@@ -77,7 +83,7 @@ def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
     home: Path, digits: Path, call: Call
 ) -> None:
     found = json.loads(call("lineage", "models:/digits@champion", "--json").out)
-    version = services.open_registry().version("digits", 1)
+    version = services.open_registry(Context.from_environment()).version("digits", 1)
     assert found["version"] == "models:/digits/1"
     assert found["files"] == f"sha256 {version.tags['tessera.digest']}"
     assert found["verdict"].startswith("promoted: accuracy")
@@ -107,7 +113,7 @@ def test_the_search_is_a_link_of_the_chain(home: Path, call: Call) -> None:
 
 
 def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_path: Path) -> None:
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "weights").write_bytes(b"1")
     run_id = registry.version("digits", 1).run_id
@@ -132,7 +138,7 @@ def test_a_version_is_reproduced_bit_for_bit(home: Path, call: Call) -> None:
 
 def test_other_weights_on_the_same_machine_are_no_reproduction(home: Path, call: Call) -> None:
     """Its recipe names another seed than it was trained with."""
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 2)
     true = version.tags["tessera.recipe"]
     registry.tag(version, {"tessera.recipe": json.dumps({**json.loads(true), "seed": 5})})

@@ -25,6 +25,7 @@ from pipelines.tracking import mlflow_runs
 from pipelines.tracking.mlflow_registry import MlflowRegistry
 from pipelines.training import loaded_model
 from pipelines.workflows import evaluate, promote, services, train
+from pipelines.workflows.context import Context
 
 BETTER, WORSE = 2, 1
 
@@ -34,7 +35,12 @@ def home(own_home: Path, digits: Path) -> Path:
     """Two versions: a poor one, and a good one that is champion after it."""
     for epochs in (3, 10):
         number = fit(digits, epochs)
-        assert promote.promote(services.open_registry(), "digits", number).passed
+        assert promote.promote(
+            Context.from_environment(),
+            services.open_registry(Context.from_environment()),
+            "digits",
+            number,
+        ).passed
     return own_home
 
 
@@ -45,8 +51,8 @@ def fit(
     recipe = recipes.start("cnn", "tiny").with_overrides(
         {"data.path": str(data), "train.epochs": epochs, "workers.count": 0, **changes}
     )
-    version = train.start(recipe, model=model, quiet=True).version
-    evaluate.evaluate(f"{model}/{version.number}", on or data)
+    version = train.start(Context.from_environment(), recipe, model=model, quiet=True).version
+    evaluate.evaluate(Context.from_environment(), f"{model}/{version.number}", on or data)
     return version.number
 
 
@@ -61,10 +67,13 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
 ) -> None:
     for epochs in (3, 10):
         fit(digits, epochs, model="fresh")
-    before = dict(services.open_registry().version("fresh", WORSE).tags)
+    before = dict(services.open_registry(Context.from_environment()).version("fresh", WORSE).tags)
     dry = call("promote", "fresh", "--version", WORSE, "--dry-run")
     assert (dry.status, "would be promoted" in dry.out) == (0, True)
-    assert dict(services.open_registry().version("fresh", WORSE).tags) == before
+    assert (
+        dict(services.open_registry(Context.from_environment()).version("fresh", WORSE).tags)
+        == before
+    )
     assert champion(call, "fresh") is None
 
     anything = call("promote", "fresh", "--version", WORSE, "--margin", "-inf")
@@ -92,7 +101,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
         "largest sure loss of precision in a class",
         "size",
     ]
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("fresh", "champion")
     assert version.number == BETTER
     run = registry._client.get_run(version.tags[tag_names.DECISION])
@@ -111,7 +120,11 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert worse.status == 1
     assert "FAIL  lead in accuracy" in worse.out
     assert champion(call, "fresh") == BETTER
-    run_id = services.open_registry().version("fresh", WORSE).tags[tag_names.DECISION]
+    run_id = (
+        services.open_registry(Context.from_environment())
+        .version("fresh", WORSE)
+        .tags[tag_names.DECISION]
+    )
     refused = registry._client.get_run(run_id)
     assert refused.data.tags["tessera.promotion.outcome"] == "refused"
 
@@ -136,7 +149,7 @@ def test_a_promoted_version_is_copied_into_another_model(
     copied = ("promote", "digits", "--version", BETTER, "--to-name", "production")
     assert call(*copied).status == 0
     assert champion(call, "production") == 1
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     made, source = registry.version("production", 1), registry.version("digits", BETTER)
     assert made.tags["tessera.digest"] == source.tags["tessera.digest"]
     assert made.tags["tessera.copied_from"] == f"models:/digits/{BETTER}"
@@ -183,7 +196,7 @@ def test_who_was_trained_on_the_test_images_is_refused(
     gone = json.loads(call("promote", "digits", "--version", number, "--json").out)
     assert "leakage" in {rule["name"] for rule in gone["rules"] if not rule["passed"]}
     # The tag says that it was trained on the test's own data set: the gate reads the files.
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     own = registry.version("digits", BETTER).tags["tessera.data_digest"]
     registry.tag(registry.version("digits", number), {"tessera.data_digest": own})
     forged = json.loads(call("promote", "digits", "--version", number, "--json").out)
@@ -213,7 +226,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
         tmp_path / "raw", {"train": rest[:300], "val": rest[300:], "test": chosen}
     )
     pack.pack(str(source), tmp_path / "small")
-    evaluate.evaluate(f"digits/{WORSE}", tmp_path / "small")
+    evaluate.evaluate(Context.from_environment(), f"digits/{WORSE}", tmp_path / "small")
     done = call("promote", "digits", "--version", WORSE, "--json")
     verdict = json.loads(done.out)
     assert (done.status, verdict["passed"]) == (1, False)
@@ -222,14 +235,14 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
     lead = next(rule for rule in verdict["rules"] if rule["name"] == "lead in accuracy")
     value = float(lead["candidate"].split()[0])
     assert value == 1.0, "by its figure alone it is the better one"
-    evaluate.evaluate(f"digits/{WORSE}", digits)
+    evaluate.evaluate(Context.from_environment(), f"digits/{WORSE}", digits)
 
 
 def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     """Key -> whether the version is right, on the test split."""
     from pipelines.training import evaluator
 
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     found = registry.version("digits", version)
     scratch = home / f"scratch-{version}"
     folder = registry.download(found, scratch)
@@ -261,7 +274,7 @@ def test_tampered_files_are_refused_and_nothing_in_them_runs(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     number = fit(digits, 1, seed=9)
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     place = registry._client.get_model_version_download_uri("digits", str(number))
     files, marker = Path(place.removeprefix("file://")), tmp_path / "marker"
     whole = tmp_path / "whole"
@@ -304,7 +317,7 @@ def test_a_deleted_run_and_a_foreign_place_are_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     number = fit(digits, 1, seed=11)
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", number)
     files = registry.download(version, tmp_path)
     registry._client.delete_run(version.run_id)
@@ -326,10 +339,12 @@ def test_not_evaluated_or_on_other_data(
     recipe = recipes.start("cnn", "tiny").with_overrides(
         {"data.path": str(digits), "train.epochs": 1, "workers.count": 0, "seed": 12}
     )
-    number = train.start(recipe, model="digits", quiet=True).version.number
+    number = train.start(
+        Context.from_environment(), recipe, model="digits", quiet=True
+    ).version.number
     done = call("promote", "digits", "--version", number)
     assert (done.status, "was not evaluated" in done.out) == (1, True)
-    evaluate.evaluate(f"digits/{number}", digits)
+    evaluate.evaluate(Context.from_environment(), f"digits/{number}", digits)
     pack.pack("digits", tmp_path / "other", seed=3)
     done = call("promote", "digits", "--version", number, "--data", tmp_path / "other")
     assert (done.status, "evaluated on other data" in done.out) == (1, True)
@@ -355,16 +370,18 @@ def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: 
     assert (twice.status, "is there already" in twice.err) == (2, True)
     same = call("evaluate", "digits/2", "digits/2", "--data", digits, "--no-report")
     assert (same.status, "named twice" in same.err) == (2, True)
-    run_id = services.open_registry().version("digits", 2).run_id
+    run_id = services.open_registry(Context.from_environment()).version("digits", 2).run_id
     names = {
         item.path
-        for item in services.open_registry()._client.list_artifacts(run_id, "evaluation/test")
+        for item in services.open_registry(Context.from_environment())._client.list_artifacts(
+            run_id, "evaluation/test"
+        )
     }
     assert "evaluation/test/report.html" in names
 
 
 def test_workers_find_the_same(home: Path, digits: Path) -> None:
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 2)
     folder = registry.download(version, home / "same")
     payload = {

@@ -23,6 +23,7 @@ import models
 from jobs import submit
 from jobs.shared import local_services
 from jobs.shared.local_services import Service
+from pipelines.workflows.context import Context
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("RAY_", "MLFLOW_", "TESSERA_")
@@ -59,7 +60,7 @@ def state(home: Path) -> dict[str, object]:
 
 def members(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[psutil.Process]:
     monkeypatch.setenv("TESSERA_HOME", str(home))
-    known = local_services.load()
+    known = local_services.load(Context.from_environment().home)
     return [p for s in (known.services if known else ()) for p in local_services.processes(s)]
 
 
@@ -196,7 +197,7 @@ def test_control_c_asks_and_stops_the_job(home: Path) -> None:
 def test_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs last: it ends what the others use."""
     running = members(home, monkeypatch)
-    known = local_services.load()
+    known = local_services.load(Context.from_environment().home)
     assert len(running) > 10
     assert known
     assert Path(known.scratch).exists()
@@ -280,7 +281,7 @@ def test_a_record_that_can_not_be_read_is_said(tmp_path: Path) -> None:
 
 def test_two_at_once_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
-    with local_services.alone():
+    with local_services.alone(Context.from_environment().home):
         refused = tessera(tmp_path, "down")
     assert refused.returncode == 1
     assert "at work" in refused.stderr
@@ -390,14 +391,13 @@ def test_a_token_that_the_shell_has_is_kept(
 ) -> None:
     from jobs import up
 
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    made = up.write_token().read_text()
+    made = up.write_token(tmp_path).read_text()
     assert len(made) == 64
-    assert up.write_token().read_text() == made
+    assert up.write_token(tmp_path).read_text() == made
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
-    assert up.write_token().read_text() == "a" * 32
+    assert up.write_token(tmp_path).read_text() == "a" * 32
 
 
 @pytest.mark.parametrize("verb", ["up", "down", "status", "submit", "doctor"])

@@ -205,6 +205,7 @@ def test_a_population_of_what_can_not_change_leaves_nothing_behind(
 def test_never_two_drivers_on_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
     asked = search_board.Asked(
+        folder=tmp_path / "home" / "searches" / "one",
         name="one",
         recipe=recipes.start("cnn").to_json(),
         space={},
@@ -232,7 +233,7 @@ def test_a_trial_that_is_over_is_told_again_and_not_trained(tmp_path: Path) -> N
     search_trials.write(
         [ended, Trial("b", 2, {}, status="running")], tmp_path / search_trials.TRIALS
     )
-    told = {"environment": {}, "folder": str(tmp_path)}
+    told = {"folder": str(tmp_path)}
     heard: list[tuple[int, float]] = []
 
     def report(epoch: int, value: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -350,22 +349,8 @@ def test_many_steps_cost_little_memory() -> None:
 
 def test_importing_loads_no_service() -> None:
     code = (
-        "import sys, pipelines.tracking.events, pipelines.tracking.mlflow_runs, pipelines.tracking.mlflow_registry, pipelines.workflows.paths\n"
+        "import sys, pipelines.tracking.events, pipelines.tracking.mlflow_runs, pipelines.tracking.mlflow_registry, pipelines.workflows.context\n"
         "print({'mlflow', 'ray', 'torch', 'webdataset', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
-
-
-def test_embedded_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from pipelines.workflows import paths
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("TESSERA_HOME", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    assert paths.tracking_uri() == f"sqlite:///{tmp_path}/.tessera/mlflow.db"
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
-    assert paths.runs_dir() == tmp_path / "home" / "runs"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert paths.tracking_uri() == "http://tracking:5000"
-    assert os.listdir(tmp_path) == []

@@ -16,7 +16,8 @@ from PIL import Image
 
 from pipelines.promotion import champions
 from pipelines.training import checkpoints, inputs
-from pipelines.workflows import paths, services
+from pipelines.workflows import services
+from pipelines.workflows.context import Context
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "initial_frechet.py"
 pytestmark = pytest.mark.slow
@@ -35,20 +36,22 @@ def test_the_whole_way(
     absent = call(*gan, "--set", "judge=models:/nobody")
     assert absent.status == 1
     assert "no registered model 'nobody'" in absent.err
-    assert not list(paths.runs_dir().glob("dcgan-*")), "what is refused leaves nothing behind"
+    assert not list(Context.from_environment().runs_dir.glob("dcgan-*")), (
+        "what is refused leaves nothing behind"
+    )
 
     for _ in range(2):
         assert call("train", "cnn", "--data", digits, *SMALL).status == 0
     made = json.loads(call(*gan, "--set", "judge=models:/digits").out)
     assert made["model"] == "models:/digits-generation/1"
-    registry = services.open_registry()
+    registry = services.open_registry(Context.from_environment())
     version = registry.version("digits-generation", 1)
     recipe = json.loads(version.tags["tessera.recipe"])
     judge = registry.version("digits", 2)
     assert recipe["judge"] == "models:/digits/2", "the newest, by its number from now on"
     assert recipe["judge_digest"] == judge.tags["tessera.digest"]
     assert version.tags["tessera.servable"].startswith("no: dcgan")
-    (folder,) = paths.runs_dir().glob("dcgan-*")
+    (folder,) = Context.from_environment().runs_dir.glob("dcgan-*")
     assert checkpoints.verify(folder / inputs.JUDGE) == recipe["judge_digest"]
 
     said = call("evaluate", "digits-generation", "--data", digits, "--json")

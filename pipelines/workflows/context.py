@@ -1,0 +1,95 @@
+"""Settings of a process: where runs lie, and which MLflow, Ray cluster and cache are used.
+
+In: the environment, read once. Out: a frozen `Context` that is passed to every workflow. Creates
+nothing on disk, and must not load MLflow or Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.core.errors import UsageError
+from pipelines.storage.base import CacheSettings
+from pipelines.tracking import mlflow_runs
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every workflow needs to know about its surroundings.
+
+    Args:
+        home: Absolute folder of runs, searches, reports and the embedded MLflow store.
+        tracking_uri: Address of MLflow; the embedded store in `home` by default.
+        ray_address: Address of a running Ray cluster, or None to start one when it is needed.
+        cache: Where copies of remote shards lie, and how many bytes they may take together.
+        ui: Address under which `tessera up` serves the pages of the embedded MLflow.
+    """
+
+    home: Path
+    tracking_uri: str
+    ray_address: str | None
+    cache: CacheSettings
+    ui: str
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Context:
+        """Reads TESSERA_HOME, MLFLOW_TRACKING_URI, RAY_ADDRESS, TESSERA_CACHE,
+        TESSERA_CACHE_SIZE, XDG_CACHE_HOME and TESSERA_UI; an empty variable counts as unset.
+
+        Raises UsageError if TESSERA_CACHE_SIZE is not a valid size.
+        """
+        home = Path(environ.get("TESSERA_HOME") or ".tessera").expanduser().absolute()
+        return cls(
+            home=home,
+            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or mlflow_runs.embedded_uri(home),
+            ray_address=environ.get("RAY_ADDRESS") or None,
+            cache=_cache_settings(environ),
+            ui=environ.get("TESSERA_UI") or mlflow_runs.DEFAULT_UI,
+        )
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder with one subfolder per training."""
+        return self.home / "runs"
+
+    @property
+    def searches_dir(self) -> Path:
+        """The folder with one subfolder per search."""
+        return self.home / "searches"
+
+    @property
+    def reports_dir(self) -> Path:
+        """The folder with one subfolder per evaluation report."""
+        return self.home / "reports"
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether MLflow is the embedded store in `home`."""
+        return self.tracking_uri == mlflow_runs.embedded_uri(self.home)
+
+
+def _cache_settings(environ: Mapping[str, str]) -> CacheSettings:
+    settings = CacheSettings.default()
+    if folder := environ.get("TESSERA_CACHE"):
+        settings = replace(settings, folder=Path(folder).expanduser().absolute())
+    elif caches := environ.get("XDG_CACHE_HOME"):
+        settings = replace(settings, folder=Path(caches).absolute() / "tessera" / "shards")
+    if size := environ.get("TESSERA_CACHE_SIZE"):
+        settings = replace(settings, limit_bytes=parse_size(size))
+    return settings
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with KB, MB, GB, TB, the same with i (KiB), or without a unit.
+
+    Raises UsageError if `text` is not a valid size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(I?)B?", text.strip().upper())
+    if not match:
+        raise UsageError(f"TESSERA_CACHE_SIZE={text} is not a valid size", hint="as in 200GB")
+    base, power = 1024 if match[3] else 1000, " KMGT".index(match[2] or " ")
+    return int(float(match[1]) * base**power)
