@@ -14,25 +14,25 @@ from jobs.cli import run
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the formats of data sets that `tessera pack` reads, with their options."""
-    from pipelines.data.packing import pack
+    from pipelines.data import importers
 
-    modules = [pack.importer(name) for name in pack.formats()]
-    rows = [
-        {"format": module.NAME, "about": _first_sentence(module), "options": dict(module.OPTIONS)}
-        for module in modules
-    ]
+    found = [importers.get(name) for name in importers.names()]
     if as_json:
+        rows = [
+            {"format": each.NAME, "about": _about(each), "options": dict(each.OPTIONS)}
+            for each in found
+        ]
         click.echo(json.dumps(rows, indent=1))
         return
-    for row in rows:
-        click.echo(f"{row['format']:<15} {row['about']}")
-        for name, text in row["options"].items():
+    for each in found:
+        click.echo(f"{each.NAME:<15} {_about(each)}")
+        for name, text in each.OPTIONS.items():
             click.echo(f"{'':<15} --option {name}=…  {text}")
 
 
-def _first_sentence(module: object) -> str:
-    """The first paragraph of the importer's own words, on one line."""
-    words = (module.__doc__ or "").partition("\n\n")[0]
+def _about(importer: object) -> str:
+    """The first paragraph of the importer's docstring, on one line."""
+    words = (importer.__doc__ or "").partition("\n\n")[0]
     return re.sub(r"\s+", " ", words).strip()
 
 

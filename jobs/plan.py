@@ -79,13 +79,13 @@ def _judge(source: str, readers: Readers) -> Plan:
 def _recommend(source: str, form: str | None, options: tuple[str, ...], readers: Readers) -> Plan:
     from models.core.errors import UsageError
     from pipelines.data.inspection import shard_plan
-    from pipelines.data.packing import pack
+    from pipelines.data.packing import formats
     from pipelines.data.packing import plan as packing_plan
 
     pairs = {name: value for name, _, value in (option.partition("=") for option in options)}
     if not all("=" in option for option in options):
         raise UsageError("an --option is no NAME=VALUE", hint="as in --option task=detection")
-    _, importer, given, _ = pack.choose(source, form, pairs)
+    _, importer, given, _ = formats.choose(source, form, pairs)
     if not hasattr(importer, "read"):
         raise UsageError(
             f"{source} is in shards already, which stay as they are", hint="pack it, then plan DIR"

@@ -1,22 +1,19 @@
-"""What an importer finds in a source, before anything of it is packed.
+"""What an importer reads from a source, before anything is packed.
 
-In: a folder or the word of a bundled set. Out: `Source`, which lists the items and loads one when
-asked. Must not know splits that are cut, shards or cards. An importer is a file in `importers/`;
-the folder is the registry. It has
+In: a folder, or the name of a bundled data set. Out: a `Source`, which lists the samples and loads
+one at a time. Must not know how splits are cut, shards or cards.
 
-    NAME: str                                  what `--format` takes
-    OPTIONS: Mapping[str, str]                 options it takes: name, and what it says; may be {}
-    recognises(source: str) -> str             what speaks for it; empty when it isn't this format
-    read(source: str, options: Mapping[str, str]) -> Source
+`Importer` is what a format provides: a module in `importers/`, or a module or object from outside.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation
@@ -85,6 +82,23 @@ class Source:
     annotate: Callable[[Item], Annotation] | None = None
     files: Callable[[Item], tuple[Path, ...]] = _no_files
     notes: tuple[str, ...] = ()
+
+
+class Importer(Protocol):
+    """A data set format.
+
+    NAME     the name that `--format` takes
+    OPTIONS  the options that it takes: name -> help text; may be empty
+    """
+
+    NAME: str
+    OPTIONS: Mapping[str, str]
+
+    def recognises(self, source: str) -> str:
+        """Why `source` looks like this format, as shown to the user; empty where it doesn't."""
+
+    def read(self, source: str, options: Mapping[str, str]) -> Source:
+        """Lists what is in `source`. Raises TesseraError for a source that can't be read."""
 
 
 def find_files(folder: Path) -> Iterator[str]:

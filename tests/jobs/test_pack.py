@@ -24,7 +24,7 @@ def pets(tmp_path: Path) -> Path:
 def test_pack_then_inspect(tmp_path: Path, pets: Path, call: Call) -> None:
     packed = call("pack", pets, "--to", tmp_path / "out", "--shard-samples", 6)
     assert packed.status == 0, packed.err
-    assert packed.err == f"{pets} is read as image_folder: 2 class folders\n"
+    assert packed.err == f"reading {pets} as image_folder: 2 class folders\n"
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["digest"] in packed.out
     assert "train 16, val 2, test 2" in packed.out

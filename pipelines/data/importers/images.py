@@ -7,9 +7,7 @@ takes any folder with images.
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -45,10 +43,8 @@ def recognises(source: str) -> str:
     # Folders of these names say that there are labels, even where they can't be made out.
     labelled = any(inner.name.lower() in LABEL_NAMES for inner in find_folders(folder))
     labelled |= any(path.lower().endswith(TABLES) for path in find_files(folder))
-    listed = pkgutil.iter_modules(importers.__path__)
-    others = [m.name for m in listed if not m.ispkg and m.name != NAME]
-    modules = (importlib.import_module(f"{importers.__name__}.{name}") for name in others)
-    if labelled or any(module.recognises(source) for module in modules):
+    others = (importers.get(name) for name in importers.names() if name != NAME)
+    if labelled or any(other.recognises(source) for other in others):
         return ""
     return "images without labels"
 

@@ -1,111 +1,28 @@
 """From a raw source to a packed data set.
 
-In: a folder of images, or the word of a bundled set. Out: shards and a card, or one clear error and
-nothing written. Must not know Ray or MLflow. An importer is a file in `importers/`; the folder is
-the registry, and `sources.py` says what it has. `packing_plan.py` says what goes into which shard,
-`shard_packing.py` makes one, and `spread` says where that is done.
+In: a folder of images, or the name of a bundled data set. Out: shards and a card, or one error and
+nothing written. Must not know Ray or MLflow.
+
+`formats.py` finds the importer, `plan.py` assigns samples to shards, `shard.py` makes one shard and
+`run.py` all of them. Where the shards are made is up to the caller, by `spread`.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
-from models.core.errors import TesseraError, UsageError, unknown
-from pipelines.data import importers
+from models.core.errors import UsageError, unknown
 from pipelines.data.card import FILE, SPLITS, Card
+from pipelines.data.packing import formats, in_place
 from pipelines.data.packing import plan as packing_plan
+from pipelines.data.packing.formats import Format
 from pipelines.data.packing.run import Progress, Run, Spread
 from pipelines.data.packing.shard import Shared
 from pipelines.data.packing.staging import refuse_occupied, stage
-from pipelines.data.sources import IMAGE_SUFFIXES, TABLES, Source, find_files, find_images
-
-
-def formats() -> list[str]:
-    """Names of all importers, without importing one."""
-    return sorted(m.name for m in pkgutil.iter_modules(importers.__path__) if not m.ispkg)
-
-
-def importer(name: str) -> Any:
-    """The importer called `name`; raises UsageError with the nearest known name."""
-    if name not in formats():
-        raise unknown("format", name, formats())
-    return importlib.import_module(f"{importers.__name__}.{name}")
-
-
-def recognise(source: str) -> tuple[str, str]:
-    """(format, what speaks for it). Raises TesseraError where none or several fit."""
-    fitting, refused = {}, []
-    for name in formats():
-        try:
-            why = importer(name).recognises(source)
-        except TesseraError as error:  # looks like its own, and is wrong
-            refused.append(error)
-            continue
-        if why:
-            fitting[name] = why
-    if len(fitting) == 1:
-        return next(iter(fitting.items()))
-    if fitting:
-        listed = "; ".join(f"{name} ({why})" for name, why in fitting.items())
-        raise UsageError(f"{source} could be {listed}", hint="say which: --format NAME")
-    if refused:
-        raise refused[0]
-    raise _unrecognised(source)
-
-
-def _unrecognised(source: str) -> TesseraError:
-    folder = Path(source)
-    if not folder.exists():
-        words = ", ".join(name for name in formats() if importer(name).recognises(name))
-        return UsageError(
-            f"there is no {source}", hint=f"give a folder, or the name of a bundled set: {words}"
-        )
-    if not folder.is_dir():
-        table = folder.suffix.lower() in TABLES
-        return UsageError(
-            f"{source} is a file" + (", and no table as it should be" if table else ""),
-            hint="see what is wrong with it: --format csv"
-            if table
-            else "give the folder with the images; unpack it",
-        )
-    if next(find_images(folder), None) is None:
-        return TesseraError(
-            f"{source} has no images", hint=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
-        )
-    tables = [path for path in find_files(folder) if path.lower().endswith(TABLES)]
-    if tables:
-        return TesseraError(
-            f"{source} has images, and {tables[0]}, which is no table that is known",
-            hint="if it has the labels: --format csv, with --option label_column=… or delimiter=…; "
-            "if not: --format images, or image_folder",
-        )
-    return TesseraError(
-        f"{source} is of no known format ({', '.join(formats())})",
-        hint="put each class in a folder of its own: SOURCE/CLASS/IMAGE.jpg",
-    )
-
-
-def choose(
-    source: str, format: str | None, options: Mapping[str, str]
-) -> tuple[str, Any, dict[str, str], str]:
-    """(name, importer, its options, what speaks for it). `format` may be NAME or NAME:WORD, which is
-    the option `name`. Raises UsageError for an option that the importer hasn't."""
-    name, _, word = (format or "").partition(":")
-    name, why = (name, "as told") if format else recognise(source)
-    reader = importer(name)
-    given = {**options, **({"name": word} if word else {})}
-    for option in given:
-        if option not in reader.OPTIONS:
-            if not reader.OPTIONS:
-                raise UsageError(f"{name} takes no options", hint=f"leave {option!r} out")
-            raise unknown(f"option of {name}", option, reader.OPTIONS)
-    return name, reader, given, why
+from pipelines.data.sources import Source
 
 
 def pack(
@@ -144,27 +61,35 @@ def pack(
     """
     _check_numbers(shard_samples, resize, quality)
     refuse_occupied(to)
-    chosen, reader, given, why = choose(source, format, options or {})
-    say(f"{source} is read as {chosen}: {why}")
-    if hasattr(reader, "index"):  # of shards that stay where they lie
+    chosen = formats.choose(source, format, options or {})
+    say(f"reading {source} as {chosen.name}: {chosen.why}")
+    if not hasattr(chosen.importer, "read"):
         if shard_samples or resize or unseen:
             raise UsageError(
-                f"{chosen} leaves shards where they lie",
+                f"{chosen.name} uses the shards in place, as they are",
                 hint="leave --shard-samples, --resize and --unseen out",
             )
-        told: dict[str, Any] = {
-            "name": name,
-            "licence": licence,
-            "seed": seed,
-            "allow_rejected": allow_rejected,
-        }
-        told |= {"options": given, "progress": progress, "say": say}
-        return cast(Card, reader.index(source, str(to), **told))
+        return in_place.index(
+            source,
+            to,
+            options=chosen.options,
+            name=name,
+            licence=licence,
+            seed=seed,
+            allow_rejected=allow_rejected,
+            progress=progress,
+            say=say,
+        )
     with stage(to) as staged:
-        found = _read(reader, source, given, say)
+        found = _read(chosen, source, say)
         bare = replace(found, items=())
         shared = Shared(bare, staged.place.where, None, "", resize, quality)
-        how = {"format": chosen, "options": given, "seed": seed, "resize": [resize, quality]}
+        how = {
+            "format": chosen.name,
+            "options": chosen.options,
+            "seed": seed,
+            "resize": [resize, quality],
+        }
         labels = _find_classes(found, unseen)
         if labels:
             how["unseen"] = sorted(labels)
@@ -177,7 +102,7 @@ def pack(
         note = _tell_unseen(found, plan, say)
         run = Run(staged, plan, shared, spread=afar, progress=progress, say=say)
         run.pack(allow_rejected, near=near)
-        source = f"{chosen}:{found.name}{note}"
+        source = f"{chosen.name}:{found.name}{note}"
         card = run.card(name=name or found.name, source=source, licence=licence)
         staged.place.write(FILE, card.to_json().encode())
     return card
@@ -221,12 +146,10 @@ def _tell_unseen(source: Source, plan: packing_plan.Plan, say: Callable[[str], N
     return f", unseen: {names}"
 
 
-def _read(
-    reader: Any, source: str, options: Mapping[str, str], say: Callable[[str], None]
-) -> Source:
-    # Workers may stand in another folder.
-    place = os.path.abspath(source) if os.path.exists(source) else source
-    found: Source = reader.read(place, options)
+def _read(chosen: Format, source: str, say: Callable[[str], None]) -> Source:
+    # Workers may have another current folder.
+    location = os.path.abspath(source) if os.path.exists(source) else source
+    found = chosen.importer.read(location, chosen.options)
     for note in found.notes:
         say(note)
     return found

@@ -14,7 +14,8 @@ from models.core.errors import TesseraError
 from pipelines.data import shards
 from pipelines.data.images import decode_image
 from pipelines.data.importers import digits, image_folder, mnist
-from pipelines.data.packing.pack import pack, recognise
+from pipelines.data.packing.formats import recognise
+from pipelines.data.packing.pack import pack
 from pipelines.data.packing.plan import split_items
 
 DATA = Path(__file__).parents[4] / "../shared/data"

@@ -19,7 +19,7 @@ from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.data.images import open_image
 from pipelines.data.inspection import verify
-from pipelines.data.packing import in_place, pack
+from pipelines.data.packing import formats, in_place, pack
 from pipelines.data.packing.in_place_tars import entries
 from pipelines.storage.base import CacheSettings, use_cache
 
@@ -84,7 +84,7 @@ def test_an_address_is_indexed_too(source: Path, tmp_path: Path) -> None:
 
 
 def test_pack_knows_the_format(source: Path, tmp_path: Path) -> None:
-    assert pack.recognise(str(source))[0] == "webdataset"
+    assert formats.recognise(str(source))[0] == "webdataset"
     card = pack.pack(str(source), tmp_path / "out", name="wild", licence="MIT")
     assert (card.name, card.licence, card.source) == ("wild", "MIT", "webdataset:wds")
 

@@ -16,8 +16,8 @@ from pipelines.data import card as cards
 from pipelines.data import shards
 from pipelines.data.images import decode_image, sniff
 from pipelines.data.inspection.verify import verify
-from pipelines.data.packing import pack as packing_pack
-from pipelines.data.packing.pack import pack, recognise
+from pipelines.data.packing.formats import recognise
+from pipelines.data.packing.pack import pack
 from pipelines.data.packing.plan import split_items
 from pipelines.data.shards import Stored
 from pipelines.data.sources import Item
@@ -191,7 +191,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "src"
     (source / "a").mkdir(parents=True)
     (source / "a" / "notes.txt").write_text("x")
-    with pytest.raises(TesseraError, match=r"src has no images\. files named"):
+    with pytest.raises(TesseraError, match=r"src has no images\. images are files named"):
         pack(str(source), tmp_path / "out")
     with pytest.raises(TesseraError, match="has no images in class folders"):
         pack(str(source), tmp_path / "out", format="image_folder")
@@ -305,51 +305,9 @@ def test_hidden_files_are_passed_over_and_others_counted(
     card = pack(str(source), tmp_path / "out", say=said.append)
     assert sum(split.samples for split in card.splits.values()) == 9
     assert said == [
-        f"{source} is read as image_folder: 2 class folders",
+        f"reading {source} as image_folder: 2 class folders",
         "1 files that are not named like images are left out",
     ]
-
-
-def test_formats_are_the_files_of_the_folder() -> None:
-    files = Path(packing_pack.importers.__file__).parent.glob("[a-z]*.py")
-    assert packing_pack.formats() == sorted(file.stem for file in files)
-    assert [
-        packing_pack.importer(name).NAME for name in packing_pack.formats()
-    ] == packing_pack.formats()
-    with pytest.raises(UsageError, match="did you mean 'mnist'"):
-        packing_pack.importer("minst")
-
-
-def test_what_can_t_be_recognised_says_why(tmp_path: Path, make_folder: MakeFolder) -> None:
-    with pytest.raises(UsageError, match=r"there is no .*nowhere.* bundled set: digits"):
-        recognise(str(tmp_path / "nowhere"))
-    file = tmp_path / "x.zip"
-    file.write_bytes(b"PK")
-    with pytest.raises(UsageError, match="is a file"):
-        recognise(str(file))
-    both = make_folder(tmp_path / "both", ["a", "b"], 1)
-    (both / "train-images-idx3-ubyte").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"could be image_folder .* mnist .*--format"):
-        recognise(str(both))
-    assert recognise("digits")[0] == "digits"
-
-
-def test_a_table_that_is_not_known_is_not_passed_over(
-    tmp_path: Path, make_image: Callable[..., Path]
-) -> None:
-    """Its labels would be lost without a word."""
-    for number in range(3):
-        make_image(tmp_path / "set" / "img" / f"{number}.png", seed=number)
-    table = tmp_path / "set" / "labels.csv"
-    table.write_text("datei,klasse\n0.png,a\n1.png,b\n")
-    with pytest.raises(TesseraError, match=r"labels\.csv, which is no table") as caught:
-        recognise(str(tmp_path / "set"))
-    assert "--format images" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="is a file") as given:
-        recognise(str(table))
-    assert "--format csv" in (given.value.hint or "")
-    table.unlink()
-    assert recognise(str(tmp_path / "set"))[0] == "images"
 
 
 def test_what_is_cut_and_what_is_begun_anew_is_said(

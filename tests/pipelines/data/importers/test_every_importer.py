@@ -1,12 +1,10 @@
-"""Each source is recognised as one format, and hostile bytes get no further than an error."""
+"""What every importer does: its options, damaged files, and sources that go to other processes."""
 
 from __future__ import annotations
 
 import random
 import resource
-import tarfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,78 +13,19 @@ import pytest
 import sample_sources as made
 
 from models.core.errors import TesseraError
+from pipelines.data import importers
 from pipelines.data.annotations import check
 from pipelines.data.importers.support.reading import image_size
-from pipelines.data.packing.pack import formats, importer, recognise
 from pipelines.data.sources import Source
-
-MADE: Mapping[str, Callable[[Path], Path]] = {
-    "cifar10": made.cifar_python,
-    "coco": made.coco,
-    "csv": made.table,
-    "instance_masks": made.instance_masks,
-    "masks": made.masks,
-    "medmnist": made.medmnist,
-    "voc": made.voc,
-    "yolo": made.yolo,
-}
-
-
-@pytest.mark.parametrize("name", list(MADE))
-@pytest.mark.parametrize("around", ["", "inner"])
-def test_a_made_source_is_recognised_as_its_format_alone(
-    tmp_path: Path, name: str, around: str
-) -> None:
-    folder = MADE[name](tmp_path / "set" / around)
-    if around and name in ("coco", "csv", "instance_masks", "medmnist"):
-        folder = tmp_path / "set" / around  # these are looked for where they are given
-    else:
-        folder = tmp_path / "set"
-    assert recognise(str(folder))[0] == name
 
 
 def test_every_importer_says_what_it_takes(tmp_path: Path) -> None:
-    for name in formats():
-        module = importer(name)
+    for name in importers.names():
+        module = importers.get(name)
         assert name == module.NAME
         assert all(isinstance(text, str) and text for text in module.OPTIONS.values())
         assert not module.recognises(str(tmp_path / "nowhere"))
         assert not module.recognises(str(tmp_path))
-
-
-REAL = {
-    "bccd": ("BCCD.tar", "voc"),
-    "cifar10-jpeg": ("cifar10-jpeg.tar.gz", "image_folder"),
-    "dsb2018-fluorescence": ("dsb2018-fluorescence.tar.gz", "instance_masks"),
-    "isbi-membrane": ("membrane.tar", "masks"),
-    "sr-bsd68-set5": ("CBSD68.tar", "images"),
-}
-
-
-@pytest.mark.parametrize("place", list(REAL))
-def test_the_real_sets_are_recognised_by_their_names_alone(tmp_path: Path, place: str) -> None:
-    """The files are there, 30 a folder, and empty: images are not read to recognise a format."""
-    name, form = REAL[place]
-    archive = made.DATA / place / name
-    if not archive.is_file():
-        pytest.skip(f"{place} is not here")
-    with tarfile.open(archive) as tar:
-        seen: Counter[Path] = Counter()
-        for member in tar:
-            path = tmp_path / member.name
-            seen[path.parent] += member.isfile()
-            if member.isfile() and seen[path.parent] <= 30:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-    root = tmp_path / "CBSD68" if form == "images" else tmp_path
-    assert recognise(str(root))[0] == form
-
-
-def test_the_nuclei_with_their_json_are_coco_s(tmp_path: Path) -> None:
-    folder = made.instance_masks(tmp_path / "stage1_train").parent
-    assert recognise(str(folder))[0] == "instance_masks"
-    (folder / "instances_train.json").write_text("{}")
-    assert recognise(str(folder))[0] == "coco"
 
 
 def read_all(source: Source) -> None:
@@ -126,6 +65,16 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
     return bytes(raw)
 
 
+MADE: Mapping[str, Callable[[Path], Path]] = {
+    "cifar10": made.cifar_python,
+    "coco": made.coco,
+    "csv": made.table,
+    "instance_masks": made.instance_masks,
+    "masks": made.masks,
+    "medmnist": made.medmnist,
+    "voc": made.voc,
+    "yolo": made.yolo,
+}
 TARGETS = {
     "cifar10": "data_batch_1",
     "coco": "annotations/instances_train2017.json",
@@ -148,7 +97,7 @@ def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) ->
     path = folder / TARGETS[what]
     whole = path.read_bytes()
     dice = random.Random(what)
-    module = importer(name)
+    module = importers.get(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused, longest = 0, 0.0
     for _ in range(150):
@@ -171,7 +120,7 @@ def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) ->
 def test_the_untouched_sources_are_read_whole(tmp_path: Path) -> None:
     """The control of the test above: nothing is refused where nothing was changed."""
     for name, make in MADE.items():
-        source = importer(name).read(str(make(tmp_path / name)), {})
+        source = importers.get(name).read(str(make(tmp_path / name)), {})
         assert not any(item.problem for item in source.items)
         for item in source.items:
             height, width = image_size(source.load(item), item.origin)
@@ -187,7 +136,7 @@ def test_sources_go_to_other_processes(tmp_path: Path) -> None:
     import pickle
 
     for name, make in MADE.items():
-        source = importer(name).read(str(make(tmp_path / name)), {})
+        source = importers.get(name).read(str(make(tmp_path / name)), {})
         copy = pickle.loads(pickle.dumps(source))
         item = copy.items[0]
         assert copy.load(item) == source.load(source.items[0])

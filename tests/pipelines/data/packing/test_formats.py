@@ -1,0 +1,106 @@
+"""Each source is recognised as one format, and by no other."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import sample_sources as made
+
+from models.core.errors import TesseraError, UsageError
+from pipelines.data.packing.formats import recognise
+
+
+def test_a_source_without_a_known_format_is_refused_with_the_reason(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    with pytest.raises(UsageError, match=r"there is no .*nowhere.* bundled data set: digits"):
+        recognise(str(tmp_path / "nowhere"))
+    file = tmp_path / "x.zip"
+    file.write_bytes(b"PK")
+    with pytest.raises(UsageError, match="is a file"):
+        recognise(str(file))
+    both = make_folder(tmp_path / "both", ["a", "b"], 1)
+    (both / "train-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"could be image_folder .* mnist .*--format"):
+        recognise(str(both))
+    assert recognise("digits")[0] == "digits"
+
+
+def test_an_unknown_table_is_not_ignored(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    """Its labels would be lost without a message."""
+    for number in range(3):
+        make_image(tmp_path / "set" / "img" / f"{number}.png", seed=number)
+    table = tmp_path / "set" / "labels.csv"
+    table.write_text("datei,klasse\n0.png,a\n1.png,b\n")
+    with pytest.raises(
+        TesseraError, match=r"labels\.csv, which is not recognised as a table"
+    ) as caught:
+        recognise(str(tmp_path / "set"))
+    assert "--format images" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="is not a table") as given:
+        recognise(str(table))
+    assert "--format csv" in (given.value.hint or "")
+    table.unlink()
+    assert recognise(str(tmp_path / "set"))[0] == "images"
+
+
+MADE: Mapping[str, Callable[[Path], Path]] = {
+    "cifar10": made.cifar_python,
+    "coco": made.coco,
+    "csv": made.table,
+    "instance_masks": made.instance_masks,
+    "masks": made.masks,
+    "medmnist": made.medmnist,
+    "voc": made.voc,
+    "yolo": made.yolo,
+}
+
+
+@pytest.mark.parametrize("name", list(MADE))
+@pytest.mark.parametrize("around", ["", "inner"])
+def test_a_source_is_recognised_as_its_format_only(tmp_path: Path, name: str, around: str) -> None:
+    folder = MADE[name](tmp_path / "set" / around)
+    if around and name in ("coco", "csv", "instance_masks", "medmnist"):
+        folder = tmp_path / "set" / around  # these are not looked for in folders below
+    else:
+        folder = tmp_path / "set"
+    assert recognise(str(folder))[0] == name
+
+
+REAL = {
+    "bccd": ("BCCD.tar", "voc"),
+    "cifar10-jpeg": ("cifar10-jpeg.tar.gz", "image_folder"),
+    "dsb2018-fluorescence": ("dsb2018-fluorescence.tar.gz", "instance_masks"),
+    "isbi-membrane": ("membrane.tar", "masks"),
+    "sr-bsd68-set5": ("CBSD68.tar", "images"),
+}
+
+
+@pytest.mark.parametrize("place", list(REAL))
+def test_the_real_sets_are_recognised_by_their_names_alone(tmp_path: Path, place: str) -> None:
+    """The files are empty, at most 30 a folder: recognising a format reads no image."""
+    name, form = REAL[place]
+    archive = made.DATA / place / name
+    if not archive.is_file():
+        pytest.skip(f"{place} is not here")
+    with tarfile.open(archive) as tar:
+        seen: Counter[Path] = Counter()
+        for member in tar:
+            path = tmp_path / member.name
+            seen[path.parent] += member.isfile()
+            if member.isfile() and seen[path.parent] <= 30:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    root = tmp_path / "CBSD68" if form == "images" else tmp_path
+    assert recognise(str(root))[0] == form
+
+
+def test_object_masks_with_a_coco_file_are_read_as_coco(tmp_path: Path) -> None:
+    folder = made.instance_masks(tmp_path / "stage1_train").parent
+    assert recognise(str(folder))[0] == "instance_masks"
+    (folder / "instances_train.json").write_text("{}")
+    assert recognise(str(folder))[0] == "coco"
