@@ -25,6 +25,7 @@ from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, examples
 from pipelines.recipe import Recipe
 from pipelines.search.trials import better
+from pipelines.storage.atomic import write_json_atomic
 
 QUANTILE = 0.25
 """The share of the population that is replaced after a generation, and that it is replaced from."""
@@ -195,10 +196,8 @@ def _shapes(recipe: Recipe, data: DataSpec) -> dict[str, tuple[int, ...]]:
 
 
 def write(population: Population, file: Path) -> None:
-    """All or nothing."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_text(json.dumps(asdict(population), indent=1), encoding="utf-8")
-    scratch.replace(file)
+    """Writes the population atomically."""
+    write_json_atomic(file, asdict(population))
 
 
 def read(file: Path) -> Population | None:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from models.core.errors import TesseraError
 from models.core.family import Metric
+from pipelines.storage.atomic import write_json_atomic
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
-
 
 TRIALS = "trials.json"
 """In a search's folder: the standing of its trials."""
@@ -85,10 +85,8 @@ def winner(trials: Sequence[Trial], metric: Metric) -> Trial:
 
 
 def write(trials: Sequence[Trial], file: Path) -> None:
-    """All or nothing."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_text(json.dumps([asdict(t) for t in trials], indent=1), encoding="utf-8")
-    scratch.replace(file)
+    """Writes the trials atomically."""
+    write_json_atomic(file, [asdict(t) for t in trials])
 
 
 def read(file: Path) -> list[Trial]:

@@ -91,9 +91,14 @@ def retry_call(
                 if what is None:
                     raise
                 tried = f"tried {attempt} times in {elapsed:.0f} s" if attempt > 1 else "tried once"
-                raise TesseraError(f"{what}: {error} ({tried})", hint=hint) from None
+                raise TesseraError(f"{what}: {_summary(error)} ({tried})", hint=hint) from error
         time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _summary(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _instance_test(kind: type[Exception]) -> Callable[[Exception], bool]:

@@ -7,7 +7,6 @@ or Ray.
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.interfaces import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
+from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking.events import EventLog
 from pipelines.tracking.uploader import Uploader
 from pipelines.training import checkpoints
@@ -76,7 +76,7 @@ def launch(
         def once() -> Version:
             return _register(run, best, summary, tracker, registry, save_exportable, tags or {})
 
-        registered.append(_patiently(once, run))
+        registered.append(_register_with_retries(once, run))
 
     trained = train(
         run,
@@ -201,21 +201,21 @@ def _note_end(
             listener({"kind": "notice", "text": f"the run's end was not noted: {error}"})
 
 
-def _patiently(register: Callable[[], Version], run: Run) -> Version:
-    """Tries again while the service is away; what `register` does can be done twice."""
-    deadline = time.monotonic() + DELIVERY_SECONDS
-    while True:
-        try:
-            return register()
-        except TesseraError:
-            raise
-        except Exception as error:  # whatever the service raises
-            if time.monotonic() > deadline:
-                raise TesseraError(
-                    f"trained, but not registered: {str(error).splitlines()[0][:200]}",
-                    hint=f"when it answers again: tessera train --resume {run.name}",
-                ) from error
-            time.sleep(2.0)
+def _register_with_retries(register: Callable[[], Version], run: Run) -> Version:
+    """Calls `register` again while the service is down; it must be safe to call twice."""
+    policy = RetryPolicy(
+        max_attempts=None,
+        deadline_seconds=DELIVERY_SECONDS,
+        first_wait_seconds=2.0,
+        max_wait_seconds=2.0,
+    )
+    return retry_call(
+        register,
+        policy,
+        "trained, but not registered",
+        transient=lambda error: not isinstance(error, TesseraError),  # whatever the service raises
+        hint=f"when the server is back: tessera train --resume {run.name}",
+    )
 
 
 def _check_effective(checkpoint: Path, asked: Recipe, changing: Sequence[str] = ()) -> None:

@@ -14,16 +14,18 @@ import fcntl
 import json
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from models.core.errors import TesseraError, unknown
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
+from pipelines.storage.atomic import write_json_atomic
+from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking.events import read_events
 
 
@@ -50,9 +52,7 @@ class Run:
         content: dict[str, Any] = {"name": self.name, "model": self.model, "run_id": self.run_id}
         if self.changing:
             content["changing"] = self.changing
-        scratch = self.folder / ".run.json"
-        scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        scratch.replace(self.folder / "run.json")
+        write_json_atomic(self.folder / "run.json", content)
 
 
 class Place(Protocol):
@@ -124,20 +124,21 @@ def find(root: Path, ref: str) -> Run:
 def locked(run: Place, *, patience_seconds: float = 0.0) -> Iterator[None]:
     """Never two drivers on one run, or on one search. TesseraError where another one has it, and
     after `patience_seconds` still."""
-    deadline = time.monotonic() + patience_seconds
+    policy = RetryPolicy(
+        max_attempts=None,
+        deadline_seconds=patience_seconds,
+        first_wait_seconds=0.05,
+        max_wait_seconds=0.05,
+    )
     with (run.folder / "lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
+        lock = partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            retry_call(lock, policy, None, transient=BlockingIOError)
+        except BlockingIOError:
             raise TesseraError(
                 f"{run.name} is being trained by another process",
                 hint="wait for it, or stop it first",
-            )
+            ) from None
         yield
 
 
