@@ -21,7 +21,6 @@ What is corrupted for the network to undo is a matter of the recipe's `augment`.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.serving import ExportModule, unwrap
 from models.core.spaces import Choice, LogUniform, Space
 from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, inside
@@ -182,7 +182,7 @@ class Autoencoder(Family[AutoencoderConfig]):
         shown = inside(batch["extent"], *clean.shape[-2:]).to(clean.dtype)
         values = shown.sum((1, 2, 3)) * clean.shape[1]
         error = ((made - clean).square() * shown).sum((1, 2, 3)) / values
-        config = _bare(module).config
+        config = unwrap(module).config
         if not config.variational:
             return {"loss": error.mean()}
         loss = error + config.beta * distance / values
@@ -193,7 +193,7 @@ class Autoencoder(Family[AutoencoderConfig]):
         made, codes, _ = module(batch["image"])
         made, clean = made.cpu(), batch["clean"].cpu()
         seen = batch["seen"].cpu() if "seen" in batch else None
-        predictions = _predictions(_bare(module).config, made, codes.cpu())
+        predictions = _predictions(unwrap(module).config, made, codes.cpu())
         for row, (height, width) in enumerate(batch["extent"].tolist()):
             prediction = predictions[row]
             image = prediction["image"] = made[row, :, :height, :width].clone()
@@ -206,7 +206,7 @@ class Autoencoder(Family[AutoencoderConfig]):
     def decode(self, module: nn.Module, codes: Tensor) -> list[Prediction]:
         """Images of the size that the network sees. UsageError for codes of another length, or
         with numbers that are none."""
-        config = _bare(module).config
+        config = unwrap(module).config
         if codes.ndim != 2 or codes.shape[1] != config.code:
             raise UsageError(
                 f"codes of {codes.shape[-1]} numbers for a network whose codes have {config.code}",
@@ -215,7 +215,7 @@ class Autoencoder(Family[AutoencoderConfig]):
         if not bool(torch.isfinite(codes).all()):
             raise UsageError("a code has a number that is infinite or none")
         codes = codes.float()
-        return _predictions(config, _bare(module).decode(codes).cpu(), codes.cpu())
+        return _predictions(config, unwrap(module).decode(codes).cpu(), codes.cpu())
 
     def search_space(self) -> Mapping[str, Space]:
         return {
@@ -226,24 +226,13 @@ class Autoencoder(Family[AutoencoderConfig]):
 
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
         """From uint8 (B, H, W, C) to reconstructions (B, C, H, W) in 0..1, channels first as in a
-        prediction; a copy, on the CPU, to evaluate."""
-        return _Servable(copy.deepcopy(module).cpu(), data).eval()
+        prediction."""
+        return _Reconstruction(module, data)
 
 
-class _Servable(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, data: DataSpec) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(data.std)[:, None, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).float() / 255
-        made: Tensor = self.net((pixels - self.mean) / self.std)[0]
-        return made
+class _Reconstruction(ExportModule):
+    def finish(self, output: Any) -> Tensor:
+        return super().finish(output[0])
 
 
 def _predictions(config: AutoencoderConfig, made: Tensor, codes: Tensor) -> list[Prediction]:
@@ -253,11 +242,6 @@ def _predictions(config: AutoencoderConfig, made: Tensor, codes: Tensor) -> list
         {"image": image.clone(), "code": code.clone(), "bits": bits}
         for image, code in zip(made, codes)
     ]
-
-
-def _bare(module: nn.Module) -> Any:
-    """The network itself, without what wraps it for data-parallel training."""
-    return getattr(module, "module", module)
 
 
 FAMILY = Autoencoder()

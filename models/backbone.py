@@ -25,7 +25,7 @@ from models.blocks.transfer import (
     Transfer,
     first_convolution,
     is_small,
-    keep_maps,
+    keep_map_sizes,
     last_layer,
 )
 from models.core.errors import TesseraError, UsageError, unknown
@@ -71,7 +71,7 @@ class Backbone(Transfer[BackboneConfig]):
                 _follow(net)
                 if is_small("auto", data):
                     _keep_size_at_first(net)
-                    keep_maps(net, data)
+                    keep_map_sizes(net, data)
             _try_out(net, data)
         except (RuntimeError, ValueError, AssertionError) as error:
             line = " ".join(str(error).split())[:200].rstrip(".!")

@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from models.blocks.transfer import check_choice
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.serving import unwrap
 from models.core.spaces import Choice, LogUniform, Space
 from models.tasks.generation import GENERATION
 
@@ -212,7 +213,7 @@ class Dcgan(Family[DcganConfig]):
         The images made for the first are looked at again in the second."""
         real: Tensor = batch["image"]
         generator, discriminator = parts["generator"], parts["discriminator"]
-        noise = torch.randn(len(real), _bare(generator).noise, device=real.device)
+        noise = torch.randn(len(real), unwrap(generator).noise, device=real.device)
         made = generator(noise)
         of_real, of_made = discriminator(real, made.detach())
         yield (
@@ -224,7 +225,7 @@ class Dcgan(Family[DcganConfig]):
             },
         )
         # Past DistributedDataParallel: of the discriminator no gradient is wanted here.
-        bare = _bare(discriminator)
+        bare = unwrap(discriminator)
         with _still(bare):
             (of_made,) = bare(made)
         yield "generator", {"loss": F.softplus(-of_made).mean()}
@@ -233,7 +234,7 @@ class Dcgan(Family[DcganConfig]):
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
         """One made image for each `index`. Its noise is a function of the batch's `seed`, by
         default 0, and of the index, so that it is the same one in any company."""
-        net = _bare(module)
+        net = unwrap(module)
         assert isinstance(net, Net)
         seed = int(batch.get("seed", 0))
         noise = torch.stack([_noise(seed, i, net.generator.noise) for i in batch["index"].tolist()])
@@ -255,11 +256,6 @@ def _noise(seed: int, index: int, count: int) -> Tensor:
     # torch takes the lower 32 bits of a seed only. Within them no two images have the same.
     start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4])
     return torch.randn(count, generator=torch.Generator().manual_seed((start + index) % 2**32))
-
-
-def _bare(part: nn.Module) -> Any:
-    """The part itself, without what wraps it for data-parallel training."""
-    return getattr(part, "module", part)
 
 
 @contextmanager

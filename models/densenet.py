@@ -1,13 +1,13 @@
-"""DenseNets: every layer of a block sees the output of all layers before it.
+"""DenseNets: every layer of a block sees the outputs of all layers before it.
 
-The networks are torchvision's (BSD-3-Clause), and its weights fit them: Huang et al., Densely
+The networks are torchvision's (BSD-3-Clause), and its weights can be loaded: Huang et al., Densely
 Connected Convolutional Networks, 2017. For images under 96 pixels the first convolution is 3x3
-without stride and without pool, as that article has it for CIFAR-10.
+without stride and without pool, as in that paper's networks for CIFAR-10.
 
     B images, C channels, H height, W width, K classes
 
-    image (B, C, H, W) -> stem -> blocks, between them maps and channels are halved
-    -> mean over the map -> logits (B, K)
+    image (B, C, H, W) -> stem -> blocks; between them size and channels are halved
+    -> global average pool -> logits (B, K)
 """
 
 from __future__ import annotations
@@ -15,36 +15,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import nn
 
+from models.blocks.classifier import sgd_defaults, sgd_search_space
 from models.blocks.transfer import (
-    Pretrained,
-    Stem,
+    PretrainedWithStem,
     Transfer,
-    check_choice,
     check_shares,
     is_small,
-    keep_maps,
+    keep_map_sizes,
 )
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.core.spaces import Choice, Space, Uniform
 
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
 
 
 @dataclass(frozen=True)
-class DenseNetConfig(Pretrained):
-    """`blocks`: layers of each block. `growth`: channels that a layer adds. `features`: channels of
-    the stem. `dropout`: after each layer. `stem`: "small" is 3x3, "large" is 7x7 and a pool."""
-
+class DenseNetConfig(PretrainedWithStem):
     blocks: tuple[int, ...] = (6, 12, 24, 16)
+    """Layers of each block."""
     growth: int = 32
+    """Channels that each layer adds."""
     features: int = 64
+    """Channels after the first convolution."""
     dropout: float = 0.0
-    stem: Stem = "auto"
+    """Dropout rate after each layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +50,6 @@ class DenseNetConfig(Pretrained):
             raise UsageError(f"model.blocks = {list(self.blocks)}", hint="like [6, 12, 24, 16]")
         if self.growth < 1 or self.features < 2:
             raise UsageError("model.growth is at least 1 and model.features at least 2")
-        check_choice("stem", self.stem, get_args(Stem))
         check_shares(self, "dropout")
 
 
@@ -61,7 +58,7 @@ class DenseNet(Transfer[DenseNetConfig]):
     variants = {
         "base": DenseNetConfig(),
         "tiny": DenseNetConfig(blocks=(2, 2), growth=8, features=16),
-        # the article's for CIFAR-10: 40 and 100 layers
+        # the paper's for CIFAR-10: 40 and 100 layers
         "bc-40": DenseNetConfig(blocks=(6, 6, 6), growth=12, features=24),
         "bc-100": DenseNetConfig(blocks=(16, 16, 16), growth=12, features=24),
         "densenet121": DenseNetConfig(),
@@ -69,14 +66,7 @@ class DenseNet(Transfer[DenseNetConfig]):
         "densenet169": DenseNetConfig(blocks=(6, 12, 32, 32)),
         "densenet201": DenseNetConfig(blocks=(6, 12, 48, 32)),
     }
-    defaults = {
-        "optim.model.kind": "sgd",
-        "optim.model.lr": 0.1,
-        "optim.model.nesterov": True,
-        "optim.model.weight_decay": 5e-4,
-        "schedule.kind": "cosine",
-        "schedule.warmup": 0.1,
-    }
+    defaults = sgd_defaults(0.1)
 
     def build(self, config: DenseNetConfig, data: DataSpec) -> nn.Module:
         from torchvision.models import densenet
@@ -99,7 +89,7 @@ class DenseNet(Transfer[DenseNetConfig]):
             features.conv0 = stem
         if small:
             features.pool0 = nn.Identity()
-        keep_maps(net, data)
+        keep_map_sizes(net, data)
         return net
 
     def rename(self, name: str) -> str:
@@ -107,10 +97,7 @@ class DenseNet(Transfer[DenseNetConfig]):
 
     def search_space(self) -> Mapping[str, Space]:
         return {
-            "optim.model.lr": LogUniform(1e-3, 1.0),
-            "optim.model.weight_decay": LogUniform(1e-5, 1e-2),
-            "train.batch_size": Choice((64, 128, 256)),
-            "augment.label_smoothing": Uniform(0.0, 0.2),
+            **sgd_search_space(1.0),
             "model.dropout": Uniform(0.0, 0.3),
             "model.growth": Choice((12, 24, 32)),
         }

@@ -29,7 +29,6 @@ Visual Representations, 2020.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -45,6 +44,7 @@ from models.blocks.classifier import Classifier
 from models.blocks.transfer import check_choice, check_shares, last_layer
 from models.core.errors import TesseraError, UsageError, unknown
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.serving import ExportModule
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.verification import VERIFICATION
 
@@ -283,8 +283,8 @@ class Embedding(Family[EmbeddingConfig]):
         return [{"embedding": row.clone()} for row in embeddings]
 
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
-        """From uint8 (B, H, W, C) to embeddings (B, D); a copy, on the CPU, to evaluate."""
-        return _Servable(copy.deepcopy(module).cpu(), data).eval()
+        """From uint8 (B, H, W, C) to embeddings (B, D)."""
+        return ExportModule(module, data)
 
     def search_space(self) -> Mapping[str, Space]:
         return {
@@ -300,22 +300,6 @@ class Embedding(Family[EmbeddingConfig]):
             "model.join_turns": Choice((False, True)),
             "model.halves": Choice((False, True)),
         }
-
-
-class _Servable(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, data: DataSpec) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(data.std)[:, None, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).float() / 255
-        embeddings: Tensor = self.net((pixels - self.mean) / self.std)
-        return embeddings
 
 
 FAMILY = Embedding()

@@ -1,58 +1,56 @@
-"""GoogLeNet: blocks of parallel convolutions, and two more heads while it is trained.
+"""GoogLeNet: blocks of parallel convolutions, and two auxiliary heads during training.
 
-The network is torchvision's (BSD-3-Clause), with batch norm, and its weights fit it: Szegedy et al.,
-Going Deeper with Convolutions, 2015. The losses of the two auxiliary heads are added with a weight,
-as the article has it, and they don't take part in answers. For images under 96 pixels the first
+The network is torchvision's (BSD-3-Clause), with batch norm, and its weights can be loaded: Szegedy
+et al., Going Deeper with Convolutions, 2015. The weighted losses of the two auxiliary heads are
+added in training, as in the paper; predictions don't use them. For images under 96 pixels the first
 convolution is 3x3 without stride and without pool.
 
     B images, C channels, H height, W width, K classes
 
-    image (B, C, H, W) -> stem -> inception 3a, 3b -> 4a … 4e -> 5a, 5b -> mean over the map
-    -> logits (B, K); in training also those of heads after 4a and 4d
+    image (B, C, H, W) -> stem -> inception 3a, 3b -> 4a … 4e -> 5a, 5b -> global average pool
+    -> logits (B, K); in training also those of the heads after 4a and 4d
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks.classifier import sgd_defaults, sgd_search_space
 from models.blocks.transfer import (
-    NARROW,
-    Pretrained,
-    Stem,
+    WIDTH_DIVISORS,
+    PretrainedWithStem,
     Transfer,
     check_choice,
     check_shares,
     is_small,
-    keep_maps,
+    keep_map_sizes,
 )
 from models.core.family import Batch, DataSpec, Losses
-from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.core.spaces import Choice, Space, Uniform
 
 AUXILIARY_WEIGHT = 0.3
-"""The article's."""
+"""As in the paper."""
 
 
 @dataclass(frozen=True)
-class GoogLeNetConfig(Pretrained):
-    """`auxiliary`: train with the two auxiliary heads. `narrow`: divides the width of every layer.
-    `dropout`: before the head; `auxiliary_dropout`: in the auxiliary ones. `stem`: "small" is 3x3,
-    "large" is 7x7 with stride 2 and a pool."""
-
+class GoogLeNetConfig(PretrainedWithStem):
     auxiliary: bool = True
-    narrow: int = 1
+    """Train with the two auxiliary heads."""
+    width_divisor: int = 1
+    """Divides the channels of every layer: 1, 2, 4 or 8."""
     dropout: float = 0.2
+    """Dropout rate before the head."""
     auxiliary_dropout: float = 0.7
-    stem: Stem = "auto"
+    """Dropout rate in the auxiliary heads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("narrow", self.narrow, NARROW)
-        check_choice("stem", self.stem, get_args(Stem))
+        check_choice("width_divisor", self.width_divisor, WIDTH_DIVISORS)
         check_shares(self, "dropout", "auxiliary_dropout")
 
 
@@ -60,45 +58,38 @@ class GoogLeNet(Transfer[GoogLeNetConfig]):
     heads = ("fc", "aux1", "aux2")
     variants = {
         "base": GoogLeNetConfig(),
-        "tiny": GoogLeNetConfig(narrow=8, dropout=0.0, auxiliary_dropout=0.0),
-        "small": GoogLeNetConfig(narrow=2),
+        "tiny": GoogLeNetConfig(width_divisor=8, dropout=0.0, auxiliary_dropout=0.0),
+        "small": GoogLeNetConfig(width_divisor=2),
         "plain": GoogLeNetConfig(auxiliary=False),
     }
-    defaults = {
-        "optim.model.kind": "sgd",
-        "optim.model.lr": 0.05,
-        "optim.model.nesterov": True,
-        "optim.model.weight_decay": 5e-4,
-        "schedule.kind": "cosine",
-        "schedule.warmup": 0.1,
-    }
+    defaults = sgd_defaults(0.05)
 
     def build(self, config: GoogLeNetConfig, data: DataSpec) -> nn.Module:
         import torchvision
         from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 
-        def narrow(width: int) -> int:
-            return width // config.narrow
+        def narrow(channels: int) -> int:
+            return channels // config.width_divisor
 
-        def convolution(inputs: int, outputs: int, **kind: Any) -> nn.Module:
-            first = inputs == 3
+        def convolution(in_channels: int, out_channels: int, **options: Any) -> nn.Module:
+            first = in_channels == 3
             if first and is_small(config.stem, data):
-                kind = {"kernel_size": 3, "padding": 1}
-            width = data.channels if first else narrow(inputs)
-            made: nn.Module = BasicConv2d(width, narrow(outputs), **kind)
-            return made
+                options = {"kernel_size": 3, "padding": 1}
+            before = data.channels if first else narrow(in_channels)
+            layer: nn.Module = BasicConv2d(before, narrow(out_channels), **options)
+            return layer
 
-        def inception(*widths: int) -> nn.Module:
-            made: nn.Module = Inception(*map(narrow, widths))
-            return made
+        def inception(*channels: int) -> nn.Module:
+            block: nn.Module = Inception(*map(narrow, channels))
+            return block
 
-        def auxiliary(inputs: int, classes: int, dropout: float) -> nn.Module:
-            made: nn.Module = InceptionAux(narrow(inputs), classes, dropout=dropout)
-            if config.narrow > 1:
-                made.conv = BasicConv2d(narrow(inputs), narrow(128), kernel_size=1)
-                made.fc1 = nn.Linear(narrow(2048), narrow(1024))
-                made.fc2 = nn.Linear(narrow(1024), classes)
-            return made
+        def auxiliary(in_channels: int, classes: int, dropout: float) -> nn.Module:
+            head: nn.Module = InceptionAux(narrow(in_channels), classes, dropout=dropout)
+            if config.width_divisor > 1:
+                head.conv = BasicConv2d(narrow(in_channels), narrow(128), kernel_size=1)
+                head.fc1 = nn.Linear(narrow(2048), narrow(1024))
+                head.fc2 = nn.Linear(narrow(1024), classes)
+            return head
 
         net: nn.Module = torchvision.models.GoogLeNet(
             num_classes=len(data.classes),
@@ -108,16 +99,16 @@ class GoogLeNet(Transfer[GoogLeNetConfig]):
             dropout=config.dropout,
             dropout_aux=config.auxiliary_dropout,
         )
-        if config.narrow > 1:
+        if config.width_divisor > 1:
             net.fc = nn.Linear(narrow(1024), len(data.classes))
         if is_small(config.stem, data):
             net.maxpool1 = nn.Identity()
-        keep_maps(net, data)
+        keep_map_sizes(net, data)
         return net
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """Cross-entropy of the answer, plus that of the auxiliary heads in training; `main_loss` is
-        the answer's alone."""
+        """Cross-entropy of the logits, in training plus that of the auxiliary heads; `main_loss` is
+        that of the logits alone."""
         outputs = module(batch["image"])
         target = batch["target"] if "target" in batch else batch["label"]
         if isinstance(outputs, Tensor):
@@ -126,15 +117,12 @@ class GoogLeNet(Transfer[GoogLeNetConfig]):
             logits, *others = (o.float() for o in outputs if o is not None)
         main = F.cross_entropy(logits, target)
         added = [AUXILIARY_WEIGHT * F.cross_entropy(other, target) for other in others]
-        right = (logits.argmax(1) == batch["label"]).float()
-        return {"loss": sum(added, start=main), "main_loss": main, "accuracy": right.mean()}
+        correct = (logits.argmax(1) == batch["label"]).float()
+        return {"loss": sum(added, start=main), "main_loss": main, "accuracy": correct.mean()}
 
     def search_space(self) -> Mapping[str, Space]:
         return {
-            "optim.model.lr": LogUniform(1e-3, 0.5),
-            "optim.model.weight_decay": LogUniform(1e-5, 1e-2),
-            "train.batch_size": Choice((64, 128, 256)),
-            "augment.label_smoothing": Uniform(0.0, 0.2),
+            **sgd_search_space(0.5),
             "model.dropout": Uniform(0.0, 0.5),
             "model.auxiliary": Choice((True, False)),
         }

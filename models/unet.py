@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from models.blocks.tiles import check_tiles, in_tiles
 from models.blocks.transfer import check_choice, check_shares
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import ExportModule
+from models.core.serving import ExportModule, unwrap
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
 
@@ -238,7 +238,7 @@ class Unet(Family[UnetConfig]):
         image, mask = batch["image"], batch["mask"]
         if image.ndim == 5:
             image, mask = image.flatten(0, 1), mask.flatten(0, 1)
-        net = _net(module)
+        net: Net = unwrap(module)
         return losses_of(module(image), mask, net.class_weights, net.config.dice)
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class Unet(Family[UnetConfig]):
             logits: Tensor = module(images)
             return logits.float().softmax(1)
 
-        config = _net(module).config
+        config: UnetConfig = unwrap(module).config
         if image.shape[-2] * image.shape[-1] <= config.tile**2:
             return run(image)
         return in_tiles(image, run, tile=config.tile, overlap=config.overlap)
@@ -281,16 +281,9 @@ class Unet(Family[UnetConfig]):
         }
 
 
-def _net(module: nn.Module) -> Net:
-    """The network itself, whether or not DistributedDataParallel is around it."""
-    net = getattr(module, "module", module)
-    assert isinstance(net, Net)
-    return net
-
-
 class _Probabilities(ExportModule):
-    def finish(self, output: Tensor) -> Tensor:
-        return output.softmax(1).permute(0, 2, 3, 1).contiguous()
+    def finish(self, output: Any) -> Tensor:
+        return super().finish(output).softmax(1).permute(0, 2, 3, 1).contiguous()
 
 
 FAMILY = Unet()

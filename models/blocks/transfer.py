@@ -1,14 +1,14 @@
-"""What families around ready-made networks share: small images, first layers, pretrained weights.
+"""What families around ready-made networks share: pretrained weights, first layers, small images.
 
-In: a network that somebody else designed, and what is known of the data. Out: the same network, fit
-for it. Must not know which network it is.
+In: a network that somebody else designed, and the data spec. Out: the same network, adapted to the
+data. Must not know which network it is.
 
     B images, C channels, H height, W width
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
@@ -23,23 +23,37 @@ from models.core.weights import load_weights, read_weights
 Freeze = Literal["none", "backbone"]
 Stem = Literal["auto", "small", "large"]
 LARGE_PIXELS = 96
-"""From this height and width on, a network begins as its article has it for large images."""
-NARROW = (1, 2, 4, 8)
+"""Images with both sides at least this long get the first layers that the paper has for ImageNet."""
+WIDTH_DIVISORS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """`weights`: path, or http(s) or file address, of a `.safetensors` file or a `.pth` state dict;
-    it is read once, when a training begins. Layers of the head stay new where their shape differs;
-    for grey images the first kernels are summed over their colours. `weights_sha256` is compared
-    when given. `freeze`: "backbone" trains the head only."""
-
     weights: str = ""
+    """Pretrained weights: the path, or http(s) or file URL, of a `.safetensors` file or a `.pth`
+    state dict. Read once, when a training begins; no code in it is executed. Layers of the head keep
+    their initial weights if their shape differs; for grey images the first kernels are summed over
+    their colours."""
     weights_sha256: str = ""
+    """The expected SHA-256 of the weights file, as 64 hex digits. Empty: not checked."""
     freeze: Freeze = "none"
+    """"backbone" trains only the head. Needs `weights`."""
+
+    freeze_choices: ClassVar[Sequence[str]] = get_args(Freeze)
 
     def __post_init__(self) -> None:
-        check_choice("freeze", self.freeze, get_args(Freeze))
+        check_choice("freeze", self.freeze, self.freeze_choices)
+
+
+@dataclass(frozen=True)
+class PretrainedWithStem(Pretrained):
+    stem: Stem = "auto"
+    """The first layers: "large" as in the paper, for images of 96 pixels and more; "small" keeps the
+    resolution of smaller images; "auto" chooses by the shorter side of the images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("stem", self.stem, get_args(Stem))
 
 
 P = TypeVar("P", bound=Pretrained)
@@ -49,33 +63,24 @@ class Transfer(Classifier[P], Generic[P]):
     """A classifier that can begin with weights from a file."""
 
     heads: ClassVar[tuple[str, ...]]
-    """Layers, by their names in the network, that depend on classes or image size."""
+    """Names of the layers whose shapes depend on the classes or on the image size."""
 
     def head_names(self, module: nn.Module) -> tuple[str, ...]:
         return self.heads
 
     def rename(self, name: str) -> str:
-        """The network's name for a tensor of a file, where old files have another."""
+        """The network's name of a tensor in a file; older files use other names."""
         return name
 
     def warm_start(self, config: P, module: nn.Module) -> None:
-        if not config.weights:
-            if config.freeze != "none":
-                raise UsageError(
-                    f"model.freeze = {config.freeze!r} would keep a network that has learned nothing",
-                    hint="name weights: --set model.weights=FILE_OR_URL",
-                )
+        found = read_pretrained(config)
+        if not found:
             return
-        found = read_weights(config.weights, config.weights_sha256)
         tensors = {self.rename(name): tensor for name, tensor in found.items()}
-        own = module.state_dict()
-        first = f"{first_convolution(module)}.weight"
-        given = tensors.get(first)
-        if first in own and own[first].shape[1] == 1 and given is not None and given.ndim == 4:
-            tensors[first] = given.sum(1, keepdim=True)
-        heads = self.head_names(module)
+        fit_first_kernels(tensors, module)
+        own, heads = module.state_dict(), self.head_names(module)
         for head in heads:
-            tensors = _fresh_where_it_differs(tensors, own, f"{head}.")
+            tensors = _keep_new_unless_it_fits(tensors, own, f"{head}.")
         load_weights(module, tensors, heads[0], config.weights)
 
     def frozen(self, config: P, module: nn.Module, epoch: int) -> frozenset[str]:
@@ -85,10 +90,34 @@ class Transfer(Classifier[P], Generic[P]):
         return frozenset(n for n, _ in module.named_parameters() if not n.startswith(heads))
 
 
-def _fresh_where_it_differs(
+def read_pretrained(config: Pretrained) -> dict[str, Tensor]:
+    """The tensors of the file that `config.weights` names; empty if it names none.
+
+    Raises UsageError if layers would be frozen at random weights.
+    """
+    if config.weights:
+        return read_weights(config.weights, config.weights_sha256)
+    if config.freeze != "none":
+        raise UsageError(
+            f"model.freeze = {config.freeze!r} without weights would freeze random values",
+            hint="name pretrained weights: --set model.weights=FILE_OR_URL",
+        )
+    return {}
+
+
+def fit_first_kernels(tensors: dict[str, Tensor], module: nn.Module) -> None:
+    """Sums the kernels of the first convolution over their colours if the network takes grey
+    images: a grey image then gives the same features as its RGB copy. Changes `tensors`."""
+    first = f"{first_convolution(module)}.weight"
+    own, loaded = module.state_dict().get(first), tensors.get(first)
+    if own is not None and own.shape[1] == 1 and loaded is not None and loaded.ndim == 4:
+        tensors[first] = loaded.sum(1, keepdim=True)
+
+
+def _keep_new_unless_it_fits(
     tensors: dict[str, Tensor], own: dict[str, Tensor], head: str
 ) -> dict[str, Tensor]:
-    """The head's tensors are the file's if all of them fit, otherwise the network's."""
+    """The head's tensors come from the file if all of them fit, otherwise from the new network."""
     mine = {name: tensor for name, tensor in own.items() if name.startswith(head)}
     if mine and all(n in tensors and tensors[n].shape == t.shape for n, t in mine.items()):
         return tensors
@@ -96,6 +125,7 @@ def _fresh_where_it_differs(
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raises UsageError if `model.NAME` is not one of the allowed values."""
     if value not in (allowed := tuple(allowed)):
         raise UsageError(
             f"model.{name} = {value!r}", hint=f"give one of: {', '.join(map(str, allowed))}"
@@ -103,7 +133,7 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
 
 
 def check_shares(config: object, *names: str) -> None:
-    """Each named setting is a share: 0 or more and below 1."""
+    """Raises UsageError if one of the named settings is not in [0, 1)."""
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(
@@ -111,22 +141,30 @@ def check_shares(config: object, *names: str) -> None:
             )
 
 
+def check_channels(name: str, channels: Sequence[int], *, example: str, least: int = 1) -> None:
+    """Raises UsageError if a list of channel counts is empty or has one below `least`."""
+    if not channels or min(channels) < least:
+        raise UsageError(f"model.{name} = {list(channels)}", hint=f"give a list like {example}")
+
+
 def is_small(stem: Stem, data: DataSpec) -> bool:
-    """Whether a network begins as for small images."""
+    """Whether a network gets the first layers for small images."""
     return stem == "small" or (stem == "auto" and min(data.height, data.width) < LARGE_PIXELS)
 
 
 def first_convolution(net: nn.Module) -> str:
-    """Name of the first convolution, in the order in which the layers were made; "" for none."""
+    """Name of the first convolution, in the order in which the layers were made; "" if there is
+    none."""
     return next((name for name, m in net.named_modules() if isinstance(m, nn.Conv2d)), "")
 
 
-def keep_maps(net: nn.Module, data: DataSpec) -> None:
-    """Layers that would make a map smaller than 2x2 keep its size instead, so that a network made
-    for large images takes small ones, and a norm has several values even of one image.
+def keep_map_sizes(net: nn.Module, data: DataSpec) -> None:
+    """Makes layers that would shrink a feature map below 2x2 keep its size instead.
 
-    Pools become identities, convolutions lose their stride; no weight changes its shape. One image
-    goes through the network, and each layer is looked at just before it gets it.
+    A network designed for large images then takes small ones, and a batch norm has several values
+    even for a single image. Pools become identities and convolutions lose their stride; no weight
+    changes its shape. One image goes through the network, and each layer is checked just before it
+    runs.
     """
     if min(data.height, data.width) >= LARGE_PIXELS:
         return
@@ -147,12 +185,13 @@ def _keep(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     sides = inputs[0].shape[-2:]
     kernel, stride, padding = (_pair(x) for x in (layer.kernel_size, layer.stride, layer.padding))
     dilation = _pair(getattr(layer, "dilation", 1))
-    made = [
+    outputs = [
         (sides[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in (0, 1)
     ]
-    least = 1 if kernel == stride and isinstance(layer, nn.Conv2d) else 2  # patches may end in one
-    if all(made[i] >= min(least, sides[i]) for i in (0, 1)):
+    # A convolution that cuts the image into patches may leave a single one.
+    least = 1 if kernel == stride and isinstance(layer, nn.Conv2d) else 2
+    if all(outputs[i] >= min(least, sides[i]) for i in (0, 1)):
         return
     if isinstance(layer, nn.Conv2d):
         layer.stride, layer.padding = (1, 1), "same"
@@ -165,7 +204,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def last_layer(net: nn.Module) -> str:
-    """Name of the layer that gives the logits: the last with weights, in the order of making."""
+    """Name of the layer that returns the logits: the last linear layer or convolution, in the order
+    in which the layers were made."""
     kinds = (nn.Linear, nn.Conv2d)
     found: list[str] = [name for name, module in net.named_modules() if isinstance(module, kinds)]
     return found[-1]

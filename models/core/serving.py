@@ -1,7 +1,7 @@
-"""A network with its preprocessing in it, for readers that have no Tessera.
+"""A network together with its preprocessing, for programs that don't have Tessera.
 
-In: a network on normalised images. Out: a module from uint8 images to an answer that is one tensor;
-the form of it that can be stored as a graph. Must not know files, nor who reads it.
+In: a network that takes normalised images. Out: a module from uint8 images to one output tensor, in
+a form that can be exported as a graph. Must not know files, nor what reads them.
 
     B images, C channels, H height, W width
 """
@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from models.core.family import DataSpec
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
-"""How far a stored graph's answer may be from the network's: ABSOLUTE and RELATIVE of its value."""
+"""Tolerances between the outputs of an exported graph and of the network."""
 
 
 class ExportModule(nn.Module):
-    """From uint8 (B, H, W, C) to what `finish` makes of the network's output. It has a copy of the
-    network, on the CPU, to evaluate: the one that is being trained stays as it is."""
+    """From uint8 (B, H, W, C) to what `finish` makes of the network's output.
+
+    Holds a copy of the network, on the CPU and in eval mode: the network in training is unchanged.
+    """
 
     mean: Tensor
     std: Tensor
@@ -44,16 +46,20 @@ class ExportModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).float() / 255
-        output: Tensor = self.net((pixels - self.mean) / self.std)
-        return self.finish(output.float())
+        return self.finish(self.net((pixels - self.mean) / self.std))
 
-    def finish(self, output: Tensor) -> Tensor:
-        """The answer."""
-        return output
+    def finish(self, output: Any) -> Tensor:
+        """The output tensor, float32. A subclass takes it from what its network returns."""
+        return torch.as_tensor(output).float()
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The network itself, without DistributedDataParallel around it."""
+    return getattr(module, "module", module)
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """On the CPU, in eval mode, without a wrapper: the only form that exports well."""
+    """A copy on the CPU, in eval mode, without torch.compile's wrapper, as torch.export needs it."""
     inner: Any = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
     copied: nn.Module = copy.deepcopy(inner).cpu().eval()
     return copied.to(memory_format=torch.contiguous_format)
@@ -61,7 +67,7 @@ def plain_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def suppress_export_noise() -> Iterator[None]:
-    """Without what torch.export warns, logs and prints for its developers."""
+    """Hides the warnings, logs and prints that torch.export writes for its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -73,7 +79,7 @@ def suppress_export_noise() -> Iterator[None]:
 
 
 class _OthersOnly(io.TextIOBase):
-    """What other threads write is passed on: they may be showing something."""
+    """Drops what this thread writes. Other threads may be showing progress, so theirs passes."""
 
     def __init__(self, real: TextIO) -> None:
         self._real = real

@@ -110,7 +110,7 @@ def test_a_size_that_a_network_does_not_take_is_refused(name, data, why):
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
 def test_without_timm_it_says_what_to_install():
-    with pytest.raises(TesseraError, match=r"tessera\[timm\]"):
+    with pytest.raises(TesseraError, match=r"tessera-train\[timm\]"):
         build("timm/resnet18", spec())
     assert "timm" not in sys.modules
 

@@ -16,7 +16,7 @@ SPEC = DataSpec("classification", 3, 16, 16, ("a", "b", "c"))
 
 def network(**settings) -> torch.nn.Module:
     torch.manual_seed(0)
-    settings = {"narrow": 8, "dropout": 0.0, "auxiliary_dropout": 0.0, **settings}
+    settings = {"width_divisor": 8, "dropout": 0.0, "auxiliary_dropout": 0.0, **settings}
     return GOOGLENET.build(GoogLeNetConfig(**settings), SPEC)
 
 
@@ -55,15 +55,15 @@ def test_answers_have_one_head():
     assert torch.equal(plain["loss"], plain["main_loss"])
 
 
-@pytest.mark.parametrize("narrow", [1, 2, 4, 8])
-def test_narrow_divides_every_layer(narrow):
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_width_divisor_divides_every_layer(divisor):
     import torchvision
 
     with torch.device("meta"):
         theirs = torchvision.models.googlenet(weights=None, num_classes=3, init_weights=False)
     with torch.no_grad():
-        ours = network(narrow=narrow)
+        ours = network(width_divisor=divisor)
         assert ours.eval()(batch()["image"]).shape == (6, 3)
     for name, value in theirs.state_dict().items():
         if name.endswith("bn.weight"):
-            assert ours.state_dict()[name].shape[0] * narrow == value.shape[0], name
+            assert ours.state_dict()[name].shape[0] * divisor == value.shape[0], name

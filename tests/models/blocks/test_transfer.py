@@ -1,5 +1,5 @@
-"""Small images in networks made for large ones, and weights from a file, over the families that are
-built around torchvision's networks."""
+"""Small images in networks designed for large ones, and pretrained weights, for every family that is
+built around a network of torchvision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models
-from models.blocks.transfer import keep_maps
+from models.blocks.transfer import keep_map_sizes
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
 
-BUILT_AROUND = ("alexnet", "vgg", "googlenet", "densenet", "backbone")
+BUILT_AROUND = ("alexnet", "vgg", "googlenet", "densenet", "resnet", "backbone")
 
 
 def spec(channels: int = 3, size: int = 32, classes: int = 10) -> DataSpec:
@@ -33,9 +33,9 @@ def tiny(name: str, data: DataSpec, seed: int = 0, **settings):
 @pytest.mark.parametrize(
     "shape", [(3, 8, 8), (1, 28, 28), (3, 32, 32), (1, 5, 9), (3, 1, 1), (3, 96, 96)]
 )
-def test_learns_from_one_image_of_any_size(name, shape):
-    """One image is the hard case: the last batch of an epoch can be one, and a norm in training
-    needs more than one value."""
+def test_trains_on_a_single_image_of_any_size(name, shape):
+    """A single image is the hard case: the last batch of an epoch can have one, and batch norm in
+    training needs more than one value."""
     data = DataSpec("classification", *shape, ("a", "b", "c"))
     family, _, net = tiny(name, data)
     count = 1 if min(shape[1:]) > 1 else 3
@@ -46,30 +46,30 @@ def test_learns_from_one_image_of_any_size(name, shape):
     assert all(p.grad is not None for p in net.parameters())
 
 
-def test_the_bare_networks_take_no_small_images():
-    """The control."""
+def test_torchvisions_own_networks_fail_on_small_images():
+    """The control: without our changes they raise."""
     for bare, size in ((torchvision.models.alexnet, 32), (torchvision.models.vgg11, 16)):
         with pytest.raises(RuntimeError, match="too small"):
             bare(num_classes=3)(torch.randn(1, 3, size, size))
     net = torchvision.models.resnet18(num_classes=3)
     with pytest.raises(ValueError, match="more than 1 value"):
         net(torch.randn(1, 3, 32, 32))
-    keep_maps(net, spec())
+    keep_map_sizes(net, spec())
     assert net(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_large_images_and_large_maps_change_nothing():
+def test_layers_stay_as_they_are_for_large_images_or_maps():
     for size in (64, 96):
         net = torchvision.models.squeezenet1_1(num_classes=3)
         before = repr(net)
-        keep_maps(net, spec(size=size))
+        keep_map_sizes(net, spec(size=size))
         assert repr(net) == before
         assert net.training
 
 
-def test_layers_left_out_keep_the_size():
+def test_layers_that_would_shrink_a_small_map_keep_its_size():
     net = nn.Sequential(nn.Conv2d(1, 2, 5, stride=2), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3))
-    keep_maps(net, spec(channels=1, size=8))
+    keep_map_sizes(net, spec(channels=1, size=8))
     # 8 -> 2 (stride kept), then neither a pool nor an unpadded convolution fits
     assert net(torch.randn(1, 1, 8, 8)).shape == (1, 2, 2, 2)
     assert (net[0].stride, net[1].stride, net[2].padding) == ((2, 2), 1, "same")
@@ -80,13 +80,14 @@ def test_layers_left_out_keep_the_size():
     [
         ("alexnet", "base", "alexnet"),
         ("googlenet", "base", "googlenet"),
+        *(("resnet", f"resnet{depth}", f"resnet{depth}") for depth in (18, 34, 50)),
         *(("vgg", f"vgg{depth}", f"vgg{depth}") for depth in (11, 13, 16, 19)),
         *(("vgg", f"vgg{depth}-bn", f"vgg{depth}_bn") for depth in (11, 13, 16, 19)),
         *(("densenet", f"densenet{n}", f"densenet{n}") for n in (121, 161, 169, 201)),
     ],
 )
-def test_takes_torchvisions_weights(family, variant, theirs):
-    """Layer for layer, on the images they were made for."""
+def test_has_the_parameters_of_torchvisions_network(family, variant, theirs):
+    """The same names and shapes, for images of the size they were designed for."""
     extra = {"init_weights": False} if theirs == "googlenet" else {}
     with torch.device("meta"):
         published = torchvision.models.get_model(theirs, weights=None, **extra)
@@ -104,14 +105,14 @@ class TestWeights:
         save_file(net.state_dict(), tmp_path / "w.safetensors")
         return str(tmp_path / "w.safetensors"), net
 
-    def test_all_of_them(self, name, tmp_path):
+    def test_all_weights_are_loaded(self, name, tmp_path):
         source, old = self.stored(tmp_path, name, spec())
         family, config, net = tiny(name, spec(), weights=source)
         assert any(not torch.equal(v, old.state_dict()[n]) for n, v in net.state_dict().items())
         family.warm_start(config, net)
         assert all(torch.equal(v, old.state_dict()[n]) for n, v in net.state_dict().items())
 
-    def test_a_new_head_on_old_features(self, name, tmp_path):
+    def test_a_head_for_other_classes_stays_new(self, name, tmp_path):
         source, old = self.stored(tmp_path, name, spec(classes=10))
         family, config, net = tiny(name, spec(classes=3), weights=source, freeze="backbone")
         before = {n: v.clone() for n, v in net.state_dict().items()}
@@ -125,7 +126,7 @@ class TestWeights:
         assert not new & frozen
         assert all(torch.equal(net.state_dict()[n], before[n]) for n in new)
 
-    def test_colour_weights_on_grey_images(self, name, tmp_path):
+    def test_colour_weights_work_on_grey_images(self, name, tmp_path):
         source, old = self.stored(tmp_path, name, spec(3))
         family, config, net = tiny(name, spec(1), weights=source)
         family.warm_start(config, net)
@@ -134,19 +135,19 @@ class TestWeights:
             expected = old.eval()(grey.expand(-1, 3, -1, -1))
             torch.testing.assert_close(net.eval()(grey), expected, rtol=1e-4, atol=1e-5)
 
-    def test_those_of_another_network_are_refused(self, name, tmp_path):
+    def test_weights_of_another_network_are_refused(self, name, tmp_path):
         save_file({"x": torch.ones(1)}, tmp_path / "w.safetensors")
         family, config, net = tiny(name, spec(), weights=str(tmp_path / "w.safetensors"))
         with pytest.raises(TesseraError, match="another network"):
             family.warm_start(config, net)
 
-    def test_what_has_learned_nothing_is_not_frozen(self, name, tmp_path):
+    def test_freezing_without_weights_is_refused(self, name, tmp_path):
         family, config, net = tiny(name, spec(), freeze="backbone")
-        with pytest.raises(UsageError, match="learned nothing"):
+        with pytest.raises(UsageError, match="random values"):
             family.warm_start(config, net)
 
 
-def test_googlenet_takes_weights_without_and_with_auxiliary_heads(tmp_path):
+def test_googlenet_loads_weights_with_and_without_auxiliary_heads(tmp_path):
     _, _, old = tiny("googlenet", spec(), seed=7)
     save_file(old.state_dict(), tmp_path / "w.safetensors")
     source = str(tmp_path / "w.safetensors")
@@ -161,7 +162,7 @@ def test_googlenet_takes_weights_without_and_with_auxiliary_heads(tmp_path):
     assert torch.equal(net.aux1.fc2.weight, fresh)
 
 
-def test_densenet_takes_the_names_of_old_files(tmp_path):
+def test_densenet_loads_files_with_older_names(tmp_path):
     _, _, old = tiny("densenet", spec(), seed=7)
     renamed = {
         n.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
@@ -177,7 +178,7 @@ def test_densenet_takes_the_names_of_old_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("alexnet", {"hidden": 0}), ("alexnet", {"narrow": 3}), ("alexnet", {"dropout": 1.0}),
+        ("alexnet", {"hidden": 0}), ("alexnet", {"width_divisor": 3}), ("alexnet", {"dropout": 1.0}),
         ("vgg", {"depth": 12}), ("vgg", {"hidden": 0}), ("vgg", {"freeze": "gradual"}),
         ("googlenet", {"stem": "huge"}), ("googlenet", {"auxiliary_dropout": -0.1}),
         ("densenet", {"blocks": ()}), ("densenet", {"growth": 0}), ("densenet", {"features": 0}),
@@ -186,6 +187,6 @@ def test_densenet_takes_the_names_of_old_files(tmp_path):
         ("rnn", {"read": "first"}), ("rnn", {"patch": -1}), ("backbone", {"name": "timm/"}),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_refused(name, settings):
+def test_invalid_settings_are_refused(name, settings):
     with pytest.raises(UsageError, match="model"):
         type(models.get(name).variants["base"])(**settings)
