@@ -64,7 +64,8 @@ def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
 
 
 def _show(where: str, card: Any) -> None:
-    from pipelines.data.inspection import report, survey
+    from pipelines.data.inspection import report, shard_advice, survey
+    from pipelines.storage.open import open_shards
     from pipelines.visuals.draw import one_line
 
     facts = {"name": card.name, **dict(report.facts(card))}
@@ -79,6 +80,8 @@ def _show(where: str, card: Any) -> None:
         if near.near
         else ""
     )
+    if open_shards(where, card.root).remote:
+        facts.update(shard_advice.advise(card.split("train")))
     show_facts({name: one_line(value) for name, value in facts.items() if value})
     click.echo()
     splits = survey.ordered(card)

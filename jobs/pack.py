@@ -143,6 +143,10 @@ def command(
 
 
 def _show(card: Card, to: str, seconds: float) -> None:
+    from pipelines.data.inspection import shard_advice
+    from pipelines.storage.open import open_shards
+
+    remote = open_shards(to, card.root).remote
     samples = sum(split.samples for split in card.splits.values())
     rate = f"{samples:,} images in {seconds:.1f} s, {samples / max(seconds, 1e-9):,.0f} images/s"
     rejected = {"rejected": f"{card.rejected}, see rejected.jsonl"} if card.rejected else {}
@@ -152,6 +156,7 @@ def _show(card: Card, to: str, seconds: float) -> None:
             "splits": ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items()),
             **({"classes": f"{len(card.classes)}"} if card.classes else {}),
             **rejected,
+            **(dict(shard_advice.advise(card.split("train"))) if remote else {}),
             "digest": card.digest,
             "next": _next(card, to),
         }
