@@ -48,7 +48,7 @@ def chain(context: Context, version: Version) -> dict[str, Any]:
 
     digest = services.registered_digest(version)
     tracker = services.attach_tracker(context, version.run_id)
-    tags, _ = tracker.noted()
+    tags, _ = tracker.tags_and_params()
     verdict = json.loads(version.tags.get(tag_names.VERDICT, "null"))
     evaluation = gate.evaluation_of(version)
     tree = json.loads(version.tags[tag_names.RECIPE])

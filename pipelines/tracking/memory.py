@@ -1,4 +1,7 @@
-"""A tracker and a registry in memory: substitutes for MLflow's."""
+"""A tracker and a registry in memory: substitutes for MLflow's that need no service.
+
+In: nothing. Out: `MemoryTracker`, `MemoryRegistry`. One contract test runs on them and on MLflow.
+"""
 
 from __future__ import annotations
 

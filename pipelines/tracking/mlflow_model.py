@@ -1,6 +1,7 @@
-"""ROOM: MLflow, the form of a model that MLflow's own tools can serve.
+"""ROOM: MLflow, saving a model so that MLflow's own tools can serve it.
 
-In: a module. Out: `save_exportable`. No pickle, no code. Must not know the registry.
+In: a module. Out: `save_exportable`, which writes MLflow's `pytorch` flavor. No pickle, no code.
+Must not know the registry.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ def save_exportable(
     module: nn.Module, example: np.ndarray[Any, Any], directory: Path, *, metadata: dict[str, Any]
 ) -> str | None:
     """Writes MLflow's `pytorch` flavor into `directory`, so that `mlflow models serve` and
-    `mlflow.pyfunc` answer without this project.
+    `mlflow.pyfunc` can predict without Tessera.
 
-    `module` takes a uint8 tensor (batch, height, width, channels) and gives one float32 tensor
+    `module` takes a uint8 tensor (batch, height, width, channels) and returns one float32 tensor
     (batch, …), preprocessing included; `example` is such an input. Height and width are fixed, the
-    batch is free. The graph is stored with torch.export: no pickle, no code. Gives None, or in a
-    line why this network can't be stored so; then `directory` is as before.
+    batch size is free. The graph is stored with torch.export: no pickle, no code. Returns None, or
+    one line that says why this network can't be exported; `directory` is then unchanged.
     """
     from models.core.serving import suppress_export_noise
 
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".servable-") as scratch:
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as scratch:
         flavor = Path(scratch) / "flavor"
         try:
             with suppress_export_noise():
                 _write_flavor(module, example, flavor, metadata)
                 _compare(module, example, flavor)
-        except Exception as error:  # torch.export has no common error
+        except Exception as error:  # torch.export has no common base error
             lines = str(error).strip().splitlines()
             return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
         for path in flavor.iterdir():
@@ -59,11 +60,11 @@ def _write_flavor(
     from models.core.serving import plain_copy
 
     plain = plain_copy(module)
-    # A batch of one would be frozen into the graph, and so would the strides of a slice.
+    # torch.export would make a batch of one, and the strides of a slice, constants of the graph.
     batch = np.ascontiguousarray(np.resize(example, (2, *example.shape[1:])))
     with torch.no_grad():
         out = plain(torch.from_numpy(batch))
-    # Named specs would make pyfunc hand over a dict, which the flavor doesn't take.
+    # With named specs pyfunc would pass a dict, which the flavor doesn't accept.
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *batch.shape[1:]))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *out.shape[1:]))]),
@@ -78,13 +79,13 @@ def _write_flavor(
         serialization_format="pt2",
     )
     saved = Model.load(str(to))
-    # The graph was traced on the CPU and can't move: without this, a machine with a GPU refuses it.
+    # The graph was traced on the CPU and can't be moved: without this it fails on a GPU machine.
     saved.flavors["python_function"]["config"] = {"device": "cpu"}
     saved.save(str(to / "MLmodel"))
 
 
 def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> None:
-    """Raises if the stored graph doesn't answer a batch of another size as the module does."""
+    """Raises if the stored graph and the module differ on a batch of another size."""
     import numpy as np
     import torch
 
@@ -103,4 +104,4 @@ def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> 
 
 
 def _version(name: str) -> str:
-    return importlib.metadata.version(name).partition("+")[0]  # an index has no local versions
+    return importlib.metadata.version(name).partition("+")[0]  # no index has local versions

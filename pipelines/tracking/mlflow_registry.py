@@ -1,7 +1,7 @@
 """ROOM: MLflow, the registry: versions, aliases, and the record of who was champion.
 
 In: folders of model files. Out: `MlflowRegistry`. Versions are promoted by alias, never by stage,
-and loading one executes nothing. Must not know what is in the files.
+and loading a version executes nothing. Must not know what is in the files.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pipelines.tracking.mlflow_runs import VIEW, connect, page_root
 T = TypeVar("T")
 
 RECORD = ".champions"
-"""The end of the name of a registered model that is another's record."""
+"""Suffix of the registered model that holds another model's record of champions."""
 
 _NAME_LENGTH = 256
-_PATIENCE_SECONDS = 120.0
+_RETRY_SECONDS = 120.0
 _TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "BAD_REQUEST", "REQUEST_LIMIT_EXCEEDED"}
 _DEFAULT_STORE = threading.Lock()
 
 
 class MlflowRegistry:
-    """`ports.Registry` over MLflow. `uri` and `ui` as for `tracking.open_run`."""
+    """`interfaces.Registry` over MLflow. `uri` and `ui` as for `mlflow_runs.open_run`."""
 
     def __init__(self, uri: str | None, *, ui: str | None = None) -> None:
         self._client = connect(uri)
@@ -45,44 +45,44 @@ class MlflowRegistry:
     def register(
         self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
     ) -> Version:
-        """Stores the files of `directory` as a logged model of the run, and that as a new version.
-
-        All or nothing: a version exists once its files are there.
-        """
+        """Stores the files of `directory` as a logged model of the run, and registers it as a new
+        version. A version exists only once its files are stored."""
         from mlflow.entities import LoggedModelOutput
 
         check_name(name)
         if name.endswith(RECORD):
             raise UsageError(
-                f"a model can't be called {name!r}: names that end so are records of champions",
+                f"{name!r} is not a valid name of a model: {RECORD} is for records of champions",
                 hint=f"call it {name.removesuffix(RECORD)!r}",
             )
         client = self._client
-        with _told(f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"):
-            experiment_id = _insist(lambda: client.get_run(run_id)).info.experiment_id
-        # A logged model's name takes less than a registered model's.
+        with _explain_missing(
+            f"run {run_id!r} isn't in MLflow", "give the run that the model comes from"
+        ):
+            experiment_id = _retry(lambda: client.get_run(run_id)).info.experiment_id
+        # A logged model's name allows fewer characters than a registered model's.
         label = "".join("-" if c in "/:.%\"'" else c for c in f"{name}-{step}")
-        model_id = _insist(
+        model_id = _retry(
             lambda: client.create_logged_model(
                 experiment_id, label, source_run_id=run_id, tags=dict(tags)
             )
         ).model_id
         try:
-            _insist(lambda: client.log_model_artifacts(model_id, str(directory)))
+            _retry(lambda: client.log_model_artifacts(model_id, str(directory)))
         except BaseException:
             client.finalize_logged_model(model_id, "FAILED")
             raise
-        _insist(lambda: client.finalize_logged_model(model_id, "READY"))
-        _insist(lambda: client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)]))
-        number = _insist(lambda: self._add_version(name, model_id, run_id, tags))
+        _retry(lambda: client.finalize_logged_model(model_id, "READY"))
+        _retry(lambda: client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)]))
+        number = _retry(lambda: self._add_version(name, model_id, run_id, tags))
         # The link from the logged model's page to the version's, as MLflow's own tools set it.
         link = json.dumps([{"name": name, "version": number}])
-        _insist(lambda: client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link}))
+        _retry(lambda: client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link}))
         return self.version(name, number)
 
     def _add_version(self, name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> int:
-        """The number of the version that this logged model is; made if it isn't there yet, as it
-        is when an answer got lost."""
+        """Returns the number of this logged model's version, and creates it only if it doesn't
+        exist: a retry after a lost response must not create a second one."""
         from mlflow.exceptions import MlflowException
 
         source = f"models:/{model_id}"
@@ -95,26 +95,26 @@ class MlflowRegistry:
             if row.source == source:
                 return int(row.version)
         with _default_store(self._client.tracking_uri):
-            made = self._client.create_model_version(
+            created = self._client.create_model_version(
                 name, source=source, run_id=run_id, tags=dict(tags), model_id=model_id
             )
-        return int(made.version)
+        return int(created.version)
 
     def version(self, name: str, ref: str | int) -> Version:
         check_name(name)
-        found = self.versions(name)
-        if not found:
+        versions = self.versions(name)
+        if not versions:
             known = self.names()
             if not known:
                 raise TesseraError("no model is registered yet", hint="train one: tessera train")
             raise unknown("model", name, known)
-        for version in found:
+        for version in versions:
             if str(version.number) == str(ref) or str(ref) in version.aliases:
                 return version
-        aliases = sorted(alias for version in found for alias in version.aliases)
+        aliases = sorted(alias for version in versions for alias in version.aliases)
         raise TesseraError(
             f"model {name!r} has no version or alias {str(ref)!r}",
-            hint=f"it has versions {', '.join(str(v.number) for v in found)} and "
+            hint=f"it has versions {', '.join(str(v.number) for v in versions)} and "
             + (f"aliases {', '.join(aliases)}" if aliases else "no alias"),
         )
 
@@ -123,7 +123,7 @@ class MlflowRegistry:
 
         check_name(name)
         try:
-            aliases = dict(_insist(lambda: self._client.get_registered_model(name)).aliases)
+            aliases = dict(_retry(lambda: self._client.get_registered_model(name)).aliases)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -148,81 +148,81 @@ class MlflowRegistry:
         return sorted(model.name for model in models if tag_names.RECORD_OF not in model.tags)
 
     def _rows(self, name: str) -> Iterator[Any]:
-        """MLflow's own entries of a model's versions."""
-        wanted = f"name = '{name}'"
-        return _pages(lambda token: self._client.search_model_versions(wanted, page_token=token))
+        """MLflow's own entities of a model's versions."""
+        query = f"name = '{name}'"
+        return _pages(lambda token: self._client.search_model_versions(query, page_token=token))
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None:
-        with _told(f"model {version.name!r} has no version {version.number}"):
+        with _explain_missing(f"model {version.name!r} has no version {version.number}"):
             for key, value in values.items():
                 self._set_tag(version.name, version.number, key, str(value))
 
     def _set_tag(self, name: str, number: int, key: str, value: str) -> None:
-        _insist(lambda: self._client.set_model_version_tag(name, str(number), key, value))
+        _retry(lambda: self._client.set_model_version_tag(name, str(number), key, value))
 
     def alias(self, name: str, alias: str, number: int) -> None:
         """Moves `alias` to the version `number`."""
         from mlflow.exceptions import MlflowException
 
         try:
-            # Of two that set an alias for the first time, the server lets one fail.
-            _insist(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
+            # Retry: when two clients set the first alias at once, the server lets one fail.
+            _retry(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                self.version(name, number)  # says what there is instead
+                self.version(name, number)  # raises and lists what exists
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             raise UsageError(
-                f"{alias!r} can't be an alias",
+                f"{alias!r} is not a valid alias",
                 hint="use letters, digits, - and _, but not 'latest' nor 'v' with a number",
             ) from None
 
     def delete(self, version: Version) -> None:
-        with _told(f"model {version.name!r} has no version {version.number}"):
+        with _explain_missing(f"model {version.name!r} has no version {version.number}"):
             self._client.delete_model_version(version.name, str(version.number))
 
     def missing(self, version: Version) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
-            run = _insist(lambda: self._client.get_run(version.run_id))
-            place = self._place(version)
+            run = _retry(lambda: self._client.get_run(version.run_id))
+            location = self._location(version)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return "its run isn't in MLflow"
         if run.info.lifecycle_stage == "deleted":
             return "its run was deleted"
-        experiment = _insist(lambda: self._client.get_experiment(run.info.experiment_id))
+        experiment = _retry(lambda: self._client.get_experiment(run.info.experiment_id))
         root = experiment.artifact_location.removeprefix("file://").rstrip("/")
-        place = place.removeprefix("file://")
-        if not place.startswith(f"{root}/") or ".." in place.split("/"):
-            return f"its files lie in {place}, outside of the artifacts of its run's experiment"
+        location = location.removeprefix("file://")
+        if not location.startswith(f"{root}/") or ".." in location.split("/"):
+            return f"its files are in {location}, outside of its run's experiment"
         return ""
 
-    def _place(self, version: Version) -> str:
-        """Where its files are, as an address."""
+    def _location(self, version: Version) -> str:
+        """The address of a version's files."""
         number = str(version.number)
         return str(
-            _insist(lambda: self._client.get_model_version_download_uri(version.name, number))
+            _retry(lambda: self._client.get_model_version_download_uri(version.name, number))
         )
 
     def decide(self, name: str, decision: Decision) -> None:
-        """The record is a registered model beside, whose versions are numbered by the server: each
-        is the version that was to be champion."""
+        """The record is a registered model of its own, NAME.champions. The server numbers its
+        versions, and that is the order of the decisions."""
         from mlflow.exceptions import MlflowException
 
-        with _told(f"model {name!r} has no version {decision.target}"):
+        with _explain_missing(f"model {name!r} has no version {decision.target}"):
             target = str(decision.target)
-            run_id = _insist(lambda: self._client.get_model_version(name, target)).run_id
+            run_id = _retry(lambda: self._client.get_model_version(name, target)).run_id
         record = f"{name}{RECORD}"
-        known = f"name = '{record}'"
-        if not _insist(lambda: self._client.search_model_versions(known, max_results=1)):
+        query = f"name = '{record}'"
+        if not _retry(lambda: self._client.search_model_versions(query, max_results=1)):
             try:
                 self._client.create_registered_model(
                     record,
                     tags={tag_names.RECORD_OF: name},
-                    description=f"Each version decides who is champion of {name}, in order.",
+                    description=f"The decisions about the champion of {name}, in order.",
                 )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -232,35 +232,35 @@ class MlflowRegistry:
             for key, value in asdict(decision).items()
         }
         source = f"models:/{name}/{decision.target}"
-        _insist(
+        _retry(
             lambda: self._client.create_model_version(
                 record, source=source, run_id=run_id, tags=tags
             )
         )
 
     def decisions(self, name: str) -> list[Decision]:
-        found = []
+        decisions = []
         for row in self._rows(f"{name}{RECORD}"):
-            said = {
+            fields = {
                 key.removeprefix(tag_names.DECISION_PREFIX): value
                 for key, value in row.tags.items()
                 if key.startswith(tag_names.DECISION_PREFIX)
             }
             try:
-                found.append(
+                decisions.append(
                     Decision(
                         number=int(row.version),
-                        base=int(said["base"]),
-                        target=int(said["target"]),
-                        before=None if said["before"] == "None" else int(said["before"]),
-                        kind=said["kind"],
-                        token=said["token"],
-                        done=said["done"] == "True",
+                        base=int(fields["base"]),
+                        target=int(fields["target"]),
+                        before=None if fields["before"] == "None" else int(fields["before"]),
+                        kind=fields["kind"],
+                        token=fields["token"],
+                        done=fields["done"] == "True",
                     )
                 )
-            except (KeyError, ValueError):  # somebody else's version: it decides nothing
+            except (KeyError, ValueError):  # not one of ours: it decides nothing
                 continue
-        return sorted(found, key=lambda decision: decision.number)
+        return sorted(decisions, key=lambda decision: decision.number)
 
     def done(self, name: str, decision: Decision) -> None:
         self._set_tag(
@@ -268,28 +268,28 @@ class MlflowRegistry:
         )
 
     def download(self, version: Version, to: Path) -> Path:
-        """The version's files in `to`/NAME-NUMBER, a folder that must not be there yet. It appears
-        when it is complete."""
+        """Downloads the version's files to the folder `to`/NAME-NUMBER, which appears once it is
+        complete. Raises TesseraError if it exists already."""
         from mlflow.artifacts import download_artifacts
 
         target = to / f"{version.name}-{version.number}"
         if target.exists():
-            raise TesseraError(
-                f"{target} is already there", hint="remove it, or name another folder"
-            )
+            raise TesseraError(f"{target} exists already", hint="remove it, or name another folder")
         to.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=to, prefix=".download-") as scratch,
-            _told(f"the files of model {version.name!r} version {version.number} are gone"),
+            _explain_missing(
+                f"the files of model {version.name!r} version {version.number} are gone"
+            ),
         ):
-            # By its place, as MLflow looks "models:/…" up in its default store.
-            place = self._place(version)
+            # By address: MLflow would look "models:/…" up in its default store.
+            location = self._location(version)
             files = Path(scratch) / "files"
             files.mkdir()
-            got = download_artifacts(
-                artifact_uri=place, dst_path=str(files), tracking_uri=self._client.tracking_uri
+            downloaded = download_artifacts(
+                artifact_uri=location, dst_path=str(files), tracking_uri=self._client.tracking_uri
             )
-            os.replace(got, target)
+            os.replace(downloaded, target)
         return target
 
     def link(self, version: Version) -> str:
@@ -298,7 +298,7 @@ class MlflowRegistry:
 
 
 def check_name(name: str) -> None:
-    """A UsageError for a name that MLflow, or a path, can't take."""
+    """Raises UsageError if MLflow or a path can't hold the name."""
     if (
         not name.strip()
         or len(name) > _NAME_LENGTH
@@ -306,14 +306,14 @@ def check_name(name: str) -> None:
         or name in (".", "..")
     ):
         raise UsageError(
-            f"a model can't be called {name!r}",
+            f"{name!r} is not a valid name of a model",
             hint=f"use letters, digits, spaces, - _ and ., at most {_NAME_LENGTH} characters",
         )
 
 
 @contextmanager
-def _told(message: str, hint: str = "") -> Iterator[None]:
-    """MLflow's "there is no such thing" as an error for the user."""
+def _explain_missing(message: str, hint: str = "") -> Iterator[None]:
+    """Raises TesseraError(message) where MLflow raises RESOURCE_DOES_NOT_EXIST."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -326,9 +326,9 @@ def _told(message: str, hint: str = "") -> Iterator[None]:
 
 @contextmanager
 def _default_store(uri: str) -> Iterator[None]:
-    """Makes `uri` MLflow's default for one call: its SQL registry looks a logged model up in the
-    default store, whichever store was asked (a TODO of its own). The public setter would also
-    write the environment, and forget there what the user had set."""
+    """Makes `uri` MLflow's default store for one call. MLflow's SQL registry always looks a logged
+    model up in the default store (a TODO in its source). The public setter isn't used, because it
+    overwrites the user's MLFLOW_TRACKING_URI."""
     from mlflow.tracking._tracking_service import utils
 
     with _DEFAULT_STORE:
@@ -341,21 +341,21 @@ def _default_store(uri: str) -> Iterator[None]:
 
 
 def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What all pages have; `fetch` gets a page by its token, the first by None."""
+    """Yields the items of all pages; `fetch` takes a page's token, None for the first."""
     token: str | None = None
     while True:
-        page = _insist(partial(fetch, token))
+        page = _retry(partial(fetch, token))
         yield from page
         token = page.token
         if not token:
             return
 
 
-def _insist(action: Callable[[], T]) -> T:
-    """Does what may be done twice, again and again while MLflow is away for a while."""
+def _retry(action: Callable[[], T]) -> T:
+    """Calls an idempotent action and retries it for two minutes while MLflow is unreachable."""
     from mlflow.exceptions import MlflowException
 
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _RETRY_SECONDS
     pause_seconds = 0.5
     while True:
         try:

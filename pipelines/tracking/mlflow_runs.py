@@ -1,8 +1,9 @@
 """ROOM: MLflow, the runs. One training is one run, through every restart and resume.
 
-In: a tracking address and what a training wants kept. Out: `MlflowTracker`, and the client that the
-registry (registry.py, the same room) speaks through. MLflow is imported when a function runs, never
-with this module. Must not know Ray, torch, shards or recipes; never touches MLflow's global state.
+In: a tracking address, and a training's params, metrics, tags and files. Out: `MlflowTracker`, and
+the client that the registry (mlflow_registry.py) uses. MLflow is imported when a function runs,
+never with this module. Must not know Ray, torch, shards or recipes; never touches MLflow's global
+state.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pipelines.interfaces import Point
 from pipelines.tracking.system_metrics import Sampler
 
 VIEW = "workflowType=machine_learning"
-"""Without it MLflow's pages open in their GenAI view."""
+"""Without this in the address MLflow's pages open in their GenAI view."""
 
 DEFAULT_UI = "http://127.0.0.1:5000"
 """Where `tessera up` serves an embedded store."""
@@ -42,8 +43,8 @@ _REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 def settings() -> dict[str, str]:
     """Environment variables that a process needs before anything in it imports MLflow.
 
-    A failed request fails at once (whoever called has its own patience: MLflow's would hold a
-    thread for 246 s), nothing is unpickled, nothing is sent home, nothing is printed.
+    A request that fails raises at once: our callers retry on their own, and MLflow's retries would
+    block a thread for 246 s. Nothing is unpickled, no telemetry is sent, nothing is printed.
     """
     return {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -59,12 +60,12 @@ def settings() -> dict[str, str]:
 
 
 def is_permanent(error: BaseException) -> bool:
-    """True if asking again can't help: MLflow itself refused what it was given."""
+    """True if retrying can't help: MLflow itself refused the request."""
     from mlflow.exceptions import MlflowException
 
     if not isinstance(error, MlflowException) or error.error_code not in _PERMANENT:
         return False
-    # A proxy's 404 page while the server is away is no answer of MLflow's.
+    # A proxy's 404 page while the server is down doesn't come from MLflow.
     return not str(error).startswith("API request to")
 
 
@@ -79,18 +80,19 @@ def embedded_artifacts(root: Path) -> Path:
 
 
 def prepare(root: Path) -> str:
-    """Makes or upgrades the embedded store in `root`; gives its address. Safe to call at once
-    from several processes; costs seconds the first time and milliseconds afterwards."""
+    """Creates or upgrades the embedded store in `root` and returns its address. Several processes
+    may call it at once. Takes seconds the first time, then milliseconds."""
     _prepare_database(root.absolute() / "mlflow.db", upgrade=True)
     embedded_artifacts(root).mkdir(exist_ok=True)
     return embedded_uri(root)
 
 
 def connect(uri: str | None) -> Any:
-    """An `MlflowClient` of a service that answers now; otherwise a TesseraError within seconds.
+    """Returns an `MlflowClient` of a reachable service. Raises TesseraError within seconds if the
+    service can't be reached.
 
-    `None` lets MLflow choose. A new SQLite file is set up first, under a lock, because MLflow's own
-    set-up breaks when two processes begin at once.
+    `None` lets MLflow choose the address. A new SQLite file is set up first, under a lock, because
+    MLflow's own set-up breaks when two processes start it at once.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -100,7 +102,7 @@ def connect(uri: str | None) -> Any:
     try:
         client = MlflowClient(tracking_uri=uri)
         if client.tracking_uri.startswith(("http://", "https://")):
-            _knock(client.tracking_uri)
+            _ping(client.tracking_uri)
         client.search_experiments(max_results=1)
     except MlflowException as error:
         raise _unreachable(uri, error) from error
@@ -116,16 +118,22 @@ def open_run(
     artifact_root: Path | None,
     ui: str | None = None,
 ) -> MlflowTracker:
-    """The run of the training called `name`, found by its tag or created, and set RUNNING.
+    """Returns the run of the training called `name`, found by its tag or created, and sets it
+    RUNNING.
 
-    `artifact_root` is where a new experiment keeps its files when no server decides that. `ui` is
-    the address at which a store without a server of its own is shown. A service that can't be
-    reached is a TesseraError at once.
+    `artifact_root` is where a new experiment keeps its files, unless a server decides that. `ui` is
+    the address at which a store without a server is shown. Raises TesseraError if the service can't
+    be reached.
     """
     if "'" in name or not name:
-        raise TesseraError(f"a run can't be called {name!r}", hint="use letters, digits, - and _")
+        raise TesseraError(
+            f"{name!r} is not a valid name of a run", hint="use letters, digits, - and _"
+        )
     if not 0 < len(experiment.strip()) <= 500:
-        raise TesseraError("an experiment's name has 1 to 500 characters", hint="name one")
+        raise TesseraError(
+            f"{experiment[:80]!r} is not a valid name of an experiment",
+            hint="use 1 to 500 characters",
+        )
     client = connect(uri)
     experiment_id = _experiment_id(client, experiment, artifact_root)
     found = client.search_runs(
@@ -138,15 +146,16 @@ def open_run(
         tracker = MlflowTracker(client, experiment_id, found[0].info.run_id, ui)
         tracker.tags(tags)
     else:
-        told = {**_context_tags(), **tags, tag_names.RUN: name}
-        run = client.create_run(experiment_id, tags=told, run_name=name)
+        all_tags = {**_context_tags(), **tags, tag_names.RUN: name}
+        run = client.create_run(experiment_id, tags=all_tags, run_name=name)
         tracker = MlflowTracker(client, experiment_id, run.info.run_id, ui)
     client.update_run(tracker.run_id, status="RUNNING")
     return tracker
 
 
 def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> MlflowTracker:
-    """The tracker of a run that exists; its status stays as it is."""
+    """Returns the tracker of an existing run with its status unchanged. Raises TesseraError if
+    there is no such run."""
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
@@ -160,7 +169,8 @@ def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> Mlflow
 
 
 class MlflowTracker:
-    """`ports.Tracker` over one MLflow run. Methods raise MLflow's own error when it is away."""
+    """`interfaces.Tracker` over one MLflow run. Methods raise MLflow's own error if it is
+    unreachable."""
 
     def __init__(self, client: Any, experiment_id: str, run_id: str, ui: str | None) -> None:
         self.run_id = run_id
@@ -174,7 +184,7 @@ class MlflowTracker:
         return str(self._client.tracking_uri)
 
     def params(self, values: Mapping[str, str]) -> None:
-        """The same value again is no error; another value is a TesseraError."""
+        """Raises TesseraError if a parameter was logged before with another value."""
         from mlflow.entities import Param
 
         known = self._client.get_run(self.run_id).data.params
@@ -182,7 +192,7 @@ class MlflowTracker:
             if key in known and known[key] != str(value)[:_PARAM_LENGTH]:
                 raise TesseraError(
                     f"parameter {key!r} was logged before with another value: {known[key]}",
-                    hint="a run keeps its parameters: start a new run for other ones",
+                    hint="a run's parameters can't change: start a new run",
                 )
         new = [Param(key, str(value)) for key, value in values.items() if key not in known]
         if new:
@@ -196,7 +206,7 @@ class MlflowTracker:
             self._client.log_batch(self.run_id, tags=pairs[start : start + 100])
 
     def metrics(self, points: Sequence[Point]) -> None:
-        """Idempotent, as each value carries the time of its making."""
+        """Idempotent: each value carries the time at which it was made."""
         from mlflow.entities import Metric
 
         rows = [
@@ -214,9 +224,9 @@ class MlflowTracker:
         self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def image(self, path: Path, key: str, step: int, time_ms: int) -> None:
-        """Stores a PNG as one of a series, which the page of metrics shows with a slider over the
-        steps. In the form of MLflow's `log_image`, but for the random part of its file names: the
-        same picture twice is one."""
+        """Stores a PNG as one of a series, which MLflow's metrics page shows with a slider over the
+        steps. The files are those of MLflow's `log_image`, except for the random part of their
+        names: it is derived from the image's key and time, so logging an image twice stores one."""
         from mlflow.tracking.multimedia import compress_image_size
         from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
         from PIL import Image
@@ -224,17 +234,17 @@ class MlflowTracker:
         random_part = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id} {key} {step} {time_ms}")
         stem = f"{key}+step+{step}+timestamp+{time_ms}+{random_part}"
         with tempfile.TemporaryDirectory() as scratch:
-            whole = Path(scratch, f"{stem}.png")
-            shutil.copyfile(path, whole)
+            full = Path(scratch, f"{stem}.png")
+            shutil.copyfile(path, full)
             small = Path(scratch, f"{stem}+compressed.webp")
             with Image.open(path) as image:
                 compress_image_size(image).save(small)
-            for file in (whole, small):
+            for file in (full, small):
                 self._client.log_artifact(self.run_id, str(file), "images")
         self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, True)
 
     def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
-        """Notes a split as an input. `source` is a path or an address."""
+        """Logs a split as an input of the run. `source` is a path or an address."""
         import json
 
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -243,8 +253,8 @@ class MlflowTracker:
         scheme = urlsplit(source).scheme
         is_http = scheme in ("http", "https")
         dataset = Dataset(
-            # MLflow keeps one input for a name and digest: the split must be in the name, or
-            # only the first split would be kept.
+            # MLflow keeps one input per name and digest. Without the split in the name only the
+            # first split would be kept.
             name=f"{name}/{split}",
             digest=digest[:_DIGEST_LENGTH],
             source_type="http" if is_http else scheme or "local",
@@ -254,8 +264,8 @@ class MlflowTracker:
         try:
             self._client.log_inputs(self.run_id, inputs)
         except MlflowException:
-            # Of two runs that are the first to name it in an experiment, the store lets one fail; it
-            # finds the other's the next time.
+            # If two runs log a dataset to an experiment for the first time at once, the store lets
+            # one fail. The second attempt finds the other run's entry.
             self._client.log_inputs(self.run_id, inputs)
 
     def start_system_metrics(self, interval_seconds: float = 10.0) -> None:
@@ -267,8 +277,8 @@ class MlflowTracker:
             self._sampler = Sampler(self.metrics, interval_seconds, first)
             self._sampler.start()
 
-    def noted(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The run's (tags, parameters)."""
+    def tags_and_params(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the run's (tags, params)."""
         data = self._client.get_run(self.run_id).data
         return dict(data.tags), dict(data.params)
 
@@ -284,15 +294,15 @@ class MlflowTracker:
 
 
 def page_root(uri: str, ui: str | None) -> str:
-    """Where a person opens the pages of the service at `uri`, without a password in it."""
+    """The address of the web pages of the service at `uri`, without a password in it."""
     if not uri.startswith(("http://", "https://")):
         return (ui or DEFAULT_UI).rstrip("/")
     return _without_password(uri).rstrip("/")
 
 
 def _context_tags() -> dict[str, str]:
-    """User, source and git commit. The commit is this code's own when the command lies elsewhere,
-    as an installed `tessera` does."""
+    """User, source and git commit. If the command is outside of a repository, as an installed
+    `tessera` is, the commit is that of this file."""
     from mlflow.tracking.context.registry import resolve_tags
     from mlflow.utils.git_utils import get_git_branch, get_git_commit
 
@@ -310,19 +320,19 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         location = None
-        place = artifact_root
+        root = artifact_root
         if client.tracking_uri.startswith("sqlite:///"):
-            # Else MLflow takes a folder of whatever directory this process is in.
+            # Otherwise MLflow takes a folder in this process's working directory.
             database = Path(client.tracking_uri.removeprefix("sqlite:///"))
-            place = place or embedded_artifacts(database.parent)
-        if place is not None and not client.tracking_uri.startswith(("http://", "https://")):
-            location = str(place.absolute())
+            root = root or embedded_artifacts(database.parent)
+        if root is not None and not client.tracking_uri.startswith(("http://", "https://")):
+            location = str(root.absolute())
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # somebody else was faster
+            found = client.get_experiment_by_name(name)  # another process was faster
     if found.lifecycle_stage == "deleted":
         raise TesseraError(
             f"experiment {name!r} was deleted in MLflow",
@@ -332,8 +342,8 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
     return str(found.experiment_id)
 
 
-def _knock(uri: str) -> None:
-    """One request without patience, so that a server that isn't there is said at once."""
+def _ping(uri: str) -> None:
+    """One request without retries, to find out at once whether the server is there."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -342,7 +352,7 @@ def _knock(uri: str) -> None:
 
 
 def _unreachable(uri: str | None, error: Exception) -> TesseraError:
-    where = _without_password(uri) if uri else "its default place"
+    where = _without_password(uri) if uri else "its default address"
     cause: BaseException = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__ or cause
@@ -351,7 +361,7 @@ def _unreachable(uri: str | None, error: Exception) -> TesseraError:
         return TesseraError(
             f"MLflow at {where} refuses this user or this address: {what}",
             hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use the address "
-            "that the server was told to answer to (--allowed-hosts)",
+            "that the server allows (--allowed-hosts)",
         )
     return TesseraError(
         f"MLflow at {where} can't be used: {what}",
@@ -370,7 +380,7 @@ def _without_password(uri: str) -> str:
 def _prepare_database(path: Path, *, upgrade: bool) -> None:
     """Sets up MLflow's tables in a new SQLite file; with `upgrade`, brings an old one up to date.
 
-    What was done is noted in the file itself, as its `user_version`.
+    The version of MLflow that set it up is kept in the file, as SQLite's `user_version`.
     """
     wanted = _schema_stamp()
     try:
@@ -383,20 +393,20 @@ def _prepare_database(path: Path, *, upgrade: bool) -> None:
             if found >= 0 and found != wanted:
                 _make_tables(path, wanted)
             if found < 0:
-                # Made aside, so that a set-up that is killed leaves nothing half-made.
+                # Created elsewhere and moved here: an interrupted set-up leaves no partial file.
                 with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
                     _make_tables(Path(scratch) / path.name, wanted)
                     os.replace(Path(scratch) / path.name, path)
     except OSError as error:
         raise TesseraError(
             f"{path} can't be written: {error.strerror}",
-            hint="set TESSERA_HOME to a folder that can",
+            hint="set TESSERA_HOME to a folder that can be written",
         ) from error
-    except Exception as error:  # SQLite's, SQLAlchemy's and Alembic's have nothing in common
+    except Exception as error:  # SQLite, SQLAlchemy and Alembic have no common base error
         raise TesseraError(
             f"{path} can't be used by MLflow {importlib.metadata.version('mlflow')}: "
             f"{' '.join(str(error).split())[:200]}",
-            hint="put a good copy in its place, or move it away to begin an empty one",
+            hint="restore a good copy, or move the file away to start with an empty store",
         ) from error
 
 

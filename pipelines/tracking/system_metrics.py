@@ -1,7 +1,8 @@
 """ROOM: MLflow, its monitors of the machine: CPU, memory, disk, network and GPUs.
 
-In: where points go, and how often. Out: `Sampler`, a thread that samples and delivers. MLflow's own
-monitor gives up at the first request that fails; this one keeps what it couldn't deliver.
+In: a function that delivers points, and an interval. Out: `Sampler`, a thread that samples and
+delivers. MLflow's own monitor stops at the first failed request; this one keeps what it couldn't
+deliver.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _KEPT_SECONDS = 3600
 class Sampler(threading.Thread):
     """Samples this machine every `interval_seconds` into metrics `system/…` from `first_step` on.
 
-    What `deliver` refuses with an error is kept for an hour and offered again with the next sample.
+    If `deliver` raises, its points are kept for up to an hour and sent again with the next sample.
     """
 
     def __init__(
@@ -37,15 +38,15 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         while not self._stopped.wait(self._interval_seconds):
             self._sample()
-            self._offer()
+            self._deliver_waiting()
 
     def stop(self, timeout_seconds: float = 15.0) -> None:
-        """Takes a last sample; gives up on a delivery that hangs."""
+        """Takes a last sample. Waits at most `timeout_seconds` for a delivery that hangs."""
         self._stopped.set()
         self.join(timeout=timeout_seconds)
         if not self.is_alive():
             self._sample()
-            self._offer()
+            self._deliver_waiting()
 
     def _sample(self) -> None:
         values: dict[str, float] = {}
@@ -56,11 +57,11 @@ class Sampler(threading.Thread):
         self._waiting.append(Point(self._step, int(time.time() * 1000), values))
         self._step += 1
 
-    def _offer(self) -> None:
+    def _deliver_waiting(self) -> None:
         points = list(self._waiting)
         try:
             self._deliver(points)
-        except Exception:  # whatever the service says: these figures are worth no more than a retry
+        except Exception:  # whatever went wrong: the next sample tries again
             return
         self._waiting.clear()
 
@@ -75,6 +76,6 @@ def _monitors() -> list[Any]:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
         monitors.append(GPUMonitor())
-    except Exception:  # no GPU, no driver, no library for it: each has an error of its own
+    except Exception:  # no GPU, no driver, no library: each raises an error of its own
         return monitors
     return monitors

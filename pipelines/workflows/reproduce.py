@@ -80,7 +80,7 @@ def reproduce(
                 listeners=[display],
                 conclude=keep,
             )
-    before, _ = services.attach_tracker(context, version.run_id).noted()
+    before, _ = services.attach_tracker(context, version.run_id).tags_and_params()
     was = json.loads(version.tags.get(tag_names.METRICS, "{}"))
     metrics = {
         n: (float(was[f"val/{n}"]), v) for n, v in trained.metrics.items() if f"val/{n}" in was

@@ -175,10 +175,10 @@ class Leaderboard:
             tracker = services.attach_tracker(self._context, run.run_id)
             # One that was stopped may still be on its way out.
             with training_run.locked(run, patience_seconds=workflows_trial.END_SECONDS):
-                shipper = Uploader(
+                uploader = Uploader(
                     run.event_log, tracker, is_permanent=mlflow_runs.is_permanent
                 ).start()
-                shipper.close(60.0)
+                uploader.close(60.0)
             values = {tag_names.TRIAL_STATUS: trial.status, tag_names.TRIAL_REASON: trial.reason}
             tracker.tags({name: value for name, value in values.items() if value})
             tracker.finish("FAILED" if trial.status == "failed" else "FINISHED")

@@ -133,10 +133,10 @@ def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
         if isinstance(value, int | float)
     }
     first = part["from_epoch"] + 1
-    spool = EventLog(run.event_log)
+    event_log = EventLog(run.event_log)
     for epoch in range(first, part["until_epoch"] + 1) if values else ():
-        spool({"kind": "metrics", "step": epoch, "epoch": epoch, "values": values})
-    spool.close()
+        event_log({"kind": "metrics", "step": epoch, "epoch": epoch, "values": values})
+    event_log.close()
 
 
 def changes_text(changes: Sequence[Mapping[str, Any]]) -> str:

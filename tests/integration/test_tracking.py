@@ -30,7 +30,7 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
     folder = tmp_path / "run"
     (folder / "pictures").mkdir(parents=True)
     emit = EventLog(folder / FILE)
-    ship = Uploader(
+    uploader = Uploader(
         folder / FILE,
         run,
         is_permanent=mlflow_runs.is_permanent,
@@ -66,7 +66,7 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
     stop.set()
     training.join()
     registering.join(60)
-    assert ship.close(60) == 0
+    assert uploader.close(60) == 0
     run.finish("FINISHED")
 
     client = run._client
@@ -75,8 +75,10 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
         assert [row.step for row in sorted(rows, key=lambda row: row.step)] == list(range(steps[0]))
         if factor:
             assert all(row.value == row.step * factor for row in rows)
-    spooled = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
-    made_at = {event["step"]: event["time_ms"] for event in spooled if event["kind"] == "metrics"}
+    logged_events = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    made_at = {
+        event["step"]: event["time_ms"] for event in logged_events if event["kind"] == "metrics"
+    }
     assert {row.step: row.timestamp for row in rows} == made_at
     assert steps[0] > 300
     assert slowest_seconds[0] < 1.0

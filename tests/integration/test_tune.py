@@ -154,7 +154,7 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
         events = [
             e
             for e, _ in read_events(
-                training_run.find(folder_of(name) / "trials", trial["run"]).spool
+                training_run.find(folder_of(name) / "trials", trial["run"]).event_log
             )
         ]
         (process,) = [e["pid"] for e in events if e["kind"] == "worker"]

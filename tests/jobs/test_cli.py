@@ -197,7 +197,7 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("train cnn --data DIGITS --set lr", ["path=value"]),
         ("train cnn --data DIGITS --workers -1", ["workers.count = -1", "0"]),
         ("train cnn --data DIGITS --workers two", ["'two' is not a valid integer"]),
-        ("train cnn --data DIGITS --model a/b", ["a model can't be called 'a/b'"]),
+        ("train cnn --data DIGITS --model a/b", ["'a/b' is not a valid name of a model"]),
         ("train none.yaml --data DIGITS", ["none.yaml can't be read"]),
         ("train SCRATCH/typo.yaml --data DIGITS", ["'optin'", "did you mean 'optim'"]),
         ("train SCRATCH/deep.yaml --data DIGITS", ["'train.epoch'", "did you mean 'train.epochs'"]),

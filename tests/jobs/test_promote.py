@@ -329,7 +329,7 @@ def test_a_deleted_run_and_a_foreign_place_are_refused(
         "digits", source=f"file://{files}", run_id=version.run_id, tags=dict(version.tags)
     )
     done = call("promote", "digits", "--version", made.version)
-    assert (done.status, "outside of the artifacts" in done.out) == (1, True)
+    assert (done.status, "outside of its run's experiment" in done.out) == (1, True)
 
 
 @pytest.mark.fault(48)

@@ -1,4 +1,4 @@
-"""The registry: the substitute and the real MLflow keep one contract; then what MLflow serves."""
+"""The registry: one contract for the in-memory one and MLflow's, and what MLflow can serve."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_version_from_registering_to_its_alias(
     assert registry.link(first) != registry.link(second)
 
 
-def test_what_does_not_exist_is_a_tessera_error(
+def test_missing_models_and_versions_raise_tessera_errors(
     either: tuple[Registry, str], package: Path
 ) -> None:
     registry, run_id = either
@@ -104,7 +104,7 @@ def test_what_does_not_exist_is_a_tessera_error(
         registry.alias("some", "champion", 7)
 
 
-def test_errors_name_what_there_is(store: Path, package: Path, tmp_path: Path) -> None:
+def test_errors_list_what_exists(store: Path, package: Path, tmp_path: Path) -> None:
     registry, run = open_here(store)
     with pytest.raises(TesseraError, match="no model is registered yet"):
         registry.version("digits", 1)
@@ -115,20 +115,20 @@ def test_errors_name_what_there_is(store: Path, package: Path, tmp_path: Path) -
     with pytest.raises(TesseraError, match="versions 1 and aliases champion"):
         registry.version("digits", "champ")
     for name in ("a/b", "a:b", "it's", "", " ", "..", "x" * 300):
-        with pytest.raises(UsageError, match="can't be called"):
+        with pytest.raises(UsageError, match="is not a valid name of a model"):
             registry.register(name, package, run_id=run.run_id, tags={})
     for alias in ("latest", "v3", "a b"):
-        with pytest.raises(UsageError, match="can't be an alias"):
+        with pytest.raises(UsageError, match="is not a valid alias"):
             registry.alias("digits", alias, 1)
     with pytest.raises(TesseraError, match="isn't in MLflow"):
         registry.register("digits", package, run_id="0" * 32, tags={})
     registry.download(version, tmp_path / "out")
-    with pytest.raises(TesseraError, match="already there"):
+    with pytest.raises(TesseraError, match="exists already"):
         registry.download(version, tmp_path / "out")
     assert [v.number for v in registry.versions("digits")] == [1]
 
 
-def test_mlflow_sees_where_a_version_comes_from(store: Path, package: Path) -> None:
+def test_mlflow_links_a_version_to_its_run(store: Path, package: Path) -> None:
     registry, run = open_here(store)
     version = registry.register("a.b", package, run_id=run.run_id, tags={"t": "1"}, step=12)
     client = run._client
@@ -145,7 +145,7 @@ def test_mlflow_sees_where_a_version_comes_from(store: Path, package: Path) -> N
     )
 
 
-def test_files_that_cannot_be_stored_make_no_version(store: Path, package: Path) -> None:
+def test_files_that_cannot_be_stored_create_no_version(store: Path, package: Path) -> None:
     registry, run = open_here(store)
     artifacts = mlflow_runs.embedded_artifacts(store)
     artifacts.mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ def images(count: int) -> np.ndarray[Any, Any]:
     return generator.integers(0, 256, (count, 9, 12, 3), dtype=np.uint8)
 
 
-def test_a_fresh_process_without_this_code_gets_the_same_numbers(
+def test_a_process_without_tessera_predicts_the_same(
     store: Path, package: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -215,7 +215,7 @@ def test_a_fresh_process_without_this_code_gets_the_same_numbers(
     np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_stored_for_mlflow_is_no_pickle_and_no_code(package: Path) -> None:
+def test_the_stored_flavor_has_no_pickle_and_no_code(package: Path) -> None:
     import yaml
 
     assert save_exportable(Net(), images(1), package, metadata={}) is None
@@ -236,14 +236,14 @@ def test_what_is_stored_for_mlflow_is_no_pickle_and_no_code(package: Path) -> No
 
 
 class Stubborn(nn.Module):
-    """What it does depends on the pixels: no graph can say that."""
+    """Its control flow depends on the pixels, which no graph can express."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.float() if image.float().mean() > 3 else image.float() * 2
 
 
 class Batchy(nn.Module):
-    """Only takes batches of two."""
+    """Takes only batches of two."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.float().reshape(2, 9, -1)

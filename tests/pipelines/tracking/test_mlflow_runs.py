@@ -1,4 +1,4 @@
-"""Runs: the substitute and the real MLflow keep one contract; the real one is then looked into."""
+"""Runs: one contract for the in-memory tracker and MLflow's, and what MLflow stores."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_metrics_are_idempotent(either: tuple[Tracker, History]) -> None:
     assert math.isnan(history("odd")[0][2])
 
 
-def test_parameters_may_be_repeated_but_not_changed(either: tuple[Tracker, History]) -> None:
+def test_params_may_be_repeated_but_not_changed(either: tuple[Tracker, History]) -> None:
     tracker, _ = either
     tracker.params({"optim.lr": "0.1", "long": "x" * 7000})
     tracker.params({"optim.lr": "0.1", "long": "x" * 7000, "new": "1"})
@@ -117,8 +117,8 @@ def test_one_training_is_one_run_through_every_restart(store: Path) -> None:
     assert run.data.metrics == {"loss": 1.0}
 
 
-def test_a_series_of_pictures_has_the_form_of_mlflow_s_own(store: Path, tmp_path: Path) -> None:
-    """Its pages know them by name: ours beside those that MLflow writes itself."""
+def test_a_series_of_images_has_the_form_of_mlflows_own(store: Path, tmp_path: Path) -> None:
+    """MLflow's pages find images by file name: compare ours with those that MLflow writes."""
     picture = Image.new("RGB", (400, 300), "red")
     picture.save(tmp_path / "val.png")
     tracker = open_here(store)
@@ -140,7 +140,7 @@ def test_a_series_of_pictures_has_the_form_of_mlflow_s_own(store: Path, tmp_path
     assert tracker._client.get_run(tracker.run_id).data.tags["mlflow.loggedImages"] == "True"
 
 
-def test_what_a_run_says_of_itself(store: Path, tmp_path: Path) -> None:
+def test_a_run_has_tags_datasets_and_a_status(store: Path, tmp_path: Path) -> None:
     tracker = open_here(store)
     for split in ("train", "val"):
         tracker.dataset(name="digits", digest="f" * 64, source="/data/digits", split=split)
@@ -170,7 +170,7 @@ def test_what_a_run_says_of_itself(store: Path, tmp_path: Path) -> None:
     assert [found_run.info.run_id for found_run in found] == [tracker.run_id]
 
 
-def test_nothing_of_mlflow_is_set_globally(
+def test_no_global_state_of_mlflow_changes(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -204,7 +204,7 @@ def test_links_open_the_training_view(uri: str, start: str) -> None:
     assert tracker.link() == f"{start}?workflowType=machine_learning"
 
 
-def test_a_server_that_is_not_there_is_said_at_once() -> None:
+def test_an_unreachable_server_is_an_error_at_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -215,7 +215,7 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
     assert "tessera up" in caught.value.hint
 
 
-def test_a_server_that_hangs_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_runs, "_START_TIMEOUT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -229,7 +229,7 @@ def test_a_server_that_hangs_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> No
     ("status", "said"),
     [(401, "refuses this user"), (403, "refuses this user"), (404, "can't be used")],
 )
-def test_a_server_that_refuses_or_is_no_mlflow_is_said(status: int, said: str) -> None:
+def test_a_server_that_refuses_or_is_not_mlflow_is_an_error(status: int, said: str) -> None:
     class Answer(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.send_response(status)
@@ -250,7 +250,7 @@ def test_a_server_that_refuses_or_is_no_mlflow_is_said(status: int, said: str) -
     assert "secret" not in str(caught.value)
 
 
-def test_a_store_that_is_damaged_or_not_to_be_written_is_said(tmp_path: Path) -> None:
+def test_a_damaged_or_read_only_store_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database" * 100)
     for use in (
         mlflow_runs.prepare,
@@ -258,13 +258,13 @@ def test_a_store_that_is_damaged_or_not_to_be_written_is_said(tmp_path: Path) ->
     ):
         with pytest.raises(TesseraError, match="can't be used by MLflow") as caught:
             use(tmp_path)
-        assert "move it away" in caught.value.hint
+        assert "move the file away" in caught.value.hint
     (tmp_path / "file").write_text("")
     with pytest.raises(TesseraError, match="can't be written"):
         mlflow_runs.prepare(tmp_path / "file" / "store")
 
 
-def test_without_a_place_for_files_they_lie_beside_the_database(
+def test_by_default_artifacts_are_beside_the_database(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -288,12 +288,12 @@ def test_a_run_is_found_by_its_id(store: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["file:///nowhere", "gopher://x"])
-def test_a_store_of_no_use_is_an_error_with_a_mend(uri: str) -> None:
+def test_an_unusable_store_is_an_error_with_a_hint(uri: str) -> None:
     with pytest.raises(TesseraError, match="MLFLOW_TRACKING_URI"):
         mlflow_runs.connect(uri)
 
 
-def test_a_deleted_experiment_is_an_error_with_a_mend(store: Path) -> None:
+def test_a_deleted_experiment_is_an_error_with_a_hint(store: Path) -> None:
     tracker = open_here(store)
     tracker._client.delete_experiment(tracker.experiment_id)
     with pytest.raises(TesseraError, match=r"deleted.*restore"):
@@ -301,11 +301,11 @@ def test_a_deleted_experiment_is_an_error_with_a_mend(store: Path) -> None:
 
 
 def test_a_run_name_that_would_break_the_search_is_refused(store: Path) -> None:
-    with pytest.raises(TesseraError, match="can't be called"):
+    with pytest.raises(TesseraError, match="is not a valid name of a run"):
         open_here(store, "it's")
 
 
-def test_permanent_errors_are_those_that_mlflow_means(store: Path) -> None:
+def test_permanent_errors_are_mlflows_own_refusals(store: Path) -> None:
     tracker = open_here(store)
     with pytest.raises(Exception, match="Invalid value") as bad_name:
         tracker.metrics([Point(1, 1, {"a@b": 1.0})])
@@ -323,7 +323,7 @@ def test_permanent_errors_are_those_that_mlflow_means(store: Path) -> None:
     assert not mlflow_runs.is_permanent(proxy)
 
 
-def test_settings_are_names_that_mlflow_knows() -> None:
+def test_settings_are_variables_that_mlflow_knows() -> None:
     import mlflow.environment_variables as known
 
     for name in mlflow_runs.settings():
@@ -332,8 +332,8 @@ def test_settings_are_names_that_mlflow_knows() -> None:
     assert known.MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
 
 
-def test_runs_that_name_a_data_set_first_and_at_once_all_have_it(store: Path) -> None:
-    """As the trials of a search do. With the client alone one fails in some of the rounds."""
+def test_concurrent_runs_all_log_a_new_dataset(store: Path) -> None:
+    """As the trials of a search do. With MLflow's client alone some rounds fail."""
     count, rounds = 4, 25
     trackers = [open_here(store, f"run-{place}") for place in range(count)]
     meeting = threading.Barrier(count)
@@ -351,7 +351,7 @@ def test_runs_that_name_a_data_set_first_and_at_once_all_have_it(store: Path) ->
         assert len({one.dataset.digest for one in inputs}) == rounds
 
 
-def test_first_uses_at_once_make_one_good_store(tmp_path: Path) -> None:
+def test_concurrent_first_uses_create_one_valid_store(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipelines import tracking\n"
         "print(tracking.prepare(Path(sys.argv[1])))"
@@ -386,7 +386,7 @@ def test_a_prepared_store_of_another_version_is_upgraded(store: Path) -> None:
     assert open_here(store).run_id == tracker.run_id
 
 
-def test_system_metrics_go_on_after_a_restart(store: Path) -> None:
+def test_system_metrics_continue_after_a_restart(store: Path) -> None:
     for _ in range(2):
         tracker = open_here(store)
         tracker.start_system_metrics(0.1)
@@ -401,7 +401,7 @@ def test_system_metrics_go_on_after_a_restart(store: Path) -> None:
     assert len(steps) >= 4
 
 
-def test_system_metrics_outlive_an_outage() -> None:
+def test_system_metrics_survive_an_outage() -> None:
     away, arrived = [True], list[Point]()
 
     def deliver(points: Sequence[Point]) -> None:
