@@ -353,8 +353,8 @@ def test_concurrent_runs_all_log_a_new_dataset(store: Path) -> None:
 
 def test_concurrent_first_uses_create_one_valid_store(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pipelines import tracking\n"
-        "print(tracking.prepare(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path\n"
+        "from pipelines.tracking import mlflow_runs; print(mlflow_runs.prepare(Path(sys.argv[1])))"
     )
     root = tmp_path / "with space" / "store"
     several = [
