@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pipelines.tracking.events import FILE, Event, EventLog, read_events
 
