@@ -1,11 +1,11 @@
-# demo · test · check · bench · measure · up · down. CI calls `make test` and nothing else.
+# demo · test · check · docs · bench · measure · up · down. CI calls `make test` and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # Where it is set, every start compiles all of torch again, which takes longer than the rest of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench measure up down chromium s3
+.PHONY: demo test check docs bench measure up down chromium s3
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
@@ -18,6 +18,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in build/site; a broken link fails it.
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet
 
 # One of the peers, MosaicML's streaming, pins an older NumPy: it has an environment of its own, with
 # the same versions of everything else.
