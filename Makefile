@@ -37,10 +37,10 @@ bench: $(READY) .venv-bench/.ready
 	  --constraint .venv-bench/constraints.txt
 	@touch $@
 
-# make measure RECIPE=jobs/recipes/digits.yaml DATA=DIR: trains it with three seeds and writes what it
+# make measure RECIPE=digits DATA=DIR: trains it with three seeds and writes what it
 # reached into the recipe's comment.
 measure: $(READY)
-	$(BIN)/python -m jobs.measure $(RECIPE) --data $(DATA)
+	$(BIN)/python benchmarks/measure.py $(RECIPE) --data $(DATA)
 
 up: $(READY)
 	$(BIN)/tessera up

@@ -159,7 +159,7 @@ def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
                 shutil.rmtree(laid)
             source = str(DATA_SETS[name].lay_out(archives, laid))
     if not (packed / "card.json").exists():
-        _run("jobs.pack", source, "--to", str(packed), *words)
+        _run("-m", "jobs.pack", source, "--to", str(packed), *words)
     return packed, " ".join([*command, *words])
 
 
@@ -169,25 +169,24 @@ def _is_registered(model: str) -> bool:
     return bool(services.open_registry(Context.from_environment()).versions(model))
 
 
-def _run(module: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, check=True)
+def _run(*words: str) -> None:
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
 
 
 def measure(recipe: str, archives: Path, work: Path) -> None:
     packed, command = prepare(RECIPES[recipe], archives, work)
-    words = [f"jobs/recipes/{recipe}.yaml", "--data", str(packed), "--packed", command]
+    words = [recipe, "--data", str(packed), "--packed", command]
     if recipe in JUDGES:
         trained, name = JUDGES[recipe]
         if not _is_registered(name):
-            made = f"jobs/recipes/{trained}.yaml"
-            _run("jobs.train", made, "--data", str(packed), "--model", name)
-    _run("jobs.measure", *words)
+            _run("-m", "jobs.train", trained, "--data", str(packed), "--model", name)
+    _run(str(ROOT / "benchmarks/measure.py"), *words)
     if recipe in REFERENCES:
         results = ROOT / "benchmarks/results/references.json"
         found = json.loads(results.read_text()) if results.exists() else {}
-        found[f"jobs/recipes/{recipe}.yaml"] = REFERENCES[recipe](packed)
+        found[recipe] = REFERENCES[recipe](packed)
         results.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        _run("jobs.measure", "--readme")
+        _run(str(ROOT / "benchmarks/measure.py"), "--readme")
 
 
 def main() -> None:

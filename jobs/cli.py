@@ -1,8 +1,8 @@
-"""The `tessera` command. Each verb is a file of this folder with a click command in `command`.
+"""The `tessera` command. Every other module of this folder is a verb.
 
-In: argv. Out: the exit status: 0 done, 1 refused or failed, 2 wrong usage. A verb is imported only
-when it is asked for, and imports its heavy libraries only when it runs, so that help and shell
-completion are immediate.
+In: argv. Out: the exit status: 0 done, 1 refused or failed, 2 wrong usage. A verb's module has a
+click command called `command`. The list of verbs is read from the files without importing them, and
+a verb imports its heavy libraries only when it runs, so help and shell completion are immediate.
 """
 
 from __future__ import annotations
@@ -13,37 +13,64 @@ import importlib
 import importlib.metadata
 import os
 import pkgutil
+import re
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 import jobs
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, UsageError, unknown
 
-NO_VERBS = {
-    "cli",
-    "terminal",
-    "embedded",
-    "progress",
-    "driver",
-    "services",
-    "data_cache",
-    "judges",
-    "answers",
-    "searching",
-    "examining",
-    "copying",
-    "trials",
-    "generations",
-    "whole",
+GROUPS = {"data": "Data", "training": "Training", "models": "Models", "services": "Services"}
+"""`GROUP` in a verb's module -> the heading above it in `tessera --help`, in this order."""
+
+SYNONYMS = {
+    "evaluate": "test val validate validation eval score assess benchmark report metrics",
+    "predict": "infer inference run classify detect segment generate sample label ask",
+    "registry": "ls list models versions show",
+    "registry MODEL/VERSION --delete": "delete remove rm",
+    "doctor": "check checks diagnose health env",
+    "tune": "sweep hpo search optimize optimise hyperparameters",
+    "pack": "import convert prepare ingest shard shards dataset create",
+    "inspect": "info data stats summary view card",
+    "verify": "checksum checksums fsck validate-data",
+    "families": "architectures networks zoo",
+    "families --recipes": "recipes",
+    "formats": "importers readers",
+    "describe": "settings options config parameters explain",
+    "train": "fit learn start finetune fine-tune",
+    "train --resume RUN": "resume continue restart",
+    "promote": "deploy release publish approve champion",
+    "rollback": "revert undo demote",
+    "lineage": "provenance history trace origin",
+    "reproduce": "replay rerun repeat retrain",
+    "export": "onnx save pt2",
+    "up": "serve server launch ui",
+    "down": "stop shutdown kill",
+    "status": "ps services",
+    "submit": "job remote",
+    "demo": "quickstart tutorial example",
+    "--help": "help",
+    "--version": "version",
 }
-"""Files of this folder that are no verbs: what the verbs share."""
+"""What to type instead of a verb of other tools that `tessera` doesn't have."""
 
 
 def verbs() -> list[str]:
-    found = (m.name for m in pkgutil.iter_modules(jobs.__path__) if not m.ispkg)
-    return sorted(name for name in found if name not in NO_VERBS)
+    """All verbs, in alphabetical order."""
+    modules = (module.name for module in pkgutil.iter_modules(jobs.__path__) if not module.ispkg)
+    return sorted(name for name in modules if f"jobs.{name}" != __name__)
+
+
+def listed(verb: str) -> tuple[str, str]:
+    """A verb's group and its line of help, read from the source: importing every verb to print a
+    list of them would take seconds."""
+    source = (Path(__file__).with_name(f"{verb}.py")).read_text(encoding="utf-8")
+    group = re.search(r'^GROUP = "(\w+)"', source, re.MULTILINE)
+    line = re.search(r'\bshort_help="([^"]+)"', source)
+    return group[1] if group else "", line[1] if line else ""
 
 
 class _Verbs(click.Group):
@@ -62,18 +89,57 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in verbs() and not args[0].startswith("-"):
-            from models.core.errors import unknown
-
-            raise unknown("verb", args[0], verbs())
+            raise unknown_verb(args[0], verbs())
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in GROUPS.values()}
+        for verb in verbs():
+            group, line = listed(verb)
+            rows.setdefault(GROUPS.get(group, "More"), []).append((verb, line))
+        width = max(map(len, verbs()))
+        for heading, lines in rows.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl([(verb.ljust(width), line) for verb, line in lines])
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("tessera-train"), prog_name="tessera")
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            click.shell_completion.CompletionItem(verb, help=listed(verb)[1])
+            for verb in verbs()
+            if verb.startswith(incomplete)
+        ]
+
+
+def unknown_verb(given: str, allowed: list[str]) -> UsageError:
+    """An error for a verb that doesn't exist, with the one that does what was meant."""
+    words = given.lower().replace("_", "-")
+    for instead, names in SYNONYMS.items():
+        if words in names.split():
+            return UsageError(f"unknown verb {given!r}", hint=f"did you mean: tessera {instead}?")
+    return unknown("verb", given, allowed, see="tessera --help")
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="VERB [ARGUMENTS]...",
+)
+@click.version_option(
+    importlib.metadata.version("tessera-train"),
+    prog_name="tessera",
+    help="Show the version and exit.",
+)
+@click.help_option("-h", "--help", help="Show this message and exit.")
 def tessera() -> None:
-    """From a folder of images to a promoted model: pack, train, evaluate, promote, predict.
+    """Train image recognition models: from a folder of images to a promoted model.
 
-    Shell completion: eval "$(_TESSERA_COMPLETE=bash_source tessera)", or zsh_source, fish_source.
+    Help for a verb: tessera VERB --help. Shell completion: eval
+    "$(_TESSERA_COMPLETE=bash_source tessera)", or zsh_source, fish_source.
     """
 
 

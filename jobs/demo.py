@@ -21,17 +21,19 @@ UNSEEN = 10
 """Images of the test split that the finished model is asked about."""
 
 
-@click.command()
+GROUP = "training"
+
+
+@click.command(short_help="Run the whole path on the bundled digits, in about a minute.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
 @click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(seed: int, verbose: bool, as_json: bool) -> int:
     """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""
     from jobs.shared.terminal import show_facts, show_json
-    from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.promotion import champions
-    from pipelines.workflows import services
+    from pipelines.workflows import packaged_recipes, services
     from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
     from pipelines.workflows.promote import promote, why
@@ -43,9 +45,8 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     if not (data / cards.FILE).is_file():
         _step("tessera pack digits --to .tessera/data/digits")
         _pack(data)
-    recipe_file = Path(__file__).parent / "recipes" / "digits.yaml"
-    _step(f"tessera train jobs/recipes/digits.yaml --data .tessera/data/digits --set seed={seed}")
-    recipe = recipes.read(recipe_file).with_overrides(
+    _step(f"tessera train digits --data .tessera/data/digits --set seed={seed}")
+    recipe = packaged_recipes.start("digits").with_overrides(
         {"data.path": str(data), "data.digest": cards.read(data).digest, "seed": seed}
     )
     outcome = start(context, recipe, verbose=verbose)

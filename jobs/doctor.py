@@ -46,7 +46,10 @@ class Finding:
     hint: str = ""
 
 
-@click.command()
+GROUP = "services"
+
+
+@click.command(short_help="Check libraries, GPU, Ray, MLflow, storage, disk and clock.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--timeout",

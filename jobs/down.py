@@ -8,8 +8,10 @@ from jobs.cli import run
 from jobs.shared import local_services
 from pipelines.workflows.context import Context
 
+GROUP = "services"
 
-@click.command()
+
+@click.command(short_help="Stop the local Ray and MLflow.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(verbose: bool) -> None:
     """End the local Ray head and MLflow server, with all jobs that run there."""

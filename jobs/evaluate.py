@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pipelines.evaluation.results import Assessment, Comparison
 
 
-@click.command()
+GROUP = "models"
+
+
+@click.command(short_help="Evaluate registered models on one split, with a report.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True)
 @click.option("--data", required=True, metavar="DIR", help="A packed data set.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     pass
 
 
-@click.command()
+GROUP = "models"
+
+
+@click.command(short_help="Export a model to ONNX or pt2 and compare its predictions.")
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--format",

@@ -10,12 +10,23 @@ import click
 
 from jobs.cli import run
 
+GROUP = "training"
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
-    """List the model families with their tasks and variants."""
+
+@click.command(short_help="List the model families and the measured recipes.")
+@click.option("--recipes", is_flag=True, help="List the measured recipes instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def command(recipes: bool, as_json: bool) -> None:
+    """List the model families with their tasks and variants, or the measured recipes.
+
+    A recipe is trained by its name: tessera train digits --data DIR. Its settings are those that
+    gave the listed results on the test split of its data set.
+    """
     import models
+
+    if recipes:
+        _show_recipes(as_json)
+        return
 
     rows: list[dict[str, Any]] = [
         {
@@ -41,6 +52,26 @@ def command(as_json: bool) -> None:
         for row in fitting:
             click.echo(f"  {row['family']:<{wide}}  {row['about']}")
             click.echo(f"  {'':<{wide}}  variants: {', '.join(row['variants'])}")
+
+
+def _show_recipes(as_json: bool) -> None:
+    from jobs.shared.terminal import show_json, show_table
+    from pipelines.workflows import packaged_recipes
+
+    rows = [
+        {
+            "recipe": recipe.name,
+            "family": recipe.family,
+            "data": recipe.data,
+            "result": recipe.result,
+            "training": recipe.duration,
+        }
+        for recipe in map(packaged_recipes.find, packaged_recipes.names())
+    ]
+    if as_json:
+        show_json(rows)
+    else:
+        show_table(rows)
 
 
 if __name__ == "__main__":

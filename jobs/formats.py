@@ -9,8 +9,10 @@ import click
 
 from jobs.cli import run
 
+GROUP = "data"
 
-@click.command()
+
+@click.command(short_help="List the data set formats that pack reads.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the formats of data sets that `tessera pack` reads, with their options."""

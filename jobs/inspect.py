@@ -13,7 +13,10 @@ from jobs.shared.terminal import show_facts, show_json, show_table
 SHOWN_CLASSES = 40
 
 
-@click.command()
+GROUP = "data"
+
+
+@click.command(short_help="Show what is in a packed data set.")
 @click.argument("where", metavar="DIR_OR_URL")
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with pictures."

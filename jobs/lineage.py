@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pipelines.interfaces import Version
 
 
-@click.command()
+GROUP = "models"
+
+
+@click.command(short_help="Show the run, recipe, data and code behind a model.")
 @click.argument("model", metavar="MODEL")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -26,7 +26,10 @@ BEGIN_WITH = ("cnn", "yolo")
 """Of several families for a data set, the one to begin with."""
 
 
-@click.command()
+GROUP = "data"
+
+
+@click.command(short_help="Pack a folder of images into WebDataset shards.")
 @click.argument("source")
 @click.option("--to", required=True, metavar="DIR|URL", help="The new folder, or an address.")
 @click.option(

@@ -12,8 +12,10 @@ import click
 from jobs.cli import run as run_command
 from jobs.shared.terminal import json_line
 
+GROUP = "models"
 
-@click.command()
+
+@click.command(short_help="Predict images with a registered model.")
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", metavar="[PATHS…]", nargs=-1)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write lines here.")

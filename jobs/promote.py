@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from pipelines.promotion.gate import Verdict
 
 
-@click.command()
+GROUP = "models"
+
+
+@click.command(short_help="Make a model the champion if the policy allows it.")
 @click.argument("model", metavar="MODEL")
 @click.option("--version", "number", type=int, required=True, help="The candidate.")
 @click.option("--policy", metavar="FILE", help="What it must be, as YAML; by default the task's.")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from pipelines.interfaces import Version
 
 
-@click.command()
+GROUP = "models"
+
+
+@click.command(short_help="List registered models, or delete a version.")
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--delete", "number", type=int, metavar="N", help="Remove a version of MODEL.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     pass
 
 
-@click.command()
+GROUP = "models"
+
+
+@click.command(short_help="Train a model again from its lineage and compare the two.")
 @click.argument("model", metavar="MODEL")
 @click.option("--data", metavar="DIR", help="Where its data set lies now.")
 @click.option(

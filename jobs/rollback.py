@@ -6,8 +6,10 @@ import click
 
 from jobs.cli import run as run_command
 
+GROUP = "models"
 
-@click.command()
+
+@click.command(short_help="Make an earlier champion the champion again.")
 @click.argument("model", metavar="MODEL")
 @click.option("--to", type=int, metavar="N", help="A version that was champion before.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")

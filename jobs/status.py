@@ -9,8 +9,10 @@ from jobs.shared import local_services
 from jobs.shared.terminal import show_json, show_table
 from pipelines.workflows.context import Context
 
+GROUP = "services"
 
-@click.command()
+
+@click.command(short_help="Show the local services and whether they are healthy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--exports", is_flag=True, help="Print only the lines that a shell needs.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")

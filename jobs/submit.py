@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from jobs.cli import run, verbs
+from jobs.cli import run, unknown_verb, verbs
 from jobs.shared import local_services
-from models.core.errors import TesseraError, UsageError, unknown
+from models.core.errors import TesseraError, UsageError
 from pipelines.workflows.context import Context
 
 LOCAL_VERBS = {"up", "down", "status", "submit"}
@@ -35,7 +35,11 @@ _CHATTER = re.compile(
 _PATH_METAVARS = ("DIR", "FILE", "PATHS…")
 
 
+GROUP = "services"
+
+
 @click.command(
+    short_help="Run a verb as a job on a running Ray cluster.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
@@ -89,9 +93,9 @@ def check(verb: str, arguments: tuple[str, ...]) -> None:
     """A wrong verb or option is refused here and now, not by a job seconds later."""
     allowed = [name for name in verbs() if name not in LOCAL_VERBS]
     if verb in LOCAL_VERBS:
-        raise UsageError(f"{verb!r} is no job: it is about this machine's services")
+        raise UsageError(f"{verb!r} can't be submitted: it manages services on this machine")
     if verb not in allowed:
-        raise unknown("verb", verb, allowed)
+        raise unknown_verb(verb, allowed)
     parse(verb, arguments)
     if verb == "train":
         from jobs import train

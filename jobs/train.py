@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from pipelines.training.driver import Outcome
 
 
-@click.command()
+GROUP = "training"
+
+
+@click.command(short_help="Train a family or a recipe and register the best checkpoint.")
 @click.argument("what", metavar="FAMILY|RECIPE.yaml", required=False)
 @click.option("--data", "data", metavar="DIR", help="A packed data set.")
 @click.option("--variant", help="A variant of the family.")

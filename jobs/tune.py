@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-@click.command()
+GROUP = "training"
+
+
+@click.command(short_help="Search the settings of a family or a recipe.")
 @click.argument("what", metavar="FAMILY|RECIPE.yaml", required=False)
 @click.option("--data", metavar="DIR", help="A packed data set.")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True)

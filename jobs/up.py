@@ -26,7 +26,10 @@ from pipelines.workflows.context import Context
 _START_SECONDS = 120
 
 
-@click.command()
+GROUP = "services"
+
+
+@click.command(short_help="Start a local Ray and MLflow.")
 @click.option("--cpus", type=click.IntRange(1), help="CPUs that Ray may use. [default: all]")
 @click.option("--ray-port", type=int, default=6379, show_default=True, help="Ray's own port.")
 @click.option("--dashboard-port", type=int, default=8265, show_default=True, help="Ray's pages.")

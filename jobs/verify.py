@@ -10,8 +10,10 @@ import click
 from jobs.cli import run
 from jobs.shared.terminal import show_facts, show_json
 
+GROUP = "data"
 
-@click.command()
+
+@click.command(short_help="Check every byte of a packed data set.")
 @click.argument("where", metavar="DIR")
 @click.option("--workers", type=click.IntRange(1), help="Threads; by default one a CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

@@ -50,10 +50,34 @@ def _rebuild(kind: type[TesseraError], message: str, hint: str) -> TesseraError:
     return kind(message, hint=hint)
 
 
-def unknown(what: str, given: str, allowed: Iterable[str]) -> UsageError:
-    """An error for a name that doesn't exist, with the nearest that does."""
+def unknown(what: str, given: str, allowed: Iterable[str], *, see: str = "") -> UsageError:
+    """An error for a name that doesn't exist, with the nearest one that does.
+
+    Names may be dotted paths: `lr` is answered with `optim.model.lr`. `see` is a command that lists
+    all names; with it they aren't listed in the hint.
+    """
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    found = nearest(given, names)
     listed = ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + ", …"
-    hint = f"did you mean {near[0]!r}? Known: {listed}" if near else f"known: {listed}"
-    return UsageError(f"unknown {what} {given!r}", hint=hint)
+    rest = f"see: {see}" if see else f"known: {listed}"
+    if found is not None:
+        rest = f"did you mean {found!r}? {rest[0].upper()}{rest[1:]}"
+    return UsageError(f"unknown {what} {given!r}", hint=rest)
+
+
+def nearest(given: str, names: Iterable[str]) -> str | None:
+    """The name that `given` was probably meant to be, or None if none is similar.
+
+    A path that ends with `given` comes first, then a similar path, then one with a similar end.
+    """
+    names = list(names)
+    wanted = given.lower()
+    end = wanted.replace("-", "_")
+    ends = [name for name in names if name.lower().endswith(f".{end}")]
+    if ends:
+        return min(ends, key=lambda name: (name.count("."), name))
+    if near := difflib.get_close_matches(wanted, names, n=1, cutoff=0.5):
+        return near[0]
+    by_end = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = difflib.get_close_matches(end.rpartition(".")[2], by_end, n=1, cutoff=0.6)
+    return by_end[near[0]] if near else None

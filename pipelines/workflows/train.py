@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +52,10 @@ def choose(
 def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
     """The recipe as it is asked for; the data set is not looked at."""
     from models.core.errors import UsageError
-    from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
+    from pipelines.workflows import packaged_recipes
 
-    if what.endswith((".yaml", ".yml", ".json")) or "/" in what:
-        recipe = recipes.read(Path(what))
-        if variant:
-            raise UsageError("--variant goes with a family, not with a recipe file")
-    else:
-        recipe = recipes.start(what, variant)
+    recipe = packaged_recipes.start(what, variant)
     if data:
         changes = {**changes, "data.path": data}
     recipe = recipe.with_overrides(changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -12,12 +13,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from cli_runner import Call, Done
 from PIL import Image
 
-from jobs.cli import run, tessera, verbs
+from jobs.cli import GROUPS, SYNONYMS, listed, run, tessera, verbs
 
 ROOT = Path(__file__).parents[2]
 HELP_CPU_SECONDS = 0.5
@@ -59,45 +61,118 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 # ── help ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("verb", ["", *verbs()])
-def test_help_is_immediate_and_loads_nothing_heavy(verb: str) -> None:
-    seconds = []
+def help_of(verb: str) -> str:
+    name = f"tessera {verb}".rstrip()
+    command = tessera.get_command(click.Context(tessera), verb) if verb else tessera
+    assert command is not None
+    with click.Context(command, info_name=name) as context:
+        return command.get_help(context)
+
+
+@pytest.mark.parametrize("words", [[], ["train"]])
+def test_help_is_immediate(words: list[str]) -> None:
+    seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=1.0) >= HELP_CPU_SECONDS:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        shown = start(*([verb] if verb else []), "--help")
+        shown = start(*words, "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert shown.returncode == 0
-        assert shown.stdout.startswith(f"Usage: tessera {verb}".rstrip())
+        assert shown.stdout.startswith(" ".join(["Usage: tessera", *words]))
         assert shown.stderr.strip() == "[]"
     assert min(seconds) < HELP_CPU_SECONDS
 
 
-def test_every_verb_has_a_line_of_help(call: Call) -> None:
-    listed = call("--help").out.split("Commands:")[1].strip().splitlines()
-    assert [line.split()[0] for line in listed] == verbs()
-    assert all(len(line.split()) > 1 for line in listed)
+def test_importing_the_verbs_loads_nothing_heavy() -> None:
+    modules = ", ".join(f"jobs.{verb}" for verb in verbs())
+    code = f"import sys, {modules}\nprint([n for n in {HEAVY} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("verb", verbs())
-def test_a_verb_is_a_module_too(verb: str) -> None:
+def test_help_lists_every_verb_once_in_groups_with_a_whole_line() -> None:
+    text = help_of("")
+    assert max(map(len, text.splitlines())) <= 80
+    seen = []
+    for heading in GROUPS.values():
+        block = text.partition(f"\n{heading}:\n")[2].partition("\n\n")[0]
+        for line in block.splitlines():
+            verb, _, about = line.strip().partition(" ")
+            assert about.strip() == listed(verb)[1]
+            assert about.endswith("."), line
+            seen.append(verb)
+    assert sorted(seen) == verbs()
+    assert "More:" not in text
+
+
+def test_the_listed_line_is_the_command_s_own() -> None:
+    for verb in verbs():
+        command = tessera.get_command(click.Context(tessera), verb)
+        assert command is not None
+        assert (command.short_help, importlib.import_module(f"jobs.{verb}").GROUP) == (
+            listed(verb)[1],
+            listed(verb)[0],
+        )
+
+
+def test_every_option_of_every_verb_has_a_sentence_of_help() -> None:
+    wrong = []
+    for verb in verbs():
+        command = tessera.get_command(click.Context(tessera), verb)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                text = option.help or ""
+                if not (text.endswith(".") and text[0].isupper()):
+                    wrong.append(f"{verb} {option.opts[0]}: {text!r}")
+        wrong += [f"{verb}: {line}" for line in help_of(verb).splitlines() if len(line) > 80]
+        wrong += [f"{verb}: {line}" for line in help_of(verb).splitlines() if line.endswith("...")]
+    assert wrong == []
+
+
+def test_a_verb_is_a_module_too() -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", f"jobs.{verb}", "--help"],
+        [sys.executable, "-m", "jobs.formats", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith(f"Usage: tessera {verb} ")
+    assert shown.stdout.startswith("Usage: tessera formats ")
 
 
-def test_every_file_of_jobs_is_a_verb_or_shared() -> None:
-    """A module with a `command` is a verb, and only such a one: the listing is the catalogue."""
-    has_command = {
-        p.stem for p in (ROOT / "jobs").glob("*.py") if "\ndef command(" in p.read_text()
-    }
-    assert has_command == set(verbs())
+def test_every_module_of_jobs_but_the_cli_is_a_verb() -> None:
+    modules = {p.stem for p in (ROOT / "jobs").glob("*.py")} - {"__init__", "cli"}
+    has_command = {v for v in modules if hasattr(importlib.import_module(f"jobs.{v}"), "command")}
+    assert has_command == modules == set(verbs())
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *((word, "evaluate") for word in ("test", "val", "validate")),
+        *((word, "predict") for word in ("infer", "run")),
+        *((word, "registry") for word in ("ls", "list", "models")),
+        *((word, "doctor") for word in ("check", "checks")),
+        *((word, "tune") for word in ("sweep", "hpo", "search")),
+        *((word, "pack") for word in ("import", "convert")),
+        ("delete", "registry MODEL/VERSION --delete"),
+        ("resume", "train --resume RUN"),
+        ("help", "--help"),
+    ],
+)
+def test_a_wrong_verb_is_answered_by_its_meaning(typed: str, meant: str, call: Call) -> None:
+    said(call(typed), 2, f"unknown verb {typed!r}", f"did you mean: tessera {meant}?")
+
+
+def test_synonyms_name_verbs_that_exist_and_none_twice() -> None:
+    words = " ".join(SYNONYMS.values()).split()
+    assert len(words) == len(set(words))
+    assert not set(words) & set(verbs())
+    assert {instead.split()[0] for instead in SYNONYMS} - {"--help", "--version"} <= set(verbs())
 
 
 def test_a_dry_run_loads_no_service(digits: Path) -> None:
@@ -111,7 +186,9 @@ def test_a_dry_run_loads_no_service(digits: Path) -> None:
 def test_version(call: Call) -> None:
     import importlib.metadata
 
-    assert call("--version").out == f"tessera, version {importlib.metadata.version('tessera')}\n"
+    assert (
+        call("--version").out == f"tessera, version {importlib.metadata.version('tessera-train')}\n"
+    )
 
 
 @pytest.mark.parametrize(

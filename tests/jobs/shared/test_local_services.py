@@ -257,7 +257,7 @@ def _words(process: psutil.Process) -> list[str]:
         ),
         (["families"], {"RAY_ADDRESS": "10.1.2.3:6379"}, 2, "RAY_API_SERVER_ADDRESS"),
         (["trian"], {}, 2, "did you mean 'train'"),
-        (["up"], {}, 2, "is no job"),
+        (["up"], {}, 2, "can't be submitted"),
         (["families", "--jsno"], {}, 2, "--json"),
         ([], {}, 2, "VERB"),
     ],

@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +19,19 @@ from typing import Any
 
 import click
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from jobs.cli import run as run_command
 
 RESULTS = Path("benchmarks/results/recipes.json")
 REFERENCES = Path("benchmarks/results/references.json")
 README = Path("README.md")
+RECIPES = Path("jobs/recipes")
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
 
 @click.command()
-@click.argument("recipe", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.argument("recipe", required=False)
 @click.option("--data", metavar="DIR", help="A packed data set.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings, with seeds 0, 1, 2, …")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
@@ -44,15 +48,16 @@ def command(
     """Measure a recipe on its test split, mean ± std over seeds, and write it down."""
     from models.core.errors import UsageError
     from pipelines.storage.base import absolute_location
+    from pipelines.workflows import packaged_recipes
 
     if not readme:
         if not recipe or not data:
             raise UsageError("a recipe and its data are needed", hint="measure RECIPE --data DIR")
-        path = Path(recipe)
+        path = packaged_recipes.find(recipe).file
         entry = measure(path, absolute_location(data), seeds, overrides)
         entry["packed"] = packed
         results = read_results()
-        results[path.as_posix()] = entry
+        results[recipe] = entry
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         click.echo(comment(path, entry))
@@ -130,30 +135,30 @@ def comment(path: Path, entry: dict[str, Any]) -> str:
     seconds, speeds = entry["seconds"], entry["images_per_second"]
     values = ", ".join(f"{v:.4g}" if abs(v) < 0.1 else f"{v:.4f}" for v in entry["values"])
     lines = [
-        f"{train_command(path.as_posix(), entry)}        (DIR: {entry['data']}, packed)",
+        f"{train_command(path.stem, entry)}        (DIR: {entry['data']}, packed)",
         *([f"packed by: {entry['packed']}"] if entry.get("packed") else []),
         *([f"judged by: {entry['judge']}"] if entry.get("judge") else []),
-        f"{entry['figure']} {spread(entry['values'])} over {len(entry['values'])} seeds ({values})",
+        f"{entry['metric']} {spread(entry['values'])} over {len(entry['values'])} seeds ({values})",
         *(f"{name} {spread(found)}" for name, found in entry.get("also", {}).items()),
         *references(path),
         f"{statistics.mean(seconds):.0f} s a training with {entry['workers']} workers, start-up "
         f"included; {statistics.mean(speeds):,.0f} images/s in it",
         f"{entry['hardware']}; torch {entry['torch']}, ray {entry['ray']}",
         f"measured {entry['date']} at commit {entry['commit']} by: "
-        f"make measure RECIPE={path.as_posix()} DATA=DIR",
+        f"make measure RECIPE={path.stem} DATA=DIR",
     ]
     return "".join(f"# {line}\n" for line in lines)
 
 
-def train_command(path: str, entry: dict[str, Any]) -> str:
+def train_command(recipe: str, entry: dict[str, Any]) -> str:
     changes = "".join(f" --set {text}" for text in entry.get("overrides", ()))
-    return f"tessera train {path} --data DIR{changes}"
+    return f"tessera train {recipe} --data DIR{changes}"
 
 
 def references(path: Path) -> list[str]:
     """What was measured to stand beside a recipe's figures."""
     found = json.loads(REFERENCES.read_text()) if REFERENCES.exists() else {}
-    return [f"reference: {text}" for text in found.get(path.as_posix(), ())]
+    return [f"reference: {text}" for text in found.get(path.stem, ())]
 
 
 def body(path: Path) -> str:
@@ -174,12 +179,12 @@ def table(results: dict[str, Any]) -> str:
         "| family | task | data | on test | a training | command |",
         "|---|---|---|---|---|---|",
     ]
-    for path, entry in sorted(results.items(), key=_by_task):
+    for recipe, entry in sorted(results.items(), key=_by_task):
         metrics = {entry["metric"].removeprefix("test "): entry["values"], **entry.get("also", {})}
         said = ", ".join(f"{name} {spread(values)}" for name, values in metrics.items())
         rows.append(
             f"| `{entry['family']}` | {_words(entry)} | {entry['data']} | {said} | "
-            f"{statistics.mean(entry['seconds']):.0f} s | `{train_command(path, entry)}` |"
+            f"{statistics.mean(entry['seconds']):.0f} s | `{train_command(recipe, entry)}` |"
         )
     where = sorted({entry["hardware"] for entry in results.values()})
     workers = sorted({entry["workers"] for entry in results.values()})
@@ -190,8 +195,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _by_task(item: tuple[str, dict[str, Any]]) -> tuple[str, str, str]:
-    path, entry = item
-    return _words(entry), entry["data"], path
+    recipe, entry = item
+    return _words(entry), entry["data"], recipe
 
 
 def _words(entry: dict[str, Any]) -> str:
@@ -201,8 +206,8 @@ def _words(entry: dict[str, Any]) -> str:
 
 def write_down() -> None:
     """Puts the results into the recipes' comments, and the table between its marks."""
-    for text, entry in read_results().items():
-        if (path := Path(text)).exists():
+    for recipe, entry in read_results().items():
+        if (path := RECIPES / f"{recipe}.yaml").exists():
             path.write_text(comment(path, entry) + body(path))
     if not README.exists():
         return
@@ -224,4 +229,4 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
-    run_command(command, "tessera measure")
+    run_command(command, "measure")
