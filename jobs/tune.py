@@ -12,7 +12,6 @@ import click
 
 from jobs.cli import run as run_command
 from pipelines.workflows.context import Context
-from pipelines.workflows.tune import _ask, _refit
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -76,6 +75,7 @@ def command(
     from pipelines import recipe as recipes
     from pipelines.search import space as search_space
     from pipelines.workflows import search_board, train, tune
+    from pipelines.workflows.tune import _ask, _refit
 
     context = Context.from_environment()
     if resume:
