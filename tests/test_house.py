@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 OURS = ("models", "pipelines", "jobs", "tessera")
-FILES = sorted(p for top in OURS[:-1] for p in (ROOT / top).rglob("*.py")) + [ROOT / "tessera.py"]
+FILES = [*sorted(p for top in OURS[:-1] for p in (ROOT / top).rglob("*.py")), ROOT / "tessera.py"]
 
 LAYERS = (
     ("jobs",),

@@ -32,8 +32,8 @@ CROOKED = '''"""A cnn whose module for serving forgets what the pixels are divid
 from models.cnn import Cnn
 
 class Crooked(Cnn):
-    def servable(self, module, data):
-        served = super().servable(module, data)
+    def exportable(self, module, data):
+        served = super().exportable(module, data)
         served.std.fill_(1.0)
         return served
 
