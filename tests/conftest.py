@@ -1,39 +1,71 @@
-"""What several tests need of MLflow: its settings, an embedded store, a server."""
+"""Fixtures that many tests share: an MLflow store, a Ray cluster, packed digits, a trained model.
+
+What is expensive is made once. A Ray cluster lives as long as tests need it, and all tests that need
+it run in one worker process; stores, data sets and trained homes are made once for all worker
+processes, and a test that writes takes a copy.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_runner import Call, Done
 from data_fixtures import make_folder, make_image, make_set  # noqa: F401  (fixtures)
+from once_per_run import copy_home, shared_folder
 
 # Before torch is imported: several thread pools on few cores are slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from mlflow_server import MlflowServer
+
 from pipelines.tracking import mlflow_runs
+
+if TYPE_CHECKING:
+    from xdist.scheduler import Scheduling
 
 RAY_IS_HELD = pytest.StashKey[bool]()
 
 
+# ── which worker process runs what, and when ──────────────────────────────────────────────────
+
+
+@cache
+def _group(file: str) -> str:
+    """Files of one group run in the same worker process, because they share something that takes
+    long to start: the Ray cluster, or the libraries of ONNX."""
+    if "ray_cluster" in (Path(__file__).parents[1] / file).read_text(encoding="utf-8"):
+        return "ray"
+    return "export" if file.endswith("/test_export.py") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(super()._split_scope(nodeid))
+
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first, so that workers that begin with them end together; of them those first
-    that share a Ray cluster."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    on_ray = {item.path for item in items if _on_ray(item)}
-    items.sort(key=lambda item: (item.path not in on_ray, item.path not in slow))
+    """The slow files first, so that the worker processes end together; of them first those that
+    share the Ray cluster."""
+    groups = {item: _group(item.nodeid.split("::")[0]) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (groups[item] != "ray", groups[item] not in slow))
 
 
-def _on_ray(item: pytest.Item | None) -> bool:
+# ── Ray ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _needs_ray(item: pytest.Item | None) -> bool:
     return "ray_cluster" in getattr(item, "fixturenames", ())
 
 
@@ -43,118 +75,11 @@ def pytest_runtest_teardown(
 ) -> Generator[None, None, None]:
     """Ends the Ray cluster after the last test that needs it."""
     yield
-    if _on_ray(item) and not _on_ray(nextitem):
+    if _needs_ray(item) and not _needs_ray(nextitem):
         from pipelines.cluster import connection
 
         connection.disconnect()
         item.config.stash[RAY_IS_HELD] = False
-
-
-@pytest.fixture(scope="session")
-def mlflow_settings() -> Iterator[None]:
-    """The environment that every job sets before it imports MLflow."""
-    before = dict(os.environ)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ.update(mlflow_runs.settings())
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(scope="session")
-def prepared_store(mlflow_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty embedded store; making one takes seconds, so tests take copies."""
-    root = tmp_path_factory.mktemp("store")
-    mlflow_runs.prepare(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def own_home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty store for all tests of a file: what TESSERA_HOME names meanwhile."""
-    root = tmp_path_factory.mktemp("home") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    before = os.environ.get("TESSERA_HOME")
-    os.environ["TESSERA_HOME"] = str(root)
-    yield root
-    os.environ.pop("TESSERA_HOME")
-    if before:
-        os.environ["TESSERA_HOME"] = before
-
-
-@pytest.fixture
-def store(prepared_store: Path, tmp_path: Path) -> Path:
-    """The root of an embedded store of the test's own."""
-    root = tmp_path / "store"
-    shutil.copytree(prepared_store, root)
-    return root
-
-
-class MlflowServer:
-    """A real MLflow server on loopback that can be killed and started again."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, timeout_seconds: float = 120.0) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "-w", "1"]
-        command += ["--port", str(self.port), "--backend-store-uri", mlflow_runs.prepare(self.root)]
-        command += ["--artifacts-destination", str(self.root / "artifacts")]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with open(self.root / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + timeout_seconds
-        while not self._answers():
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError((self.root / "server.log").read_text()[-2000:])
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        """SIGKILL to the server and its worker."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
-@pytest.fixture(scope="session")
-def make_server() -> Iterator[Callable[[Path], MlflowServer]]:
-    """Makes a server over the store in a folder, not started yet; killed in the end."""
-    made: list[MlflowServer] = []
-
-    def make(root: Path) -> MlflowServer:
-        made.append(MlflowServer(root))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.kill()
-
-
-@pytest.fixture(scope="session")
-def mlflow_server(
-    prepared_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[MlflowServer]:
-    root = tmp_path_factory.mktemp("server") / "store"
-    shutil.copytree(prepared_store, root)
-    server = MlflowServer(root)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -172,20 +97,74 @@ def ray_cluster(mlflow_settings: None, pytestconfig: pytest.Config) -> None:
     pytestconfig.stash[RAY_IS_HELD] = True
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled digits, packed."""
-    from pipelines.data.packing import pack
+# ── MLflow ────────────────────────────────────────────────────────────────────────────────────
 
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    pack.pack("digits", folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def mlflow_settings() -> Iterator[None]:
+    """The environment that every job sets before it imports MLflow."""
+    before = dict(os.environ)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.update(mlflow_runs.settings())
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def prepared_store(mlflow_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty embedded store. Making one takes seconds, so tests take copies."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        mlflow_runs.prepare(folder)
+
+    return shared_folder(tmp_path_factory, "store", make)
+
+
+@pytest.fixture(scope="module")
+def own_home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty store for all tests of a file; TESSERA_HOME names it while they run."""
+    root = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, root)
+    yield from _as_home(root)
+
+
+def _as_home(root: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_HOME", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield root
 
 
 @pytest.fixture
-def start_mlflow(prepared_store: Path, tmp_path: Path) -> Iterator[MlflowServer]:
-    """An MLflow server of the test's own, to be killed."""
-    root = tmp_path / "server"
+def store(prepared_store: Path, tmp_path: Path) -> Path:
+    """The root of an empty embedded store for one test."""
+    root = tmp_path / "store"
+    shutil.copytree(prepared_store, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_server() -> Iterator[Callable[[Path], MlflowServer]]:
+    """Makes a server over the store in a folder, not started yet; killed at the end."""
+    made: list[MlflowServer] = []
+
+    def make(root: Path) -> MlflowServer:
+        made.append(MlflowServer(root))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    prepared_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
+    """A running MLflow server with an empty store, for many tests."""
+    root = tmp_path_factory.mktemp("server") / "store"
     shutil.copytree(prepared_store, root)
     server = MlflowServer(root)
     server.start()
@@ -194,8 +173,62 @@ def start_mlflow(prepared_store: Path, tmp_path: Path) -> Iterator[MlflowServer]
 
 
 @pytest.fixture
+def start_mlflow(prepared_store: Path, tmp_path: Path) -> Iterator[MlflowServer]:
+    """A running MLflow server for one test, which may kill it."""
+    root = tmp_path / "server"
+    shutil.copytree(prepared_store, root)
+    server = MlflowServer(root)
+    server.start()
+    yield server
+    server.kill()
+
+
+# ── data and a trained model ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled digits, packed: 1,439 train, 179 val and 179 test images of 8 x 8. Only read."""
+
+    def make(folder: Path) -> None:
+        from pipelines.data.packing import pack
+
+        pack.pack("digits", folder)
+
+    return shared_folder(tmp_path_factory, "digits", make)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TESSERA_HOME with one small model: `digits`, version 1, alias `challenger`, trained for two
+    epochs with `cnn` tiny and not evaluated. Only read: `trained_home` is a copy."""
+
+    def make(root: Path) -> None:
+        from pipelines import recipe as recipes
+        from pipelines.workflows import train
+        from pipelines.workflows.context import Context
+
+        shutil.copytree(prepared_store, root)
+        recipe = recipes.start("cnn", "tiny").with_overrides(
+            {"data.path": str(digits), "train.epochs": 2, "workers.count": 0}
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TESSERA_HOME", str(root))
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            train.start(Context.from_environment(), recipe, model="digits", quiet=True)
+
+    return shared_folder(tmp_path_factory, "trained", make)
+
+
+@pytest.fixture(scope="module")
+def trained_home(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of `trained` for all tests of a file; TESSERA_HOME names it while they run."""
+    yield from _as_home(copy_home(trained, tmp_path_factory.mktemp("trained") / ".tessera"))
+
+
+@pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs `tessera ARGUMENTS` in this process, by the way that the command takes."""
+    """Runs `tessera ARGUMENTS` in this process, in the same way as the command does."""
     from jobs.cli import run, tessera
 
     def call(*arguments: object) -> Done:

@@ -6,11 +6,9 @@ import importlib
 import json
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -212,20 +210,9 @@ def test_formats(call: Call) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(
-    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A place with one small model registered: `digits`, version 1, `challenger`."""
-    root = tmp_path_factory.mktemp("cli") / ".tessera"
-    shutil.copytree(prepared_store, root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TESSERA_HOME", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        train = f"train cnn --variant tiny --workers 0 --set train.epochs=1 --data {digits}"
-        with pytest.raises(SystemExit) as left:
-            run(tessera, "tessera", [*train.split(), "--json"])
-        assert left.value.code == 0
-        yield root
+def home(trained_home: Path) -> Path:
+    """A home with one small model registered: `digits`, version 1, `challenger`."""
+    return trained_home
 
 
 def said(done: Done, status: int, *parts: str) -> None:

@@ -28,7 +28,7 @@ from pipelines.training import checkpoints, inputs
 from pipelines.workflows import export, services, train
 from pipelines.workflows.context import Context
 
-CROOKED = '''"""A cnn whose module for serving forgets what the pixels are divided by."""
+CROOKED = '''"""A cnn whose exported network forgets to divide the pixels by their deviation."""
 from models.cnn import Cnn
 
 class Crooked(Cnn):
@@ -63,25 +63,22 @@ assert not {"models", "pipelines", "jobs"} & set(sys.modules)
 
 
 @pytest.fixture(scope="module")
-def home(
-    prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """Version 1 of `digits`, and `crooked`, whose module for serving isn't the network's."""
-    folder = tmp_path_factory.mktemp("home")
-    root = folder / ".tessera"
-    shutil.copytree(prepared_store, root)
+def home(trained_home: Path, digits: Path) -> Iterator[Path]:
+    """Version 1 of `digits`, and `crooked`, whose exported network isn't the trained one."""
+    folder = trained_home.parent
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "crooked.py").write_text(CROOKED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TESSERA_HOME", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.syspath_prepend(folder)
-        for family, model in (("cnn", "digits"), ("elsewhere.crooked", "crooked")):
-            recipe = recipes.start(family, "tiny").with_overrides(
-                {"data.path": str(digits), "train.epochs": 1, "workers.count": 0}
-            )
-            train.start(Context.from_environment(), recipe, model=model, quiet=True)
-        yield root
+        fit("elsewhere.crooked", digits, model="crooked")
+        yield trained_home
+
+
+def fit(family: str, data: Path, *, model: str) -> None:
+    recipe = recipes.start(family, "tiny").with_overrides(
+        {"data.path": str(data), "train.epochs": 1, "workers.count": 0}
+    )
+    train.start(Context.from_environment(), recipe, model=model, quiet=True)
 
 
 @pytest.fixture
@@ -202,24 +199,22 @@ def test_files_that_were_not_registered_are_not_used(home: Path, here: Path, cal
 def test_data_that_are_gone_or_others(
     home: Path, here: Path, digits: Path, tmp_path: Path, call: Call
 ) -> None:
-    aside, other = tmp_path / "aside", tmp_path / "other"
+    data, other = tmp_path / "data", tmp_path / "other"
+    shutil.copytree(digits, data)
+    fit("cnn", data, model="moved")
     pack.pack("digits", other, seed=3)
-    digits.rename(aside)
-    try:
-        gone = call("export", "digits", "--format", "pt2")
-        shutil.copytree(other, digits)
-        replaced = call("export", "digits", "--format", "pt2")
-        asked = call("export", "digits", "--format", "pt2", "--data", other)
-    finally:
-        shutil.rmtree(digits, ignore_errors=True)
-        aside.rename(digits)
+    shutil.rmtree(data)
+    gone = call("export", "moved", "--format", "pt2")
+    shutil.copytree(other, data)
+    replaced = call("export", "moved", "--format", "pt2")
+    asked = call("export", "moved", "--format", "pt2", "--data", other)
     assert gone.status == replaced.status == 2
     assert "isn't in" in gone.err
     assert "--data DIR" in gone.err
     assert "another data set" in replaced.err
     assert asked.status == 0
     assert f"of {other}, other data than in training" in asked.out
-    assert files(here) == ["digits-1.pt2"]
+    assert files(here) == ["moved-1.pt2"]
 
 
 def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -400,20 +400,6 @@ def test_a_token_that_the_shell_has_is_kept(
     assert up.write_token(tmp_path).read_text() == "a" * 32
 
 
-@pytest.mark.parametrize("verb", ["up", "down", "status", "submit", "doctor"])
-def test_help_loads_nothing_heavy(verb: str) -> None:
-    heavy = ("ray", "mlflow", "torch", "webdataset")
-    code = (
-        f"import sys; from jobs.{verb} import command; command(['--help'], standalone_mode=False);"
-        f"sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert shown.stdout.startswith("Usage:")
-    assert shown.stderr.strip() == ""
-
-
 def test_an_answer_is_judged_by_its_code() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
