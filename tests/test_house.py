@@ -123,7 +123,7 @@ NOT_YET = (
     "pipelines/workflows/services.py: line",
     "pipelines/workflows/trial.py: line",
     "pipelines/workflows/tune.py: line",
-    "tests/integration/test_tune.py: 45",
+    "tests/integration/test_tune.py: 4",
 )
 """Violations that are being worked on. To be empty."""
 
@@ -295,7 +295,7 @@ def mirrored_tests() -> list[Path]:
         for path in files
         if len(path.parts) > 1
         and path.parts[0] not in NOT_MIRRORED
-        and path.name != "test_contract.py"  # about every module of its folder
+        and not path.name.startswith(("test_contract", "test_every_"))  # all of their folder
     ]
 
 
@@ -304,6 +304,8 @@ def module_tested_by(test: Path) -> Path | None:
     words = test.stem.removeprefix("test_").split("_")
     for end in range(len(words), 0, -1):
         name = "_".join(words[:end])
+        if test.parent.name == name:  # the folder as a whole
+            return ROOT / test.parent
         for path in (test.parent / f"{name}.py", test.parent / name / "__init__.py"):
             if (ROOT / path).is_file():
                 return ROOT / path
