@@ -16,10 +16,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import models
 from models.core.errors import UsageError, unknown
+from models.metrics import custom as custom_metrics
 
 
 class _Frozen(BaseModel):
@@ -105,12 +114,14 @@ class Workers(_Frozen):
 
 class Recipe(_Frozen):
     """`judge` names the registered classifier, `models:/NAME/3`, that judges images which the
-    network makes, and `judge_digest` its files; a digest is filled in when a training begins."""
+    network makes, and `judge_digest` its files; a digest is filled in when a training begins.
+    `metrics`: further metrics, functions of your own, as MODULE:FUNCTION."""
 
     family: str
     variant: str = "base"
     judge: str = ""
     judge_digest: str = ""
+    metrics: tuple[str, ...] = ()
     model: dict[str, Any] = {}
     augment: dict[str, Any] = {}
     data: Data = Data()
@@ -149,6 +160,12 @@ class Recipe(_Frozen):
         for where, settings in typed.items():  # one form, whether from code or from JSON
             tree[where] = dataclasses.asdict(settings)
         return tree
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        custom_metrics.check_names(names)
+        return names
 
     def config(self) -> Any:
         """The network's settings as the family's dataclass."""
@@ -211,6 +228,7 @@ def read(path: Path) -> Recipe:
 
 
 FREE_TO_CHANGE = (
+    "metrics",
     "workers.",
     "checkpoint.",
     "data.path",

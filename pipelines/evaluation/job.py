@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Batch, Prediction, Target
+from models.metrics import custom as custom_metrics
 from pipelines.data.loading.loaders import EvalLoader
 from pipelines.evaluation import attacks, bootstrap, corruptions, costs, gradients, results, slices
 from pipelines.evaluation.bootstrap import Array
@@ -97,7 +98,8 @@ def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) 
     distributed.broadcast(None, world)  # the others wait, and take no time from what is timed
     if answers is None:
         return None
-    select = task.bootstrap_metrics(answers.records, data)
+    custom = subject.model.recipe.metrics
+    select = custom_metrics.bootstrap_metrics(task, custom, answers.records, data)
     count = len(answers.records)
     whole = select(range(count))
     bootstrap_samples = task.bootstrap_samples if payload.get("intervals", True) else 0

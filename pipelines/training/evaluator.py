@@ -29,6 +29,7 @@ from models.core.family import (
     Target,
     Transform,
 )
+from models.metrics import custom as custom_metrics
 from pipelines.interfaces import World
 from pipelines.recipe import Recipe
 from pipelines.training import distributed
@@ -51,8 +52,11 @@ class Predictions:
     noted: list[Any] = field(default_factory=list)
     """What was noted of each image, where something was."""
 
-    def metrics(self, family: Family[Any], data: DataSpec) -> dict[str, float]:
-        metrics = family.task.metrics(self.records, data)
+    def metrics(
+        self, family: Family[Any], data: DataSpec, custom: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """The task's metrics and those that the recipe names (`custom`)."""
+        metrics = custom_metrics.metrics(family.task, custom, self.records, data)
         return {name: float(value) for name, value in metrics.items()}
 
     def worst(self, family: Family[Any], count: int) -> list[int]:

@@ -71,7 +71,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     def validate(module: nn.Module, epoch: int) -> Mapping[str, float]:
         ask = make_evaluator(module)
         answers = evaluator.answer(family, ask, data, validation, world)
-        metrics = answers.metrics(family, data) if answers else None
+        metrics = answers.metrics(family, data, recipe.metrics) if answers else None
         if answers:
             show.epoch(epoch, ask, answers)
         agreed: dict[str, float] = distributed.broadcast(metrics, world)
@@ -123,7 +123,7 @@ def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     if answers is not None:
         show.outcome(ask, answers)
         emit.flush()
-    return {**summary, "metrics": answers.metrics(family, data) if answers else {}}
+    return {**summary, "metrics": answers.metrics(family, data, recipe.metrics) if answers else {}}
 
 
 def _open_ledger(

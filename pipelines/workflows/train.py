@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 def check_data(recipe: Recipe) -> Card:
     """The recipe's data set. Raises TesseraError where it can't feed the training, or a file of it
     is missing."""
+    from models.metrics import custom as custom_metrics
     from pipelines.data.loading import preflight
     from pipelines.training.inputs import open_data
 
     card, _ = open_data(recipe)
+    for metric in recipe.metrics:
+        custom_metrics.get(metric)
     workers, batch_size = recipe.workers.count, recipe.train.batch_size
     where = recipe.data.path
     preflight.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
