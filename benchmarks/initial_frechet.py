@@ -60,7 +60,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
             asked = {"name": folder.name, "model": str(folder), "digest": digest}
             payload: dict[str, Any] = {"models": [{**asked, "judge": str(judge)}], "data": data}
             payload |= {"split": split, "intervals": False}
-            (one,) = job.examine(payload, World(), _Silent())["models"]
+            (one,) = job.evaluate_models(payload, World(), _Silent())["models"]
             metrics[folder] = {name: found["value"] for name, found in one["metrics"].items()}
     return {
         "model": f"models:/{version.name}/{version.number}",

@@ -12,7 +12,7 @@ from pipelines.workflows.context import Context
 from pipelines.workflows.evaluate import evaluate_all
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.results import Assessment, Comparison
+    from pipelines.evaluation.results import Comparison, EvaluationResult
 
 
 GROUP = "models"
@@ -97,7 +97,7 @@ def _folder(context: Context, given: str | None, models: tuple[str, ...], split:
     return context.reports_dir / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _rows(found: list[Assessment], compared: list[Comparison]) -> list[dict[str, Any]]:
+def _rows(found: list[EvaluationResult], compared: list[Comparison]) -> list[dict[str, Any]]:
     """A line for each figure of the whole, a column for each model and each comparison."""
     rows = []
     for name in (name for name in found[0].metrics if "/" not in name):

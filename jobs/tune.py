@@ -16,7 +16,7 @@ from pipelines.workflows.context import Context
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
     from pipelines.search.trials import Trial
-    from pipelines.workflows.search_board import Asked
+    from pipelines.workflows.search_board import SearchSpec
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -81,11 +81,11 @@ def command(
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", hint="leave it out")
-        asked = search_board.find(context, resume)
+        spec = search_board.find(context, resume)
     else:
         search_space.check_choices(kind, scheduler)
         changes = {**train.changes_of(overrides, None), "workers.count": workers}
-        asked = _ask(
+        spec = _ask(
             context,
             _choose(context, what, variant, data, changes),
             space=Path(space) if space else None,
@@ -100,15 +100,15 @@ def command(
             fixed=changes,
             budget_seconds=_seconds(budget) if budget else None,
         )
-    recipe = recipes.build(json.loads(asked.recipe))
-    facts = tune.run(context, asked, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
+    recipe = recipes.build(json.loads(spec.recipe))
+    facts = tune.run(context, spec, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
     if refit:
         made = _refit(
-            context, asked, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json
+            context, spec, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json
         )
         facts["model"] = f"models:/{made.version.name}/{made.version.number}"
         facts["refit"] = dict(made.metrics)
-    _show(asked, recipe, facts, as_json)
+    _show(spec, recipe, facts, as_json)
     return 0
 
 
@@ -138,7 +138,7 @@ def _seconds(text: str) -> float:
     return float(found[1]) * SECONDS[found[2]]
 
 
-def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
+def _show(spec: SearchSpec, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
     import models
     from jobs.shared.terminal import show_facts, show_json
     from pipelines.workflows import search_board
@@ -159,10 +159,10 @@ def _show(asked: Asked, recipe: Recipe, facts: Mapping[str, Any], as_json: bool)
         )
     click.echo()
     shown = {
-        "search": asked.name,
+        "search": spec.name,
         "winner": f"trial {best.number}: val {metric.name} {best.value:.4f}",
         "settings": search_board.settings_text(best.settings),
-        "recipe": str(asked.folder / "winner.yaml"),
+        "recipe": str(spec.folder / "winner.yaml"),
         "page": facts["page"],
     }
     if "model" in facts:

@@ -35,12 +35,12 @@ Report = Callable[[int, float], None]
 """Called with an epoch and its figure; raises SystemExit when the trial is to stop."""
 Body = Callable[[dict[str, Any], str, dict[str, Any], Report], None]
 """Trains one trial: what it is told, the trial's id, its settings, and where figures go."""
-Hear = Callable[[str, str, dict[str, Any]], None]
+OnEvent = Callable[[str, str, dict[str, Any]], None]
 """What happened ("start", "result", "complete", "error"), the trial's id, and with what."""
 
 
 @dataclass(frozen=True)
-class Order:
+class TunerOptions:
     """What is asked of the tuner. `folder` is the search's own: its name is the search's."""
 
     folder: Path
@@ -59,24 +59,26 @@ class Order:
     """A trial's process goes on with the next one, if the body leaves nothing behind that runs."""
 
 
-def run(body: Body, told: dict[str, Any], order: Order, on_event: Hear, *, restore: bool) -> None:
+def run(
+    body: Body, told: dict[str, Any], options: TunerOptions, on_event: OnEvent, *, restore: bool
+) -> None:
     """Runs the search to its end. Of trials that fail `on_event` is told; the search goes on. A Ctrl-C
     ends it as KeyboardInterrupt, once Tune has written what it needs to go on."""
     from ray import tune
 
-    trainable = tune.with_resources(_trainable(body, told, order.space), _resources())
-    path = str(order.folder.absolute())
+    trainable = tune.with_resources(_trainable(body, told, options.space), _resources())
+    path = str(options.folder.absolute())
     if restore:
-        check_owned(order.folder)
+        check_owned(options.folder)
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True)
     else:
-        tuner = _tuner(trainable, order)
-    _hearing.append(on_event)
+        tuner = _tuner(trainable, options)
+    _listeners.append(on_event)
     try:
         with _interrupted():
             tuner.fit()
     finally:
-        _hearing.remove(on_event)
+        _listeners.remove(on_event)
 
 
 @contextmanager
@@ -154,39 +156,39 @@ def _resources() -> dict[str, float]:
     return {"CPU": _TRIAL_CPUS, f"node:{here}": _NODE_SHARE}
 
 
-def _tuner(trainable: Any, order: Order) -> Any:
+def _tuner(trainable: Any, options: TunerOptions) -> Any:
     from ray import tune
 
     return tune.Tuner(
         trainable,
-        param_space=_encode(order.space, grid=order.search == "grid"),
+        param_space=_encode(options.space, grid=options.search == "grid"),
         tune_config=tune.TuneConfig(
             metric=VALUE,
-            mode=order.direction,
-            search_alg=_search(order),
-            scheduler=_scheduler(order),
-            num_samples=1 if order.search == "grid" else order.trials,
-            max_concurrent_trials=order.at_once,
-            time_budget_s=order.budget_seconds,
-            reuse_actors=order.keep_processes,
+            mode=options.direction,
+            search_alg=_search(options),
+            scheduler=_scheduler(options),
+            num_samples=1 if options.search == "grid" else options.trials,
+            max_concurrent_trials=options.at_once,
+            time_budget_s=options.budget_seconds,
+            reuse_actors=options.keep_processes,
         ),
         run_config=tune.RunConfig(
-            name=order.folder.name,
-            storage_path=str(order.folder.parent.absolute()),
+            name=options.folder.name,
+            storage_path=str(options.folder.parent.absolute()),
             verbose=0,
             # A trial whose process dies is started once more, and goes on from its checkpoint.
             failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_listener(order.space)],
+            callbacks=[_listener(options.space)],
         ),
     )
 
 
-def _search(order: Order) -> Any:
-    if order.search != "optuna":
+def _search(options: TunerOptions) -> Any:
+    if options.search != "optuna":
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
         return BasicVariantGenerator(
-            max_concurrent=order.at_once, constant_grid_search=True, random_state=order.seed
+            max_concurrent=options.at_once, constant_grid_search=True, random_state=options.seed
         )
     try:
         import optuna
@@ -197,19 +199,19 @@ def _search(order: Order) -> Any:
             hint="pip install 'tessera-train[optuna]', or --search random",
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(metric=VALUE, mode=order.direction, seed=order.seed)
+    return OptunaSearch(metric=VALUE, mode=options.direction, seed=options.seed)
 
 
-def _scheduler(order: Order) -> Any:
+def _scheduler(options: TunerOptions) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-    if order.scheduler == "none":
+    if options.scheduler == "none":
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr=EPOCH,  # Tune's own count begins anew when a search is restored
-        max_t=order.most_epochs,
-        grace_period=order.grace_epochs,
-        reduction_factor=order.reduction,
+        max_t=options.most_epochs,
+        grace_period=options.grace_epochs,
+        reduction_factor=options.reduction,
     )
 
 
@@ -237,13 +239,13 @@ def decode(config: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, A
     }
 
 
-_hearing: list[Hear] = []
+_listeners: list[OnEvent] = []
 """Of the search that runs in this process. A listener is kept with Tune's state and comes back from
 there, so it holds nothing of this process."""
 
 
 def _tell(what: str, trial: str, about: dict[str, Any]) -> None:
-    for on_event in _hearing:
+    for on_event in _listeners:
         on_event(what, trial, about)
 
 

@@ -59,7 +59,7 @@ class McNemar:
     p_value: float
 
 
-def draw(count: int, bootstrap_samples: int, *, twice: bool = True) -> Iterator[Array]:
+def resample_indices(count: int, bootstrap_samples: int, *, twice: bool = True) -> Iterator[Array]:
     """Places of images, int64: N of them, or N / 2 different ones without `twice`."""
     source = np.random.Generator(np.random.Philox(SEED))
     for _ in range(bootstrap_samples):
@@ -69,13 +69,13 @@ def draw(count: int, bootstrap_samples: int, *, twice: bool = True) -> Iterator[
             yield np.sort(source.permutation(count)[: max(count // 2, 1)])
 
 
-def figures_of_draws(
+def resampled_metrics(
     select: Selector, count: int, bootstrap_samples: int, *, twice: bool = True
 ) -> dict[str, Array]:
     """Each figure in each draw, float64 (R,); NaN in the draws that don't have it: a class may not
     occur in one, and half of the images may be too few to be compared."""
     found: dict[str, Array] = {}
-    for place, places in enumerate(draw(count, bootstrap_samples, twice=twice)):
+    for place, places in enumerate(resample_indices(count, bootstrap_samples, twice=twice)):
         try:
             metrics = select(places.tolist())
         except TesseraError:

@@ -1,6 +1,6 @@
 """One or several models, examined on the same images of a split.
 
-In: model folders and a packed data set, named by a payload of plain JSON. Out: an `Assessment` of
+In: model folders and a packed data set, named by a payload of plain JSON. Out: an `EvaluationResult` of
 each model, a `Comparison` of the first with each other, and the report's files. It is one job: every
 rank asks about its part of the images, rank 0 counts. Must not know what the report is for.
 """
@@ -22,7 +22,7 @@ from models.metrics import custom as custom_metrics
 from pipelines.data.loading.loaders import EvalLoader
 from pipelines.evaluation import attacks, bootstrap, corruptions, costs, gradients, results, slices
 from pipelines.evaluation.bootstrap import Array
-from pipelines.evaluation.results import Assessment, Comparison, Robustness, SliceFigures
+from pipelines.evaluation.results import Comparison, EvaluationResult, Robustness, SliceMetrics
 from pipelines.interfaces import Emit, World
 from pipelines.storage.base import use_cache_of
 from pipelines.training import distributed, evaluator, hardware, loaded_model
@@ -36,17 +36,17 @@ SLICE_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class _Examined:
+class _Evaluated:
     """One model while others are compared with it. All but the subject is rank 0's."""
 
     subject: LoadedModel
     answers: Predictions
     whole: dict[str, float]
     drawn: dict[str, Array]
-    found: Assessment
+    found: EvaluationResult
 
 
-def examine(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
+def evaluate_models(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     """Called by all ranks.
 
     payload: `models`, each with `name`, `model` (folder), `digest` and, where the task is judged,
@@ -57,9 +57,9 @@ def examine(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]
     JSON.
     """
     use_cache_of(payload.get("cache", {}))
-    examined: list[_Examined] = []
+    examined: list[_Evaluated] = []
     for told in payload["models"]:
-        one = _examine(told, payload, world)
+        one = _evaluate(told, payload, world)
         if one is not None:
             _check_comparable(examined, one)
             examined.append(one)
@@ -82,7 +82,9 @@ def examine(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]
     }
 
 
-def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) -> _Examined | None:
+def _evaluate(
+    told: Mapping[str, Any], payload: Mapping[str, Any], world: World
+) -> _Evaluated | None:
     split = payload["split"]
     subject = loaded_model.load_model(
         Path(told["model"]), told["digest"], payload["data"], world, judge=told.get("judge")
@@ -103,10 +105,10 @@ def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) 
     count = len(answers.records)
     whole = select(range(count))
     bootstrap_samples = task.bootstrap_samples if payload.get("intervals", True) else 0
-    drawn = bootstrap.figures_of_draws(
+    drawn = bootstrap.resampled_metrics(
         select, count, bootstrap_samples, twice=task.resample_with_replacement
     )
-    found = Assessment(
+    found = EvaluationResult(
         model=told["name"],
         digest=subject.model.digest,
         family=subject.family.name,
@@ -124,7 +126,7 @@ def _examine(told: Mapping[str, Any], payload: Mapping[str, Any], world: World) 
         hardware=hardware.describe(),
         judge_digest=subject.model.recipe.judge_digest,
     )
-    return _Examined(subject, answers, whole, drawn, found)
+    return _Evaluated(subject, answers, whole, drawn, found)
 
 
 def _costs(subject: LoadedModel, folder: Path, split: str) -> dict[str, float]:
@@ -166,7 +168,7 @@ def _costs(subject: LoadedModel, folder: Path, split: str) -> dict[str, float]:
 
 def _slices(
     subject: LoadedModel, answers: Predictions, fields: Mapping[str, Mapping[str, str]]
-) -> tuple[SliceFigures, ...]:
+) -> tuple[SliceMetrics, ...]:
     """The task's headline figures of each slice."""
     task = subject.family.task
     found = []
@@ -178,12 +180,12 @@ def _slices(
         except TesseraError:  # of these images alone no figure can be made
             continue
         draws = min(SLICE_RESAMPLES, task.bootstrap_samples)
-        drawn = bootstrap.figures_of_draws(
+        drawn = bootstrap.resampled_metrics(
             select, len(records), draws, twice=task.resample_with_replacement
         )
         known = {name: whole[name] for name in task.headline_metrics if name in whole}
         metrics = bootstrap.estimates(known, drawn)
-        found.append(SliceFigures(part.by, part.name, part.span, len(records), metrics))
+        found.append(SliceMetrics(part.by, part.name, part.span, len(records), metrics))
     return tuple(found)
 
 
@@ -259,7 +261,7 @@ class _Attacked:
         return subject.ask.about(seen, batch)
 
 
-def _check_comparable(others: list[_Examined], one: _Examined) -> None:
+def _check_comparable(others: list[_Evaluated], one: _Evaluated) -> None:
     if not others:
         return
     first = others[0]
@@ -276,7 +278,7 @@ def _check_comparable(others: list[_Examined], one: _Examined) -> None:
         )
 
 
-def _compare(first: _Examined, second: _Examined, confidence: float) -> Comparison:
+def _compare(first: _Evaluated, second: _Evaluated, confidence: float) -> Comparison:
     test = None
     if first.found.task == "classification":
         rights = [

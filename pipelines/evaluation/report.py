@@ -22,7 +22,7 @@ from models.core.family import Batch, Panel
 from pipelines.evaluation import results, saliency
 from pipelines.evaluation.bootstrap import CONFIDENCE, Difference, Estimate
 from pipelines.evaluation.corruptions import STRENGTHS
-from pipelines.evaluation.results import Assessment, Comparison
+from pipelines.evaluation.results import Comparison, EvaluationResult
 from pipelines.interfaces import World
 from pipelines.training import previews
 from pipelines.training.evaluator import Predictions
@@ -32,7 +32,7 @@ from pipelines.visuals import html, plots
 PAGE, DATA = "report.html", "report.json"
 WORST = 24
 LISTED_CLASSES = 100
-Examined = tuple[LoadedModel, Predictions, Assessment]
+Examined = tuple[LoadedModel, Predictions, EvaluationResult]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write(
 
 
 def render(
-    found: Sequence[Assessment],
+    found: Sequence[EvaluationResult],
     compared: Sequence[Comparison],
     shown: Sequence[Sequence[Shown]],
 ) -> str:
@@ -101,7 +101,7 @@ def render(
     )
 
 
-def _metrics(found: Sequence[Assessment], compared: Sequence[Comparison]) -> Table:
+def _metrics(found: Sequence[EvaluationResult], compared: Sequence[Comparison]) -> Table:
     """Figures of all images: each model's, then the first one's lead over each other."""
     names = [name for name in found[0].metrics if "/" not in name]
     heads = [one.model for one in found] + [f"lead over {one.second}" for one in compared]
@@ -113,7 +113,7 @@ def _metrics(found: Sequence[Assessment], compared: Sequence[Comparison]) -> Tab
     return Table(heads, rows)
 
 
-def _classes(found: Sequence[Assessment]) -> Table | None:
+def _classes(found: Sequence[EvaluationResult]) -> Table | None:
     """Figures `KIND/CLASS` by class, for each model and kind."""
     kinds: list[str] = []
     classes: list[str] = []
@@ -134,7 +134,7 @@ def _classes(found: Sequence[Assessment]) -> Table | None:
     return Table(heads, rows)
 
 
-def _slices(found: Sequence[Assessment]) -> list[tuple[str, Table]]:
+def _slices(found: Sequence[EvaluationResult]) -> list[tuple[str, Table]]:
     """For each thing that was sliced by, the primary figure of each slice."""
     primary = found[0].primary
     by: dict[str, list[tuple[str, list[Cell]]]] = {}
@@ -149,7 +149,7 @@ def _slices(found: Sequence[Assessment]) -> list[tuple[str, Table]]:
     return [(name, Table(heads, rows)) for name, rows in by.items()]
 
 
-def _corruptions(found: Sequence[Assessment]) -> list[tuple[Assessment, Table]]:
+def _corruptions(found: Sequence[EvaluationResult]) -> list[tuple[EvaluationResult, Table]]:
     heads = [f"strength {strength}" for strength in STRENGTHS]
     tables = []
     for one in found:
@@ -162,7 +162,7 @@ def _corruptions(found: Sequence[Assessment]) -> list[tuple[Assessment, Table]]:
     return tables
 
 
-def _attacks(found: Sequence[Assessment]) -> Table | None:
+def _attacks(found: Sequence[EvaluationResult]) -> Table | None:
     robust = [one.robustness for one in found if one.robustness and one.robustness.attacked]
     if len(robust) != len(found):
         return None
@@ -174,7 +174,7 @@ def _attacks(found: Sequence[Assessment]) -> Table | None:
     return Table([one.model for one in found], rows)
 
 
-def _costs(found: Sequence[Assessment]) -> Table | None:
+def _costs(found: Sequence[EvaluationResult]) -> Table | None:
     names = [name for name in found[0].costs if any(name in one.costs for one in found)]
     if not names:
         return None
@@ -191,7 +191,7 @@ def _estimate(estimate: Estimate | None) -> Cell:
     return Cell(number(estimate.value), _span(estimate.low, estimate.high))
 
 
-def _difference(name: str, difference: Difference | None, first: Assessment) -> Cell:
+def _difference(name: str, difference: Difference | None, first: EvaluationResult) -> Cell:
     if difference is None:
         return Cell("")
     mark = ""

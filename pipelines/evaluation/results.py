@@ -1,6 +1,6 @@
 """What was found of a model on a split, and of one model beside another, as plain data.
 
-In: figures with their intervals. Out: `Assessment`, `Comparison`, and both as JSON. Must not know
+In: figures with their intervals. Out: `EvaluationResult`, `Comparison`, and both as JSON. Must not know
 how anything was measured. JSON has no NaN: what is not known is left out, or null.
 """
 
@@ -15,7 +15,7 @@ from pipelines.evaluation.bootstrap import Difference, Estimate, McNemar
 
 
 @dataclass(frozen=True)
-class SliceFigures:
+class SliceMetrics:
     """Figures of a part of the images."""
 
     by: str
@@ -43,7 +43,7 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class Assessment:
+class EvaluationResult:
     """All that was found of one model. `metrics` are of all images; `costs` are named with their
     units."""
 
@@ -58,7 +58,7 @@ class Assessment:
     split: str
     samples: int
     metrics: Mapping[str, Estimate]
-    slices: tuple[SliceFigures, ...] = ()
+    slices: tuple[SliceMetrics, ...] = ()
     robustness: Robustness | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     hardware: str = ""
@@ -84,18 +84,18 @@ class Comparison:
     mcnemar: McNemar | None = None
 
 
-def to_plain(found: Assessment | Comparison) -> dict[str, Any]:
+def to_plain(found: EvaluationResult | Comparison) -> dict[str, Any]:
     """JSON without NaN or infinity."""
     plain: dict[str, Any] = _plain(asdict(found))
     return plain
 
 
-def assessment(plain: Mapping[str, Any]) -> Assessment:
+def read_result(plain: Mapping[str, Any]) -> EvaluationResult:
     """`to_plain` read back."""
     given = dict(plain)
     given["metrics"] = _estimates(given["metrics"])
     given["slices"] = tuple(
-        SliceFigures(**{**one, "metrics": _estimates(one["metrics"])}) for one in given["slices"]
+        SliceMetrics(**{**one, "metrics": _estimates(one["metrics"])}) for one in given["slices"]
     )
     if given["robustness"]:
         robust = given["robustness"]
@@ -106,10 +106,10 @@ def assessment(plain: Mapping[str, Any]) -> Assessment:
             {kind: _number(value) for kind, value in robust["attacked"].items()},
         )
     given["costs"] = {name: _number(value) for name, value in given["costs"].items()}
-    return Assessment(**given)
+    return EvaluationResult(**given)
 
 
-def comparison(plain: Mapping[str, Any]) -> Comparison:
+def read_comparison(plain: Mapping[str, Any]) -> Comparison:
     """`to_plain` read back."""
     metrics = {
         name: Difference(*(_number(value[key]) for key in ("value", "low", "high")))

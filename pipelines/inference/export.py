@@ -38,7 +38,7 @@ MOST_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportCheck:
     """How a file answered `images` images. `largest` is the largest absolute difference, and
     `within` says whether each is tolerable. `other_class` counts the images in which the most
     probable class, in a segmentation that of any pixel, is another; None where there are no
@@ -174,7 +174,7 @@ def _load_pt2(path: Path) -> Ask:
     return ask
 
 
-def compare(ask: Ask, pairs: Iterable[tuple[Array, Array]], *, classes: bool) -> Comparison:
+def compare(ask: Ask, pairs: Iterable[tuple[Array, Array]], *, classes: bool) -> ExportCheck:
     """`pairs` are batches of images and the answers (B, …) to be expected; with `classes` the last
     axis of an answer has the probability of each class."""
     import numpy as np
@@ -198,7 +198,7 @@ def compare(ask: Ask, pairs: Iterable[tuple[Array, Array]], *, classes: bool) ->
         if classes:
             differs = given.argmax(-1) != expected.argmax(-1)
             other += int(differs.reshape(len(asked), -1).any(1).sum())
-    return Comparison(images, largest, within, other if classes else None)
+    return ExportCheck(images, largest, within, other if classes else None)
 
 
 def _line(error: Exception) -> str:

@@ -51,7 +51,7 @@ def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -
     return identify
 
 
-class Comparison:
+class PairSimilarity:
     """Tells of each prediction after the first `similarity` to that (a cosine), and `same`, whether
     it is at least `threshold` (left out where that is None)."""
 
@@ -87,6 +87,6 @@ def _prototype(predictor: Predictor, folder: Path) -> Tensor:
     total = torch.zeros(())
     for found in predictor.predict(paths):
         if found.prediction is None:
-            raise TesseraError(str(found.answer["error"]), hint="mend or remove it")
+            raise TesseraError(str(found.output["error"]), hint="mend or remove it")
         total = total + found.prediction["embedding"].double()
     return F.normalize(total, dim=0).float()

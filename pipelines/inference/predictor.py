@@ -37,12 +37,12 @@ DRAWN_PIXELS = (256, 1024)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found of one input. `answer` is plain JSON: `path` and the task's fields, or `error`;
+class Result:
+    """The result for one input. `output` is plain JSON: `path` and the task's fields, or `error`;
     `prediction` is for the image in its own size, None where there is an error."""
 
     path: Path
-    answer: dict[str, Any]
+    output: dict[str, Any]
     prediction: Prediction | None = None
 
 
@@ -86,7 +86,7 @@ class Predictor:
     def data(self) -> DataSpec:
         return self._data
 
-    def predict(self, paths: Iterable[Path]) -> Iterator[Found]:
+    def predict(self, paths: Iterable[Path]) -> Iterator[Result]:
         """What is found of each path, in order."""
         if not self._task.takes_images:
             raise UsageError(
@@ -106,11 +106,11 @@ class Predictor:
             predictions = iter(self._predict(images))
             for place, path in enumerate(chunk):
                 if place in errors:
-                    yield Found(path, {"path": str(path), "error": errors[place]})
+                    yield Result(path, {"path": str(path), "error": errors[place]})
                     continue
                 prediction = next(predictions)
                 answer = self._task.prediction_to_json(prediction, self._data)
-                yield Found(path, {"path": str(path), **answer}, prediction)
+                yield Result(path, {"path": str(path), **answer}, prediction)
 
     @torch.no_grad()
     def generate(self, count: int, seed: int) -> Iterator[Prediction]:
@@ -264,7 +264,7 @@ def save_image(pixels: Tensor | None, to: Path) -> bool:
     return True
 
 
-def picture_name(path: Path, taken: set[str]) -> str:
+def image_file_name(path: Path, taken: set[str]) -> str:
     """A file name for the picture of `path`: plain characters, no folder in it, not one of `taken`
     (letter case apart), to which it is added."""
     stem = re.sub(r"[^\w.-]+", "_", path.stem).strip("._")[:80] or "image"

@@ -46,15 +46,15 @@ def effective(decisions: Sequence[Decision]) -> list[Decision]:
     return chain
 
 
-def look(registry: Registry, name: str) -> ChampionState:
+def read_state(registry: Registry, name: str) -> ChampionState:
     """Who is champion now. Finishes a decision that counts and isn't done."""
     chain = effective(registry.decisions(name))
     if chain and not chain[-1].done:
         _finish(registry, name, chain[-1])
-    return ChampionState(current(registry, name), chain[-1].number if chain else 0)
+    return ChampionState(current_champion(registry, name), chain[-1].number if chain else 0)
 
 
-def current(registry: Registry, name: str) -> Version | None:
+def current_champion(registry: Registry, name: str) -> Version | None:
     """Whose alias it is, as the registry has it."""
     for version in registry.versions(name):
         if CHAMPION in version.aliases:
@@ -66,7 +66,7 @@ def move(registry: Registry, name: str, seat: ChampionState, to: Version, *, kin
     """Makes `to` champion, if the champion is still that of `seat`; else raises OvertakenError.
     `kind` is "promotion" or "rollback"."""
     before = seat.champion.number if seat.champion else None
-    held = current(registry, name)
+    held = current_champion(registry, name)
     if (held.number if held else None) != before:
         raise _overtaken(name, held)
     token = secrets.token_hex(8)
@@ -76,7 +76,7 @@ def move(registry: Registry, name: str, seat: ChampionState, to: Version, *, kin
     own = next((one for one in chain if one.token == token), None)
     if own is None:
         _finish(registry, name, chain[-1])
-        raise _overtaken(name, current(registry, name))
+        raise _overtaken(name, current_champion(registry, name))
     _finish(registry, name, own)
 
 

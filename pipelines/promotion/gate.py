@@ -18,7 +18,7 @@ from typing import Any
 import models
 from models.core.errors import TesseraError
 from pipelines import tag_names
-from pipelines.evaluation.results import Assessment, Comparison
+from pipelines.evaluation.results import Comparison, EvaluationResult
 from pipelines.interfaces import Registry, Version
 from pipelines.promotion import champions
 from pipelines.promotion.champions import ChampionState
@@ -66,7 +66,7 @@ class CandidateInfo:
 
 
 @dataclass(frozen=True)
-class Leak:
+class NearDuplicates:
     """How many of the test images look like images that the candidate was trained on. `unknown`
     says why that can't be told."""
 
@@ -146,10 +146,10 @@ def refusals(
 def decide(
     number: int,
     champion: int | None,
-    candidate: Assessment,
-    held: Assessment | None,
+    candidate: EvaluationResult,
+    held: EvaluationResult | None,
     compared: Comparison | None,
-    leak: Leak | None,
+    leak: NearDuplicates | None,
     policy: Policy,
 ) -> Verdict:
     """Holds the policy against what was found; every rule is told, not only the first that fails.
@@ -192,7 +192,7 @@ def _floors(values: Mapping[str, float], policy: Policy) -> list[Rule]:
     return rules
 
 
-def _leakage(leak: Leak | None, policy: Policy) -> list[Rule]:
+def _leakage(leak: NearDuplicates | None, policy: Policy) -> list[Rule]:
     if policy.leakage is None or leak is None:
         return []
     limit = f"limit {policy.leakage:.4%}"
@@ -204,7 +204,7 @@ def _leakage(leak: Leak | None, policy: Policy) -> list[Rule]:
 
 
 def _against(
-    candidate: Assessment, held: Assessment, compared: Comparison, policy: Policy
+    candidate: EvaluationResult, held: EvaluationResult, compared: Comparison, policy: Policy
 ) -> list[Rule]:
     """What is asked beside the champion."""
     name, sign = candidate.primary, 1 if candidate.direction == "max" else -1
@@ -245,7 +245,7 @@ def _against(
 
 
 def _class_losses(
-    candidate: Assessment, held: Assessment, compared: Comparison, most: float
+    candidate: EvaluationResult, held: EvaluationResult, compared: Comparison, most: float
 ) -> list[Rule]:
     """The class that surely lost most, of each figure that is told by class: of few images of a
     class some are always lost by chance."""
@@ -290,7 +290,7 @@ def apply(
 def roll_back(registry: Registry, name: str, *, to: int | None = None) -> tuple[Version, Version]:
     """Makes the champion before the current one, or version `to`, the champion again; gives
     (from, to). Only what was champion once can be again."""
-    seat = champions.look(registry, name)
+    seat = champions.read_state(registry, name)
     champion = seat.champion
     if champion is None:
         raise TesseraError(f"model {name!r} has no champion to roll back from")
@@ -320,7 +320,7 @@ def roll_back(registry: Registry, name: str, *, to: int | None = None) -> tuple[
 def delete(registry: Registry, name: str, number: int) -> None:
     """Removes a version that isn't champion."""
     version = registry.version(name, number)
-    seat = champions.look(registry, name)
+    seat = champions.read_state(registry, name)
     if seat.champion and seat.champion.number == number:
         raise TesseraError(
             f"version {number} of {name!r} is the champion and is not deleted",
@@ -329,7 +329,7 @@ def delete(registry: Registry, name: str, number: int) -> None:
     registry.delete(version)
 
 
-def examine(registry: Registry, version: Version) -> CandidateInfo:
+def inspect_candidate(registry: Registry, version: Version) -> CandidateInfo:
     """Fetches a version's files and compares them with the digest it was registered with."""
     digest = version.tags.get(tag_names.DIGEST, "")
     missing, evaluation = registry.missing(version), evaluation_of(version)

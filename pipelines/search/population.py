@@ -147,7 +147,7 @@ def _pick(values: Sequence[Any], draws: random.Random) -> Any:
     return values[int(draws.random() * len(values))]  # random() alone is promised to stay as it is
 
 
-def interval(epochs: int) -> int:
+def default_interval_epochs(epochs: int) -> int:
     """Epochs of a generation: a tenth of the training."""
     return max(1, math.ceil(epochs / 10))
 

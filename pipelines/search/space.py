@@ -141,23 +141,23 @@ def grid(space: Mapping[str, Space]) -> list[dict[str, Any]]:
     return [dict(zip(choices, found)) for found in itertools.product(*choices.values())]
 
 
-def grace(recipe: Recipe) -> int:
+def default_grace_epochs(recipe: Recipe) -> int:
     """Epochs that every trial is given: the rate has risen, and a ninth of the training is over."""
     epochs = recipe.train.epochs
     return max(1, math.ceil(epochs / 9), math.ceil(epochs * recipe.schedule.warmup))
 
 
 @dataclass(frozen=True)
-class Room:
+class TrialCapacity:
     """How many trials run at once, and why not more."""
 
     at_once: int
-    because: str
+    reason: str
 
 
-def room(
+def trial_capacity(
     *, cpus: float, gpus: float, workers: int, cpus_each: int, gpus_each: int, trials: int
-) -> Room:
+) -> TrialCapacity:
     """From what the cluster has and what a trial takes. Raises TesseraError where none fits, so
     that no search waits for what never comes."""
     wanted = {"CPU": workers * cpus_each, "GPU": workers * gpus_each}
@@ -170,7 +170,7 @@ def room(
             f"no trial can be placed: {each}, but the cluster has {has[tight]:g}",
             hint="use fewer --workers-per-trial, or a larger cluster",
         )
-    return Room(min(most, trials), f"{each}, the cluster has {has[tight]:g}")
+    return TrialCapacity(min(most, trials), f"{each}, the cluster has {has[tight]:g}")
 
 
 def _count(number: int, what: str) -> str:

@@ -36,7 +36,7 @@ def copy_version(
     if to_name == model and not to_registry:
         raise UsageError("--to-name is the model itself", hint="name another model")
     version = registry.version(model, number)
-    seat = champions.look(registry, model)
+    seat = champions.read_state(registry, model)
     if not seat.champion or seat.champion.number != number:
         raise TesseraError(
             f"version {number} of {model!r} is not its champion",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import tag_names
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.results import Assessment, Comparison
+    from pipelines.evaluation.results import Comparison, EvaluationResult
     from pipelines.interfaces import Version
     from pipelines.promotion.gate import Evaluation
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.results import Assessment, Comparison
+    from pipelines.evaluation.results import Comparison, EvaluationResult
     from pipelines.interfaces import Registry, Version
     from pipelines.promotion.gate import Evaluation
     from pipelines.workflows.context import Context
@@ -57,7 +57,7 @@ def examine(
     split: str = "test",
     workers: int = 0,
     verbose: bool = False,
-) -> tuple[list[Assessment], list[Comparison]]:
+) -> tuple[list[EvaluationResult], list[Comparison]]:
     """Examines the versions in one job, each image once; the first is compared with the others."""
     from pipelines import recipe as recipes
     from pipelines.cluster import workers as cluster_workers
@@ -96,7 +96,7 @@ def examine(
         storage = Path(scratch) / "ray"
         with services.executor(
             context,
-            job.examine,
+            job.evaluate_models,
             cluster_workers.WorkerGroup(workers),
             name=name,
             storage=storage,
@@ -106,8 +106,8 @@ def examine(
         if wanted.report:
             shutil.copytree(payload["report"], wanted.report, dirs_exist_ok=True)
     return (
-        [results.assessment(plain) for plain in result["models"]],
-        [results.comparison(plain) for plain in result["comparisons"]],
+        [results.read_result(plain) for plain in result["models"]],
+        [results.read_comparison(plain) for plain in result["comparisons"]],
     )
 
 
@@ -115,7 +115,7 @@ def note(
     context: Context,
     registry: Registry,
     version: Version,
-    found: Assessment,
+    found: EvaluationResult,
     data: str,
     report: Path | None,
 ) -> Evaluation:
@@ -197,7 +197,7 @@ def evaluate_all(
     split: str,
     workers: int,
     verbose: bool,
-) -> tuple[list[tuple[Version, Assessment, Evaluation]], list[Comparison]]:
+) -> tuple[list[tuple[Version, EvaluationResult, Evaluation]], list[Comparison]]:
     """Evaluates versions side by side, and notes what was found of each."""
     from models.core.errors import UsageError
     from pipelines.data import card as cards

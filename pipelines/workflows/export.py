@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.data.card import Card
-    from pipelines.inference.export import Array, Comparison
+    from pipelines.inference.export import Array, ExportCheck
     from pipelines.inference.predictor import Predictor
     from pipelines.interfaces import Version
     from pipelines.training.checkpoints import Model
@@ -173,7 +173,7 @@ def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, 
     }
 
 
-def _insist(comparison: Comparison, form: str) -> None:
+def _insist(comparison: ExportCheck, form: str) -> None:
     """A TesseraError where the file doesn't answer as the model does."""
     from models.core.errors import TesseraError
     from models.core.serving import ABSOLUTE, RELATIVE

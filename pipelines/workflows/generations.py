@@ -19,13 +19,13 @@ from pipelines.workflows import trial
 
 if TYPE_CHECKING:
     from models.core.family import Metric
-    from pipelines.workflows.search_board import Asked, Leaderboard
+    from pipelines.workflows.search_board import Leaderboard, SearchSpec
 
 FILE = "population.json"
 
 
 def run(
-    asked: Asked,
+    spec: SearchSpec,
     metric: Metric,
     most_epochs: int,
     told: dict[str, Any],
@@ -33,27 +33,27 @@ def run(
     at_once: int,
 ) -> None:
     """All generations, from where they are. After `budget_seconds` no other begins."""
-    deadline = time.monotonic() + (asked.budget_seconds or float("inf"))
-    file = asked.folder / FILE
+    deadline = time.monotonic() + (spec.budget_seconds or float("inf"))
+    file = spec.folder / FILE
     people = population.read(file)
     if people is None:
-        people = population.begin(asked.parsed_space(), asked.trials, asked.seed)
+        people = population.begin(spec.parsed_space(), spec.trials, spec.seed)
         population.write(people, file)
     while True:
-        until = min((people.generation + 1) * asked.interval_epochs, most_epochs)
-        first = people.generation * asked.interval_epochs + 1
+        until = min((people.generation + 1) * spec.interval_epochs, most_epochs)
+        first = people.generation * spec.interval_epochs + 1
         if not people.ready:
-            _hand_over(people, asked, board)
+            _hand_over(people, spec, board)
             people.ready = True
             population.write(people, file)
-        _train(people, asked, told, board, at_once, first, until)
+        _train(people, spec, told, board, at_once, first, until)
         if until >= most_epochs or not _any_left(people) or time.monotonic() > deadline:
             break
         population.advance(
             people,
-            asked.parsed_space(),
+            spec.parsed_space(),
             direction=metric.direction,
-            seed=asked.seed,
+            seed=spec.seed,
             epoch=until + 1,
         )
         population.write(people, file)
@@ -66,14 +66,14 @@ def _any_left(people: Population) -> bool:
     return any(score is not None for score in people.scores.values())
 
 
-def _hand_over(people: Population, asked: Asked, board: Leaderboard) -> None:
+def _hand_over(people: Population, spec: SearchSpec, board: Leaderboard) -> None:
     """Copies the donors' checkpoints. No member trains meanwhile, and no donor is given weights
     itself: what was cut off is done again from the same files."""
     from pipelines.training import checkpoints
     from pipelines.training.worker import CHECKPOINTS
 
     def folder(member: str) -> Any:
-        return asked.folder / "trials" / trial.run_name(asked.name, member) / CHECKPOINTS
+        return spec.folder / "trials" / trial.run_name(spec.name, member) / CHECKPOINTS
 
     for name, donor in people.donors.items():
         member = people.member(name)
@@ -84,7 +84,7 @@ def _hand_over(people: Population, asked: Asked, board: Leaderboard) -> None:
 
 def _train(
     people: Population,
-    asked: Asked,
+    spec: SearchSpec,
     told: dict[str, Any],
     board: Leaderboard,
     at_once: int,
@@ -110,7 +110,7 @@ def _train(
             board.on_event("result", member.id, {"epoch": epoch, "value": value})
         board.on_event("wait", member.id, {"reason": reason})
         people.scores[member.id] = score
-        population.write(people, asked.folder / FILE)
+        population.write(people, spec.folder / FILE)
 
 
 def _score(found: Mapping[str, Any], until: int) -> tuple[float | None, str]:

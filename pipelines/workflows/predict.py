@@ -74,7 +74,7 @@ def _about_images(
 
     liken = _likener(predictor, asked, version)
     for number, found in enumerate(predictor.predict(inference_predictor.expand(asked.paths))):
-        answer = found.answer
+        answer = found.output
         if asked.compare and not number and found.prediction is None:
             raise TesseraError(answer["error"], hint="it is what the others are compared with")
         if found.prediction is not None:
@@ -95,7 +95,7 @@ def _likener(
     threshold = json.loads(version.tags.get(tag_names.METRICS, "{}")).get("val/threshold")
     if asked.gallery:
         return identify.build_gallery(predictor, asked.gallery, threshold)
-    return identify.Comparison(predictor, threshold)
+    return identify.PairSimilarity(predictor, threshold)
 
 
 def read_codes(path: Path) -> list[list[float]]:
@@ -143,7 +143,7 @@ class _Files:
 
         if not self._pictures and not self._results:
             return {}
-        name = inference_predictor.picture_name(Path(source), self._names)
+        name = inference_predictor.image_file_name(Path(source), self._names)
         written = {}
         if self._pictures:
             self._draw(source, prediction, self._pictures / name)

@@ -15,7 +15,7 @@ from pipelines import tag_names
 if TYPE_CHECKING:
     from pipelines.interfaces import Registry, Version
     from pipelines.promotion.champions import ChampionState
-    from pipelines.promotion.gate import CandidateInfo, Leak, Verdict
+    from pipelines.promotion.gate import CandidateInfo, NearDuplicates, Verdict
     from pipelines.promotion.policy import Policy
     from pipelines.workflows.context import Context
 
@@ -47,7 +47,7 @@ def promote(
 
     given = promotion_policy.read(policy_file) if policy_file else None
     candidate = registry.version(model, number)
-    seat = champions.look(registry, model)
+    seat = champions.read_state(registry, model)
     if seat.champion and seat.champion.number == candidate.number:
         return gate.Verdict(True, ("it is the champion already",), number, number)
     policy = given or promotion_policy.default(_task(candidate))
@@ -90,8 +90,8 @@ def _judge(
     from pipelines.workflows import evaluate
 
     held = seat.champion.number if seat.champion else None
-    standing = gate.examine(registry, candidate)
-    champion = gate.examine(registry, seat.champion) if seat.champion else None
+    standing = gate.inspect_candidate(registry, candidate)
+    champion = gate.inspect_candidate(registry, seat.champion) if seat.champion else None
     where = absolute_location(data) if data else _evaluated_on(candidate)
     card = cards.read(where) if where else None
     against = gate.refusals(standing, champion, card.digest if card else "")
@@ -164,23 +164,23 @@ def _record(
         tracker.finish(status)
 
 
-def _leak(candidate: CandidateInfo, where: str) -> Leak:
+def _leak(candidate: CandidateInfo, where: str) -> NearDuplicates:
     from models.core.errors import TesseraError
     from pipelines.data import card as cards
     from pipelines.data.inspection import overlap
-    from pipelines.promotion.gate import Leak
+    from pipelines.promotion.gate import NearDuplicates
 
     tested = cards.read(where)
     samples = tested.split("test").samples
     if candidate.data_digest == tested.digest:
-        return Leak(overlap.seen_before((where, tested), (where, tested)), samples)
+        return NearDuplicates(overlap.seen_before((where, tested), (where, tested)), samples)
     try:
         trained = cards.read(candidate.data)
     except TesseraError as error:
-        return Leak(0, samples, f"its training data can't be read: {error.message}")
+        return NearDuplicates(0, samples, f"its training data can't be read: {error.message}")
     if trained.digest != candidate.data_digest:
-        return Leak(0, samples, f"its training data isn't in {candidate.data} any more")
-    return Leak(overlap.seen_before((candidate.data, trained), (where, tested)), samples)
+        return NearDuplicates(0, samples, f"its training data isn't in {candidate.data} any more")
+    return NearDuplicates(overlap.seen_before((candidate.data, trained), (where, tested)), samples)
 
 
 def _evaluated_on(candidate: Version) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchSpec:
     """What a search was asked for; `recipe` is its JSON, `space` as in a YAML file. `folder` is not
     written: the home folder may be moved."""
 
@@ -58,14 +58,14 @@ class Asked:
         scratch.replace(self.folder / "search.json")
 
 
-def find(context: Context, name: str) -> Asked:
+def find(context: Context, name: str) -> SearchSpec:
     known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
     if name not in known:
         if not known:
             raise TesseraError(f"there is no search {name!r}: nothing was searched here yet")
         raise unknown("search", name, known)
     text = (context.searches_dir / name / "search.json").read_text(encoding="utf-8")
-    return Asked(folder=context.searches_dir / name, **json.loads(text))
+    return SearchSpec(folder=context.searches_dir / name, **json.loads(text))
 
 
 class Leaderboard:
@@ -75,15 +75,15 @@ class Leaderboard:
     def __init__(
         self,
         context: Context,
-        asked: Asked,
+        spec: SearchSpec,
         metric: Metric,
         most_epochs: int,
         parent: MlflowTracker,
         say: Callable[[str], None],
     ) -> None:
-        self.trials = search_trials.read(asked.folder / search_trials.TRIALS)
+        self.trials = search_trials.read(spec.folder / search_trials.TRIALS)
         self._context = context
-        self._asked, self._metric, self._most_epochs = asked, metric, most_epochs
+        self._spec, self._metric, self._most_epochs = spec, metric, most_epochs
         self._parent, self._say = parent, say
         self._known = {trial.id: trial for trial in self.trials}
         self._began: dict[str, float] = {}
@@ -102,7 +102,7 @@ class Leaderboard:
         if trial is None:
             settings = about.get("settings", {})
             trial = Trial(trial_id, len(self.trials) + 1, settings)
-            trial.run = workflows_trial.run_name(self._asked.name, trial_id)
+            trial.run = workflows_trial.run_name(self._spec.name, trial_id)
             self.trials.append(trial)
             self._known[trial_id] = trial
         if "changes" in about:
@@ -122,7 +122,7 @@ class Leaderboard:
         elif what in ("complete", "error"):
             self._clock(trial)
             self._end(trial, what, about)
-        search_trials.write(self.trials, self._asked.folder / search_trials.TRIALS)
+        search_trials.write(self.trials, self._spec.folder / search_trials.TRIALS)
 
     def _take_over(self, trial: Trial, donor: Trial) -> None:
         trial.take_over(donor)
@@ -139,14 +139,14 @@ class Leaderboard:
 
     def _end(self, trial: Trial, what: str, about: Mapping[str, Any]) -> None:
         reached = max((epoch for epoch, _ in trial.curve), default=0)
-        failure = self._asked.folder / "trials" / trial.run / workflows_trial.FAILURE
+        failure = self._spec.folder / "trials" / trial.run / workflows_trial.FAILURE
         if what == "error":
             trial.status, trial.reason = "failed", str(about.get("reason", trial.reason))
         elif failure.exists():
             trial.status, trial.reason = "failed", json.loads(failure.read_text())["reason"]
         else:
             trial.status = "finished" if reached >= self._most_epochs else "stopped"
-        self._say(line(trial, self._metric, self._asked.trials))
+        self._say(line(trial, self._metric, self._spec.trials))
         self._pool.submit(self._settle, replace(trial), *self._reached())
 
     def _reached(self) -> tuple[int, float | None]:
@@ -166,7 +166,7 @@ class Leaderboard:
         from pipelines.training import run as training_run
 
         try:
-            folder = self._asked.folder / "trials"
+            folder = self._spec.folder / "trials"
             if not (folder / trial.run / "run.json").exists():
                 return
             run = training_run.find(folder, trial.run)

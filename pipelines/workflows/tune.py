@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
     from pipelines.search.trials import Trial
     from pipelines.training.driver import Outcome
-    from pipelines.workflows.search_board import Asked
+    from pipelines.workflows.search_board import SearchSpec
 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -35,22 +35,22 @@ from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
 from pipelines.workflows import generations, services
 from pipelines.workflows import trial as workflows_trial
-from pipelines.workflows.search_board import Asked, Leaderboard
+from pipelines.workflows.search_board import Leaderboard, SearchSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from models.core.family import Metric
-    from pipelines.cluster.tuner import Order
+    from pipelines.cluster.tuner import TunerOptions
     from pipelines.recipe import Recipe
-    from pipelines.search.space import Room
+    from pipelines.search.space import TrialCapacity
     from pipelines.tracking.mlflow_runs import MlflowTracker
     from pipelines.training.run import Run
     from pipelines.workflows.context import Context
 
 
 def run(
-    context: Context, asked: Asked, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
+    context: Context, spec: SearchSpec, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
 ) -> dict[str, Any]:
     """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
     import models
@@ -62,43 +62,43 @@ def run(
     group = services.group_of(recipe)
     with ExitStack() as held:
         if restore:  # before anything is said of it anywhere
-            held.enter_context(training_run.locked(asked))
+            held.enter_context(training_run.locked(spec))
         held.enter_context(services.joined(context, verbose=verbose))
-        room = search_space.room(
+        capacity = search_space.trial_capacity(
             cpus=connection.cpus(),
             gpus=connection.gpus(),
             workers=max(group.workers, 1),
             cpus_each=group.cpus,
             gpus_each=workers.gpus_each(group),
-            trials=asked.trials,
+            trials=spec.trials,
         )
-        parent = held.enter_context(parent_run(context, asked, recipe))
-        asked = replace(asked, parent=parent.run_id)
-        asked.write()
+        parent = held.enter_context(parent_run(context, spec, recipe))
+        spec = replace(spec, parent=parent.run_id)
+        spec.write()
         if not restore:
-            held.enter_context(training_run.locked(asked))
-        tell(f"search {asked.name}")
+            held.enter_context(training_run.locked(spec))
+        tell(f"search {spec.name}")
         tell(f"watch {services.page(parent.link())}")
-        tell(f"{asked.trials} trials, {room.at_once} at once: {room.because}")
+        tell(f"{spec.trials} trials, {capacity.at_once} at once: {capacity.reason}")
         metric = models.get(recipe.family).task.primary
-        board = Leaderboard(context, asked, metric, recipe.train.epochs, parent, tell)
+        board = Leaderboard(context, spec, metric, recipe.train.epochs, parent, tell)
         board.settle_again()
         try:
-            _train(context, asked, recipe, board, room, restore=restore)
+            _train(context, spec, recipe, board, capacity, restore=restore)
         except KeyboardInterrupt:
-            tell(f"go on with: tessera tune --resume {asked.name}")
+            tell(f"go on with: tessera tune --resume {spec.name}")
             raise
         finally:
             board.close()
-        return _conclude(asked, recipe, board, metric, parent)
+        return _conclude(spec, recipe, board, metric, parent)
 
 
 def _train(
     context: Context,
-    asked: Asked,
+    spec: SearchSpec,
     recipe: Recipe,
     board: Leaderboard,
-    room: Room,
+    capacity: TrialCapacity,
     *,
     restore: bool,
 ) -> None:
@@ -106,11 +106,11 @@ def _train(
     from pipelines.cluster import tuner
 
     metric = models.get(recipe.family).task.primary
-    facts = told(context, asked, metric)
-    if asked.scheduler == "pbt":
-        generations.run(asked, metric, recipe.train.epochs, facts, board, room.at_once)
+    facts = told(context, spec, metric)
+    if spec.scheduler == "pbt":
+        generations.run(spec, metric, recipe.train.epochs, facts, board, capacity.at_once)
         return
-    order = _order(asked, recipe, room)
+    order = _tuner_options(spec, recipe, capacity)
     again = restore and tuner.can_restore(order.folder)
     tuner.run(workflows_trial.run_trial, facts, order, board.on_event, restore=again)
     for trial in board.trials:
@@ -120,50 +120,50 @@ def _train(
             )
 
 
-def told(context: Context, asked: Asked, metric: Metric) -> dict[str, Any]:
+def told(context: Context, spec: SearchSpec, metric: Metric) -> dict[str, Any]:
     """What a trial's process must know of its search."""
     return {
         "context": context,
-        "search": asked.name,
-        "recipe": asked.recipe,
-        "folder": str(asked.folder),
-        "parent": asked.parent,
-        "experiment": asked.experiment,
+        "search": spec.name,
+        "recipe": spec.recipe,
+        "folder": str(spec.folder),
+        "parent": spec.parent,
+        "experiment": spec.experiment,
         "metric": metric.name,
     }
 
 
-def run_of(asked: Asked, trial: Trial) -> Run:
+def run_of(spec: SearchSpec, trial: Trial) -> Run:
     """A trial's training."""
     from pipelines.training import run as training_run
 
-    return training_run.find(asked.folder / "trials", trial.run)
+    return training_run.find(spec.folder / "trials", trial.run)
 
 
-def _order(asked: Asked, recipe: Recipe, room: Room) -> Order:
+def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) -> TunerOptions:
     import models
     from pipelines.cluster import tuner
 
-    return tuner.Order(
-        folder=asked.folder / "tune",
-        space=asked.parsed_space(),
-        search=asked.search,
-        scheduler=asked.scheduler,
-        trials=asked.trials,
-        at_once=room.at_once,
+    return tuner.TunerOptions(
+        folder=spec.folder / "tune",
+        space=spec.parsed_space(),
+        search=spec.search,
+        scheduler=spec.scheduler,
+        trials=spec.trials,
+        at_once=capacity.at_once,
         direction=models.get(recipe.family).task.primary.direction,
         most_epochs=recipe.train.epochs,
-        grace_epochs=asked.grace_epochs,
-        reduction=asked.reduction,
-        seed=asked.seed,
-        budget_seconds=asked.budget_seconds,
+        grace_epochs=spec.grace_epochs,
+        reduction=spec.reduction,
+        seed=spec.seed,
+        budget_seconds=spec.budget_seconds,
         # A training on Ray Train's workers can't be told to stop; it ends with the process.
         keep_processes=services.group_of(recipe).workers == 0,
     )
 
 
 def _conclude(
-    asked: Asked, recipe: Recipe, board: Leaderboard, metric: Metric, parent: MlflowTracker
+    spec: SearchSpec, recipe: Recipe, board: Leaderboard, metric: Metric, parent: MlflowTracker
 ) -> dict[str, Any]:
     """Names the winner, and leaves it and the pictures with the search."""
     import yaml
@@ -172,14 +172,14 @@ def _conclude(
 
     best = search_trials.winner(board.trials, metric)
     made = recipe.with_overrides(best.settings).model_dump(mode="json")
-    (asked.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
-    pictures = asked.folder / "pictures"
-    for file in plots.draw(board.trials, asked.parsed_space(), metric, pictures):
+    (spec.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
+    pictures = spec.folder / "pictures"
+    for file in plots.draw(board.trials, spec.parsed_space(), metric, pictures):
         parent.artifact(file, "pictures")
     for name in (search_trials.TRIALS, "winner.yaml"):
-        parent.artifact(asked.folder / name, "")
+        parent.artifact(spec.folder / name, "")
     return {
-        "search": asked.name,
+        "search": spec.name,
         "winner": best,
         "trials": search_trials.ranked(board.trials, metric),
         "page": parent.link(),
@@ -187,25 +187,25 @@ def _conclude(
 
 
 @contextmanager
-def parent_run(context: Context, asked: Asked, recipe: Recipe) -> Iterator[MlflowTracker]:
+def parent_run(context: Context, spec: SearchSpec, recipe: Recipe) -> Iterator[MlflowTracker]:
     """The search's entry in MLflow, ended with what becomes of the search."""
     tracker = services.open_tracker(
         context,
-        asked.name,
-        experiment=asked.experiment,
-        tags={**services.tags_of(recipe), tag_names.SEARCH: asked.name},
+        spec.name,
+        experiment=spec.experiment,
+        tags={**services.tags_of(recipe), tag_names.SEARCH: spec.name},
     )
     tracker.params(
         {
-            "search": asked.search,
-            "scheduler": asked.scheduler,
-            "trials": str(asked.trials),
-            "seed": str(asked.seed),
-            **({"interval_epochs": str(asked.interval_epochs)} if asked.scheduler == "pbt" else {}),
+            "search": spec.search,
+            "scheduler": spec.scheduler,
+            "trials": str(spec.trials),
+            "seed": str(spec.seed),
+            **({"interval_epochs": str(spec.interval_epochs)} if spec.scheduler == "pbt" else {}),
             "family": recipe.family,
             "data.path": recipe.data.path,
             "data.digest": recipe.data.digest,
-            **{f"space.{path}": json.dumps(values) for path, values in asked.space.items()},
+            **{f"space.{path}": json.dumps(values) for path, values in spec.space.items()},
         }
     )
     status = "FAILED"
@@ -221,7 +221,7 @@ def parent_run(context: Context, asked: Asked, recipe: Recipe) -> Iterator[Mlflo
 
 def _refit(
     context: Context,
-    asked: Asked,
+    spec: SearchSpec,
     recipe: Recipe,
     best: Trial,
     *,
@@ -235,13 +235,13 @@ def _refit(
 
     again = recipe.with_overrides(best.settings)
     told: dict[str, Any] = {
-        "experiment": asked.experiment,
+        "experiment": spec.experiment,
         "verbose": verbose,
         "quiet": quiet,
-        "tags": {tag_names.SEARCH: asked.name, tag_names.TRIAL: best.id},
+        "tags": {tag_names.SEARCH: spec.name, tag_names.TRIAL: best.id},
     }
-    if asked.scheduler == "pbt":
-        return train.go_on(context, tune.run_of(asked, best), again, model=model, **told)
+    if spec.scheduler == "pbt":
+        return train.go_on(context, tune.run_of(spec, best), again, model=model, **told)
     return train.start(context, again, model=model, **told)
 
 
@@ -256,7 +256,7 @@ def _ask(
     interval: int | None,
     fixed: Collection[str],
     **more: Any,
-) -> Asked:
+) -> SearchSpec:
     """What is asked for, or a UsageError where it can't be searched."""
     from pipelines.search import population
     from pipelines.search import space as search_space
@@ -266,19 +266,19 @@ def _ask(
     card = train.check_data(recipe)
     found = search_space.space_of(recipe, space, fixed=fixed)
     epochs = recipe.train.epochs
-    length = interval or population.interval(epochs)
+    length = interval or population.default_interval_epochs(epochs)
     if scheduler == "pbt":
         population.check_size(trials, epochs, length)
         population.check_space(recipe, found, inputs.seen_of(recipe, card))
     name = _name(recipe)
-    return search_board.Asked(
+    return search_board.SearchSpec(
         folder=context.searches_dir / name,
         name=name,
         recipe=recipe.to_json(),
         space=search_space.to_plain(found),
         scheduler=scheduler,
         trials=len(search_space.grid(found)) if more["search"] == "grid" else trials,
-        grace_epochs=min(grace or search_space.grace(recipe), epochs),
+        grace_epochs=min(grace or search_space.default_grace_epochs(recipe), epochs),
         interval_epochs=length,
         **more,
     )

@@ -128,7 +128,7 @@ def test_the_whole_way(
     evaluate.evaluate(Context.from_environment(), version, recipe.data.path)
     ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
     assert ran.exit_code == 0, ran.output
-    champion = champions.current(services.open_registry(Context.from_environment()), name)
+    champion = champions.current_champion(services.open_registry(Context.from_environment()), name)
     assert champion is not None
     assert champion.number == 1
 

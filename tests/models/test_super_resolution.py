@@ -157,7 +157,7 @@ def test_a_users_file_of_any_size_is_enlarged_as_it_is(tmp_path, data):
     image = discs(61, 90, data.channels)
     save_image(image, tmp_path / "a.png")
     (found,) = predictor.predict([tmp_path / "a.png"])
-    assert {**found.answer, "path": ""} == {"path": "", "height": 122, "width": 180, "scale": 2}
+    assert {**found.output, "path": ""} == {"path": "", "height": 122, "width": 180, "scale": 2}
     assert torch.equal(found.prediction["low"], image)
     assert save_image(predictor.task.prediction_to_image(found.prediction), tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as written:

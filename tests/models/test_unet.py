@@ -316,7 +316,7 @@ def test_answers_are_in_the_images_own_size(fit, tmp_path):
     for one, size, image in zip(found, sizes, pixels):
         mask = one.prediction["mask"]
         assert tuple(mask.shape) == size
-        assert sum(one.answer["shares"].values()) == pytest.approx(1)
+        assert sum(one.output["shares"].values()) == pytest.approx(1)
         seen = fit == "crop" and (min(size[0], 24) * min(size[1], 24))
         assert int((mask != 255).sum()) == (seen or size[0] * size[1])
         if fit == "pad" or size == (24, 24):

@@ -45,7 +45,7 @@ def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def examine(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(job.examine(payload, world, Nothing())))
+    return json.loads(json.dumps(job.evaluate_models(payload, world, Nothing())))
 
 
 def _one(payload: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def accuracy(right: Sequence[bool]) -> bootstrap.Selector:
 
 def test_the_interval_of_a_share_is_the_binomials() -> None:
     right = [True] * 400 + [False] * 100
-    drawn = bootstrap.figures_of_draws(accuracy(right), 500, 2000)
+    drawn = bootstrap.resampled_metrics(accuracy(right), 500, 2000)
     low, high = bootstrap.bounds(drawn["accuracy"])
     spread = math.sqrt(0.8 * 0.2 / 500)
     assert low == pytest.approx(0.8 - 1.96 * spread, abs=0.004)
@@ -35,7 +35,7 @@ def test_the_interval_of_a_share_is_the_binomials() -> None:
 
 def test_the_interval_is_scipys() -> None:
     values = np.random.default_rng(0).exponential(size=200)
-    drawn = bootstrap.figures_of_draws(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
+    drawn = bootstrap.resampled_metrics(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
     ours = bootstrap.bounds(drawn["mean"])
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
@@ -50,16 +50,16 @@ def test_halves_without_repetition_are_as_wide() -> None:
     widths = []
     for twice in (True, False):
         low, high = bootstrap.bounds(
-            bootstrap.figures_of_draws(mean, 400, 2000, twice=twice)["mean"]
+            bootstrap.resampled_metrics(mean, 400, 2000, twice=twice)["mean"]
         )
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
-    for places in bootstrap.draw(11, 5, twice=False):
+    for places in bootstrap.resample_indices(11, 5, twice=False):
         assert len(set(places.tolist())) == len(places) == 5
 
 
 def test_the_draws_are_the_same_every_time() -> None:
-    first, second = (list(bootstrap.draw(50, 3)) for _ in range(2))
+    first, second = (list(bootstrap.resample_indices(50, 3)) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second))
     assert not (first[0] == first[1]).all()
 
@@ -70,7 +70,7 @@ def test_a_figure_that_some_draws_lack() -> None:
             raise TesseraError("nothing to compare")
         return {"a": 1.0, **({"b": 2.0} if 1 in places else {})}
 
-    drawn = bootstrap.figures_of_draws(sometimes, 4, 200)
+    drawn = bootstrap.resampled_metrics(sometimes, 4, 200)
     assert 0.4 < np.isfinite(drawn["b"]).mean() < np.isfinite(drawn["a"]).mean() < 1
     found = bootstrap.estimates({"a": 1.0, "never": 0.5}, drawn)
     assert (found["a"].low, found["a"].high) == (1.0, 1.0)
@@ -83,7 +83,7 @@ def test_two_that_answer_alike_differ_by_nothing() -> None:
     worse = right.copy()
     worse[:12] = False
     selectors = [accuracy(right.tolist()), accuracy(worse.tolist())]
-    drawn = [bootstrap.figures_of_draws(select, 200, 500) for select in selectors]
+    drawn = [bootstrap.resampled_metrics(select, 200, 500) for select in selectors]
     whole = [select(range(200)) for select in selectors]
     same = bootstrap.differences((whole[0], whole[0]), (drawn[0], drawn[0]))["accuracy"]
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)

@@ -77,11 +77,11 @@ def test_what_is_found_does_not_depend_on_the_ranks(
     found = [gloo_ranks.run(WORK, "examine", size, asked)[0] for size in (1, 2)]
     assert found[0]["models"] == found[1]["models"]
     assert found[0] == found[1]
-    good, poor = (results.assessment(one) for one in found[0]["models"])
+    good, poor = (results.read_result(one) for one in found[0]["models"])
     assert good.samples == poor.samples == cards.read(digits).split("test").samples
     accuracy = good.metrics["accuracy"]
     assert 0.6 < accuracy.low < accuracy.value < accuracy.high <= 1
-    compared = results.comparison(found[0]["comparisons"][0])
+    compared = results.read_comparison(found[0]["comparisons"][0])
     lead = compared.metrics["accuracy"]
     assert lead.value == pytest.approx(accuracy.value - poor.metrics["accuracy"].value)
     assert lead.low > 0.3
@@ -156,6 +156,6 @@ def test_an_image_that_is_its_own_truth_is_not_spoiled(digits: Path, tmp_path: P
 def test_plain_data_comes_back_as_it_was(digits: Path, two: list[dict[str, str]]) -> None:
     found = rank_work.examine(World(), payload(digits, two, robustness=10))
     for one in found["models"]:
-        assert json.loads(json.dumps(results.to_plain(results.assessment(one)))) == one
+        assert json.loads(json.dumps(results.to_plain(results.read_result(one)))) == one
     (compared,) = found["comparisons"]
-    assert json.loads(json.dumps(results.to_plain(results.comparison(compared)))) == compared
+    assert json.loads(json.dumps(results.to_plain(results.read_comparison(compared)))) == compared

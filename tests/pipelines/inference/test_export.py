@@ -186,11 +186,11 @@ def test_what_is_tolerable() -> None:
     images = np.zeros((2, 1, 1, 1), np.uint8)
     expected = np.array([[0.0, 10.0], [0.0, 10.0]], np.float32)
 
-    def found(*rows: list[float]) -> export.Comparison:
+    def found(*rows: list[float]) -> export.ExportCheck:
         given = np.array(rows, np.float32)
         return export.compare(lambda _: given, [(images, expected)], classes=True)
 
-    assert found([0, 10], [0, 10]) == export.Comparison(2, 0.0, True, 0)
+    assert found([0, 10], [0, 10]) == export.ExportCheck(2, 0.0, True, 0)
     assert found([0.00009, 10], [0, 10.009]).within
     assert not found([0.0002, 10], [0, 10]).within
     assert not found([0, 10], [0, 10.02]).within

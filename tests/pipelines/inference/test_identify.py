@@ -13,7 +13,7 @@ import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import BatchRng, DataSpec
 from pipelines import recipe as recipes
-from pipelines.inference.identify import Comparison, build_gallery
+from pipelines.inference.identify import PairSimilarity, build_gallery
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
 from pipelines.workflows.predict import Asked, give
@@ -129,7 +129,7 @@ def test_other_models_are_refused(gallery: Path) -> None:
     with pytest.raises(UsageError, match="does classification: its answers can't be compared"):
         build_gallery(classifier, gallery, None)
     with pytest.raises(UsageError, match="does classification"):
-        Comparison(classifier, None)
+        PairSimilarity(classifier, None)
 
 
 def test_predict_says_who_and_whether_the_same(

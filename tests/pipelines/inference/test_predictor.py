@@ -15,7 +15,7 @@ import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
-from pipelines.inference.predictor import Predictor, draw, expand, picture_name
+from pipelines.inference.predictor import Predictor, draw, expand, image_file_name
 
 SPEC = DataSpec(
     "classification", 3, 12, 16, ("cat", "dog", "owl"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.3)
@@ -46,7 +46,7 @@ def test_answers_are_the_networks(predictor, tmp_path):
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
     with torch.no_grad():
         expected = exportable(torch.from_numpy(images))
-    answers = [f.answer for f in predictor.predict(paths)]
+    answers = [f.output for f in predictor.predict(paths)]
     assert [a["path"] for a in answers] == [str(p) for p in paths]
     for answer, row in zip(answers, expected):
         assert json.loads(json.dumps(answer)) == answer
@@ -57,7 +57,7 @@ def test_answers_are_the_networks(predictor, tmp_path):
 
 def test_images_of_any_size_are_resized(predictor, tmp_path):
     (found,) = predictor.predict([write_image(tmp_path / "large.jpg", size=(300, 200))])
-    assert found.answer["class"] in SPEC.classes
+    assert found.output["class"] in SPEC.classes
 
 
 @pytest.mark.fault(20, 21, 25)
@@ -72,7 +72,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     bad = [damaged, text, empty, tmp_path / "absent.png", tmp_path / "pipe.png", Path("a\0b.png")]
     mixed = [good[0], *bad[:4], good[1], good[2], *bad[4:], good[3], good[4]]
-    answers = [f.answer for f in predictor.predict(mixed)]
+    answers = [f.output for f in predictor.predict(mixed)]
     assert [a["path"] for a in answers] == [str(p) for p in mixed]
     assert [("error" in a) for a in answers] == [path in bad for path in mixed]
     assert all(set(a) == {"path", "error"} and a["error"] for a in answers if "error" in a)
@@ -80,7 +80,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
     assert "folder without images" in reasons[str(empty)]
     assert "doesn't exist" in reasons[str(tmp_path / "absent.png")]
     assert "no regular file" in reasons[str(tmp_path / "pipe.png")]
-    alone = [next(iter(predictor.predict([path]))).answer for path in good]
+    alone = [next(iter(predictor.predict([path]))).output for path in good]
     for one, other in zip((a for a in answers if "error" not in a), alone, strict=True):
         assert one["path"] == other["path"]
         assert one["class"] == other["class"]
@@ -89,7 +89,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
 
 def test_only_bad_inputs(predictor, tmp_path):
     absent = [tmp_path / str(n) for n in range(5)]
-    assert all("error" in found.answer for found in predictor.predict(absent))
+    assert all("error" in found.output for found in predictor.predict(absent))
     assert list(predictor.predict([])) == []
 
 
@@ -158,7 +158,7 @@ def test_picture_names_stay_in_the_folder_and_apart():
     taken: set[str] = set()
     inputs = ["x/a.png", "y/a.jpg", "A.png", "../..", "/etc/passwd", "..", ".", "a\nb\0.png", "-rf",
               "a/b/" + "n" * 300 + ".png", "猫.png", "con.tar.png"]  # fmt: skip
-    names = [picture_name(Path(text), taken) for text in inputs]
+    names = [image_file_name(Path(text), taken) for text in inputs]
     assert names[:3] == ["a.png", "a-2.png", "A-3.png"]
     assert len({name.lower() for name in names}) == len(inputs)
     for name in names:

@@ -45,7 +45,7 @@ def versions(registry: Registry, run_id: str, folder: Path, name: str, count: in
 
 
 def number(registry: Registry, name: str) -> int | None:
-    held = champions.current(registry, name)
+    held = champions.current_champion(registry, name)
     return held.number if held else None
 
 
@@ -54,12 +54,14 @@ def test_one_after_the_other_and_back(
 ) -> None:
     registry = opened[0]()
     first, second, third = versions(registry, opened[1], tmp_path / "f", "m1", 3)
-    assert champions.look(registry, "m1") == champions.ChampionState(None, 0)
+    assert champions.read_state(registry, "m1") == champions.ChampionState(None, 0)
     for version in (first, second, third):
-        champions.move(registry, "m1", champions.look(registry, "m1"), version, kind="promotion")
+        champions.move(
+            registry, "m1", champions.read_state(registry, "m1"), version, kind="promotion"
+        )
         assert number(registry, "m1") == version.number
     assert champions.predecessor(registry, "m1", 3) == 2
-    champions.move(registry, "m1", champions.look(registry, "m1"), second, kind="rollback")
+    champions.move(registry, "m1", champions.read_state(registry, "m1"), second, kind="rollback")
     assert number(registry, "m1") == 2
     assert champions.predecessor(registry, "m1", 2) == 1, "a rollback is no promotion"
     assert champions.predecessor(registry, "m1", 1) is None
@@ -73,7 +75,7 @@ def test_what_was_compared_with_another_champion_is_told(
 ) -> None:
     registry = opened[0]()
     first, second = versions(registry, opened[1], tmp_path / "f", "m2", 2)
-    seat = champions.look(registry, "m2")
+    seat = champions.read_state(registry, "m2")
     champions.move(registry, "m2", seat, first, kind="promotion")
     with pytest.raises(ConcurrentPromotionError, match="it is version 1"):
         champions.move(registry, "m2", seat, second, kind="promotion")
@@ -85,12 +87,12 @@ def test_an_alias_that_was_moved_by_hand_is_seen(
 ) -> None:
     registry = opened[0]()
     first, second, third = versions(registry, opened[1], tmp_path / "f", "m3", 3)
-    champions.move(registry, "m3", champions.look(registry, "m3"), first, kind="promotion")
-    seat = champions.look(registry, "m3")
+    champions.move(registry, "m3", champions.read_state(registry, "m3"), first, kind="promotion")
+    seat = champions.read_state(registry, "m3")
     registry.alias("m3", "champion", 3)
     with pytest.raises(ConcurrentPromotionError, match="it is version 3"):
         champions.move(registry, "m3", seat, second, kind="promotion")
-    seat = champions.look(registry, "m3")
+    seat = champions.read_state(registry, "m3")
     assert seat.champion is not None
     assert seat.champion.number == third.number, "whoever moved it meant it"
     champions.move(registry, "m3", seat, second, kind="promotion")
@@ -108,8 +110,8 @@ def test_a_death_between_two_steps_leaves_a_champion(
     """Before the first write, and after each one."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, second = versions(registry, "run", tmp_path / "f", "m", 2)
-    champions.move(registry, "m", champions.look(registry, "m"), first, kind="promotion")
-    seat, written = champions.look(registry, "m"), 0
+    champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
+    seat, written = champions.read_state(registry, "m"), 0
 
     def dying(name: str) -> None:
         real = getattr(registry, name)
@@ -132,7 +134,7 @@ def test_a_death_between_two_steps_leaves_a_champion(
         assert dies_at < 3
     monkeypatch.undo()
     assert number(registry, "m") == (1 if dies_at < 2 else 2)
-    seat = champions.look(registry, "m")  # whoever comes next finishes it
+    seat = champions.read_state(registry, "m")  # whoever comes next finishes it
     assert seat.champion is not None
     assert seat.champion.number == (1 if dies_at == 0 else 2)
     assert all(decision.done for decision in registry.decisions("m"))
@@ -148,7 +150,7 @@ def test_a_death_without_the_record_is_finished_by_nobody(tmp_path: Path) -> Non
     first, second = versions(registry, "run", tmp_path / "f", "m", 2)
     registry.alias("m", "champion", first.number)
     registry.tag(second, {"tessera.verdict": "promoted"})
-    seat = champions.look(registry, "m")
+    seat = champions.read_state(registry, "m")
     assert seat.champion is not None
     assert seat.champion.number == first.number
 
@@ -156,10 +158,10 @@ def test_a_death_without_the_record_is_finished_by_nobody(tmp_path: Path) -> Non
 def test_a_decision_whose_version_was_deleted_stops_nobody(tmp_path: Path) -> None:
     registry = MemoryRegistry(tmp_path / "memory")
     first, second, third = versions(registry, "run", tmp_path / "f", "m", 3)
-    champions.move(registry, "m", champions.look(registry, "m"), first, kind="promotion")
+    champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
     registry.decide("m", Decision(0, 1, 2, 1, "promotion", "token"))
     registry.delete(second)
-    seat = champions.look(registry, "m")
+    seat = champions.read_state(registry, "m")
     assert seat == champions.ChampionState(registry.version("m", 1), 2)
     champions.move(registry, "m", seat, third, kind="promotion")
     assert number(registry, "m") == 3
@@ -169,9 +171,9 @@ def test_who_comes_late_doesnt_undo_what_was_decided_since(tmp_path: Path) -> No
     """Its maker sleeps after its decision, others finish it and decide on: then it wakes."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, _, third = versions(registry, "run", tmp_path / "f", "m", 3)
-    champions.move(registry, "m", champions.look(registry, "m"), first, kind="promotion")
+    champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
     registry.decide("m", Decision(0, 1, 2, 1, "promotion", "sleeper"))
-    champions.move(registry, "m", champions.look(registry, "m"), third, kind="promotion")
+    champions.move(registry, "m", champions.read_state(registry, "m"), third, kind="promotion")
     sleeper = next(d for d in registry.decisions("m") if d.token == "sleeper")
     champions._finish(registry, "m", sleeper)
     assert number(registry, "m") == 3
@@ -179,7 +181,7 @@ def test_who_comes_late_doesnt_undo_what_was_decided_since(tmp_path: Path) -> No
 
 def race(registries: list[Registry], name: str, rivals: list[Version], round_: int) -> None:
     """Two promotions at once: one wins, the other is told, nothing else happens."""
-    seat = champions.look(registries[0], name)
+    seat = champions.read_state(registries[0], name)
     gate, told = threading.Barrier(2), []
 
     def run(registry: Registry, version: Version) -> None:
@@ -265,7 +267,7 @@ def test_a_wire_that_breaks_all_the_time_is_waited_for(
         cutter.start()
         try:
             for version in rivals * 2:
-                seat = champions.look(registry, "wired")
+                seat = champions.read_state(registry, "wired")
                 champions.move(registry, "wired", seat, version, kind="promotion")
                 assert number(sound, "wired") == version.number
         finally:

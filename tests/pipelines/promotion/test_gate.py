@@ -16,16 +16,16 @@ import yaml
 from models.core.errors import TesseraError, UsageError
 from pipelines import tag_names
 from pipelines.evaluation.bootstrap import Difference, Estimate, McNemar
-from pipelines.evaluation.results import Assessment, Comparison, Robustness
+from pipelines.evaluation.results import Comparison, EvaluationResult, Robustness
 from pipelines.interfaces import Version
 from pipelines.promotion import champions, gate, policy
 from pipelines.promotion.champions import ConcurrentPromotionError
-from pipelines.promotion.gate import CandidateInfo, Evaluation, Leak, Verdict
+from pipelines.promotion.gate import CandidateInfo, Evaluation, NearDuplicates, Verdict
 from pipelines.promotion.policy import Policy
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.training import checkpoints
 
-CLEAN = Leak(0, 100)
+CLEAN = NearDuplicates(0, 100)
 
 
 def standing(number: int, accuracy: float = 0.9) -> CandidateInfo:
@@ -39,9 +39,9 @@ def change(given: CandidateInfo, **fields: Any) -> CandidateInfo:
     return replace(given, evaluation=replace(given.evaluation, **fields))
 
 
-def found(accuracy: float = 0.9, **more: Any) -> Assessment:
+def found(accuracy: float = 0.9, **more: Any) -> EvaluationResult:
     metrics = {"accuracy": accuracy, **more.pop("metrics", {})}
-    return Assessment(
+    return EvaluationResult(
         model="m",
         digest="d",
         family="cnn",
@@ -68,10 +68,10 @@ def compared(
 
 
 def decide(
-    candidate: Assessment,
-    held: Assessment | None = None,
+    candidate: EvaluationResult,
+    held: EvaluationResult | None = None,
     lead: Comparison | None = None,
-    leak: Leak | None = CLEAN,
+    leak: NearDuplicates | None = CLEAN,
     **rules: Any,
 ) -> Verdict:
     champion = 1 if held else None
@@ -178,13 +178,13 @@ def test_a_class_that_the_candidate_never_answers_is_lost_whole() -> None:
 @pytest.mark.parametrize(
     ("leak", "limit", "passed"),
     [
-        (Leak(1, 100), 0.01, True),
-        (Leak(2, 100), 0.01, False),
-        (Leak(100, 100), None, True),
-        (Leak(0, 100, "its training data is gone"), 0.01, False),
+        (NearDuplicates(1, 100), 0.01, True),
+        (NearDuplicates(2, 100), 0.01, False),
+        (NearDuplicates(100, 100), None, True),
+        (NearDuplicates(0, 100, "its training data is gone"), 0.01, False),
     ],
 )
-def test_leakage(leak: Leak, limit: float | None, passed: bool) -> None:
+def test_leakage(leak: NearDuplicates, limit: float | None, passed: bool) -> None:
     verdict = decide(found(), leak=leak, leakage=limit)
     assert failed(verdict) == ([] if passed else ["leakage"])
 
@@ -195,7 +195,7 @@ def test_figures_that_are_not_finite_are_refused(value: float) -> None:
 
 
 def test_every_rule_that_fails_is_told() -> None:
-    verdict = decide(found(0.5), leak=Leak(9, 10), floors={"accuracy": 0.9, "f1": 0.9})
+    verdict = decide(found(0.5), leak=NearDuplicates(9, 10), floors={"accuracy": 0.9, "f1": 0.9})
     assert failed(verdict) == ["floor of accuracy", "floor of f1", "leakage"]
     assert len(verdict.reasons) == 3
 
@@ -264,11 +264,11 @@ def yes(version: Version) -> Verdict:
 
 
 def promote(registry: MemoryRegistry, version: Version) -> None:
-    gate.apply(registry, version, champions.look(registry, "m"), yes(version), "run")
+    gate.apply(registry, version, champions.read_state(registry, "m"), yes(version), "run")
 
 
 def champion(registry: MemoryRegistry) -> int | None:
-    version = champions.current(registry, "m")
+    version = champions.current_champion(registry, "m")
     return version.number if version else None
 
 
@@ -317,7 +317,7 @@ def test_no_leaves_the_champion(registry: MemoryRegistry, tmp_path: Path) -> Non
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)
     no = Verdict(False, ("worse",), second.number, 1)
-    gate.apply(registry, second, champions.look(registry, "m"), no, "run")
+    gate.apply(registry, second, champions.read_state(registry, "m"), no, "run")
     assert champion(registry) == 1
     said = json.loads(registry.version("m", 2).tags[tag_names.VERDICT])
     assert (said["passed"], said["reasons"]) == (False, ["worse"])
@@ -362,7 +362,7 @@ def test_a_crash_between_steps_leaves_a_champion(
         assert champion(registry) == (1 if crash_at <= 2 else 2)
     assert crashed is (crash_at < 4)
     monkeypatch.undo()
-    seat = champions.look(registry, "m")
+    seat = champions.read_state(registry, "m")
     if seat.champion and seat.champion.number == 1:
         promote(registry, second)  # again
     assert champion(registry) == 2
@@ -372,7 +372,7 @@ def test_a_crash_between_steps_leaves_a_champion(
 def test_of_two_promotions_at_once_one_is_told(registry: MemoryRegistry, tmp_path: Path) -> None:
     made = [register(registry, tmp_path) for _ in range(3)]
     promote(registry, made[0])
-    seat = champions.look(registry, "m")
+    seat = champions.read_state(registry, "m")
     promote(registry, made[2])
     with pytest.raises(ConcurrentPromotionError, match="changed meanwhile: it is version 3"):
         gate.apply(registry, made[1], seat, yes(made[1]), "run")
@@ -436,7 +436,7 @@ def test_the_policy_of_the_documents_is_one() -> None:
     assert "0.1 for detection and segmentation" in page
 
 
-def values(assessment: Assessment) -> Mapping[str, float]:
+def values(assessment: EvaluationResult) -> Mapping[str, float]:
     return assessment.values()
 
 

@@ -130,7 +130,7 @@ def test_what_can_change_is_taken() -> None:
 
 
 def test_a_population_that_could_learn_nothing_is_refused() -> None:
-    population.check_size(2, 10, population.interval(10))
+    population.check_size(2, 10, population.default_interval_epochs(10))
     with pytest.raises(UsageError, match="nobody to learn from"):
         population.check_size(1, 10, 1)
     with pytest.raises(UsageError, match="only one generation"):

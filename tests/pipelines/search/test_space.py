@@ -128,17 +128,17 @@ def test_a_grid_is_every_combination() -> None:
 def test_as_many_trials_run_as_fit(
     cpus: int, gpus: int, workers: int, each: tuple[int, int], trials: int, at_once: int
 ) -> None:
-    room = search_space.room(
+    capacity = search_space.trial_capacity(
         cpus=cpus, gpus=gpus, workers=workers, cpus_each=each[0], gpus_each=each[1], trials=trials
     )
-    assert room.at_once == at_once
+    assert capacity.at_once == at_once
 
 
 def test_a_trial_that_can_never_be_placed_is_refused_with_the_numbers() -> None:
     with pytest.raises(TesseraError, match=r"takes 4 CPUs \(4 workers\).*cluster has 2"):
-        search_space.room(cpus=2, gpus=0, workers=4, cpus_each=1, gpus_each=0, trials=1)
+        search_space.trial_capacity(cpus=2, gpus=0, workers=4, cpus_each=1, gpus_each=0, trials=1)
     with pytest.raises(TesseraError, match=r"takes 2 GPUs \(2 workers\).*cluster has 1"):
-        search_space.room(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
+        search_space.trial_capacity(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
 
 
 def trial(number: int, values: list[float], metric: Metric = UP, **about: Any) -> Trial:
@@ -174,9 +174,9 @@ def test_the_standing_is_kept(tmp_path: Path) -> None:
 
 def test_grace_covers_the_warm_up() -> None:
     recipe = recipes.start("cnn").with_overrides({"train.epochs": 10, "schedule.warmup": 0.2})
-    assert search_space.grace(recipe) == 2
-    assert search_space.grace(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
-    assert search_space.grace(recipe.with_overrides({"train.epochs": 1})) == 1
+    assert search_space.default_grace_epochs(recipe) == 2
+    assert search_space.default_grace_epochs(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
+    assert search_space.default_grace_epochs(recipe.with_overrides({"train.epochs": 1})) == 1
 
 
 def test_unknown_ways_to_search_are_refused() -> None:
@@ -204,7 +204,7 @@ def test_a_population_of_what_can_not_change_leaves_nothing_behind(
 
 def test_never_two_drivers_on_one_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
-    asked = search_board.Asked(
+    asked = search_board.SearchSpec(
         folder=tmp_path / "home" / "searches" / "one",
         name="one",
         recipe=recipes.start("cnn").to_json(),

@@ -69,7 +69,7 @@ def test_the_whole_way(
     verdict = call("promote", "digits-generation", "--version", 2)
     assert verdict.status == 1
     assert "another classifier judged it" in verdict.out
-    champion = champions.current(registry, "digits-generation")
+    champion = champions.current_champion(registry, "digits-generation")
     assert champion is not None
     assert champion.number == 1
 
