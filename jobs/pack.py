@@ -134,8 +134,8 @@ def command(
             allow_rejected=allow_rejected,
             near=near,
             unseen=unseen,
-            spread=cluster.spread if cluster.wanted else None,
-            spread_from=SMALL_ITEMS if workers is None else 0,
+            map_tasks=cluster.map_tasks if cluster.wanted else None,
+            map_tasks_from=SMALL_ITEMS if workers is None else 0,
             progress=progress.show,
             say=progress.say,
         )
@@ -203,7 +203,7 @@ class _Cluster:
             return self._workers > 0
         return bool(self._context.ray_address) or (os.cpu_count() or 1) > 1
 
-    def spread(
+    def map_tasks(
         self, work: Any, shared: Any, parts: Iterable[Any]
     ) -> Generator[tuple[int, Any], None, None]:
         from pipelines.cluster import connection, tasks

@@ -23,6 +23,7 @@ from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.images import encode_png, open_image
 from pipelines.data.safe_parsers import is_number, read_json
+from pipelines.data.sample_error import SampleError
 
 IGNORED = 255
 """The value of a mask's pixels that have no class and are not counted."""
@@ -30,22 +31,6 @@ MAX_JSON_BYTES = 64 << 20
 ROUNDING = 0.5
 """How far, in pixels, a box may stick out of its image to be cut off at the edge: rounded
 coordinates do. One that sticks out further is refused."""
-
-
-class BadAnnotation(TesseraError):
-    """What is said of an image can't be right. `reason` is what all of its kind are counted under,
-    such as "box without area"; the message names image and object."""
-
-    def __init__(self, reason: str, message: str, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (self.reason, self.message, self.hint))
-
-
-def _rebuild(reason: str, message: str, hint: str) -> BadAnnotation:
-    return BadAnnotation(reason, message, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ def check(annotation: Annotation, *, height: int, width: int, classes: int, wher
     _check_boxes(annotation.boxes, height, width, where)
     for number, text in enumerate(annotation.masks or ()):
         if not rle.area(_read_mask(text, height, width, f"{where}: object {number}")):
-            raise BadAnnotation(
+            raise SampleError(
                 "mask without pixels", f"{where}: the mask of object {number} has no pixel"
             )
 
@@ -96,7 +81,7 @@ def check(annotation: Annotation, *, height: int, width: int, classes: int, wher
 def check_masked(annotation: Annotation, where: str) -> None:
     """Raises BadAnnotation where objects whose pixels are asked for have only boxes."""
     if isinstance(annotation, Objects) and annotation.masks is None and len(annotation.boxes):
-        raise BadAnnotation(
+        raise SampleError(
             "missing mask",
             f"{where}: its objects have boxes and no masks",
             hint="pack it as a set of detection, or give every object a mask",
@@ -110,19 +95,19 @@ def _check_pixels(
     values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
     strange = values[(values >= classes) & (values != IGNORED)]
     if len(strange):
-        raise BadAnnotation(
+        raise SampleError(
             "unknown class",
             f"{where}: its mask has the value {strange[0]}, and there are {classes} classes",
             hint=f"0 to {classes - 1} and {IGNORED} (ignored) are allowed",
         )
     if values.tolist() == [IGNORED]:
-        raise BadAnnotation("mask without pixels", f"{where}: no pixel of its mask has a class")
+        raise SampleError("mask without pixels", f"{where}: no pixel of its mask has a class")
 
 
 def check_mask_size(shape: tuple[int, ...], size: tuple[int, int], where: str) -> None:
     """Raises BadAnnotation where a mask's shape is not its image's (height, width)."""
     if shape != size:
-        raise BadAnnotation(
+        raise SampleError(
             "mask of another size",
             f"{where}: the mask is {' by '.join(map(str, shape))} (rows by columns), the image is "
             f"{size[0]} by {size[1]}",
@@ -136,15 +121,15 @@ def _check_counts(objects: Objects, where: str) -> None:
         counts["masks"] = len(masks)
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise BadAnnotation("counts differ", f"{where} has {listed}")
+        raise SampleError("counts differ", f"{where} has {listed}")
     if boxes.shape != (len(boxes), 4):
-        raise BadAnnotation("no box", f"{where}: boxes of the shape {boxes.shape} are none")
+        raise SampleError("no box", f"{where}: boxes of the shape {boxes.shape} are none")
 
 
 def _check_labels(labels: np.ndarray[Any, Any], classes: int, where: str) -> None:
     strange = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(strange):
-        raise BadAnnotation(
+        raise SampleError(
             "unknown class",
             f"{where}: object {strange[0]} has the class {labels[strange[0]]}, and there are "
             f"{classes} classes",
@@ -166,13 +151,13 @@ def _check_boxes(boxes: np.ndarray[Any, Any], height: int, width: int, where: st
         if found.any():
             at = int(np.flatnonzero(found)[0])
             numbers = ", ".join(f"{value:g}" for value in boxes[at].tolist())
-            raise BadAnnotation(
+            raise SampleError(
                 reason,
                 f"{where}, {width} wide and {height} high: {reason}: object {at}, ({numbers})",
                 hint="a box is left, top, right, bottom in pixels",
             )
     if len(boxes) and boxes.max() <= 1 < min(height, width):
-        raise BadAnnotation(
+        raise SampleError(
             "box normalised",
             f"{where}: all box coordinates lie within 0 and 1, as shares of the image do",
             hint="a box is left, top, right, bottom in pixels: multiply by width and height",
@@ -253,8 +238,8 @@ def _texts(given: Any, where: str) -> tuple[bytes, ...]:
     return tuple(text.encode("ascii") for text in given)
 
 
-def _unreadable(where: str, why: str) -> BadAnnotation:
-    return BadAnnotation("unreadable annotation", f"{where} has an unreadable annotation: {why}")
+def _unreadable(where: str, why: str) -> SampleError:
+    return SampleError("unreadable annotation", f"{where} has an unreadable annotation: {why}")
 
 
 def decode_mask(data: bytes, *, height: int, width: int, classes: int, where: str) -> Mask:
@@ -331,7 +316,7 @@ def _read_mask(text: bytes, height: int, width: int, where: str) -> rle.Counts:
     try:
         return rle.parse(text, height, width)
     except ValueError as error:
-        raise BadAnnotation(
+        raise SampleError(
             "mask of another size" if "add up" in str(error) else "unreadable mask",
             f"{where}: its mask can't be read: {error}",
         ) from None

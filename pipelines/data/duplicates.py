@@ -142,7 +142,7 @@ def _same(left: Array, right: Array) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-class _Side:
+class _Nearest:
     """One split while its near images are sought: for each image its nearest of the other split."""
 
     def __init__(self, prints: Array) -> None:
@@ -156,7 +156,7 @@ class _Side:
         bits = bits[first]
         flat = bits[:, 0] >> 7 == 1
         bits[:, 0] &= 0x7F
-        self.rich, self.flat = _Looks(bits[~flat], first[~flat]), _Looks(bits[flat], first[flat])
+        self.rich, self.flat = _Hashes(bits[~flat], first[~flat]), _Hashes(bits[flat], first[flat])
 
     def take(self, numbers: Array, others: Array, distance: Array) -> None:
         np.minimum.at(self.nearest, numbers, distance << _SHIFT | others)
@@ -167,7 +167,7 @@ class _Side:
         return np.asarray(self.hits[numbers] >= ENOUGH)
 
 
-class _Looks:
+class _Hashes:
     """Bits of images without their flag, and the numbers of these images in their split."""
 
     def __init__(self, bits: Array, numbers: Array) -> None:
@@ -175,26 +175,26 @@ class _Looks:
         self.bands = np.ascontiguousarray(bits).view(np.uint16)
         self.words = np.ascontiguousarray(bits).view(np.uint64)
 
-    def mirrored(self) -> _Looks:
-        return _Looks(self.words.view(np.uint8) ^ _mirror(), self.numbers)
+    def mirrored(self) -> _Hashes:
+        return _Hashes(self.words.view(np.uint8) ^ _mirror(), self.numbers)
 
 
-class _Table:
+class _BandTable:
     """Some of the images, sorted by one band of their bits."""
 
-    def __init__(self, looks: _Looks, band: int, chosen: Array) -> None:
+    def __init__(self, hashes: _Hashes, band: int, chosen: Array) -> None:
         chosen = np.flatnonzero(chosen)
-        chosen = chosen[np.argsort(looks.bands[chosen, band], kind="stable")]
-        self.numbers = looks.numbers[chosen]
-        self.keys = looks.bands[chosen, band]
-        self.words = looks.words[chosen].T.copy()
+        chosen = chosen[np.argsort(hashes.bands[chosen, band], kind="stable")]
+        self.numbers = hashes.numbers[chosen]
+        self.keys = hashes.bands[chosen, band]
+        self.words = hashes.words[chosen].T.copy()
         self.starts = np.zeros(65537, np.int64)
         np.cumsum(np.bincount(self.keys, minlength=65536), out=self.starts[1:])
 
 
 def _near(left: Array, right: Array) -> list[tuple[int, int, int]]:
     """(number in left, number in right, distance): for each image its nearest near one."""
-    a, b = _Side(left), _Side(right)
+    a, b = _Nearest(left), _Nearest(right)
     _search(a, a.rich, b, b.rich, LIMIT)
     for of_a, of_b in ((a.flat, b.flat), (a.flat, b.rich), (a.rich, b.flat)):
         _search(a, of_a, b, of_b, FLAT_LIMIT)
@@ -207,7 +207,7 @@ def _near(left: Array, right: Array) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-def _search(a: _Side, of_a: _Looks, b: _Side, of_b: _Looks, limit: int) -> None:
+def _search(a: _Nearest, of_a: _Hashes, b: _Nearest, of_b: _Hashes, limit: int) -> None:
     """Tells both sides of the pairs within `limit` bits, also mirrored.
 
     Of 16 bands, one differs in at most `limit // 16` bits, which are 0 or 1: so those that share a
@@ -218,18 +218,18 @@ def _search(a: _Side, of_a: _Looks, b: _Side, of_b: _Looks, limit: int) -> None:
     if not len(of_a.numbers):
         return
     flips = [0] if limit < 16 else [0, *(1 << bit for bit in range(16))]
-    looks = (of_a, of_a.mirrored())
+    hashes = (of_a, of_a.mirrored())
     for band in range(16):
-        whole = _Table(of_b, band, np.ones(len(of_b.numbers), bool))
-        for look in looks:
-            busy = a.settled(look.numbers)
-            searches = [(_Table(look, band, ~busy), whole)]
+        whole = _BandTable(of_b, band, np.ones(len(of_b.numbers), bool))
+        for hashed in hashes:
+            busy = a.settled(hashed.numbers)
+            searches = [(_BandTable(hashed, band, ~busy), whole)]
             if busy.any():
-                rest = _Table(of_b, band, ~b.settled(of_b.numbers))
-                searches.append((_Table(look, band, busy), rest))
-            for asked, table in searches:
+                rest = _BandTable(of_b, band, ~b.settled(of_b.numbers))
+                searches.append((_BandTable(hashed, band, busy), rest))
+            for queries, table in searches:
                 for flip in flips:
-                    for i, j, distance in _compare(asked, table, flip, limit):
+                    for i, j, distance in _compare(queries, table, flip, limit):
                         other = a.digests[i] != b.digests[j]
                         i, j, distance = i[other], j[other], distance[other].astype(np.int64)
                         a.take(i, j, distance)
@@ -237,11 +237,11 @@ def _search(a: _Side, of_a: _Looks, b: _Side, of_b: _Looks, limit: int) -> None:
 
 
 def _compare(
-    asked: _Table, table: _Table, flip: int, limit: int
+    queries: _BandTable, table: _BandTable, flip: int, limit: int
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Numbers and distances of the near ones among those whose band is the same but for `flip`, a
     part at a time."""
-    keys = (asked.keys ^ flip).astype(np.int64)
+    keys = (queries.keys ^ flip).astype(np.int64)
     starts = table.starts[keys]
     counts = table.starts[keys + 1] - starts
     ends = np.cumsum(counts)
@@ -255,9 +255,9 @@ def _compare(
         r += done
         distance = np.zeros(len(q), np.uint8)
         for word in range(4):
-            distance = distance + np.bitwise_count(asked.words[word, q] ^ table.words[word, r])
+            distance = distance + np.bitwise_count(queries.words[word, q] ^ table.words[word, r])
             kept = distance <= limit
             q, r, distance = q[kept], r[kept], distance[kept]
         if len(q):
-            yield asked.numbers[q], table.numbers[r], distance
+            yield queries.numbers[q], table.numbers[r], distance
         first = last

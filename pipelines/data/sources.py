@@ -26,18 +26,6 @@ TABLES = (".csv", ".tsv")
 MAX_FILE_BYTES = 256 << 20
 
 
-class Rejected(TesseraError):
-    """A sample that can't be packed. `reason` is what all of its kind are counted under, such as
-    "unreadable image"; the message has the details."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[Rejected], tuple[str, str]]:
-        return (Rejected, (self.reason, self.message))
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
     """One image of a source, not yet read.
@@ -69,7 +57,7 @@ class Source:
 
     load      gives an item's image file as bytes, or raises TesseraError
     annotate  gives what is said of the image, for tasks other than classification and `images`;
-              raises TesseraError, best a `Rejected`. It need not check what `annotations.check` does
+              raises TesseraError, best a `SampleError`. It need not check what `annotations.check` does
     files     the files that an item is made of: a pack that goes on looks whether they are the same
     notes     lines for the user
     """

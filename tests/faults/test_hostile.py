@@ -96,8 +96,8 @@ def forge(folder: Path, place: tuple[str | int, ...], value: Any) -> None:
     """Changes the card and gives it the digest that is right then."""
     tree: Any = json.loads((folder / "card.json").read_text())
     at = tree
-    for part in place[:-1]:
-        at = at[part]
+    for shard_plan in place[:-1]:
+        at = at[shard_plan]
     at[place[-1]] = value
     with suppress(ValueError):  # what is no card needs none
         tree["digest"] = Card.model_validate(tree).content_digest()

@@ -16,12 +16,13 @@ import sample_sources as made
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data.annotations import BadAnnotation, Objects
+from pipelines.data.annotations import Objects
 from pipelines.data.card import Card
 from pipelines.data.images import encode_png
 from pipelines.data.inspection import verify
 from pipelines.data.packing import pack as packing_pack
-from pipelines.data.packing.shard import Shared, prepare
+from pipelines.data.packing.shard import PackSpec, prepare
+from pipelines.data.sample_error import SampleError
 from pipelines.data.shards import ShardReader
 from pipelines.data.sources import Item, Source
 
@@ -241,12 +242,12 @@ def test_objects_without_masks_are_no_instances(tmp_path: Path) -> None:
     picture = made.png(made.noise(0))
     for task in ("detection", "instance_segmentation"):
         source = Source("x", task, ("a",), (), lambda item: picture, lambda item: boxes)
-        shared = Shared(source, str(tmp_path), None, "plan")
+        spec = PackSpec(source, str(tmp_path), None, "plan")
         if task == "detection":
-            prepare(shared, Item("k", "k.png"))
+            prepare(spec, Item("k", "k.png"))
             continue
-        with pytest.raises(BadAnnotation, match=r"k\.png: its objects have boxes and no masks"):
-            prepare(shared, Item("k", "k.png"))
+        with pytest.raises(SampleError, match=r"k\.png: its objects have boxes and no masks"):
+            prepare(spec, Item("k", "k.png"))
 
 
 @pytest.mark.fault(24, 27)

@@ -116,7 +116,7 @@ def test_a_pack_on_the_cluster_has_the_bytes_of_one_here_though_workers_are_kill
     source = make_pets(1500)
     here = pack(str(source), tmp_path / "here", shard_samples=200)
 
-    def spread(*arguments: Any) -> Any:
+    def map_tasks(*arguments: Any) -> Any:
         return tasks.map_tasks(*arguments, workers=2)
 
     killer = Killer(3)
@@ -127,7 +127,7 @@ def test_a_pack_on_the_cluster_has_the_bytes_of_one_here_though_workers_are_kill
             str(source),
             tmp_path / "there",
             shard_samples=200,
-            spread=spread,
+            map_tasks=map_tasks,
             progress=lambda *at: seen.append(at),
         )
     finally:
@@ -149,14 +149,14 @@ def test_a_stopped_pack_on_the_cluster_goes_on_here(
     source = make_pets(400)
     here = pack(str(source), tmp_path / "here", shard_samples=40)
 
-    def spread(*arguments: Any) -> Any:
+    def map_tasks(*arguments: Any) -> Any:
         return tasks.map_tasks(*arguments, workers=2)
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(str(source), tmp_path / "there", shard_samples=40, spread=spread, progress=stop)
+        pack(str(source), tmp_path / "there", shard_samples=40, map_tasks=map_tasks, progress=stop)
     said: list[str] = []
     assert pack(str(source), tmp_path / "there", shard_samples=40, say=said.append) == here
     assert any(line.startswith("goes on: ") for line in said)

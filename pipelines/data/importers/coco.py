@@ -24,7 +24,7 @@ import numpy as np
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import rle
-from pipelines.data.annotations import BadAnnotation, Objects, clip
+from pipelines.data.annotations import Objects, clip
 from pipelines.data.card import Split
 from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import read_mask
@@ -42,6 +42,7 @@ from pipelines.data.importers.support.reading import (
     split_of,
 )
 from pipelines.data.safe_parsers import is_number, read_json
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source, find_folders, read_file
 
 NAME = "coco"
@@ -262,14 +263,14 @@ def _annotate(
 def _label(annotation: Mapping[str, Any], numbers: Mapping[int, int], where: str) -> int:
     number = annotation.get("category_id")
     if type(number) is not int or number not in numbers:
-        raise BadAnnotation("unknown class", f"{where}: there is no category {str(number)[:50]!r}")
+        raise SampleError("unknown class", f"{where}: there is no category {str(number)[:50]!r}")
     return numbers[number]
 
 
 def _crowd(annotation: Mapping[str, Any], where: str) -> bool:
     value = annotation.get("iscrowd", 0)
     if value not in (0, 1):
-        raise BadAnnotation("unreadable annotation", f"{where}: iscrowd is neither 0 nor 1")
+        raise SampleError("unreadable annotation", f"{where}: iscrowd is neither 0 nor 1")
     return bool(value)
 
 
@@ -278,7 +279,7 @@ def _box(given: Any, mask: rle.Counts | None, height: int, where: str) -> list[f
     if given is None and mask is not None and rle.area(mask):
         return [float(value) for value in rle.box(mask, height)]
     if not isinstance(given, list) or len(given) != 4 or not all(map(is_number, given)):
-        raise BadAnnotation(
+        raise SampleError(
             "unreadable annotation", f"{where}: its bbox is not left, top, width and height"
         )
     left, top, width, height = given

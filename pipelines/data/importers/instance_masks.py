@@ -17,7 +17,7 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import rle
-from pipelines.data.annotations import BadAnnotation, Objects, check_mask_size
+from pipelines.data.annotations import Objects, check_mask_size
 from pipelines.data.card import Split
 from pipelines.data.images import make_key, open_image
 from pipelines.data.importers import coco
@@ -29,6 +29,7 @@ from pipelines.data.importers.support.reading import (
     read_inside,
     split_of,
 )
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source, find_folders, find_images
 
 NAME = "instance_masks"
@@ -103,7 +104,7 @@ def _annotate(folder: Path, masks: list[tuple[str, ...]], item: Item) -> Objects
         check_mask_size(pixels.shape, size, path)
         counts = rle.of_mask(pixels)
         if not rle.area(counts):
-            raise BadAnnotation("mask without pixels", f"{path} has no pixel other than 0")
+            raise SampleError("mask without pixels", f"{path} has no pixel other than 0")
         boxes.append(rle.box(counts, len(pixels)))
         texts.append(rle.write(counts))
     return Objects(

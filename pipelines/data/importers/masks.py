@@ -25,9 +25,9 @@ from pipelines.data.annotations import Mask, check_mask_size
 from pipelines.data.card import Split
 from pipelines.data.images import make_key
 from pipelines.data.importers.support.mask_files import (
-    Meaning,
-    Raw,
-    find_meaning,
+    MaskClasses,
+    MaskPixels,
+    infer_classes,
     parse_colours,
     read_mask,
 )
@@ -89,19 +89,19 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             items.append(Item(key, origin, None, told or split, len(paths), problem))
             paths.append((masks / mask).relative_to(folder).as_posix() if mask else "")
     if "colours" in options:
-        meaning = parse_colours(options["colours"])
+        mask_classes = parse_colours(options["colours"])
     else:
         names = [name.strip() for name in options.get("classes", "").split(",") if name.strip()]
-        meaning = find_meaning(_raw(folder, paths), names)
+        mask_classes = infer_classes(_read_masks(folder, paths), names)
     return Source(
         name=folder.resolve().name,
         task="semantic_segmentation",
-        classes=meaning.classes,
+        classes=mask_classes.classes,
         items=items,
         load=partial(load, folder),
-        annotate=partial(_annotate, folder, paths, meaning),
+        annotate=partial(_annotate, folder, paths, mask_classes),
         files=partial(_files, folder, paths),
-        notes=(meaning.note,),
+        notes=(mask_classes.note,),
     )
 
 
@@ -154,7 +154,7 @@ def _pair(images: Path, masks: Path) -> tuple[list[tuple[str, str]], list[str]]:
     return pairs, alone
 
 
-def _raw(folder: Path, paths: Sequence[str]) -> Iterator[tuple[str, Raw]]:
+def _read_masks(folder: Path, paths: Sequence[str]) -> Iterator[tuple[str, MaskPixels]]:
     """Masks that can be read; the others are found when they are asked for."""
     for path in filter(None, paths):
         try:
@@ -163,12 +163,12 @@ def _raw(folder: Path, paths: Sequence[str]) -> Iterator[tuple[str, Raw]]:
             continue
 
 
-def _annotate(folder: Path, paths: Sequence[str], meaning: Meaning, item: Item) -> Mask:
+def _annotate(folder: Path, paths: Sequence[str], mask_classes: MaskClasses, item: Item) -> Mask:
     path = paths[item.row]
     raw = read_mask(read_inside(folder, path), path)
     size = image_size(read_inside(folder, item.origin), item.origin)
     check_mask_size(raw.pixels.shape[:2], size, path)
-    return Mask(meaning.apply(raw, path))
+    return Mask(mask_classes.apply(raw, path))
 
 
 def _files(folder: Path, paths: Sequence[str], item: Item) -> tuple[Path, ...]:

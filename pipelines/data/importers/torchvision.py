@@ -22,11 +22,12 @@ import numpy as np
 from PIL import Image
 
 from models.core.errors import TesseraError, unknown
-from pipelines.data.annotations import IGNORED, BadAnnotation, Mask
+from pipelines.data.annotations import IGNORED, Mask
 from pipelines.data.card import Split
 from pipelines.data.images import encode_png
 from pipelines.data.importers.support.reading import SPLIT_ORDER, read_inside
 from pipelines.data.importers.support.unpickle_guard import guarded
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source
 
 NAME = "torchvision"
@@ -219,5 +220,5 @@ def _annotate(
 ) -> Mask:
     _, target = _get(name, _make(name, root, arguments[item.split]), item.row)
     if not isinstance(target, Image.Image) or target.mode not in ("L", "P"):
-        raise BadAnnotation("unreadable mask", f"{item.origin} has a mask that is not 8 bits deep")
+        raise SampleError("unreadable mask", f"{item.origin} has a mask that is not 8 bits deep")
     return Mask(np.array(target))

@@ -24,7 +24,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import BadAnnotation, Objects, clip
+from pipelines.data.annotations import Objects, clip
 from pipelines.data.card import Split
 from pipelines.data.images import make_key
 from pipelines.data.importers.support.reading import (
@@ -39,6 +39,7 @@ from pipelines.data.importers.support.reading import (
     read_inside,
 )
 from pipelines.data.safe_parsers import read_xml
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source, read_file
 
 NAME = "voc"
@@ -167,7 +168,7 @@ def _path(annotations: str, item: Item) -> str:
 def _parse(folder: Path, path: str) -> Element:
     root = read_xml(read_inside(folder, path), path)
     if root.tag != "annotation":
-        raise BadAnnotation(
+        raise SampleError(
             "unreadable annotation", f"{path}: its root is {root.tag[:50]!r}, not annotation"
         )
     return root
@@ -180,7 +181,7 @@ def _objects(root: Element) -> list[Element]:
 def _class(found: Element) -> str:
     name = (found.findtext("name") or "").strip()
     if not name or not name.isprintable() or len(name) > 200:
-        raise BadAnnotation("unknown class", f"an object has the name {name[:50]!r}")
+        raise SampleError("unknown class", f"an object has the name {name[:50]!r}")
     return name
 
 
@@ -200,7 +201,7 @@ def _annotate(
             continue
         name = _class(found)
         if name not in numbers:
-            raise BadAnnotation("unknown class", f"{path}: object {number} is a {name!r}")
+            raise SampleError("unknown class", f"{path}: object {number} is a {name!r}")
         boxes.append(_box(found, f"{path}: object {number} ({name})"))
         labels.append(numbers[name])
         crowd.append(marked and difficult == "crowd")
@@ -216,7 +217,7 @@ def _box(found: Element, where: str) -> list[float]:
     left, top, right, bottom = (_number(found.find(f"bndbox/{s}"), math.nan) for s in _SIDES)
     if left == right or top == bottom:
         shown = ", ".join(f"{side:g}" for side in (left, top, right, bottom))
-        raise BadAnnotation("box without area", f"{where} has the box ({shown}): without area")
+        raise SampleError("box without area", f"{where} has the box ({shown}): without area")
     return [left - (left >= 1), top - (top >= 1), right, bottom]
 
 

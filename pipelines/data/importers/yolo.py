@@ -25,7 +25,7 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import rle
-from pipelines.data.annotations import BadAnnotation, Objects, clip
+from pipelines.data.annotations import Objects, clip
 from pipelines.data.card import SPLITS, Split
 from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import draw
@@ -40,6 +40,7 @@ from pipelines.data.importers.support.reading import (
     split_of,
 )
 from pipelines.data.safe_parsers import read_yaml
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source, find_files, is_image, read_file
 
 NAME = "yolo"
@@ -222,7 +223,7 @@ def _lines(root: Path, texts: set[str] | frozenset[str], item: Item) -> list[str
     try:
         text = data.decode("ascii")
     except UnicodeDecodeError as error:
-        raise BadAnnotation("unreadable annotation", f"{path} is no text: {error}") from None
+        raise SampleError("unreadable annotation", f"{path} is no text: {error}") from None
     return [line for line in text.split("\n") if line.strip()]
 
 
@@ -244,7 +245,7 @@ def _annotate(
         labels.append(label)
         if with_masks:
             if len(values) == 4:
-                raise BadAnnotation("unreadable mask", f"{where} is a box, and others are polygons")
+                raise SampleError("unreadable mask", f"{where} is a box, and others are polygons")
             masks.append(rle.write(draw([corners.ravel().tolist()], height, width, where)))
     return Objects(
         clip(np.array(boxes, np.float64).reshape(-1, 4), height, width),
@@ -260,20 +261,20 @@ def _parse(
     """(class, shares): x, y, width, height or the corners of a polygon."""
     first, *rest = line.split()
     if not first.isdigit() or len(first) > 9 or int(first) >= classes:
-        raise BadAnnotation(
+        raise SampleError(
             "unknown class", f"{where}: {first[:30]!r} is none of the classes 0 to {classes - 1}"
         )
     if len(rest) != 4 and (len(rest) < 6 or len(rest) % 2):
-        raise BadAnnotation(
+        raise SampleError(
             "unreadable annotation",
             f"{where} has {len(rest)} numbers after the class; a box has 4, a polygon an even "
             "number from 6 on",
         )
     if not all(map(_NUMBER.fullmatch, rest)):
-        raise BadAnnotation("unreadable annotation", f"{where} has something that is no number")
+        raise SampleError("unreadable annotation", f"{where} has something that is no number")
     values = np.array([float(text) for text in rest])
     if not (np.abs(values) <= 2).all():
-        raise BadAnnotation(
+        raise SampleError(
             "box outside the image",
             f"{where} has numbers far from 0 to 1",
             hint="YOLO's coordinates are shares of the image's width and height",

@@ -18,9 +18,9 @@ from pipelines.data.card import FILE, SPLITS, Card, Split
 from pipelines.data.importers.webdataset import NAME
 from pipelines.data.packing import in_place_scan
 from pipelines.data.packing.in_place_labels import Label
-from pipelines.data.packing.in_place_scan import Found, Meaning, Progress
+from pipelines.data.packing.in_place_scan import Progress, SampleLayout, ScannedShard
 from pipelines.data.packing.staging import stage
-from pipelines.data.packing.statistics import Kept, Rejections
+from pipelines.data.packing.statistics import Rejections, ResumableError
 from pipelines.storage.base import Storage, absolute_location, check_path
 from pipelines.storage.open import open_storage
 
@@ -62,18 +62,18 @@ def index(
     (links, devices, sparse members, names that lead elsewhere), a key that is there twice, and more
     rejected samples than allowed. The same shards give the same digest.
     """
-    meaning = read_options(options)
+    layout = read_options(options)
     place = open_storage(source)
     with stage(to) as staged:
         splits = find_splits(find_shards(place, options.get("shards", "")), seed)
         known = {split: sum(1 for of in splits.values() if of == split) for split in SPLITS}
         say("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
-        found = in_place_scan.scan_all(place, splits, meaning, progress)
+        found = in_place_scan.scan_all(place, splits, layout, progress)
         rejected = _judge(found, allow_rejected, staged.place)
-        for extension, count in _passed_over(found).items():
+        for extension, count in _count_skipped(found).items():
             say(f"passed over: {count:,} members .{extension}")
         with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
-            card = in_place_scan.make_card(found, splits, meaning, Path(folder))
+            card = in_place_scan.make_card(found, splits, layout, Path(folder))
             for of_split in card.splits.values():
                 staged.place.put(Path(folder) / of_split.index, of_split.index)
         called = Path(place.where).name
@@ -89,7 +89,7 @@ def index(
     return sealed
 
 
-def read_options(options: Mapping[str, str]) -> Meaning:
+def read_options(options: Mapping[str, str]) -> SampleLayout:
     """Raises UsageError for a value that an option hasn't."""
     image = options.get("image", "jpg,jpeg,png,webp").lower().split(",")
     kind, _, field = options.get("label", "cls").partition(":")
@@ -97,7 +97,7 @@ def read_options(options: Mapping[str, str]) -> Meaning:
         raise UsageError(
             f"label={options['label']} is not known", hint="give cls, txt, json:FIELD or none"
         )
-    return Meaning(
+    return SampleLayout(
         image=frozenset(extension.strip().removeprefix(".") for extension in image),
         label=None if kind == "none" else Label(kind, field),
         classes=tuple(filter(None, map(str.strip, options.get("classes", "").split(",")))),
@@ -145,7 +145,7 @@ def _told(path: str) -> Split | None:
 
 
 def _hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
+    return any(shard_plan.startswith(".") for shard_plan in path.split("/"))
 
 
 def _expand(text: str) -> list[str]:
@@ -168,7 +168,7 @@ def _one_of(options: Mapping[str, str], name: str, *allowed: str) -> str:
     return value
 
 
-def _judge(found: Mapping[str, Found], allowed: str, place: Storage) -> int:
+def _judge(found: Mapping[str, ScannedShard], allowed: str, place: Storage) -> int:
     samples = sum(len(shard.rows) + len(shard.rejected) for shard in found.values())
     rejections = Rejections(allowed, samples)
     for shard in found.values():
@@ -176,7 +176,7 @@ def _judge(found: Mapping[str, Found], allowed: str, place: Storage) -> int:
             rejections.add(*row)
     try:
         rejections.judge(place)
-    except Kept as error:
+    except ResumableError as error:
         unknown = any(row[2] == "unknown member" for s in found.values() for row in s.rejected)
         hint = "; pass other members over: --option extra=skip" if unknown else ""
         raise TesseraError(
@@ -186,9 +186,9 @@ def _judge(found: Mapping[str, Found], allowed: str, place: Storage) -> int:
     return rejections.count
 
 
-def _passed_over(found: Mapping[str, Found]) -> dict[str, int]:
+def _count_skipped(found: Mapping[str, ScannedShard]) -> dict[str, int]:
     total: dict[str, int] = {}
     for shard in found.values():
-        for extension, count in shard.passed_over.items():
+        for extension, count in shard.skipped.items():
             total[extension] = total.get(extension, 0) + count
     return dict(sorted(total.items()))

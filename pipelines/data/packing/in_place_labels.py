@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from models.core.errors import TesseraError
 from pipelines.data.safe_parsers import read_json
-from pipelines.data.sources import Rejected
+from pipelines.data.sample_error import SampleError
 
 _MAX_TEXT_BYTES = 1 << 10
 _MAX_JSON_BYTES = 1 << 20
@@ -44,7 +44,9 @@ def parse_label(data: bytes, where: str, label: Label, classes: Sequence[str] = 
         else:
             known = str(value) in classes
         if not known:
-            raise Rejected("unknown class", f"{where} says {value!r}, which is none of the classes")
+            raise SampleError(
+                "unknown class", f"{where} says {value!r}, which is none of the classes"
+            )
     return value
 
 
@@ -77,20 +79,22 @@ def _field(data: bytes, where: str, field: str) -> int | str:
     try:
         value = read_json(data, where, _MAX_JSON_BYTES)
     except TesseraError as error:
-        raise Rejected("unreadable label", error.message) from None
+        raise SampleError("unreadable label", error.message) from None
     found = value.get(field) if isinstance(value, dict) else None
     if isinstance(found, str):
         return found
     if type(found) is int and 0 <= found < 10**_MAX_DIGITS:
         return found
-    raise Rejected("unknown class", f"{where} has no class in its field {field!r}: {found!r:.80}")
+    raise SampleError(
+        "unknown class", f"{where} has no class in its field {field!r}: {found!r:.80}"
+    )
 
 
 def _text(data: bytes, where: str) -> str:
     try:
         return data.decode().strip()
     except UnicodeDecodeError:
-        raise Rejected("unknown class", f"{where} is not UTF-8: {data[:40]!r}") from None
+        raise SampleError("unknown class", f"{where} is not UTF-8: {data[:40]!r}") from None
 
 
 def _number_or_name(text: str, where: str) -> int | str:
@@ -98,5 +102,5 @@ def _number_or_name(text: str, where: str) -> int | str:
         return int(text)
     looks_like_number = text.lstrip("+-").replace(".", "", 1).isdigit()
     if not text or looks_like_number or len(text) > _MAX_NAME or not text.isprintable():
-        raise Rejected("unknown class", f"{where} says {text[:80]!r}, which is no class")
+        raise SampleError("unknown class", f"{where} says {text[:80]!r}, which is no class")
     return text

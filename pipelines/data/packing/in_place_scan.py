@@ -33,9 +33,10 @@ from pipelines.data.images import make_key, open_image
 from pipelines.data.index import Rows, rows_of
 from pipelines.data.packing.in_place_labels import Label, parse_label, settle_classes
 from pipelines.data.packing.in_place_tars import Entry, entries
-from pipelines.data.packing.statistics import Counts, Tally
+from pipelines.data.packing.statistics import ImageCounts, ImageStatistics
+from pipelines.data.sample_error import SampleError
 from pipelines.data.shards import finish_split
-from pipelines.data.sources import MAX_FILE_BYTES, Rejected
+from pipelines.data.sources import MAX_FILE_BYTES
 from pipelines.storage.base import Storage
 
 Progress = Callable[[int, int], None]
@@ -43,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Meaning:
+class SampleLayout:
     """What the members of a sample are.
 
     image     extensions of the image, lower case, without the first dot
@@ -61,36 +62,36 @@ class Meaning:
 
 
 @dataclass
-class Found:
+class ScannedShard:
     """What a shard holds. `rows` have no labels yet; `labels` are as they are written there.
-    `rejected` are key, origin, reason, detail; `passed_over` counts extensions."""
+    `rejected` are key, origin, reason, detail; `skipped` counts extensions."""
 
     shard: Shard
     rows: Rows
     labels: list[int | str]
-    tally: Counts
+    statistics: ImageCounts
     rejected: list[tuple[str, str, str, str]] = field(default_factory=list)
-    passed_over: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def scan_all(
     place: Storage,
     splits: dict[str, Split],
-    meaning: Meaning,
+    layout: SampleLayout,
     progress: Progress | None = None,
-) -> dict[str, Found]:
+) -> dict[str, ScannedShard]:
     """What the shards hold, by path. `splits` has the split of each. Several are read at a time.
     Raises TesseraError for a tar that is damaged or has what is refused, and for a key that is
     there twice."""
     paths = list(splits)
     sizes = place.sizes(paths)
-    found: dict[str, Found] = {}
+    found: dict[str, ScannedShard] = {}
     samples = done = 0
     with (
         tempfile.TemporaryDirectory(prefix="tessera-index-") as folder,
         ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tessera-index") as pool,
     ):
-        work = partial(_scan, place, Path(folder), meaning)
+        work = partial(_scan, place, Path(folder), layout)
         try:
             for path, shard in zip(
                 paths, pool.map(work, paths, [splits[path] == "train" for path in paths])
@@ -107,18 +108,18 @@ def scan_all(
 
 
 def make_card(
-    found: dict[str, Found], splits: dict[str, Split], meaning: Meaning, folder: Path
+    found: dict[str, ScannedShard], splits: dict[str, Split], layout: SampleLayout, folder: Path
 ) -> Card:
     """Writes the indexes below `folder` and gives the card, without what only the caller knows.
 
     Raises TesseraError where nothing is left of train, or a class has no train image.
     """
     classes, numbers = settle_classes(
-        {path: shard.labels for path, shard in found.items()}, meaning.classes
+        {path: shard.labels for path, shard in found.items()}, layout.classes
     )
-    tally = Tally()
+    statistics = ImageStatistics()
     for shard in found.values():
-        tally.merge(shard.tally)
+        statistics.merge(shard.statistics)
         shard.rows["label"] = [numbers[label] for label in shard.labels] if classes else -1
     cards: dict[Split, SplitCard] = {}
     for split in SPLITS:
@@ -140,13 +141,13 @@ def make_card(
         name="",
         task="classification" if classes else "images",
         classes=classes,
-        image=tally.card(),
+        image=statistics.card(),
         splits=cards,
     )
 
 
 def _finish(
-    folder: Path, split: Split, held: Sequence[Found], classes: tuple[str, ...]
+    folder: Path, split: Split, held: Sequence[ScannedShard], classes: tuple[str, ...]
 ) -> SplitCard:
     (folder / split).mkdir(exist_ok=True)
     card = finish_split(folder, split, [(shard.shard, shard.rows) for shard in held])
@@ -157,37 +158,39 @@ def _finish(
     return card.model_copy(update={"class_counts": dict(zip(classes, counts))})
 
 
-def _scan(place: Storage, folder: Path, meaning: Meaning, path: str, counted: bool) -> Found:
+def _scan(
+    place: Storage, folder: Path, layout: SampleLayout, path: str, counted: bool
+) -> ScannedShard:
     where = f"shard {path} of {place.where}"
     if not place.remote:
         if not Path(place.where, path).is_file():  # a pipe would be waited for
             raise TesseraError(f"{where} is no regular file")
         with Path(place.where, path).open("rb") as file:
-            return _read(file, path, where, meaning, counted)
+            return _read(file, path, where, layout, counted)
     with tempfile.NamedTemporaryFile(dir=folder) as copy:
         place.download(path, Path(copy.name))
-        return _read(copy, path, where, meaning, counted)
+        return _read(copy, path, where, layout, counted)
 
 
-def _read(stream: Any, path: str, where: str, meaning: Meaning, counted: bool) -> Found:
+def _read(stream: Any, path: str, where: str, layout: SampleLayout, counted: bool) -> ScannedShard:
     file = stream.fileno()
     keys: list[str] = []
     places: list[tuple[int, ...]] = []
     labels: list[int | str] = []
-    rejected, passed_over, tally = [], Counter[str](), Tally()
+    rejected, skipped, statistics = [], Counter[str](), ImageStatistics()
     seen: dict[str, int] = {}
     for stem, group in groupby(entries(file, where), lambda entry: _split(entry.name)[0]):
         members = list(group)
         _check_apart(stem, members, seen, where)
-        key = make_key(f"{Path(path).stem}/{stem}" if meaning.by_shard else stem)
+        key = make_key(f"{Path(path).stem}/{stem}" if layout.by_shard else stem)
         try:
-            image, label = _choose(members, meaning, passed_over)
+            image, label = _choose(members, layout, skipped)
             if image is None:
                 continue
             data = os.pread(file, image.size, image.start)
-            said = _label(file, label, meaning)
-            tally.add(_open(data, f"{path}: {image.name}"), counted=counted)
-        except Rejected as error:
+            said = _label(file, label, layout)
+            statistics.add(_open(data, f"{path}: {image.name}"), counted=counted)
+        except SampleError as error:
             rejected.append((key, f"{path}: {stem}", error.reason, error.message))
             continue
         keys.append(key)
@@ -196,7 +199,9 @@ def _read(stream: Any, path: str, where: str, meaning: Meaning, counted: bool) -
     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     size = os.fstat(file).st_size
     shard = Shard(path=path, samples=len(keys), size_bytes=size, sha256=sha256, rows_sha256="")
-    return Found(shard, rows_of(keys, places), labels, tally.counts(), rejected, passed_over)
+    return ScannedShard(
+        shard, rows_of(keys, places), labels, statistics.counts(), rejected, skipped
+    )
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -224,47 +229,49 @@ def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], wher
 
 
 def _choose(
-    members: Sequence[Entry], meaning: Meaning, passed_over: Counter[str]
+    members: Sequence[Entry], layout: SampleLayout, skipped: Counter[str]
 ) -> tuple[Entry | None, Entry | None]:
     """The image and the label of a sample; no image where there is nothing but members to skip."""
     kinds = [(_split(member.name)[1], member) for member in members]
-    images = [member for extension, member in kinds if extension in meaning.image]
-    wanted = meaning.label.extension if meaning.label else None
+    images = [member for extension, member in kinds if extension in layout.image]
+    wanted = layout.label.extension if layout.label else None
     labels = [member for extension, member in kinds if extension == wanted]
     others = [(e, m) for e, m in kinds if m not in images and m not in labels]
-    if others and not meaning.skip:
-        raise Rejected("unknown member", f"{others[0][1].name} is neither the image nor the label")
-    passed_over.update(extension for extension, _ in others)
+    if others and not layout.skip:
+        raise SampleError(
+            "unknown member", f"{others[0][1].name} is neither the image nor the label"
+        )
+    skipped.update(extension for extension, _ in others)
     if not images and not labels:
         return None, None
     if len(images) != 1:
         what = f"{len(images)} images" if images else "no image"
-        raise Rejected(what if not images else "several images", f"{members[0].name} has {what}")
-    if meaning.label and not labels:
-        raise Rejected("no label", f"{images[0].name} has no .{wanted} beside it")
+        raise SampleError(what if not images else "several images", f"{members[0].name} has {what}")
+    if layout.label and not labels:
+        raise SampleError("no label", f"{images[0].name} has no .{wanted} beside it")
     if images[0].size > MAX_FILE_BYTES:
-        raise Rejected("unreadable image", f"{images[0].name} has {images[0].size:,} bytes")
+        raise SampleError("unreadable image", f"{images[0].name} has {images[0].size:,} bytes")
     return images[0], labels[0] if labels else None
 
 
-def _label(file: int, member: Entry | None, meaning: Meaning) -> int | str:
-    if member is None or meaning.label is None:
+def _label(file: int, member: Entry | None, layout: SampleLayout) -> int | str:
+    if member is None or layout.label is None:
         return ""
-    limit = meaning.label.limit
+    limit = layout.label.limit
     if member.size > limit:
-        raise Rejected("unknown class", f"{member.name} has {member.size:,} bytes, no label")
+        raise SampleError("unknown class", f"{member.name} has {member.size:,} bytes, no label")
     data = os.pread(file, member.size, member.start)
-    return parse_label(data, member.name, meaning.label, meaning.classes)
+    return parse_label(data, member.name, layout.label, layout.classes)
 
 
 def _open(data: bytes, where: str) -> Image.Image:
     try:
         return open_image(data, where)
     except TesseraError as error:
-        raise Rejected("unreadable image", error.message) from None
+        raise SampleError("unreadable image", error.message) from None
 
 
-def _check_keys(found: dict[str, Found]) -> None:
+def _check_keys(found: dict[str, ScannedShard]) -> None:
     """No key in two shards; within one it is looked for while it is read."""
     for key, first, second in _twins(found):
         raise TesseraError(
@@ -273,7 +280,7 @@ def _check_keys(found: dict[str, Found]) -> None:
         )
 
 
-def _twins(found: dict[str, Found]) -> Iterator[tuple[str, str, str]]:
+def _twins(found: dict[str, ScannedShard]) -> Iterator[tuple[str, str, str]]:
     tables = [(path, shard.rows["key"]) for path, shard in found.items() if len(shard.rows)]
     if not tables:
         return

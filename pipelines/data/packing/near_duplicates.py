@@ -14,9 +14,9 @@ import numpy as np
 from pipelines.data import duplicates
 from pipelines.data.card import SPLITS, Leakage
 from pipelines.data.duplicates import Pair
-from pipelines.data.packing import receipts
-from pipelines.data.packing.receipts import Receipt
-from pipelines.data.packing.shard import Part
+from pipelines.data.packing import shard_records
+from pipelines.data.packing.shard import ShardPlan
+from pipelines.data.packing.shard_records import ShardRecord
 from pipelines.storage.base import Storage
 
 FILE = "leakage.jsonl"
@@ -25,16 +25,18 @@ Side = tuple[str, int]
 _ORDER: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
 
 
-class Prints:
+class Fingerprints:
     """The fingerprints of a packed set, and whose they are."""
 
-    def __init__(self, place: Storage, parts: Sequence[Part], done: Sequence[Receipt]) -> None:
+    def __init__(
+        self, place: Storage, parts: Sequence[ShardPlan], done: Sequence[ShardRecord]
+    ) -> None:
         self._place, self._parts, self._done = place, parts, done
         self._places: dict[str, list[int]] = {split: [] for split in SPLITS}
-        for number, part in enumerate(parts):
-            self._places[part.split].append(number)
+        for number, shard_plan in enumerate(parts):
+            self._places[shard_plan.split].append(number)
 
-    def twins(self) -> dict[int, dict[str, str]]:
+    def exact_duplicates(self) -> dict[int, dict[str, str]]:
         """Images that are the same, pixel by pixel, as one of a later split, where train < val <
         test: part number -> key -> which other image it is the same as."""
         others: dict[Side, Side] = {}
@@ -58,11 +60,11 @@ class Prints:
         names = self._names(sides)
         return [_row(pair, names) for pair in pairs], Leakage(near=len(pairs), images=len(sides))
 
-    def _load(self) -> dict[str, receipts.Array]:
+    def _load(self) -> dict[str, shard_records.Array]:
         empty = np.zeros((0, duplicates.SIZE), np.uint8)
         return {
             split: np.concatenate(
-                [empty, *(receipts.load_prints(self._place, self._done[n]) for n in numbers)]
+                [empty, *(shard_records.load_prints(self._place, self._done[n]) for n in numbers)]
             )
             for split, numbers in self._places.items()
         }
@@ -75,13 +77,13 @@ class Prints:
             ends = np.cumsum([self._done[n].shard.samples for n in numbers])
             where = np.searchsorted(ends, asked, side="right") if asked else ()
             for place in sorted(set(where)):
-                part = numbers[place]
-                start = int(ends[place]) - self._done[part].shard.samples
-                keys = receipts.load_rows(self._place, self._done[part])["key"]
-                origins = {item.key: item.origin for item in self._parts[part].items}
+                shard_plan = numbers[place]
+                start = int(ends[place]) - self._done[shard_plan].shard.samples
+                keys = shard_records.load_rows(self._place, self._done[shard_plan])["key"]
+                origins = {item.key: item.origin for item in self._parts[shard_plan].items}
                 for number in (n for n, at in zip(asked, where) if at == place):
                     key = keys[number - start].decode()
-                    found[split, number] = (part, key, origins[key])
+                    found[split, number] = (shard_plan, key, origins[key])
         return found
 
 

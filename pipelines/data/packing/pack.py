@@ -4,7 +4,7 @@ In: a folder of images, or the name of a bundled data set. Out: shards and a car
 nothing written. Must not know Ray or MLflow.
 
 `formats.py` finds the importer, `plan.py` assigns samples to shards, `shard.py` makes one shard and
-`run.py` all of them. Where the shards are made is up to the caller, by `spread`.
+`run.py` all of them. Where the shards are made is up to the caller, by `map_tasks`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipelines.data.card import FILE, SPLITS, Card
 from pipelines.data.packing import formats, in_place
 from pipelines.data.packing import plan as packing_plan
 from pipelines.data.packing.formats import Format
-from pipelines.data.packing.run import Progress, Run, Spread
-from pipelines.data.packing.shard import Shared
+from pipelines.data.packing.run import MapTasks, PackRun, Progress
+from pipelines.data.packing.shard import PackSpec
 from pipelines.data.packing.staging import refuse_occupied, stage
 from pipelines.data.sources import Source
 
@@ -40,8 +40,8 @@ def pack(
     allow_rejected: str = "0",
     near: bool = True,
     unseen: Sequence[str] = (),
-    spread: Spread | None = None,
-    spread_from: int = 0,
+    map_tasks: MapTasks | None = None,
+    map_tasks_from: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Card:
@@ -52,8 +52,8 @@ def pack(
     `allow_rejected` is how many samples may fail their check: a number, or a share like "0.5%".
     `near` says whether images of two splits that look alike are sought. `unseen` are classes, or
     lists of classes with commas, that only test is to have: their images are left out of train and
-    val, and those of the other classes out of test. `spread` is where shards are made, for sources
-    of `spread_from` items or more; else it is here.
+    val, and those of the other classes out of test. `map_tasks` is where shards are made, for sources
+    of `map_tasks_from` items or more; else it is here.
 
     Raises TesseraError, and leaves nothing behind, for an occupied `to`, a source without images or
     an empty class. Where more samples are rejected than allowed, and after an interruption, what is
@@ -83,7 +83,7 @@ def pack(
     with stage(to) as staged:
         found = _read(chosen, source, say)
         bare = replace(found, items=())
-        shared = Shared(bare, staged.place.where, None, "", resize, quality)
+        spec = PackSpec(bare, staged.place.where, None, "", resize, quality)
         how = {
             "format": chosen.name,
             "options": chosen.options,
@@ -95,12 +95,12 @@ def pack(
             how["unseen"] = sorted(labels)
         _tell_cut(found, say)
         plan = packing_plan.make_plan(
-            found, shared, seed=seed, shard_samples=shard_samples, unseen=labels
+            found, spec, seed=seed, shard_samples=shard_samples, unseen=labels
         )
-        shared = replace(shared, plan=packing_plan.digest(plan, found, how))
-        afar = spread if len(found.items) >= spread_from else None
+        spec = replace(spec, plan=packing_plan.digest(plan, found, how))
+        afar = map_tasks if len(found.items) >= map_tasks_from else None
         note = _tell_unseen(found, plan, say)
-        run = Run(staged, plan, shared, spread=afar, progress=progress, say=say)
+        run = PackRun(staged, plan, spec, map_tasks=afar, progress=progress, say=say)
         run.pack(allow_rejected, near=near)
         source = f"{chosen.name}:{found.name}{note}"
         card = run.card(name=name or found.name, source=source, licence=licence)
@@ -134,7 +134,7 @@ def _find_classes(source: Source, given: Sequence[str]) -> frozenset[int]:
     return frozenset(labels)
 
 
-def _tell_unseen(source: Source, plan: packing_plan.Plan, say: Callable[[str], None]) -> str:
+def _tell_unseen(source: Source, plan: packing_plan.PackPlan, say: Callable[[str], None]) -> str:
     """Says what is left out for the unseen classes; gives what the card says of them."""
     if not plan.unseen:
         return ""

@@ -1,6 +1,6 @@
 """What goes into which shard, before any of it is packed.
 
-In: a source's items. Out: a `Plan`, the same for the same input. Must not know where it is packed.
+In: a source's items. Out: a `PackPlan`, the same for the same input. Must not know where it is packed.
 
 Splits: what the source has is taken (`train`, `val`, `test`); of `val` and `test`, what is missing is
 cut from `train`, a tenth of each class, chosen by a hash of seed and key. Within a split the samples
@@ -19,7 +19,7 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Split
-from pipelines.data.packing.shard import Part, Shared, prepare
+from pipelines.data.packing.shard import PackSpec, ShardPlan, prepare
 from pipelines.data.packing.statistics import rejection
 from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
 from pipelines.data.sources import Item, Source
@@ -33,11 +33,11 @@ _FORM = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """The shards to be, and what is rejected already: rows of `rejected.jsonl`. `unseen` are
     classes that only `test` has, and `left_out` the images that are not packed for that."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ShardPlan, ...]
     rejected: tuple[dict[str, str], ...]
     unseen: frozenset[int] = frozenset()
     left_out: int = 0
@@ -45,7 +45,7 @@ class Plan:
     @property
     def samples(self) -> int:
         """How many will be looked at."""
-        return sum(len(part.items) for part in self.parts)
+        return sum(len(shard_plan.items) for shard_plan in self.parts)
 
     @property
     def total(self) -> int:
@@ -55,12 +55,12 @@ class Plan:
 
 def make_plan(
     source: Source,
-    shared: Shared,
+    spec: PackSpec,
     *,
     seed: int,
     shard_samples: int | None,
     unseen: frozenset[int] = frozenset(),
-) -> Plan:
+) -> PackPlan:
     """Splits a source and cuts its splits into shards. Of the classes `unseen` train and val get no
     image, and test gets no other. Raises TesseraError for a source without train images, or where
     another class of another split has none."""
@@ -72,20 +72,24 @@ def make_plan(
         splits = _keep_apart(splits, source.classes, unseen)
     if source.task == "classification":
         _check_classes(splits, source.classes, source.name, unseen)
-    most = shard_samples or _fitting(shared, splits["train"])
-    parts = (part for split, items in splits.items() for part in _cut_parts(split, items, most))
+    most = shard_samples or _fitting(spec, splits["train"])
+    parts = (
+        shard_plan
+        for split, items in splits.items()
+        for shard_plan in _cut_parts(split, items, most)
+    )
     left_out = found - sum(map(len, splits.values()))
-    return Plan(tuple(parts), tuple(rejected), unseen, left_out)
+    return PackPlan(tuple(parts), tuple(rejected), unseen, left_out)
 
 
-def digest(plan: Plan, source: Source, how: Mapping[str, Any]) -> str:
+def digest(plan: PackPlan, source: Source, how: Mapping[str, Any]) -> str:
     """64 hex digits over all that a plan says. `how` is how it is packed."""
     total = hashlib.sha256()
     head = [_FORM, source.name, source.task, source.classes, how, plan.rejected]
     total.update(json.dumps(head, sort_keys=True).encode())
-    for part in plan.parts:
-        total.update(f"\n{part.path}\n".encode())
-        for item in part.items:
+    for shard_plan in plan.parts:
+        total.update(f"\n{shard_plan.path}\n".encode())
+        for item in shard_plan.items:
             values = (item.key, item.origin, item.label, item.row, item.problem)
             total.update(json.dumps(values).encode())
     return total.hexdigest()
@@ -188,20 +192,20 @@ def _check_classes(
             )
 
 
-def _fitting(shared: Shared, items: Sequence[Item]) -> int:
+def _fitting(spec: PackSpec, items: Sequence[Item]) -> int:
     """How many samples fill a shard, by the mean of the first ones."""
     sizes = []
     for item in items[:SAMPLED]:
         try:
-            sizes.append(prepare(shared, item).packed.size_bytes)
+            sizes.append(prepare(spec, item).packed.size_bytes)
         except TesseraError:  # comes again, and is noted, when it is packed
             continue
     mean = sum(sizes) // len(sizes) if sizes else 1
     return min(max(SHARD_BYTES // mean, 1), SHARD_SAMPLES)
 
 
-def _cut_parts(split: Split, items: list[Item], most: int) -> Iterator[Part]:
+def _cut_parts(split: Split, items: list[Item], most: int) -> Iterator[ShardPlan]:
     shards = -(-len(items) // most)
     for number in range(shards):
         start, stop = number * len(items) // shards, (number + 1) * len(items) // shards
-        yield Part(split, f"{split}/{number:06d}.tar", tuple(items[start:stop]))
+        yield ShardPlan(split, f"{split}/{number:06d}.tar", tuple(items[start:stop]))

@@ -1,6 +1,6 @@
 """One shard from its items: the unit of work of a pack.
 
-In: `Shared`, the same for all shards, and a `Part`; both are plain data and go to other processes.
+In: `PackSpec`, the same for all shards, and a `ShardPlan`; both are plain data and go to other processes.
 Out: the shard at its place with a receipt beside it. The bytes depend on the items alone, not on who
 packs them or in which order. Must not know how parts are cut or spread.
 """
@@ -23,11 +23,12 @@ from pipelines.data import annotations as notes
 from pipelines.data import duplicates
 from pipelines.data.card import Shard, Split
 from pipelines.data.images import encode_png, open_image, sniff
-from pipelines.data.packing import receipts
-from pipelines.data.packing.receipts import Receipt
-from pipelines.data.packing.statistics import Tally, rejection
+from pipelines.data.packing import shard_records
+from pipelines.data.packing.shard_records import ShardRecord
+from pipelines.data.packing.statistics import ImageStatistics, rejection
+from pipelines.data.sample_error import SampleError
 from pipelines.data.shards import Packed, write_shard
-from pipelines.data.sources import Item, Rejected, Source
+from pipelines.data.sources import Item, Source
 from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
 
@@ -39,7 +40,7 @@ _REDUCING_GAP = 3.0
 
 
 @dataclass(frozen=True)
-class Shared:
+class PackSpec:
     """What all shards of a pack have in common.
 
     source   without its items
@@ -59,7 +60,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPlan:
     """A shard to be: its items in their order. `without` are keys that are left out after all, each
     with what is said of it in `rejected.jsonl`."""
 
@@ -79,63 +80,69 @@ class Sample(NamedTuple):
     counts: list[int]
 
 
-def pack_shard(shared: Shared, part: Part, step: Callable[[], None] = lambda: None) -> Receipt:
+def pack_shard(
+    spec: PackSpec, shard_plan: ShardPlan, step: Callable[[], None] = lambda: None
+) -> ShardRecord:
     """Packs a shard, or raises TesseraError or OSError where it can't be written.
 
     Items that fail their check are in the receipt. `step` is called after each item.
     """
-    stamps = stamp(shared.source, part.items)
-    book = _Book(len(shared.source.classes))
-    place = open_storage(shared.where)
-    with tempfile.TemporaryDirectory(dir=shared.scratch) as folder:
+    stamps = stamp_files(spec.source, shard_plan.items)
+    contents = _ShardContents(len(spec.source.classes))
+    place = open_storage(spec.where)
+    with tempfile.TemporaryDirectory(dir=spec.scratch) as folder:
         file = Path(folder) / "shard.tar"
-        shard, table = write_shard(file, part.path, book.samples(shared, part, step))
+        shard, table = write_shard(file, shard_plan.path, contents.samples(spec, shard_plan, step))
         if shard.samples:
-            place.put(file, part.path)
+            place.put(file, shard_plan.path)
         else:  # it may have had some before, when nothing was known of `without`
-            place.remove(part.path)
-    rows = receipts.encode(table)
-    prints = np.frombuffer(b"".join(book.prints), np.uint8).reshape(-1, duplicates.SIZE)
-    encoded = receipts.encode(prints)
-    receipt = Receipt(
-        plan=shared.plan,
+            place.remove(shard_plan.path)
+    rows = shard_records.encode(table)
+    fingerprints = np.frombuffer(b"".join(contents.fingerprints), np.uint8).reshape(
+        -1, duplicates.SIZE
+    )
+    encoded = shard_records.encode(fingerprints)
+    record = ShardRecord(
+        plan=spec.plan,
         stamps=stamps,
         shard=shard,
-        tally=book.tally.counts(),
-        counts=tuple(book.counts.tolist()),
-        rejected=tuple(book.rejected),
-        rows=receipts.digest(rows),
-        prints=receipts.digest(encoded),
+        statistics=contents.statistics.counts(),
+        counts=tuple(contents.counts.tolist()),
+        rejected=tuple(contents.rejected),
+        rows=shard_records.digest(rows),
+        fingerprints=shard_records.digest(encoded),
     )
-    receipts.save(place, receipt, rows, encoded)
-    return receipt
+    shard_records.save(place, record, rows, encoded)
+    return record
 
 
-class _Book:
+class _ShardContents:
     """What is noted while a shard's samples go by."""
 
     def __init__(self, classes: int) -> None:
-        self.tally = Tally()
+        self.statistics = ImageStatistics()
         self.counts = np.zeros(classes, np.int64)
-        self.prints: list[bytes] = []
+        self.fingerprints: list[bytes] = []
         self.rejected: list[dict[str, str]] = []
 
-    def samples(self, shared: Shared, part: Part, step: Callable[[], None]) -> Iterator[Packed]:
-        for item in part.items:
-            sample = self._look(shared, part, item)
+    def samples(
+        self, spec: PackSpec, shard_plan: ShardPlan, step: Callable[[], None]
+    ) -> Iterator[Packed]:
+        for item in shard_plan.items:
+            sample = self._look(spec, shard_plan, item)
             step()
             if sample is not None:
-                self.tally.add(sample.image, counted=part.split == "train")
+                self.statistics.add(sample.image, counted=shard_plan.split == "train")
                 self.counts += np.array(sample.counts, np.int64)
-                self.prints.append(sample.print)
+                self.fingerprints.append(sample.print)
                 yield sample.packed
 
-    def _look(self, shared: Shared, part: Part, item: Item) -> Sample | None:
-        if item.key in part.without:
-            reason, detail = TWO_SPLITS, part.without[item.key]
+    def _look(self, spec: PackSpec, shard_plan: ShardPlan, item: Item) -> Sample | None:
+        if item.key in shard_plan.without:
+            reason, detail = TWO_SPLITS, shard_plan.without[item.key]
         else:
             try:
-                return prepare(shared, item)
+                return prepare(spec, item)
             except TesseraError as error:
                 reason = getattr(error, "reason", "unreadable image")
                 detail = error.message
@@ -143,19 +150,19 @@ class _Book:
         return None
 
 
-def prepare(shared: Shared, item: Item) -> Sample:
+def prepare(spec: PackSpec, item: Item) -> Sample:
     """An item as it goes into a shard. Raises TesseraError, mostly with a `reason`, for one that
     can't."""
     if item.problem:
-        raise Rejected(*item.problem)
-    source = shared.source
+        raise SampleError(*item.problem)
+    source = spec.source
     data = source.load(item)
     image = open_image(data, item.origin)
     note = _annotate(source, item, image) if source.annotate else None
-    small = _shrink(image, shared.resize)
+    small = _shrink(image, spec.resize)
     extension = _EXTENSION.get(sniff(data) or "")
     if small is not image:
-        extension, data = _encode(small, sniff(data), shared.quality)
+        extension, data = _encode(small, sniff(data), spec.quality)
     elif extension is None:
         extension, data = "png", encode_png(np.asarray(image))
     image_part, print = (extension, data), duplicates.fingerprint(image)
@@ -176,7 +183,7 @@ def prepare(shared: Shared, item: Item) -> Sample:
 
 def _label(source: Source, item: Item) -> int:
     if item.label is None or not 0 <= item.label < len(source.classes):
-        raise Rejected(
+        raise SampleError(
             "unknown class",
             f"{item.origin} has the class {item.label}, there are {len(source.classes)}",
         )
@@ -188,7 +195,9 @@ def _annotate(source: Source, item: Item, image: Image.Image) -> notes.Annotatio
     try:
         note = source.annotate(item)
     except TesseraError as error:
-        raise Rejected(getattr(error, "reason", "unreadable annotation"), error.message) from None
+        raise SampleError(
+            getattr(error, "reason", "unreadable annotation"), error.message
+        ) from None
     _check(source, item, image, note)
     return note
 
@@ -223,7 +232,7 @@ def _encode(image: Image.Image, form: str | None, quality: int | None) -> tuple[
     return "jpg", out.getvalue()
 
 
-def stamp(source: Source, items: tuple[Item, ...]) -> str:
+def stamp_files(source: Source, items: tuple[Item, ...]) -> str:
     """Digest of sizes and times of the files that the items are made of."""
     total = hashlib.sha256()
     seen: dict[Path, bytes] = {}
@@ -243,44 +252,44 @@ def _stamp_file(path: Path) -> bytes:
     return b"%d %d" % (found.st_size, found.st_mtime_ns)
 
 
-def look(shared: Shared, part: Part) -> Receipt | None:
+def find_record(spec: PackSpec, shard_plan: ShardPlan) -> ShardRecord | None:
     """The receipt of a shard that was packed before, where packing it again would change nothing."""
-    place = open_storage(shared.where)
-    receipt = receipts.load(place, part.path)
-    if receipt is None or receipt.plan != shared.plan or receipt.shard.path != part.path:
+    place = open_storage(spec.where)
+    record = shard_records.load(place, shard_plan.path)
+    if record is None or record.plan != spec.plan or record.shard.path != shard_plan.path:
         return None
-    if receipt.stamps != stamp(shared.source, part.items):
+    if record.stamps != stamp_files(spec.source, shard_plan.items):
         return None
-    if any(row["reason"] == TWO_SPLITS for row in receipt.rejected):
+    if any(row["reason"] == TWO_SPLITS for row in record.rejected):
         return None  # whether it is in two splits hangs on other shards
-    if receipt.shard.samples and not _is_there(shared, place, receipt.shard):
+    if record.shard.samples and not _is_there(spec, place, record.shard):
         return None
     try:
-        receipts.load_rows(place, receipt)
-        receipts.load_prints(place, receipt)
+        shard_records.load_rows(place, record)
+        shard_records.load_prints(place, record)
     except (TesseraError, ValueError):
         return None
-    return None if _packs_now(shared, part, receipt) else receipt
+    return None if _packs_now(spec, shard_plan, record) else record
 
 
-def _is_there(shared: Shared, place: Storage, shard: Shard) -> bool:
+def _is_there(spec: PackSpec, place: Storage, shard: Shard) -> bool:
     if place.size(shard.path) != shard.size_bytes:
         return False
-    if shared.scratch is None:  # an object store gives whole objects; reading them all costs more
+    if spec.scratch is None:  # an object store gives whole objects; reading them all costs more
         return True
     path = place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
-def _packs_now(shared: Shared, part: Part, receipt: Receipt) -> bool:
+def _packs_now(spec: PackSpec, shard_plan: ShardPlan, record: ShardRecord) -> bool:
     """Whether a sample that was rejected is good now: a file that couldn't be read for a while
     keeps its size and time."""
-    rejected: dict[str, Any] = {row["key"]: row for row in receipt.rejected}
-    for item in part.items:
+    rejected: dict[str, Any] = {row["key"]: row for row in record.rejected}
+    for item in shard_plan.items:
         if item.key in rejected:
             try:
-                prepare(shared, item)
+                prepare(spec, item)
             except TesseraError:
                 continue
             return True

@@ -21,7 +21,7 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.data.card import FILE
-from pipelines.data.packing.statistics import Kept
+from pipelines.data.packing.statistics import ResumableError
 from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
 
@@ -65,7 +65,7 @@ def stage(to: str | Path) -> Iterator[Stage]:
     """A stage for a data set at `to`, which is there when the block ends well.
 
     After a refusal (TesseraError, OSError) nothing of this call is left behind. After an
-    interruption, or `Kept`, the work stays for the next call.
+    interruption, or `ResumableError`, the work stays for the next call.
     """
     place = refuse_occupied(to)
     if place.remote:
@@ -104,7 +104,7 @@ def _stage_folder(to: Path, stack: ExitStack) -> Iterator[Stage]:
         _refuse_folder(to)
         os.rename(work, to)
     except BaseException as error:
-        if not _goes_on(error, staged):
+        if not _is_resumable(error, staged):
             shutil.rmtree(work, ignore_errors=True)
         if isinstance(error, OSError):
             raise _unwritable(to, error) from error
@@ -117,7 +117,7 @@ def _stage_address(place: Storage) -> Iterator[Stage]:
     try:
         yield staged
     except BaseException as error:
-        if not _goes_on(error, staged):
+        if not _is_resumable(error, staged):
             _clear(place)
         raise
     _clear(place, NOTES)
@@ -128,9 +128,9 @@ def _clear(place: Storage, folder: str = "") -> None:
         place.remove(path)
 
 
-def _goes_on(error: BaseException, staged: Stage) -> bool:
+def _is_resumable(error: BaseException, staged: Stage) -> bool:
     """Whether the work is of use to the next call: a refusal takes away only what is its own."""
-    if isinstance(error, TesseraError | OSError) and not isinstance(error, Kept):
+    if isinstance(error, TesseraError | OSError) and not isinstance(error, ResumableError):
         return not staged.fresh
     return bool(staged.place.names(SHARDS))
 

@@ -26,12 +26,12 @@ REJECTED = "rejected.jsonl"
 _SHOWN = 5
 
 
-class Kept(TesseraError):
+class ResumableError(TesseraError):
     """A refusal after which the working folder stays, so that the same command goes on there."""
 
 
-class Counts(BaseModel):
-    """A `Tally` as plain data. `sizes` are min and max height, min and max width; `pixels` how often
+class ImageCounts(BaseModel):
+    """A `ImageStatistics` as plain data. `sizes` are min and max height, min and max width; `pixels` how often
     each value occurs: int64 (4, 256) of grey, red, green, blue."""
 
     model_config = ConfigDict(
@@ -42,7 +42,7 @@ class Counts(BaseModel):
     pixels: bytes
 
 
-class Tally:
+class ImageStatistics:
     """Sizes of all images, and exact sums over the train pixels.
 
     mean and std are over pixels, each pixel of each image counted once; they are computed from
@@ -63,10 +63,10 @@ class Tally:
             counts = self._pixels[1:] if image.mode == "RGB" else self._pixels[:1]
             counts += np.array(image.histogram(), np.int64).reshape(-1, 256)
 
-    def counts(self) -> Counts:
-        return Counts(sizes=self._sizes, colour=self._colour, pixels=self._pixels.tobytes())
+    def counts(self) -> ImageCounts:
+        return ImageCounts(sizes=self._sizes, colour=self._colour, pixels=self._pixels.tobytes())
 
-    def merge(self, other: Counts) -> None:
+    def merge(self, other: ImageCounts) -> None:
         """Adds what another tally counted."""
         if other.sizes:
             self._widen(other.sizes)
@@ -142,7 +142,7 @@ class Rejections:
             share = math.ceil(1000 * len(self._rows) / self._total) / 10
             shown = "; ".join(row["detail"] for row in self._rows[:_SHOWN])
             more = "; …" if len(self._rows) > _SHOWN else ""
-            raise Kept(
+            raise ResumableError(
                 f"{len(self._rows)} of {self._total} images can't be packed, allowed are "
                 f"{self._allowed} ({counted}): {shown}{more}",
                 hint=f"all are listed in {place.where}/{REJECTED}; mend or remove them, or leave "

@@ -17,7 +17,6 @@ from pipelines.data import rle
 from pipelines.data.annotations import (
     IGNORED,
     Annotation,
-    BadAnnotation,
     Mask,
     Objects,
     check,
@@ -30,6 +29,7 @@ from pipelines.data.annotations import (
     resize,
 )
 from pipelines.data.images import encode_png
+from pipelines.data.sample_error import SampleError
 
 # pycocotools' arrays don't know NumPy 2's `copy`.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -60,7 +60,7 @@ def texts(masks: Any) -> tuple[bytes, ...]:
 
 
 def reason(annotation: Annotation, **other: Any) -> str:
-    with pytest.raises(BadAnnotation, match=r"^cat\.jpg") as caught:
+    with pytest.raises(SampleError, match=r"^cat\.jpg") as caught:
         check(annotation, **{**SIZE, **other})
     return caught.value.reason
 
@@ -95,7 +95,7 @@ def test_good_annotations_pass() -> None:
 )
 def test_a_bad_box_is_named_with_its_reason(box: list[float], says: str) -> None:
     assert reason(objects([GOOD[0], box])) == says
-    with pytest.raises(BadAnnotation, match="object 1"):
+    with pytest.raises(SampleError, match="object 1"):
         check(objects([GOOD[0], box]), **SIZE)
 
 
@@ -215,7 +215,7 @@ FIELDS = {"boxes": [[1.0, 2.0, 3.0, 4.0]], "crowd": [0], "labels": [1]}
     ],
 )
 def test_other_json_is_refused(data: bytes) -> None:
-    with pytest.raises(BadAnnotation, match=r"^cat\.jpg"):
+    with pytest.raises(SampleError, match=r"^cat\.jpg"):
         decode_objects(data, **SIZE)
 
 
@@ -317,5 +317,5 @@ def test_mask_pixels_are_the_masks() -> None:
 
 
 def test_the_error_goes_to_other_processes_whole() -> None:
-    error = pickle.loads(pickle.dumps(BadAnnotation("box inverted", "x is", hint="turn it")))
+    error = pickle.loads(pickle.dumps(SampleError("box inverted", "x is", hint="turn it")))
     assert (error.reason, error.message, error.hint) == ("box inverted", "x is", "turn it")

@@ -137,9 +137,9 @@ def random_prints(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def altered(rng: np.random.Generator, source: np.ndarray, bits: int) -> np.ndarray:
     """Another image's print that differs in so many bits, half of them mirrored."""
-    looks = np.unpackbits(source[16:])
-    looks[1 + rng.choice(255, bits, replace=False)] ^= 1
-    made = np.concatenate([rng.integers(0, 256, 16, dtype=np.uint8), np.packbits(looks)])
+    hashes = np.unpackbits(source[16:])
+    hashes[1 + rng.choice(255, bits, replace=False)] ^= 1
+    made = np.concatenate([rng.integers(0, 256, 16, dtype=np.uint8), np.packbits(hashes)])
     made[16:] ^= duplicates._mirror() if rng.random() < 0.5 else 0
     return made
 
@@ -180,14 +180,14 @@ def test_no_near_pair_is_missed(seed: int) -> None:
 
 def test_the_hardest_pair_shares_no_band() -> None:
     """31 bits, two in each band but one: looking for equal bands alone would not find it."""
-    looks = np.zeros(256, np.uint8)
-    looks[16:32] = 1
-    other = looks.copy()
+    hashes = np.zeros(256, np.uint8)
+    hashes[16:32] = 1
+    other = hashes.copy()
     for band in range(16):
         other[band * 16 + 3 : band * 16 + (4 if band == 9 else 5)] ^= 1
     left, right = (
         np.concatenate([np.full(16, n, np.uint8), np.packbits(bits)])[None]
-        for n, bits in enumerate((looks, other))
+        for n, bits in enumerate((hashes, other))
     )
     bands = [side[:, 16:].copy().view(np.uint16) for side in (left, right)]
     assert not (bands[0] == bands[1]).any()

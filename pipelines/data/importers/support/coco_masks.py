@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.data import rle
-from pipelines.data.annotations import ROUNDING, BadAnnotation
+from pipelines.data.annotations import ROUNDING
 from pipelines.data.safe_parsers import is_number
+from pipelines.data.sample_error import SampleError
 
 
 def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:
@@ -25,7 +26,7 @@ def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:
         raise _unreadable(where, "is neither a list of polygons nor run lengths")
     size, counts = given.get("size"), given.get("counts")
     if size != [height, width]:
-        raise BadAnnotation(
+        raise SampleError(
             "mask of another size",
             f"{where}: its mask is of the size {str(size)[:50]} (rows, columns), the image is "
             f"{height} by {width}",
@@ -64,12 +65,12 @@ def _ring(polygon: Any, height: int, width: int, where: str) -> list[float]:
     corners = np.array(polygon, np.float64).reshape(-1, 2)
     cut = np.clip(corners, 0, [width, height])
     if not (np.abs(corners - cut) <= ROUNDING).all():  # also NaN and infinity
-        raise BadAnnotation(
+        raise SampleError(
             "polygon outside the image",
             f"{where}: a polygon has corners outside the image, {width} wide and {height} high",
         )
     return [float(value) for value in cut.ravel()]
 
 
-def _unreadable(where: str, why: str) -> BadAnnotation:
-    return BadAnnotation("unreadable mask", f"{where}: its segmentation {why}")
+def _unreadable(where: str, why: str) -> SampleError:
+    return SampleError("unreadable mask", f"{where}: its segmentation {why}")

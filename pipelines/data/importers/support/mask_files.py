@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import IGNORED, BadAnnotation
+from pipelines.data.annotations import IGNORED
 from pipelines.data.images import open_image, sniff
+from pipelines.data.sample_error import SampleError
 
 MAX_COLOURS = 64
 """Colours that are numbered without being named: more come from blending or from JPEG."""
@@ -27,18 +28,18 @@ _VALUE_MODES = frozenset({"L", "P", "I", "I;16", "I;16B", "I;16L"})
 
 
 @dataclass(frozen=True)
-class Raw:
+class MaskPixels:
     """A mask as it lies in its file: (H, W) of values, or of colours as 0xrrggbb."""
 
     pixels: np.ndarray[Any, Any]
     colours: bool
 
 
-def read_mask(data: bytes, where: str) -> Raw:
+def read_mask(data: bytes, where: str) -> MaskPixels:
     """The values of a mask file; grey in three channels is grey. Raises TesseraError."""
     form = sniff(data)
     if form in ("JPEG", "WEBP"):
-        raise BadAnnotation(
+        raise SampleError(
             "unreadable mask",
             f"{where} is a {form} file, whose values are not kept exactly",
             hint="masks are PNG, BMP, GIF or TIFF",
@@ -48,22 +49,22 @@ def read_mask(data: bytes, where: str) -> Raw:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if image.mode == "1":
-        return Raw(np.asarray(image, np.uint8) * np.uint8(255), colours=False)
+        return MaskPixels(np.asarray(image, np.uint8) * np.uint8(255), colours=False)
     if image.mode in _VALUE_MODES:
-        return Raw(np.asarray(image), colours=False)
+        return MaskPixels(np.asarray(image), colours=False)
     if image.mode == "LA":
-        return Raw(np.asarray(image)[..., 0], colours=False)
+        return MaskPixels(np.asarray(image)[..., 0], colours=False)
     if image.mode not in ("RGB", "RGBA"):
-        raise BadAnnotation("unreadable mask", f"{where} has pixels of the kind {image.mode}")
+        raise SampleError("unreadable mask", f"{where} has pixels of the kind {image.mode}")
     rgb = np.asarray(image if image.mode == "RGBA" else upright.convert("RGB"))[..., :3]
     if (rgb == rgb[..., :1]).all():
-        return Raw(rgb[..., 0], colours=False)
+        return MaskPixels(rgb[..., 0], colours=False)
     packed = rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    return Raw(packed, colours=True)
+    return MaskPixels(packed, colours=True)
 
 
 @dataclass(frozen=True)
-class Meaning:
+class MaskClasses:
     """What the values, or colours, of a set's masks are.
 
     values  of each class, in the order of the classes; where they are None, a value is its class
@@ -75,13 +76,13 @@ class Meaning:
     ignored: tuple[int, ...]
     note: str
 
-    def apply(self, raw: Raw, where: str) -> np.ndarray[Any, Any]:
+    def apply(self, raw: MaskPixels, where: str) -> np.ndarray[Any, Any]:
         """uint8 (H, W) of class indices and `IGNORED`. Raises BadAnnotation."""
         pixels = raw.pixels.astype(np.int64)
         if self.colours and not raw.colours:
             pixels = pixels * 0x010101
         elif raw.colours and not self.colours:
-            raise BadAnnotation("unknown class", f"{where} has colours, and others have values")
+            raise SampleError("unknown class", f"{where} has colours, and others have values")
         values = range(len(self.classes)) if self.values is None else self.values
         known = np.array([*values, *self.ignored], np.int64)
         classes = np.array([*range(len(values)), *([IGNORED] * len(self.ignored))], np.uint8)
@@ -92,13 +93,11 @@ class Meaning:
         if strange.any():
             value = int(pixels[strange][0])
             shown = f"#{value:06x}" if self.colours else str(value)
-            raise BadAnnotation(
-                "unknown class", f"{where} has the value {shown}, which is no class"
-            )
+            raise SampleError("unknown class", f"{where} has the value {shown}, which is no class")
         return np.asarray(classes[found])
 
 
-def find_meaning(masks: Iterable[tuple[str, Raw]], names: Sequence[str]) -> Meaning:
+def infer_classes(masks: Iterable[tuple[str, MaskPixels]], names: Sequence[str]) -> MaskClasses:
     """What the values of all masks mean; `names` are the classes where the user gives them."""
     values: set[int] = set()
     colours = False
@@ -121,7 +120,7 @@ def find_meaning(masks: Iterable[tuple[str, Raw]], names: Sequence[str]) -> Mean
     return _of_values(values, names)
 
 
-def _of_colours(values: Sequence[int], names: Sequence[str]) -> Meaning:
+def _of_colours(values: Sequence[int], names: Sequence[str]) -> MaskClasses:
     classes = tuple(names) or tuple(f"#{value:06x}" for value in values)
     if len(classes) != len(values):
         raise UsageError(
@@ -129,14 +128,14 @@ def _of_colours(values: Sequence[int], names: Sequence[str]) -> Meaning:
             hint="say which colour is which: the option colours=road=#804080,sky=#4682b4",
         )
     note = f"the masks' {len(values)} colours are classes, numbered by red, green and blue"
-    return Meaning(classes, True, tuple(values), (), note)
+    return MaskClasses(classes, True, tuple(values), (), note)
 
 
-def _of_values(values: set[int], names: Sequence[str]) -> Meaning:
+def _of_values(values: set[int], names: Sequence[str]) -> MaskClasses:
     if values <= {0, IGNORED} and len(names) in (0, 2):
         classes = tuple(names) or ("background", "foreground")
         note = f"masks of 0 and 255: 0 is {classes[0]}, 255 is {classes[1]}"
-        return Meaning(classes, False, (0, IGNORED), (), note)
+        return MaskClasses(classes, False, (0, IGNORED), (), note)
     most = max(values - {IGNORED}, default=0)
     if most >= IGNORED:
         raise TesseraError(
@@ -151,10 +150,10 @@ def _of_values(values: set[int], names: Sequence[str]) -> Meaning:
         )
     ignored = " and 255 is ignored" if IGNORED in values else ""
     note = f"the masks' values are classes, 0 to {len(classes) - 1}{ignored}"
-    return Meaning(classes, False, None, (IGNORED,), note)
+    return MaskClasses(classes, False, None, (IGNORED,), note)
 
 
-def parse_colours(text: str) -> Meaning:
+def parse_colours(text: str) -> MaskClasses:
     """NAME=#rrggbb,NAME=#rrggbb: the classes in this order. Raises UsageError."""
     pairs = []
     for part in text.split(","):
@@ -170,7 +169,7 @@ def parse_colours(text: str) -> Meaning:
     if not 0 < len(kept) < IGNORED:
         raise UsageError(f"the option colours names {len(kept)} classes", hint="name 1 to 254")
     ignored = tuple(value for name, value in pairs if name == IGNORED_NAME)
-    return Meaning(
+    return MaskClasses(
         tuple(name for name, _ in kept),
         True,
         tuple(value for _, value in kept),

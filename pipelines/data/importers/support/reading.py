@@ -15,10 +15,10 @@ from pathlib import Path
 from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import BadAnnotation
 from pipelines.data.card import Split
 from pipelines.data.images import open_image, sniff
-from pipelines.data.sources import IMAGE_SUFFIXES, Item, Rejected, find_folders, is_image, read_file
+from pipelines.data.sample_error import SampleError
+from pipelines.data.sources import IMAGE_SUFFIXES, Item, find_folders, is_image, read_file
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -91,7 +91,7 @@ def locate(folder: Path, name: str) -> Path:
         inside = os.path.realpath(folder)
         if os.path.commonpath([inside, os.path.realpath(path)]) == inside:
             return path
-    raise Rejected(OUTSIDE, f"{name!r} lies outside of {folder}")
+    raise SampleError(OUTSIDE, f"{name!r} lies outside of {folder}")
 
 
 OUTSIDE = "path outside the source"
@@ -145,7 +145,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
 def check_stated_size(stated: tuple[int, int], true: tuple[int, int], where: str) -> None:
     """BadAnnotation where an annotation is of an image of another (height, width)."""
     if stated != true:
-        raise BadAnnotation(
+        raise SampleError(
             "annotation of another size",
             f"{where}: its annotation is of an image {stated[1]} wide and {stated[0]} high, the "
             f"image is {true[1]} wide and {true[0]} high",

@@ -18,8 +18,9 @@ from sample_sources import HEIGHT, WIDTH
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import rle
-from pipelines.data.annotations import BadAnnotation, Objects, check, encode, mask_pixels
+from pipelines.data.annotations import Objects, check, encode, mask_pixels
 from pipelines.data.importers import coco
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Source
 
 # pycocotools' arrays don't know NumPy 2's `copy`.
@@ -42,9 +43,9 @@ def annotated(source: Source, row: int = 0) -> Objects:
     return found
 
 
-def refused(folder: Path) -> BadAnnotation:
+def refused(folder: Path) -> SampleError:
     source = coco.read(str(folder), {})
-    with pytest.raises(BadAnnotation, match=r"^train2017/000000\.jpg") as caught:
+    with pytest.raises(SampleError, match=r"^train2017/000000\.jpg") as caught:
         check(
             annotated(source), height=HEIGHT, width=WIDTH, classes=3, where="train2017/000000.jpg"
         )

@@ -16,7 +16,6 @@ from sample_sources import HEIGHT, WIDTH
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import (
     IGNORED,
-    BadAnnotation,
     Mask,
     Objects,
     check,
@@ -24,6 +23,7 @@ from pipelines.data.annotations import (
     mask_pixels,
 )
 from pipelines.data.importers import instance_masks, masks
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Source
 
 
@@ -114,7 +114,7 @@ def test_colours_are_numbered_or_named(tmp_path: Path, mode: str) -> None:
     assert told.classes == ("road", "sky")
     np.testing.assert_array_equal(pixels_of(told), np.where(values[0] == 2, IGNORED, values[0]))
     lacking = masks.read(str(folder), {"colours": "road=#804080,sky=#4682b4"})
-    with pytest.raises(BadAnnotation, match=r"masks/0\.png has the value #000000"):
+    with pytest.raises(SampleError, match=r"masks/0\.png has the value #000000"):
         pixels_of(lacking)
     with pytest.raises(UsageError, match="3 colours, and 2 classes"):
         masks.read(str(folder), {"classes": "a,b"})
@@ -153,7 +153,7 @@ def test_jpeg_masks_are_refused(tmp_path: Path) -> None:
     folder = made.masks(tmp_path / "set")
     made.save(folder / "masks" / "0.png", made.noise(0, channels=1), format="JPEG")
     source = masks.read(str(folder), {})
-    with pytest.raises(BadAnnotation, match="is a JPEG file"):
+    with pytest.raises(SampleError, match="is a JPEG file"):
         pixels_of(source)
 
 
@@ -161,11 +161,11 @@ def test_a_mask_of_another_size_or_value_is_named(tmp_path: Path) -> None:
     folder = made.masks(tmp_path / "set")
     source = masks.read(str(folder), {})
     made.save(folder / "masks" / "0.png", mask_file(folder).T.copy())
-    with pytest.raises(BadAnnotation, match=r"masks/0\.png: the mask is 32 by 24") as caught:
+    with pytest.raises(SampleError, match=r"masks/0\.png: the mask is 32 by 24") as caught:
         pixels_of(source)
     assert caught.value.reason == "mask of another size"
     made.save(folder / "masks" / "0.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
-    with pytest.raises(BadAnnotation, match="the value 7, which is no class"):
+    with pytest.raises(SampleError, match="the value 7, which is no class"):
         pixels_of(source)
     (folder / "masks" / "0.png").write_bytes(b"\x89PNG")
     with pytest.raises(TesseraError, match=r"masks/0\.png"):
@@ -260,7 +260,7 @@ def test_no_masks_are_a_negative_and_bad_ones_are_named(tmp_path: Path) -> None:
     assert {item.split for item in source.items} == {"train"}
     assert len(objects_of(source, 0).boxes) == 0
     assert [bool(item.problem) for item in source.items] == [False, True, False]
-    with pytest.raises(BadAnnotation, match=r"m0\.png has no pixel other than 0"):
+    with pytest.raises(SampleError, match=r"m0\.png has no pixel other than 0"):
         objects_of(source, 2)
 
 
@@ -268,7 +268,7 @@ def test_a_mask_of_the_image_s_area_and_another_shape_is_refused(tmp_path: Path)
     """Run lengths alone wouldn't tell: they add up."""
     folder = made.instance_masks(tmp_path / "set")
     made.save(folder / "id0" / "masks" / "m0.png", np.ones((WIDTH, HEIGHT), np.uint8))
-    with pytest.raises(BadAnnotation, match=r"m0\.png: the mask is 32 by 24"):
+    with pytest.raises(SampleError, match=r"m0\.png: the mask is 32 by 24"):
         objects_of(instance_masks.read(str(folder), {}))
 
 

@@ -13,8 +13,9 @@ import sample_sources as made
 from sample_sources import HEIGHT, WIDTH
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import BadAnnotation, Objects, check, count
+from pipelines.data.annotations import Objects, check, count
 from pipelines.data.importers import voc
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Source
 
 
@@ -107,7 +108,7 @@ def test_a_bad_box_is_named(tmp_path: Path, box: tuple[Any, ...], says: str) -> 
     text = made.voc_xml([("dog", (1, 1, 9, 9), 0), ("cat", box, 0)])
     (folder / "Annotations" / "2007_000000.xml").write_text(text)
     source = voc.read(str(folder), {})
-    with pytest.raises(BadAnnotation, match="2007_000000") as caught:
+    with pytest.raises(SampleError, match="2007_000000") as caught:
         check(annotated(source), height=HEIGHT, width=WIDTH, classes=2, where="2007_000000")
     assert caught.value.reason == says
 
@@ -123,7 +124,7 @@ def test_another_size_than_stated_is_refused_and_none_is_taken(tmp_path: Path) -
     folder = made.voc(tmp_path / "set")
     path = folder / "Annotations" / "2007_000000.xml"
     path.write_text(made.voc_xml([("dog", (1, 1, 9, 9), 0)], (WIDTH, HEIGHT)))
-    with pytest.raises(BadAnnotation, match="its annotation is of an image"):
+    with pytest.raises(SampleError, match="its annotation is of an image"):
         annotated(voc.read(str(folder), {}))
     path.write_text(made.voc_xml([("dog", (1, 1, 9, 9), 0)], (0, 0)))
     assert len(annotated(voc.read(str(folder), {})).boxes) == 1
@@ -165,7 +166,7 @@ def test_classes_may_be_given(tmp_path: Path) -> None:
     folder = made.voc(tmp_path / "set")
     source = voc.read(str(folder), {"classes": "dog, emu"})
     assert source.classes == ("dog", "emu")
-    with pytest.raises(BadAnnotation, match="is a 'cat'"):
+    with pytest.raises(SampleError, match="is a 'cat'"):
         annotated(source)
     with pytest.raises(UsageError, match="empty or doubled"):
         voc.read(str(folder), {"classes": "dog,dog"})
@@ -186,7 +187,7 @@ def test_the_real_blood_cells_have_their_true_counts(tmp_path: Path) -> None:
     for row, item in enumerate(source.items):
         try:
             found = annotated(source, row)
-        except BadAnnotation as error:
+        except SampleError as error:
             bad[item.key] = (error.reason, error.message)
             text = (tmp_path / "BCCD" / "Annotations" / f"{item.key}.xml").read_text()
             for name in source.classes:

@@ -12,8 +12,9 @@ from pycocotools import mask as reference
 from sample_sources import HEIGHT, WIDTH
 
 from models.core.errors import TesseraError
-from pipelines.data.annotations import BadAnnotation, Objects, check, mask_pixels
+from pipelines.data.annotations import Objects, check, mask_pixels
 from pipelines.data.importers import yolo
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Source
 
 # pycocotools' arrays don't know NumPy 2's `copy`.
@@ -66,7 +67,7 @@ def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
     assert (source.task, found.masks, len(found.boxes)) == ("detection", None, 2)
     (folder / "labels" / "train" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     assert len(annotated(source, 1).boxes) == 1
-    with pytest.raises(BadAnnotation, match="line 1 is a box, and others are polygons"):
+    with pytest.raises(SampleError, match="line 1 is a box, and others are polygons"):
         annotated(yolo.read(str(folder), {}), 1)
 
 
@@ -98,7 +99,7 @@ def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     folder = made.yolo(tmp_path / "set")
     (folder / "labels" / "train" / "0.txt").write_text(f"1 0.5 0.5 0.2 0.2\n{line}\n")
-    with pytest.raises(BadAnnotation, match=r"train/0") as caught:
+    with pytest.raises(SampleError, match=r"train/0") as caught:
         check(
             annotated(yolo.read(str(folder), {})),
             height=HEIGHT,

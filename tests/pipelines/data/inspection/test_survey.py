@@ -12,8 +12,9 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data.annotations import BadAnnotation, Mask, Objects
+from pipelines.data.annotations import Mask, Objects
 from pipelines.data.inspection import survey
+from pipelines.data.sample_error import SampleError
 from pipelines.storage.base import CacheSettings, use_cache
 from pipelines.storage.open import open_storage
 
@@ -142,7 +143,7 @@ def test_an_annotation_that_cannot_be_is_named(tmp_path: Path) -> None:
         Objects(np.array([[1, 1, 99, 5.0]]), np.array([0]), np.array([False])),
     )
     card = pack_set(tmp_path, "detection", {"train": [given]}, "a")
-    with pytest.raises(BadAnnotation, match=r"train, sample odd.* outside"):
+    with pytest.raises(SampleError, match=r"train, sample odd.* outside"):
         survey.take(tmp_path, card, samples=1)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.loading.prefetch import PREFETCH_EACH, Processes, in_thread, most_ahead
-from pipelines.data.sources import Rejected
+from pipelines.data.sample_error import SampleError
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_no_process_is_started_for_an_iterator_never_begun() -> None:
     [
         TesseraError("what was given", hint="how to mend it"),
         UsageError("wrong", hint="right"),
-        Rejected("a reason", "a message"),
+        SampleError("a reason", "a message"),
     ],
 )
 def test_an_error_comes_as_it_is(error: TesseraError) -> None:

@@ -81,7 +81,7 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
     copy(source, "train/cat/5.png", "train/cat/within.bmp")  # no leak: one split
     # One class alone would be taken for images without labels.
     how: dict[str, Any] = {"format": "image_folder", "shard_samples": 5}
-    with pytest.raises(statistics.Kept, match="image in two splits: 3"):
+    with pytest.raises(statistics.ResumableError, match="image in two splits: 3"):
         pack(str(source), tmp_path / "out", **how)
     said: list[str] = []
     card = pack(str(source), tmp_path / "out", allow_rejected="3", say=said.append, **how)

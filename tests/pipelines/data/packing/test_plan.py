@@ -13,10 +13,11 @@ from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Objects
 from pipelines.data.images import encode_png
 from pipelines.data.packing.pack import pack
-from pipelines.data.packing.plan import Plan, digest, make_plan
-from pipelines.data.packing.shard import Shared
+from pipelines.data.packing.plan import PackPlan, digest, make_plan
+from pipelines.data.packing.shard import PackSpec
+from pipelines.data.sample_error import SampleError
 from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
-from pipelines.data.sources import Item, Rejected, Source
+from pipelines.data.sources import Item, Source
 
 
 def encode(size: int, item: Item) -> bytes:
@@ -26,7 +27,7 @@ def encode(size: int, item: Item) -> bytes:
 
 
 def refuse(item: Item) -> bytes:
-    raise Rejected("unreadable image", item.key)
+    raise SampleError("unreadable image", item.key)
 
 
 def source(count: int, size: int = 4, splits: Sequence[str | None] = (None,)) -> Source:
@@ -42,20 +43,23 @@ def plan_of(
     shard_samples: int | None = None,
     seed: int = 0,
     unseen: frozenset[int] = frozenset(),
-) -> Plan:
-    shared = Shared(replace(source, items=()), "", None, "")
-    return make_plan(source, shared, seed=seed, shard_samples=shard_samples, unseen=unseen)
+) -> PackPlan:
+    spec = PackSpec(replace(source, items=()), "", None, "")
+    return make_plan(source, spec, seed=seed, shard_samples=shard_samples, unseen=unseen)
 
 
-def sizes(plan: Plan, split: str) -> list[int]:
-    return [len(part.items) for part in plan.parts if part.split == split]
+def sizes(plan: PackPlan, split: str) -> list[int]:
+    return [len(shard_plan.items) for shard_plan in plan.parts if shard_plan.split == split]
 
 
 def test_shards_of_a_split_are_as_even_as_can_be() -> None:
     plan = plan_of(source(100, splits=("train", "train", "val", "test")), shard_samples=20)
     assert sizes(plan, "train") == [16, 17, 17]
     assert sizes(plan, "val") == [12, 13]
-    assert [part.path for part in plan.parts[:2]] == ["train/000000.tar", "train/000001.tar"]
+    assert [shard_plan.path for shard_plan in plan.parts[:2]] == [
+        "train/000000.tar",
+        "train/000001.tar",
+    ]
     assert plan.samples == plan.total == 100
 
 
@@ -126,8 +130,13 @@ def test_a_class_that_train_hasn_t_is_said_for_objects(
     assert card.splits["test"].class_counts == {"a": 0, "b": 20, "c": 0}
 
 
-def labels_of(plan: Plan, split: str) -> set[int | None]:
-    return {item.label for part in plan.parts if part.split == split for item in part.items}
+def labels_of(plan: PackPlan, split: str) -> set[int | None]:
+    return {
+        item.label
+        for shard_plan in plan.parts
+        if shard_plan.split == split
+        for item in shard_plan.items
+    }
 
 
 @pytest.mark.parametrize("splits", [(None,), ("train", "train", "train", "val", "val", "test")])

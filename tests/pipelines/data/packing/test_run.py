@@ -17,8 +17,8 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
 from pipelines.data.packing import staging, statistics
 from pipelines.data.packing.pack import pack
-from pipelines.data.packing.run import here
-from pipelines.data.packing.shard import Part, Shared
+from pipelines.data.packing.run import map_here
+from pipelines.data.packing.shard import PackSpec, ShardPlan
 from pipelines.storage.open import open_storage
 
 MakeFolder = Callable[..., Path]
@@ -41,13 +41,13 @@ class Log:
         self.packed: list[str] = []
         self.said: list[str] = []
 
-    def spread(
-        self, work: Any, shared: Shared, parts: Iterable[Part]
+    def map_tasks(
+        self, work: Any, spec: PackSpec, parts: Iterable[ShardPlan]
     ) -> Generator[tuple[int, Any], None, None]:
         parts = list(parts)
         if work.__name__ == "pack_shard":
-            self.packed += [part.path for part in parts]
-        yield from here(work, shared, parts)
+            self.packed += [shard_plan.path for shard_plan in parts]
+        yield from map_here(work, spec, parts)
 
     @property
     def went_on(self) -> str:
@@ -56,7 +56,7 @@ class Log:
 
 def run(source: Path, to: Path | str, **options: Any) -> Log:
     log = Log()
-    pack(str(source), to, spread=log.spread, say=log.said.append, **options)
+    pack(str(source), to, map_tasks=log.map_tasks, say=log.said.append, **options)
     return log
 
 
@@ -77,7 +77,7 @@ def interrupt(source: Path, to: Path | str, images: int = 0, **options: Any) -> 
         pack(
             str(source),
             to,
-            spread=log.spread,
+            map_tasks=log.map_tasks,
             say=log.said.append,
             progress=Stop(images),
             **options,
@@ -182,7 +182,7 @@ def test_without_the_look_a_damaged_shard_would_be_taken(
 
 def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Path) -> None:
     (pets / "cat" / "bad.jpg").write_bytes(b"x")
-    with pytest.raises(statistics.Kept, match=r"\.out\.packing/rejected\.jsonl"):
+    with pytest.raises(statistics.ResumableError, match=r"\.out\.packing/rejected\.jsonl"):
         run(pets, tmp_path / "out", shard_samples=10)
     row = json.loads((tmp_path / ".out.packing" / statistics.REJECTED).read_text())
     assert (row["key"], row["reason"]) == ("cat/bad", "unreadable image")
@@ -198,7 +198,7 @@ def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
     good, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     file.write_bytes(b"x" * len(good))
     os.utime(file, ns=times)
-    with pytest.raises(statistics.Kept):
+    with pytest.raises(statistics.ResumableError):
         run(pets, tmp_path / "out", shard_samples=10)
     file.write_bytes(good)
     os.utime(file, ns=times)

@@ -15,9 +15,10 @@ from models.core.errors import TesseraError
 from pipelines.data import annotations
 from pipelines.data.annotations import Annotation, Mask, Objects
 from pipelines.data.images import encode_png, open_image, sniff
-from pipelines.data.packing import receipts
-from pipelines.data.packing.shard import Part, Shared, look, pack_shard, prepare
-from pipelines.data.sources import Item, Rejected, Source
+from pipelines.data.packing import shard_records
+from pipelines.data.packing.shard import PackSpec, ShardPlan, find_record, pack_shard, prepare
+from pipelines.data.sample_error import SampleError
+from pipelines.data.sources import Item, Source
 from pipelines.storage.open import open_storage
 
 ITEM = Item("a", "folder/a.jpg", 1)
@@ -38,14 +39,14 @@ def say(note: Annotation, item: Item) -> Annotation:
     return note
 
 
-def shared(
+def spec(
     data: bytes,
     task: str = "classification",
     note: Annotation | None = None,
     resize: int | None = None,
     quality: int | None = None,
     where: str = "",
-) -> Shared:
+) -> PackSpec:
     source = Source(
         name="set",
         task=task,
@@ -54,13 +55,13 @@ def shared(
         load=partial(give, data),
         annotate=partial(say, note) if note is not None else None,
     )
-    return Shared(source, where, None, "plan", resize, quality)
+    return PackSpec(source, where, None, "plan", resize, quality)
 
 
 @pytest.mark.parametrize(("form", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_without_resize_bytes_go_in_untouched(form: str, extension: str) -> None:
     data = photo(form=form)
-    sample = prepare(shared(data), ITEM)
+    sample = prepare(spec(data), ITEM)
     assert sample.packed.image == (extension, data)
     assert sample.packed.note == ("cls", b"1")
     assert (sample.packed.label, sample.counts) == (1, [0, 1])
@@ -69,7 +70,7 @@ def test_without_resize_bytes_go_in_untouched(form: str, extension: str) -> None
 @pytest.mark.parametrize("resize", [30, 31, 1000])
 def test_an_image_that_is_small_enough_is_untouched_and_never_enlarged(resize: int) -> None:
     data = photo((40, 30))
-    assert prepare(shared(data, resize=resize, quality=50), ITEM).packed.image == ("jpg", data)
+    assert prepare(spec(data, resize=resize, quality=50), ITEM).packed.image == ("jpg", data)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_an_image_that_is_small_enough_is_untouched_and_never_enlarged(resize: i
 def test_the_shorter_side_shrinks_and_the_aspect_stays(
     size: tuple[int, int], resize: int, becomes: tuple[int, int]
 ) -> None:
-    sample = prepare(shared(photo(size), resize=resize), ITEM)
+    sample = prepare(spec(photo(size), resize=resize), ITEM)
     assert sample.image.size == becomes
     assert open_image(sample.packed.image[1], "x").size == becomes
 
@@ -98,7 +99,7 @@ def test_the_shorter_side_shrinks_and_the_aspect_stays(
 def test_what_was_lossless_stays_so_unless_a_quality_is_given(
     form: str, quality: int | None, becomes: str
 ) -> None:
-    sample = prepare(shared(photo(form=form), resize=15, quality=quality), ITEM)
+    sample = prepare(spec(photo(form=form), resize=15, quality=quality), ITEM)
     extension, data = sample.packed.image
     assert sniff(data) == becomes
     assert extension == {"JPEG": "jpg", "PNG": "png"}[becomes]
@@ -107,18 +108,18 @@ def test_what_was_lossless_stays_so_unless_a_quality_is_given(
 def test_the_quality_is_that_of_the_jpeg() -> None:
     data = photo((400, 300))
     sizes = [
-        len(prepare(shared(data, resize=150, quality=q), ITEM).packed.image[1])
+        len(prepare(spec(data, resize=150, quality=q), ITEM).packed.image[1])
         for q in (10, 50, None, 98)
     ]
     assert sizes == sorted(sizes)
-    ninety = prepare(shared(data, resize=150, quality=90), ITEM).packed.image
-    assert ninety == prepare(shared(data, resize=150), ITEM).packed.image
+    ninety = prepare(spec(data, resize=150, quality=90), ITEM).packed.image
+    assert ninety == prepare(spec(data, resize=150), ITEM).packed.image
 
 
 def test_a_shrunk_image_is_that_of_a_good_filter() -> None:
     """Within a level or two of the slow way, on the average."""
     data = photo((640, 480), form="PNG")
-    sample = prepare(shared(data, resize=100), ITEM)
+    sample = prepare(spec(data, resize=100), ITEM)
     with Image.open(io.BytesIO(data)) as image:
         slow = image.resize((133, 100), Image.Resampling.LANCZOS)
     difference = np.abs(np.asarray(sample.image, np.int64) - np.asarray(slow, np.int64))
@@ -130,7 +131,7 @@ def test_a_turned_image_shrinks_upright() -> None:
     exif[0x0112] = 6
     out = io.BytesIO()
     Image.new("RGB", (40, 30)).save(out, format="JPEG", exif=exif)
-    sample = prepare(shared(out.getvalue(), resize=15), ITEM)
+    sample = prepare(spec(out.getvalue(), resize=15), ITEM)
     assert sample.image.size == (15, 20)
     assert open_image(sample.packed.image[1], "x").size == (15, 20)
 
@@ -139,7 +140,7 @@ def test_objects_shrink_with_their_image() -> None:
     given = Objects(
         boxes=np.array([[4.0, 6.0, 20.0, 30.0]]), labels=np.array([1]), crowd=np.array([False])
     )
-    sample = prepare(shared(photo(), "detection", given, resize=15), ITEM)
+    sample = prepare(spec(photo(), "detection", given, resize=15), ITEM)
     assert sample.packed.note is not None
     assert sample.packed.note[0] == "json"
     found = annotations.decode_objects(
@@ -153,7 +154,7 @@ def test_objects_shrink_with_their_image() -> None:
 def test_a_mask_shrinks_with_its_image() -> None:
     pixels = np.zeros((30, 40), np.uint8)
     pixels[:, 20:] = 1
-    sample = prepare(shared(photo(), "semantic_segmentation", Mask(pixels), resize=15), ITEM)
+    sample = prepare(spec(photo(), "semantic_segmentation", Mask(pixels), resize=15), ITEM)
     assert sample.packed.note is not None
     assert sample.packed.note[0] == "mask.png"
     found = annotations.decode_mask(
@@ -165,7 +166,7 @@ def test_a_mask_shrinks_with_its_image() -> None:
 
 
 def test_images_alone_have_no_note() -> None:
-    sample = prepare(shared(photo(), "images"), replace(ITEM, label=None))
+    sample = prepare(spec(photo(), "images"), replace(ITEM, label=None))
     assert sample.packed.note is None
     assert sample.counts == []
 
@@ -185,8 +186,8 @@ def fail(message: str, item: Item) -> Annotation:
     ],
 )
 def test_an_item_that_can_t_be_packed_says_why(change: dict[str, object], reason: str) -> None:
-    with pytest.raises(Rejected) as caught:
-        prepare(shared(photo()), replace(ITEM, **change))  # type: ignore[arg-type]
+    with pytest.raises(SampleError) as caught:
+        prepare(spec(photo()), replace(ITEM, **change))  # type: ignore[arg-type]
     assert caught.value.reason == reason
 
 
@@ -205,44 +206,44 @@ def boxes(*box: float) -> Objects:
     ],
 )
 def test_a_bad_annotation_is_in_the_receipt(tmp_path: Path, note: Annotation, reason: str) -> None:
-    job = shared(photo(), "detection", note, where=str(tmp_path))
-    receipt = pack_shard(job, Part("train", "train/000000.tar", (ITEM,)))
-    assert [(row["key"], row["reason"]) for row in receipt.rejected] == [("a", reason)]
-    assert ITEM.origin in receipt.rejected[0]["detail"]
-    assert receipt.shard.samples == 0
+    job = spec(photo(), "detection", note, where=str(tmp_path))
+    record = pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))
+    assert [(row["key"], row["reason"]) for row in record.rejected] == [("a", reason)]
+    assert ITEM.origin in record.rejected[0]["detail"]
+    assert record.shard.samples == 0
     assert not (tmp_path / "train").exists()
 
 
 def test_an_annotation_that_can_t_be_read_is_told_from_an_image(tmp_path: Path) -> None:
-    job = shared(photo(), "detection", boxes(1, 1, 2, 2), where=str(tmp_path))
+    job = spec(photo(), "detection", boxes(1, 1, 2, 2), where=str(tmp_path))
     job = replace(job, source=replace(job.source, annotate=partial(fail, "a.xml is no XML")))
-    receipt = pack_shard(job, Part("train", "train/000000.tar", (ITEM,)))
-    (row,) = receipt.rejected
+    record = pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))
+    (row,) = record.rejected
     assert (row["reason"], row["detail"]) == ("unreadable annotation", "a.xml is no XML")
 
 
 def test_a_receipt_says_what_lies_in_the_shard(tmp_path: Path) -> None:
-    job = shared(photo(), where=str(tmp_path))
+    job = spec(photo(), where=str(tmp_path))
     items = tuple(Item(key, f"{key}.jpg", label) for key, label in (("a", 1), ("b", 5), ("c", 0)))
-    part = Part("val", "val/000003.tar", items)
-    receipt = pack_shard(job, part)
+    shard_plan = ShardPlan("val", "val/000003.tar", items)
+    record = pack_shard(job, shard_plan)
     place = open_storage(tmp_path)
-    assert look(job, part) == receipt == receipts.load(place, part.path)
-    assert receipts.known(place) == {part.path}
-    assert receipt.counts == (1, 1)
-    rows = receipts.load_rows(place, receipt)
+    assert find_record(job, shard_plan) == record == shard_records.load(place, shard_plan.path)
+    assert shard_records.known(place) == {shard_plan.path}
+    assert record.counts == (1, 1)
+    rows = shard_records.load_rows(place, record)
     assert rows["key"].tolist() == [b"a", b"c"]
     assert rows["label"].tolist() == [1, 0]
-    prints = receipts.load_prints(place, receipt)
-    assert len(prints) == 2
-    np.testing.assert_array_equal(prints[0], prints[1])
-    assert look(replace(job, plan="other"), part) is None
+    fingerprints = shard_records.load_prints(place, record)
+    assert len(fingerprints) == 2
+    np.testing.assert_array_equal(fingerprints[0], fingerprints[1])
+    assert find_record(replace(job, plan="other"), shard_plan) is None
 
 
 def test_the_bytes_of_a_shard_are_those_of_its_items(tmp_path: Path) -> None:
     def make(name: str, seed: int) -> bytes:
-        job = shared(encode_png(np.full((4, 4), seed, np.uint8)), where=str(tmp_path / name))
-        pack_shard(job, Part("train", "train/000000.tar", (ITEM,)))
+        job = spec(encode_png(np.full((4, 4), seed, np.uint8)), where=str(tmp_path / name))
+        pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))
         return (tmp_path / name / "train" / "000000.tar").read_bytes()
 
     assert make("a", 1) == make("b", 1)

@@ -46,8 +46,8 @@ def test_an_unreadable_image_stops_the_pack(tmp_path: Path, make_folder: MakeFol
     with pytest.raises(TesseraError, match=r"3 of \d+ images can't be packed") as caught:
         pack(str(source), tmp_path / "out")
     message = str(caught.value)
-    for part in ("unreadable image: 3", "cat/bad.jpg", "dog/empty.png", "--allow-rejected 3"):
-        assert part in message
+    for shard_plan in ("unreadable image: 3", "cat/bad.jpg", "dog/empty.png", "--allow-rejected 3"):
+        assert shard_plan in message
     assert "object at 0x" not in message
     assert left_behind(tmp_path) == [".out.packing"]
     listed = tmp_path / ".out.packing" / statistics.REJECTED

@@ -10,7 +10,6 @@ import sample_sources as made
 from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import BadAnnotation
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import (
     check_stated_size,
@@ -22,7 +21,7 @@ from pipelines.data.importers.support.reading import (
     nearby,
     split_of,
 )
-from pipelines.data.sources import Rejected
+from pipelines.data.sample_error import SampleError
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -54,12 +53,12 @@ def test_paths_stay_in_the_source(tmp_path: Path) -> None:
         assert locate(folder, name).is_file()
         assert find_problem(folder, name) is None
     for name in ("../secret.jpg", "a/../../secret.jpg", str(secret), "..\\secret.jpg", "", "a\0"):
-        with pytest.raises(Rejected, match="lies outside"):
+        with pytest.raises(SampleError, match="lies outside"):
             locate(folder, name)
         assert (find_problem(folder, name) or [""])[0] == "path outside the source"
     for name in ("link.jpg", "out/secret.jpg"):
         assert (folder / name).read_bytes() == secret.read_bytes()  # the control
-        with pytest.raises(Rejected, match="lies outside"):
+        with pytest.raises(SampleError, match="lies outside"):
             locate(folder, name)
     # A source that is itself behind a link is the user's own doing.
     (tmp_path / "alias").symlink_to(folder)
@@ -101,5 +100,5 @@ def test_options_and_sizes_are_checked() -> None:
     with pytest.raises(UsageError, match=r"the option task can't be 'c'\. allowed: a, b"):
         choose({"task": "c"}, "task", ("a", "b"), "b")
     check_stated_size((3, 4), (3, 4), "x")
-    with pytest.raises(BadAnnotation, match="an image 3 wide and 4 high, the image is 4 wide"):
+    with pytest.raises(SampleError, match="an image 3 wide and 4 high, the image is 4 wide"):
         check_stated_size((4, 3), (3, 4), "x")

@@ -1,6 +1,6 @@
 """What is known of a packed shard, beside it, until its data set is finished.
 
-In: `Receipt` and its arrays. Out: the same, whole or not at all. Must not know images or sources.
+In: `ShardRecord` and its arrays. Out: the same, whole or not at all. Must not know images or sources.
 JSON and .npy; nothing is unpickled.
 """
 
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.core.errors import TesseraError
 from pipelines.data.card import Shard
 from pipelines.data.packing.staging import SHARDS
-from pipelines.data.packing.statistics import Counts
+from pipelines.data.packing.statistics import ImageCounts
 from pipelines.storage.base import Storage
 
 Array = np.ndarray[Any, Any]
 
 
-class Receipt(BaseModel):
+class ShardRecord(BaseModel):
     """A shard that is packed.
 
     plan      digest of what was to be packed, and how
@@ -36,11 +36,11 @@ class Receipt(BaseModel):
     plan: str
     stamps: str
     shard: Shard
-    tally: Counts
+    statistics: ImageCounts
     counts: tuple[int, ...]
     rejected: tuple[dict[str, str], ...]
     rows: str
-    prints: str
+    fingerprints: str
 
 
 def digest(data: bytes) -> str:
@@ -54,21 +54,21 @@ def encode(array: Array) -> bytes:
     return out.getvalue()
 
 
-def save(place: Storage, receipt: Receipt, rows: bytes, prints: bytes) -> None:
+def save(place: Storage, record: ShardRecord, rows: bytes, fingerprints: bytes) -> None:
     """Writes a receipt with its arrays; the JSON, by which it is found, comes last."""
-    name = _name(receipt.shard.path)
+    name = _name(record.shard.path)
     place.write(f"{name}.rows.npy", rows)
-    place.write(f"{name}.prints.npy", prints)
-    place.write(f"{name}.json", receipt.model_dump_json().encode())
+    place.write(f"{name}.prints.npy", fingerprints)
+    place.write(f"{name}.json", record.model_dump_json().encode())
 
 
-def load(place: Storage, path: str) -> Receipt | None:
+def load(place: Storage, path: str) -> ShardRecord | None:
     """The receipt of the shard called `path`; None where there is none that can be read."""
     name = f"{_name(path)}.json"
     if place.size(name) is None:
         return None
     try:
-        return Receipt.model_validate_json(place.read(name))
+        return ShardRecord.model_validate_json(place.read(name))
     except ValidationError:
         return None
 
@@ -82,14 +82,14 @@ def known(place: Storage) -> frozenset[str]:
     )
 
 
-def load_rows(place: Storage, receipt: Receipt) -> Array:
+def load_rows(place: Storage, record: ShardRecord) -> Array:
     """The shard's rows of the index."""
-    return _load(place, f"{_name(receipt.shard.path)}.rows.npy", receipt.rows)
+    return _load(place, f"{_name(record.shard.path)}.rows.npy", record.rows)
 
 
-def load_prints(place: Storage, receipt: Receipt) -> Array:
+def load_prints(place: Storage, record: ShardRecord) -> Array:
     """uint8 (samples, bytes of a fingerprint)."""
-    return _load(place, f"{_name(receipt.shard.path)}.prints.npy", receipt.prints)
+    return _load(place, f"{_name(record.shard.path)}.prints.npy", record.fingerprints)
 
 
 def _load(place: Storage, path: str, sha256: str) -> Array:
