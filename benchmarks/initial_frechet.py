@@ -32,10 +32,10 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
     from pipelines.interfaces import World
     from pipelines.training import checkpoints, inputs
     from pipelines.training.checkpoints import Progress
-    from pipelines.workflows import judges, services
+    from pipelines.workflows import judges, model_reference, services
 
     registry = services.open_registry(Context.from_environment())
-    version = services.resolve(registry, model)
+    version = model_reference.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         judge = Path(scratch) / inputs.JUDGE
         trained = registry.download(version, Path(scratch))

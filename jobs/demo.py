@@ -54,7 +54,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     reference = f"{version.name}/{version.number}"
     _step(f"tessera evaluate {reference} --data .tessera/data/digits")
     _, evaluation = evaluate(context, reference, data)
-    _step(f"tessera promote {version.name} --version {version.number}")
+    _step(f"tessera promote {version.name}/{version.number}")
     registry = services.open_registry(context)
     verdict = promote(context, registry, version.name, version.number)
     word = "promoted" if verdict.passed else "not promoted"

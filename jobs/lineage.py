@@ -26,10 +26,10 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     """Say where MODEL (NAME, NAME@alias, NAME/3 or models:/…) comes from: verdict, run, search,
     recipe, data, code, libraries, hardware."""
     from jobs.shared.terminal import show_facts, show_json
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
 
     context = Context.from_environment()
-    version = services.resolve(services.open_registry(context), model)
+    version = model_reference.resolve(services.open_registry(context), model)
     found = chain(context, version)
     if as_json:
         show_json(found)

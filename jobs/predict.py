@@ -58,13 +58,13 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     from pipelines.inference.predictor import Predictor
     from pipelines.storage.atomic import write_atomic
     from pipelines.training import checkpoints, inputs
-    from pipelines.workflows import predict, services
+    from pipelines.workflows import model_reference, predict, services
     from pipelines.workflows.context import Context
 
     del options["verbose"]
     asked = predict.Asked(paths, **options)
     registry = services.open_registry(Context.from_environment())
-    version = services.resolve(registry, model)
+    version = model_reference.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
         found = checkpoints.read_model(folder, services.registered_digest(version))

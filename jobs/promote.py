@@ -21,7 +21,6 @@ GROUP = "models"
 
 @click.command(short_help="Make a model the champion if the policy allows it.")
 @click.argument("model", metavar="MODEL")
-@click.option("--version", "number", type=int, required=True, help="The candidate.")
 @click.option("--policy", metavar="FILE", help="What it must be, as YAML; by default the task's.")
 @click.option("--margin", type=float, help="The policy's margin, given here.")
 @click.option("--data", metavar="DIR", help="By default the data set it was evaluated on.")
@@ -33,7 +32,6 @@ GROUP = "models"
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     model: str,
-    number: int,
     policy: str | None,
     margin: float | None,
     data: str | None,
@@ -44,27 +42,29 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Make a version of MODEL its `champion`, if the policy lets it.
+    """Make MODEL (NAME, NAME/2 or NAME@alias) the champion of its name, if the policy allows it.
 
-    Candidate and champion are evaluated on the same test images in one job. The decision is a run
+    NAME alone is the newest version. Candidate and champion are evaluated on the same test images in one job. The decision is a run
     in MLflow, with policy, report and verdict. Exit status 1 where the candidate is refused.
     """
     from jobs.shared.terminal import show_json
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
     from pipelines.workflows.context import Context
 
     context = Context.from_environment()
     registry: Registry = services.open_registry(context)
+    candidate = model_reference.resolve(registry, model)
+    name, number = candidate.name, candidate.number
     if to_name or to_registry:
         from pipelines.workflows.copy_model import copy_version
 
-        registry, model, number = copy_version(
-            registry, model, number, to_name or model, to_registry, dry_run=dry_run
+        registry, name, number = copy_version(
+            registry, name, number, to_name or name, to_registry, dry_run=dry_run
         )
     verdict = promote(
         context,
         registry,
-        model,
+        name,
         number,
         policy_file=Path(policy) if policy else None,
         margin=margin,
@@ -76,7 +76,7 @@ def command(
     if as_json:
         show_json(asdict(verdict))
     else:
-        show(model, verdict, dry_run=dry_run)
+        show(name, verdict, dry_run=dry_run)
     return 0 if verdict.passed else 1
 
 

@@ -19,32 +19,39 @@ GROUP = "models"
 
 @click.command(short_help="List registered models, or delete a version.")
 @click.argument("model", metavar="[MODEL]", required=False)
-@click.option("--delete", "number", type=int, metavar="N", help="Remove a version of MODEL.")
+@click.option("--delete", is_flag=True, help="Delete the version that MODEL names.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str | None, number: int | None, verbose: bool, as_json: bool) -> int:
-    """Show the registered models; with MODEL its versions: aliases, figures, verdicts."""
+def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> int:
+    """List the registered models. With MODEL, list its versions: aliases, metrics, verdicts.
+
+    MODEL is NAME for all versions, or NAME/2 or NAME@alias for one.
+    """
     from jobs.shared.terminal import show_json, show_table
-    from models.core.errors import TesseraError, UsageError, unknown
+    from models.core.errors import UsageError
     from pipelines.promotion import gate
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
     from pipelines.workflows.context import Context
 
-    if number is not None and model is None:
-        raise UsageError("--delete goes with a model", hint="tessera registry MODEL --delete N")
-    known = services.open_registry(Context.from_environment())
-    names = known.names()
-    if model is not None:
-        if model not in names:
-            if not names:
-                raise TesseraError("no model is registered yet", hint="train one: tessera train")
-            raise unknown("model", model, names)
-        if number is not None:
-            gate.delete(known, model, number)
-            click.echo(f"version {number} of {model} is deleted", err=True)
-        rows = [row(version) for version in reversed(known.versions(model))]
+    named = model_reference.parse(model) if model else None
+    one_version = named is not None and bool(named.alias or named.number)
+    if delete and not one_version:
+        raise UsageError(
+            "--delete needs a version", hint=f"tessera registry {model or 'MODEL'}/1 --delete"
+        )
+    registry = services.open_registry(Context.from_environment())
+    if named is None:
+        rows = [summary(name, registry.versions(name)) for name in registry.names()]
+    elif delete:
+        version = named.resolve(registry)
+        gate.delete(registry, version.name, version.number)
+        click.echo(f"version {version.number} of {version.name} is deleted", err=True)
+        rows = [row(left) for left in reversed(registry.versions(version.name))]
+    elif one_version:
+        rows = [row(named.resolve(registry))]
     else:
-        rows = [summary(name, known.versions(name)) for name in names]
+        newest = named.resolve(registry)
+        rows = [row(version) for version in reversed(registry.versions(newest.name))]
     if as_json:
         show_json(rows)
     elif rows:

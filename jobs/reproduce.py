@@ -35,11 +35,11 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
     Nothing is registered. Exit status 1 where it isn't reproduced.
     """
     from jobs.shared.terminal import show_facts, show_json
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
     from pipelines.workflows.context import Context
 
     context = Context.from_environment()
-    version = services.resolve(services.open_registry(context), model)
+    version = model_reference.resolve(services.open_registry(context), model)
     found = reproduce(
         context, version, data=data, tolerance=tolerance, verbose=verbose, quiet=as_json
     )

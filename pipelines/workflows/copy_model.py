@@ -40,7 +40,7 @@ def copy_version(
     if not seat.champion or seat.champion.number != number:
         raise TesseraError(
             f"version {number} of {model!r} is not its champion",
-            hint=f"promote it there first: tessera promote {model} --version {number}",
+            hint=f"promote it there first: tessera promote {model}/{number}",
         )
     target: Registry = MlflowRegistry(to_registry) if to_registry else registry
     digest = services.registered_digest(version)

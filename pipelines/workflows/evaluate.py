@@ -203,12 +203,12 @@ def evaluate_all(
     from pipelines.data import card as cards
     from pipelines.storage.base import absolute_location
     from pipelines.workflows import evaluate as workflows_evaluate
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
 
     data = absolute_location(data)
     cards.read(data).split(split)
     registry = services.open_registry(context)
-    versions = [services.resolve(registry, name) for name in names]
+    versions = [model_reference.resolve(registry, name) for name in names]
     if len({(version.name, version.number) for version in versions}) < len(versions):
         raise UsageError("a model is named twice", hint="name each once")
     found, compared = workflows_evaluate.examine(

@@ -41,11 +41,11 @@ def export(
     from pipelines.inference import export as inference_export
     from pipelines.inference.predictor import Predictor
     from pipelines.training import checkpoints, inputs
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
 
     inference_export.check_installed(form)
     registry = services.open_registry(context)
-    version = services.resolve(registry, model)
+    version = model_reference.resolve(registry, model)
     out = out or Path(f"{version.name}-{version.number}.{form}")
     if out.exists() and not out.is_file():
         raise UsageError(f"{out} is no file", hint="name another")

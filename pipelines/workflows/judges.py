@@ -20,9 +20,9 @@ def settle(context: Context, recipe: Recipe) -> Recipe:
     """The recipe with the judge that its reference means now, whatever it will mean later."""
     if not recipe.judge or recipe.judge_digest:
         return recipe
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference, services
 
-    version = services.resolve(services.open_registry(context), recipe.judge)
+    version = model_reference.resolve(services.open_registry(context), recipe.judge)
     return recipe.with_overrides(
         {
             "judge": f"models:/{version.name}/{version.number}",
@@ -36,10 +36,10 @@ def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
     if not recipe.judge or folder.exists():
         return
     from pipelines.training import checkpoints
-    from pipelines.workflows import services
+    from pipelines.workflows import model_reference
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = registry.download(services.resolve(registry, recipe.judge), Path(scratch))
+        found = registry.download(model_reference.resolve(registry, recipe.judge), Path(scratch))
         checkpoints.check_digest(found, recipe.judge_digest)
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)

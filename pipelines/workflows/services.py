@@ -23,7 +23,7 @@ from pipelines.storage.base import cache_payload, use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs
 
 if TYPE_CHECKING:
-    from pipelines.interfaces import Emit, Registry, Version
+    from pipelines.interfaces import Emit, Version
     from pipelines.recipe import Recipe
     from pipelines.tracking.mlflow_registry import MlflowRegistry
     from pipelines.tracking.mlflow_runs import MlflowTracker
@@ -129,24 +129,6 @@ def attach_tracker(context: Context, run_id: str) -> MlflowTracker:
     """The tracker of a run that exists; its status stays as it is."""
     apply_settings(context)
     return mlflow_runs.attach_run(context.tracking_uri, run_id, ui=context.ui)
-
-
-def resolve(registry: Registry, text: str) -> Version:
-    """A version from `models:/NAME@alias`, `models:/NAME/3`, the same without `models:/`, or NAME,
-    which is its newest version."""
-    name = text.removeprefix("models:/")
-    if "@" in name:
-        name, _, alias = name.partition("@")
-        return registry.version(name, alias)
-    if "/" in name:
-        name, _, number = name.partition("/")
-        return registry.version(name, number)
-    versions = registry.versions(name)
-    if not versions:
-        raise TesseraError(
-            f"there is no registered model {name!r}", hint="train one: tessera train"
-        )
-    return versions[-1]
 
 
 def registered_digest(version: Version) -> str:

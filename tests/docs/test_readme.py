@@ -141,8 +141,8 @@ def test_every_command_runs(shell: Shell) -> None:
     assert "models:/photos/1" in told("tessera train cnn --data data/photos --workers 0")
     assert "models:/photos/1" in told("tessera train --resume"), "a finished run was trained again"
     assert "models:/photos/2" in told("tessera submit train")
-    assert "models:/photos@champion is version 1" in told("tessera promote photos --version 1")
-    assert "models:/photos@champion is version 2" in told("tessera promote photos --version 2")
+    assert "models:/photos@champion is version 1" in told("tessera promote photos/1")
+    assert "models:/photos@champion is version 2" in told("tessera promote photos/2")
     assert "models:/photos@champion is version 1" in told("tessera rollback")
     assert "accuracy" in told("ray job submit")
     for start in ("import mlflow", "import numpy"):

@@ -126,7 +126,7 @@ def test_the_whole_way(
     assert any(f.startswith("val+step+1+") and f.endswith(".png") for f in files)
 
     evaluate.evaluate(Context.from_environment(), version, recipe.data.path)
-    ran = CliRunner().invoke(promote.command, [name, "--version", "1"])
+    ran = CliRunner().invoke(promote.command, [f"{name}/1"])
     assert ran.exit_code == 0, ran.output
     champion = champions.current_champion(services.open_registry(Context.from_environment()), name)
     assert champion is not None

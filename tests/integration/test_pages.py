@@ -73,7 +73,7 @@ def trained(
         settings = f"--set train.epochs={EPOCHS} --set train.log_every_steps=1"
         said = call(f"train cnn --workers 0 --data {digits} {settings} --json")
         call(f"evaluate digits --data {digits} --json")
-        call("promote digits --version 1 --json")
+        call("promote digits/1 --json")
         size = "--trials 2 --set train.epochs=1 --scheduler none --variant tiny"
         if UPDATE:
             size = f"--trials 8 --set train.epochs={EPOCHS} --variant tiny"

@@ -32,7 +32,7 @@ from pipelines.search import population
 from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import checkpoints, worker
 from pipelines.training import run as training_run
-from pipelines.workflows import search_board, services
+from pipelines.workflows import model_reference, search_board, services
 from pipelines.workflows import trial as workflows_trial
 from pipelines.workflows.context import Context
 
@@ -129,7 +129,9 @@ def test_a_grid_with_a_trial_that_diverges_and_a_refit(
     winner = yaml.safe_load((folder_of(name) / "winner.yaml").read_text())
     assert winner["optim"]["model"]["lr"] == 0.05
 
-    version = services.resolve(services.open_registry(Context.from_environment()), answer["model"])
+    version = model_reference.resolve(
+        services.open_registry(Context.from_environment()), answer["model"]
+    )
     assert version.aliases == ("challenger",)
     assert version.tags["tessera.search"] == name
     assert version.tags["tessera.trial"] == answer["winner"]["id"]
@@ -398,7 +400,9 @@ def test_a_population_takes_over_the_weights_of_its_best(
     other = replay(donor["settings"], "other")
     assert not all(torch.equal(reached[key], other[key]) for key in reached)
 
-    version = services.resolve(services.open_registry(Context.from_environment()), answer["model"])
+    version = model_reference.resolve(
+        services.open_registry(Context.from_environment()), answer["model"]
+    )
     winner = next(t for t in standing if t["id"] == answer["winner"]["id"])
     assert version.tags["tessera.trial"] == winner["id"]
     assert answer["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)

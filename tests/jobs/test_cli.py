@@ -256,8 +256,10 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("train --resume nobody", ["unknown run 'nobody'", "known: cnn-digits-"]),
         ("evaluate digits --data DIGITS --split tset", ["'tset' is not one of"]),
         ("evaluate digits", ["Missing option '--data'"]),
-        ("promote digits", ["Missing option '--version'"]),
-        ("promote dogits --version 1", ["unknown model 'dogits'", "did you mean 'digits'"]),
+        ("evaluate dogits --data DIGITS", ["unknown model 'dogits'", "did you mean 'digits'"]),
+        ("rollback digits/one", ["'digits/one' does not name a model", "NAME@alias"]),
+        ("registry digits --delete", ["--delete needs a version", "registry digits/1 --delete"]),
+        ("promote dogits/1", ["unknown model 'dogits'", "did you mean 'digits'"]),
         ("predict models:/dogits@champion x.png", ["unknown model", "did you mean 'digits'"]),
         ("predict digits", ["nothing is asked", "--samples N"]),
     ],
@@ -282,10 +284,9 @@ def test_wrong_usage_is_said_with_its_mend(
         ("train cnn --data SCRATCH/none", ["is no packed data set", "tessera pack SOURCE --to"]),
         ("inspect SCRATCH", ["is no packed data set", "tessera pack SOURCE --to"]),
         ("evaluate digits --data SCRATCH", ["is no packed data set"]),
-        ("evaluate dogits --data DIGITS", ["no registered model 'dogits'", "tessera train"]),
         ("evaluate digits@champion --data DIGITS", ["'champion'", "aliases challenger"]),
         ("evaluate digits/7 --data DIGITS", ["'7'", "it has versions 1"]),
-        ("promote digits --version 7", ["'7'", "it has versions 1"]),
+        ("promote digits/7", ["'7'", "it has versions 1"]),
         ("rollback dogits", ["has no champion"]),
         ("rollback digits", ["has no champion"]),
         ("predict models:/digits@champion x.png", ["'champion'", "aliases challenger"]),
@@ -300,7 +301,7 @@ def test_what_is_not_there_is_said_with_what_is(
 
 
 def test_a_version_without_evaluation_is_refused(call: Call, home: Path) -> None:
-    done = call("promote", "digits", "--version", 1)
+    done = call("promote", "digits/1")
     assert done.status == 1
     assert "version 1 of digits refused: " in done.out
     assert "tessera evaluate" in done.out
@@ -312,7 +313,7 @@ def test_a_version_without_evaluation_is_refused(call: Call, home: Path) -> None
     [
         "train cnn --workers 0 --data DIGITS",
         "evaluate digits --data DIGITS",
-        "promote digits --version 1",
+        "promote digits/1",
         "rollback digits",
         "predict models:/digits@challenger x.png",
     ],

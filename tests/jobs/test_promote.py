@@ -68,7 +68,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     for epochs in (3, 10):
         fit(digits, epochs, model="fresh")
     before = dict(services.open_registry(Context.from_environment()).version("fresh", WORSE).tags)
-    dry = call("promote", "fresh", "--version", WORSE, "--dry-run")
+    dry = call("promote", f"fresh/{WORSE}", "--dry-run")
     assert (dry.status, "would be promoted" in dry.out) == (0, True)
     assert (
         dict(services.open_registry(Context.from_environment()).version("fresh", WORSE).tags)
@@ -76,18 +76,18 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     )
     assert champion(call, "fresh") is None
 
-    anything = call("promote", "fresh", "--version", WORSE, "--margin", "-inf")
+    anything = call("promote", f"fresh/{WORSE}", "--margin", "-inf")
     assert (anything.status, "margin" in anything.err) == (2, True)
-    assert call("promote", "fresh", "--version", WORSE).status == 0
+    assert call("promote", f"fresh/{WORSE}").status == 0
     policy = tmp_path / "promotion.yaml"
     policy.write_text("ceilings: {latency_p95_ms: 1.0e-9}\n")
-    slow = call("promote", "fresh", "--version", BETTER, "--policy", policy, "--dry-run")
+    slow = call("promote", f"fresh/{BETTER}", "--policy", policy, "--dry-run")
     assert (slow.status, "not known" in slow.out) == (1, False), "it is measured"
     policy.write_text(
         "floors: {accuracy: 0.5, robustness: 0.1}\nceilings: {latency_p95_ms: 10000}\n"
         "largest_losses: {classes: 0.2, size: 0.5}\n"
     )
-    done = call("promote", "fresh", "--version", BETTER, "--policy", policy, "--json")
+    done = call("promote", f"fresh/{BETTER}", "--policy", policy, "--json")
     verdict = json.loads(done.out)
     assert (done.status, verdict["passed"], verdict["champion"]) == (0, True, WORSE), done.out
     assert [rule["name"] for rule in verdict["rules"]] == [
@@ -114,9 +114,9 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert [one["model"] for one in report["models"]] == ["models:/fresh/2", "models:/fresh/1"]
     assert (root / "report" / "report.html").stat().st_size > 10_000
 
-    again = call("promote", "fresh", "--version", BETTER)
+    again = call("promote", f"fresh/{BETTER}")
     assert (again.status, "is the champion already" in again.out) == (0, True)
-    worse = call("promote", "fresh", "--version", WORSE)
+    worse = call("promote", f"fresh/{WORSE}")
     assert worse.status == 1
     assert "FAIL  lead in accuracy" in worse.out
     assert champion(call, "fresh") == BETTER
@@ -132,11 +132,11 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
 def test_back_and_forth(home: Path, call: Call) -> None:
     back = call("rollback", "digits")
     assert (back.status, champion(call)) == (0, WORSE)
-    assert call("rollback", "digits", "--to", BETTER).status == 0
+    assert call("rollback", f"digits/{BETTER}").status == 0
     assert champion(call) == BETTER
-    never = call("rollback", "digits", "--to", 99)
+    never = call("rollback", "digits/99")
     assert (never.status, "no version" in never.err) == (1, True)
-    kept = call("registry", "digits", "--delete", BETTER)
+    kept = call("registry", f"digits/{BETTER}", "--delete")
     assert (kept.status, "is the champion and is not deleted" in kept.err) == (1, True)
     assert champion(call) == BETTER
 
@@ -144,9 +144,9 @@ def test_back_and_forth(home: Path, call: Call) -> None:
 def test_a_promoted_version_is_copied_into_another_model(
     home: Path, call: Call, tmp_path: Path
 ) -> None:
-    not_yet = call("promote", "digits", "--version", WORSE, "--to-name", "production")
+    not_yet = call("promote", f"digits/{WORSE}", "--to-name", "production")
     assert (not_yet.status, "is not its champion" in not_yet.err) == (1, True)
-    copied = ("promote", "digits", "--version", BETTER, "--to-name", "production")
+    copied = ("promote", f"digits/{BETTER}", "--to-name", "production")
     assert call(*copied).status == 0
     assert champion(call, "production") == 1
     registry = services.open_registry(Context.from_environment())
@@ -159,7 +159,7 @@ def test_a_promoted_version_is_copied_into_another_model(
     other = tmp_path / "other"
     mlflow_runs.prepare(other)
     uri = mlflow_runs.embedded_uri(other)
-    assert call("promote", "digits", "--version", BETTER, "--to-registry", uri).status == 0
+    assert call("promote", f"digits/{BETTER}", "--to-registry", uri).status == 0
     there = MlflowRegistry(uri).version("digits", "champion")
     assert there.tags["tessera.digest"] == source.tags["tessera.digest"]
 
@@ -185,7 +185,7 @@ def test_who_was_trained_on_the_test_images_is_refused(
     source = image_folder(tmp_path / "raw", {"train": test, "val": rest[:90], "test": rest[90:]})
     pack.pack(str(source), tmp_path / "leaky")
     number = fit(tmp_path / "leaky", 30, on=digits)
-    done = call("promote", "digits", "--version", number, "--json")
+    done = call("promote", f"digits/{number}", "--json")
     verdict = json.loads(done.out)
     assert (done.status, verdict["passed"]) == (1, False)
     failed = {rule["name"]: rule["candidate"] for rule in verdict["rules"] if not rule["passed"]}
@@ -193,13 +193,13 @@ def test_who_was_trained_on_the_test_images_is_refused(
     assert champion(call) == BETTER
     # As where the training data can't be looked at any more.
     shutil.rmtree(tmp_path / "leaky")
-    gone = json.loads(call("promote", "digits", "--version", number, "--json").out)
+    gone = json.loads(call("promote", f"digits/{number}", "--json").out)
     assert "leakage" in {rule["name"] for rule in gone["rules"] if not rule["passed"]}
     # The tag says that it was trained on the test's own data set: the gate reads the files.
     registry = services.open_registry(Context.from_environment())
     own = registry.version("digits", BETTER).tags["tessera.data_digest"]
     registry.tag(registry.version("digits", number), {"tessera.data_digest": own})
-    forged = json.loads(call("promote", "digits", "--version", number, "--json").out)
+    forged = json.loads(call("promote", f"digits/{number}", "--json").out)
     assert "leakage" in {rule["name"] for rule in forged["rules"] if not rule["passed"]}
 
 
@@ -227,7 +227,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
     )
     pack.pack(str(source), tmp_path / "small")
     evaluate.evaluate(Context.from_environment(), f"digits/{WORSE}", tmp_path / "small")
-    done = call("promote", "digits", "--version", WORSE, "--json")
+    done = call("promote", f"digits/{WORSE}", "--json")
     verdict = json.loads(done.out)
     assert (done.status, verdict["passed"]) == (1, False)
     failed = [rule["name"] for rule in verdict["rules"] if not rule["passed"]]
@@ -291,7 +291,7 @@ def test_tampered_files_are_refused_and_nothing_in_them_runs(
         (files / "code").mkdir()
         (files / "code" / "evil.py").write_text(f"import os; os.mkdir({str(marker)!r})")
         for verb in (
-            ("promote", "digits", "--version", number),
+            ("promote", f"digits/{number}"),
             ("evaluate", f"digits/{number}", "--data", digits),
             ("predict", f"digits/{number}", tmp_path),
             ("export", f"digits/{number}", "--format", "pt2", "--out", tmp_path / "out.pt2"),
@@ -321,14 +321,14 @@ def test_a_deleted_run_and_a_foreign_place_are_refused(
     version = registry.version("digits", number)
     files = registry.download(version, tmp_path)
     registry._client.delete_run(version.run_id)
-    done = call("promote", "digits", "--version", number)
+    done = call("promote", f"digits/{number}")
     registry._client.restore_run(version.run_id)
     assert (done.status, "its run was deleted" in done.out) == (1, True)
     # A version of the same tags and files, that somebody put beside the store.
     made = registry._client.create_model_version(
         "digits", source=f"file://{files}", run_id=version.run_id, tags=dict(version.tags)
     )
-    done = call("promote", "digits", "--version", made.version)
+    done = call("promote", f"digits/{made.version}")
     assert (done.status, "outside of its run's experiment" in done.out) == (1, True)
 
 
@@ -342,11 +342,11 @@ def test_not_evaluated_or_on_other_data(
     number = train.start(
         Context.from_environment(), recipe, model="digits", quiet=True
     ).version.number
-    done = call("promote", "digits", "--version", number)
+    done = call("promote", f"digits/{number}")
     assert (done.status, "was not evaluated" in done.out) == (1, True)
     evaluate.evaluate(Context.from_environment(), f"digits/{number}", digits)
     pack.pack("digits", tmp_path / "other", seed=3)
-    done = call("promote", "digits", "--version", number, "--data", tmp_path / "other")
+    done = call("promote", f"digits/{number}", "--data", tmp_path / "other")
     assert (done.status, "evaluated on other data" in done.out) == (1, True)
 
 

@@ -60,13 +60,13 @@ def test_the_whole_way(
     assert evaluation["judge_digest"] == recipe["judge_digest"]
     metrics = {name: one["value"] for name, one in evaluation["metrics"].items()}
     assert metrics["frechet"] > 0
-    assert call("promote", "digits-generation", "--version", 1).status == 0
+    assert call("promote", "digits-generation/1").status == 0
 
     # By another judge, in another run: no comparison.
     other = call(*gan, "--set", "judge=models:/digits/1")
     assert other.status == 0, other.err
     assert call("evaluate", "digits-generation/2", "--data", digits).status == 0
-    verdict = call("promote", "digits-generation", "--version", 2)
+    verdict = call("promote", "digits-generation/2")
     assert verdict.status == 1
     assert "another classifier judged it" in verdict.out
     champion = champions.current_champion(registry, "digits-generation")
