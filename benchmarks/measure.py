@@ -74,21 +74,23 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     from pipelines.workflows import judges
     from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
-    from pipelines.workflows.train import start
+    from pipelines.workflows.train import train
 
     context = Context.from_environment()
     changes = dict(recipes.parse_override(text) for text in overrides)
     recipe = recipes.read(path).with_overrides(
         {**changes, "data.path": data, "data.digest": cards.read(data).digest}
     )
-    recipe = judges.settle(context, recipe)
+    recipe = judges.pin(context, recipe)
     task = models.get(recipe.family).task
     commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains
     metrics: dict[str, list[float]] = {}
     seconds, speeds = [], []
     for seed in range(seeds):
         began = time.monotonic()
-        outcome = start(context, recipe.with_overrides({"seed": seed}), experiment="measured")
+        outcome = train(
+            recipe.with_overrides({"seed": seed}), experiment="measured", context=context
+        )
         seconds.append(time.monotonic() - began)
         speeds.append(outcome.images_per_second)
         version = outcome.version

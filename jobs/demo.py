@@ -37,7 +37,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
     from pipelines.workflows.promote import promote, why
-    from pipelines.workflows.train import start
+    from pipelines.workflows.train import train
 
     began = time.monotonic()
     context = Context.from_environment()
@@ -49,7 +49,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     recipe = packaged_recipes.start("digits").with_overrides(
         {"data.path": str(data), "data.digest": cards.read(data).digest, "seed": seed}
     )
-    outcome = start(context, recipe, verbose=verbose)
+    outcome = train(recipe, verbose=verbose, context=context)
     version = outcome.version
     reference = f"{version.name}/{version.number}"
     _step(f"tessera evaluate {reference} --data .tessera/data/digits")

@@ -41,7 +41,7 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
     context = Context.from_environment()
     version = model_reference.resolve(services.open_registry(context), model)
     found = reproduce(
-        context, version, data=data, tolerance=tolerance, verbose=verbose, quiet=as_json
+        context, version, data=data, tolerance=tolerance, verbose=verbose, progress=not as_json
     )
     if as_json:
         show_json(found)

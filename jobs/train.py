@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
-from pipelines.workflows.context import Context
-from pipelines.workflows.train import _ask, _resume, changes_of, check_data, choose, settle, start
 
 if TYPE_CHECKING:
-    from pipelines.recipe import Recipe
     from pipelines.training.driver import Outcome
+    from pipelines.workflows.train import TrainingPlan
 
 
 GROUP = "training"
@@ -47,25 +45,40 @@ def command(
 ) -> int:
     """Train a family, or a recipe, and register the best checkpoint as `challenger`."""
     from models.core.errors import UsageError
+    from pipelines import recipe as recipes
+    from pipelines.workflows import train
 
-    context = Context.from_environment()
-    changes = changes_of(overrides, workers)
+    changes = dict(map(recipes.parse_override, overrides))
     if resume:
         if what or variant or model:
             raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")
-        return _finish(
-            _resume(context, resume, changes, data, experiment, verbose, as_json), as_json
+        outcome = train.resume(
+            resume,
+            data=data,
+            workers=workers,
+            set=changes,
+            experiment=experiment,
+            verbose=verbose,
+            progress=not as_json,
         )
+        return _show(outcome, as_json)
     if not what:
         raise UsageError("nothing to train", hint="name a family or a recipe: tessera families")
-    recipe = choose(context, what, variant, data, changes)
     if dry_run:
-        _describe(recipe, as_json)
-        return 0
-    outcome = start(
-        context, recipe, model=model, experiment=experiment, verbose=verbose, quiet=as_json
+        plan = train.plan(what, data=data, variant=variant, workers=workers, set=changes)
+        return _show_plan(plan, as_json)
+    outcome = train.train(
+        what,
+        data=data,
+        variant=variant,
+        workers=workers,
+        set=changes,
+        model=model,
+        experiment=experiment,
+        verbose=verbose,
+        progress=not as_json,
     )
-    return _finish(outcome, as_json)
+    return _show(outcome, as_json)
 
 
 def check(parameters: Mapping[str, Any]) -> None:
@@ -74,12 +87,18 @@ def check(parameters: Mapping[str, Any]) -> None:
     Data that only the cluster's machines see is looked at by the job itself.
     """
     from models.core.errors import TesseraError
+    from pipelines import recipe as recipes
     from pipelines.data import card as cards
+    from pipelines.workflows import train
+    from pipelines.workflows.context import Context
 
     if parameters["resume"] or not parameters["what"]:
         return
-    changes = changes_of(parameters["overrides"], parameters["workers"])
-    recipe = _ask(parameters["what"], parameters["variant"], parameters["data"], changes)
+    changes: dict[str, Any] = dict(map(recipes.parse_override, parameters["overrides"]))
+    if parameters["workers"] is not None:
+        changes["workers.count"] = parameters["workers"]
+    what, data, variant = parameters["what"], parameters["data"], parameters["variant"]
+    recipe = train.make_recipe(what, data, variant, changes)
     where = recipe.data.path
     if "://" not in where and not Path(where).exists():
         return
@@ -89,32 +108,31 @@ def check(parameters: Mapping[str, Any]) -> None:
         if "://" in where:  # the credentials may be the cluster's
             return
         raise
-    check_data(settle(Context.from_environment(), recipe))
+    train.check_data(train.pin_inputs(Context.from_environment(), recipe))
 
 
-def _describe(recipe: Recipe, as_json: bool) -> None:
+def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
     import yaml
 
     from jobs.shared.terminal import show_facts, show_json
-    from pipelines.training.inputs import seen_of
 
-    card = check_data(recipe)
-    data = seen_of(recipe, card)
-    samples = card.split("train").samples
-    steps = -(-samples // recipe.train.batch_size)
-    plan = {
-        "data": f"{card.name}: {samples:,} training images of {' x '.join(map(str, data.shape))}",
-        "steps": f"{steps * recipe.train.epochs:,} ({steps:,} an epoch, {recipe.train.epochs} epochs)",
-        "workers": recipe.workers.count,
+    size = " x ".join(map(str, plan.shape))
+    epochs = plan.recipe.train.epochs
+    facts = {
+        "data": f"{plan.data}: {plan.samples:,} training images of {size}",
+        "steps": f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch, {epochs} epochs)",
+        "workers": plan.recipe.workers.count,
     }
+    recipe = plan.recipe.model_dump(mode="json")
     if as_json:
-        show_json({"recipe": recipe.model_dump(mode="json"), "plan": plan})
-        return
-    click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    show_facts(plan)
+        show_json({"recipe": recipe, "plan": facts})
+        return 0
+    click.echo(yaml.safe_dump(recipe, sort_keys=False))
+    show_facts(facts)
+    return 0
 
 
-def _finish(outcome: Outcome, as_json: bool) -> int:
+def _show(outcome: Outcome, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json
 
     facts: dict[str, Any] = {

@@ -74,7 +74,7 @@ def command(
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
     from pipelines.search import space as search_space
-    from pipelines.workflows import search_board, train, tune
+    from pipelines.workflows import search_board, tune
     from pipelines.workflows.tune import _ask, _refit
 
     context = Context.from_environment()
@@ -84,7 +84,7 @@ def command(
         spec = search_board.find(context, resume)
     else:
         search_space.check_choices(kind, scheduler)
-        changes = {**train.changes_of(overrides, None), "workers.count": workers}
+        changes = {**dict(map(recipes.parse_override, overrides)), "workers.count": workers}
         spec = _ask(
             context,
             _choose(context, what, variant, data, changes),
@@ -126,7 +126,7 @@ def _choose(
         raise UsageError(
             "nothing to search for", hint="name a family or a recipe: tessera families"
         )
-    return train.choose(context, what, variant, data, changes)
+    return train.pin_inputs(context, train.make_recipe(what, data, variant, changes))
 
 
 def _seconds(text: str) -> float:

@@ -37,6 +37,22 @@ class Emit(Protocol):
         """Returns when every event so far is on disk."""
 
 
+class Listener(Protocol):
+    """Called with each event of a workflow, in the process that runs it, for a display or a log.
+
+    An event is a flat JSON object with a "kind":
+
+    - `message`: a line for a person in `text`
+    - `run`: a training begins; its `name`, its `page` in MLflow, and the `metric` that selects
+    - `metrics`, `restart`, `resume`, `notice`: as the training's workers and driver emit them
+    - `advance`: `done` of `total` things are processed, counted in `unit` ("images", "GB")
+
+    Other kinds may come and are to be ignored.
+    """
+
+    def __call__(self, event: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Point:
     """Metrics made at one step, with the time of their making."""

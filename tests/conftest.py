@@ -206,7 +206,6 @@ def trained(prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPat
     def make(root: Path) -> None:
         from pipelines import recipe as recipes
         from pipelines.workflows import train
-        from pipelines.workflows.context import Context
 
         shutil.copytree(prepared_store, root)
         recipe = recipes.start("cnn", "tiny").with_overrides(
@@ -215,7 +214,7 @@ def trained(prepared_store: Path, digits: Path, tmp_path_factory: pytest.TempPat
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TESSERA_HOME", str(root))
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            train.start(Context.from_environment(), recipe, model="digits", quiet=True)
+            train.train(recipe, model="digits", progress=False)
 
     return shared_folder(tmp_path_factory, "trained", make)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 
-def settle(context: Context, recipe: Recipe) -> Recipe:
-    """The recipe with the judge that its reference means now, whatever it will mean later."""
+def pin(context: Context, recipe: Recipe) -> Recipe:
+    """The recipe with the version that its judge's reference means now, and that version's digest."""
     if not recipe.judge or recipe.judge_digest:
         return recipe
     from pipelines.workflows import model_reference, services

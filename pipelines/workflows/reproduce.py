@@ -14,7 +14,7 @@ from pipelines import tag_names
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipelines.interfaces import Version
+    from pipelines.interfaces import Listener, Version
     from pipelines.workflows.context import Context
 
 TOLERANCE = 0.02
@@ -26,19 +26,19 @@ def reproduce(
     *,
     data: str | None,
     tolerance: float,
-    verbose: bool,
-    quiet: bool,
+    verbose: bool = False,
+    progress: bool | Listener = True,
 ) -> dict[str, Any]:
     """Trains as the version was trained. Raises TesseraError where its files or its data are others
     than it was registered with."""
     import models
-    from jobs.shared.progress import Display
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
     from pipelines.tracking.memory import MemoryTracker
     from pipelines.training import checkpoints, inputs, worker
     from pipelines.training import driver as training_driver
     from pipelines.training import run as training_run
+    from pipelines.visuals.progress import show_progress
     from pipelines.workflows import judges, services, train
 
     digest = services.registered_digest(version)
@@ -61,7 +61,7 @@ def reproduce(
         primary = models.get(recipe.family).task.primary.name
         group = services.group_of(recipe)
         with (
-            Display(primary, quiet=quiet) as display,
+            show_progress(progress) as listener,
             services.executor(
                 context,
                 worker.run,
@@ -71,13 +71,14 @@ def reproduce(
                 verbose=verbose,
             ) as execute,
         ):
+            listener({"kind": "run", "name": "again", "metric": primary, "page": ""})
             trained = training_driver.train(
                 run,
                 recipe,
                 tracker=tracker,
                 execute=execute,
                 is_permanent=lambda error: True,
-                listeners=[display],
+                listeners=[listener],
                 conclude=keep,
             )
     before, _ = services.attach_tracker(context, version.run_id).tags_and_params()

@@ -1,26 +1,222 @@
-"""Trains a recipe as a new or a resumed run, and registers the best checkpoint."""
+"""Trains a recipe as a new or a resumed run, and registers the best checkpoint.
+
+In: a family, a recipe file or a recipe, and a packed data set. Out: an `Outcome` with the
+registered version, or a `TrainingPlan` of what would be trained. Must not print, nor read the
+environment.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines import tag_names
 
 if TYPE_CHECKING:
     from pipelines.data.card import Card
+    from pipelines.interfaces import Listener
     from pipelines.recipe import Recipe
     from pipelines.training.driver import Outcome
     from pipelines.training.run import Run
     from pipelines.workflows.context import Context
 
+EXPERIMENT = "tessera"
+"""The MLflow experiment of trainings, if no other is given."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a call of `train` would train. `shape` is one image as the network sees it: (channels,
+    height, width); `samples` is the size of the training split."""
+
+    recipe: Recipe
+    data: str
+    samples: int
+    shape: tuple[int, ...]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.samples // self.recipe.train.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.recipe.train.epochs
+
+
+def train(
+    what: str | os.PathLike[str] | Recipe,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    workers: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    experiment: str = EXPERIMENT,
+    tags: Mapping[str, str] | None = None,
+    verbose: bool = False,
+    progress: bool | Listener = True,
+    context: Context | None = None,
+) -> Outcome:
+    """Trains a new run and registers its best checkpoint as `challenger`.
+
+    Args:
+        what: A family, the name or the file of a recipe, or a recipe.
+        data: A packed data set: a folder, an address, or what `pack` returned. May be left out if
+            the recipe names one.
+        variant: A variant of the family.
+        workers: Data-parallel workers; 0 trains in this process. The recipe's own by default.
+        set: Other values for settings of the recipe, by dotted path: `{"train.epochs": 3}`.
+        model: Name in the registry; the data set's name by default.
+        experiment: MLflow experiment of the run.
+        tags: More tags for the run and the registered version.
+        verbose: Whether to show Ray's own output.
+        progress: True for a display on stderr, False for none, or a `Listener`.
+        context: Where runs, MLflow and Ray are; from the environment by default.
+
+    Raises TesseraError if the recipe, the data set or the workers can't train; nothing is left
+    behind then.
+    """
+    from pipelines.tracking import mlflow_registry
+    from pipelines.training import run as training_run
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    recipe = pin_inputs(context, make_recipe(what, data, variant, _changes(set, workers)))
+    name = model_name(recipe, check_data(recipe)) if model is None else model
+    mlflow_registry.check_name(name)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = training_run.create(context.runs_dir, recipe, model=name, stamp=stamp)
+    try:
+        return execute(
+            context,
+            run,
+            recipe,
+            experiment=experiment,
+            tags=tags,
+            verbose=verbose,
+            progress=progress,
+        )
+    except BaseException:
+        training_run.forget(run)
+        raise
+
+
+def resume(
+    run: str,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    experiment: str = EXPERIMENT,
+    verbose: bool = False,
+    progress: bool | Listener = True,
+    context: Context | None = None,
+) -> Outcome:
+    """Continues a run from its newest checkpoint. A run that is finished is not trained again.
+
+    Args:
+        run: Its name, or the id of its run in MLflow.
+        data: Where the run's data set lies now, if it was moved.
+        workers: Another number of workers.
+        set: Other values for settings that may change in a resumed run.
+
+    The other arguments are those of `train`. Raises TesseraError if there is no such run, or if a
+    setting is changed that must stay.
+    """
+    from pipelines import recipe as recipes
+    from pipelines.storage.base import absolute_location
+    from pipelines.training import run as training_run
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    found = training_run.find(context.runs_dir, run)
+    changes = _changes(set, workers)
+    if data:
+        changes["data.path"] = absolute_location(os.fspath(data))
+    recipe = found.recipe().with_overrides(changes)
+    recipes.check_resumable(found.recipe(), recipe)
+    check_data(recipe)
+    return execute(
+        context, found, recipe, experiment=experiment, verbose=verbose, progress=progress
+    )
+
+
+def plan(
+    what: str | os.PathLike[str] | Recipe,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    workers: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    context: Context | None = None,
+) -> TrainingPlan:
+    """What `train` would train with the same arguments. Creates nothing, raises as `train`."""
+    from pipelines.training.inputs import seen_of
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    recipe = pin_inputs(context, make_recipe(what, data, variant, _changes(set, workers)))
+    card = check_data(recipe)
+    return TrainingPlan(
+        recipe=recipe,
+        data=card.name,
+        samples=card.split("train").samples,
+        shape=tuple(seen_of(recipe, card).shape),
+    )
+
+
+def make_recipe(
+    what: str | os.PathLike[str] | Recipe,
+    data: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of these arguments, which are those of `train`. The data set is not opened.
+
+    Raises UsageError if there is no such family, file or setting, or if no data set is named.
+    """
+    from models.core.errors import UsageError
+    from pipelines import recipe as recipes
+    from pipelines.storage.base import absolute_location
+    from pipelines.workflows import packaged_recipes
+
+    changes = dict(changes or {})
+    if isinstance(what, recipes.Recipe):
+        recipe = what
+    else:
+        recipe = packaged_recipes.start(os.fspath(what), variant)
+    if data:
+        changes["data.path"] = os.fspath(data)
+    recipe = recipe.with_overrides(changes)
+    if not recipe.data.path:
+        raise UsageError("no data set", hint="name a packed one: --data DIR")
+    return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
+
+
+def _changes(set: Mapping[str, Any] | None, workers: int | None) -> dict[str, Any]:
+    changes = dict(set or {})
+    return changes if workers is None else {**changes, "workers.count": workers}
+
+
+def pin_inputs(context: Context, recipe: Recipe) -> Recipe:
+    """The recipe with the digests of what it depends on: the data set, and the judge's files."""
+    from pipelines.data import card as cards
+    from pipelines.workflows import judges
+
+    recipe = judges.pin(context, recipe)
+    if recipe.data.digest:
+        return recipe
+    return recipe.with_overrides({"data.digest": cards.read(recipe.data.path).digest})
+
 
 def check_data(recipe: Recipe) -> Card:
-    """The recipe's data set. Raises TesseraError where it can't feed the training, or a file of it
-    is missing."""
+    """The card of the recipe's data set.
+
+    Raises TesseraError if the data set can't feed the training, or if a file of it is missing.
+    """
     from models.metrics import custom as custom_metrics
     from pipelines.data.loading import preflight
     from pipelines.training.inputs import open_data
@@ -35,199 +231,101 @@ def check_data(recipe: Recipe) -> Card:
     return card
 
 
-def changes_of(overrides: Sequence[str], workers: int | None) -> dict[str, Any]:
-    from pipelines import recipe as recipes
-
-    changes: dict[str, Any] = dict(recipes.parse_override(text) for text in overrides)
-    return changes if workers is None else {**changes, "workers.count": workers}
-
-
-def choose(
-    context: Context,
-    what: str,
-    variant: str | None,
-    data: str | None,
-    changes: dict[str, Any],
-) -> Recipe:
-    return settle(context, _ask(what, variant, data, changes))
-
-
-def _ask(what: str, variant: str | None, data: str | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe as it is asked for; the data set is not looked at."""
-    from models.core.errors import UsageError
-    from pipelines.storage.base import absolute_location
-    from pipelines.workflows import packaged_recipes
-
-    recipe = packaged_recipes.start(what, variant)
-    if data:
-        changes = {**changes, "data.path": data}
-    recipe = recipe.with_overrides(changes)
-    if not recipe.data.path:
-        raise UsageError("no data set", hint="name a packed one: --data DIR")
-    return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
-
-
-def settle(context: Context, recipe: Recipe) -> Recipe:
-    """The recipe with the digests of what it depends on: the data set, and the judge's files."""
-    from pipelines.data import card as cards
-    from pipelines.workflows import judges
-
-    recipe = judges.settle(context, recipe)
-    if recipe.data.digest:
-        return recipe
-    return recipe.with_overrides({"data.digest": cards.read(recipe.data.path).digest})
-
-
-def _resume(
-    context: Context,
-    ref: str,
-    changes: dict[str, Any],
-    data: str | None,
-    experiment: str,
-    verbose: bool,
-    as_json: bool,
-) -> Outcome:
-    from pipelines import recipe as recipes
-    from pipelines.storage.base import absolute_location
-    from pipelines.training import run as training_run
-
-    run = training_run.find(context.runs_dir, ref)
-    if data:
-        changes = {**changes, "data.path": absolute_location(data)}
-    recipe = run.recipe().with_overrides(changes)
-    recipes.check_resumable(run.recipe(), recipe)
-    check_data(recipe)
-    return _train(context, run, recipe, experiment=experiment, verbose=verbose, quiet=as_json)
-
-
-def start(
-    context: Context,
-    recipe: Recipe,
-    *,
-    model: str | None = None,
-    experiment: str = "tessera",
-    verbose: bool = False,
-    quiet: bool = False,
-    tags: Mapping[str, str] | None = None,
-) -> Outcome:
-    """Trains a recipe as a new run."""
-    from pipelines.tracking import mlflow_registry
-    from pipelines.training import run as training_run
-
-    recipe = settle(context, recipe)
-    card = check_data(recipe)
-    name = model_name(recipe, card) if model is None else model
-    mlflow_registry.check_name(name)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = training_run.create(context.runs_dir, recipe, model=name, stamp=stamp)
-    try:
-        return _train(
-            context,
-            run,
-            recipe,
-            experiment=experiment,
-            verbose=verbose,
-            quiet=quiet,
-            more_tags=tags or {},
-        )
-    except BaseException:
-        training_run.forget(run)
-        raise
-
-
-def go_on(
-    context: Context,
-    run: Run,
-    recipe: Recipe,
-    *,
-    model: str | None = None,
-    experiment: str = "tessera",
-    verbose: bool = False,
-    quiet: bool = False,
-    tags: Mapping[str, str] | None = None,
-) -> Outcome:
-    """Trains a run that exists to its end, and registers it."""
-    from pipelines.tracking import mlflow_registry
-
-    name = model_name(recipe, check_data(recipe)) if model is None else model
-    mlflow_registry.check_name(name)
-    run = replace(run, model=name)
-    return _train(
-        context,
-        run,
-        recipe,
-        experiment=experiment,
-        verbose=verbose,
-        quiet=quiet,
-        more_tags=tags or {},
-    )
-
-
 def model_name(recipe: Recipe, card: Card) -> str:
-    """The registered model's name where none is given: the data set's, and with it the task where
-    that isn't what the data set is made for."""
+    """The default name in the registry: the data set's, and with it the task if that isn't what
+    the data set is made for."""
     import models
 
     task = models.get(recipe.family).task.name
     return card.name if task == card.task else f"{card.name}-{task}"
 
 
-def _train(
+def continue_run(
+    context: Context,
+    run: Run,
+    recipe: Recipe,
+    *,
+    model: str | None = None,
+    experiment: str = EXPERIMENT,
+    tags: Mapping[str, str] | None = None,
+    verbose: bool = False,
+    progress: bool | Listener = True,
+) -> Outcome:
+    """Trains a run of a search to its end and registers it as `model`. Unlike in `resume`, the
+    recipe may differ from the one that the run started with."""
+    from pipelines.tracking import mlflow_registry
+
+    name = model_name(recipe, check_data(recipe)) if model is None else model
+    mlflow_registry.check_name(name)
+    return execute(
+        context,
+        replace(run, model=name),
+        recipe,
+        experiment=experiment,
+        tags=tags,
+        verbose=verbose,
+        progress=progress,
+    )
+
+
+def execute(
     context: Context,
     run: Run,
     recipe: Recipe,
     *,
     experiment: str,
-    verbose: bool,
-    quiet: bool,
-    more_tags: Mapping[str, str] = MappingProxyType({}),
+    tags: Mapping[str, str] | None = None,
+    verbose: bool = False,
+    progress: bool | Listener = True,
 ) -> Outcome:
+    """Trains a run from where it is to its end: workers, MLflow, registration."""
     from concurrent.futures import ThreadPoolExecutor
 
     import models
-    from jobs.shared.progress import Display
     from pipelines.cluster import connection
     from pipelines.tracking import mlflow_model, mlflow_runs
     from pipelines.training import driver as training_driver
     from pipelines.training import inputs, worker
     from pipelines.training import run as training_run
+    from pipelines.visuals.progress import show_progress
     from pipelines.workflows import judges, services
 
     group = services.group_of(recipe)
-    primary = models.get(recipe.family).task.primary.name
-    tags = {**services.tags_of(recipe), tag_names.MODEL: run.model, **more_tags}
+    tags = {**services.tags_of(recipe), tag_names.MODEL: run.model, **(tags or {})}
     storage = run.folder / "ray"
     # The cluster and the registry take seconds each, and wait mostly for other processes. The run
     # is opened after both: a training that is refused leaves nothing in MLflow.
     with (
         training_run.locked(run),
-        Display(primary, quiet=quiet) as display,
+        show_progress(progress) as listener,
         ThreadPoolExecutor(1) as pool,
     ):
         opening = pool.submit(services.open_registry, context)
         with services.executor(
             context, worker.run, group, name=run.name, storage=storage, verbose=verbose
-        ) as execute:
+        ) as execute_work:
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / inputs.JUDGE)
             tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:
                 tags[tag_names.RAY_JOB] = connection.job_id()
-            display.say(f"run {run.name}")
-            display.say(f"watch {services.page(tracker.link())}")
+            primary = models.get(recipe.family).task.primary.name
+            page = services.page(tracker.link())
+            listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
             try:
                 return training_driver.launch(
                     run,
                     recipe,
                     tracker=tracker,
                     registry=versions,
-                    execute=execute,
+                    execute=execute_work,
                     save_exportable=mlflow_model.save_exportable,
                     is_permanent=mlflow_runs.is_permanent,
-                    listeners=[display],
+                    listeners=[listener],
                     tags=tags,
                 )
             except (KeyboardInterrupt, SystemExit):
-                display.say(f"go on with: tessera train --resume {run.name}")
+                text = f"go on with: tessera train --resume {run.name}"
+                listener({"kind": "message", "text": text})
                 raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C

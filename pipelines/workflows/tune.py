@@ -237,12 +237,12 @@ def _refit(
     told: dict[str, Any] = {
         "experiment": spec.experiment,
         "verbose": verbose,
-        "quiet": quiet,
+        "progress": not quiet,
         "tags": {tag_names.SEARCH: spec.name, tag_names.TRIAL: best.id},
     }
     if spec.scheduler == "pbt":
-        return train.go_on(context, tune.run_of(spec, best), again, model=model, **told)
-    return train.start(context, again, model=model, **told)
+        return train.continue_run(context, tune.run_of(spec, best), again, model=model, **told)
+    return train.train(again, context=context, model=model, **told)
 
 
 def _ask(

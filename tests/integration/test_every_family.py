@@ -64,11 +64,10 @@ def recipe_for(name: str, packed: dict[str, Path], workers: int) -> Recipe:
 @pytest.fixture(scope="module")
 def judge(home: Path, packed: dict[str, Path]) -> str:
     """A registered classifier of the same images."""
-    outcome = train.start(
-        Context.from_environment(),
-        train.settle(Context.from_environment(), recipe_for("cnn", packed, 0)),
+    outcome = train.train(
+        recipe_for("cnn", packed, 0),
         model="judge",
-        quiet=True,
+        progress=False,
     )
     return f"models:/judge/{outcome.version.number}"
 
@@ -106,11 +105,10 @@ def test_the_whole_way(
     recipe = recipe_for(name, packed, 2)
     if task.needs_judge:
         recipe = recipe.with_overrides({"judge": judge})
-    outcome = train.start(
-        Context.from_environment(),
-        train.settle(Context.from_environment(), recipe),
+    outcome = train.train(
+        recipe,
         model=name,
-        quiet=True,
+        progress=False,
     )
     version = f"models:/{name}/{outcome.version.number}"
     assert task.primary.name in outcome.metrics

@@ -111,7 +111,7 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
         Killer(kills[0], WORKERS[0]) as killer,
         pytest.raises(TesseraError, match="workers failed"),
     ):
-        train.start(Context.from_environment(), recipe, quiet=True)
+        train.train(recipe, progress=False)
     assert killer.done
     name = next(Context.from_environment().runs_dir.iterdir()).name
     for step, workers in zip(kills[1:], WORKERS[1:-1], strict=True):

@@ -66,7 +66,7 @@ def home(own_home: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, digits: Path) -> Outcome:
     """A training on two Ray workers."""
-    return train.start(Context.from_environment(), small(digits, 2), quiet=True)
+    return train.train(small(digits, 2), progress=False)
 
 
 def losses(run: Run) -> list[float]:
@@ -125,7 +125,7 @@ def apart(one: Run, other: Run) -> float:
 
 
 def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Path) -> None:
-    alone = train.start(Context.from_environment(), small(digits, 0), quiet=True)
+    alone = train.train(small(digits, 0), progress=False)
     assert len(losses(alone.run)) == 12 * 15
     assert losses(alone.run)[-1] < losses(alone.run)[0] / 2, "nothing was learned"
     assert apart(alone.run, undisturbed.run) < LOSS_TOLERANCE
@@ -148,7 +148,7 @@ def test_a_killed_worker_costs_nothing(undisturbed: Outcome, digits: Path, home:
 
     thread = threading.Thread(target=kill)
     thread.start()
-    outcome = train.start(Context.from_environment(), small(digits, 2), quiet=True)
+    outcome = train.train(small(digits, 2), progress=False)
     thread.join()
     kinds = [e["kind"] for e in events(outcome.run.folder)]
     assert killed
@@ -223,7 +223,7 @@ def test_resume_refuses_other_settings(undisturbed: Outcome) -> None:
 def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) -> None:
     began = time.monotonic()
     with pytest.raises(TesseraError, match="the cluster has 4 CPUs"):
-        train.start(Context.from_environment(), small(digits, 5), quiet=True)
+        train.train(small(digits, 5), progress=False)
     assert time.monotonic() - began < 10
 
 
@@ -249,9 +249,7 @@ def test_mlflow_away_for_half_a_minute_costs_nothing(
     thread.start()
     epochs = 200
     # In this process: training and shipping share an interpreter, where a wait would show most.
-    outcome = train.start(
-        Context.from_environment(), small(digits, 0, **{"train.epochs": epochs}), quiet=True
-    )
+    outcome = train.train(small(digits, 0, **{"train.epochs": epochs}), progress=False)
     thread.join()
     assert outcome.failed_events == 0
     check_one_run(outcome.run, epochs, epochs * 15)

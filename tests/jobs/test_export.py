@@ -78,7 +78,7 @@ def fit(family: str, data: Path, *, model: str) -> None:
     recipe = recipes.start(family, "tiny").with_overrides(
         {"data.path": str(data), "train.epochs": 1, "workers.count": 0}
     )
-    train.start(Context.from_environment(), recipe, model=model, quiet=True)
+    train.train(recipe, model=model, progress=False)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_other_tasks(
     recipe = recipes.start(name, "tiny").with_overrides(
         {"data.path": str(packed), "train.epochs": 1, "train.batch_size": 8, "workers.count": 0}
     )
-    train.start(Context.from_environment(), recipe, model=name, quiet=True)
+    train.train(recipe, model=name, progress=False)
     done = call("export", name, "--format", "onnx", "--json")
     if not gives:
         assert (done.status, "nothing to export" in done.err) == (1, True)

@@ -27,7 +27,7 @@ def home(own_home: Path, digits: Path) -> Path:
             {"data.path": str(digits), "train.epochs": epochs, "workers.count": 0}
         )
         tags = {"tessera.search": "a-search", "tessera.trial": "7"} if epochs == 1 else None
-        made = train.start(Context.from_environment(), recipe, quiet=True, tags=tags)
+        made = train.train(recipe, progress=False, tags=tags)
         evaluate.evaluate(Context.from_environment(), f"digits/{made.version.number}", digits)
         promote.promote(
             Context.from_environment(),

@@ -51,7 +51,7 @@ def fit(
     recipe = recipes.start("cnn", "tiny").with_overrides(
         {"data.path": str(data), "train.epochs": epochs, "workers.count": 0, **changes}
     )
-    version = train.start(Context.from_environment(), recipe, model=model, quiet=True).version
+    version = train.train(recipe, model=model, progress=False).version
     evaluate.evaluate(Context.from_environment(), f"{model}/{version.number}", on or data)
     return version.number
 
@@ -339,9 +339,7 @@ def test_not_evaluated_or_on_other_data(
     recipe = recipes.start("cnn", "tiny").with_overrides(
         {"data.path": str(digits), "train.epochs": 1, "workers.count": 0, "seed": 12}
     )
-    number = train.start(
-        Context.from_environment(), recipe, model="digits", quiet=True
-    ).version.number
+    number = train.train(recipe, model="digits", progress=False).version.number
     done = call("promote", f"digits/{number}")
     assert (done.status, "was not evaluated" in done.out) == (1, True)
     evaluate.evaluate(Context.from_environment(), f"digits/{number}", digits)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from jobs.shared.progress import Display
+from pipelines.visuals.progress import Display, show_progress
 
 
 def event(step: int, epoch: int, **values: float) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def event(step: int, epoch: int, **values: float) -> dict[str, Any]:
 
 
 EVENTS = [
+    {"kind": "run", "name": "cnn-1", "page": "http://pages/1", "metric": "accuracy"},
     event(10, 0, train_loss=0.5, train_images_per_second=12345.0, train_data_wait_share=0.02),
     event(15, 0, train_loss=0.25, train_images_per_second=12345.0, train_data_wait_share=0.02),
     event(1, 1, val_accuracy=0.9876, val_loss=0.1),
@@ -36,31 +38,52 @@ EVENTS = [
 
 
 def test_a_line_an_epoch_and_one_for_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display("accuracy") as display:
+    with Display() as display:
         for one in EVENTS:
             display(one)
     said = capsys.readouterr()
     assert said.out == ""
     lines = said.err.splitlines()
+    assert lines.pop(0) == "run cnn-1"
+    assert lines.pop(0) == "watch http://pages/1"
     assert len(lines) == 4
     assert lines[0].startswith("epoch 1/20  val accuracy 0.9876  step 15  loss 0.2500  12,345 ima")
     assert "waiting for data 2%" in lines[0]
-    assert lines[1] == "workers started again (attempt 1): worker 1 died"
+    assert lines[1] == "workers restarted (attempt 1): worker 1 died"
 
 
-def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display("accuracy", quiet=True) as display:
+def test_no_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(False) as listener:
         for one in EVENTS:
-            display(one)
+            listener(one)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_of_80_columns_shows_all() -> None:
-    display = Display("accuracy")
+def test_a_callback_replaces_the_display_and_may_print(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        show_progress(lambda event: print(event["kind"])) as listener,
+        contextlib.redirect_stdout(io.StringIO()),  # as a workflow that starts Ray does
+    ):
+        listener(EVENTS[0])
+    assert capsys.readouterr() == ("run\n", "")
+
+
+def test_a_pack_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display()
     shown = io.StringIO()
     display.console = Console(file=shown, force_terminal=True, width=80)
     display.live = True
-    for one in EVENTS[:3]:
+    display({"kind": "advance", "done": 1200, "total": 5000, "unit": "images"})
+    display.console.print(display.bar.get_renderable())
+    assert "1,200 of 5,000 images" in shown.getvalue()
+
+
+def test_a_terminal_of_80_columns_shows_all() -> None:
+    display = Display()
+    shown = io.StringIO()
+    display.console = Console(file=shown, force_terminal=True, width=80)
+    display.live = True
+    for one in EVENTS[:4]:
         display(one)
     display.console.print(display.bar.get_renderable())
     text = shown.getvalue()

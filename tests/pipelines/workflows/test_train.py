@@ -1,0 +1,82 @@
+"""`train`, `resume` and `plan` as functions, in this process and with the embedded MLflow."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.core.errors import TesseraError, UsageError
+from pipelines import recipe as recipes
+from pipelines.workflows import services, train
+from pipelines.workflows.context import Context
+
+SMALL: dict[str, Any] = {"train.epochs": 1, "train.batch_size": 128, "workers.count": 0}
+
+
+@pytest.fixture
+def elsewhere(prepared_store: Path, tmp_path: Path) -> Context:
+    """A context that the environment doesn't name."""
+    shutil.copytree(prepared_store, tmp_path / "elsewhere")
+    return Context.from_environment({"TESSERA_HOME": str(tmp_path / "elsewhere")})
+
+
+def test_a_plan_creates_nothing(digits: Path, tmp_path: Path) -> None:
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
+    plan = train.plan("cnn", data=digits, variant="tiny", set=SMALL, context=context)
+    assert plan.recipe.train.epochs == 1
+    assert plan.steps == plan.steps_per_epoch == -(-plan.samples // 128)
+    assert plan.data == "digits"
+    assert not context.home.exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "message"),
+    [
+        ("cnm", {}, "'cnm'"),
+        ("cnn", {"set": {"train.epoch": 1}}, "the recipe has no 'train.epoch'"),
+        ("cnn", {"variant": "huge"}, "huge"),
+        ("no/such.yaml", {}, "can't be read"),
+        ("cnn", {"data": "nowhere"}, "nowhere"),
+        ("cnn", {"data": None}, "no data set"),
+        ("cnn", {"model": "a/b"}, "a/b"),
+    ],
+)
+def test_bad_arguments_are_refused_and_leave_nothing(
+    what: str, more: dict[str, Any], message: str, digits: Path, tmp_path: Path
+) -> None:
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
+    with pytest.raises(TesseraError, match=message):
+        train.train(what, progress=False, context=context, **{"data": digits, **more})
+    assert not list(context.runs_dir.glob("*"))
+
+
+def test_a_run_is_trained_where_the_context_says_and_resumed(
+    digits: Path, elsewhere: Context, tmp_path: Path
+) -> None:
+    """With a listener in place of the display. Resuming a finished run registers nothing new."""
+    recipe = recipes.start("cnn", "tiny").with_overrides(SMALL)
+    events: list[dict[str, Any]] = []
+    outcome = train.train(recipe, data=digits, progress=events.append, context=elsewhere)
+    assert outcome.run.folder.parent == elsewhere.runs_dir
+    assert outcome.version.name == "digits"
+    kinds = [event["kind"] for event in events]
+    assert kinds[0] == "run"
+    assert "metrics" in kinds
+    again = train.resume(outcome.run.name, progress=False, context=elsewhere)
+    assert again.version.number == outcome.version.number
+    assert len(services.open_registry(elsewhere).versions("digits")) == 1
+    with pytest.raises(UsageError, match="can't be resumed with other settings"):
+        train.resume(outcome.run.name, set={"seed": 5}, progress=False, context=elsewhere)
+    with pytest.raises(TesseraError, match="run"):
+        train.resume("no-such-run", progress=False, context=elsewhere)
+
+
+def test_the_default_name_has_the_task_if_the_data_set_is_for_another(digits: Path) -> None:
+    from pipelines.data import card as cards
+
+    card = cards.read(digits)
+    assert train.model_name(recipes.start("cnn"), card) == "digits"
+    assert train.model_name(recipes.start("embedding"), card).startswith("digits-")
