@@ -7,7 +7,6 @@ tests/jobs/test_demo.py.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,16 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from pages import Command, Shell, commands, write_photos
 
 from jobs.cli import verbs
 from jobs.shared import local_services
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LIMIT_SECONDS = 600
-
+PAGE = ROOT / "README.md"
+README = PAGE.read_text(encoding="utf-8")
 NOT_RUN = {
     "make demo": "needs a package index: tests/jobs/test_demo.py runs what it calls",
     "make test": "it is what runs this",
@@ -37,58 +34,6 @@ NOT_RUN = {
 PORTS = ("--ray-port", "--dashboard-port", "--mlflow-port")
 
 
-def commands() -> list[tuple[str, str]]:
-    """(language, text) of each command; a Python block is one."""
-    found = []
-    for language, text in BLOCK.findall(README):
-        lines = [text] if language == "python" else text.splitlines()
-        found += [(language, line) for line in lines if line.strip()]
-    return found
-
-
-class Shell:
-    """A person's shell: it keeps its folder and its variables from one command to the next."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("RAY_", "MLFLOW_", "TESSERA_", "PYTEST"))
-        }
-        path = os.pathsep.join([str(Path(sys.executable).parent), clean["PATH"]])
-        home = {"HOME": str(folder), "TESSERA_HOME": str(folder / ".tessera")}
-        self.environment = {**clean, **home, "PATH": path, "OMP_NUM_THREADS": "1"}
-
-    def __call__(self, language: str, text: str) -> subprocess.CompletedProcess[str]:
-        if language == "python":
-            words = [sys.executable, "-c", text + _NO_TESSERA]
-        else:
-            words = ["bash", "-c", f"set -e\n{text}\nenv -0 > .environment"]
-        done = subprocess.run(
-            words,
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, f"$ {text}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        if language == "sh":
-            kept = (self.folder / ".environment").read_text().split("\0")
-            self.environment = dict(line.split("=", 1) for line in kept if line)
-        return done
-
-
-_NO_TESSERA = """
-import sys
-assert not {"models", "pipelines", "jobs"} & set(sys.modules)
-"""
-
-
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A shell in a copy of the checkout, with a folder of images and some new ones."""
@@ -98,40 +43,22 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         ROOT, folder, ignore=lambda at, names: unwanted(at, names) if Path(at) == ROOT else set()
     )
     write_photos(folder)
-    shell = Shell(folder)
-    try:
-        yield shell
-    finally:
-        subprocess.run(
-            [sys.executable, "-m", "jobs.down"],
-            cwd=ROOT,
-            env={**shell.environment, "TESSERA_HOME": str(folder / ".tessera")},
-            check=False,
-        )
-
-
-def write_photos(folder: Path) -> None:
-    """600 real images in a folder for each class, eight that are new, and one that is none."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    for place, (pixels, label) in enumerate(zip(images[:608], labels[:608])):
-        image = Image.fromarray((pixels.reshape(8, 8) * 15.9).astype("uint8"))
-        target = folder / (f"photos/{label}" if place < 600 else "new")
-        target.mkdir(parents=True, exist_ok=True)
-        image.save(target / f"{place}.png")
-    (folder / "new" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
+    shell = Shell(folder, fresh=True)
+    yield shell
+    subprocess.run(
+        [sys.executable, "-m", "jobs.down"], cwd=ROOT, env=shell.environment, check=False
+    )
 
 
 @pytest.mark.slow
 def test_every_command_runs(shell: Shell) -> None:
     out: dict[str, str] = {}
-    for language, text in commands():
+    for language, text in commands(PAGE):
         if text in NOT_RUN:
             continue
         ports = [word for option in PORTS for word in (option, str(local_services.free_port()))]
         called = " ".join([text, *ports]) if text == "tessera up" else text
-        out[text] = shell(language, called).stdout
+        out[text] = shell(Command(language, called))
 
     def told(start: str) -> str:
         return next(said for text, said in out.items() if text.startswith(start))
@@ -156,7 +83,7 @@ def test_every_command_runs(shell: Shell) -> None:
 
 def test_what_is_not_run_is_shown() -> None:
     """A reason for a command that the README no longer has is no reason."""
-    assert set(NOT_RUN) <= {text for _, text in commands()}
+    assert set(NOT_RUN) <= {text for _, text in commands(PAGE)}
 
 
 def test_every_verb_is_shown() -> None:

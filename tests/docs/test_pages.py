@@ -1,0 +1,95 @@
+"""Every command on a page of the documentation runs, each page in a project folder of its own.
+
+The pages of FROM_NOTHING start from a folder of images. All others start where `first-steps.md`
+ends: the images are packed as `data/photos`, and version 1 of the model `photos` is champion.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from once_per_run import copy_home, shared_folder
+from pages import Command, Shell, commands, write_photos
+
+from jobs.shared import local_services
+from pipelines import recipe as recipes
+from pipelines.data.packing import pack
+
+ROOT = Path(__file__).parents[2]
+FROM_NOTHING = {"first-steps.md"}
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)]
+NOT_YET = {"clusters.md", "evaluate.md", "extend.md", "first-steps.md", "predict.md", "search.md"}
+NOT_YET |= {"train.md"}
+"""Pages that show what is still being built. To be empty."""
+PORTS = ("--ray-port", "--dashboard-port", "--mlflow-port")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images, not packed."""
+    return shared_folder(tmp_path_factory, "photos", write_photos)
+
+
+@pytest.fixture(scope="module")
+def project(photos: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which version 1 of `photos` was trained, evaluated and promoted."""
+
+    def make(folder: Path) -> None:
+        from pipelines.workflows import evaluate, promote, services, train
+        from pipelines.workflows.context import Context
+
+        shutil.copytree(photos, folder)
+        shutil.copytree(prepared_store, folder / ".tessera")
+        pack.pack(str(folder / "photos"), folder / "data/photos")
+        recipe = recipes.start("cnn", "tiny").with_overrides(
+            {"data.path": str(folder / "data/photos"), "train.epochs": 2, "workers.count": 0}
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TESSERA_HOME", str(folder / ".tessera"))
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            context = Context.from_environment()
+            train.start(context, recipe, model="photos", quiet=True)
+            evaluate.evaluate(context, "photos/1", folder / "data/photos")
+            promote.promote(context, services.open_registry(context), "photos", 1)
+
+    return shared_folder(tmp_path_factory, "project", make)
+
+
+@pytest.fixture
+def open_shell(
+    ray_cluster: None, photos: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[str], Shell]]:
+    """Makes a shell in a copy of the folder from which a page starts."""
+    folder = tmp_path / "project"
+
+    def open_shell(page: str) -> Shell:
+        if page in FROM_NOTHING:
+            shutil.copytree(photos, folder)
+        else:
+            source: Path = request.getfixturevalue("project")
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".tessera"))
+            copy_home(source / ".tessera", folder / ".tessera")
+        return Shell(folder, fresh=False)
+
+    yield open_shell
+    if (folder / ".tessera" / "services.json").exists():
+        environment = Shell(folder, fresh=True).environment
+        subprocess.run([sys.executable, "-m", "jobs.down"], cwd=ROOT, env=environment, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_the_page_runs(page: Path, open_shell: Callable[[str], Shell]) -> None:
+    if page.name in NOT_YET:
+        pytest.skip("shows what is still being built")
+    shell = open_shell(page.name)
+    for language, text in commands(page):
+        called = text
+        if text == "tessera up":
+            called += "".join(f" {option} {local_services.free_port()}" for option in PORTS)
+        shell(Command(language, called))
