@@ -53,7 +53,7 @@ def project(photos: Path, prepared_store: Path, tmp_path_factory: pytest.TempPat
             patch.setenv("TESSERA_HOME", str(folder / ".tessera"))
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
             context = Context.from_environment()
-            train.start(context, recipe, model="photos", quiet=True)
+            train.train(recipe, model="photos", progress=False)
             evaluate.evaluate(context, "photos/1", folder / "data/photos")
             promote.promote(context, services.open_registry(context), "photos", 1)
 

@@ -28,7 +28,7 @@ from pipelines.workflows.context import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
-EPOCHS = 12
+EPOCHS = 8
 BATCH = 100
 WORKERS = (1, 2, 3, 2)
 

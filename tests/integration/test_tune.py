@@ -8,43 +8,27 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from searches import EPOCHS, SETTINGS, check_runs, folder_of, runs_of, start, wait_for, write_space
 
 from jobs import tune
 from models.core.errors import TesseraError
-from models.core.spaces import Choice
-from pipelines import recipe as recipes
-from pipelines import tag_names
 from pipelines.interfaces import World
-from pipelines.search import population
 from pipelines.tracking.events import EventLog, read_events
-from pipelines.training import checkpoints, worker
 from pipelines.training import run as training_run
-from pipelines.workflows import model_reference, search_board, services
-from pipelines.workflows import trial as workflows_trial
+from pipelines.training import worker
+from pipelines.workflows import model_reference, services
 from pipelines.workflows.context import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-
-EPOCHS = 4
-SETTINGS = [
-    *("--variant", "tiny"),
-    *("--set", f"train.epochs={EPOCHS}"),
-    *("--set", "train.batch_size=96"),
-    *("--set", "train.precision=fp32"),
-]
 
 
 @pytest.fixture
@@ -55,68 +39,18 @@ def home(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return root
 
 
-def write_space(tmp_path: Path, **space: Any) -> str:
-    path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump({name.replace("__", "."): v for name, v in space.items()}))
-    return str(path)
-
-
-def runs_of(name: str) -> tuple[Any, list[Any]]:
-    """MLflow's run of a search, and those of its trials."""
-    parent = services.attach_tracker(
-        Context.from_environment(), search_board.find(Context.from_environment(), name).parent
-    )
-    client = parent._client
-    children = client.search_runs(
-        [parent.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
-    )
-    return client.get_run(parent.run_id), children
-
-
-def check_runs(name: str, count: int) -> list[Any]:
-    """One run for the search and one for each trial, all ended, each with what was sampled."""
-    parent, children = runs_of(name)
-    assert parent.info.status == "FINISHED"
-    standing = {t["id"]: t for t in json.loads((folder_of(name) / "trials.json").read_text())}
-    assert len(standing) == count
-    assert sorted(c.data.tags["tessera.trial"] for c in children) == sorted(standing)
-    for child in children:
-        trial = standing[child.data.tags["tessera.trial"]]
-        assert child.data.tags["tessera.trial.status"] == trial["status"]
-        failed = trial["status"] == "failed"
-        assert child.info.status == ("FAILED" if failed else "FINISHED")
-        for path, value in trial["settings"].items():
-            assert json.loads(child.data.params[path]) == value
-    return list(standing.values())
-
-
-def start(words: list[str], cluster: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A search in a process of its own, with a cluster of its own that dies with it, or on another
-    one, which `cluster` names."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment = {**clean, **(cluster or {}), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
-
-
-def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not happened():
-        assert process.poll() is None, "the search ended before"
-        assert time.monotonic() < deadline, "it did not come so far"
-        time.sleep(0.2)
-
-
-def folder_of(name: str) -> Path:
-    return Context.from_environment().searches_dir / name
-
-
 def test_a_grid_with_a_trial_that_diverges_and_a_refit(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """1e30 gives a loss that is not finite: that trial fails, and the search goes on."""
     space = write_space(tmp_path, optim__model__lr=[0.05, 1e30])
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
-    assert tune.command.main([*arguments, "--refit", "--json"], standalone_mode=False) == 0
+    assert (
+        tune.command.main(
+            [*arguments, "--workers-per-trial", "0", "--refit", "--json"], standalone_mode=False
+        )
+        == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     name = answer["search"]
     standing = check_runs(name, 2)
@@ -306,159 +240,3 @@ def test_optuna_chooses_the_settings(
         return float(settings["optim.model.lr"])
 
     assert sorted((t["settings"] for t in trials), key=rate_of) == sorted(alone, key=rate_of)
-
-
-PBT = [*("--scheduler", "pbt"), *("--interval", "2"), *("--trials", "4"), *("--seed", "1")]
-PBT += [*("--workers-per-trial", "0"), *("--set", "checkpoint.keep=9")]
-PBT_SPACE = {
-    "optim__model__lr": {"log_uniform": [1e-5, 0.1]},
-    "optim__model__weight_decay": {"uniform": [0.0, 1e-3]},
-}
-
-
-def diverging_seed() -> int:
-    """A seed with which the second member diverges, and is given the other's rate after that."""
-    space = {"lr": Choice((0.05, 1e30))}
-    for seed in range(1000):
-        people = population.begin(space, 2, seed)
-        first = [m.settings["lr"] for m in people.members]
-        people.scores = {"00001": 0.5, "00002": None}
-        population.advance(people, space, direction="max", seed=seed, epoch=2)
-        if (first, people.members[1].settings["lr"]) == ([0.05, 1e30], 0.05):
-            return seed
-    raise AssertionError("no such seed")
-
-
-def checkpoint(name: str, member: str, epoch: int) -> Path:
-    """A member's checkpoint after an epoch."""
-    folder = folder_of(name) / "trials" / workflows_trial.run_name(name, member) / "checkpoints"
-    for path in folder.glob("step-*"):
-        if json.loads((path / "progress.json").read_text())["epoch"] == epoch:
-            return path
-    raise AssertionError(f"{member} has no checkpoint of epoch {epoch}")
-
-
-def check_population(name: str) -> list[dict[str, Any]]:
-    """One run a member, whose record goes through all its epochs once and tells every change."""
-    parent, children = runs_of(name)
-    assert parent.info.status == "FINISHED"
-    standing = json.loads((folder_of(name) / "trials.json").read_text())
-    by_id = {child.data.tags["tessera.trial"]: child for child in children}
-    assert len(children) == len(by_id) == len(standing) == 4
-    client = services.attach_tracker(
-        Context.from_environment(), search_board.find(Context.from_environment(), name).parent
-    )._client
-    for trial in standing:
-        child = by_id[trial["id"]]
-        assert (child.info.status, trial["status"]) == ("FINISHED", "finished")
-        assert [epoch for epoch, _ in trial["curve"]] == list(range(1, EPOCHS + 1))
-        told = json.loads(child.data.tags[tag_names.SETTINGS])
-        assert told == trial["changes"]
-        assert told[-1]["settings"] == trial["settings"]
-        for path, first in told[0]["settings"].items():
-            assert json.loads(child.data.params[path]) == first
-            points = client.get_metric_history(child.info.run_id, f"settings/{path}")
-            expected = [
-                [c["settings"][path] for c in told if c["epoch"] <= e][-1]
-                for e in range(1, EPOCHS + 1)
-            ]
-            assert [(p.step, p.value) for p in points] == list(enumerate(expected, 1))
-        metrics = client.get_metric_history(child.info.run_id, "val/accuracy")
-        assert [[p.step, p.value] for p in metrics] == trial["curve"]
-    return list(standing)
-
-
-def test_a_population_takes_over_the_weights_of_its_best(
-    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What a member came to is what comes of the donor's checkpoint and the new settings, bit for
-    bit; with the settings of before it would be something else."""
-    space = write_space(tmp_path, **PBT_SPACE)
-    arguments = ["cnn", "--data", str(digits), *SETTINGS, *PBT, "--space", space, "--refit"]
-    assert tune.command.main([*arguments, "--json"], standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
-    name = answer["search"]
-    standing = check_population(name)
-    (taker,) = [t for t in standing if len(t["changes"]) > 1]
-    donor = next(t for t in standing if t["id"] == taker["changes"][1]["donor"])
-    assert dict(donor["curve"])[2] > dict(taker["curve"])[2]
-    assert checkpoints.verify(checkpoint(name, donor["id"], 2)) == taker["changes"][1]["checkpoint"]
-
-    def replay(settings: dict[str, Any], where: str) -> Any:
-        folder = tmp_path / where
-        source = checkpoint(name, donor["id"], 2)
-        shutil.copytree(source, folder / "checkpoints" / source.name)
-        asked = search_board.find(Context.from_environment(), name)
-        recipe = recipes.build(json.loads(asked.recipe)).with_overrides(settings)
-        payload = {"recipe": recipe.to_json(), "run_dir": str(folder), "changing": list(settings)}
-        found = worker.run(payload, World(), EventLog(folder / "events.jsonl"))
-        return load_file(folder / "checkpoints" / found["newest"] / "weights.safetensors")
-
-    reached = load_file(checkpoint(name, taker["id"], EPOCHS) / "weights.safetensors")
-    same = replay(taker["settings"], "same")
-    assert all(torch.equal(reached[key], same[key]) for key in reached)
-    other = replay(donor["settings"], "other")
-    assert not all(torch.equal(reached[key], other[key]) for key in reached)
-
-    version = model_reference.resolve(
-        services.open_registry(Context.from_environment()), answer["model"]
-    )
-    winner = next(t for t in standing if t["id"] == answer["winner"]["id"])
-    assert version.tags["tessera.trial"] == winner["id"]
-    assert answer["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)
-
-
-def test_a_member_that_diverges_takes_over_another_s_weights(
-    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With 1e30 the loss is not finite; the weights are another's from then on, the run the same.
-    Here each member's training has a worker of Ray Train."""
-    space = write_space(tmp_path, optim__model__lr=[0.05, 1e30])
-    arguments = ["cnn", "--data", str(digits), *SETTINGS, "--set", "train.epochs=2"]
-    arguments += ["--scheduler", "pbt", "--trials", "2", "--seed", str(diverging_seed())]
-    assert tune.command.main([*arguments, "--space", space, "--json"], standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
-    good, bad = sorted(answer["trials"], key=lambda t: len(t["changes"]))
-    assert [c["settings"]["optim.model.lr"] for c in bad["changes"]] == [1e30, 0.05]
-    assert bad["changes"][1]["donor"] == good["id"]
-    assert [epoch for epoch, _ in good["curve"]] == [1, 2]
-    assert [epoch for epoch, _ in bad["curve"]] == [2]
-    assert bad["curve"][0] == good["curve"][1], "the same weights, settings and order"
-    _, children = runs_of(answer["search"])
-    assert {child.info.status for child in children} == {"FINISHED"}
-    assert len(children) == 2
-
-
-def test_a_population_that_was_killed_goes_on_as_if_it_had_not_been(
-    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The driver is killed in its second generation; its cluster lives on. The draws and the
-    figures that decide are those of before."""
-    import ray
-
-    space = write_space(tmp_path, **PBT_SPACE)
-    words = [sys.executable, "-m", "jobs.tune", "cnn", "--data", str(digits), *SETTINGS, *PBT]
-    address = ray.get_runtime_context().gcs_address
-    process = start([*words, "--space", space], {"RAY_ADDRESS": address})
-
-    def generation() -> list[int]:
-        files = Context.from_environment().searches_dir.glob("*/population.json")
-        return [json.loads(file.read_text())["generation"] for file in files]
-
-    wait_for(process, lambda: generation() == [1])
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
-    before = population.read(folder_of(name) / "population.json")
-    assert before is not None
-    assert before.donors
-    assert len(before.scores) < 4
-
-    assert tune.command.main(["--resume", name, "--json"], standalone_mode=False) == 0
-    standing = check_population(name)
-    asked = search_board.find(Context.from_environment(), name)
-    again = population.begin(asked.parsed_space(), 4, asked.seed)
-    again.scores = {t["id"]: dict(t["curve"])[2] for t in standing}
-    population.advance(again, asked.parsed_space(), direction="max", seed=asked.seed, epoch=3)
-    assert {m.id: m.settings for m in again.members} == {t["id"]: t["settings"] for t in standing}
-    assert again.donors == before.donors
