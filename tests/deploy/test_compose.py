@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -106,7 +107,7 @@ def test_every_lasting_service_has_a_health_check() -> None:
 
 def test_images_are_pinned() -> None:
     images = [service["image"] for service in SERVICES.values()]
-    for path in ("mlflow/Dockerfile", "docker/ray.Dockerfile"):
+    for path in ("mlflow/Dockerfile", "deploy/docker/ray.Dockerfile"):
         images += re.findall(r"(?m)^FROM (\S+)", (ROOT / path).read_text())
     assert len(images) == len(SERVICES) + 2
     for image in images:
@@ -148,12 +149,21 @@ def test_the_images_copy_only_what_may_travel() -> None:
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line.startswith("!")
     }
-    for path in ("mlflow/Dockerfile", "docker/ray.Dockerfile"):
+    for path in ("mlflow/Dockerfile", "deploy/docker/ray.Dockerfile"):
         for sources in re.findall(r"(?m)^COPY (.+) \S+$", (ROOT / path).read_text()):
             for source in sources.split():
                 assert source.split("/")[0] in allowed, source
                 assert (ROOT / source).exists(), source
     assert ".env" not in allowed
+
+
+def test_the_ray_image_has_all_that_the_wheel_is_made_of() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = [pattern.removesuffix("*") for pattern in settings["packages"]["find"]["include"]]
+    modules = [f"{name}.py" for name in settings["py-modules"]]
+    dockerfile = (ROOT / "deploy/docker/ray.Dockerfile").read_text()
+    copied = " ".join(re.findall(r"(?m)^COPY (.+) \S+$", dockerfile)).split()
+    assert {*packages, *modules} <= {*copied}
 
 
 @pytest.mark.parametrize("script", ["prepare.sh", "make-user.sh"])

@@ -3,7 +3,7 @@ FROM python:3.11-slim-bookworm
 WORKDIR /srv/tessera
 COPY requirements.lock .
 RUN pip install --no-cache-dir --requirement requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE tessera.py ./
 COPY models models
 COPY pipelines pipelines
 COPY jobs jobs
