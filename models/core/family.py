@@ -152,7 +152,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     reads: ClassVar[str]
-    """What is read of a sample: a task of data sets (`card.NOTE_EXTENSIONS`). Data of any task can
+    """What is read of a sample: a task of data sets (`card.ANNOTATION_EXTENSIONS`). Data of any task can
     be read as "images", and those with instances as "detection"."""
     primary: ClassVar[Metric]
     extra_metrics: ClassVar[tuple[str, ...]] = ()

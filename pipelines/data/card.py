@@ -23,7 +23,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 """Extensions of the image in a shard."""
-NOTE_EXTENSIONS = {
+ANNOTATION_EXTENSIONS = {
     "classification": "cls",
     "detection": "json",
     "instance_segmentation": "json",
@@ -32,7 +32,7 @@ NOTE_EXTENSIONS = {
 }
 """What a data set can be for, and the extension of what is said of an image: the class index in
 ASCII digits, objects as JSON, classes of pixels as a grey PNG, nothing."""
-EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, *NOTE_EXTENSIONS.values()} - {""})
+EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, *ANNOTATION_EXTENSIONS.values()} - {""})
 """All that may lie in a shard: a sample is the members KEY.EXTENSION that follow each other."""
 MAX_KEY_LENGTH = 92
 """In characters. With dot and extension a key fits the 100 bytes of a tar name."""
@@ -117,8 +117,8 @@ class Card(_Frozen):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """What nothing later looks at again: it would be an error of another kind there."""
-        if self.task not in NOTE_EXTENSIONS:
-            raise ValueError(f"{self.task!r} is no task: {', '.join(NOTE_EXTENSIONS)}")
+        if self.task not in ANNOTATION_EXTENSIONS:
+            raise ValueError(f"{self.task!r} is no task: {', '.join(ANNOTATION_EXTENSIONS)}")
         channels = self.image.channels
         if not len(self.image.mean) == len(self.image.std) == channels:
             raise ValueError(f"mean and std are not of {channels} channels")
@@ -207,9 +207,9 @@ def parse(text: str | bytes, where: str) -> Card:
         card = Card.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
-        said = first["msg"].removeprefix("Value error, ")
-        raise TesseraError(f"{where} is no card: {place}{said}") from None
+        field = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
+        problem = first["msg"].removeprefix("Value error, ")
+        raise TesseraError(f"{where} is not a valid card: {field}{problem}") from None
     if card.digest != card.content_digest():
         raise TesseraError(
             f"{where} was changed after it was packed: its digest is not its own",
@@ -222,17 +222,17 @@ def parse(text: str | bytes, where: str) -> Card:
 
 def read(where: str | Path) -> Card:
     """The card of a packed data set in a folder or at an address."""
-    place = open_storage(where)
-    if place.size(FILE) is None:
-        raise TesseraError(f"{where} is no packed data set: it has no {FILE}", hint=_how(place))
-    return parse(place.read(FILE), f"{place.where}/{FILE}")
+    storage = open_storage(where)
+    if storage.size(FILE) is None:
+        raise TesseraError(f"{where} is no packed data set: it has no {FILE}", hint=_how(storage))
+    return parse(storage.read(FILE), f"{storage.where}/{FILE}")
 
 
-def _how(place: Storage) -> str:
+def _how(storage: Storage) -> str:
     """What to do about a place without a card."""
-    folder = Path(place.where)
-    if place.remote or not folder.is_dir() or not any(folder.iterdir()):
-        stopped = not place.remote and (folder.parent / f".{folder.name}.packing").is_dir()
+    folder = Path(storage.where)
+    if storage.remote or not folder.is_dir() or not any(folder.iterdir()):
+        stopped = not storage.remote and (folder.parent / f".{folder.name}.packing").is_dir()
         again = "its pack was stopped: the same tessera pack command goes on"
-        return again if stopped else f"pack one: tessera pack SOURCE --to {place.where}"
-    return f"if it is a source, pack it: tessera pack {place.where} --to DIR, and give that DIR"
+        return again if stopped else f"pack one: tessera pack SOURCE --to {storage.where}"
+    return f"if it is a source, pack it: tessera pack {storage.where} --to DIR, and give that DIR"

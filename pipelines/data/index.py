@@ -82,13 +82,13 @@ def write_index(path: Path, tables: Sequence[Rows]) -> tuple[list[str], int, str
 class Index:
     """A split's rows, read shard by shard and checked when they are. Not for several threads."""
 
-    def __init__(self, place: Storage, card: SplitCard) -> None:
-        self._card, self._name = card, f"index {card.index} of {place.where}"
+    def __init__(self, storage: Storage, card: SplitCard) -> None:
+        self._card, self._name = card, f"index {card.index} of {storage.where}"
         self.starts = np.cumsum([0, *(shard.samples for shard in card.shards)])
         """First sample of each shard, and the number of all samples."""
         if card.samples != self.starts[-1]:
-            raise damaged(f"the card of {place.where} counts other samples than its shards")
-        path = place.fetch(card.index, size_bytes=card.index_bytes, sha256=card.index_sha256)
+            raise damaged(f"the card of {storage.where} counts other samples than its shards")
+        path = storage.fetch(card.index, size_bytes=card.index_bytes, sha256=card.index_sha256)
         if not path.is_file():
             raise damaged(f"{self._name} is missing")
         try:

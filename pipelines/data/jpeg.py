@@ -63,10 +63,10 @@ def read_header(data: Sequence[int]) -> Header | None:
 
 
 class FastDecoder:
-    """Decodes ordinary JPEGs of up to `most_pixels` to `channels`, 1 or 3."""
+    """Decodes ordinary JPEGs of up to `max_pixels` to `channels`, 1 or 3."""
 
-    def __init__(self, channels: int, most_pixels: int) -> None:
-        self._channels, self._most_pixels = channels, most_pixels
+    def __init__(self, channels: int, max_pixels: int) -> None:
+        self._channels, self._max_pixels = channels, max_pixels
         self._seen = b""
         self._large = False
 
@@ -90,7 +90,7 @@ class FastDecoder:
             return None
 
     def _takes(self, height: int, width: int, components: int) -> bool:
-        if height * width > self._most_pixels:
+        if height * width > self._max_pixels:
             return False
         # Colour to grey is Pillow's formula, and not the luminance that is in the file.
         return self._channels == 3 or (self._channels, components) == (1, 1)

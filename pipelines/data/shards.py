@@ -21,9 +21,9 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data.card import (
+    ANNOTATION_EXTENSIONS,
     EXTENSIONS,
     IMAGE_EXTENSIONS,
-    NOTE_EXTENSIONS,
     Card,
     Shard,
     SplitCard,
@@ -158,7 +158,7 @@ def _check(sample: Packed, path: str) -> None:
     check_key(sample.key, path)
     if sample.image[0] not in IMAGE_EXTENSIONS:
         raise TesseraError(f"sample {sample.key} has an image .{sample.image[0]}", hint=_ALLOWED)
-    if sample.note and (not sample.note[0] or sample.note[0] not in NOTE_EXTENSIONS.values()):
+    if sample.note and (not sample.note[0] or sample.note[0] not in ANNOTATION_EXTENSIONS.values()):
         raise TesseraError(f"sample {sample.key} has a member .{sample.note[0]}", hint=_ALLOWED)
 
 
@@ -191,13 +191,13 @@ class ShardReader:
     def __init__(self, where: str | Path, card: Card, split: str) -> None:
         self._args = (where, card, split)
         self._card = card.split(split)
-        place = open_storage(where)
-        self._place = open_shards(where, card.root)
+        storage = open_storage(where)
+        self._storage = open_shards(where, card.root)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._buffer = np.empty(0, np.uint8)
-        if not self._place.remote:  # elsewhere it is a request a shard, and `open` checks them
-            check_sizes(self._place, self._card)
-        self.index = Index(place, self._card)
+        if not self._storage.remote:  # elsewhere it is a request a shard, and `open` checks them
+            check_sizes(self._storage, self._card)
+        self.index = Index(storage, self._card)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -236,7 +236,7 @@ class ShardReader:
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Begins to fetch remote shards in the background, and forgets those asked for before."""
-        self._place.prefetch([self._card.shards[shard] for shard in shards])
+        self._storage.prefetch([self._card.shards[shard] for shard in shards])
 
     def _fill(
         self, samples: np.ndarray[Any, Any], shards: np.ndarray[Any, Any], rows: Rows, size: int
@@ -269,7 +269,7 @@ class ShardReader:
         if len(self._open) >= MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         card = self._card.shards[shard]
-        opened = self._place.open(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
+        opened = self._storage.open(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
         self._open[shard] = opened
         return opened
 
@@ -283,15 +283,15 @@ class ShardReader:
             self.close()
 
 
-def check_sizes(place: Storage, split_card: SplitCard) -> None:
+def check_sizes(storage: Storage, split_card: SplitCard) -> None:
     """Each shard is there and as long as the card says; else TesseraError names the shard."""
-    found = place.sizes([shard.path for shard in split_card.shards])
+    found = storage.sizes([shard.path for shard in split_card.shards])
     for shard in split_card.shards:
         size = found.get(shard.path)
         if size is None:
-            raise damaged(f"shard {shard.path} of {place.where} is missing")
+            raise damaged(f"shard {shard.path} of {storage.where} is missing")
         if size != shard.size_bytes:
             raise damaged(
-                f"shard {shard.path} of {place.where} has {size} bytes, the card says "
+                f"shard {shard.path} of {storage.where} has {size} bytes, the card says "
                 f"{shard.size_bytes}"
             )

@@ -20,10 +20,17 @@ from urllib.parse import unquote, urlsplit
 
 from models.core.errors import TesseraError, UsageError
 
-STORES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "abfs", "abfs": "abfs", "memory": "memory"}
+OBJECT_STORE_SCHEMES = {
+    "s3": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "abfs",
+    "abfs": "abfs",
+    "memory": "memory",
+}
 """Schemes of object stores, and the name that each has in the library."""
-WEB = ("http", "https")
-SMALL_BYTES = 256 << 20
+WEB_SCHEMES = ("http", "https")
+MAX_READ_BYTES = 256 << 20
 """The most that `Storage.read` takes into memory."""
 _ALLOWED = (
     "a folder, or an address that begins with s3://, gs://, az://, http://, https:// or file://"
@@ -40,7 +47,7 @@ _REFUSED = {
 }
 
 
-class Content(Protocol):
+class FileInfo(Protocol):
     """A file of known content; the shards of a card are such."""
 
     @property
@@ -76,7 +83,7 @@ class Storage(Protocol):
     def open(self, path: str, *, size_bytes: int, sha256: str) -> int:
         """A file descriptor to read this content from, whatever the cache does meanwhile."""
 
-    def prefetch(self, files: Sequence[Content]) -> None:
+    def prefetch(self, files: Sequence[FileInfo]) -> None:
         """Begins to fetch these in the background, in this order, and forgets what it was asked
         before and has not begun. Errors come up when the file is fetched. Local: nothing."""
 
@@ -148,7 +155,7 @@ def split_location(where: str | Path) -> tuple[str, str]:
     if not match:
         return "", text
     scheme, rest = match[1].lower(), text[match.end() :]
-    known = scheme in STORES or scheme in WEB or scheme == "file"
+    known = scheme in OBJECT_STORE_SCHEMES or scheme in WEB_SCHEMES or scheme == "file"
     if not known or not rest.startswith("//"):
         hint = f"give {_ALLOWED}; a folder with a colon in its name as ./{text}"
         raise UsageError(f"{text!r} is an address that is not read here", hint=hint)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.storage.atomic import move_atomic, write_bytes_atomic
-from pipelines.storage.base import SMALL_BYTES, Content, check_path
+from pipelines.storage.base import MAX_READ_BYTES, FileInfo, check_path
 
 
-class Folder:
+class FolderStorage:
     """A `Storage` that is a local folder."""
 
     remote = False
@@ -25,11 +25,11 @@ class Folder:
     def read(self, path: str) -> bytes:
         try:
             with self._locate(path).open("rb") as file:
-                data = file.read(SMALL_BYTES + 1)
+                data = file.read(MAX_READ_BYTES + 1)
         except OSError as error:
             raise self._unreadable(path, error) from None
-        if len(data) > SMALL_BYTES:
-            raise TesseraError(f"{path} of {self.where} is larger than {SMALL_BYTES:,} bytes")
+        if len(data) > MAX_READ_BYTES:
+            raise TesseraError(f"{path} of {self.where} is larger than {MAX_READ_BYTES:,} bytes")
         return data
 
     def size(self, path: str) -> int | None:
@@ -53,7 +53,7 @@ class Folder:
         except OSError as error:
             raise self._unreadable(path, error) from None
 
-    def prefetch(self, files: Sequence[Content]) -> None:
+    def prefetch(self, files: Sequence[FileInfo]) -> None:
         return
 
     def download(self, path: str, to: Path) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from models.core.errors import TesseraError
 from pipelines.storage.base import CacheSettings, check_path
-from pipelines.storage.remote import Remote
+from pipelines.storage.remote import RemoteStorage
 from pipelines.storage.retry import RetryPolicy, TransientError
 
 _QUIET_SECONDS = 30
@@ -27,7 +27,7 @@ _CHUNK = 1 << 16
 _LOOKING_THREADS = 8
 
 
-class Web(Remote):
+class HttpStorage(RemoteStorage):
     """Files below an address. Servers that know no ranges work too, at the price of reading from
     the start again for each block."""
 
@@ -35,9 +35,9 @@ class Web(Remote):
         self,
         where: str,
         cache: CacheSettings,
-        patience: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(where, cache, patience)
+        super().__init__(where, cache, policy)
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
         """One request a file, as a web server lists nothing."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.storage.base import CacheSettings, check_path
-from pipelines.storage.remote import Remote
+from pipelines.storage.remote import RemoteStorage
 from pipelines.storage.retry import RetryPolicy, TransientError
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
@@ -27,7 +27,7 @@ _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "google", "gcsfs"
 """Their errors of the network are no OSError."""
 
 
-class Store(Remote):
+class ObjectStorage(RemoteStorage):
     """Files below `root` ("BUCKET/PREFIX") of the store that fsspec calls `protocol`."""
 
     def __init__(
@@ -36,9 +36,9 @@ class Store(Remote):
         root: str,
         where: str,
         cache: CacheSettings,
-        patience: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(where, cache, patience)
+        super().__init__(where, cache, policy)
         self._protocol, self._root = protocol, root
         self._held: tuple[int, Any] | None = None
         self._class()

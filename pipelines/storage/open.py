@@ -9,15 +9,15 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.storage.base import (
-    STORES,
-    WEB,
+    OBJECT_STORE_SCHEMES,
+    WEB_SCHEMES,
     CacheSettings,
     Storage,
     _file_path,
     current_cache,
     split_location,
 )
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import FolderStorage
 
 
 def open_storage(where: str | Path, cache: CacheSettings | None = None) -> Storage:
@@ -26,17 +26,19 @@ def open_storage(where: str | Path, cache: CacheSettings | None = None) -> Stora
     TesseraError where the library for it is missing. Connects to nothing."""
     scheme, rest = split_location(where)
     if not scheme:
-        return Folder(Path(where))
+        return FolderStorage(Path(where))
     if scheme == "file":
-        return Folder(_file_path(str(where), rest))
+        return FolderStorage(_file_path(str(where), rest))
     url = f"{scheme}://{rest.rstrip('/')}"
-    if scheme in WEB:
-        from pipelines.storage.http import Web
+    if scheme in WEB_SCHEMES:
+        from pipelines.storage.http import HttpStorage
 
-        return Web(url, cache or current_cache())
-    from pipelines.storage.object_store import Store
+        return HttpStorage(url, cache or current_cache())
+    from pipelines.storage.object_store import ObjectStorage
 
-    return Store(STORES[scheme], rest.strip("/"), url, cache or current_cache())
+    return ObjectStorage(
+        OBJECT_STORE_SCHEMES[scheme], rest.strip("/"), url, cache or current_cache()
+    )
 
 
 def open_shards(where: str | Path, root: str, cache: CacheSettings | None = None) -> Storage:
@@ -51,7 +53,7 @@ def open_shards(where: str | Path, root: str, cache: CacheSettings | None = None
     (kind, rest), (other, rest_of_root) = split_location(where), split_location(root)
     host, host_of_root = (text.partition("/")[0] for text in (rest, rest_of_root))
     afar = kind not in ("", "file")
-    if afar and (kind != other or (kind in WEB and host != host_of_root)):
+    if afar and (kind != other or (kind in WEB_SCHEMES and host != host_of_root)):
         raise TesseraError(
             f"the card at {where} says that its shards lie in {root!r}, which is elsewhere",
             hint="if you trust it, fetch card and indices into a folder and give that",

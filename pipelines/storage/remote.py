@@ -21,29 +21,29 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.storage.base import SMALL_BYTES, CacheSettings, Content, check_path
+from pipelines.storage.base import MAX_READ_BYTES, CacheSettings, FileInfo, check_path
 from pipelines.storage.cache import Cache
 from pipelines.storage.retry import RetryPolicy, TransientError, retry_call
 
 BLOCK_BYTES = 8 << 20
 """With `RetryPolicy.call_seconds` it says how slow a server may drip: 140 kB/s."""
-AHEAD_THREADS = 4
+PREFETCH_THREADS = 4
 T = TypeVar("T")
 
 
-class Remote:
+class RemoteStorage:
     """A `storage.Place` whose requests a subclass makes. Its methods may be called from several
     threads, and after a fork. The requests raise FileNotFoundError, PermissionError or `TransientError`;
     a TesseraError where trying again is no use."""
 
     remote = True
 
-    def __init__(self, where: str, cache: CacheSettings, patience: RetryPolicy) -> None:
+    def __init__(self, where: str, cache: CacheSettings, policy: RetryPolicy) -> None:
         self.where = where
         self._cache = Cache(cache.folder, cache.limit_bytes)
-        self._patience = patience
+        self._policy = policy
         self._answered = False
-        self._ahead = _Ahead()
+        self._prefetcher = _Prefetcher()
 
     # What a kind of server is asked.
 
@@ -68,8 +68,8 @@ class Remote:
 
     def read(self, path: str) -> bytes:
         check_path(path, self.where)
-        size = self._ask(path, partial(self._size, path, self._patience.call_seconds))
-        if size > SMALL_BYTES:
+        size = self._ask(path, partial(self._size, path, self._policy.call_seconds))
+        if size > MAX_READ_BYTES:
             raise TesseraError(f"{path} of {self.where} has {size:,} bytes, too many for a card")
         return b"".join(self._blocks(path, size))
 
@@ -78,7 +78,7 @@ class Remote:
 
         def look() -> int | None:
             try:
-                return self._size(path, self._patience.call_seconds)
+                return self._size(path, self._policy.call_seconds)
             except FileNotFoundError:
                 return None
 
@@ -103,15 +103,15 @@ class Remote:
             sha256, size_bytes, lambda: self._blocks(path, size_bytes), f"{path} of {self.where}"
         )
 
-    def prefetch(self, files: Sequence[Content]) -> None:
+    def prefetch(self, files: Sequence[FileInfo]) -> None:
         wanted = [file for file in files if not self._cache.has(file.sha256, file.size_bytes)]
-        if self._ahead.pid != os.getpid():
-            self._ahead = _Ahead()
-        self._ahead.want(wanted, self._fetch_ahead)
+        if self._prefetcher.pid != os.getpid():
+            self._prefetcher = _Prefetcher()
+        self._prefetcher.want(wanted, self._prefetch_file)
 
-    def _fetch_ahead(self, file: Content, given_up: Callable[[], bool]) -> None:
+    def _prefetch_file(self, file: FileInfo, given_up: Callable[[], bool]) -> None:
         """Without patience: what fails here is tried again, and told, when it is needed."""
-        hasty = replace(self._patience, max_attempts=1)
+        hasty = replace(self._policy, max_attempts=1)
 
         def blocks() -> Iterator[bytes]:
             for block in self._blocks(file.path, file.size_bytes, hasty):
@@ -123,7 +123,7 @@ class Remote:
 
     def download(self, path: str, to: Path) -> None:
         check_path(path, self.where)
-        size = self._ask(path, partial(self._size, path, self._patience.call_seconds))
+        size = self._ask(path, partial(self._size, path, self._policy.call_seconds))
         with to.open("wb") as out:
             for block in self._blocks(path, size):
                 out.write(block)
@@ -131,7 +131,7 @@ class Remote:
     def put(self, file: Path, path: str) -> None:
         size = file.stat().st_size
         # The time that a block may take, for each block of it.
-        seconds = self._patience.call_seconds * (1 + size // BLOCK_BYTES)
+        seconds = self._policy.call_seconds * (1 + size // BLOCK_BYTES)
         check_path(path, self.where)
         self._ask(path, lambda: self._upload(file, path, seconds))
         found = self.size(path)
@@ -152,7 +152,7 @@ class Remote:
 
         def delete() -> None:
             try:
-                self._delete(path, self._patience.call_seconds)
+                self._delete(path, self._policy.call_seconds)
             except FileNotFoundError:
                 return
 
@@ -163,23 +163,23 @@ class Remote:
         return sorted(self._listed(folder))
 
     def _listed(self, folder: str) -> dict[str, int]:
-        return self._ask(folder, partial(self._sizes, folder, self._patience.call_seconds))
+        return self._ask(folder, partial(self._sizes, folder, self._policy.call_seconds))
 
     # Patience.
 
     def _blocks(
-        self, path: str, size_bytes: int, patience: RetryPolicy | None = None
+        self, path: str, size_bytes: int, policy: RetryPolicy | None = None
     ) -> Iterator[bytes]:
         check_path(path, self.where)
         for start in range(0, size_bytes, BLOCK_BYTES):
             stop = min(start + BLOCK_BYTES, size_bytes)
-            yield self._ask(path, partial(self._block, path, start, stop, size_bytes), patience)
+            yield self._ask(path, partial(self._block, path, start, stop, size_bytes), policy)
 
     def _block(self, path: str, start: int, stop: int, size_bytes: int) -> bytes:
-        data = self._read(path, start, stop, self._patience.call_seconds)
+        data = self._read(path, start, stop, self._policy.call_seconds)
         if len(data) == stop - start:
             return data
-        found = self._size(path, self._patience.call_seconds)
+        found = self._size(path, self._policy.call_seconds)
         if found != size_bytes:
             raise TesseraError(
                 f"{path} of {self.where} has {found:,} bytes, the card says {size_bytes:,}",
@@ -187,14 +187,14 @@ class Remote:
             )
         raise TransientError(f"of {stop - start:,} bytes {len(data):,} came")
 
-    def _ask(self, path: str, act: Callable[[], T], patience: RetryPolicy | None = None) -> T:
+    def _ask(self, path: str, act: Callable[[], T], policy: RetryPolicy | None = None) -> T:
         """`act` with patience, and what it says of files that are missing or closed as our error."""
-        patience = patience or self._patience
+        policy = policy or self._policy
         if not self._answered:
-            patience = replace(patience, max_attempts=min(patience.max_attempts or 4, 4))
+            policy = replace(policy, max_attempts=min(policy.max_attempts or 4, 4))
         what = f"{path or 'the listing'} of {self.where}"
         try:
-            found = retry_call(act, patience, what)
+            found = retry_call(act, policy, what)
         except FileNotFoundError as error:
             self._answered = True
             raise TesseraError(
@@ -214,31 +214,31 @@ def _because(error: OSError) -> str:
     return f": {error}" if str(error) else ""
 
 
-class _Ahead:
+class _Prefetcher:
     """A queue that a few threads empty; they end with it, and with the process."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._waiting: deque[Content] = deque()
+        self._waiting: deque[FileInfo] = deque()
         self._running: set[str] = set()
         self._wanted: set[str] = set()
         self._lock = threading.Lock()
 
     def want(
-        self, files: Sequence[Content], fetch: Callable[[Content, Callable[[], bool]], None]
+        self, files: Sequence[FileInfo], fetch: Callable[[FileInfo, Callable[[], bool]], None]
     ) -> None:
         """These and no others, in this order."""
         with self._lock:
             self._wanted = {file.sha256 for file in files}
             self._waiting = deque(file for file in files if file.sha256 not in self._running)
-            for _ in range(min(AHEAD_THREADS - len(self._running), len(self._waiting))):
+            for _ in range(min(PREFETCH_THREADS - len(self._running), len(self._waiting))):
                 file = self._waiting.popleft()
                 self._running.add(file.sha256)
                 threading.Thread(
                     target=self._work, args=(file, fetch), name="tessera-prefetch", daemon=True
                 ).start()
 
-    def _work(self, file: Content, fetch: Callable[[Content, Callable[[], bool]], None]) -> None:
+    def _work(self, file: FileInfo, fetch: Callable[[FileInfo, Callable[[], bool]], None]) -> None:
         while True:
             with suppress(TesseraError):
                 fetch(file, partial(self._given_up, file.sha256))

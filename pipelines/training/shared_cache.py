@@ -14,12 +14,12 @@ from pathlib import Path
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
 from pipelines.data.loading import pixel_cache
-from pipelines.data.loading.pixel_cache import SharedPixels
+from pipelines.data.loading.pixel_cache import SharedPixelBuffer
 from pipelines.interfaces import World
 from pipelines.training import distributed
 
 
-def share_pixels(samples: int, spec: DataSpec, world: World) -> SharedPixels | None:
+def share_pixels(samples: int, spec: DataSpec, world: World) -> SharedPixelBuffer | None:
     """Called by all ranks. None where a rank is alone on its machine, or where there is no room:
     it then keeps what it decodes for itself."""
     machines = distributed.everyones(_machine(), world)

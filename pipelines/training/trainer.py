@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models.core.errors import TesseraError
 from models.core.family import Batch, BatchRng, DataSpec, Family
 from pipelines.data.card import Card
-from pipelines.data.loading.loaders import Step
+from pipelines.data.loading.loaders import TrainStep
 from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.training import checkpoints, distributed, optim
@@ -40,7 +40,7 @@ class NotFiniteError(TesseraError):
 class Loader(Protocol):
     samples: int
 
-    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Step]: ...
+    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[TrainStep]: ...
 
 
 Validate = Callable[[nn.Module, int], Mapping[str, float]]
@@ -198,7 +198,7 @@ class Training:
                 self._save()
         self._log()
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: TrainStep) -> None:
         progress, train = self.progress, self.recipe.train
         rate = optim.factor(self.recipe.schedule, progress.seen, self.total_samples)
         for part, optimizer in self.optimizers.items():
@@ -218,7 +218,7 @@ class Training:
         self.window.seen += step.total
         self.window.count += step.counted
 
-    def _update(self, batch: Batch, step: Step) -> None:
+    def _update(self, batch: Batch, step: TrainStep) -> None:
         """Applies the family's updates. A batch cut in pieces (accumulation) keeps its gradients
         on the rank until the last piece; the pieces' updates go in step with one another."""
         rows = len(batch["key"])

@@ -23,7 +23,7 @@ from pipelines import tag_names
 from pipelines.data.card import Card
 from pipelines.data.loading import pixel_cache
 from pipelines.data.loading.loaders import EvalLoader, TrainLoader
-from pipelines.data.loading.source import Options
+from pipelines.data.loading.source import LoadingOptions
 from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.storage.base import use_cache_of
@@ -152,7 +152,7 @@ def _train_loader(recipe: Recipe, card: Card, data: DataSpec, world: World) -> T
     )
 
 
-def _reading(recipe: Recipe) -> Options:
+def _reading(recipe: Recipe) -> LoadingOptions:
     """How the recipe wants a split to be read."""
     return {
         "fit": recipe.data.fit,

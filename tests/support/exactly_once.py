@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.data.card import Card, ImageCard, Shard, SplitCard
 from pipelines.data.loading.loaders import TrainRows
-from pipelines.data.loading.order import part
+from pipelines.data.loading.order import rank_part
 from pipelines.interfaces import World
 
 EXAMPLES = 2000
@@ -84,7 +84,7 @@ def check(case: Case) -> None:
         for step in range(steps):
             if consumed >= samples:
                 break
-            parts = [part(consumed, samples, case.batch, world) for world in worlds]
+            parts = [rank_part(consumed, samples, case.batch, world) for world in worlds]
             assert len({(p.total, p.consumed) for p in parts}) == 1
             batch: list[int] = []
             for mine, makers in zip(parts, processes):

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.annotations import Mask, Objects
-from pipelines.data.card import NOTE_EXTENSIONS, Card
+from pipelines.data.card import ANNOTATION_EXTENSIONS, Card
 from pipelines.data.inspection.survey import PairRow, Sample, SplitSurvey, Survey
 from pipelines.visuals import html
 from pipelines.visuals.draw import draw, hex_colour
@@ -155,7 +155,7 @@ def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
     }
     sums = {split: sum(values) or 1 for split, values in counts.items()}
     tops = {split: max(values, default=0) or 1 for split, values in counts.items()}
-    shares = NOTE_EXTENSIONS.get(card.task) == "mask.png"
+    shares = ANNOTATION_EXTENSIONS.get(card.task) == "mask.png"
 
     def row(at: int) -> ClassRow:
         own = [(counts[split][at], split) for split in splits]
@@ -173,7 +173,7 @@ def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
     many = len(card.classes) > FEW_CLASSES
     ends = [*by_count[:ENDS], *by_count[-ENDS:]] if many else []
     return ClassTable(
-        unit=unit.get(NOTE_EXTENSIONS.get(card.task, ""), "images"),
+        unit=unit.get(ANNOTATION_EXTENSIONS.get(card.task, ""), "images"),
         splits=list(splits),
         ends=[row(at) for at in ends],
         rows=[row(at) for at in range(min(len(card.classes), LISTED_CLASSES))],

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
-from pipelines.data.card import NOTE_EXTENSIONS, SPLITS, Card
+from pipelines.data.card import ANNOTATION_EXTENSIONS, SPLITS, Card
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Index
@@ -196,7 +196,7 @@ def _look(card: Card, name: str, reader: ShardReader, samples: int, remote: bool
             seen.box_sides += np.sqrt((right - left) * (bottom - top)).tolist()
         for label in _classes_in(annotation, stored.label):
             by_class.setdefault(label, []).append(number)
-    if NOTE_EXTENSIONS.get(card.task) == "cls":  # the index knows all of them, rare ones too
+    if ANNOTATION_EXTENSIONS.get(card.task) == "cls":  # the index knows all of them, rare ones too
         by_class = _by_label(reader, spans, samples)
     for number in _choose(by_class, samples):
         seen.shown.append(_open(card, name, reader, number))
@@ -265,7 +265,7 @@ def _classes_in(annotation: Annotation | None, label: int) -> list[int]:
 def _annotation(
     card: Card, stored: Stored, height: int, width: int, where: str
 ) -> Annotation | None:
-    kind = NOTE_EXTENSIONS.get(card.task)
+    kind = ANNOTATION_EXTENSIONS.get(card.task)
     if kind == "json":
         return decode_objects(
             stored.note, height=height, width=width, classes=len(card.classes), where=where

@@ -27,7 +27,7 @@ import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
-from pipelines.data.card import NOTE_EXTENSIONS, Card, Shard, Split, SplitCard
+from pipelines.data.card import ANNOTATION_EXTENSIONS, Card, Shard, Split, SplitCard
 from pipelines.data.index import Index, Rows
 from pipelines.data.tar import BLOCK, padded
 from pipelines.storage.base import CacheSettings, Storage
@@ -216,7 +216,7 @@ def _read_through(
 
 def _misfit(data: bytes, row: Row, card: Card) -> str:
     """How the members of a sample are others than its row of the index says."""
-    note = NOTE_EXTENSIONS[card.task]
+    note = ANNOTATION_EXTENSIONS[card.task]
     name = _member(data, row.image, row.image_size)
     if name.rpartition(b".")[0] != row.key:
         return "its image lies elsewhere"

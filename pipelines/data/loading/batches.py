@@ -40,8 +40,8 @@ from pipelines.data.images import Fit, extents, fit_image, open_image, to_tensor
 from pipelines.data.index import Rows
 from pipelines.data.jpeg import FastDecoder
 from pipelines.data.loading import targets
-from pipelines.data.loading.pixel_cache import Pixels
-from pipelines.data.loading.targets import Fitted, Size
+from pipelines.data.loading.pixel_cache import PixelBuffer
+from pipelines.data.loading.targets import FittedObjects, Size
 from pipelines.data.shards import Piece, ShardReader
 
 Numbers = np.ndarray[Any, Any]
@@ -57,13 +57,13 @@ class BatchMaker:
         self._has_objects = spec.task in ("detection", "instance_segmentation")
         self._decode_fast = FastDecoder(spec.channels, MAX_PIXELS)
 
-    def fill(self, samples: Numbers, pixels: Pixels, places: Numbers) -> Fields:
+    def fill(self, samples: Numbers, pixels: PixelBuffer, places: Numbers) -> Fields:
         """Decodes the samples, int64 (B,), into `pixels` at `places`, but for those that are there
         already, and gives the rest of the batch. Raises TesseraError that names a sample."""
         shards, rows = self._reader.index.gather(samples)
         missing = pixels.filled.numpy()[places] == 0
         chosen = np.flatnonzero(missing | self._has_objects)
-        found: list[Fitted] = []
+        found: list[FittedObjects] = []
         at = 0
         for piece in self._reader.pieces(samples[chosen], shards[chosen], rows[chosen]):
             part = chosen[at : at + len(piece.rows)]
@@ -79,7 +79,7 @@ class BatchMaker:
             fields |= targets.flatten(found)
         return fields
 
-    def _decode(self, piece: Piece, missing: Numbers, places: Numbers, pixels: Pixels) -> None:
+    def _decode(self, piece: Piece, missing: Numbers, places: Numbers, pixels: PixelBuffer) -> None:
         spec, fit, fast = self._spec, self._fit, self._decode_fast
         data, view = torch.from_numpy(piece.data), memoryview(piece.data)  # type: ignore[arg-type]
         # NumPy is quicker than torch at one small thing after the other.
@@ -122,7 +122,7 @@ class BatchMaker:
         )
         return targets.fit_mask(mask, given, (self._spec.height, self._spec.width), self._fit)
 
-    def _objects(self, piece: Piece, sizes: Numbers) -> Iterator[Fitted]:
+    def _objects(self, piece: Piece, sizes: Numbers) -> Iterator[FittedObjects]:
         spec = self._spec
         masks = spec.task == "instance_segmentation"
         for number, (height, width) in enumerate(sizes.tolist()):

@@ -1,6 +1,6 @@
 """The batches of a training and of an evaluation, for one rank.
 
-In: a packed data set, what the network sees of it, and which rank of how many this is. Out: `Step`s
+In: a packed data set, what the network sees of it, and which rank of how many this is. Out: `TrainStep`s
 for training, batches for evaluation. Must not know what a batch holds, nor Ray, MLflow or how a
 shard is laid out.
 
@@ -21,16 +21,16 @@ import numpy as np
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
 from pipelines.data.card import Card
-from pipelines.data.loading.order import EpochOrder, part
-from pipelines.data.loading.source import Numbers, Options, Supply
+from pipelines.data.loading.order import EpochOrder, rank_part
+from pipelines.data.loading.source import BatchSource, LoadingOptions, Numbers
 from pipelines.interfaces import World
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """One global batch as this rank sees it.
 
-    `batch` is this rank's rows, as `batches.py` says; the rest is as in `order.Part`.
+    `batch` is this rank's rows, as `batches.py` says; the rest is as in `order.RankPart`.
     """
 
     batch: Batch
@@ -54,25 +54,25 @@ class TrainLoader:
         seed: int,
         world: World,
         split: str = "train",
-        **options: Unpack[Options],
+        **options: Unpack[LoadingOptions],
     ) -> None:
         self._batch_size, self._world = batch_size, world
         self._rows = TrainRows(card, split, seed, batch_size, world)
         most = -(-batch_size // world.size)
-        self._supply = Supply(where, card, spec, split, world, self._rows, most, **options)
+        self._source = BatchSource(where, card, spec, split, world, self._rows, most, **options)
         self.samples = card.split(split).samples
         self.steps_per_epoch = -(-self.samples // batch_size)
-        self.cache_choice = self._supply.cache_choice
+        self.cache_choice = self._source.cache_choice
         """Where decoded images are kept, and why."""
 
     def close(self) -> None:
         """Ends the processes, which else wait for the next epoch. They also end with the loader."""
-        self._supply.close()
+        self._source.close()
 
-    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[Step]:
+    def epoch(self, epoch: int, consumed: int = 0) -> Iterator[TrainStep]:
         """The epoch's steps after the first `consumed` samples, which are not read.
 
-        `consumed` is a `Step.consumed`, or 0: anything else is a TesseraError. Batches are made
+        `consumed` is a `TrainStep.consumed`, or 0: anything else is a TesseraError. Batches are made
         ahead in a thread or in processes; their errors are raised here.
         """
         inside = 0 <= consumed <= self.samples
@@ -83,11 +83,11 @@ class TrainLoader:
             )
         return self._steps(epoch, range(consumed, self.samples, self._batch_size))
 
-    def _steps(self, epoch: int, starts: range) -> Iterator[Step]:
+    def _steps(self, epoch: int, starts: range) -> Iterator[TrainStep]:
         keys = ((epoch, start) for start in self._announced(epoch, starts))
         # In this order, or the end of the batches would never be asked for.
-        for batch, start in zip(self._supply.batches(keys), starts):
-            yield Step(batch, *part(start, self.samples, self._batch_size, self._world))
+        for batch, start in zip(self._source.batches(keys), starts):
+            yield TrainStep(batch, *rank_part(start, self.samples, self._batch_size, self._world))
 
     def _announced(self, epoch: int, starts: range) -> Iterator[int]:
         """The starts; with each new window of shards those of the next one are asked for."""
@@ -96,7 +96,7 @@ class TrainLoader:
             if order.window(start) != window:
                 window = order.window(start)
                 near = [s for w in (window, window + 1) for s in order.shards(w, self._world)]
-                self._supply.reader.prefetch(near)
+                self._source.reader.prefetch(near)
             yield start
 
 
@@ -117,7 +117,7 @@ class TrainRows:
         if self._now is None or self._now[0] != epoch:
             self._now = epoch, self.order(epoch)
         order = self._now[1]
-        rows = part(start, order.samples, self._batch_size, self._world).rows
+        rows = rank_part(start, order.samples, self._batch_size, self._world).rows
         return order.batch(start, start + self._batch_size)[rows]
 
 
@@ -135,15 +135,15 @@ class EvalLoader:
         world: World,
         split: str,
         only: Numbers | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[LoadingOptions],
     ) -> None:
         """`only` are numbers of samples: these are given, in this order, instead of all."""
         numbers = np.arange(card.split(split).samples) if only is None else only
         self.samples = len(numbers)
         self._batch_size, self._world = batch_size, world
         rows = _EvalRows(numbers, batch_size)
-        self._supply = Supply(where, card, spec, split, world, rows, batch_size, **options)
-        self.cache_choice = self._supply.cache_choice
+        self._source = BatchSource(where, card, spec, split, world, rows, batch_size, **options)
+        self.cache_choice = self._source.cache_choice
         """Where decoded images are kept, and why."""
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
@@ -151,9 +151,9 @@ class EvalLoader:
         count = -(-self.samples // self._batch_size)
         mine = range(self._world.rank, count, self._world.size)
         try:
-            yield from ((k, batch) for batch, k in zip(self._supply.batches(mine), mine))
+            yield from ((k, batch) for batch, k in zip(self._source.batches(mine), mine))
         finally:
-            self._supply.close()
+            self._source.close()
 
 
 class _EvalRows:

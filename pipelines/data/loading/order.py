@@ -39,7 +39,7 @@ def cut(total: int, world: World) -> slice:
     return slice(start, start + base + (world.rank < extra))
 
 
-class Part(NamedTuple):
+class RankPart(NamedTuple):
     """A rank's part of a global batch.
 
     counted   rows that count. A rank that a short global batch leaves without rows gets its first
@@ -55,12 +55,12 @@ class Part(NamedTuple):
     consumed: int
 
 
-def part(start: int, samples: int, batch_size: int, world: World) -> Part:
+def rank_part(start: int, samples: int, batch_size: int, world: World) -> RankPart:
     """Of the batch that begins at the place `start` of an epoch of so many samples."""
     total = min(batch_size, samples - start)
     rows = cut(total, world)
     counted = rows.stop - rows.start
-    return Part(counted, total, rows if counted else slice(0, 1), start + total)
+    return RankPart(counted, total, rows if counted else slice(0, 1), start + total)
 
 
 class EpochOrder:

@@ -1,6 +1,6 @@
 """Decoded images of a split in memory that all processes of a node share.
 
-In: how many samples, and what the network sees. Out: one `Pixels` for every process that opens it.
+In: how many samples, and what the network sees. Out: one `PixelBuffer` for every process that opens it.
 Must not know shards, nor who agrees with whom: one process calls `create`, tells the others the path,
 they call `open_file`, and when all have it the first calls `unlink`. From then on the memory ends
 with the last process, however that ends.
@@ -29,7 +29,7 @@ _ALIGN = 4096
 _FREE_SHARE = 4
 
 
-class Pixels:
+class PixelBuffer:
     """Room for decoded samples.
 
     images  uint8 (N, C, H, W)
@@ -59,9 +59,9 @@ class Pixels:
         if memory is None:
             self.filled.zero_()
 
-    def part(self, start: int, stop: int) -> Pixels:
+    def part(self, start: int, stop: int) -> PixelBuffer:
         """The room of the samples `start` to `stop`, in the same memory."""
-        made = object.__new__(Pixels)
+        made = object.__new__(PixelBuffer)
         made.__dict__ = {name: value[start:stop] for name, value in self.tensors().items()}
         return made
 
@@ -74,8 +74,8 @@ class Pixels:
         return float(self.filled.float().mean())
 
 
-class SharedPixels(Pixels):
-    """`Pixels` in memory that forked processes, and those that open the file, have together."""
+class SharedPixelBuffer(PixelBuffer):
+    """`PixelBuffer` in memory that forked processes, and those that open the file, have together."""
 
     def __init__(
         self, samples: int, spec: DataSpec, memory: mmap.mmap, path: Path | None = None
@@ -97,12 +97,12 @@ def size_bytes(samples: int, spec: DataSpec) -> int:
     return pixels
 
 
-def anonymous(samples: int, spec: DataSpec) -> SharedPixels:
+def anonymous(samples: int, spec: DataSpec) -> SharedPixelBuffer:
     """For this process and those that are forked from it. Used as far as it is written to."""
-    return SharedPixels(samples, spec, mmap.mmap(-1, _total(samples, spec)))
+    return SharedPixelBuffer(samples, spec, mmap.mmap(-1, _total(samples, spec)))
 
 
-def create(samples: int, spec: DataSpec) -> SharedPixels | None:
+def create(samples: int, spec: DataSpec) -> SharedPixelBuffer | None:
     """A new file of a name of its own in /dev/shm, or in the temporary folder where that is too
     small; None where neither has room. The room is taken at once: memory that runs out later would
     kill whoever writes."""
@@ -114,7 +114,7 @@ def create(samples: int, spec: DataSpec) -> SharedPixels | None:
         try:
             os.posix_fallocate(file, 0, _total(samples, spec))
             memory = mmap.mmap(file, _total(samples, spec))
-            return SharedPixels(samples, spec, memory, Path(name))
+            return SharedPixelBuffer(samples, spec, memory, Path(name))
         except OSError:
             os.unlink(name)
         finally:
@@ -122,7 +122,7 @@ def create(samples: int, spec: DataSpec) -> SharedPixels | None:
     return None
 
 
-def open_file(path: Path, samples: int, spec: DataSpec) -> SharedPixels:
+def open_file(path: Path, samples: int, spec: DataSpec) -> SharedPixelBuffer:
     """The one that another process has created for the same split and size."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -131,7 +131,7 @@ def open_file(path: Path, samples: int, spec: DataSpec) -> SharedPixels:
     try:
         if os.fstat(file).st_size != _total(samples, spec):
             raise TesseraError(f"the shared images {path} are of another data set or size")
-        return SharedPixels(samples, spec, mmap.mmap(file, _total(samples, spec)), path)
+        return SharedPixelBuffer(samples, spec, mmap.mmap(file, _total(samples, spec)), path)
     finally:
         os.close(file)
 

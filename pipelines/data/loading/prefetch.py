@@ -19,19 +19,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.core.errors import TesseraError
 
-PREFETCH = 4
+THREAD_PREFETCH = 4
 """Things that the thread makes ahead."""
-PREFETCH_EACH = 2
+PROCESS_PREFETCH = 2
 """Things that each process makes ahead."""
 _PUT_SECONDS = 0.1
 K = TypeVar("K")
 T = TypeVar("T")
 
 
-def in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
+def prefetch_in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
     """The items of `make()`, made in a thread a few ahead. The thread starts with the first item
     asked for and has ended when this iterator has, however that comes."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(PREFETCH)
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(THREAD_PREFETCH)
     stop = threading.Event()
 
     def put(kind: str, value: Any) -> bool:
@@ -69,12 +69,12 @@ def in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
         thread.join()
 
 
-def most_ahead(processes: int) -> int:
-    """Items that `Processes` may have made or be making, with the one given out last."""
-    return processes * PREFETCH_EACH + 1
+def max_prefetched(processes: int) -> int:
+    """Items that `LoaderProcesses` may have made or be making, with the one given out last."""
+    return processes * PROCESS_PREFETCH + 1
 
 
-class Processes(Generic[K, T]):
+class LoaderProcesses(Generic[K, T]):
     """`count` processes that call `make`. They are forked with the first item asked for, and go on
     to the next `items` where the one before came to its end."""
 
@@ -115,7 +115,7 @@ class Processes(Generic[K, T]):
                 batch_size=None,
                 sampler=self._keys,
                 num_workers=self._count,
-                prefetch_factor=PREFETCH_EACH,
+                prefetch_factor=PROCESS_PREFETCH,
                 multiprocessing_context="fork",
                 worker_init_fn=_settle,
                 collate_fn=_as_it_is,

@@ -46,14 +46,14 @@ def check_files(where: str | Path, card: Card, split: str) -> None:
     """Each shard and the index are there, and as long as the card says; else TesseraError names
     them. In an object store it costs a listing, however many shards there are."""
     held = card.split(split)
-    place = open_storage(where)
+    storage = open_storage(where)
     root = open_shards(where, card.root)
     found = root.sizes([shard.path for shard in held.shards])
-    index = place.size(held.index)
+    index = storage.size(held.index)
     wrong = [name for shard in held.shards if (name := _fault(shard, found.get(shard.path)))]
     if index != held.index_bytes:
         raise TesseraError(
-            f"the index {held.index} of {place.where} {_state(index, held.index_bytes)}",
+            f"the index {held.index} of {storage.where} {_state(index, held.index_bytes)}",
             hint="fetch or pack the data set again",
         )
     if wrong:

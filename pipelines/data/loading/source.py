@@ -23,8 +23,8 @@ from pipelines.data.card import Card
 from pipelines.data.images import Fit
 from pipelines.data.loading import pixel_cache
 from pipelines.data.loading.batches import BatchMaker, Fields, collect
-from pipelines.data.loading.pixel_cache import Pixels, SharedPixels
-from pipelines.data.loading.prefetch import Processes, in_thread, most_ahead
+from pipelines.data.loading.pixel_cache import PixelBuffer, SharedPixelBuffer
+from pipelines.data.loading.prefetch import LoaderProcesses, max_prefetched, prefetch_in_thread
 from pipelines.data.shards import ShardReader
 from pipelines.interfaces import World
 
@@ -34,7 +34,7 @@ NEARLY_ALL = 0.9
 Numbers = np.ndarray[Any, Any]
 
 
-class Options(TypedDict, total=False):
+class LoadingOptions(TypedDict, total=False):
     """How a split is read; none of it changes what is in a batch, but `fit`.
 
     fit             how an image gets the size that the network sees: see `samples.Fit`
@@ -47,12 +47,12 @@ class Options(TypedDict, total=False):
     fit: Fit
     cache: str
     cache_bytes: int
-    share: SharedPixels | None
+    share: SharedPixelBuffer | None
     loader_workers: int
 
 
 class _Filler:
-    """What a process has to know. It doesn't know the `Supply`, which then ends when it is let go,
+    """What a process has to know. It doesn't know the `BatchSource`, which then ends when it is let go,
     and its processes with it."""
 
     def __init__(
@@ -60,8 +60,8 @@ class _Filler:
         maker: BatchMaker,
         numbers: Callable[[Any], Numbers],
         rows: int,
-        cache: Pixels | None,
-        ring: Pixels | None,
+        cache: PixelBuffer | None,
+        ring: PixelBuffer | None,
     ) -> None:
         self.maker, self.numbers = maker, numbers
         self._rows, self._cache, self._ring = rows, cache, ring
@@ -76,15 +76,15 @@ class _Filler:
         room.filled.zero_()
         return self.maker.fill(samples, room, np.arange(len(samples)))
 
-    def room(self, slot: int, rows: int) -> Pixels:
+    def room(self, slot: int, rows: int) -> PixelBuffer:
         """The ring's memory for a batch."""
         assert self._ring is not None
         return self._ring.part(slot * self._rows, slot * self._rows + rows)
 
 
-class Supply:
+class BatchSource:
     """The batches of one rank. `numbers` gives the sample numbers, int64, of a key's batch, and at
-    most `most_rows` of them."""
+    most `max_rows` of them."""
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class Supply:
         split: str,
         world: World,
         numbers: Callable[[Any], Numbers],
-        most_rows: int,
+        max_rows: int,
         *,
         fit: Fit = "stretch",
         cache: str = "auto",
         cache_bytes: int = CACHE_BYTES,
-        share: SharedPixels | None = None,
+        share: SharedPixelBuffer | None = None,
         loader_workers: int = 0,
     ) -> None:
         self.reader = ShardReader(where, card, split)
@@ -113,16 +113,18 @@ class Supply:
         self._device = torch.device(world.device) if choice.kind == "device" else None
         self._on_device: tuple[Tensor, Tensor] | None = None
         self._pin = world.device.startswith("cuda")
-        self._cache: Pixels | None = None
+        self._cache: PixelBuffer | None = None
         if choice.kind != "none":
             self._cache = share or pixel_cache.anonymous(samples, spec)
-        self._slots = most_ahead(loader_workers)
+        self._slots = max_prefetched(loader_workers)
         ring = None
         if loader_workers and self._cache is None:
-            ring = pixel_cache.anonymous(self._slots * most_rows, spec)
+            ring = pixel_cache.anonymous(self._slots * max_rows, spec)
         maker = BatchMaker(self.reader, spec, fit)
-        self._filler = _Filler(maker, numbers, most_rows, self._cache, ring)
-        self._processes = Processes(self._filler.fill, loader_workers) if loader_workers else None
+        self._filler = _Filler(maker, numbers, max_rows, self._cache, ring)
+        self._processes = (
+            LoaderProcesses(self._filler.fill, loader_workers) if loader_workers else None
+        )
 
     def batches(self, keys: Iterable[Any]) -> Iterator[Batch]:
         """The batch of each key. Threads and processes end with the iterator, but processes that
@@ -135,7 +137,7 @@ class Supply:
             )
         if self._processes is None or filled >= NEARLY_ALL:
             self.close()
-            yield from in_thread(lambda: map(self._make, keys))
+            yield from prefetch_in_thread(lambda: map(self._make, keys))
             return
         numbered = ((number % self._slots, key) for number, key in enumerate(keys))
         for number, fields in enumerate(self._processes.items(numbered)):
@@ -151,7 +153,7 @@ class Supply:
             samples = self._filler.numbers(key)
             if self._cache is not None:
                 return self._from_cache(self._filler.maker.fill(samples, self._cache, samples))
-            pixels = Pixels(len(samples), self._spec)
+            pixels = PixelBuffer(len(samples), self._spec)
             fields = self._filler.maker.fill(samples, pixels, np.arange(len(samples)))
         return self._whole(fields, pixels.images, pixels.masks, pixels.sizes)
 

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
 
 
-class Fitted(NamedTuple):
+class FittedObjects(NamedTuple):
     """The objects of one image: boxes float32 (N, 4), labels int64 (N,), crowd bool (N,), and masks
     uint8 (N, H, W) where they are asked for."""
 
@@ -34,7 +34,7 @@ class Fitted(NamedTuple):
     masks: Array | None
 
 
-def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: bool) -> Fitted:
+def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: bool) -> FittedObjects:
     """Scaled or cut; an object of which nothing is left is dropped."""
     pixels = None
     if fit == "crop":
@@ -57,7 +57,7 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if pixels is not None and objects.masks is not None:
         kept &= pixels.any(axis=(1, 2))
-    return Fitted(
+    return FittedObjects(
         boxes[kept],
         objects.labels[kept],
         objects.crowd[kept],
@@ -78,10 +78,10 @@ def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Array:
     return np.pad(pixels, outside, constant_values=IGNORED)
 
 
-def flatten(found: Sequence[Fitted]) -> dict[str, Array]:
+def flatten(found: Sequence[FittedObjects]) -> dict[str, Array]:
     """The objects of all images behind each other, and how many each has: a hundred small arrays
     are slow to hand from process to process."""
-    names = [name for name, value in zip(Fitted._fields, found[0]) if value is not None]
+    names = [name for name, value in zip(FittedObjects._fields, found[0]) if value is not None]
     fields = {name: np.concatenate([getattr(one, name) for one in found]) for name in names}
     return {**fields, COUNTS: np.array([len(one.boxes) for one in found])}
 
@@ -91,7 +91,9 @@ def restore(batch: Batch) -> Batch:
     if COUNTS not in batch:
         return batch
     counts = batch[COUNTS].tolist()
-    lists = {name: list(batch[name].split(counts)) for name in Fitted._fields if name in batch}
+    lists = {
+        name: list(batch[name].split(counts)) for name in FittedObjects._fields if name in batch
+    }
     return {name: value for name, value in batch.items() if name != COUNTS} | lists
 
 

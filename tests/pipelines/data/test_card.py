@@ -50,7 +50,7 @@ def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
     ["", "{", "[]", "null", "{}", '{"name": 3}', "[" * 100_000, '{"name": NaN}', "\\ud800"],
 )
 def test_what_is_no_card_is_refused(text: str) -> None:
-    with pytest.raises(TesseraError, match=r"^here is no card"):
+    with pytest.raises(TesseraError, match=r"^here is not a valid card"):
         cards.parse(text, "here")
 
 
@@ -58,7 +58,7 @@ def test_unknown_keys_and_splits_are_refused(make_set: MakeSet) -> None:
     _, card = make_set(12)
     tree = json.loads(card.to_json())
     for change in ({"extra": 1}, {"splits": {"dev": tree["splits"]["train"]}}):
-        with pytest.raises(TesseraError, match=r"^here is no card: (extra|splits)"):
+        with pytest.raises(TesseraError, match=r"^here is not a valid card: (extra|splits)"):
             cards.parse(json.dumps(tree | change), "here")
 
 
@@ -69,7 +69,7 @@ def test_a_folder_without_a_card_is_no_data_set(tmp_path: Path) -> None:
 
 def test_a_card_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TesseraError, match=r"card\.json is no card"):
+    with pytest.raises(TesseraError, match=r"card\.json is not a valid card"):
         cards.read(tmp_path)
 
 

@@ -17,7 +17,7 @@ from models.core.errors import TesseraError
 from pipelines.data.card import Card, Shard
 from pipelines.data.shards import ShardReader
 from pipelines.storage.base import CacheSettings, use_cache
-from pipelines.storage.http import Web
+from pipelines.storage.http import HttpStorage
 from pipelines.storage.retry import RetryPolicy
 
 QUICK = RetryPolicy(
@@ -49,14 +49,14 @@ def cache(tmp_path: Path) -> CacheSettings:
 
 
 @pytest.fixture
-def place(wire: FaultyWire, cache: CacheSettings) -> Web:
-    place = Web(wire.address, cache, QUICK)
+def place(wire: FaultyWire, cache: CacheSettings) -> HttpStorage:
+    place = HttpStorage(wire.address, cache, QUICK)
     assert place.read("card.json") == b"{}"
     wire.connections = 0
     return place
 
 
-def fetch(place: Web) -> bytes:
+def fetch(place: HttpStorage) -> bytes:
     return place.fetch("train/0.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes()
 
 
@@ -69,7 +69,7 @@ def kept(cache: CacheSettings) -> list[str]:
     "fault", ["503", "500", "429", "refuse", "stall", "cut:0", "cut:100", "cut:150000", "drip:1000"]
 )
 def test_what_passes_is_tried_again(
-    fault: str, place: Web, wire: FaultyWire, cache: CacheSettings
+    fault: str, place: HttpStorage, wire: FaultyWire, cache: CacheSettings
 ) -> None:
     wire.faults = [fault, fault]
     assert fetch(place) == DATA
@@ -80,7 +80,7 @@ def test_what_passes_is_tried_again(
 @pytest.mark.fault(5)
 @pytest.mark.parametrize("fault", ["503", "refuse", "stall", "cut:0", "cut:150000", "drip:1000"])
 def test_what_lasts_is_an_error_and_nothing_is_kept(
-    fault: str, place: Web, wire: FaultyWire, cache: CacheSettings
+    fault: str, place: HttpStorage, wire: FaultyWire, cache: CacheSettings
 ) -> None:
     wire.always = fault
     began = time.monotonic()
@@ -95,7 +95,7 @@ def test_what_lasts_is_an_error_and_nothing_is_kept(
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(("fault", "said"), [("404", "not there"), ("403", "access is denied")])
 def test_what_will_not_pass_is_said_at_once(
-    fault: str, said: str, place: Web, wire: FaultyWire, cache: CacheSettings
+    fault: str, said: str, place: HttpStorage, wire: FaultyWire, cache: CacheSettings
 ) -> None:
     wire.always = fault
     with pytest.raises(TesseraError, match=said):
@@ -105,7 +105,7 @@ def test_what_will_not_pass_is_said_at_once(
 
 
 @pytest.mark.fault(5)
-def test_a_changed_byte_is_seen(place: Web, wire: FaultyWire, cache: CacheSettings) -> None:
+def test_a_changed_byte_is_seen(place: HttpStorage, wire: FaultyWire, cache: CacheSettings) -> None:
     wire.always = "flip:150000"
     with pytest.raises(TesseraError, match="checksum differs"):
         fetch(place)
@@ -114,7 +114,7 @@ def test_a_changed_byte_is_seen(place: Web, wire: FaultyWire, cache: CacheSettin
 
 @pytest.mark.fault(4, 5)
 def test_another_file_in_its_place_is_said_at_once(
-    place: Web, folder: Path, wire: FaultyWire
+    place: HttpStorage, folder: Path, wire: FaultyWire
 ) -> None:
     (folder / "train" / "0.tar").write_bytes(b"<html>sorry</html>")
     with pytest.raises(TesseraError, match="has 18 bytes, the card says 300,000"):
@@ -123,7 +123,7 @@ def test_another_file_in_its_place_is_said_at_once(
 
 
 @pytest.mark.fault(6)
-def test_two_files_of_one_name_are_two(place: Web, folder: Path) -> None:
+def test_two_files_of_one_name_are_two(place: HttpStorage, folder: Path) -> None:
     other = DATA[::-1]
     assert fetch(place) == DATA
     found = place.fetch(
@@ -145,7 +145,7 @@ def test_stock_webdataset_takes_one_name_for_one_file(wire: FaultyWire, tmp_path
         assert got == DATA
 
 
-def test_it_is_to_read_only(place: Web, tmp_path: Path) -> None:
+def test_it_is_to_read_only(place: HttpStorage, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     for act in (
         lambda: place.write("x", b"x"),
@@ -157,7 +157,7 @@ def test_it_is_to_read_only(place: Web, tmp_path: Path) -> None:
             act()
 
 
-def test_sizes_are_asked_one_by_one(place: Web) -> None:
+def test_sizes_are_asked_one_by_one(place: HttpStorage) -> None:
     assert place.sizes(["train/0.tar", "val/0.tar", "no"]) == {
         "train/0.tar": len(DATA),
         "val/0.tar": len(DATA),
@@ -165,13 +165,13 @@ def test_sizes_are_asked_one_by_one(place: Web) -> None:
 
 
 def test_a_server_that_never_answered_gets_little_patience(cache: CacheSettings) -> None:
-    place = Web("http://127.0.0.1:9", cache, RetryPolicy(first_wait_seconds=0.01))
+    place = HttpStorage("http://127.0.0.1:9", cache, RetryPolicy(first_wait_seconds=0.01))
     with pytest.raises(TesseraError, match="tried 4 times"):
         place.read("card.json")
 
 
 def test_prefetched_shards_are_there_and_its_threads_end(
-    place: Web, wire: FaultyWire, cache: CacheSettings, folder: Path
+    place: HttpStorage, wire: FaultyWire, cache: CacheSettings, folder: Path
 ) -> None:
     shards = []
     for number in range(6):
@@ -197,7 +197,7 @@ def test_prefetched_shards_are_there_and_its_threads_end(
 
 
 def test_what_is_no_longer_wanted_is_not_fetched(
-    place: Web, wire: FaultyWire, folder: Path, cache: CacheSettings
+    place: HttpStorage, wire: FaultyWire, folder: Path, cache: CacheSettings
 ) -> None:
     wire.always = "stall"
     shards = [

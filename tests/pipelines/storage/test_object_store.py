@@ -24,7 +24,7 @@ from pipelines.data.inspection import verify
 from pipelines.data.packing import pack
 from pipelines.data.shards import ShardReader
 from pipelines.storage.base import CacheSettings, current_cache, use_cache
-from pipelines.storage.object_store import Store
+from pipelines.storage.object_store import ObjectStorage
 from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy
 
@@ -71,9 +71,9 @@ def wire(server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield wire
 
 
-def quick(where: str) -> Store:
+def quick(where: str) -> ObjectStorage:
     cache = current_cache()
-    return Store("s3", where.removeprefix("s3://"), where, cache, QUICK)
+    return ObjectStorage("s3", where.removeprefix("s3://"), where, cache, QUICK)
 
 
 def put(where: str, name: str, data: bytes = DATA) -> None:
@@ -307,7 +307,7 @@ def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: Fau
 def test_without_patience_the_same_outage_ends_the_epoch(
     s3: str, uploaded: Card, wire: FaultyWire
 ) -> None:
-    place = Store("s3", s3[5:], s3, current_cache(), RetryPolicy(max_attempts=1))
+    place = ObjectStorage("s3", s3[5:], s3, current_cache(), RetryPolicy(max_attempts=1))
     assert place.size("card.json")
     wire.down()
     shard = uploaded.splits["train"].shards[0]

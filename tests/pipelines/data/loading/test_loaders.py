@@ -20,8 +20,8 @@ from pipelines.data.card import Card
 from pipelines.data.loading import loaders as loading
 from pipelines.data.loading import prefetch
 from pipelines.data.loading.batches import BatchMaker
-from pipelines.data.loading.loaders import EvalLoader, Step, TrainLoader
-from pipelines.data.loading.order import Part
+from pipelines.data.loading.loaders import EvalLoader, TrainLoader, TrainStep
+from pipelines.data.loading.order import RankPart
 from pipelines.data.shards import ShardReader
 from pipelines.interfaces import World
 
@@ -46,7 +46,7 @@ def train(
     return TrainLoader(folder, card, card.spec(), batch_size=batch, seed=3, world=world, **more)
 
 
-def counted(steps: list[Step]) -> list[int]:
+def counted(steps: list[TrainStep]) -> list[int]:
     return [i for step in steps for i in step.batch["index"].tolist()[: step.counted]]
 
 
@@ -130,17 +130,17 @@ def test_a_sample_used_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> N
     case = exactly_once.Case((4, 3), 4, 0, 0, (leg,))
     exactly_once.check(case)
     for module in (loading, exactly_once):
-        monkeypatch.setattr(module, "part", padded)
+        monkeypatch.setattr(module, "rank_part", padded)
     with pytest.raises(AssertionError):
         exactly_once.check(case)
 
 
-def padded(start: int, samples: int, batch_size: int, world: World) -> Part:
+def padded(start: int, samples: int, batch_size: int, world: World) -> RankPart:
     """Equal rows for each rank, as torch's DistributedSampler gives them."""
     total = min(batch_size, samples - start)
     each = -(-total // world.size)
     first = min(world.rank * each, total - each)
-    return Part(each, total, slice(first, first + each), start + total)
+    return RankPart(each, total, slice(first, first + each), start + total)
 
 
 @pytest.mark.fault(16)
@@ -248,10 +248,10 @@ def test_no_more_than_a_few_batches_are_made_ahead(
     stream = train(folder, card, 2).epoch(0)
     next(stream)
     deadline = time.monotonic() + 5
-    while len(made) < prefetch.PREFETCH and time.monotonic() < deadline:
+    while len(made) < prefetch.THREAD_PREFETCH and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    assert prefetch.PREFETCH <= len(made) <= prefetch.PREFETCH + 2
+    assert prefetch.THREAD_PREFETCH <= len(made) <= prefetch.THREAD_PREFETCH + 2
     stream.close()  # type: ignore[attr-defined]
 
 

@@ -18,7 +18,12 @@ import pytest
 import torch
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.loading.prefetch import PREFETCH_EACH, Processes, in_thread, most_ahead
+from pipelines.data.loading.prefetch import (
+    PROCESS_PREFETCH,
+    LoaderProcesses,
+    max_prefetched,
+    prefetch_in_thread,
+)
 from pipelines.data.sample_error import SampleError
 
 
@@ -38,7 +43,7 @@ def square(number: int) -> tuple[int, int]:
 
 
 def test_processes_give_everything_in_order_and_go_on_to_the_next() -> None:
-    processes = Processes(square, 2)
+    processes = LoaderProcesses(square, 2)
     first = list(processes.items(range(20)))
     again = list(processes.items(range(5)))
     processes.close()
@@ -50,7 +55,7 @@ def test_processes_give_everything_in_order_and_go_on_to_the_next() -> None:
 
 
 def test_processes_end_with_the_iterator_that_is_given_up() -> None:
-    processes = Processes(square, 2)
+    processes = LoaderProcesses(square, 2)
     items = processes.items(range(100))
     next(items)
     assert len(multiprocessing.active_children()) == 2
@@ -61,7 +66,7 @@ def test_processes_end_with_the_iterator_that_is_given_up() -> None:
 
 
 def test_no_process_is_started_for_an_iterator_never_begun() -> None:
-    items = Processes(square, 2).items(range(3))
+    items = LoaderProcesses(square, 2).items(range(3))
     assert not multiprocessing.active_children()
     del items
 
@@ -80,7 +85,7 @@ def test_an_error_comes_as_it_is(error: TesseraError) -> None:
             raise error
         return number
 
-    items = Processes(fail, 2).items(range(10))
+    items = LoaderProcesses(fail, 2).items(range(10))
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(type(error)) as caught:
         next(items)
@@ -114,7 +119,7 @@ def test_a_mistake_of_ours_keeps_its_traceback() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*a bug"):
-        next(Processes(fail, 1).items(range(3)))
+        next(LoaderProcesses(fail, 1).items(range(3)))
 
 
 def test_a_killed_process_is_a_clear_error() -> None:
@@ -125,7 +130,7 @@ def test_a_killed_process_is_a_clear_error() -> None:
 
     started = time.monotonic()
     with pytest.raises(TesseraError, match="a process that loads data was killed") as caught:
-        list(Processes(die, 1).items(range(10)))
+        list(LoaderProcesses(die, 1).items(range(10)))
     assert "loader workers" in caught.value.hint
     assert time.monotonic() - started < 30
 
@@ -138,20 +143,20 @@ def test_no_more_than_a_few_are_made_ahead() -> None:
             counter.value += 1
         return number
 
-    items = Processes(count, 2).items(range(100))
+    items = LoaderProcesses(count, 2).items(range(100))
     next(items)
     deadline = time.monotonic() + 10
-    while counter.value < 2 * PREFETCH_EACH and time.monotonic() < deadline:
+    while counter.value < 2 * PROCESS_PREFETCH and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)
-    assert counter.value == most_ahead(2)
+    assert counter.value == max_prefetched(2)
     del items
 
 
 def test_the_training_s_random_numbers_and_signals_are_left_alone() -> None:
     before = torch.get_rng_state()
     handler = signal.getsignal(signal.SIGCHLD)
-    list(Processes(square, 1).items(range(3)))
+    list(LoaderProcesses(square, 1).items(range(3)))
     assert torch.equal(torch.get_rng_state(), before)
     assert signal.getsignal(signal.SIGCHLD) is handler
 
@@ -165,7 +170,7 @@ def test_a_process_holds_none_of_its_parent_s_connections() -> None:
         return [os.readlink(link) for link in links if os.path.exists(link)]
 
     given = f"socket:[{os.fstat(ours.fileno()).st_ino}]"
-    processes = Processes(sockets, 1)
+    processes = LoaderProcesses(sockets, 1)
     (found,) = processes.items([0])
     ours.close()
     peer.settimeout(5)
@@ -216,9 +221,9 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_thread_gives_everything_in_order_and_ends() -> None:
-    items = in_thread(lambda: iter(range(30)))
+    items = prefetch_in_thread(lambda: iter(range(30)))
     assert list(items) == list(range(30))
-    again = in_thread(lambda: iter(range(1000)))
+    again = prefetch_in_thread(lambda: iter(range(1000)))
     assert next(again) == 0
     assert any(t.name == "tessera-loading" for t in threading.enumerate())
     del again
@@ -229,7 +234,7 @@ def test_a_thread_s_error_is_raised_where_the_item_is_waited_for() -> None:
         yield 1
         raise TesseraError("no more")
 
-    items = in_thread(make)
+    items = prefetch_in_thread(make)
     assert next(items) == 1
     with pytest.raises(TesseraError, match="no more"):
         next(items)
