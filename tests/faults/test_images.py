@@ -158,13 +158,13 @@ def peak():  # in bytes; getrusage's would begin with that of the process that s
 BOMB = """
 import sys
 from models.core.errors import TesseraError
-from pipelines.data import samples
+from pipelines.data import images
 good, *bad = sys.stdin.buffer.read().split(b"--between--")
-samples.decode_image(good, 3)
+images.decode_image(good, 3)
 before = peak()
 for data in bad:
     try:
-        samples.decode_image(data, 3)
+        images.decode_image(data, 3)
         print("taken")
     except TesseraError as error:
         print(error.message)

@@ -181,7 +181,7 @@ def test_a_jpeg_cut_anywhere_is_our_error(progressive: bool) -> None:
 FUZZ = """
 import random, sys, torch
 from models.core.errors import TesseraError
-from pipelines.data import samples
+from pipelines.data import images
 from pipelines.data.jpeg import FastDecoder
 files = [bytes.fromhex(line) for line in sys.stdin.read().split()]
 random.seed(int(sys.argv[1]))
@@ -193,14 +193,14 @@ for number in range(int(sys.argv[2])):
         data[bit // 8] ^= 1 << bit % 8
     data = bytes(data)
     try:
-        expected = samples.to_tensor(samples.open_image(data, "image"), 3)
+        expected = images.to_tensor(images.open_image(data, "image"), 3)
     except TesseraError:
         expected = None
-    found = FastDecoder(3, samples.MAX_PIXELS)(memoryview(data))
+    found = FastDecoder(3, images.MAX_PIXELS)(memoryview(data))
     if found is not None and expected is not None:
         assert torch.equal(found, expected), data.hex()
     try:
-        samples.decode_image(data, 3)
+        images.decode_image(data, 3)
         decoded += 1
     except TesseraError:
         refused += 1
@@ -245,19 +245,19 @@ def test_header_walks_survive_any_bytes() -> None:
 BOMB = """
 import sys
 from models.core.errors import TesseraError
-from pipelines.data import samples
+from pipelines.data import images
 import torchvision
 def peak():  # in kB; getrusage's would begin with that of the process that started this one
     with open("/proc/self/status") as file:
         return int(next(line for line in file if line.startswith("VmHWM")).split()[1])
-samples.decode_image(bytes.fromhex(sys.argv[1]), 3)
+images.decode_image(bytes.fromhex(sys.argv[1]), 3)
 before = peak()
 for height, width in ((13_000, 13_000), (19_000, 19_000), (65_000, 65_000)):
     data = bytearray.fromhex(sys.argv[1])
     at = data.index(b"\\xff\\xc0" if b"\\xff\\xc0" in data else b"\\xff\\xc2")
     data[at + 5 : at + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
     try:
-        samples.decode_image(bytes(data), 3)
+        images.decode_image(bytes(data), 3)
         raise SystemExit("taken")
     except TesseraError as error:
         assert "pixels" in str(error), error

@@ -73,9 +73,9 @@ def test_where_nothing_has_room_there_is_none() -> None:
 KILLED = """
 import os, signal
 from models.core.family import DataSpec
-from pipelines.data.loading import decoded
+from pipelines.data.loading import pixel_cache
 spec = DataSpec(task="images", channels=1, height=4, width=4)
-made = decoded.create(100, spec)
+made = pixel_cache.create(100, spec)
 print(made.path, flush=True)
 if UNLINK:
     made.unlink()

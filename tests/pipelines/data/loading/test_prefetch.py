@@ -183,11 +183,11 @@ def test_a_process_holds_none_of_its_parent_s_connections() -> None:
 
 ORPHANS = """
 import os, sys, time
-from pipelines.data.loading.prefetch import Processes
+from pipelines.data.loading.prefetch import LoaderProcesses
 def work(number):
     time.sleep(0 if number < 2 else 1000)
     return os.getpid()
-items = Processes(work, 2).items(range(100))
+items = LoaderProcesses(work, 2).items(range(100))
 print(next(items), next(items), flush=True)
 time.sleep(1000)
 """
