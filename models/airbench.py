@@ -1,15 +1,15 @@
-"""A small network that learns fast: its source tells of 94 % on CIFAR-10 after ten epochs.
+"""A small network that learns fast: its paper reports 94 % on CIFAR-10 after ten epochs.
 
-Source: Jordan, "94 % on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv:2404.00498; the code,
-KellerJordan/cifar10-airbench, is MIT). Written anew here; what makes it fast is from there:
+Jordan, "94 % on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv:2404.00498; the code,
+KellerJordan/cifar10-airbench, is MIT). Written anew here; what makes it fast is the paper's:
 
-- a fixed first layer that whitens patches of 2x2 pixels. There its filters are computed of the
-  training images. Here they are the mean and the differences of the pixels, of brightness and of two
-  opposed colours, each brought to unit variance: what the principal components of natural images
-  are, whichever images they are. So nothing has to be seen before the first step.
+- a fixed first layer that whitens patches of 2x2 pixels. The paper computes its filters from the
+  training images. Here they are the mean and the differences of the pixels, in brightness and in two
+  opposed colours, each scaled to unit variance: these are the principal components of natural
+  images in general, so no image has to be seen before the first step.
 - further convolutions begin as the identity
 - norms without a scale, and biases that learn 64 times as fast as the weights
-- answers are the mean over the image, its mirror image, and both shifted by a pixel
+- predictions are the mean over the image, its mirror image, and both shifted by a pixel
 
     B images, C channels, H height, W width, K classes, F filters of the first layer
 """
@@ -24,31 +24,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks.classifier import Classifier
+from models.blocks.transfer import check_channels
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 BIAS_SPEED = 64
 OUTPUT_SCALE = 1 / 9
-"""Of the logits, as in the source: it keeps the softmax from being sure too early."""
+"""Factor of the logits, as in the paper: it keeps the softmax from saturating early."""
 
 
 @dataclass(frozen=True)
 class AirbenchConfig:
-    """`widths`: channels of each stage, which halves the size. `convs`: convolutions in a stage.
-    `mirror`: answer with the mean over the image and its mirror image; `shift`: and over both,
-    shifted by so many pixels to two sides, 0 for none."""
-
-    widths: tuple[int, ...] = (64, 256, 256)
+    channels: tuple[int, ...] = (64, 256, 256)
+    """Channels of each stage. Every stage halves the size."""
     convs: int = 2
+    """Convolutions in each stage."""
     mirror: bool = True
+    """Predict with the mean over the image and its mirror image."""
     shift: int = 1
+    """Predict also with the images shifted by so many pixels to two corners; 0 for none."""
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise UsageError(
-                f"model.widths = {list(self.widths)}", hint="give a list like [64, 256]"
-            )
+        check_channels("channels", self.channels, example="[64, 256]")
         if self.convs < 1 or self.shift < 0:
             raise UsageError("model.convs is at least 1, model.shift at least 0")
 
@@ -60,14 +58,14 @@ class Net(nn.Module):
         channels, height, width = data.shape
         self.whiten = _Whiten(channels)
         stages: list[nn.Module] = []
-        inputs = self.whiten.filters
-        for maps in config.widths:
+        in_channels = self.whiten.filters
+        for out_channels in config.channels:
             pool = min(height, width) >= 2
             height, width = (side // 2 if pool else side for side in (height, width))
-            stages.append(_stage(inputs, maps, config.convs, pool=pool))
-            inputs = maps
+            stages.append(_stage(in_channels, out_channels, config.convs, pool=pool))
+            in_channels = out_channels
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(inputs, len(data.classes), bias=False)
+        self.head = nn.Linear(in_channels, len(data.classes), bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -88,13 +86,13 @@ class Net(nn.Module):
         return (logits + self._logits(image.flip(-1))) / 2 if self._mirror else logits
 
     def _logits(self, image: Tensor) -> Tensor:
-        maps = self.stages(self.whiten(image))
-        logits: Tensor = self.head(maps.amax((2, 3)))
+        x = self.stages(self.whiten(image))
+        logits: Tensor = self.head(x.amax((2, 3)))
         return logits * OUTPUT_SCALE
 
 
 class _Whiten(nn.Module):
-    """(B, C, H, W) -> (B, F, H, W): parts of 2x2 patches, and their negatives, of unit variance."""
+    """(B, C, H, W) -> (B, F, H, W): components of 2x2 patches, and their negatives, of unit variance."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,8 +111,8 @@ class _Whiten(nn.Module):
         weight: Tensor = self.weight  # type: ignore[assignment]
         parts = F.conv2d(F.pad(image, (0, 1, 0, 1), mode="replicate"), weight)
         parts = self.norm(parts)
-        maps: Tensor = F.gelu(self.shift(torch.cat([parts, -parts], 1)))
-        return maps
+        whitened: Tensor = F.gelu(self.shift(torch.cat([parts, -parts], 1)))
+        return whitened
 
 
 class _Shift(nn.Module):
@@ -124,36 +122,37 @@ class _Shift(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # Scaling it by s scales its gradient too: a step moves the sum s * s times as far.
         by = BIAS_SPEED**0.5 * self.bias
-        # In the maps' own type: what follows would be done in float32 otherwise.
-        shifted: Tensor = maps + by.to(maps.dtype)[:, None, None]
+        # In the type of x: under autocast, float32 would slow down all that follows.
+        shifted: Tensor = x + by.to(x.dtype)[:, None, None]
         return shifted
 
 
-def _stage(inputs: int, maps: int, convs: int, *, pool: bool) -> nn.Sequential:
+def _stage(in_channels: int, out_channels: int, convs: int, *, pool: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for place in range(convs):
-        convolution = nn.Conv2d(maps if place else inputs, maps, 3, padding=1, bias=False)
+    for i in range(convs):
+        before = out_channels if i else in_channels
+        convolution = nn.Conv2d(before, out_channels, 3, padding=1, bias=False)
         with torch.no_grad():
-            # The first filters hand their input on.
+            # The first filters pass their input through.
             nn.init.dirac_(convolution.weight[: convolution.in_channels])
         layers.append(convolution)
-        if pool and not place:
+        if pool and i == 0:
             layers.append(nn.MaxPool2d(2))
-        layers += [nn.BatchNorm2d(maps, affine=False), _Shift(maps), nn.GELU()]
+        layers += [nn.BatchNorm2d(out_channels, affine=False), _Shift(out_channels), nn.GELU()]
     return nn.Sequential(*layers)
 
 
 class Airbench(Classifier[AirbenchConfig]):
     variants = {
         "base": AirbenchConfig(),
-        "tiny": AirbenchConfig(widths=(8, 16)),
-        "large": AirbenchConfig(widths=(128, 384, 384)),
+        "tiny": AirbenchConfig(channels=(8, 16)),
+        "large": AirbenchConfig(channels=(128, 384, 384)),
     }
     defaults = {
-        # The source's 11.5 a thousand images with a summed loss, as the rate for a mean over 256.
+        # The paper's rate is 11.5 for a loss summed over 1,024 images; this is it for a mean over 256.
         "optim.model.kind": "sgd",
         "optim.model.lr": 0.375,
         "optim.model.momentum": 0.85,

@@ -1,21 +1,21 @@
-"""Small convolutional networks: one to begin with, and four from well-known articles.
+"""Small convolutional networks: one to begin with, and four from well-known papers.
 
 This is the first file to read, and the one to copy for a new family: a config, its variants, the
 network, and the object `FAMILY` that ties them together.
 
     B images, C channels, H height, W width, K classes, D features of one image
 
-    image (B, C, H, W) -> stages, each (B, widths[i], H_i, W_i) -> features (B, D) -> logits (B, K)
+    image (B, C, H, W) -> stages, each (B, channels[i], H_i, W_i) -> features (B, D) -> logits (B, K)
 
-A stage is a convolution, a 2x2 max pool, a norm and a ReLU, then further convolutions of the same
-width around which the signal can pass. The articles print pool and ReLU the other way round, which
-is the same function. They also print sizes for one image size; here sizes follow from the images:
+A stage is a convolution, a 2x2 max pool, a norm and a ReLU, then further convolutions of as many
+channels with a residual connection around each. The papers print pool and ReLU the other way round,
+which is the same function. They also give sizes for one image size; here sizes follow from the data:
 
-- an unpadded convolution is padded where the image has become smaller than its kernel;
-- a pool is left out where less than 2x2 pixels are there to be pooled.
+- an unpadded convolution is padded if the feature map has become smaller than its kernel;
+- a pool is left out if the feature map is smaller than 2x2 pixels.
 
-So every variant works on images of any size, and on the articles' sizes it is the articles' network
-(without the softmax that some put before a cross-entropy, which takes it itself).
+So every variant works on images of any size, and on the papers' image sizes it is the paper's
+network (without the softmax that some put before the cross-entropy, which has its own).
 """
 
 from __future__ import annotations
@@ -26,42 +26,43 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.blocks.classifier import Classifier
+from models.blocks.classifier import Classifier, sgd_defaults, sgd_search_space
+from models.blocks.transfer import check_channels, check_shares
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.core.spaces import Choice, Space, Uniform
 
 
 @dataclass(frozen=True)
 class CnnConfig:
-    """`widths`: channels of each stage. `convs`: convolutions in a stage. `pad`: keep the size.
-    `pools`: so many stages, from the first, halve the size. `norm`: batch norm. `hidden`: width of
-    a dense layer before the last, 0 to take each map's maximum instead. `map_dropout`: share of
-    whole maps dropped after the last stage; `dropout`: share of features before the last layer.
-    `mirror`: answer with the mean over the image and its mirror image; training doesn't change."""
-
-    widths: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Channels of each stage."""
     convs: int = 2
+    """Convolutions in each stage."""
     kernel: int = 3
+    """Side of the convolution kernels, odd."""
     pad: bool = True
+    """Pad the convolutions, so that they keep the size."""
     pools: int = 3
+    """How many stages, from the first, halve the size with a max pool."""
     norm: bool = True
+    """Batch norm after each convolution."""
     hidden: int = 0
+    """Units of a dense layer before the head; 0 takes the global maximum of each channel instead."""
     map_dropout: float = 0.0
+    """Dropout rate of whole channels after the last stage."""
     dropout: float = 0.0
+    """Dropout rate before the head."""
     mirror: bool = False
+    """Predict with the mean over the image and its mirror image. Training doesn't change."""
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise UsageError(
-                f"model.widths = {list(self.widths)}", hint="give a list like [32, 64]"
-            )
+        check_channels("channels", self.channels, example="[32, 64]")
         if self.convs < 1 or self.pools < 0 or self.hidden < 0:
             raise UsageError("model.convs is at least 1, model.pools and model.hidden at least 0")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UsageError(f"model.kernel = {self.kernel}", hint="give an odd number, like 3")
-        if not (0 <= self.map_dropout < 1 and 0 <= self.dropout < 1):
-            raise UsageError("model.dropout and model.map_dropout are 0 or more and below 1")
+        check_shares(self, "map_dropout", "dropout")
 
 
 class Net(nn.Module):
@@ -69,14 +70,16 @@ class Net(nn.Module):
         super().__init__()
         channels, height, width = data.shape
         stages: list[nn.Module] = []
-        for place, maps in enumerate(config.widths):
+        for stage, out_channels in enumerate(config.channels):
             pad = config.kernel // 2 if config.pad or min(height, width) < config.kernel else 0
             height, width = (side + 2 * pad - config.kernel + 1 for side in (height, width))
-            pool = place < config.pools and min(height, width) >= 2
+            pool = stage < config.pools and min(height, width) >= 2
             height, width = (side // 2 if pool else side for side in (height, width))
-            stages.append(_stage(config, channels, maps, pad=pad, pool=pool))
-            stages.extend(_Residual(_convolution(config, maps)) for _ in range(config.convs - 1))
-            channels = maps
+            stages.append(_stage(config, channels, out_channels, pad=pad, pool=pool))
+            stages.extend(
+                _Residual(_convolution(config, out_channels)) for _ in range(config.convs - 1)
+            )
+            channels = out_channels
         self.stages = nn.Sequential(*stages, nn.Dropout2d(config.map_dropout))
         if config.hidden:
             dense = nn.Linear(channels * height * width, config.hidden)
@@ -99,34 +102,36 @@ class Net(nn.Module):
         return logits
 
 
-def _stage(config: CnnConfig, channels: int, maps: int, *, pad: int, pool: bool) -> nn.Sequential:
+def _stage(
+    config: CnnConfig, in_channels: int, out_channels: int, *, pad: int, pool: bool
+) -> nn.Sequential:
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, maps, config.kernel, padding=pad, bias=not config.norm)
+        nn.Conv2d(in_channels, out_channels, config.kernel, padding=pad, bias=not config.norm)
     ]
     if pool:
         layers.append(nn.MaxPool2d(2))
     if config.norm:
-        layers.append(nn.BatchNorm2d(maps))
+        layers.append(nn.BatchNorm2d(out_channels))
     return nn.Sequential(*layers, nn.ReLU())
 
 
-def _convolution(config: CnnConfig, maps: int) -> nn.Sequential:
-    return _stage(config, maps, maps, pad=config.kernel // 2, pool=False)
+def _convolution(config: CnnConfig, channels: int) -> nn.Sequential:
+    return _stage(config, channels, channels, pad=config.kernel // 2, pool=False)
 
 
 class _Residual(nn.Module):
-    """Adds what `inner` makes of the signal to the signal."""
+    """A residual connection around `inner`."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, signal: Tensor) -> Tensor:
-        added: Tensor = signal + self.inner(signal)
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = x + self.inner(x)
         return added
 
 
-_ARTICLE = {
+_PAPER = {
     "optim.model.nesterov": False,
     "optim.model.weight_decay": 0.0,
     "schedule.kind": "constant",
@@ -143,10 +148,10 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
 class Cnn(Classifier[CnnConfig]):
     variants = {
         "base": CnnConfig(),
-        "tiny": CnnConfig(widths=(8, 16), pools=2, convs=1, norm=False),
+        "tiny": CnnConfig(channels=(8, 16), pools=2, convs=1, norm=False),
         # PyTorch's MNIST example of 2017
         "lenet-dropout": CnnConfig(
-            widths=(10, 20),
+            channels=(10, 20),
             kernel=5,
             pad=False,
             pools=2,
@@ -156,24 +161,19 @@ class Cnn(Classifier[CnnConfig]):
             map_dropout=0.5,
             dropout=0.5,
         ),
-        "two-conv": CnnConfig(widths=(32, 64), pools=2, convs=1, norm=False, hidden=128),
+        "two-conv": CnnConfig(channels=(32, 64), pools=2, convs=1, norm=False, hidden=128),
         # the Keras and TensorFlow tutorials on CIFAR-10
         "keras-style": CnnConfig(
-            widths=(32, 64, 64), pad=False, pools=2, convs=1, norm=False, hidden=64
+            channels=(32, 64, 64), pad=False, pools=2, convs=1, norm=False, hidden=64
         ),
-        "four-conv": CnnConfig(widths=(32, 64, 128, 128), pools=4, convs=1, norm=False, hidden=512),
+        "four-conv": CnnConfig(
+            channels=(32, 64, 128, 128), pools=4, convs=1, norm=False, hidden=512
+        ),
     }
-    defaults = {
-        "optim.model.kind": "sgd",
-        "optim.model.lr": 0.1,
-        "optim.model.nesterov": True,
-        "optim.model.weight_decay": 5e-4,
-        "schedule.kind": "cosine",
-        "schedule.warmup": 0.2,
-    }
+    defaults = sgd_defaults(0.1, warmup=0.2)
     variant_defaults = {
         "tiny": {"optim.model.lr": 0.05},
-        **{name: _ARTICLE | optimizer for name, optimizer in _OPTIMIZERS.items()},
+        **{name: _PAPER | optimizer for name, optimizer in _OPTIMIZERS.items()},
     }
 
     def build(self, config: CnnConfig, data: DataSpec) -> nn.Module:
@@ -181,10 +181,7 @@ class Cnn(Classifier[CnnConfig]):
 
     def search_space(self) -> Mapping[str, Space]:
         return {
-            "optim.model.lr": LogUniform(1e-3, 1.0),
-            "optim.model.weight_decay": LogUniform(1e-5, 1e-2),
-            "train.batch_size": Choice((64, 128, 256)),
-            "augment.label_smoothing": Uniform(0.0, 0.2),
+            **sgd_search_space(1.0),
             "model.dropout": Uniform(0.0, 0.5),
             "model.convs": Choice((1, 2, 3)),
         }

@@ -1,18 +1,17 @@
-"""A generator and a discriminator of convolutions that train each other.
+"""A generator and a discriminator of convolutions that are trained against each other.
 
 Radford et al., Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
 Networks, 2015 (https://arxiv.org/abs/1511.06434).
 
-    B images, C channels, H height, W width, Z numbers of noise, widths[i] maps of stage i
+    B images, C channels, H height, W width, Z size of a latent vector, channels[i] of stage i
 
-    noise (B, Z) -> (B, widths[-1], H_n, W_n) -> stages, the last first -> made image (B, C, H, W)
-    image (B, C, H, W) -> stages, each (B, widths[i], H_i, W_i) -> logit (B,): more than 0 for real
+    latent (B, Z) -> (B, channels[-1], H_n, W_n) -> stages, the last first -> fake (B, C, H, W)
+    image (B, C, H, W) -> stages, each (B, channels[i], H_i, W_i) -> logit (B,), above 0 for real
 
-A stage halves the image, rounded down, in the discriminator, and its twin in the generator doubles
-it and puts back the odd row and column; so an image of any size is made in its size. (Articles that
-double a fixed start so often make 56x56 of it for images of 28x28.) A stage of a map with a side
-below 4 keeps its size. Images are normalised as the data set's are; the generator's tanh spans its
-black to its white.
+A stage of the discriminator halves the size, rounded down; its twin in the generator doubles it and
+restores the odd row and column. So images of any size are generated in that size. A stage whose
+feature map has a side below 4 keeps the size. Images are normalised with the data set's mean and
+standard deviation; the generator's tanh covers the range from black to white.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks.transfer import check_choice
+from models.blocks.transfer import check_channels, check_choice
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
 from models.core.serving import unwrap
@@ -38,49 +37,49 @@ from models.tasks.generation import GENERATION
 Norm = Literal["batch", "group", "none"]
 GROUPS = 8
 SLOPE = 0.2
-"""Of the discriminator's leaky ReLU, as in the article."""
+"""Negative slope of the discriminator's leaky ReLU, as in the paper."""
 
 
 @dataclass(frozen=True)
 class DcganConfig:
-    """`noise`: numbers that an image is made of. `widths`: maps of each stage, from the image
-    inwards. `norm` of the generator and of the discriminator, but for their ends: over the batch,
-    as in the article, or over groups of maps."""
-
-    noise: int = 64
-    widths: tuple[int, ...] = (64, 128)
+    latent_dim: int = 64
+    """Length of the random vector that an image is generated from."""
+    channels: tuple[int, ...] = (64, 128)
+    """Channels of each stage, from the image inwards."""
     generator_norm: Norm = "batch"
+    """Norm in the generator, except at its end: over the batch as in the paper, over groups of
+    channels, or none."""
     discriminator_norm: Norm = "batch"
+    """Norm in the discriminator, except in its first stage."""
 
     def __post_init__(self) -> None:
-        if self.noise < 1:
-            raise UsageError(f"model.noise = {self.noise}", hint="give 1 or more, like 64")
-        if not self.widths or min(self.widths) < 1:
+        if self.latent_dim < 1:
             raise UsageError(
-                f"model.widths = {list(self.widths)}", hint="give a list like [64, 128]"
+                f"model.latent_dim = {self.latent_dim}", hint="give 1 or more, like 64"
             )
+        check_channels("channels", self.channels, example="[64, 128]")
         for part in ("generator", "discriminator"):
             name = f"{part}_norm"
             check_choice(name, getattr(self, name), get_args(Norm))
 
 
 class Net(nn.Module):
-    """Both parts. What answers is the generator."""
+    """Generator and discriminator. Predictions come from the generator."""
 
     def __init__(self, config: DcganConfig, data: DataSpec) -> None:
         super().__init__()
         if min(data.height, data.width) < 4:
             raise UsageError(
-                f"images of {data.height} by {data.width} pixels are too small to be made",
+                f"images of {data.height} by {data.width} pixels are too small to be generated",
                 hint="enlarge them: --set data.height=32 --set data.width=32",
             )
         self.generator = Generator(config, data)
         self.discriminator = Discriminator(config, data)
         self.apply(_initialise)
 
-    def forward(self, noise: Tensor) -> Tensor:
-        """(B, Z) -> made images (B, C, H, W) in 0..1."""
-        return self.generator.draw(noise)
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, Z) -> fake images (B, C, H, W) in 0..1."""
+        return self.generator.draw(latent)
 
 
 class Generator(nn.Module):
@@ -89,80 +88,93 @@ class Generator(nn.Module):
 
     def __init__(self, config: DcganConfig, data: DataSpec) -> None:
         super().__init__()
-        self.noise = config.noise
+        self.latent_dim = config.latent_dim
         sizes = _sizes(config, data)
-        maps = [data.channels, *config.widths]
-        self.start = (maps[-1], *sizes[-1])
-        dense = nn.Linear(config.noise, math.prod(self.start), bias=False)
+        channels = [data.channels, *config.channels]
+        self.start = (channels[-1], *sizes[-1])
+        dense = nn.Linear(config.latent_dim, math.prod(self.start), bias=False)
         self.dense = nn.Sequential(dense, nn.Unflatten(1, self.start))
-        layers: list[nn.Module] = [_norm(config.generator_norm, maps[-1]), nn.ReLU()]
-        for i in reversed(range(len(config.widths))):
-            layers.append(_enlarge(maps[i + 1], maps[i], sizes[i + 1], sizes[i], bias=i == 0))
+        layers: list[nn.Module] = [_norm(config.generator_norm, channels[-1]), nn.ReLU()]
+        for i in reversed(range(len(config.channels))):
+            layers.append(
+                _enlarge(channels[i + 1], channels[i], sizes[i + 1], sizes[i], bias=i == 0)
+            )
             if i:
-                layers += [_norm(config.generator_norm, maps[i]), nn.ReLU()]
+                layers += [_norm(config.generator_norm, channels[i]), nn.ReLU()]
         self.stages = nn.Sequential(*layers)
         self.register_buffer("mean", torch.tensor(data.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(data.std)[:, None, None], persistent=False)
 
-    def forward(self, noise: Tensor) -> Tensor:
-        """(B, Z) -> made images (B, C, H, W), normalised as real ones are."""
-        return (self.draw(noise) - self.mean) / self.std
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, Z) -> fake images (B, C, H, W), normalised as real ones are."""
+        return (self.draw(latent) - self.mean) / self.std
 
-    def draw(self, noise: Tensor) -> Tensor:
-        """(B, Z) -> made images (B, C, H, W) in 0..1."""
-        drawn: Tensor = self.stages(self.dense(noise))
-        return (drawn.float().tanh() + 1) / 2
+    def draw(self, latent: Tensor) -> Tensor:
+        """(B, Z) -> fake images (B, C, H, W) in 0..1."""
+        x: Tensor = self.stages(self.dense(latent))
+        return (x.float().tanh() + 1) / 2
 
 
 class Discriminator(nn.Module):
     def __init__(self, config: DcganConfig, data: DataSpec) -> None:
         super().__init__()
         sizes = _sizes(config, data)
-        maps = [data.channels, *config.widths]
+        channels = [data.channels, *config.channels]
         layers: list[nn.Module] = []
-        for i in range(len(config.widths)):
+        for i in range(len(config.channels)):
             kernel, stride = (4, 2) if sizes[i + 1] != sizes[i] else (3, 1)
             normed = i > 0 and config.discriminator_norm != "none"
-            layers.append(nn.Conv2d(maps[i], maps[i + 1], kernel, stride, 1, bias=not normed))
+            layers.append(
+                nn.Conv2d(channels[i], channels[i + 1], kernel, stride, 1, bias=not normed)
+            )
             if normed:
-                layers.append(_norm(config.discriminator_norm, maps[i + 1]))
+                layers.append(_norm(config.discriminator_norm, channels[i + 1]))
             layers.append(nn.LeakyReLU(SLOPE))
         self.stages = nn.Sequential(*layers, nn.Flatten())
-        self.head = nn.Linear(maps[-1] * math.prod(sizes[-1]), 1)
+        self.head = nn.Linear(channels[-1] * math.prod(sizes[-1]), 1)
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Batches (B, C, H, W) of one kind each -> logits (B,) of each. A batch norm sees one kind
-        at a time; that they go in together is for DistributedDataParallel, which takes one forward
-        for each backward."""
+        """Batches (B, C, H, W), each all real or all fake -> logits (B,) of each batch.
+
+        A batch norm sees one batch at a time. They come in one call because
+        DistributedDataParallel needs one forward for each backward.
+        """
         return tuple(self.head(self.stages(images))[:, 0].float() for images in batches)
 
 
 def _sizes(config: DcganConfig, data: DataSpec) -> list[tuple[int, int]]:
-    """Height and width of the image and of each stage's maps."""
+    """Height and width of the image and of each stage's feature map."""
     sizes = [(data.height, data.width)]
-    for _ in config.widths:
+    for _ in config.channels:
         height, width = sizes[-1]
         sizes.append((height // 2, width // 2) if min(height, width) >= 4 else (height, width))
     return sizes
 
 
 def _enlarge(
-    maps: int, made: int, small: tuple[int, int], large: tuple[int, int], *, bias: bool
+    in_channels: int,
+    out_channels: int,
+    small: tuple[int, int],
+    large: tuple[int, int],
+    *,
+    bias: bool,
 ) -> nn.Module:
     if small == large:
-        return nn.ConvTranspose2d(maps, made, 3, 1, 1, bias=bias)
+        return nn.ConvTranspose2d(in_channels, out_channels, 3, 1, 1, bias=bias)
     odd = (large[0] % 2, large[1] % 2)
-    return nn.ConvTranspose2d(maps, made, 4, 2, 1, output_padding=odd, bias=bias)
+    return nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, output_padding=odd, bias=bias)
 
 
-def _norm(kind: Norm, maps: int) -> nn.Module:
+def _norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
-    return nn.BatchNorm2d(maps) if kind == "batch" else nn.GroupNorm(math.gcd(GROUPS, maps), maps)
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
 def _initialise(layer: nn.Module) -> None:
-    """Radford et al.: from a normal distribution with a standard deviation of 0.02."""
+    """From a normal distribution with a standard deviation of 0.02, as in the paper."""
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(layer.weight, 0.0, 0.02)
         if layer.bias is not None:
@@ -174,12 +186,12 @@ def _initialise(layer: nn.Module) -> None:
 class Dcgan(Family[DcganConfig]):
     task = GENERATION
     variants = {
-        # Narrow, for small images. Without a norm the discriminator sees one image at a time, and
-        # the generator leaves out less.
-        "base": DcganConfig(widths=(32, 64), discriminator_norm="none"),
-        "tiny": DcganConfig(noise=8, widths=(8, 16)),
-        # the article's, for images of 64x64
-        "radford": DcganConfig(noise=100, widths=(128, 256, 512, 1024)),
+        # For small images. Without a norm the discriminator judges each image by itself, and the
+        # generator covers more of the data.
+        "base": DcganConfig(channels=(32, 64), discriminator_norm="none"),
+        "tiny": DcganConfig(latent_dim=8, channels=(8, 16)),
+        # the paper's, for images of 64x64
+        "radford": DcganConfig(latent_dim=100, channels=(128, 256, 512, 1024)),
     }
     defaults = {
         **{
@@ -208,38 +220,39 @@ class Dcgan(Family[DcganConfig]):
         return {"generator": module.generator, "discriminator": module.discriminator}
 
     def updates(self, parts: Mapping[str, nn.Module], batch: Batch) -> Iterator[tuple[str, Losses]]:
-        """The discriminator first, then the generator by the discriminator that has just learned,
-        with the loss that doesn't saturate (Goodfellow et al., https://arxiv.org/abs/1406.2661).
-        The images made for the first are looked at again in the second."""
+        """First the discriminator, then the generator against the updated discriminator, with the
+        non-saturating loss (Goodfellow et al., https://arxiv.org/abs/1406.2661). Both updates use
+        the same fake images."""
         real: Tensor = batch["image"]
         generator, discriminator = parts["generator"], parts["discriminator"]
-        noise = torch.randn(len(real), unwrap(generator).noise, device=real.device)
-        made = generator(noise)
-        of_real, of_made = discriminator(real, made.detach())
+        latent = torch.randn(len(real), unwrap(generator).latent_dim, device=real.device)
+        fake = generator(latent)
+        of_real, of_fake = discriminator(real, fake.detach())
         yield (
             "discriminator",
             {
-                "loss": F.softplus(-of_real).mean() + F.softplus(of_made).mean(),
+                "loss": F.softplus(-of_real).mean() + F.softplus(of_fake).mean(),
                 "real": of_real.sigmoid().mean(),
-                "made": of_made.sigmoid().mean(),
+                "fake": of_fake.sigmoid().mean(),
             },
         )
-        # Past DistributedDataParallel: of the discriminator no gradient is wanted here.
+        # Without DistributedDataParallel, as no gradient of the discriminator is needed here.
         bare = unwrap(discriminator)
-        with _still(bare):
-            (of_made,) = bare(made)
-        yield "generator", {"loss": F.softplus(-of_made).mean()}
+        with _without_gradients(bare):
+            (of_fake,) = bare(fake)
+        yield "generator", {"loss": F.softplus(-of_fake).mean()}
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
-        """One made image for each `index`. Its noise is a function of the batch's `seed`, by
-        default 0, and of the index, so that it is the same one in any company."""
+        """One fake image for each `index`. Its latent vector is a function of the batch's `seed`
+        (by default 0) and the index, so it doesn't depend on the rest of the batch."""
         net = unwrap(module)
         assert isinstance(net, Net)
         seed = int(batch.get("seed", 0))
-        noise = torch.stack([_noise(seed, i, net.generator.noise) for i in batch["index"].tolist()])
-        drawn = net(noise.to(net.generator.mean.device))
-        pixels = (drawn * 255).round().to(torch.uint8).contiguous().cpu()
+        size, indices = net.generator.latent_dim, batch["index"].tolist()
+        latent = torch.stack([_latent(seed, index, size) for index in indices])
+        fake = net(latent.to(net.generator.mean.device))
+        pixels = (fake * 255).round().to(torch.uint8).contiguous().cpu()
         return [{"image": image.clone()} for image in pixels]
 
     def search_space(self) -> Mapping[str, Space]:
@@ -247,20 +260,20 @@ class Dcgan(Family[DcganConfig]):
             "optim.generator.lr": LogUniform(5e-5, 2e-3),
             "optim.discriminator.lr": LogUniform(5e-5, 2e-3),
             "train.batch_size": Choice((32, 64, 128)),
-            "model.noise": Choice((32, 64, 128)),
+            "model.latent_dim": Choice((32, 64, 128)),
             "model.discriminator_norm": Choice(("batch", "group", "none")),
         }
 
 
-def _noise(seed: int, index: int, count: int) -> Tensor:
-    # torch takes the lower 32 bits of a seed only. Within them no two images have the same.
+def _latent(seed: int, index: int, size: int) -> Tensor:
+    # torch uses only the lower 32 bits of a seed. Within these, no two images share one.
     start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4])
-    return torch.randn(count, generator=torch.Generator().manual_seed((start + index) % 2**32))
+    return torch.randn(size, generator=torch.Generator().manual_seed((start + index) % 2**32))
 
 
 @contextmanager
-def _still(part: nn.Module) -> Iterator[None]:
-    """No gradient of the part's parameters is taken of what is computed within."""
+def _without_gradients(part: nn.Module) -> Iterator[None]:
+    """What is computed inside has no gradient with respect to the part's parameters."""
     parameters = [p for p in part.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

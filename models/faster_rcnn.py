@@ -1,16 +1,16 @@
-"""Faster R-CNN: a box around each object, found in two stages.
+"""Faster R-CNN: a two-stage detector that predicts a box around each object.
 
-Ren et al., Faster R-CNN, 2015, with the pyramid of Lin et al., 2017, of torchvision's parts
-(BSD-3-Clause). `base` is a small network that learns from scratch on a CPU; `resnet50_fpn` is
-torchvision's, and its weights fit it:
+Ren et al., Faster R-CNN, 2015, with the pyramid of Lin et al., 2017, built from torchvision's parts
+(BSD-3-Clause). `base` is a small network that trains from scratch on a CPU; `resnet50_fpn` is
+torchvision's, and its weights can be loaded:
 
     tessera train faster_rcnn --variant resnet50_fpn --set model.weights=FILE_OR_URL --data DIR
 
-A classifier's weights fit its body alone. `--set model.freeze=backbone` trains what stands on it.
+Weights of a classifier load into the body. `--set model.freeze=backbone` trains only the rest.
 
     B images, C channels, H height, W width, D features, K classes, R regions
 
-    image (B, C, H, W) -> pyramid of maps (B, D, ., .) -> proposals -> regions (R, D, 7, 7)
+    image (B, C, H, W) -> pyramid of feature maps (B, D, ., .) -> proposals -> regions (R, D, 7, 7)
       -> class (R, K + 1) and box (R, K + 1, 4)
 """
 

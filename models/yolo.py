@@ -1,18 +1,18 @@
-"""YOLO: one look finds all objects of an image, on several scales at once.
+"""YOLO: a one-stage detector that finds the objects of an image on several scales at once.
 
     B images, C channels, H height, W width, K classes, L scales, A points of all scales
 
-    image (B, C, H, W) -> stages of stride 2, 4, 8 … -> the last L maps -> down and up again, so that
-    each scale knows of the others -> at every point an object?, its classes, its distances to the
-    four sides
+    image (B, C, H, W) -> stages of stride 2, 4, 8 … -> the last L feature maps -> a path from coarse
+    to fine and back, so that each scale sees the others -> at every point: P(object), its classes,
+    its distances to the four sides
 
-Written from the articles: one pass over a grid, and a score that is P(object) · P(class | object)
-(Redmon et al., 2016: https://arxiv.org/abs/1506.02640); maps of several scales (YOLOv3, 2018:
+Written from the papers: one pass over a grid, and the score P(object) · P(class | object) (Redmon et
+al., 2016: https://arxiv.org/abs/1506.02640); feature maps of several scales (YOLOv3, 2018:
 https://arxiv.org/abs/1804.02767); blocks that only half of the channels go through (Wang et al.,
-CSPNet, 2020: https://arxiv.org/abs/1911.11929); the way down and up (Liu et al., PANet, 2018:
-https://arxiv.org/abs/1803.01534); no anchors, and heads of their own for what and where (Ge et al.,
-YOLOX, 2021: https://arxiv.org/abs/2107.08430). Who answers for what, and the losses, are in
-`core/anchor_free.py`.
+CSPNet, 2020: https://arxiv.org/abs/1911.11929); the path in both directions (Liu et al., PANet,
+2018: https://arxiv.org/abs/1803.01534); no anchors, and separate heads for class and box (Ge et al.,
+YOLOX, 2021: https://arxiv.org/abs/2107.08430). Assignment and losses are in
+`blocks/anchor_free.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import anchor_free
-from models.blocks.anchor_free import Grid, Said, Truths, Weights
+from models.blocks.anchor_free import Grid, Outputs, Truths, Weights
 from models.core.boxes import areas
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
@@ -35,120 +35,129 @@ from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.detection import DETECTION
 
 RARE = 0.01
-"""P(object) of a new network: nearly no point answers for one (Lin et al., Focal Loss, 2017)."""
+"""P(object) of a new network: nearly no point has an object (Lin et al., Focal Loss, 2017)."""
 CANDIDATES = 1000
-"""Of an image so many of the best boxes are compared with each other."""
+"""At most so many boxes of an image, those with the highest scores, go into the NMS."""
 
 
 @dataclass(frozen=True)
 class YoloConfig:
-    """`widths`: channels of the stages, whose strides are 2, 4, 8 …; the last `scales` of them find
-    objects, so four widths and three scales find them at strides 4, 8 and 16. `depth`: blocks of a
-    stage. `head`: channels of the heads, `head_depth` their convolutions. `bins`: a side is up to
-    `bins` - 1 strides away from its point. `points`: most points that answer for an object.
-    `overlap`: of two boxes of a class that overlap more, one is dropped. `least_score`: less certain
-    objects are no answers. `objects`: most answers for an image. `*_weight`: of the losses."""
-
-    widths: tuple[int, ...] = (16, 32, 64, 128, 192)
+    channels: tuple[int, ...] = (16, 32, 64, 128, 192)
+    """Channels of the stages, whose strides are 2, 4, 8 …"""
     depth: int = 1
+    """Blocks of each stage."""
     scales: int = 3
-    head: int = 64
+    """How many of the last stages predict objects: of five stages three predict at strides 8, 16 and
+    32."""
+    head_channels: int = 64
+    """Channels of the heads."""
     head_depth: int = 1
-    bins: int = 16
-    points: int = 10
-    overlap: float = 0.6
-    least_score: float = 0.01
-    objects: int = 100
+    """Convolutions of each head."""
+    reg_max: int = 16
+    """Bins of a distance: a side is at most `reg_max` - 1 strides away from its point."""
+    topk: int = 10
+    """At most so many points are assigned to an object in training."""
+    nms_iou: float = 0.6
+    """Of two boxes of one class with a higher IoU, the one with the lower score is dropped."""
+    conf_threshold: float = 0.01
+    """Objects with a lower score are dropped."""
+    max_detections: int = 100
+    """At most so many objects of an image, those with the highest scores."""
     object_weight: float = 1.0
+    """Weight of the loss of P(object)."""
     class_weight: float = 0.5
+    """Weight of the classification loss."""
     box_weight: float = 2.0
-    bin_weight: float = 0.5
+    """Weight of the CIoU loss of the boxes."""
+    distance_weight: float = 0.5
+    """Weight of the distribution focal loss of the distances."""
 
     def __post_init__(self) -> None:
-        if len(self.widths) < 2 or min(self.widths) < 2:
+        if len(self.channels) < 2 or min(self.channels) < 2:
             raise UsageError(
-                f"model.widths = {list(self.widths)}", hint="give a list like [16, 32, 64, 128]"
+                f"model.channels = {list(self.channels)}", hint="give a list like [16, 32, 64, 128]"
             )
-        if not 1 <= self.scales < len(self.widths):
+        if not 1 <= self.scales < len(self.channels):
             raise UsageError(
-                f"model.scales = {self.scales} of {len(self.widths)} stages",
-                hint=f"give 1 to {len(self.widths) - 1}",
+                f"model.scales = {self.scales} of {len(self.channels)} stages",
+                hint=f"give 1 to {len(self.channels) - 1}",
             )
-        for name in ("depth", "head", "head_depth", "points", "objects"):
+        for name in ("depth", "head_channels", "head_depth", "topk", "max_detections"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give 1 or more")
-        if self.bins < 2:
-            raise UsageError(f"model.bins = {self.bins}", hint="give 2 or more, like 16")
-        for name in ("overlap", "least_score"):
+        if self.reg_max < 2:
+            raise UsageError(f"model.reg_max = {self.reg_max}", hint="give 2 or more, like 16")
+        for name in ("nms_iou", "conf_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give 0 to 1")
-        for name in ("object_weight", "class_weight", "box_weight", "bin_weight"):
+        for name in ("object_weight", "class_weight", "box_weight", "distance_weight"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give more than 0")
 
     @property
     def strides(self) -> tuple[int, ...]:
-        stages = len(self.widths)
+        stages = len(self.channels)
         return tuple(2**n for n in range(stages - self.scales + 1, stages + 1))
 
 
 class Net(nn.Module):
-    """Called with truths it gives losses, without them `Said` and the `Grid` of its points: all
-    goes through `forward`, where DistributedDataParallel sees it."""
+    """Called with truths it returns losses, otherwise `Outputs` and the `Grid` of its points. The
+    losses are computed in `forward` because DistributedDataParallel needs to see them."""
 
     def __init__(self, config: YoloConfig, data: DataSpec) -> None:
         super().__init__()
         self.config = config
-        scales, given = config.scales, [data.channels, *config.widths]
+        scales, channels = config.scales, [data.channels, *config.channels]
         self.stages = nn.ModuleList(
-            _stage(one, other, config.depth if place else 0)
-            for place, (one, other) in enumerate(itertools.pairwise(given))
+            _stage(before, after, config.depth if i else 0)
+            for i, (before, after) in enumerate(itertools.pairwise(channels))
         )
-        widths = config.widths[-scales:]
-        self.pool = _Pyramid(widths[-1])
+        channels = channels[-scales:]
+        self.pool = _Pyramid(channels[-1])
         self.coarse = nn.ModuleList(
-            _Block(fine + far, fine, config.depth, passing=False)
-            for fine, far in itertools.pairwise(widths)
+            _Block(fine + far, fine, config.depth, residual=False)
+            for fine, far in itertools.pairwise(channels)
         )
-        self.halve = nn.ModuleList(_convolution(fine, fine, 3, 2) for fine in widths[:-1])
+        self.halve = nn.ModuleList(_convolution(fine, fine, 3, 2) for fine in channels[:-1])
         self.fine = nn.ModuleList(
-            _Block(fine + far, far, config.depth, passing=False)
-            for fine, far in itertools.pairwise(widths)
+            _Block(fine + far, far, config.depth, residual=False)
+            for fine, far in itertools.pairwise(channels)
         )
-        self.heads = nn.ModuleList(_Head(width, config, data) for width in widths)
+        self.heads = nn.ModuleList(_Head(width, config, data) for width in channels)
 
-    def forward(self, image: Tensor, truth: Truths | None = None) -> Losses | tuple[Said, Grid]:
-        said, at = self._look(image)
+    def forward(self, image: Tensor, truth: Truths | None = None) -> Losses | tuple[Outputs, Grid]:
+        outputs, grid = self._outputs(image)
         if truth is None:
-            return said, at
+            return outputs, grid
         config = self.config
         weights = Weights(
-            config.object_weight, config.class_weight, config.box_weight, config.bin_weight
+            config.object_weight, config.class_weight, config.box_weight, config.distance_weight
         )
         with torch.autocast(image.device.type, enabled=False):
-            return anchor_free.losses(said, at, truth, config.points, weights)
+            return anchor_free.losses(outputs, grid, truth, config.topk, weights)
 
-    def _look(self, image: Tensor) -> tuple[Said, Grid]:
-        maps: list[Tensor] = []
-        signal = self._filled(image)
+    def _outputs(self, image: Tensor) -> tuple[Outputs, Grid]:
+        feature_maps: list[Tensor] = []
+        x = self._pad(image)
         for stage in self.stages:
-            signal = stage(signal)
-            maps.append(signal)
-        maps = maps[-self.config.scales :]
-        maps[-1] = self.pool(maps[-1])
-        for place in reversed(range(len(maps) - 1)):
-            larger = F.interpolate(maps[place + 1], scale_factor=2.0)
-            maps[place] = self.coarse[place](torch.cat([maps[place], larger], 1))
-        for place, (halve, block) in enumerate(zip(self.halve, self.fine)):
-            maps[place + 1] = block(torch.cat([halve(maps[place]), maps[place + 1]], 1))
-        answers = [head(signal) for head, signal in zip(self.heads, maps)]
-        shapes = [(signal.shape[2], signal.shape[3]) for signal in maps]
-        said = Said(*(torch.cat(parts, 1) for parts in zip(*answers)))
-        return said, anchor_free.grid(shapes, self.config.strides, image)
+            x = stage(x)
+            feature_maps.append(x)
+        feature_maps = feature_maps[-self.config.scales :]
+        feature_maps[-1] = self.pool(feature_maps[-1])
+        for i in reversed(range(len(feature_maps) - 1)):
+            larger = F.interpolate(feature_maps[i + 1], scale_factor=2.0)
+            feature_maps[i] = self.coarse[i](torch.cat([feature_maps[i], larger], 1))
+        for i, (halve, block) in enumerate(zip(self.halve, self.fine)):
+            smaller = halve(feature_maps[i])
+            feature_maps[i + 1] = block(torch.cat([smaller, feature_maps[i + 1]], 1))
+        by_scale = [head(x) for head, x in zip(self.heads, feature_maps)]
+        outputs = Outputs(*(torch.cat(parts, 1) for parts in zip(*by_scale)))
+        shapes = [(x.shape[2], x.shape[3]) for x in feature_maps]
+        return outputs, anchor_free.grid(shapes, self.config.strides, image)
 
-    def _filled(self, image: Tensor) -> Tensor:
-        """Sides that the coarsest stride divides, by zeros to the right and below; at least two
-        cells of it, so that a norm has several values in a single image."""
+    def _pad(self, image: Tensor) -> Tensor:
+        """Pads with zeros on the right and below until the coarsest stride divides both sides. At
+        least two cells, so that a batch norm has several values even for a single image."""
         stride = self.config.strides[-1]
         height, width = image.shape[-2:]
         right, below = -width % stride, -height % stride
@@ -158,31 +167,30 @@ class Net(nn.Module):
 
 
 class _Head(nn.Module):
-    """What and where, each by its own convolutions. Whether there is an object, which is the overlap
-    to be expected, is a question to the second."""
+    """Class and box have convolutions of their own. P(object), which is the expected IoU, is computed
+    from those of the box."""
 
-    def __init__(self, width: int, config: YoloConfig, data: DataSpec) -> None:
+    def __init__(self, in_channels: int, config: YoloConfig, data: DataSpec) -> None:
         super().__init__()
-        self.bins = config.bins
-        widths = [width, *[config.head] * config.head_depth]
-        pairs = list(itertools.pairwise(widths))
-        self.what = nn.Sequential(*(_convolution(one, other, 3) for one, other in pairs))
-        self.where = nn.Sequential(*(_convolution(one, other, 3) for one, other in pairs))
-        self.classes = nn.Conv2d(config.head, max(1, len(data.classes)), 1)
-        self.object = nn.Conv2d(config.head, 1, 1)
-        self.distances = nn.Conv2d(config.head, 4 * config.bins, 1)
+        self.bins, channels = config.reg_max, config.head_channels
+        pairs = list(itertools.pairwise([in_channels, *[channels] * config.head_depth]))
+        self.what = nn.Sequential(*(_convolution(before, after, 3) for before, after in pairs))
+        self.where = nn.Sequential(*(_convolution(before, after, 3) for before, after in pairs))
+        self.classes = nn.Conv2d(channels, max(1, len(data.classes)), 1)
+        self.object = nn.Conv2d(channels, 1, 1)
+        self.distances = nn.Conv2d(channels, 4 * config.reg_max, 1)
         for layer in (self.classes, self.object, self.distances):
             nn.init.normal_(layer.weight, std=0.01)
         self.object.bias = nn.Parameter(torch.full((1,), math.log(RARE / (1 - RARE))))
         if data.counts:
             counts = torch.tensor(data.counts).double() + 1
             self.classes.bias = nn.Parameter((counts / counts.sum()).log().float())
-        # Bins of a distance grow less likely outwards: a new box is about four strides wide.
-        falling = -0.5 * torch.arange(config.bins)
+        # Farther bins begin less likely: boxes of a new network are about four strides wide.
+        falling = -0.5 * torch.arange(config.reg_max)
         self.distances.bias = nn.Parameter(falling.repeat(4))
 
-    def forward(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        what, where = self.what(signal), self.where(signal)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        what, where = self.what(x), self.where(x)
         classes = self.classes(what).flatten(2).transpose(1, 2)
         objects = self.object(where).flatten(1)
         distances = self.distances(where).flatten(2).transpose(1, 2)
@@ -190,61 +198,68 @@ class _Head(nn.Module):
 
 
 class _Block(nn.Module):
-    """Half of the channels go through `depth` bottlenecks, the other half around them."""
+    """Half of the channels go through `depth` bottlenecks, the other half past them."""
 
-    def __init__(self, given: int, width: int, depth: int, *, passing: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, depth: int, *, residual: bool = True
+    ) -> None:
         super().__init__()
-        half = width // 2
-        self.around = _convolution(given, half, 1)
-        self.enter = _convolution(given, half, 1)
-        self.inner = nn.Sequential(*(_Bottleneck(half, passing=passing) for _ in range(depth)))
-        self.leave = _convolution(2 * half, width, 1)
+        half = out_channels // 2
+        self.around = _convolution(in_channels, half, 1)
+        self.enter = _convolution(in_channels, half, 1)
+        self.inner = nn.Sequential(*(_Bottleneck(half, residual=residual) for _ in range(depth)))
+        self.leave = _convolution(2 * half, out_channels, 1)
 
-    def forward(self, signal: Tensor) -> Tensor:
-        both = torch.cat([self.inner(self.enter(signal)), self.around(signal)], 1)
-        made: Tensor = self.leave(both)
-        return made
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.inner(self.enter(x)), self.around(x)], 1)
+        out: Tensor = self.leave(both)
+        return out
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, width: int, *, passing: bool) -> None:
+    def __init__(self, channels: int, *, residual: bool) -> None:
         super().__init__()
-        self.inner = nn.Sequential(_convolution(width, width, 1), _convolution(width, width, 3))
-        self.passing = passing
+        self.inner = nn.Sequential(
+            _convolution(channels, channels, 1), _convolution(channels, channels, 3)
+        )
+        self.residual = residual
 
-    def forward(self, signal: Tensor) -> Tensor:
-        made: Tensor = self.inner(signal)
-        return signal + made if self.passing else made
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return x + out if self.residual else out
 
 
 class _Pyramid(nn.Module):
-    """Maxima over larger and larger surroundings, side by side (He et al., Spatial Pyramid Pooling,
+    """Maxima over growing neighbourhoods, concatenated (He et al., Spatial Pyramid Pooling,
     2014: https://arxiv.org/abs/1406.4729)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        half = width // 2
-        self.enter = _convolution(width, half, 1)
-        self.leave = _convolution(4 * half, width, 1)
+        half = channels // 2
+        self.enter = _convolution(channels, half, 1)
+        self.leave = _convolution(4 * half, channels, 1)
 
-    def forward(self, signal: Tensor) -> Tensor:
-        views = [self.enter(signal)]
+    def forward(self, x: Tensor) -> Tensor:
+        views = [self.enter(x)]
         for _ in range(3):
             views.append(F.max_pool2d(views[-1], 5, 1, 2))
-        made: Tensor = self.leave(torch.cat(views, 1))
-        return made
+        out: Tensor = self.leave(torch.cat(views, 1))
+        return out
 
 
-def _stage(given: int, width: int, depth: int) -> nn.Sequential:
-    """Half the size, then blocks."""
-    first = _convolution(given, width, 3, 2)
-    return nn.Sequential(first, _Block(width, width, depth)) if depth else nn.Sequential(first)
+def _stage(in_channels: int, channels: int, depth: int) -> nn.Sequential:
+    """A convolution that halves the size, then blocks."""
+    first = _convolution(in_channels, channels, 3, 2)
+    blocks = [_Block(channels, channels, depth)] if depth else []
+    return nn.Sequential(first, *blocks)
 
 
-def _convolution(given: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def _convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1
+) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(given, width, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(width),
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.SiLU(inplace=True),
     )
 
@@ -255,9 +270,9 @@ class Yolo(Family[YoloConfig]):
         "base": YoloConfig(),
         "nano": YoloConfig(),
         "small": YoloConfig(
-            widths=(32, 64, 128, 256, 512), depth=2, head=128, head_depth=2, points=10
+            channels=(32, 64, 128, 256, 512), depth=2, head_channels=128, head_depth=2
         ),
-        "tiny": YoloConfig(widths=(8, 8, 16, 16), head=16, bins=8, points=60),
+        "tiny": YoloConfig(channels=(8, 8, 16, 16), head_channels=16, reg_max=8, topk=60),
     }
     defaults = {
         "optim.model.kind": "adamw",
@@ -285,9 +300,12 @@ class Yolo(Family[YoloConfig]):
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
-        said, at = module(batch["image"])
-        said = Said(*(logits.float() for logits in said))
-        boxes, scores = anchor_free.boxes_of(said.distances, at), anchor_free.scores_of(said)
+        outputs, grid = module(batch["image"])
+        outputs = Outputs(*(logits.float() for logits in outputs))
+        boxes, scores = (
+            anchor_free.boxes_of(outputs.distances, grid),
+            anchor_free.scores_of(outputs),
+        )
         edges = batch["extent"].flip(1).repeat(1, 2).to(boxes)[:, None]
         boxes = boxes.clamp(min=0).minimum(edges)
         config: YoloConfig = module.config  # type: ignore[assignment]
@@ -300,23 +318,23 @@ class Yolo(Family[YoloConfig]):
             "train.batch_size": Choice((8, 16, 32)),
             "augment.mosaic": Uniform(0.0, 1.0),
             "augment.zoom": Uniform(0.0, 1.0),
-            "model.points": Choice((5, 10, 15)),
+            "model.topk": Choice((5, 10, 15)),
         }
 
 
 def _best(config: YoloConfig, boxes: Tensor, scores: Tensor) -> Prediction:
-    """Of (A, 4) and (A, K) the boxes that are left when those of one class that overlap are one."""
+    """The boxes (A, 4) with scores (A, K) that are left after non-maximum suppression."""
     from torchvision.ops import batched_nms
 
-    certain, place = scores.flatten().topk(min(CANDIDATES, scores.numel()))
-    point, label = place // scores.shape[1], place % scores.shape[1]
-    found = boxes[point]
-    kept = (certain >= config.least_score) & (areas(found) > 0)
-    found, certain, label = found[kept], certain[kept], label[kept]
-    best = batched_nms(found, certain, label, config.overlap)[: config.objects]
+    score, index = scores.flatten().topk(min(CANDIDATES, scores.numel()))
+    point, label = index // scores.shape[1], index % scores.shape[1]
+    box = boxes[point]
+    kept = (score >= config.conf_threshold) & (areas(box) > 0)
+    box, score, label = box[kept], score[kept], label[kept]
+    best = batched_nms(box, score, label, config.nms_iou)[: config.max_detections]
     return {
-        "boxes": found[best].cpu(),
-        "scores": certain[best].cpu(),
+        "boxes": box[best].cpu(),
+        "scores": score[best].cpu(),
         "labels": label[best].cpu(),
     }
 

@@ -1,12 +1,11 @@
-"""Bodies with a feature pyramid, and pretrained weights for networks that stand on one.
+"""Backbones with a feature pyramid, and pretrained weights for networks built on one.
 
-In: settings of `RcnnConfig`, what is known of the data; tensors of a file. Out: a network from
-images to the maps of all levels; tensors by the network's own names. Must not know what stands on
-it.
+In: settings of `RcnnConfig`, the data spec; tensors of a file. Out: a network from images to the
+feature maps of all levels; tensors by the network's own names. Must not know what uses the maps.
 
     B images, C channels, H height, W width, D features, L levels
 
-    image (B, C, H, W) -> {"0": (B, D, H/4, W/4), "1": (B, D, H/8, W/8), …}, L maps
+    image (B, C, H, W) -> {"0": (B, D, H/4, W/4), "1": (B, D, H/8, W/8), …}, L feature maps
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from models.blocks.transfer import first_convolution
+from models.blocks.transfer import fit_first_kernels
 from models.core.errors import TesseraError
 from models.core.family import DataSpec
 
@@ -25,7 +24,7 @@ OLD_NAMES = (
     (r"(rpn\.head\.conv)\.(weight|bias)", r"\1.0.0.\2"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)", r"roi_heads.mask_head.{}.0.\2"),
 )
-"""What torchvision's files of 2020 call its layers of today."""
+"""Names in torchvision's files of 2020 -> names in its networks of today."""
 
 
 class Pyramid(nn.Module):
@@ -34,48 +33,60 @@ class Pyramid(nn.Module):
         self.body, self.fpn = body, fpn
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.fpn(self.body(image))
-        return maps
+        feature_maps: dict[str, Tensor] = self.fpn(self.body(image))
+        return feature_maps
 
 
 class SmallBody(nn.Module):
-    """Two convolutions that halve the size, then a stage of residual blocks for each width; each
-    but the first halves the size again."""
+    """Two convolutions that halve the size, then a stage of residual blocks for each number of
+    channels. Each stage after the first halves the size again."""
 
     def __init__(
-        self, channels: int, widths: tuple[int, ...], blocks: int, norm: Callable[[int], nn.Module]
+        self,
+        in_channels: int,
+        channels: tuple[int, ...],
+        blocks: int,
+        norm: Callable[[int], nn.Module],
     ) -> None:
         from torchvision.models.resnet import BasicBlock
 
         super().__init__()
-        first = max(8, widths[0] // 2)
+        first = max(8, channels[0] // 2)
         self.stem = nn.Sequential(
-            *_convolution(channels, first, norm), *_convolution(first, widths[0], norm)
+            *_convolution(in_channels, first, norm), *_convolution(first, channels[0], norm)
         )
         self.stages = nn.ModuleList()
-        before = widths[0]
-        for place, width in enumerate(widths):
-            stride = 2 if place else 1
-            around = None
-            if stride > 1 or before != width:
-                around = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), norm(width))
-            stage = [BasicBlock(before, width, stride, around, norm_layer=norm)]
-            stage += [BasicBlock(width, width, norm_layer=norm) for _ in range(blocks - 1)]
+        before = channels[0]
+        for i, after in enumerate(channels):
+            stride = 2 if i else 1
+            shortcut = None
+            if stride > 1 or before != after:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(before, after, 1, stride, bias=False), norm(after)
+                )
+            stage = [BasicBlock(before, after, stride, shortcut, norm_layer=norm)]
+            stage += [BasicBlock(after, after, norm_layer=norm) for _ in range(blocks - 1)]
             self.stages.append(nn.Sequential(*stage))
-            before = width
+            before = after
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        signal, maps = self.stem(image), {}
-        for place, stage in enumerate(self.stages):
-            signal = maps[str(place)] = stage(signal)
-        return maps
+        x, feature_maps = self.stem(image), {}
+        for i, stage in enumerate(self.stages):
+            x = feature_maps[str(i)] = stage(x)
+        return feature_maps
 
 
-def _convolution(before: int, width: int, norm: Callable[[int], nn.Module]) -> list[nn.Module]:
-    return [nn.Conv2d(before, width, 3, 2, 1, bias=False), norm(width), nn.ReLU(inplace=True)]
+def _convolution(
+    in_channels: int, out_channels: int, norm: Callable[[int], nn.Module]
+) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, out_channels, 3, 2, 1, bias=False),
+        norm(out_channels),
+        nn.ReLU(inplace=True),
+    ]
 
 
 def group_norm(channels: int) -> nn.Module:
@@ -84,16 +95,16 @@ def group_norm(channels: int) -> nn.Module:
 
 
 def small(
-    data: DataSpec, *, widths: tuple[int, ...], blocks: int, norm: str, features: int
+    data: DataSpec, *, channels: tuple[int, ...], blocks: int, norm: str, features: int
 ) -> nn.Module:
     from torchvision.ops import FeaturePyramidNetwork
 
-    body = SmallBody(data.channels, widths, blocks, _norm(norm))
-    return Pyramid(body, FeaturePyramidNetwork(list(widths), features))
+    body = SmallBody(data.channels, channels, blocks, _norm(norm))
+    return Pyramid(body, FeaturePyramidNetwork(list(channels), features))
 
 
 def resnet(name: str, data: DataSpec, *, norm: str, features: int) -> nn.Module:
-    """torchvision's, with four stages and a fifth map made of every second pixel of the last."""
+    """torchvision's ResNet, with four stages and a fifth map of every second pixel of the fourth."""
     from torchvision.models import resnet
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
@@ -101,9 +112,9 @@ def resnet(name: str, data: DataSpec, *, norm: str, features: int) -> nn.Module:
     if data.channels != 3:
         net.conv1 = nn.Conv2d(data.channels, 64, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    stages = {f"layer{place + 1}": str(place) for place in range(4)}
-    widths = [net.fc.in_features // 2**power for power in (3, 2, 1, 0)]
-    backbone: nn.Module = BackboneWithFPN(net, stages, widths, features)
+    stages = {f"layer{i + 1}": str(i) for i in range(4)}
+    channels = [net.fc.in_features // 2**power for power in (3, 2, 1, 0)]
+    backbone: nn.Module = BackboneWithFPN(net, stages, channels, features)
     return backbone
 
 
@@ -114,11 +125,12 @@ def _norm(name: str) -> Callable[[int], nn.Module]:
 def fit_weights(
     found: Mapping[str, Tensor], module: nn.Module, heads: tuple[str, ...], source: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file by the names of `module`; its own where the file has none.
+    """The tensors of a file under the names of `module`, and the module's own where the file has none.
 
-    A file is of a classifier, whose layers become the body, or of a whole detector, old names
-    among them. The `heads` stay new where one of their tensors differs, and the part for masks where
-    there is none. For grey images the first kernels are summed over their colours.
+    The file is a classifier's, whose layers become the body, or a whole detector's, also with the
+    names of older files. Each of the `heads` stays new if one of its tensors has another shape, and
+    the mask head if the file has none. For grey images the first kernels are summed over their
+    colours.
     """
     own = module.state_dict()
     tensors = {_rename(name): tensor for name, tensor in found.items()}
@@ -127,14 +139,11 @@ def fit_weights(
         given = {f"backbone.body.{n}": t for n, t in tensors.items() if not n.startswith("fc.")}
         if not given.keys() & own.keys():
             raise TesseraError(
-                f"weights {source!r} are of another network: none of their layers is in it",
-                hint="take a classifier's or a detector's with the same model.body",
+                f"weights {source!r} are of another network: it has none of their layers",
+                hint="use those of a classifier or a detector with the same model.body",
             )
         tensors = body | given
-    first = f"{first_convolution(module)}.weight"
-    kernels = tensors.get(first)
-    if own[first].shape[1] == 1 and kernels is not None and kernels.ndim == 4:
-        tensors[first] = kernels.sum(1, keepdim=True)
+    fit_first_kernels(tensors, module)
     new = [head for head in heads if not _fits(tensors, own, head)]
     if not any(name.startswith("roi_heads.mask_") for name in tensors):
         new.append("roi_heads.mask_")

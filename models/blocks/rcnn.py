@@ -1,17 +1,17 @@
-"""What the families of regions share: proposals of where something may be, then what it is.
+"""What the two-stage detectors share: proposals of regions, then a class and a box for each region.
 
-In: settings, what is known of the data, transformed batches. Out: a network of torchvision's parts
-(BSD-3-Clause), its losses, and the objects that it finds. Must not know figures or how objects are
+In: settings, the data spec, transformed batches. Out: a network of torchvision's parts
+(BSD-3-Clause), its losses, and the objects it predicts. Must not know metrics or how objects are
 drawn.
 
     B images, C channels, H height, W width, K classes, D features, L levels, N objects of one image
 
-    image (B, C, H, W) -> body: L maps, each half as large as the one before -> pyramid (B, D, ., .)
-      -> anchors of each level -> proposals, boxes that may hold an object
-      -> regions cut from the pyramid -> class and box of each, and its mask where there are masks
+    image (B, C, H, W) -> body: L feature maps, each half as large as the one before
+      -> pyramid (B, D, ., .) -> anchors of each level -> proposals, boxes that may hold an object
+      -> regions cut from the pyramid -> class and box of each, and its mask if the network has masks
 
 Ren et al., Faster R-CNN, 2015; He et al., Mask R-CNN, 2017; Lin et al., Feature Pyramid Networks for
-Object Detection, 2017. The names of the parameters are torchvision's, so that its weights fit.
+Object Detection, 2017. The parameters have torchvision's names, so that its weights can be loaded.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import pyramids
-from models.blocks.transfer import Pretrained, check_choice
+from models.blocks.transfer import Pretrained, check_choice, check_shares, read_pretrained
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
 from models.core.spaces import Choice, LogUniform, Space
-from models.core.weights import load_weights, read_weights
+from models.core.weights import load_weights
 
 Body = Literal["small", "resnet18", "resnet34", "resnet50"]
 Norm = Literal["group", "batch"]
 IN_CROWD = 0.5
-"""An anchor or a proposal of which so much lies in a crowd is no example of background."""
+"""Anchors and proposals with at least this share in a crowd are not examples of background."""
 LOSS_NAMES = {
     "loss_objectness": "objectness",
     "loss_rpn_box_reg": "anchor_box",
@@ -43,45 +43,50 @@ LOSS_NAMES = {
     "loss_mask": "mask",
 }
 HEADS = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")
-"""What depends on the classes."""
+"""Layers whose shapes depend on the classes."""
 
 
 @dataclass(frozen=True)
 class RcnnConfig(Pretrained):
-    """`body`: "small" has a stage for each of `widths`, its channels, the first at a fourth of the
-    image's size, of `blocks` residual blocks each; the others are torchvision's, with five levels.
-    `norm`: "group" learns from batches of any size; weights from files are made with "batch", and
-    their norms are then kept as they are. `features`: channels of the pyramid. `anchors`: sides in
-    pixels of each level's anchors; `ratios`: their heights over widths. `hidden`: width of the dense
-    layers over a region.
-
-    `proposals`: so many an image are looked at, after the suppression of those that overlap.
-    `sampled_anchors`, `sampled_regions`: so many an image are trained on. `detections`: so many
-    objects an image are found at most, of a score over `least_score`, and of a class no two whose
-    boxes overlap by more than `overlap` (IoU)."""
-
     body: Body = "small"
-    widths: tuple[int, ...] = (32, 64, 128, 128)
+    """The backbone: "small" is a residual network of `channels` and `blocks`, trained from scratch;
+    the others are torchvision's, with five levels."""
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+    """Body "small": channels of each stage, multiples of 8. The first has a fourth of the image's
+    size, each further one half of the one before."""
     blocks: int = 1
+    """Body "small": residual blocks of each stage."""
     norm: Norm = "group"
+    """Norm of the body. "group" trains with batches of any size; published weights need "batch",
+    and their norms are then frozen."""
     features: int = 64
+    """Channels of the feature pyramid."""
     anchors: tuple[tuple[int, ...], ...] = ((16,), (32,), (64,), (128,))
+    """Sides of the anchors in pixels, a list for each level of the pyramid."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height / width of the anchors."""
     hidden: int = 256
+    """Units of the dense layers over a region."""
     proposals: int = 500
+    """Proposals of an image that are kept after non-maximum suppression."""
     sampled_anchors: int = 256
+    """Anchors of an image that the losses use."""
     sampled_regions: int = 128
-    detections: int = 100
-    least_score: float = 0.05
-    overlap: float = 0.5
+    """Regions of an image that the losses use."""
+    max_detections: int = 100
+    """At most so many objects of an image, those with the highest scores."""
+    conf_threshold: float = 0.05
+    """Objects with a lower score are dropped."""
+    nms_iou: float = 0.5
+    """Of two boxes of one class with a higher IoU, the one with the lower score is dropped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("body", self.body, get_args(Body))
         check_choice("norm", self.norm, get_args(Norm))
-        if not self.widths or min(self.widths) < 8 or any(w % 8 for w in self.widths):
+        if not self.channels or min(self.channels) < 8 or any(c % 8 for c in self.channels):
             raise UsageError(
-                f"model.widths = {list(self.widths)}", hint="give multiples of 8, like [32, 64]"
+                f"model.channels = {list(self.channels)}", hint="give multiples of 8, like [32, 64]"
             )
         levels, per_level = self.levels, {len(sizes) for sizes in self.anchors}
         if len(self.anchors) != levels or len(per_level) > 1 or min(map(min, self.anchors)) < 1:
@@ -94,15 +99,11 @@ class RcnnConfig(Pretrained):
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)}", hint="give 1 or more")
-        for name in ("least_score", "overlap"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"model.{name} = {getattr(self, name)}", hint="give 0 or more, below 1"
-                )
+        check_shares(self, "conf_threshold", "nms_iou")
 
     @property
     def levels(self) -> int:
-        return len(self.widths) if self.body == "small" else 5
+        return len(self.channels) if self.body == "small" else 5
 
 
 COUNTS = (
@@ -112,13 +113,13 @@ COUNTS = (
     "proposals",
     "sampled_anchors",
     "sampled_regions",
-    "detections",
+    "max_detections",
 )
 C = TypeVar("C", bound=RcnnConfig)
 
 
 class Net(nn.Module):
-    """`stride`: pixels of the image in one of the smallest map."""
+    """`stride`: pixels of the image for each pixel of the smallest feature map."""
 
     def __init__(
         self, backbone: nn.Module, rpn: nn.Module, roi_heads: nn.Module, stride: int
@@ -132,9 +133,11 @@ class Net(nn.Module):
         sizes: Sequence[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> Any:
-        """Images (B, C, H, W), of which so much (height, width) is picture. In training the losses
-        by name; otherwise for each image `boxes` (N, 4), `scores` (N,), `labels` (N,), counted from
-        1, and `masks` (N, 1, M, M), probabilities within the boxes."""
+        """Images (B, C, H, W) and the size (height, width) of each without its padding.
+
+        Returns the losses by name in training; otherwise for each image `boxes` (N, 4), `scores`
+        (N,), `labels` (N,) counted from 1, and `masks` (N, 1, M, M), probabilities within the boxes.
+        """
         from torchvision.models.detection.image_list import ImageList
 
         height, width = images.shape[-2:]
@@ -142,19 +145,19 @@ class Net(nn.Module):
         features = self.backbone(images)
         proposals, losses = self.rpn(ImageList(images, sizes), features, targets)
         if not self.training:
-            found, _ = self.roi_heads(features, proposals, sizes)
-            return found
+            detections, _ = self.roi_heads(features, proposals, sizes)
+            return detections
         assert targets is not None
         proposals = [_outside_crowd(p, t) for p, t in zip(proposals, targets)]
         nothing = not any(len(p) + len(t["boxes"]) for p, t in zip(proposals, targets))
-        if nothing:  # something has to go through the heads, so that all parameters are used
+        if nothing:  # the heads need an input: DistributedDataParallel fails on unused parameters
             proposals[0] = proposals[0].new_tensor([[0, 0, self.stride, self.stride]])
         _, more = self.roi_heads(features, proposals, sizes, targets)
         return losses | {name: value * (not nothing) for name, value in more.items()}
 
 
 def _outside_crowd(proposals: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-    """The proposals that aren't in a crowd, but for those that are on an object."""
+    """Drops the proposals that lie in a crowd, except those on an object."""
     from torchvision.ops import box_iou
 
     if not len(target["crowd"]):
@@ -166,7 +169,7 @@ def _outside_crowd(proposals: Tensor, target: Mapping[str, Tensor]) -> Tensor:
 
 
 def _share_within(boxes: Tensor, regions: Tensor) -> Tensor:
-    """(N,): how much of each box lies within the region that has most of it, from 0 to 1."""
+    """(N,) in 0..1: the share of each box inside the region that holds most of it."""
     corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
     other = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -175,13 +178,13 @@ def _share_within(boxes: Tensor, regions: Tensor) -> Tensor:
 
 
 class Rcnn(Family[C], Generic[C]):
-    """A family that finds objects by regions; `task` and the variants are what is left to say."""
+    """A two-stage detector. A subclass adds `task` and `variants`."""
 
     def build(self, config: C, data: DataSpec) -> nn.Module:
         return assemble(config, data, mask_layers=())
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """Each part is a mean over what was sampled of the batch; a mask counts as an object."""
+        """The sum of the parts; each is a mean over the sampled anchors, regions or masks."""
         losses = module(batch["image"], _sizes(batch), _targets(batch))
         named = {LOSS_NAMES[name]: value for name, value in losses.items()}
         return {"loss": torch.stack(list(named.values())).sum(), **named}
@@ -192,19 +195,14 @@ class Rcnn(Family[C], Generic[C]):
         return [_prediction(f, s) for f, s in zip(module(batch["image"], sizes), sizes)]
 
     def warm_start(self, config: C, module: nn.Module) -> None:
-        if not config.weights:
-            if config.freeze != "none":
-                raise UsageError(
-                    f"model.freeze = {config.freeze!r} would keep a network that has learned nothing",
-                    hint="name weights: --set model.weights=FILE_OR_URL",
-                )
+        found = read_pretrained(config)
+        if not found:
             return
-        found = read_weights(config.weights, config.weights_sha256)
         tensors = pyramids.fit_weights(found, module, HEADS, config.weights)
         load_weights(module, tensors, HEADS[0], config.weights)
 
     def frozen(self, config: C, module: nn.Module, epoch: int) -> frozenset[str]:
-        """Of a pretrained body at least the norms, whose statistics a few images can't better."""
+        """At least the norms of a pretrained body: small batches would only worsen their statistics."""
         if not config.weights:
             return frozenset()
         body = [name for name, _ in module.named_parameters() if name.startswith("backbone.body.")]
@@ -228,7 +226,7 @@ def _sizes(batch: Batch) -> list[tuple[int, int]]:
 
 
 def _targets(batch: Batch) -> list[dict[str, Tensor]]:
-    """What torchvision's parts are trained on: classes from 1, since 0 is background."""
+    """The targets as torchvision expects them: classes from 1, because 0 is background."""
     targets = []
     for row, (boxes, labels, crowd) in enumerate(
         zip(batch["boxes"], batch["labels"], batch["crowd"])
@@ -241,7 +239,7 @@ def _targets(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def _prediction(found: Mapping[str, Tensor], size: tuple[int, int]) -> Prediction:
-    """Sorted by score; everything within the picture, of (height, width)."""
+    """Sorted by score, for an image of (height, width)."""
     found = {name: value.float().cpu() for name, value in found.items()}
     order = found["scores"].argsort(descending=True, stable=True)
     prediction: Prediction = {
@@ -255,8 +253,10 @@ def _prediction(found: Mapping[str, Tensor], size: tuple[int, int]) -> Predictio
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (N, H, W) of 0 and 1 from probabilities (N, M, M) within boxes (N, 4). One object after
-    the other, since all of them as numbers of a large image could be gigabytes."""
+    """uint8 (N, H, W) of 0 and 1 from probabilities (N, M, M) within boxes (N, 4).
+
+    One object after the other: as float32, all masks of a large image could take gigabytes.
+    """
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
     pasted = torch.zeros(len(masks), *size, dtype=torch.uint8)
@@ -266,7 +266,7 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def assemble(config: RcnnConfig, data: DataSpec, *, mask_layers: Sequence[int]) -> Net:
-    """The network; with masks if there are `mask_layers`, the channels of its convolutions."""
+    """The network. `mask_layers`: channels of the mask head's convolutions, empty for no masks."""
     from torchvision.models.detection import faster_rcnn, roi_heads, rpn
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -286,14 +286,14 @@ def assemble(config: RcnnConfig, data: DataSpec, *, mask_layers: Sequence[int]) 
         config.sampled_regions,
         0.25,
         None,
-        config.least_score,
-        config.overlap,
-        config.detections,
+        config.conf_threshold,
+        config.nms_iou,
+        config.max_detections,
         **(_mask_parts(config, classes, mask_layers) if mask_layers else {}),
     )
     net = Net(backbone, proposer, regions, stride=2 ** (config.levels + 1))
     exact = [backbone, head, regions.box_predictor, regions.mask_predictor]
-    for module in exact:  # half a number's digits are too few for a place in an image
+    for module in exact:  # 16 bits are too few for a position in pixels
         if module is not None:
             module.register_forward_hook(_as_float)
     return net
@@ -304,7 +304,7 @@ def _backbone(config: RcnnConfig, data: DataSpec) -> nn.Module:
         return pyramids.resnet(config.body, data, norm=config.norm, features=config.features)
     return pyramids.small(
         data,
-        widths=config.widths,
+        channels=config.channels,
         blocks=config.blocks,
         norm=config.norm,
         features=config.features,
@@ -320,8 +320,10 @@ def _as_float(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def _pool(config: RcnnConfig, side: int) -> Any:
-    """Cuts regions from the level whose pixels suit their size, equation 1 of the pyramid's paper.
-    torchvision would guess the levels' scales from the first images that it sees."""
+    """Cuts regions from the level that suits their size, as in equation 1 of the pyramid's paper.
+
+    The levels' scales are set here, because torchvision would guess them from the first images.
+    """
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.ops.poolers import initLevelMapper
 
@@ -343,7 +345,7 @@ def _mask_parts(config: RcnnConfig, classes: int, layers: Sequence[int]) -> dict
 
 
 def _proposer(*settings: Any) -> Any:
-    """torchvision's, but what lies in a crowd is no background to learn from."""
+    """torchvision's region proposal network, without losses for anchors in a crowd."""
     from torchvision.models.detection.rpn import RegionProposalNetwork
 
     class Proposer(RegionProposalNetwork):  # type: ignore[misc]
@@ -364,7 +366,7 @@ def _proposer(*settings: Any) -> Any:
 
 
 TINY: dict[str, Any] = {
-    "widths": (16, 16),
+    "channels": (16, 16),
     "features": 16,
     "anchors": ((16,), (24,)),
     "ratios": (1.0,),
@@ -372,7 +374,7 @@ TINY: dict[str, Any] = {
     "proposals": 32,
     "sampled_anchors": 64,
     "sampled_regions": 16,
-    "detections": 20,
+    "max_detections": 20,
 }
 RESNET50: dict[str, Any] = {
     "body": "resnet50",

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from models.core.boxes import covered, overlaps
+from models.core.boxes import pairwise_iou, share_inside
 from models.core.errors import TesseraError
 from models.core.family import (
     Batch,
@@ -106,7 +106,7 @@ class Detection(Task):
         boxes, labels = record["boxes"][shown], record["labels"][shown]
         truth, crowd = record["true_boxes"], record["true_crowd"]
         # as in COCO, of a box on a crowd only the box itself counts
-        found = torch.where(crowd, covered(boxes, truth), overlaps(boxes, truth))
+        found = torch.where(crowd, share_inside(boxes, truth), pairwise_iou(boxes, truth))
         found = found * (labels[:, None] == record["true_labels"])
         hits, wrong, missed = _match(found, crowd)
         return (wrong + missed) / (2 * hits + wrong + missed) if wrong + missed else 0.0

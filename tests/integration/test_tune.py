@@ -219,7 +219,7 @@ def test_optuna_chooses_the_settings(
         "optuna", reason="optuna isn't installed: pip install 'tessera-train[optuna]'"
     )
     space = write_space(
-        tmp_path, optim__model__lr={"log_uniform": [1e-3, 0.1]}, model__widths=[[4, 8], [8, 16]]
+        tmp_path, optim__model__lr={"log_uniform": [1e-3, 0.1]}, model__channels=[[4, 8], [8, 16]]
     )
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "optuna", "--space", space]
     arguments += ["--set", "train.epochs=1", "--workers-per-trial", "0", "--trials", "3"]
@@ -232,9 +232,11 @@ def test_optuna_chooses_the_settings(
     alone = []
     for _ in trials:
         asked = study.ask()
-        widths = asked.suggest_categorical("model.widths", ["[4, 8]", "[8, 16]"])  # as in the file
+        widths = asked.suggest_categorical(
+            "model.channels", ["[4, 8]", "[8, 16]"]
+        )  # as in the file
         rate = asked.suggest_float("optim.model.lr", 1e-3, 0.1, log=True)
-        alone.append({"optim.model.lr": rate, "model.widths": json.loads(widths)})
+        alone.append({"optim.model.lr": rate, "model.channels": json.loads(widths)})
 
     def rate_of(settings: dict[str, Any]) -> float:
         return float(settings["optim.model.lr"])

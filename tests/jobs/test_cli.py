@@ -238,7 +238,7 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("train cnn --variant tony --data DIGITS", ["unknown variant", "did you mean 'tiny'"]),
         ("train cnn resnet --data DIGITS", ["unexpected extra argument (resnet)"]),
         ("train cnn --data DIGITS --set optim.model.lt=1", ["did you mean 'optim.model.lr'"]),
-        ("train cnn --data DIGITS --set model.widhts=1", ["did you mean 'model.widths'"]),
+        ("train cnn --data DIGITS --set model.chanels=1", ["did you mean 'model.channels'"]),
         ("train cnn --data DIGITS --set optim.model.lr=fast", ["'fast'", "valid number"]),
         ("train cnn --data DIGITS --set train.epochs=1.5", ["train.epochs", "integer"]),
         ("train cnn --data DIGITS --set train.epochs=0", ["train.epochs = 0", "greater than"]),

@@ -119,8 +119,8 @@ def test_variants_have_their_articles_optimizers():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"widths": ()},
-        {"widths": (0,)},
+        {"channels": ()},
+        {"channels": (0,)},
         {"convs": 0},
         {"kernel": 2},
         {"dropout": 1.0},
@@ -137,8 +137,8 @@ def test_wrong_settings_are_refused(settings):
 
 def test_mirrored_answers_are_those_of_the_image_and_its_mirror_image() -> None:
     torch.manual_seed(0)
-    plain = CNN.build(CnnConfig(widths=(4,)), spec(1, 8)).eval()
-    mirrored = CNN.build(CnnConfig(widths=(4,), mirror=True), spec(1, 8)).eval()
+    plain = CNN.build(CnnConfig(channels=(4,)), spec(1, 8)).eval()
+    mirrored = CNN.build(CnnConfig(channels=(4,), mirror=True), spec(1, 8)).eval()
     mirrored.load_state_dict(plain.state_dict())
     image = torch.randn(3, 1, 8, 8)
     with torch.no_grad():

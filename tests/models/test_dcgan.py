@@ -18,7 +18,7 @@ DATA = DataSpec("images", 1, 12, 12, (), (0.3,), (0.2,))
 
 def network(data: DataSpec = DATA, **changes) -> torch.nn.Module:
     torch.manual_seed(0)
-    return FAMILY.build(DcganConfig(**{"noise": 8, "widths": (8, 16), **changes}), data)
+    return FAMILY.build(DcganConfig(**{"latent_dim": 8, "channels": (8, 16), **changes}), data)
 
 
 def ask(module: torch.nn.Module, indices: list[int], **fields) -> torch.Tensor:
@@ -32,10 +32,10 @@ def ask(module: torch.nn.Module, indices: list[int], **fields) -> torch.Tensor:
 )
 def test_images_of_any_size_are_made_in_their_size(shape, norm):
     data = DataSpec("images", *shape, (), (0.5,) * shape[0], (0.2,) * shape[0])
-    module = network(data, widths=(4, 8, 12), generator_norm=norm, discriminator_norm=norm)
-    made = ask(module, [0, 1])
-    assert made.shape == (2, *shape)
-    assert made.dtype == torch.uint8
+    module = network(data, channels=(4, 8, 12), generator_norm=norm, discriminator_norm=norm)
+    fake = ask(module, [0, 1])
+    assert fake.shape == (2, *shape)
+    assert fake.dtype == torch.uint8
     batch = {"image": torch.randn(1, *shape)}  # a rank can have one image
     for _, losses in FAMILY.updates(FAMILY.parts(module.train()), batch):
         losses["loss"].backward()
@@ -52,7 +52,7 @@ def test_the_article_network_begins_at_four_by_four():
 
 
 def test_weights_begin_as_in_the_article():
-    module = network(widths=(32, 64))
+    module = network(channels=(32, 64))
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.1), name
@@ -73,10 +73,10 @@ def test_a_sample_is_the_same_in_any_company():
 def test_black_and_white_are_the_data_sets():
     """What the discriminator gets of a made image is what it would get of it as a real one."""
     module = network().eval()
-    noise = torch.randn(4, 8)
-    pixels = module(noise)
+    latent = torch.randn(4, 8)
+    pixels = module(latent)
     assert 0 <= float(pixels.detach().min()) < float(pixels.detach().max()) <= 1
-    shown = module.generator(noise)
+    shown = module.generator(latent)
     torch.testing.assert_close(shown, (pixels - 0.3) / 0.2)
 
 
@@ -138,8 +138,8 @@ def test_it_learns_to_make_what_it_is_shown():
     }
 
     def apart() -> float:
-        made = ask(module, list(range(64))).float() / 127.5 - 1
-        return float((made[:, None] - images[[0, 16]]).abs().mean((2, 3, 4)).amin(1).mean())
+        fake = ask(module, list(range(64))).float() / 127.5 - 1
+        return float((fake[:, None] - images[[0, 16]]).abs().mean((2, 3, 4)).amin(1).mean())
 
     before = apart()
     module.train()
@@ -156,9 +156,9 @@ def test_it_learns_to_make_what_it_is_shown():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"noise": 0}, "model.noise"),
-        ({"widths": ()}, "model.widths"),
-        ({"widths": (8, 0)}, "model.widths"),
+        ({"latent_dim": 0}, "model.latent_dim"),
+        ({"channels": ()}, "model.channels"),
+        ({"channels": (8, 0)}, "model.channels"),
         ({"generator_norm": "layer"}, "model.generator_norm"),
     ],
 )

@@ -35,29 +35,29 @@ def without_objects(given: Batch) -> Batch:
 def test_strides_follow_from_the_number_of_stages():
     assert FAMILY.variants["base"].strides == (8, 16, 32)
     assert TINY.strides == (4, 8, 16)
-    assert YoloConfig(widths=(8, 8, 8, 8), scales=1).strides == (16,)
+    assert YoloConfig(channels=(8, 8, 8, 8), scales=1).strides == (16,)
 
 
 def test_a_map_of_each_scale_has_its_points():
     for scales, points in ((3, 16**2 + 8**2 + 4**2), (1, 4**2)):
-        said, at = tiny(scales=scales)(batch()["image"])
-        assert said.objects.shape == (4, points)
-        assert said.classes.shape == (4, points, 3)
-        assert said.distances.shape == (4, points, 4, TINY.bins)
-        assert at.points.shape == (points, 2)
+        outputs, grid = tiny(scales=scales)(batch()["image"])
+        assert outputs.objects.shape == (4, points)
+        assert outputs.classes.shape == (4, points, 3)
+        assert outputs.distances.shape == (4, points, 4, TINY.reg_max)
+        assert grid.points.shape == (points, 2)
 
 
 def test_a_new_network_finds_next_to_nothing_and_classes_as_often_as_they_are():
-    said, _ = tiny()(batch()["image"])
-    assert said.objects.sigmoid().mean().item() == pytest.approx(0.01, rel=0.5)
-    shares = said.classes.softmax(-1).mean((0, 1))
+    outputs, _ = tiny()(batch()["image"])
+    assert outputs.objects.sigmoid().mean().item() == pytest.approx(0.01, rel=0.5)
+    shares = outputs.classes.softmax(-1).mean((0, 1))
     expected = torch.tensor([10.0, 9.0, 8.0]) / 27
     torch.testing.assert_close(shares.detach(), expected, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (7, 5)])
 def test_images_of_any_size_are_answered_inside_of_their_extent(size):
-    net = tiny(least_score=0.0).eval()
+    net = tiny(conf_threshold=0.0).eval()
     height, width = size
     images = torch.randn(2, 3, height, width)
     extent = torch.tensor([[height, width], [height - 3, width // 2]])
@@ -98,8 +98,8 @@ def test_one_image_and_one_class():
 
 
 def test_boxes_of_one_class_that_overlap_are_one():
-    net = tiny(least_score=0.0).eval()
-    few = tiny(least_score=0.0, overlap=0.1, objects=7).eval()
+    net = tiny(conf_threshold=0.0).eval()
+    few = tiny(conf_threshold=0.0, nms_iou=0.1, max_detections=7).eval()
     many, one = (FAMILY.predict(n, batch())[1] for n in (net, few))
     assert len(one["boxes"]) == 7
     from torchvision.ops import box_iou
@@ -132,11 +132,11 @@ def test_finds_the_objects_that_it_has_seen():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("widths", (8,)),
+        ("channels", (8,)),
         ("scales", 5),
-        ("bins", 1),
-        ("points", 0),
-        ("overlap", 1.5),
+        ("reg_max", 1),
+        ("topk", 0),
+        ("nms_iou", 1.5),
         ("box_weight", 0.0),
     ],
 )

@@ -23,7 +23,7 @@ def test_round_trip_through_json_and_yaml(tmp_path: Path) -> None:
 
 def test_a_variant_brings_its_own_settings_and_overrides_win() -> None:
     four = recipes.start("cnn", "four-conv")
-    assert four.model["widths"] == (32, 64, 128, 128)
+    assert four.model["channels"] == (32, 64, 128, 128)
     assert (four.optim["model"].kind, four.optim["model"].lr) == ("sgd", 0.01)
     changed = four.with_overrides({"optim.model.lr": 0.5})
     assert changed.optim["model"].lr == 0.5
@@ -49,7 +49,7 @@ def test_overrides_from_the_command_line(text: str, value: object) -> None:
         ({"optim.model.lrr": 1}, "did you mean 'optim.model.lr'"),
         ({"train.epochs": "many"}, "train.epochs = 'many'"),
         ({"train.epochs": 0}, "train.epochs = 0"),
-        ({"model.widths": "wide"}, "model.widths = 'wide'"),
+        ({"model.channels": "wide"}, "model.channels = 'wide'"),
         ({"variant": "bse"}, "did you mean 'base'"),
         ({"optim.model.lr": -1}, "optim.model.lr = -1"),
         ({"schedule.kind": "cosin"}, "schedule.kind = 'cosin'"),
@@ -67,7 +67,7 @@ def test_a_wrong_override_is_named_with_its_mend(change: dict[str, object], said
         ("family: cnnn", "did you mean 'cnn'"),
         ("family: cnn\ntrian: {epochs: 3}", "did you mean 'train'"),
         ("family: cnn\ntrain: {epoch: 3}", "did you mean 'train.epochs'"),
-        ("family: cnn\nmodel: {width: 3}", "did you mean 'widths'"),
+        ("family: cnn\nmodel: {channel: 3}", "did you mean 'channels'"),
         ("family: cnn\noptim: {model: {learning_rate: 3}}", "optim.model.learning_rate"),
         ("variant: base", "names no family"),
         ("- 1", "no tree of settings"),

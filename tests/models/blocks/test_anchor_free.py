@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from models.blocks import anchor_free
-from models.blocks.anchor_free import Grid, Said, Truths, Weights
-from models.core.boxes import overlap
+from models.blocks.anchor_free import Grid, Outputs, Truths, Weights
+from models.core.boxes import iou
 
 SIDE, CLASSES, BINS = 64, 3, 8
 STRIDES = (8, 16)
@@ -24,23 +24,23 @@ def truths(*images: list[tuple[tuple[float, ...], int]], crowd: bool = False) ->
     )
 
 
-def said(images: int = 1, seed: int = 0) -> Said:
+def outputs(images: int = 1, seed: int = 0) -> Outputs:
     generator = torch.Generator().manual_seed(seed)
     count = len(points().points)
     shapes = ((images, count), (images, count, CLASSES), (images, count, 4, BINS))
-    return Said(*(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes))
+    return Outputs(*(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes))
 
 
-def knowing(truth: Truths) -> Said:
+def knowing(truth: Truths) -> Outputs:
     """What a network says that finds the objects exactly, at all points inside of them."""
-    at, logits = points(), said(len(truth.boxes))
+    grid, logits = points(), outputs(len(truth.boxes))
     objects = torch.full_like(logits.objects, -20.0)
     classes, distances = torch.zeros_like(logits.classes), torch.zeros_like(logits.distances)
     for image, (boxes, labels) in enumerate(zip(truth.boxes, truth.labels)):
         for box, label in zip(boxes, labels):
-            x, y = at.points.T
+            x, y = grid.points.T
             sides = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y], 1)
-            sides = sides / at.strides[:, None]
+            sides = sides / grid.strides[:, None]
             inner = (sides >= 0).all(1) & (sides < BINS - 1).all(1)
             objects[image, inner] = 20.0
             classes[image, inner, label] = 30.0
@@ -49,17 +49,17 @@ def knowing(truth: Truths) -> Said:
             near = F.one_hot(lower.long(), BINS) * (1 - share)
             far = F.one_hot(lower.long() + 1, BINS) * share
             distances[image, inner] = (near + far).clamp(min=1e-9).log()
-    return Said(objects, classes, distances)
+    return Outputs(objects, classes, distances)
 
 
 BIG, OTHER = (8.0, 8.0, 40.0, 40.0), (44.0, 40.0, 60.0, 60.0)
 
 
 def test_points_are_the_middles_of_their_cells():
-    at = points()
-    assert at.points[:2].tolist() == [[4.0, 4.0], [12.0, 4.0]]
-    assert at.points[64].tolist() == [8.0, 8.0]
-    assert at.strides.tolist() == [8.0] * 64 + [16.0] * 16
+    grid = points()
+    assert grid.points[:2].tolist() == [[4.0, 4.0], [12.0, 4.0]]
+    assert grid.points[64].tolist() == [8.0, 8.0]
+    assert grid.strides.tolist() == [8.0] * 64 + [16.0] * 16
 
 
 def test_a_distance_is_the_mean_of_its_bins():
@@ -72,34 +72,34 @@ def test_a_distance_is_the_mean_of_its_bins():
 
 def test_a_score_is_p_of_an_object_times_p_of_the_class():
     objects, classes = torch.zeros(1, 2), torch.tensor([[[0.0, 0.0], [100.0, 0.0]]])
-    scores = anchor_free.scores_of(Said(objects, classes, torch.zeros(1, 2, 4, BINS)))
+    scores = anchor_free.scores_of(Outputs(objects, classes, torch.zeros(1, 2, 4, BINS)))
     assert scores.tolist() == [[[0.25, 0.25], [0.5, pytest.approx(0)]]]
 
 
 def test_the_best_aligned_points_inside_answer():
-    at, truth = points(), truths([(BIG, 0), (OTHER, 1)])
+    grid, truth = points(), truths([(BIG, 0), (OTHER, 1)])
     boxes = torch.tensor(BIG).expand(1, 80, 4).clone()
     scores = torch.full((1, 80, CLASSES), 0.1)
-    inner = ((at.points >= 8) & (at.points <= 40)).all(1).nonzero()[:, 0]
+    inner = ((grid.points >= 8) & (grid.points <= 40)).all(1).nonzero()[:, 0]
     boxes[0, inner[3]] = torch.tensor((8.0, 8.0, 40.0, 30.0))  # a worse box
     scores[0, inner[5], 0] = 0.9
-    owner = anchor_free.assign(scores, boxes, at, truth, 1)
+    owner = anchor_free.assign(scores, boxes, grid, truth, 1)
     assert owner[0, inner[5]] == 0
     assert (owner == 0).sum() == 1
-    owner = anchor_free.assign(scores, boxes, at, truth, len(inner) - 1)
+    owner = anchor_free.assign(scores, boxes, grid, truth, len(inner) - 1)
     assert owner[0, inner[3]] == -1
     assert (owner[0, inner] == 0).sum() == len(inner) - 1
     assert (owner[0] == 1).sum() > 0
-    outside = ((at.points < 8) | (at.points > 60)).any(1)
+    outside = ((grid.points < 8) | (grid.points > 60)).any(1)
     assert (owner[0, outside] == -1).all()
 
 
 def test_a_point_of_two_truths_answers_for_the_one_it_overlaps_more():
-    at, inner = points(), (8.0, 8.0, 24.0, 24.0)
+    grid, inner = points(), (8.0, 8.0, 24.0, 24.0)
     truth = truths([(BIG, 0), (inner, 1)])
     boxes = torch.tensor(inner).expand(1, 80, 4).clone()
-    owner = anchor_free.assign(torch.full((1, 80, CLASSES), 0.5), boxes, at, truth, 80)
-    both = ((at.points >= 8) & (at.points <= 24)).all(1)
+    owner = anchor_free.assign(torch.full((1, 80, CLASSES), 0.5), boxes, grid, truth, 80)
+    both = ((grid.points >= 8) & (grid.points <= 24)).all(1)
     assert (owner[0, both] == 1).all()
     assert (owner == 0).any()
 
@@ -117,20 +117,20 @@ def test_a_perfect_answer_has_no_loss_and_a_wrong_one_has_each():
     truth = truths([(BIG, 0), (OTHER, 2)], [(OTHER, 1)])
     losses = anchor_free.losses(knowing(truth), points(), truth, 200, Weights())
     assert all(float(value) < 1e-3 for value in losses.values()), losses
-    poor = anchor_free.losses(said(2), points(), truth, 200, Weights())
+    poor = anchor_free.losses(outputs(2), points(), truth, 200, Weights())
     assert all(float(value.detach()) > 0.1 for value in poor.values()), poor
 
 
 def test_objectness_is_taught_the_overlap():
     """At a point that answers for an object the loss is least where P(object) is the overlap."""
-    truth, logits = truths([(BIG, 0)]), said()
-    at = points()
-    boxes = anchor_free.boxes_of(logits.distances, at).detach()
-    owner = anchor_free.assign(anchor_free.scores_of(logits).detach(), boxes, at, truth, 5)
+    truth, logits = truths([(BIG, 0)]), outputs()
+    grid = points()
+    boxes = anchor_free.boxes_of(logits.distances, grid).detach()
+    owner = anchor_free.assign(anchor_free.scores_of(logits).detach(), boxes, grid, truth, 5)
     goal = torch.zeros(80)
-    goal[owner[0] == 0] = overlap(boxes[0], truth.boxes[0, 0])[owner[0] == 0]
-    weights = Weights(boxes=0, bins=0, classes=0)
-    loss = anchor_free.losses(logits, at, truth, 5, weights)["loss"]
+    goal[owner[0] == 0] = iou(boxes[0], truth.boxes[0, 0])[owner[0] == 0]
+    weights = Weights(boxes=0, distances=0, classes=0)
+    loss = anchor_free.losses(logits, grid, truth, 5, weights)["loss"]
     (gradient,) = torch.autograd.grad(loss, logits.objects)
     expected = (logits.objects.sigmoid()[0] - goal).detach() / max(float(goal.sum()), 1)
     torch.testing.assert_close(gradient[0], expected)
@@ -138,11 +138,11 @@ def test_objectness_is_taught_the_overlap():
 
 def test_images_weigh_the_same_however_the_batch_is_cut():
     images = ([(BIG, 0), (OTHER, 2)], [], [(OTHER, 1)])
-    logits = said(3)
+    logits = outputs(3)
     together = anchor_free.losses(logits, points(), truths(*images), 10, Weights())
     alone = [
         anchor_free.losses(
-            Said(*(part[n : n + 1] for part in logits)), points(), truths(one), 10, Weights()
+            Outputs(*(part[n : n + 1] for part in logits)), points(), truths(one), 10, Weights()
         )
         for n, one in enumerate(images)
     ]
@@ -151,11 +151,11 @@ def test_images_weigh_the_same_however_the_batch_is_cut():
 
 
 def test_without_objects_every_answer_has_a_gradient():
-    logits = said(2)
+    logits = outputs(2)
     losses = anchor_free.losses(logits, points(), truths([], []), 10, Weights())
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
-    assert losses["boxes"] == losses["classes"] == losses["bins"] == 0
+    assert losses["boxes"] == losses["classes"] == losses["distances"] == 0
     assert (logits.objects.grad > 0).all()
     assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in logits)
 
@@ -170,7 +170,7 @@ def test_crowds_are_neither_taught_nor_held_against_a_point():
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 64.0, 64.0), (0.0, 0.0, 500.0, 500.0)])
 def test_sides_farther_than_the_bins_reach_are_finite(box):
-    logits = said()
+    logits = outputs()
     losses = anchor_free.losses(logits, points(), truths([(box, 0)]), 10, Weights())
     losses["loss"].backward()
     assert all(torch.isfinite(part.grad).all() for part in logits)

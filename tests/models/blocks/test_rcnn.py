@@ -320,16 +320,16 @@ def test_settings_that_cant_be():
     for wrong, message in (
         ({"anchors": ((16,), (32,))}, "each of 4 levels"),
         ({"anchors": ((16,), (32,), (64,), (96, 128))}, "of one length"),
-        ({"widths": (12, 32, 64, 64)}, "multiples of 8"),
+        ({"channels": (12, 32, 64, 64)}, "multiples of 8"),
         ({"body": "vgg"}, "give one of"),
         ({"ratios": ()}, "model.ratios"),
         ({"proposals": 0}, "model.proposals"),
-        ({"overlap": 1.0}, "model.overlap"),
+        ({"nms_iou": 1.0}, "model.nms_iou"),
     ):
         with pytest.raises(UsageError, match=message):
             RcnnConfig(**wrong)
-    with pytest.raises(UsageError, match="mask_widths"):
-        MaskRcnnConfig(mask_widths=())
+    with pytest.raises(UsageError, match="mask_channels"):
+        MaskRcnnConfig(mask_channels=())
 
 
 def test_settings_come_from_a_command_line(family):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torchvision.ops import box_iou, complete_box_iou_loss
 
-from models.core.boxes import areas, complete_overlap, covered, overlap, overlaps
+from models.core.boxes import areas, complete_iou, iou, pairwise_iou, share_inside
 
 
 def drawn(count: int, seed: int) -> torch.Tensor:
@@ -15,14 +15,14 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 
 def test_overlaps_are_those_of_torchvision():
     boxes, others = drawn(20, 0), drawn(30, 1)
-    torch.testing.assert_close(overlaps(boxes, others), box_iou(boxes, others))
-    torch.testing.assert_close(overlap(boxes, boxes + 3), box_iou(boxes, boxes + 3).diagonal())
+    torch.testing.assert_close(pairwise_iou(boxes, others), box_iou(boxes, others))
+    torch.testing.assert_close(iou(boxes, boxes + 3), box_iou(boxes, boxes + 3).diagonal())
 
 
-def test_complete_overlap_and_its_gradient_are_those_of_torchvision():
+def test_complete_iou_and_its_gradient_are_those_of_torchvision():
     boxes, others = drawn(40, 0).requires_grad_(), drawn(40, 1)
     theirs = complete_box_iou_loss(boxes, others, reduction="none")
-    ours = 1 - complete_overlap(boxes, others)
+    ours = 1 - complete_iou(boxes, others)
     torch.testing.assert_close(ours, theirs)
     (expected,) = torch.autograd.grad(theirs.sum(), boxes)
     (found,) = torch.autograd.grad(ours.sum(), boxes)
@@ -31,13 +31,13 @@ def test_complete_overlap_and_its_gradient_are_those_of_torchvision():
 
 def test_boxes_without_an_area_are_finite():
     flat = torch.tensor([[5.0, 5.0, 5.0, 5.0]]).requires_grad_()
-    assert areas(flat).tolist() == overlap(flat, flat).tolist() == [0]
-    complete_overlap(flat, torch.tensor([[5.0, 5.0, 5.0, 5.0]])).sum().backward()
+    assert areas(flat).tolist() == iou(flat, flat).tolist() == [0]
+    complete_iou(flat, torch.tensor([[5.0, 5.0, 5.0, 5.0]])).sum().backward()
     assert torch.isfinite(flat.grad).all()
     assert float(areas(torch.tensor([8.0, 8.0, 5.0, 5.0]))) == 0
 
 
 def test_covered_is_the_share_of_the_first():
     small, large = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 100.0, 100.0]])
-    assert float(covered(small, large)) == 0.5
-    assert float(covered(large, small)) < 0.01
+    assert float(share_inside(small, large)) == 0.5
+    assert float(share_inside(large, small)) < 0.01

@@ -104,7 +104,7 @@ def test_a_generation_is_a_function_of_what_came_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "values", "why"),
     [
-        ("model.widths", Choice(([8, 16], [16, 32])), "changes the network's weights"),
+        ("model.channels", Choice(([8, 16], [16, 32])), "changes the network's weights"),
         ("model.norm", Choice((True, False)), "changes the network's weights"),
         ("model.pools", Choice((1, 2)), "changes the network"),
         ("train.batch_size", Choice((64, 128)), "which samples are in a batch"),

@@ -41,14 +41,14 @@ def test_a_space_is_read_as_it_is_written(tmp_path: Path) -> None:
 optim.model.lr: {log_uniform: [1e-4, 1]}
 optim.model.weight_decay: {uniform: [0, 1e-3]}
 model.norm: [true, false]
-model.widths: [[8, 16], [16, 32]]
+model.channels: [[8, 16], [16, 32]]
 """
     space = search_space.space_of(recipes.start("cnn"), space_file(tmp_path, text))
     assert space == {
         "optim.model.lr": LogUniform(1e-4, 1.0),
         "optim.model.weight_decay": Uniform(0.0, 1e-3),
         "model.norm": Choice((True, False)),
-        "model.widths": Choice(([8, 16], [16, 32])),
+        "model.channels": Choice(([8, 16], [16, 32])),
     }
     plain = json.loads(json.dumps(search_space.to_plain(space)))
     assert {path: search_space.parse(path, given) for path, given in plain.items()} == space

@@ -103,7 +103,7 @@ def test_accumulation_is_the_same_training(
     [
         {},
         {"train.ema": 0.9},
-        {"variant": "base", "model.widths": [8, 16], "train.epochs": 2},
+        {"variant": "base", "model.channels": [8, 16], "train.epochs": 2},
         {"variant": "lenet-dropout", "augment.crop_padding": 1, "train.epochs": 2},
         {"optim.model.kind": "adamw", "train.clip_norm": 0.5, "train.epochs": 2},
     ],
