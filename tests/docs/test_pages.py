@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from once_per_run import copy_home, shared_folder
-from pages import Command, Shell, commands, write_photos
+from pages import Shell, commands, write_photos
 
 from jobs.shared import local_services
 from pipelines import recipe as recipes
@@ -88,8 +88,8 @@ def test_every_command_of_the_page_runs(page: Path, open_shell: Callable[[str], 
     if page.name in NOT_YET:
         pytest.skip("shows what is still being built")
     shell = open_shell(page.name)
-    for language, text in commands(page):
-        called = text
-        if text == "tessera up":
-            called += "".join(f" {option} {local_services.free_port()}" for option in PORTS)
-        shell(Command(language, called))
+    for command in commands(page):
+        if command.text == "tessera up":
+            ports = "".join(f" {option} {local_services.free_port()}" for option in PORTS)
+            command = command._replace(text=command.text + ports)
+        shell(command)

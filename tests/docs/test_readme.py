@@ -53,7 +53,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 @pytest.mark.slow
 def test_every_command_runs(shell: Shell) -> None:
     out: dict[str, str] = {}
-    for language, text in commands(PAGE):
+    for language, text, _ in commands(PAGE):
         if text in NOT_RUN:
             continue
         ports = [word for option in PORTS for word in (option, str(local_services.free_port()))]
@@ -83,7 +83,7 @@ def test_every_command_runs(shell: Shell) -> None:
 
 def test_what_is_not_run_is_shown() -> None:
     """A reason for a command that the README no longer has is no reason."""
-    assert set(NOT_RUN) <= {text for _, text in commands(PAGE)}
+    assert set(NOT_RUN) <= {command.text for command in commands(PAGE)}
 
 
 def test_every_verb_is_shown() -> None:

@@ -1,7 +1,8 @@
 """The commands that a page of the documentation shows, and a shell that runs them.
 
-A page is Markdown. Its blocks marked `sh` and `python` are run in their order; a block without a
-language is only read. Commands run in a folder that stands for a user's project.
+A page is Markdown. Its blocks marked `sh` and `python` are run in their order. A block with a title
+is written to the file of that name, and a block without a language is only read. Commands run in a
+folder that stands for a user's project.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SETTINGS = ("RAY_", "MLFLOW_", "TESSERA_")
 LIMIT_SECONDS = 600
 WITHOUT_TESSERA = """
@@ -29,22 +30,25 @@ assert not {"models", "pipelines", "jobs"} & set(sys.modules), "Tessera was load
 
 
 class Command(NamedTuple):
+    """A line of a shell block, or a whole Python block. `title` is the file it is written to."""
+
     language: str
     text: str
+    title: str = ""
 
 
 def commands(page: Path) -> list[Command]:
-    """A line of a shell block is a command, and a whole Python block is one."""
-    found = []
-    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+    """The commands of a page, in their order."""
+    listed = []
+    for language, title, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         lines = [text] if language == "python" else text.splitlines()
-        found += [Command(language, line) for line in lines if line.strip()]
-    return found
+        listed += [Command(language, line, title) for line in lines if line.strip()]
+    return listed
 
 
 def write_photos(folder: Path) -> None:
-    """600 images of digits in a folder for each class (`photos`), 8 new ones, and one broken file
-    (`new`)."""
+    """600 images of digits in a folder for each class (`photos`), 8 new ones and a broken file in
+    `new`, and two of the new ones as JPEG: `a.jpg`, `b.jpg`."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -54,6 +58,8 @@ def write_photos(folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         image.save(target / f"{number}.png")
     (folder / "new" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
+    for number, name in ((600, "a.jpg"), (601, "b.jpg")):
+        Image.open(folder / "new" / f"{number}.png").save(folder / name, quality=95)
 
 
 class Shell:
@@ -73,6 +79,9 @@ class Shell:
 
     def __call__(self, command: Command) -> str:
         """What the command printed. An AssertionError shows the output of a command that fails."""
+        if command.title:
+            (self.folder / command.title).write_text(command.text)
+            return ""
         if not self.fresh and self._is_ours(command):
             return self._in_this_process(command)
         return self._in_a_process(command)
