@@ -1,14 +1,29 @@
-"""Who is champion: one alias, moved by decisions of which no two can win.
+"""Which version is the champion: one alias, moved by decisions, of which no two can both count.
 
-In: a registry and whom a decision was made against. Out: the alias, moved, or a refusal. Must not
-know why a version is promoted.
+In: a registry, and the champion that a decision was made against. Out: the alias, moved, or
+`ConcurrentPromotionError`. Must not know why a version is promoted.
 
-A registry moves an alias for whoever asks, without looking what it was. So each decision is first
-appended to the model's record, whose order the registry itself fixes, with the number of the
-decision that it was based on. It counts only if that was still the last one that counted: of two
-that were based on the same, the first in the record wins and the other is told. Then the alias
-moves. Whoever finds a decision that counts and isn't done, because its maker died, finishes it.
-So after a death at any moment the champion is the old one or the new one.
+A registry sets an alias for any client, without checking its old value. So each decision is first
+appended to the model's record, with the number of the decision that it is based on (`base`). The
+registry numbers the entries, and this order is the only truth: an entry counts if its base is the
+last entry that counted before it. Then the alias moves, and the entry is marked done.
+
+Two clients promote at once; version 1 is champion by decision 1:
+
+    client A                        client B                        record                alias
+    reads: champion 1, base 1       reads: champion 1, base 1       1                     1
+    appends "2 replaces 1, base 1"                                  1, 2(A)               1
+                                    appends "3 replaces 1, base 1"  1, 2(A), 3(B)         1
+    reads: entry 2 counts                                           1, 2(A), 3(B)         1
+    is killed                                                       1, 2(A), 3(B)         1
+                                    reads: entry 3 has base 1, but  1, 2(A), 3(B)         1
+                                    2 was the last that counted:
+                                    it lost. Finishes entry 2:      1, 2(A) done, 3(B)    2
+                                    sets the alias, marks it done
+                                    raises ConcurrentPromotionError
+
+So an interruption at any step leaves the old champion or the new one, and the next client that
+reads the state finishes what was interrupted.
 """
 
 from __future__ import annotations
@@ -25,29 +40,30 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class ChampionState:
-    """Who is champion, and the number of the decision that made it so; 0 where none did."""
+    """The champion, and the number of the decision that made it champion; 0 if there is none."""
 
     champion: Version | None
     base: int
 
 
 class ConcurrentPromotionError(TesseraError):
-    """Another decision came first."""
+    """Another decision was recorded first."""
 
 
 def effective(decisions: Sequence[Decision]) -> list[Decision]:
-    """Those that count, in their order."""
+    """The decisions that count, in their order."""
     chain: list[Decision] = []
     for decision in sorted(decisions, key=lambda one: one.number):
         base = chain[-1].number if chain else 0
-        # The same decision twice, because an answer got lost, is based on what came before it.
+        # A client that lost the response appends its decision twice. The second entry has the
+        # base of the first one, which no longer is the last that counted.
         if decision.base == base:
             chain.append(decision)
     return chain
 
 
 def read_state(registry: Registry, name: str) -> ChampionState:
-    """Who is champion now. Finishes a decision that counts and isn't done."""
+    """Returns the current champion. First finishes a decision that counts and isn't done."""
     chain = effective(registry.decisions(name))
     if chain and not chain[-1].done:
         _finish(registry, name, chain[-1])
@@ -55,33 +71,34 @@ def read_state(registry: Registry, name: str) -> ChampionState:
 
 
 def current_champion(registry: Registry, name: str) -> Version | None:
-    """Whose alias it is, as the registry has it."""
+    """The version that has the alias in the registry."""
     for version in registry.versions(name):
         if CHAMPION in version.aliases:
             return version
     return None
 
 
-def move(registry: Registry, name: str, seat: ChampionState, to: Version, *, kind: str) -> None:
-    """Makes `to` champion, if the champion is still that of `seat`; else raises OvertakenError.
-    `kind` is "promotion" or "rollback"."""
-    before = seat.champion.number if seat.champion else None
-    held = current_champion(registry, name)
-    if (held.number if held else None) != before:
-        raise _overtaken(name, held)
+def move(registry: Registry, name: str, state: ChampionState, to: Version, *, kind: str) -> None:
+    """Makes `to` the champion. `kind` is "promotion" or "rollback".
+
+    Raises ConcurrentPromotionError if the champion is no longer that of `state`.
+    """
+    before = state.champion.number if state.champion else None
+    champion = current_champion(registry, name)
+    if (champion.number if champion else None) != before:
+        raise _concurrent(name, champion)
     token = secrets.token_hex(8)
-    decided = Decision(0, seat.base, to.number, before, kind, token)
-    registry.decide(name, decided)
+    registry.decide(name, Decision(0, state.base, to.number, before, kind, token))
     chain = effective(registry.decisions(name))
     own = next((one for one in chain if one.token == token), None)
     if own is None:
         _finish(registry, name, chain[-1])
-        raise _overtaken(name, current_champion(registry, name))
+        raise _concurrent(name, current_champion(registry, name))
     _finish(registry, name, own)
 
 
 def predecessor(registry: Registry, name: str, champion: int) -> int | None:
-    """Whom the newest promotion of `champion` replaced; None where it was the first."""
+    """The version that the newest promotion of `champion` replaced; None if it was the first."""
     for decision in reversed(effective(registry.decisions(name))):
         if decision.target == champion and decision.kind == "promotion":
             return decision.before
@@ -93,7 +110,7 @@ def _finish(registry: Registry, name: str, decision: Decision) -> None:
     if decision.target in known and not _is_done(registry, name, decision):
         registry.alias(name, CHAMPION, decision.target)
     registry.done(name, decision)
-    # Somebody may have decided on this one in the meantime, and moved the alias before us.
+    # If another client has decided since then and moved the alias first, ours has just undone that.
     last = effective(registry.decisions(name))[-1]
     if last.number != decision.number and last.target in known:
         registry.alias(name, CHAMPION, last.target)
@@ -103,9 +120,9 @@ def _is_done(registry: Registry, name: str, decision: Decision) -> bool:
     return any(d.number == decision.number and d.done for d in registry.decisions(name))
 
 
-def _overtaken(name: str, held: Version | None) -> ConcurrentPromotionError:
-    now = f"version {held.number}" if held else "none"
+def _concurrent(name: str, champion: Version | None) -> ConcurrentPromotionError:
+    now = f"version {champion.number}" if champion else "none"
     return ConcurrentPromotionError(
-        f"the champion of {name!r} changed meanwhile: it is {now}",
-        hint="promote again: it will be compared with that one",
+        f"the champion of {name!r} changed during the evaluation: it is {now}",
+        hint="promote again: the candidate will be compared with the new champion",
     )

@@ -55,7 +55,7 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
     newest, first = json.loads(call("registry", "digits", "--json").out)
     assert (first["version"], first["aliases"]) == (1, "champion")
     assert first["verdict"].startswith("promoted: accuracy")
-    assert newest["verdict"].startswith("refused: lead in accuracy")
+    assert newest["verdict"].startswith("refused: gain in accuracy")
     registry = services.open_registry(Context.from_environment())
     for row in (newest, first):
         version = registry.version("digits", row["version"])
@@ -109,7 +109,7 @@ def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
 def test_the_search_is_a_link_of_the_chain(home: Path, call: Call) -> None:
     found = json.loads(call("lineage", "digits/2", "--json").out)
     assert (found["search"], found["trial"]) == ("a-search", "7")
-    assert found["verdict"].startswith("refused: lead in accuracy")
+    assert found["verdict"].startswith("refused: gain in accuracy")
 
 
 def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_path: Path) -> None:

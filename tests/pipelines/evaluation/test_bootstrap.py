@@ -153,7 +153,7 @@ def detected(count: int, *, masks: bool = False) -> list[Record]:
 def test_a_selection_has_the_figures_of_its_records(task: str, records: list[Record]) -> None:
     """Made quicker than from the records, and the same to the last digit."""
     asked = models.get(task).task
-    select = asked.selector(records, DATA)
+    select = asked.bootstrap_metrics(records, DATA)
     for places in ([0, 1, 2], list(range(len(records))), [5, 5, 5, 7, 1, 5]):
         own = asked.metrics([records[place] for place in places], DATA)
         found = select(places)
@@ -163,7 +163,7 @@ def test_a_selection_has_the_figures_of_its_records(task: str, records: list[Rec
 
 def test_classes_have_their_recall_and_precision() -> None:
     records = classified(60)
-    found = models.get("cnn").task.selector(records, DATA)(range(60))
+    found = models.get("cnn").task.bootstrap_metrics(records, DATA)(range(60))
     of_b = [record for record in records if record["label"] == 1]
     said_b = [record for record in records if record["predicted"] == 1]
     hits = sum(record["predicted"] == 1 for record in of_b)

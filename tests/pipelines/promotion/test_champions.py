@@ -1,4 +1,4 @@
-"""Who is champion: of two decisions one wins, and a death at any step leaves a champion."""
+"""The champion: of two decisions one wins, and a crash at any step leaves a champion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 @pytest.fixture(params=["memory", "sqlite", "http"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[], Registry], str]:
-    """How to open a registry, again and again, and the run that its models come from."""
+    """A function that opens the registry, and the run that its models come from."""
     if request.param == "memory":
         one = MemoryRegistry(tmp_path / "memory")
         return lambda: one, "run"
@@ -45,11 +45,11 @@ def versions(registry: Registry, run_id: str, folder: Path, name: str, count: in
 
 
 def number(registry: Registry, name: str) -> int | None:
-    held = champions.current_champion(registry, name)
-    return held.number if held else None
+    champion = champions.current_champion(registry, name)
+    return champion.number if champion else None
 
 
-def test_one_after_the_other_and_back(
+def test_promotions_and_a_rollback(
     opened: tuple[Callable[[], Registry], str], tmp_path: Path
 ) -> None:
     registry = opened[0]()
@@ -63,112 +63,112 @@ def test_one_after_the_other_and_back(
     assert champions.predecessor(registry, "m1", 3) == 2
     champions.move(registry, "m1", champions.read_state(registry, "m1"), second, kind="rollback")
     assert number(registry, "m1") == 2
-    assert champions.predecessor(registry, "m1", 2) == 1, "a rollback is no promotion"
+    assert champions.predecessor(registry, "m1", 2) == 1, "a rollback doesn't count as a promotion"
     assert champions.predecessor(registry, "m1", 1) is None
     assert [d.kind for d in registry.decisions("m1")] == ["promotion"] * 3 + ["rollback"]
     assert all(decision.done for decision in registry.decisions("m1"))
-    assert registry.names() == ["m1"], "the record is no model"
+    assert registry.names() == ["m1"], "the record must not be listed as a model"
 
 
-def test_what_was_compared_with_another_champion_is_told(
+def test_a_promotion_against_a_former_champion_fails(
     opened: tuple[Callable[[], Registry], str], tmp_path: Path
 ) -> None:
     registry = opened[0]()
     first, second = versions(registry, opened[1], tmp_path / "f", "m2", 2)
-    seat = champions.read_state(registry, "m2")
-    champions.move(registry, "m2", seat, first, kind="promotion")
+    state = champions.read_state(registry, "m2")
+    champions.move(registry, "m2", state, first, kind="promotion")
     with pytest.raises(ConcurrentPromotionError, match="it is version 1"):
-        champions.move(registry, "m2", seat, second, kind="promotion")
+        champions.move(registry, "m2", state, second, kind="promotion")
     assert number(registry, "m2") == 1
 
 
-def test_an_alias_that_was_moved_by_hand_is_seen(
+def test_an_alias_moved_by_hand_is_respected(
     opened: tuple[Callable[[], Registry], str], tmp_path: Path
 ) -> None:
     registry = opened[0]()
     first, second, third = versions(registry, opened[1], tmp_path / "f", "m3", 3)
     champions.move(registry, "m3", champions.read_state(registry, "m3"), first, kind="promotion")
-    seat = champions.read_state(registry, "m3")
+    state = champions.read_state(registry, "m3")
     registry.alias("m3", "champion", 3)
     with pytest.raises(ConcurrentPromotionError, match="it is version 3"):
-        champions.move(registry, "m3", seat, second, kind="promotion")
-    seat = champions.read_state(registry, "m3")
-    assert seat.champion is not None
-    assert seat.champion.number == third.number, "whoever moved it meant it"
-    champions.move(registry, "m3", seat, second, kind="promotion")
+        champions.move(registry, "m3", state, second, kind="promotion")
+    state = champions.read_state(registry, "m3")
+    assert state.champion is not None
+    assert state.champion.number == third.number, "the alias moved by hand counts"
+    champions.move(registry, "m3", state, second, kind="promotion")
     assert number(registry, "m3") == 2
 
 
-class Death(BaseException):
+class Crash(BaseException):
     pass
 
 
-@pytest.mark.parametrize("dies_at", range(4))
-def test_a_death_between_two_steps_leaves_a_champion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+@pytest.mark.parametrize("crash_at", range(4))
+def test_a_crash_between_two_steps_leaves_a_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
-    """Before the first write, and after each one."""
+    """Crashes before the first write, and after each one."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, second = versions(registry, "run", tmp_path / "f", "m", 2)
     champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
-    seat, written = champions.read_state(registry, "m"), 0
+    state, written = champions.read_state(registry, "m"), 0
 
-    def dying(name: str) -> None:
+    def crashing(name: str) -> None:
         real = getattr(registry, name)
 
         def call(*given: Any) -> Any:
             nonlocal written
-            if written == dies_at:
-                raise Death
+            if written == crash_at:
+                raise Crash
             written += 1
             return real(*given)
 
         monkeypatch.setattr(registry, name, call)
 
     for name in ("decide", "alias", "done"):
-        dying(name)
+        crashing(name)
     try:
-        champions.move(registry, "m", seat, second, kind="promotion")
-        assert dies_at == 3
-    except Death:
-        assert dies_at < 3
+        champions.move(registry, "m", state, second, kind="promotion")
+        assert crash_at == 3
+    except Crash:
+        assert crash_at < 3
     monkeypatch.undo()
-    assert number(registry, "m") == (1 if dies_at < 2 else 2)
-    seat = champions.read_state(registry, "m")  # whoever comes next finishes it
-    assert seat.champion is not None
-    assert seat.champion.number == (1 if dies_at == 0 else 2)
+    assert number(registry, "m") == (1 if crash_at < 2 else 2)
+    state = champions.read_state(registry, "m")  # the next reader finishes it
+    assert state.champion is not None
+    assert state.champion.number == (1 if crash_at == 0 else 2)
     assert all(decision.done for decision in registry.decisions("m"))
-    if dies_at == 0:
-        champions.move(registry, "m", seat, second, kind="promotion")
+    if crash_at == 0:
+        champions.move(registry, "m", state, second, kind="promotion")
     assert number(registry, "m") == 2
 
 
 @pytest.mark.control(49)
-def test_a_death_without_the_record_is_finished_by_nobody(tmp_path: Path) -> None:
-    """The verdict is written, the alias isn't moved yet: nothing says that it was to be."""
+def test_without_the_record_a_crash_is_never_finished(tmp_path: Path) -> None:
+    """The verdict is written, the alias isn't moved yet, and nothing says that it should be."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, second = versions(registry, "run", tmp_path / "f", "m", 2)
     registry.alias("m", "champion", first.number)
     registry.tag(second, {"tessera.verdict": "promoted"})
-    seat = champions.read_state(registry, "m")
-    assert seat.champion is not None
-    assert seat.champion.number == first.number
+    state = champions.read_state(registry, "m")
+    assert state.champion is not None
+    assert state.champion.number == first.number
 
 
-def test_a_decision_whose_version_was_deleted_stops_nobody(tmp_path: Path) -> None:
+def test_a_decision_for_a_deleted_version_blocks_nothing(tmp_path: Path) -> None:
     registry = MemoryRegistry(tmp_path / "memory")
     first, second, third = versions(registry, "run", tmp_path / "f", "m", 3)
     champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
     registry.decide("m", Decision(0, 1, 2, 1, "promotion", "token"))
     registry.delete(second)
-    seat = champions.read_state(registry, "m")
-    assert seat == champions.ChampionState(registry.version("m", 1), 2)
-    champions.move(registry, "m", seat, third, kind="promotion")
+    state = champions.read_state(registry, "m")
+    assert state == champions.ChampionState(registry.version("m", 1), 2)
+    champions.move(registry, "m", state, third, kind="promotion")
     assert number(registry, "m") == 3
 
 
-def test_who_comes_late_doesnt_undo_what_was_decided_since(tmp_path: Path) -> None:
-    """Its maker sleeps after its decision, others finish it and decide on: then it wakes."""
+def test_a_late_client_doesnt_undo_newer_decisions(tmp_path: Path) -> None:
+    """A client stalls after its decision. Others finish it and decide again, then it resumes."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, _, third = versions(registry, "run", tmp_path / "f", "m", 3)
     champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
@@ -180,56 +180,58 @@ def test_who_comes_late_doesnt_undo_what_was_decided_since(tmp_path: Path) -> No
 
 
 def race(registries: list[Registry], name: str, rivals: list[Version], round_: int) -> None:
-    """Two promotions at once: one wins, the other is told, nothing else happens."""
-    seat = champions.read_state(registries[0], name)
-    gate, told = threading.Barrier(2), []
+    """Two promotions at once: one wins, the other raises, nothing else happens."""
+    state = champions.read_state(registries[0], name)
+    gate, outcomes = threading.Barrier(2), []
 
     def run(registry: Registry, version: Version) -> None:
         gate.wait()
         try:
-            champions.move(registry, name, seat, version, kind="promotion")
-            told.append((version.number, None))
+            champions.move(registry, name, state, version, kind="promotion")
+            outcomes.append((version.number, None))
         except BaseException as error:
-            told.append((version.number, error))
+            outcomes.append((version.number, error))
 
     threads = [threading.Thread(target=run, args=both) for both in zip(registries, rivals)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    winners = [number for number, error in told if error is None]
-    others = [error for _, error in told if error is not None]
-    assert len(winners) == 1, f"round {round_}: {told}"
+    winners = [number for number, error in outcomes if error is None]
+    others = [error for _, error in outcomes if error is not None]
+    assert len(winners) == 1, f"round {round_}: {outcomes}"
     assert all(isinstance(error, ConcurrentPromotionError) for error in others), (
-        f"round {round_}: {told}"
+        f"round {round_}: {outcomes}"
     )
     assert number(registries[0], name) == winners[0], f"round {round_}"
 
 
-def test_two_at_once(opened: tuple[Callable[[], Registry], str], tmp_path: Path) -> None:
+def test_of_two_concurrent_promotions_one_wins(
+    opened: tuple[Callable[[], Registry], str], tmp_path: Path
+) -> None:
     open_one, run_id = opened
     rivals = versions(open_one(), run_id, tmp_path / "f", "raced", 2)
-    for round_ in range(3):  # the first alias ever is one of them
+    for round_ in range(3):  # the first round sets the first alias
         race([open_one(), open_one()], "raced", rivals, round_)
 
 
 @pytest.mark.control(47)
-def test_two_at_once_without_the_record_both_win(tmp_path: Path) -> None:
-    """The control: what a registry's alias alone makes of it."""
+def test_without_the_record_both_of_two_promotions_win(tmp_path: Path) -> None:
+    """The control: what happens with the alias alone."""
     registry = MemoryRegistry(tmp_path / "memory")
     versions(registry, "run", tmp_path / "f", "m", 3)
     registry.alias("m", "champion", 1)
-    told = []
+    outcomes = []
     for candidate in (2, 3):  # both were compared with version 1
         registry.alias("m", "champion", candidate)
-        told.append(candidate)
-    assert told == [2, 3]
+        outcomes.append(candidate)
+    assert outcomes == [2, 3]
     assert number(registry, "m") == 3
 
 
 @pytest.mark.slow
 @pytest.mark.fault(47)
-def test_two_promotions_at_once_a_hundred_times(
+def test_a_hundred_races_of_two_promotions(
     mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = mlflow_runs.open_run(
@@ -245,10 +247,10 @@ def test_two_promotions_at_once_a_hundred_times(
 
 
 @pytest.mark.slow
-def test_a_wire_that_breaks_all_the_time_is_waited_for(
+def test_promotions_succeed_over_a_connection_that_keeps_breaking(
     mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Each second connection is refused or gets an error, and those that are open are cut."""
+    """Every second connection is refused or gets an error, and open ones are cut."""
     run = mlflow_runs.open_run(
         mlflow_server.uri, experiment="e", name=request.node.name, tags={}, artifact_root=None
     )
@@ -267,13 +269,13 @@ def test_a_wire_that_breaks_all_the_time_is_waited_for(
         cutter.start()
         try:
             for version in rivals * 2:
-                seat = champions.read_state(registry, "wired")
-                champions.move(registry, "wired", seat, version, kind="promotion")
+                state = champions.read_state(registry, "wired")
+                champions.move(registry, "wired", state, version, kind="promotion")
                 assert number(sound, "wired") == version.number
         finally:
             ended.set()
             cutter.join()
-        assert len(wire.faults) < 1995, "the wire didn't break"
+        assert len(wire.faults) < 1995, "the connection didn't break"
     assert len(champions.effective(sound.decisions("wired"))) == 4
 
 
@@ -287,4 +289,4 @@ def test_a_deleted_version_is_gone(
     with pytest.raises(TesseraError, match="no version"):
         registry.version("m4", 1)
     (third,) = versions(registry, opened[1], tmp_path / "f", "m4", 1)
-    assert third.number == 3, "a number isn't given twice"
+    assert third.number == 3, "a number must not be used twice"

@@ -1,4 +1,4 @@
-"""The gate: a pure verdict, every refusal with its reason, and a way back."""
+"""The gate: a pure verdict, every refusal with its reason, and rollback."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from pipelines.training import checkpoints
 CLEAN = NearDuplicates(0, 100)
 
 
-def standing(number: int, accuracy: float = 0.9) -> CandidateInfo:
+def info(number: int, accuracy: float = 0.9) -> CandidateInfo:
     digest = f"digest-{number}"
     evaluation = Evaluation(digest, "data", "test", 100, {"accuracy": accuracy})
     return CandidateInfo(number, digest, "", "", evaluation, "classification", ("a", "b"))
 
 
-def change(given: CandidateInfo, **fields: Any) -> CandidateInfo:
-    assert given.evaluation is not None
-    return replace(given, evaluation=replace(given.evaluation, **fields))
+def with_evaluation(candidate: CandidateInfo, **fields: Any) -> CandidateInfo:
+    assert candidate.evaluation is not None
+    return replace(candidate, evaluation=replace(candidate.evaluation, **fields))
 
 
-def found(accuracy: float = 0.9, **more: Any) -> EvaluationResult:
+def result(accuracy: float = 0.9, **more: Any) -> EvaluationResult:
     metrics = {"accuracy": accuracy, **more.pop("metrics", {})}
     return EvaluationResult(
         model="m",
@@ -69,13 +69,13 @@ def compared(
 
 def decide(
     candidate: EvaluationResult,
-    held: EvaluationResult | None = None,
+    champion: EvaluationResult | None = None,
     lead: Comparison | None = None,
-    leak: NearDuplicates | None = CLEAN,
+    near_duplicates: NearDuplicates | None = CLEAN,
     **rules: Any,
 ) -> Verdict:
-    champion = 1 if held else None
-    return gate.decide(2, champion, candidate, held, lead, leak, policy.build(rules))
+    number = 1 if champion else None
+    return gate.decide(2, number, candidate, champion, lead, near_duplicates, policy.build(rules))
 
 
 def failed(verdict: Verdict) -> list[str]:
@@ -83,8 +83,8 @@ def failed(verdict: Verdict) -> list[str]:
     return [rule.name for rule in verdict.rules if not rule.passed]
 
 
-def test_the_first_sound_version_passes() -> None:
-    verdict = decide(found(0.1))
+def test_the_first_valid_version_passes() -> None:
+    verdict = decide(result(0.1))
     assert verdict.passed
     assert "no champion yet" in verdict.reasons[0]
 
@@ -94,24 +94,24 @@ def test_the_first_sound_version_passes() -> None:
     [
         (0.005, 0.02, 0.0, True),
         (0.0, 0.02, 0.0, False),
-        (-0.001, 0.2, 0.0, False),  # on average much better, but not surely
+        (-0.001, 0.2, 0.0, False),  # much better on average, but not significantly
         (0.005, 0.02, 0.01, False),
-        (-0.005, 0.02, -0.01, True),  # not surely better, but surely not much worse
+        (-0.005, 0.02, -0.01, True),  # not significantly better, but significantly not much worse
     ],
 )
-def test_better_than_the_champion_by_the_margin_and_surely(
+def test_the_gain_must_be_significantly_above_the_margin(
     low: float, high: float, margin: float, passed: bool
 ) -> None:
-    verdict = decide(found(0.91), found(0.9), compared(low, high), margin=margin)
+    verdict = decide(result(0.91), result(0.9), compared(low, high), margin=margin)
     assert verdict.passed is passed
-    assert failed(verdict) == ([] if passed else ["lead in accuracy"])
+    assert failed(verdict) == ([] if passed else ["gain in accuracy"])
     assert "0.9000" in verdict.reasons[0]
 
 
-def test_where_less_is_better() -> None:
+def test_a_metric_that_is_better_when_lower() -> None:
     metrics = {"direction": "min"}
-    assert decide(found(0.1, **metrics), found(0.2, **metrics), compared(-0.15, -0.05)).passed
-    assert not decide(found(0.2, **metrics), found(0.1, **metrics), compared(0.05, 0.15)).passed
+    assert decide(result(0.1, **metrics), result(0.2, **metrics), compared(-0.15, -0.05)).passed
+    assert not decide(result(0.2, **metrics), result(0.1, **metrics), compared(0.05, 0.15)).passed
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_where_less_is_better() -> None:
 def test_a_classifier_must_pass_mcnemars_test_too(
     only_first: int, only_second: int, p_value: float, passed: bool
 ) -> None:
-    """Three lucky images may be all that a small test split has: their bootstrap can look sure."""
+    """With few test images three lucky ones can make the bootstrap interval look significant."""
     test = McNemar(only_first, only_second, p_value)
-    verdict = decide(found(0.93), found(0.9), compared(0.01, 0.06, test))
+    verdict = decide(result(0.93), result(0.9), compared(0.01, 0.06, test))
     assert failed(verdict) == ([] if passed else ["McNemar's test"])
 
 
@@ -137,9 +137,9 @@ def test_a_classifier_must_pass_mcnemars_test_too(
         ({"ceilings": {"pgd_2": 0.0}}, "ceiling of pgd_2"),
     ],
 )
-def test_floors_and_ceilings_are_for_any_figure(rules: dict[str, Any], name: str) -> None:
+def test_floors_and_ceilings_apply_to_any_value(rules: dict[str, Any], name: str) -> None:
     robust = Robustness(10, 0.9, {"fog": (0.8, 0.7, 0.6)}, {"pgd_2": 0.1})
-    candidate = found(0.9, robustness=robust, costs={"latency_p95_ms": 5.0})
+    candidate = result(0.9, robustness=robust, costs={"latency_p95_ms": 5.0})
     assert failed(decide(candidate, **rules)) == [name]
     assert failed(decide(candidate, floors={"accuracy": 0.9, "robustness": 0.7})) == []
 
@@ -152,31 +152,33 @@ def test_the_largest_losses() -> None:
         {"latency_p95_ms": 1.3, "size_bytes": 1000.0},
         {"latency_p95_ms": 1.0, "size_bytes": 900.0},
     )
-    candidate = found(0.95, metrics=own, robustness=robust[0], costs=costs[0])
-    champion = found(0.9, metrics=its, robustness=robust[1], costs=costs[1])
-    sure = {name: Difference(own[name] - its[name], *2 * [own[name] - its[name]]) for name in own}
-    lead = compared(0.02, 0.08, classes=sure)
-    strict = {"classes": 0.05, "robustness": 0.05, "latency": 0.25, "size": 0.1}
-    verdict = decide(candidate, champion, lead, largest_losses=strict)
-    lost = "largest sure loss of recall in a class"
+    candidate = result(0.95, metrics=own, robustness=robust[0], costs=costs[0])
+    champion = result(0.9, metrics=its, robustness=robust[1], costs=costs[1])
+    significant = {
+        name: Difference(own[name] - its[name], *2 * [own[name] - its[name]]) for name in own
+    }
+    lead = compared(0.02, 0.08, classes=significant)
+    low_limits = {"classes": 0.05, "robustness": 0.05, "latency": 0.25, "size": 0.1}
+    verdict = decide(candidate, champion, lead, largest_losses=low_limits)
+    lost = "largest significant loss of recall in a class"
     assert failed(verdict) == [lost, "robustness", "latency", "size"]
     assert next(rule for rule in verdict.rules if rule.name == lost).candidate == "0.1000 in 'cat'"
-    mild = {"classes": 0.11, "robustness": 0.11, "latency": 0.35, "size": 0.12}
-    assert decide(candidate, champion, lead, largest_losses=mild).passed
+    high_limits = {"classes": 0.11, "robustness": 0.11, "latency": 0.35, "size": 0.12}
+    assert decide(candidate, champion, lead, largest_losses=high_limits).passed
     assert decide(candidate, champion, lead, largest_losses={}).passed
-    by_chance = {**sure, "recall/cat": Difference(-0.1, -0.3, 0.1)}
+    by_chance = {**significant, "recall/cat": Difference(-0.1, -0.3, 0.1)}
     maybe = compared(0.02, 0.08, classes=by_chance)
     assert decide(candidate, champion, maybe, largest_losses={"classes": 0.05}).passed
 
 
-def test_a_class_that_the_candidate_never_answers_is_lost_whole() -> None:
-    candidate, champion = found(0.95), found(0.9, metrics={"precision/cat": 0.2})
+def test_a_class_that_the_candidate_never_predicts_is_a_total_loss() -> None:
+    candidate, champion = result(0.95), result(0.9, metrics={"precision/cat": 0.2})
     verdict = decide(candidate, champion, compared(0.01, 0.1), largest_losses={"classes": 0.9})
-    assert failed(verdict) == ["largest sure loss of precision in a class"]
+    assert failed(verdict) == ["largest significant loss of precision in a class"]
 
 
 @pytest.mark.parametrize(
-    ("leak", "limit", "passed"),
+    ("near_duplicates", "limit", "passed"),
     [
         (NearDuplicates(1, 100), 0.01, True),
         (NearDuplicates(2, 100), 0.01, False),
@@ -184,18 +186,20 @@ def test_a_class_that_the_candidate_never_answers_is_lost_whole() -> None:
         (NearDuplicates(0, 100, "its training data is gone"), 0.01, False),
     ],
 )
-def test_leakage(leak: NearDuplicates, limit: float | None, passed: bool) -> None:
-    verdict = decide(found(), leak=leak, leakage=limit)
+def test_leakage(near_duplicates: NearDuplicates, limit: float | None, passed: bool) -> None:
+    verdict = decide(result(), near_duplicates=near_duplicates, leakage=limit)
     assert failed(verdict) == ([] if passed else ["leakage"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_figures_that_are_not_finite_are_refused(value: float) -> None:
-    assert failed(decide(found(0.9, metrics={"loss": value}))) == ["finite figures"]
+def test_metrics_that_are_not_finite_are_refused(value: float) -> None:
+    assert failed(decide(result(0.9, metrics={"loss": value}))) == ["finite metrics"]
 
 
-def test_every_rule_that_fails_is_told() -> None:
-    verdict = decide(found(0.5), leak=NearDuplicates(9, 10), floors={"accuracy": 0.9, "f1": 0.9})
+def test_every_rule_that_fails_is_listed() -> None:
+    verdict = decide(
+        result(0.5), near_duplicates=NearDuplicates(9, 10), floors={"accuracy": 0.9, "f1": 0.9}
+    )
     assert failed(verdict) == ["floor of accuracy", "floor of f1", "leakage"]
     assert len(verdict.reasons) == 3
 
@@ -203,41 +207,44 @@ def test_every_rule_that_fails_is_told() -> None:
 @pytest.mark.parametrize(
     ("candidate", "reason"),
     [
-        (replace(standing(2, 0.99), evaluation=None), "was not evaluated"),
-        (change(standing(2, 0.99), data_digest="other"), "other data"),
-        (change(standing(2, 0.99), split="val"), "evaluated on 'val'"),
-        (change(standing(2, 0.99), model_digest="x"), "of other files"),
-        (change(standing(2), metrics={"accuracy": math.nan}), "not finite"),
-        (change(standing(2), metrics={"accuracy": 0.99, "loss": math.inf}), "not finite: loss"),
-        (change(standing(2, 0.99), samples=0), "on no image"),
-        (replace(standing(2, 0.99), damage="file weights is missing"), "file weights is missing"),
-        (replace(standing(2, 0.99), missing="its run was deleted"), "its run was deleted"),
-        (replace(standing(2, 0.99), classes=("b", "a")), "its classes"),
-        (replace(standing(2, 0.99), task="detection"), "it does detection"),
-        (replace(standing(2, 0.99), judge_digest="x"), "another classifier judged it"),
-        (standing(1, 0.99), "champion already"),
+        (replace(info(2, 0.99), evaluation=None), "was not evaluated"),
+        (with_evaluation(info(2, 0.99), data_digest="other"), "other data"),
+        (with_evaluation(info(2, 0.99), split="val"), "evaluated on 'val'"),
+        (with_evaluation(info(2, 0.99), model_digest="x"), "with other files"),
+        (with_evaluation(info(2), metrics={"accuracy": math.nan}), "not finite"),
+        (
+            with_evaluation(info(2), metrics={"accuracy": 0.99, "loss": math.inf}),
+            "not finite: loss",
+        ),
+        (with_evaluation(info(2, 0.99), samples=0), "on 0 images"),
+        (replace(info(2, 0.99), damage="file weights is missing"), "file weights is missing"),
+        (replace(info(2, 0.99), missing="its run was deleted"), "its run was deleted"),
+        (replace(info(2, 0.99), classes=("b", "a")), "its classes"),
+        (replace(info(2, 0.99), task="detection"), "its task is detection"),
+        (replace(info(2, 0.99), judge_digest="x"), "its judge differs"),
+        (info(1, 0.99), "champion already"),
     ],
 )
 @pytest.mark.fault(48)
 @pytest.mark.control(48)
-def test_refused_with_its_reason(candidate: CandidateInfo, reason: str) -> None:
-    refused = gate.refusals(candidate, standing(1), "data")
-    assert any(reason in line for line in refused), refused
-    assert gate.refusals(standing(2), standing(1), "data") == [], "the control"
+def test_each_refusal_has_its_reason(candidate: CandidateInfo, reason: str) -> None:
+    reasons = gate.refusals(candidate, info(1), "data")
+    assert any(reason in line for line in reasons), reasons
+    assert gate.refusals(info(2), info(1), "data") == [], "the control"
 
 
-def test_a_damaged_champion_is_no_reason_to_let_anything_pass() -> None:
-    champion = replace(standing(1), damage="file weights is missing")
-    (refused,) = gate.refusals(standing(2), champion, "data")
-    assert "rollback" in refused
+def test_nothing_passes_against_a_damaged_champion() -> None:
+    champion = replace(info(1), damage="file weights is missing")
+    (reason,) = gate.refusals(info(2), champion, "data")
+    assert "rollback" in reason
 
 
 def test_every_reason_is_given() -> None:
-    wrong = change(standing(2), split="val", samples=0)
-    assert len(gate.refusals(wrong, standing(1), "data")) >= 2
+    wrong = with_evaluation(info(2), split="val", samples=0)
+    assert len(gate.refusals(wrong, info(1), "data")) >= 2
 
 
-def test_an_evaluation_from_before_there_were_judges_is_read() -> None:
+def test_an_evaluation_without_judge_and_data_is_read() -> None:
     written = json.loads(Evaluation("m", "d", "test", 1, {"accuracy": 0.5}).to_json())
     del written["judge_digest"], written["data"]
     version = Version("m", 1, "run", {gate.EVALUATION_TAG: json.dumps(written)})
@@ -259,12 +266,12 @@ def register(registry: MemoryRegistry, tmp_path: Path) -> Version:
     return registry.register("m", folder, run_id="r", tags=tags)
 
 
-def yes(version: Version) -> Verdict:
+def passed(version: Version) -> Verdict:
     return Verdict(True, ("better",), version.number, None)
 
 
 def promote(registry: MemoryRegistry, version: Version) -> None:
-    gate.apply(registry, version, champions.read_state(registry, "m"), yes(version), "run")
+    gate.apply(registry, version, champions.read_state(registry, "m"), passed(version), "run")
 
 
 def champion(registry: MemoryRegistry) -> int | None:
@@ -295,7 +302,7 @@ def test_a_damaged_version_is_not_rolled_back_to(registry: MemoryRegistry, tmp_p
     for _ in range(2):
         promote(registry, register(registry, tmp_path))
     (tmp_path / "registry" / "m" / "1" / "weights.safetensors").write_text("other")
-    with pytest.raises(TesseraError, match="can't serve again"):
+    with pytest.raises(TesseraError, match="can't become champion again"):
         gate.roll_back(registry, "m")
     assert champion(registry) == 2
 
@@ -305,7 +312,7 @@ def test_a_damaged_version_is_not_rolled_back_to(registry: MemoryRegistry, tmp_p
 def test_the_champion_is_not_deleted(registry: MemoryRegistry, tmp_path: Path) -> None:
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)
-    with pytest.raises(TesseraError, match="is the champion and is not deleted"):
+    with pytest.raises(TesseraError, match="is the champion and can't be deleted"):
         gate.delete(registry, "m", first.number)
     gate.delete(registry, "m", second.number)
     assert [version.number for version in registry.versions("m")] == [1]
@@ -313,14 +320,14 @@ def test_the_champion_is_not_deleted(registry: MemoryRegistry, tmp_path: Path) -
     assert champion(registry) is None
 
 
-def test_no_leaves_the_champion(registry: MemoryRegistry, tmp_path: Path) -> None:
+def test_a_failed_verdict_keeps_the_champion(registry: MemoryRegistry, tmp_path: Path) -> None:
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)
-    no = Verdict(False, ("worse",), second.number, 1)
-    gate.apply(registry, second, champions.read_state(registry, "m"), no, "run")
+    failed_verdict = Verdict(False, ("worse",), second.number, 1)
+    gate.apply(registry, second, champions.read_state(registry, "m"), failed_verdict, "run")
     assert champion(registry) == 1
-    said = json.loads(registry.version("m", 2).tags[tag_names.VERDICT])
-    assert (said["passed"], said["reasons"]) == (False, ["worse"])
+    stored = json.loads(registry.version("m", 2).tags[tag_names.VERDICT])
+    assert (stored["passed"], stored["reasons"]) == (False, ["worse"])
 
 
 class Crash(Exception):
@@ -329,13 +336,13 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("crash_at", range(6))
 @pytest.mark.fault(49)
-def test_a_crash_between_steps_leaves_a_champion(
+def test_a_crash_at_any_step_leaves_a_champion(
     registry: MemoryRegistry,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     crash_at: int,
 ) -> None:
-    """The writes are: tags of the version, the decision, the alias, that it is done."""
+    """The writes: the version's tags, the decision, the alias, the mark that it is done."""
     first, second = (register(registry, tmp_path) for _ in range(2))
     promote(registry, first)
     calls = 0
@@ -362,20 +369,22 @@ def test_a_crash_between_steps_leaves_a_champion(
         assert champion(registry) == (1 if crash_at <= 2 else 2)
     assert crashed is (crash_at < 4)
     monkeypatch.undo()
-    seat = champions.read_state(registry, "m")
-    if seat.champion and seat.champion.number == 1:
+    state = champions.read_state(registry, "m")
+    if state.champion and state.champion.number == 1:
         promote(registry, second)  # again
     assert champion(registry) == 2
     assert gate.roll_back(registry, "m")[1].number == 1
 
 
-def test_of_two_promotions_at_once_one_is_told(registry: MemoryRegistry, tmp_path: Path) -> None:
+def test_of_two_concurrent_promotions_one_fails(registry: MemoryRegistry, tmp_path: Path) -> None:
     made = [register(registry, tmp_path) for _ in range(3)]
     promote(registry, made[0])
-    seat = champions.read_state(registry, "m")
+    state = champions.read_state(registry, "m")
     promote(registry, made[2])
-    with pytest.raises(ConcurrentPromotionError, match="changed meanwhile: it is version 3"):
-        gate.apply(registry, made[1], seat, yes(made[1]), "run")
+    with pytest.raises(
+        ConcurrentPromotionError, match="changed during the evaluation: it is version 3"
+    ):
+        gate.apply(registry, made[1], state, passed(made[1]), "run")
     assert champion(registry) == 3
 
 
@@ -388,7 +397,7 @@ def test_of_two_promotions_at_once_one_is_told(registry: MemoryRegistry, tmp_pat
         ("confidence: 95", "confidence = 95"),
         ("leakage: -1", "leakage = -1"),
         ("floors: {accuracy: .nan}", "floors.accuracy"),
-        ("- 1", "no mapping"),
+        ("- 1", "not a mapping"),
         ("a: [", "can't be read as YAML"),
         ("!!python/object/apply:os.system ['touch marker']", "can't be read as YAML"),
     ],
@@ -419,8 +428,8 @@ def test_a_policy_is_read(tmp_path: Path) -> None:
     assert policy.read(file) == Policy()
 
 
-def test_the_policy_of_the_documents_is_one() -> None:
-    """And the defaults that they name are those of the code."""
+def test_the_policy_in_the_docs_is_valid() -> None:
+    """And the defaults in the docs are those of the code."""
     page = (Path(__file__).parents[3] / "docs" / "policy.md").read_text()
     shown = policy.build(yaml.safe_load(page.partition("```yaml")[2].partition("```")[0]))
     assert shown.largest_losses.size == 1.0
@@ -440,8 +449,8 @@ def values(assessment: EvaluationResult) -> Mapping[str, float]:
     return assessment.values()
 
 
-def test_a_policy_speaks_of_all_that_is_measured() -> None:
+def test_a_policy_can_limit_everything_that_is_measured() -> None:
     robust = Robustness(10, 0.9, {"fog": (0.8, 0.6)}, {"fgsm_2": 0.4})
-    known = values(found(0.9, robustness=robust, costs={"parameters": 10.0}))
+    known = values(result(0.9, robustness=robust, costs={"parameters": 10.0}))
     assert known["robustness"] == pytest.approx(0.7)
     assert (known["fgsm_2"], known["parameters"], known["accuracy"]) == (0.4, 10.0, 0.9)

@@ -68,7 +68,7 @@ def test_the_whole_way(
     assert call("evaluate", "digits-generation/2", "--data", digits).status == 0
     verdict = call("promote", "digits-generation/2")
     assert verdict.status == 1
-    assert "another classifier judged it" in verdict.out
+    assert "its judge differs it" in verdict.out
     champion = champions.current_champion(registry, "digits-generation")
     assert champion is not None
     assert champion.number == 1
