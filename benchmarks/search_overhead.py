@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import arguments, machine, record, table
 
 from models.core.spaces import LogUniform
-from pipelines.cluster.tuner import Order, Report
+from pipelines.cluster.tuner import Report, TunerOptions
 from pipelines.workflows.context import Context
 
 COUNTS = (4, 16, 64)
@@ -49,7 +49,7 @@ def tune(
         from pipelines.cluster import tuner
 
         heard: list[str] = []
-        order = Order(
+        options = TunerOptions(
             folder=folder / "tune",
             space=SPACE,
             search=kind,
@@ -64,7 +64,9 @@ def tune(
             keep_processes=kept,
         )
         told = {"home": os.environ["TESSERA_HOME"], "tracked": tracked, "turn": folder.name}
-        tuner.run(empty, told, order, lambda what, trial, about: heard.append(what), restore=False)
+        tuner.run(
+            empty, told, options, lambda what, trial, about: heard.append(what), restore=False
+        )
         assert heard.count("complete") == count, heard
 
     return run

@@ -159,11 +159,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_global_state_stays_untouched(tmp_path):
     code = (
-        "import sys, torch; from pathlib import Path; from pipelines import pictures\n"
+        "import sys, torch; from pathlib import Path; from pipelines.visuals import plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from models.core.family import Panel\n"
         "panel = Panel(torch.zeros(1, 2, 2, dtype=torch.uint8), 'a')\n"
-        f"pictures.grid([[panel]], (), Path({str(tmp_path / 'a.png')!r}))\n"
+        f"plots.grid([[panel]], (), Path({str(tmp_path / 'a.png')!r}))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run(
