@@ -94,7 +94,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         seconds.append(time.monotonic() - began)
         speeds.append(outcome.images_per_second)
         version = outcome.version
-        _, evaluation = evaluate(context, f"{version.name}/{version.number}", data)
+        evaluation = evaluate(version, data=data, report=False, intervals=False, context=context)
         for name, value in evaluation.metrics.items():
             metrics.setdefault(name, []).append(value)
         said = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline_metrics)

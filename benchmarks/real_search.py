@@ -129,7 +129,9 @@ def main() -> None:
         runs = in_mlflow(name)
         from pipelines.workflows.evaluate import evaluate
 
-        _, evaluation = evaluate(answer["model"].removeprefix("models:/"), asked.packed.resolve())
+        evaluation = evaluate(
+            answer["model"], data=asked.packed.resolve(), report=False, intervals=False
+        )
     measured = json.loads((asked.results / "recipes.json").read_text())
     own = measured.get(asked.recipe.resolve().relative_to(ROOT).as_posix(), {}).get("values", [])
     reached = evaluation.metrics[FIGURE]

@@ -36,7 +36,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     from pipelines.workflows import packaged_recipes, services
     from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
-    from pipelines.workflows.promote import promote, why
+    from pipelines.workflows.promote import promote
     from pipelines.workflows.train import train
 
     began = time.monotonic()
@@ -53,12 +53,12 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     version = outcome.version
     reference = f"{version.name}/{version.number}"
     _step(f"tessera evaluate {reference} --data .tessera/data/digits")
-    _, evaluation = evaluate(context, reference, data)
+    evaluation = evaluate(version, data=data, report=False, intervals=False, context=context)
     _step(f"tessera promote {version.name}/{version.number}")
     registry = services.open_registry(context)
-    verdict = promote(context, registry, version.name, version.number)
-    word = "promoted" if verdict.passed else "not promoted"
-    say(f"version {version.number} {word}: {why(verdict)}")
+    promotion = promote(version, context=context)
+    word = "promoted" if promotion.passed else "not promoted"
+    say(f"version {version.number} {word}: {promotion.why}")
     champion = f"models:/{version.name}@{champions.CHAMPION}"
     _step(f"tessera predict {champion} .tessera/demo/unseen")
     right, asked = _ask(champion, data, context.home / "demo" / "unseen")

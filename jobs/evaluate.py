@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import run as run_command
-from pipelines.workflows.context import Context
-from pipelines.workflows.evaluate import evaluate_all
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.results import Comparison, EvaluationResult
+    from pipelines.workflows.evaluate import EvaluationReport
 
 
 GROUP = "models"
@@ -55,61 +52,49 @@ def command(
     """
     from jobs.shared.terminal import show_json, show_table
     from models.core.errors import UsageError
-    from pipelines.evaluation import results, slices
-    from pipelines.workflows.evaluate import ROBUSTNESS, Wanted
+    from pipelines.evaluation import results
+    from pipelines.workflows.evaluate import ROBUSTNESS, evaluate
 
     if no_report and (folder or fields or robustness):
         raise UsageError("--no-report goes with no other option of the report", hint="leave it out")
-    context = Context.from_environment()
-    wanted = Wanted()
-    if not no_report:
-        to = _folder(context, folder, models, split)
-        most = ROBUSTNESS if robustness is None else robustness
-        known = slices.read_fields(Path(fields)) if fields else {}
-        wanted = Wanted(robustness=most, costs=True, fields=known, report=to)
-    found, compared = evaluate_all(
-        context, models, data, wanted, split=split, workers=workers, verbose=verbose
+    report = evaluate(
+        models,
+        data=data,
+        split=split,
+        workers=workers,
+        report=not no_report if folder is None else folder,
+        robustness=ROBUSTNESS if robustness is None else robustness,
+        fields=fields,
+        verbose=verbose,
     )
     if as_json:
-        one = {"models": [results.to_plain(one) for _, one, _ in found]}
-        show_json(one | {"comparisons": [results.to_plain(one) for one in compared]})
+        show_json(
+            {
+                "models": [results.to_plain(one) for one in report.models],
+                "comparisons": [results.to_plain(one) for one in report.comparisons],
+            }
+        )
         return 0
-    show_table(_rows([one for _, one, _ in found], compared))
-    click.echo(f"on {data} ({split}, {found[0][1].samples:,} images)")
-    if wanted.report:
-        click.echo(f"report {wanted.report / 'report.html'}")
+    show_table(_rows(report))
+    click.echo(f"on {data} ({split}, {report.samples:,} images)")
+    if report.page:
+        click.echo(f"report {report.page}")
     return 0
 
 
-def _folder(context: Context, given: str | None, models: tuple[str, ...], split: str) -> Path:
-    """Where the report goes: a folder that isn't there yet, or is empty."""
-    import re
-    import time
-
-    from models.core.errors import UsageError
-
-    if given:
-        folder = Path(given).absolute()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} is there already", hint="name a new folder")
-        return folder
-    name = re.sub(r"[^\w.-]+", "-", "-".join(models))[:80].strip("-.")
-    return context.reports_dir / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _rows(found: list[EvaluationResult], compared: list[Comparison]) -> list[dict[str, Any]]:
-    """A line for each figure of the whole, a column for each model and each comparison."""
+def _rows(report: EvaluationReport) -> list[dict[str, Any]]:
+    """A line for each metric of all images, a column for each model and each comparison."""
     rows = []
-    for name in (name for name in found[0].metrics if "/" not in name):
+    for name in (name for name in report.models[0].metrics if "/" not in name):
         row: dict[str, Any] = {"metric": name}
-        for one in found:
-            estimate = one.metrics.get(name)
-            row[one.model] = (
+        for model in report.models:
+            estimate = model.metrics.get(name)
+            row[model.model] = (
                 f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
                 if estimate
                 else ""
             )
-        for other in compared:
+        for other in report.comparisons:
             lead = other.metrics.get(name)
             text = f"{lead.value:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})" if lead else ""
             row[f"lead over {other.second}"] = text

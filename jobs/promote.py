@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from jobs.cli import run as run_command
-from pipelines.workflows.promote import promote, why
 
 if TYPE_CHECKING:
-    from pipelines.interfaces import Registry
-    from pipelines.promotion.gate import Verdict
+    from pipelines.workflows.promote import Promotion
 
 
 GROUP = "models"
@@ -48,49 +45,38 @@ def command(
     in MLflow, with policy, report and verdict. Exit status 1 where the candidate is refused.
     """
     from jobs.shared.terminal import show_json
-    from pipelines.workflows import model_reference, services
-    from pipelines.workflows.context import Context
+    from pipelines.workflows.promote import promote
 
-    context = Context.from_environment()
-    registry: Registry = services.open_registry(context)
-    candidate = model_reference.resolve(registry, model)
-    name, number = candidate.name, candidate.number
-    if to_name or to_registry:
-        from pipelines.workflows.copy_model import copy_version
-
-        registry, name, number = copy_version(
-            registry, name, number, to_name or name, to_registry, dry_run=dry_run
-        )
-    verdict = promote(
-        context,
-        registry,
-        name,
-        number,
-        policy_file=Path(policy) if policy else None,
+    promotion = promote(
+        model,
+        policy=policy,
         margin=margin,
         data=data,
         workers=workers,
+        to_name=to_name,
+        to_registry=to_registry,
         dry_run=dry_run,
         verbose=verbose,
     )
     if as_json:
-        show_json(asdict(verdict))
+        show_json(asdict(promotion.verdict))
     else:
-        show(name, verdict, dry_run=dry_run)
-    return 0 if verdict.passed else 1
+        show(promotion)
+    return 0 if promotion.passed else 1
 
 
-def show(model: str, verdict: Verdict, *, dry_run: bool = False) -> None:
+def show(promotion: Promotion) -> None:
     """The verdict in words: a line for each rule, and what became of it."""
+    model, verdict = promotion.model, promotion.verdict
     for rule in verdict.rules:
         click.echo(
             f"{'pass' if rule.passed else 'FAIL'}  {rule.name}: {rule.candidate}; {rule.other}"
         )
     word = "promoted" if verdict.passed else "refused"
-    if dry_run:
+    if promotion.dry_run:
         word = f"would be {word}"
-    click.echo(f"version {verdict.candidate} of {model} {word}: {why(verdict)}")
-    if verdict.passed and not dry_run:
+    click.echo(f"version {verdict.candidate} of {model} {word}: {promotion.why}")
+    if verdict.passed and not promotion.dry_run:
         click.echo(f"models:/{model}@champion is version {verdict.candidate}")
 
 

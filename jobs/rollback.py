@@ -20,20 +20,16 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     champion once.
     """
     from jobs.shared.terminal import show_json
-    from pipelines.promotion import gate
-    from pipelines.workflows import model_reference, services
-    from pipelines.workflows.context import Context
+    from pipelines.workflows.promote import rollback
 
-    registry = services.open_registry(Context.from_environment())
-    named = model_reference.parse(model)
-    to = named.resolve(registry).number if named.alias else named.number
-    before, now = gate.roll_back(registry, named.name, to=to)
+    done = rollback(model)
+    name, before, now = done.model, done.before.number, done.now.number
     if as_json:
-        show_json({"model": named.name, "from": before.number, "to": now.number})
+        show_json({"model": name, "from": before, "to": now})
     else:
         click.echo(
-            f"rolled back {named.name} from version {before.number} to version {now.number}: "
-            f"models:/{named.name}@champion is version {now.number}"
+            f"rolled back {name} from version {before} to version {now}: "
+            f"models:/{name}@champion is version {now}"
         )
     return 0
 

@@ -1,28 +1,23 @@
-"""What `evaluate` and `promote` share: one job that examines registered versions on the same images.
+"""Evaluates registered versions on one split of a packed data set, each image once.
 
-In: versions, a packed data set. Out: what was found of each, and beside each other. Imports the rooms
-only when asked.
+In: versions and a packed data set. Out: an `EvaluationReport`; its metrics are also noted on the
+versions and in their runs. Must not print, nor read the environment.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pipelines import tag_names
-
-if TYPE_CHECKING:
-    from pipelines.evaluation.results import Comparison, EvaluationResult
-    from pipelines.interfaces import Version
-    from pipelines.promotion.gate import Evaluation
-
 import json
+import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import tag_names
 
 if TYPE_CHECKING:
     from pipelines.evaluation.results import Comparison, EvaluationResult
@@ -31,13 +26,21 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 ROBUSTNESS = 500
-"""Images that are spoiled for the report."""
+"""Images that are corrupted for the report, if no other number is given."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is found out beside the figures. `intervals`: how sure they are. `report` is the folder for
-    page, data and pictures."""
+class EvaluationOptions:
+    """What is measured beside the metrics.
+
+    Args:
+        intervals: Whether metrics get bootstrap confidence intervals, and slices are made.
+        robustness: Images that are corrupted and attacked; 0 for none.
+        costs: Whether time and memory are measured.
+        fields: Slices by more than the labels: field -> sample key -> value.
+        confidence: Of the intervals of differences between models.
+        report: Folder for the page, its data and its images; None for no report.
+    """
 
     intervals: bool = True
     robustness: int = 0
@@ -47,18 +50,133 @@ class Wanted:
     report: Path | None = None
 
 
-def examine(
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What `evaluate` measured.
+
+    `models` are in the order of the call; each of `comparisons` is the first model against another
+    one. `folder` holds `report.html`, or is None without a report.
+    """
+
+    models: tuple[EvaluationResult, ...]
+    comparisons: tuple[Comparison, ...]
+    versions: tuple[Version, ...]
+    data: str
+    split: str
+    folder: Path | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The first model's metrics, by name; those of a class have its name after a slash."""
+        return {name: estimate.value for name, estimate in self.models[0].metrics.items()}
+
+    @property
+    def samples(self) -> int:
+        """How many images were evaluated."""
+        return self.models[0].samples
+
+    @property
+    def page(self) -> Path | None:
+        """The report, which opens in a browser."""
+        return self.folder / "report.html" if self.folder else None
+
+
+def evaluate(
+    models: str | Version | Sequence[str | Version],
+    *,
+    data: str | os.PathLike[str],
+    split: str = "test",
+    workers: int = 0,
+    report: bool | str | os.PathLike[str] = True,
+    robustness: int = ROBUSTNESS,
+    fields: str | os.PathLike[str] | Mapping[str, Mapping[str, str]] | None = None,
+    intervals: bool = True,
+    verbose: bool = False,
+    context: Context | None = None,
+) -> EvaluationReport:
+    """Evaluates one or several registered models, side by side on the same images.
+
+    Args:
+        models: References (`NAME`, `NAME/2`, `NAME@alias`) or versions; the first is compared with
+            each of the others.
+        data: A packed data set: a folder, an address, or what `pack` returned.
+        split: `train`, `val` or `test`.
+        workers: Data-parallel workers; 0 evaluates in this process. The metrics don't depend on it.
+        report: A new folder for the report, True for one in the home folder, False for the metrics
+            alone. The report is stored in MLflow as well.
+        robustness: Images that are corrupted and attacked for the report; 0 for none.
+        fields: A CSV file with a column `key`, or field -> key -> value: slices by these fields.
+        intervals: Whether the metrics get 95 % bootstrap confidence intervals; without it is faster.
+        verbose: Whether to show Ray's own output.
+        context: Where MLflow and Ray are; from the environment by default.
+
+    Raises TesseraError if a model, the data set or the split doesn't exist, or if the models can't
+    be evaluated on it.
+    """
+    from models.core.errors import UsageError
+    from pipelines.data import card as cards
+    from pipelines.evaluation import slices
+    from pipelines.storage.base import absolute_location
+    from pipelines.workflows import model_reference, services
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    named = [models] if isinstance(models, str) or not isinstance(models, Sequence) else models
+    references = [model_reference.of(model) for model in named]
+    folder = _report_folder(context, report, "-".join(map(str, references)), split)
+    if isinstance(fields, str | os.PathLike):
+        fields = slices.read_fields(Path(fields))
+    options = EvaluationOptions(intervals=intervals)
+    if folder:
+        options = EvaluationOptions(
+            intervals=intervals, robustness=robustness, costs=True, fields=fields, report=folder
+        )
+    data = absolute_location(os.fspath(data))
+    cards.read(data).split(split)
+    registry = services.open_registry(context)
+    versions = [reference.resolve(registry) for reference in references]
+    if len({(version.name, version.number) for version in versions}) < len(versions):
+        raise UsageError("a model is named twice", hint="name each once")
+    results, comparisons = measure(
+        context, registry, versions, data, options, split=split, workers=workers, verbose=verbose
+    )
+    for version, result in zip(versions, results):
+        note(context, registry, version, result, data, folder)
+    return EvaluationReport(
+        tuple(results), tuple(comparisons), tuple(versions), data, split, folder
+    )
+
+
+def _report_folder(
+    context: Context, report: bool | str | os.PathLike[str], models: str, split: str
+) -> Path | None:
+    """Where the report goes: a folder that isn't there yet, or is empty; None for no report."""
+    from models.core.errors import UsageError
+
+    if report is False:
+        return None
+    if report is True:
+        name = re.sub(r"[^\w.-]+", "-", models)[:80].strip("-.")
+        return context.reports_dir / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(report).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already", hint="name a new folder")
+    return folder
+
+
+def measure(
     context: Context,
     registry: Registry,
     versions: Sequence[Version],
     data: str,
-    wanted: Wanted,
+    options: EvaluationOptions,
     *,
     split: str = "test",
     workers: int = 0,
     verbose: bool = False,
 ) -> tuple[list[EvaluationResult], list[Comparison]]:
-    """Examines the versions in one job, each image once; the first is compared with the others."""
+    """Evaluates the versions in one job and compares the first with each of the others. Notes
+    nothing in the registry."""
     from pipelines import recipe as recipes
     from pipelines.cluster import workers as cluster_workers
     from pipelines.evaluation import job, results
@@ -84,13 +202,13 @@ def examine(
             "models": told,
             "data": data,
             "split": split,
-            "intervals": wanted.intervals,
-            "robustness": wanted.robustness,
-            "costs": wanted.costs,
-            "fields": dict(wanted.fields or {}),
-            "confidence": wanted.confidence,
+            "intervals": options.intervals,
+            "robustness": options.robustness,
+            "costs": options.costs,
+            "fields": dict(options.fields or {}),
+            "confidence": options.confidence,
             # Where the workers can write, whichever machine they are on.
-            "report": str(Path(scratch) / "report") if wanted.report else None,
+            "report": str(Path(scratch) / "report") if options.report else None,
         }
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
@@ -103,8 +221,8 @@ def examine(
             verbose=verbose,
         ) as execute:
             result = execute(payload, _Silent())
-        if wanted.report:
-            shutil.copytree(payload["report"], wanted.report, dirs_exist_ok=True)
+        if options.report:
+            shutil.copytree(payload["report"], options.report, dirs_exist_ok=True)
     return (
         [results.read_result(plain) for plain in result["models"]],
         [results.read_comparison(plain) for plain in result["comparisons"]],
@@ -115,39 +233,41 @@ def note(
     context: Context,
     registry: Registry,
     version: Version,
-    found: EvaluationResult,
+    result: EvaluationResult,
     data: str,
     report: Path | None,
 ) -> Evaluation:
-    """Writes the evaluation on the version, its figures and the report into the version's run."""
+    """Writes the metrics on the version, and metrics and report into the version's run."""
     from pipelines.interfaces import Point
     from pipelines.promotion.gate import Evaluation
     from pipelines.workflows import services
 
     evaluation = Evaluation(
-        model_digest=found.digest,
-        data_digest=found.data_digest,
-        split=found.split,
-        samples=found.samples,
+        model_digest=result.digest,
+        data_digest=result.data_digest,
+        split=result.split,
+        samples=result.samples,
         # Those of each class would be more than a tag takes.
-        metrics={name: one.value for name, one in found.metrics.items() if "/" not in name},
-        judge_digest=found.judge_digest,
+        metrics={name: one.value for name, one in result.metrics.items() if "/" not in name},
+        judge_digest=result.judge_digest,
         data=data,
     )
-    tag = f"{tag_names.EVALUATION_PREFIX}{found.split}"
+    tag = f"{tag_names.EVALUATION_PREFIX}{result.split}"
     tracker = services.attach_tracker(context, version.run_id)
     if version.tags.get(tag) != evaluation.to_json():
         registry.tag(version, {tag: evaluation.to_json()})
-        tracker.dataset(name=found.data, digest=found.data_digest, source=data, split=found.split)
-        values = {f"{found.split}/{name}": one.value for name, one in found.metrics.items()}
+        tracker.dataset(
+            name=result.data, digest=result.data_digest, source=data, split=result.split
+        )
+        values = {f"{result.split}/{name}": one.value for name, one in result.metrics.items()}
         tracker.metrics([Point(0, time.time_ns() // 1_000_000, values)])
     if report:
-        store(tracker, report, f"evaluation/{found.split}")
+        store(tracker, report, f"evaluation/{result.split}")
     return evaluation
 
 
 def store(tracker: Any, folder: Path, to: str) -> None:
-    """The files of a folder as artifacts."""
+    """Stores the files of a folder as artifacts."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             below = path.parent.relative_to(folder).as_posix()
@@ -162,60 +282,3 @@ class _Silent:
 
     def flush(self) -> None:
         pass
-
-
-def evaluate(
-    context: Context,
-    model: str,
-    data: str | Path,
-    *,
-    split: str = "test",
-    workers: int = 0,
-    verbose: bool = False,
-) -> tuple[Version, Evaluation]:
-    """The figures alone: evaluates, notes the evaluation on the version and in its run."""
-    from pipelines.workflows.evaluate import Wanted
-
-    found, _ = evaluate_all(
-        context,
-        [model],
-        str(data),
-        Wanted(intervals=False),
-        split=split,
-        workers=workers,
-        verbose=verbose,
-    )
-    return found[0][0], found[0][2]
-
-
-def evaluate_all(
-    context: Context,
-    names: Any,
-    data: str,
-    wanted: Any,
-    *,
-    split: str,
-    workers: int,
-    verbose: bool,
-) -> tuple[list[tuple[Version, EvaluationResult, Evaluation]], list[Comparison]]:
-    """Evaluates versions side by side, and notes what was found of each."""
-    from models.core.errors import UsageError
-    from pipelines.data import card as cards
-    from pipelines.storage.base import absolute_location
-    from pipelines.workflows import evaluate as workflows_evaluate
-    from pipelines.workflows import model_reference, services
-
-    data = absolute_location(data)
-    cards.read(data).split(split)
-    registry = services.open_registry(context)
-    versions = [model_reference.resolve(registry, name) for name in names]
-    if len({(version.name, version.number) for version in versions}) < len(versions):
-        raise UsageError("a model is named twice", hint="name each once")
-    found, compared = workflows_evaluate.examine(
-        context, registry, versions, data, wanted, split=split, workers=workers, verbose=verbose
-    )
-    noted = [
-        workflows_evaluate.note(context, registry, version, one, data, wanted.report)
-        for version, one in zip(versions, found)
-    ]
-    return list(zip(versions, found, noted)), compared

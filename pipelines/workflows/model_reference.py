@@ -53,9 +53,14 @@ def parse(text: str) -> ModelReference:
     return ModelReference(name, alias=alias)
 
 
-def resolve(registry: Registry, text: str) -> Version:
-    """The version that a text names."""
-    return parse(text).resolve(registry)
+def of(model: str | Version) -> ModelReference:
+    """A reference from its text or from a version. Raises as `parse`."""
+    return parse(model) if isinstance(model, str) else ModelReference(model.name, model.number)
+
+
+def resolve(registry: Registry, model: str | Version) -> Version:
+    """The version that a text names, or a version with the tags that it has now."""
+    return of(model).resolve(registry)
 
 
 def _wrong(text: str) -> UsageError:

@@ -1,12 +1,17 @@
-"""Promotes a version: evaluates candidate and champion, applies the policy, moves the alias."""
+"""Promotes a version: evaluates candidate and champion, applies the policy, moves the alias.
+
+In: a registered version and a policy. Out: a `Promotion` with the verdict, rule by rule; the
+decision is a run in MLflow. `rollback` is the way back. Must not print, nor read the environment.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,46 +25,153 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 EXPERIMENT = "promotions"
+"""The MLflow experiment of all decisions."""
 
 
-def why(verdict: Verdict) -> str:
-    """The rules that it fails, or what speaks for it, in a line."""
-    failed = [rule.name for rule in verdict.rules if not rule.passed]
-    return "; ".join(failed or verdict.reasons)
+@dataclass(frozen=True)
+class Promotion:
+    """The decision on a version of `model`. With `dry_run` nothing was changed."""
+
+    model: str
+    verdict: Verdict
+    dry_run: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the policy allows the promotion."""
+        return self.verdict.passed
+
+    @property
+    def why(self) -> str:
+        """The rules that the candidate fails, or the reasons for the verdict, in a line."""
+        failed = [rule.name for rule in self.verdict.rules if not rule.passed]
+        return "; ".join(failed or self.verdict.reasons)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """`before` was the champion of `model`, `now` is."""
+
+    model: str
+    before: Version
+    now: Version
 
 
 def promote(
-    context: Context,
-    registry: Registry,
-    model: str,
-    number: int,
+    model: str | Version,
     *,
-    policy_file: Path | None = None,
+    policy: str | os.PathLike[str] | Policy | None = None,
     margin: float | None = None,
-    data: str | None = None,
+    data: str | os.PathLike[str] | None = None,
     workers: int = 0,
+    to_name: str | None = None,
+    to_registry: str | None = None,
     dry_run: bool = False,
     verbose: bool = False,
-) -> Verdict:
-    """Decides on a version and, on yes, makes it champion."""
-    from pipelines.promotion import champions, gate
-    from pipelines.promotion import policy as promotion_policy
+    context: Context | None = None,
+) -> Promotion:
+    """Makes a version the champion of its name, if the policy allows it.
 
-    given = promotion_policy.read(policy_file) if policy_file else None
-    candidate = registry.version(model, number)
-    seat = champions.read_state(registry, model)
-    if seat.champion and seat.champion.number == candidate.number:
-        return gate.Verdict(True, ("it is the champion already",), number, number)
-    policy = given or promotion_policy.default(_task(candidate))
+    Args:
+        model: A reference (`NAME`, `NAME/2`, `NAME@alias`) or a version.
+        policy: A policy or its YAML file; the task's default otherwise.
+        margin: Another margin for the policy.
+        data: A packed data set to evaluate on; by default the one that the candidate was
+            evaluated on.
+        workers: Data-parallel workers; 0 evaluates in this process.
+        to_name: Copies the version into this model and promotes it there. The version has to be
+            champion of its own model.
+        to_registry: The same in another MLflow, by its address.
+        dry_run: Decides, but changes nothing.
+        verbose: Whether to show Ray's own output.
+        context: Where MLflow and Ray are; from the environment by default.
+
+    Raises TesseraError if the model, the policy or the data set can't be read. A version that the
+    policy refuses is not an error: see `Promotion.passed`.
+    """
+    from pipelines.promotion import policy as policies
+    from pipelines.workflows import model_reference, services
+    from pipelines.workflows.context import Context
+    from pipelines.workflows.copy_model import copy_version
+
+    context = context or Context.from_environment()
+    if policy is not None and not isinstance(policy, policies.Policy):
+        policy = policies.read(Path(policy))
+    registry: Registry = services.open_registry(context)
+    candidate = model_reference.resolve(registry, model)
+    name, number = candidate.name, candidate.number
+    if to_name or to_registry:
+        registry, name, number = copy_version(
+            registry, name, number, to_name or name, to_registry, dry_run=dry_run
+        )
+        candidate = registry.version(name, number)
+    verdict = _decide(
+        context,
+        registry,
+        candidate,
+        policy=policy,
+        margin=margin,
+        data=os.fspath(data) if data else None,
+        workers=workers,
+        dry_run=dry_run,
+        verbose=verbose,
+    )
+    return Promotion(name, verdict, dry_run)
+
+
+def rollback(model: str | Version, *, context: Context | None = None) -> Rollback:
+    """Makes an earlier champion the champion again.
+
+    Args:
+        model: `NAME` for the champion before the current one; `NAME/2`, `NAME@alias` or a version
+            for another one that was champion once.
+        context: Where MLflow is; from the environment by default.
+
+    Raises TesseraError if there is no such champion, or if its files are damaged.
+    """
+    from pipelines.promotion import gate
+    from pipelines.workflows import model_reference, services
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    registry = services.open_registry(context)
+    named = model_reference.of(model)
+    to = named.resolve(registry).number if named.alias else named.number
+    before, now = gate.roll_back(registry, named.name, to=to)
+    return Rollback(named.name, before, now)
+
+
+def _decide(
+    context: Context,
+    registry: Registry,
+    candidate: Version,
+    *,
+    policy: Policy | None,
+    margin: float | None,
+    data: str | None,
+    workers: int,
+    dry_run: bool,
+    verbose: bool,
+) -> Verdict:
+    """The verdict on a version, applied unless `dry_run`."""
+    from pipelines.promotion import champions, gate
+    from pipelines.promotion import policy as policies
+
+    state = champions.read_state(registry, candidate.name)
+    if state.champion and state.champion.number == candidate.number:
+        return gate.Verdict(
+            True, ("it is the champion already",), candidate.number, candidate.number
+        )
+    policy = policy or policies.default(_task(candidate))
     if margin is not None:
-        policy = promotion_policy.build({**policy.model_dump(), "margin": margin}, "--margin")
+        policy = policies.build({**policy.model_dump(), "margin": margin}, "--margin")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report"
         verdict = _judge(
             context,
             registry,
             candidate,
-            seat,
+            state,
             policy,
             report,
             data=data,
@@ -67,7 +179,7 @@ def promote(
             verbose=verbose,
         )
         if not dry_run:
-            _record(context, registry, candidate, seat, policy, verdict, report)
+            _record(context, registry, candidate, state, policy, verdict, report)
     return verdict
 
 
@@ -75,7 +187,7 @@ def _judge(
     context: Context,
     registry: Registry,
     candidate: Version,
-    seat: ChampionState,
+    state: ChampionState,
     policy: Policy,
     report: Path,
     *,
@@ -83,36 +195,37 @@ def _judge(
     workers: int,
     verbose: bool,
 ) -> Verdict:
-    """What the policy says; refused at once where there is nothing to measure."""
+    """Evaluates candidate and champion and applies the policy. A candidate that is refused for
+    another reason is not evaluated."""
     from pipelines.data import card as cards
     from pipelines.promotion import gate
     from pipelines.storage.base import absolute_location
     from pipelines.workflows import evaluate
 
-    held = seat.champion.number if seat.champion else None
-    standing = gate.inspect_candidate(registry, candidate)
-    champion = gate.inspect_candidate(registry, seat.champion) if seat.champion else None
+    current = state.champion.number if state.champion else None
+    info = gate.inspect_candidate(registry, candidate)
+    champion = gate.inspect_candidate(registry, state.champion) if state.champion else None
     where = absolute_location(data) if data else _evaluated_on(candidate)
     card = cards.read(where) if where else None
-    against = gate.refusals(standing, champion, card.digest if card else "")
-    if against or card is None:
-        return gate.Verdict(False, tuple(against), candidate.number, held)
-    versions = [candidate, *([seat.champion] if seat.champion else [])]
-    wanted = evaluate.Wanted(
+    reasons = gate.refusals(info, champion, card.digest if card else "")
+    if reasons or card is None:
+        return gate.Verdict(False, tuple(reasons), candidate.number, current)
+    versions = [candidate, *([state.champion] if state.champion else [])]
+    options = evaluate.EvaluationOptions(
         robustness=evaluate.ROBUSTNESS if policy.needs_robustness else 0,
         costs=policy.needs_costs,
         confidence=policy.confidence,
         report=report,
     )
-    found, compared = evaluate.examine(
-        context, registry, versions, where, wanted, workers=workers, verbose=verbose
+    found, compared = evaluate.measure(
+        context, registry, versions, where, options, workers=workers, verbose=verbose
     )
-    leak = _leak(standing, where) if policy.leakage is not None else None
+    leak = _leak(info, where) if policy.leakage is not None else None
     return gate.decide(
         candidate.number,
-        held,
+        current,
         found[0],
-        found[1] if seat.champion else None,
+        found[1] if state.champion else None,
         compared[0] if compared else None,
         leak,
         policy,
@@ -123,26 +236,28 @@ def _record(
     context: Context,
     registry: Registry,
     candidate: Version,
-    seat: ChampionState,
+    state: ChampionState,
     policy: Policy,
     verdict: Verdict,
     report: Path,
 ) -> None:
-    """Makes the decision's run in MLflow, then applies it."""
+    """Makes a run in MLflow for the decision, then applies it."""
     from pipelines.promotion import champions, gate
     from pipelines.workflows import evaluate, services
 
-    held = str(verdict.champion or "none")
+    current = str(verdict.champion or "none")
     tags = {
         tag_names.PROMOTION: candidate.name,
         tag_names.PROMOTION_CANDIDATE: str(candidate.number),
-        tag_names.PROMOTION_CHAMPION: held,
+        tag_names.PROMOTION_CHAMPION: current,
         tag_names.PROMOTION_VERDICT: "yes" if verdict.passed else "no",
     }
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     name = f"promote-{candidate.name}-{candidate.number}-{stamp}"
     tracker = services.open_tracker(context, name, experiment=EXPERIMENT, tags=tags)
-    tracker.params({"model": candidate.name, "candidate": str(candidate.number), "champion": held})
+    tracker.params(
+        {"model": candidate.name, "candidate": str(candidate.number), "champion": current}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for file, content in (("policy", policy.model_dump()), ("verdict", asdict(verdict))):
             path = Path(scratch) / f"{file}.json"
@@ -152,7 +267,7 @@ def _record(
         evaluate.store(tracker, report, "report")
     status, outcome = "FINISHED", "promoted" if verdict.passed else "refused"
     try:
-        gate.apply(registry, candidate, seat, verdict, tracker.run_id)
+        gate.apply(registry, candidate, state, verdict, tracker.run_id)
     except champions.ConcurrentPromotionError as error:
         outcome = f"overtaken: {error.message}"
         raise
@@ -184,7 +299,7 @@ def _leak(candidate: CandidateInfo, where: str) -> NearDuplicates:
 
 
 def _evaluated_on(candidate: Version) -> str:
-    """Where the data set lies that the candidate was evaluated on; empty where it never was."""
+    """The location of the data set that the candidate was evaluated on; empty if it never was."""
     from pipelines.promotion import gate
 
     evaluation = gate.evaluation_of(candidate)

@@ -123,7 +123,7 @@ def test_the_whole_way(
     files = {Path(f.path).name for f in client.list_artifacts(run.info.run_id, "images")}
     assert any(f.startswith("val+step+1+") and f.endswith(".png") for f in files)
 
-    evaluate.evaluate(Context.from_environment(), version, recipe.data.path)
+    evaluate.evaluate(version, data=recipe.data.path, report=False, intervals=False)
     ran = CliRunner().invoke(promote.command, [f"{name}/1"])
     assert ran.exit_code == 0, ran.output
     champion = champions.current_champion(services.open_registry(Context.from_environment()), name)

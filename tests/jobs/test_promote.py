@@ -35,12 +35,7 @@ def home(own_home: Path, digits: Path) -> Path:
     """Two versions: a poor one, and a good one that is champion after it."""
     for epochs in (3, 10):
         number = fit(digits, epochs)
-        assert promote.promote(
-            Context.from_environment(),
-            services.open_registry(Context.from_environment()),
-            "digits",
-            number,
-        ).passed
+        assert promote.promote(f"digits/{number}").passed
     return own_home
 
 
@@ -52,7 +47,7 @@ def fit(
         {"data.path": str(data), "train.epochs": epochs, "workers.count": 0, **changes}
     )
     version = train.train(recipe, model=model, progress=False).version
-    evaluate.evaluate(Context.from_environment(), f"{model}/{version.number}", on or data)
+    evaluate.evaluate(f"{model}/{version.number}", data=on or data, report=False, intervals=False)
     return version.number
 
 
@@ -226,7 +221,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
         tmp_path / "raw", {"train": rest[:300], "val": rest[300:], "test": chosen}
     )
     pack.pack(str(source), tmp_path / "small")
-    evaluate.evaluate(Context.from_environment(), f"digits/{WORSE}", tmp_path / "small")
+    evaluate.evaluate(f"digits/{WORSE}", data=tmp_path / "small", report=False, intervals=False)
     done = call("promote", f"digits/{WORSE}", "--json")
     verdict = json.loads(done.out)
     assert (done.status, verdict["passed"]) == (1, False)
@@ -235,7 +230,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
     lead = next(rule for rule in verdict["rules"] if rule["name"] == "gain in accuracy")
     value = float(lead["candidate"].split()[0])
     assert value == 1.0, "by its figure alone it is the better one"
-    evaluate.evaluate(Context.from_environment(), f"digits/{WORSE}", digits)
+    evaluate.evaluate(f"digits/{WORSE}", data=digits, report=False, intervals=False)
 
 
 def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
@@ -342,7 +337,7 @@ def test_not_evaluated_or_on_other_data(
     number = train.train(recipe, model="digits", progress=False).version.number
     done = call("promote", f"digits/{number}")
     assert (done.status, "was not evaluated" in done.out) == (1, True)
-    evaluate.evaluate(Context.from_environment(), f"digits/{number}", digits)
+    evaluate.evaluate(f"digits/{number}", data=digits, report=False, intervals=False)
     pack.pack("digits", tmp_path / "other", seed=3)
     done = call("promote", f"digits/{number}", "--data", tmp_path / "other")
     assert (done.status, "evaluated on other data" in done.out) == (1, True)
