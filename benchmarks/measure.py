@@ -1,7 +1,7 @@
 """`make measure`: trains a recipe with several seeds and writes down what it reached.
 
 In: a recipe and a packed data set. Out: the comment on top of the recipe and an entry in
-`benchmarks/results/recipes.json`, from which README's table is made. No figure is typed by hand; a
+`benchmarks/results/recipes.json`, from which the tables in README and the docs are made. No figure is typed by hand; a
 measured reference to stand beside it comes from `benchmarks/results/references.json`.
 """
 
@@ -26,6 +26,7 @@ from jobs.cli import run as run_command
 RESULTS = Path("benchmarks/results/recipes.json")
 REFERENCES = Path("benchmarks/results/references.json")
 README = Path("README.md")
+MEASURED = Path("docs/reference/measured.md")
 RECIPES = Path("jobs/recipes")
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
@@ -175,8 +176,23 @@ def read_results() -> dict[str, Any]:
     return results
 
 
+def best_results(results: dict[str, Any]) -> dict[str, Any]:
+    """README's rows: the best recipe of each task and data set. The digits, which the demo trains
+    on, are left out."""
+    import models
+
+    best: dict[tuple[str, str], str] = {}
+    for recipe, entry in results.items():
+        key = (_words(entry), entry["data"])
+        primary = models.get(entry["family"]).task.primary
+        mean = statistics.mean(entry["values"])
+        if key not in best or primary.better(mean, statistics.mean(results[best[key]]["values"])):
+            best[key] = recipe
+    return {recipe: results[recipe] for (_, data), recipe in best.items() if data != "digits"}
+
+
 def table(results: dict[str, Any]) -> str:
-    """README's table."""
+    """A Markdown table with a row for each recipe."""
     rows = [
         "| family | task | data | on test | a training | command |",
         "|---|---|---|---|---|---|",
@@ -207,16 +223,18 @@ def _words(entry: dict[str, Any]) -> str:
 
 
 def write_down() -> None:
-    """Puts the results into the recipes' comments, and the table between its marks."""
+    """Writes the results into the comments of the recipes, and the tables between their marks in
+    README and in the docs."""
     for recipe, entry in read_results().items():
         if (path := RECIPES / f"{recipe}.yaml").exists():
             path.write_text(comment(path, entry) + body(path))
-    if not README.exists():
-        return
-    before, begin, rest = README.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and end:
-        README.write_text(f"{before}{BEGIN}\n\n{table(read_results())}\n{END}{after}")
+    results = read_results()
+    for page, rows in ((README, best_results(results)), (MEASURED, results)):
+        if page.exists():
+            before, begin, rest = page.read_text().partition(BEGIN)
+            _, end, after = rest.partition(END)
+            if begin and end:
+                page.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n{END}{after}")
 
 
 def _git(*arguments: str) -> str:

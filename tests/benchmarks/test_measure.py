@@ -1,4 +1,5 @@
-"""No figure is typed by hand: recipes' comments and README's table are made from the results."""
+"""No number is typed by hand: the comments of recipes and the tables in README and the docs are made
+from the results."""
 
 from __future__ import annotations
 
@@ -92,15 +93,23 @@ def test_every_family_has_a_measured_recipe() -> None:
     assert set(models.names()) - measured == set()
 
 
-def test_readme_has_the_table_of_the_results() -> None:
-    assert measure.table(measure.read_results()) in measure.README.read_text()
+def test_the_docs_have_a_row_for_every_recipe() -> None:
+    assert measure.table(measure.read_results()) in measure.MEASURED.read_text()
 
 
-def test_a_changed_figure_would_be_seen() -> None:
+def test_readme_has_the_best_result_of_each_task_and_data_set() -> None:
+    best = measure.best_results(measure.read_results())
+    assert len(best) == 10
+    assert best["mnist"]["family"] == "cnn"
+    assert measure.table(best) in measure.README.read_text()
+
+
+def test_a_changed_result_would_be_noticed() -> None:
     results = measure.read_results()
-    entry = next(iter(results.values()))
-    entry["values"] = [v - 0.01 for v in entry["values"]]
-    assert measure.table(results) not in measure.README.read_text()
+    entry = results["mnist"]
+    entry["values"] = [v - 0.0001 for v in entry["values"]]
+    assert measure.table(measure.best_results(results)) not in measure.README.read_text()
+    assert measure.table(results) not in measure.MEASURED.read_text()
 
 
 def test_mean_and_sample_deviation() -> None:
