@@ -122,6 +122,7 @@ class Panel:
     image   uint8 (C, H, W), on the CPU
     boxes   float (N, 4): left, top, right, bottom in its pixels; with `labels` (N,), and `scores`
             (N,) where they are predicted
+    crowd   bool (N,): which boxes are regions of many objects
     masks   uint8 (N, H, W) of 0 and 1: the pixels of the N objects
     mask    uint8 (H, W): the class of each pixel, 255 for none
     """
@@ -133,6 +134,7 @@ class Panel:
     scores: Tensor | None = None
     masks: Tensor | None = None
     mask: Tensor | None = None
+    crowd: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _draw(folder: Path, number: int, one: Examined, split: str) -> Iterator[Show
 
     drawn = task.charts(answers.records, data)
     if drawn:
-        plots.charts(drawn, place("charts"))
+        plots.draw_charts(drawn, place("charts"))
         yield Shown("Curves", _embedded(place("charts")))
     matrix = task.confusion(answers.records, data)
     if matrix is not None:

@@ -233,7 +233,7 @@ def draw(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:
     tiles = []
     for panel in panels:
         scale = side / longest
-        tile = visuals_draw.panel(panel, classes, side=round(max(panel.image.shape[-2:]) * scale))
+        tile = visuals_draw.draw(panel, classes, side=round(max(panel.image.shape[-2:]) * scale))
         tiles.append((tile, panel.caption))
     size = 20
     gap = size if len(tiles) > 1 else 0

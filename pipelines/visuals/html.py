@@ -1,8 +1,8 @@
 """HTML pages that open offline.
 
-In: a template and what it shows. Out: the page as text, with its style in it. Names are other people's
-words: every value is escaped, and the templates forbid scripts and addresses by their policy. Must
-not know what a page is about.
+In: a template and its values. Out: the page as text, including its style. Values come from other
+people's data: all are escaped, and the pages' content security policy forbids scripts and external
+addresses. Must not know what a page is about.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from pipelines.visuals.draw import one_line
 
 LONGEST = 120
-"""Characters of a name or a key; what is longer is cut."""
+"""Characters of a name or a key; longer ones are cut."""
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page. Templates have the filters `line`, other people's words on one line, and `count`."""
+    """Renders a template. It can use the filters `line`, for text from the data, and `count`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -33,6 +33,6 @@ def render(template: Path, **values: Any) -> str:
 
 
 def line(text: str) -> str:
-    """Other people's words on one line, cut where they are long."""
+    """Text from the data on one line, cut to `LONGEST` characters."""
     text = one_line(text)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,9 +1,9 @@
-"""Pictures of a training, as PNG files.
+"""Plots of a training and grids of images, as PNG files.
 
-In: panels, a confusion matrix, or metrics by step. Out: one PNG at the path given,
-whose folder is made. Must not know what was trained or where the files go. Plots
-are made through matplotlib's objects, without pyplot and its global state, and it is loaded only
-when one is drawn; images are pasted together with Pillow, which takes a hundredth of the time.
+In: panels, a confusion matrix, or metrics by step. Out: one PNG at the given path, whose folder is
+created. Must not know what was trained or where the files go. Plots use matplotlib's objects,
+without pyplot and its global state, and matplotlib is loaded only when one is drawn. Grids of images
+are put together with Pillow, which takes a hundredth of the time.
 
     N images, C channels (1 or 3), H height, W width, K classes
 """
@@ -33,26 +33,29 @@ DOTS_PER_INCH = 120
 TILE_PIXELS, GAP_PIXELS, CAPTION_PIXELS = 144, 12, 13
 LARGE_TILE_PIXELS = 288
 SMALL_PIXELS = 96
-"""Images up to this size need no large tile, unless objects are drawn on them."""
+"""Images up to this size get small tiles, unless objects are drawn on them."""
 COUNTED_CLASSES = 25
-"""Up to so many classes the counts are written into the confusion matrix."""
+"""With at most this many classes the counts are written into the confusion matrix."""
 NAMED_CLASSES = 120
-"""Up to so many classes each is named at the axes."""
+"""With at most this many classes each one is named at the axes."""
 FIRST = ("loss", "accuracy")
-"""Metrics that are drawn first."""
+"""The metrics that come first among the learning curves."""
 COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
 
 
 def grid(groups: Sequence[Sequence[Panel]], classes: Sequence[str], path: Path) -> None:
-    """Panels with their captions. Those of a group stand side by side, as many groups in a line as
-    there is room for. `classes` are names for the panels' labels."""
+    """Draws panels with their captions. Panels of a group are side by side, and a row has as many
+    groups as fit. `classes` are the names of the panels' labels.
+
+    Raises TesseraError if there is no panel, or for an image that isn't uint8 (1 or 3, H, W).
+    """
     panels = [panel for group in groups for panel in group]
     if not panels:
         raise TesseraError("there is no image to draw")
     for panel in panels:
-        given = tuple(panel.image.shape)
-        if len(given) != 3 or given[0] not in (1, 3) or panel.image.dtype != torch.uint8:
-            raise TesseraError(f"an image of shape {given} and {panel.image.dtype} can't be drawn")
+        size = tuple(panel.image.shape)
+        if len(size) != 3 or size[0] not in (1, 3) or panel.image.dtype != torch.uint8:
+            raise TesseraError(f"an image of shape {size} and {panel.image.dtype} can't be drawn")
     wide = max(len(group) for group in groups)
     large = any(max(p.image.shape[-2:]) > SMALL_PIXELS or p.boxes is not None for p in panels)
     width = LARGE_TILE_PIXELS if large else TILE_PIXELS
@@ -70,10 +73,10 @@ def grid(groups: Sequence[Sequence[Panel]], classes: Sequence[str], path: Path) 
     sheet = Image.new("RGB", size, "white")
     write = ImageDraw.Draw(sheet)
     letters = font(CAPTION_PIXELS)
-    for place, group in enumerate(groups):
+    for position, group in enumerate(groups):
         for column, panel in enumerate(group):
-            x = GAP_PIXELS + place % across * group_x + column * step_x
-            y = GAP_PIXELS + place // across * step_y
+            x = GAP_PIXELS + position % across * group_x + column * step_x
+            y = GAP_PIXELS + position // across * step_y
             tile = _tile(panel, classes, width, height)
             sheet.paste(tile, (x + (width - tile.width) // 2, y + band))
             middle = (x + width / 2, y + band - 4)
@@ -90,20 +93,20 @@ def _wrapped(caption: str, width: int) -> str:
 
 
 def _tile(panel: Panel, classes: Sequence[str], width: int, height: int) -> Image.Image:
-    """As large as fits; enlarged pixels stay to be seen."""
+    """The panel, as large as fits; enlarged pixels stay visible."""
     high, wide = panel.image.shape[-2:]
     scale = min(width / wide, height / high)
-    return draw.panel(panel, classes, side=max(1, round(max(high, wide) * scale)))
+    return draw.draw(panel, classes, side=max(1, round(max(high, wide) * scale)))
 
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Counts (K, K): rows are the true classes, columns the answers. The colour is the share of
-    the row, on a scale that spreads the small ones, so that few mistakes can be seen too."""
+    """Draws counts (K, K): rows are the true classes, columns the predicted ones. The colour is the
+    share of the row, on a scale that stretches small shares, so that a few mistakes are visible."""
     from matplotlib.colors import PowerNorm
 
     count = len(classes)
     if tuple(matrix.shape) != (count, count):
-        raise TesseraError(f"a matrix of {tuple(matrix.shape)} for {count} classes")
+        raise TesseraError(f"a matrix of shape {tuple(matrix.shape)} for {count} classes")
     counts = matrix.cpu().double()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(max(4.5, 0.42 * count), 15.0)
@@ -113,16 +116,16 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
     cell_points = 72 * side / count
     size = min(9.0, max(5.0, 0.62 * cell_points))
     every = math.ceil(count / NAMED_CLASSES)
-    places = list(range(0, count, every))
-    names = [textwrap.shorten(one_line(classes[place]), 24, placeholder="…") for place in places]
+    ticks = list(range(0, count, every))
+    names = [textwrap.shorten(one_line(classes[tick]), 24, placeholder="…") for tick in ticks]
     wide = max(map(len, names)) * size * 0.6 > cell_points
-    axis.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
-    axis.set_yticks(places, names, fontsize=size, parse_math=False)
+    axis.set_xticks(ticks, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
+    axis.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axis.tick_params(length=0)
-    axis.set_xlabel("answer")
+    axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    right = int(counts.diagonal().sum())
-    axis.set_title(f"{right} of {int(counts.sum())} right", fontsize=11)
+    correct = int(counts.diagonal().sum())
+    axis.set_title(f"{correct} of {int(counts.sum())} correct", fontsize=11)
     if count <= COUNTED_CLASSES:
         for row in range(count):
             for column in range(count):
@@ -140,10 +143,10 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None
 
 
 def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Metrics over the training, one panel for each name; `train/loss` and `val/loss` share one.
+    """Draws metrics over the training, one plot per name; `train/loss` and `val/loss` share one.
 
-    `train/…` is by step and `val/…` by epoch: a panel with both has the steps below and the
-    epochs above, so that both lines run from the beginning to the end of the training.
+    `train/…` is by step and `val/…` by epoch: a plot with both has steps below and epochs above, so
+    both lines span the whole training. Raises TesseraError if no value is finite.
     """
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for name, points in history.items():
@@ -153,30 +156,30 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Pa
             panels.setdefault(metric_name, {})[split] = finite
     if not panels:
         raise TesseraError("there is no metric to draw")
-    first = {name: place for place, name in enumerate(FIRST)}
+    first = {name: rank for rank, name in enumerate(FIRST)}
     order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
     columns = min(3, len(order))
     rows = math.ceil(len(order) / columns)
     figure = new_figure(4.2 * columns, 2.9 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, name in zip(axes, order):
-        _draw_panel(axis, name, panels[name])
+        _draw_curves(axis, name, panels[name])
     for axis in axes[len(order) :]:
         axis.set_axis_off()
     save(figure, path)
 
 
-def charts(drawn: Sequence[Chart], path: Path) -> None:
-    """Charts beside each other."""
-    figure = new_figure(4.4 * len(drawn), 4.0)
-    axes = figure.subplots(1, len(drawn), squeeze=False).ravel()
-    for axis, chart in zip(axes, drawn):
+def draw_charts(charts: Sequence[Chart], path: Path) -> None:
+    """Draws charts side by side."""
+    figure = new_figure(4.4 * len(charts), 4.0)
+    axes = figure.subplots(1, len(charts), squeeze=False).ravel()
+    for axis, chart in zip(axes, charts):
         if chart.diagonal:
             axis.plot([0, 1], [0, 1], color=COLOURS["train"], linewidth=1, linestyle="--")
-        for place, (name, (x, y)) in enumerate(chart.lines.items()):
+        for number, (name, (x, y)) in enumerate(chart.lines.items()):
             label = textwrap.shorten(one_line(name), 24, placeholder="…")
             marker = "o" if len(x) <= 30 else None
-            colour = draw.hex_colour(place) if len(chart.lines) > 1 else COLOURS[""]
+            colour = draw.hex_colour(number) if len(chart.lines) > 1 else COLOURS[""]
             axis.plot(x, y, label=label, color=colour, marker=marker, markersize=3, linewidth=1.4)
         axis.set_xlim(0, 1.01)
         axis.set_ylim(0, 1.01)
@@ -192,7 +195,7 @@ def charts(drawn: Sequence[Chart], path: Path) -> None:
     save(figure, path)
 
 
-def _draw_panel(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]]]) -> None:
+def _draw_curves(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     handles = []
@@ -231,7 +234,7 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; that is no news here.
+        # A class name in a script that the font doesn't have is drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
         figure.savefig(path, format="png", dpi=DOTS_PER_INCH)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import ANNOTATION_EXTENSIONS, Card
+from pipelines.data.inspection.panels import make_panel
 from pipelines.data.inspection.survey import PairRow, Sample, SplitSurvey, Survey
 from pipelines.visuals import html
 from pipelines.visuals.draw import draw, hex_colour
@@ -197,7 +198,8 @@ class _Shelf:
             data, kind = _encoded(image, "PNG"), "png"
         else:
             side = min(_SIDE, max(image.size)) if sample.annotation is None else _SIDE
-            data = _encoded(draw(image, sample.annotation, self.classes, side=side), "JPEG")
+            panel = make_panel(image, sample.annotation, max_side=side)
+            data = _encoded(draw(panel, self.classes, side=side), "JPEG")
             kind, tiny = "jpeg", False
         if len(data) > self._left:
             self._left = 0

@@ -92,7 +92,7 @@ def test_groups_stand_side_by_side_with_what_is_said(tmp_path):
     assert not (pixels_of(plain) == tint).all(2).any()
 
 
-def test_odd_captions_and_class_names_are_only_text(tmp_path):
+def test_hostile_captions_and_class_names_are_only_text(tmp_path):
     """Neither mathematics nor a warning; `filterwarnings = error` is on."""
     plots.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")
     plots.confusion_matrix(torch.eye(len(ODD)).long(), ODD, tmp_path / "matrix.png")
@@ -119,12 +119,12 @@ def test_classes_that_never_occur(tmp_path):
     assert pixels_of(tmp_path / "matrix.png").std() > 1
 
 
-def test_learning_curves_have_a_panel_for_each_figure(tmp_path):
+def test_learning_curves_have_a_plot_for_each_metric(tmp_path):
     curve = [(step, 1 / step) for step in range(1, 50)]
     one = {"train/loss": curve, "val/loss": [(1, 0.6), (2, 0.4)]}
     plots.learning_curves(one, tmp_path / "one.png")
     plots.learning_curves({**one, "val/accuracy": [(1, 0.6)]}, tmp_path / "two.png")
-    seven = {f"val/figure_{n}": [(1, 0.1), (2, 0.2)] for n in range(7)}
+    seven = {f"val/metric_{n}": [(1, 0.1), (2, 0.2)] for n in range(7)}
     plots.learning_curves(seven, tmp_path / "seven.png")
     heights, widths, _ = zip(
         *(pixels_of(tmp_path / f"{n}.png").shape for n in ("one", "two", "seven"))
@@ -141,11 +141,11 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     path = tmp_path / "curves.png"
     plots.learning_curves({"train/loss": [(1, nan), (2, 1.0)], "val/loss": [(1, nan)]}, path)
     assert pixels_of(path).std() > 1
-    with pytest.raises(TesseraError, match="no figure"):
+    with pytest.raises(TesseraError, match="no metric"):
         plots.learning_curves({"train/loss": [(1, nan)]}, path)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_invalid_images_and_matrices_are_refused(tmp_path):
     with pytest.raises(TesseraError, match="float32 can't be drawn"):
         plots.grid([[Panel(torch.rand(3, 4, 4))]], (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="an image of shape"):
