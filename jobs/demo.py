@@ -25,8 +25,8 @@ GROUP = "training"
 
 
 @click.command(short_help="Run the whole path on the bundled digits, in about a minute.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
-@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(seed: int, verbose: bool, as_json: bool) -> int:
     """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""

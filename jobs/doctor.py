@@ -50,7 +50,7 @@ GROUP = "services"
 
 
 @click.command(short_help="Check libraries, GPU, Ray, MLflow, storage, disk and clock.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.option(
     "--timeout",
     "timeout_seconds",

@@ -17,22 +17,43 @@ GROUP = "models"
 
 @click.command(short_help="Evaluate registered models on one split, with a report.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True)
-@click.option("--data", required=True, metavar="DIR", help="A packed data set.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
-@click.option("--workers", type=int, default=0, show_default=True, help="0: in this process.")
 @click.option(
-    "--report", "folder", metavar="DIR", help="Where the report goes; it is in MLflow anyway."
+    "--data", required=True, metavar="DIR", help="Packed data set: a folder or an address."
 )
-@click.option("--no-report", is_flag=True, help="Only the figures.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Split to evaluate on.",
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Data-parallel workers; 0 evaluates in this process.",
+)
+@click.option(
+    "--report",
+    "folder",
+    metavar="DIR",
+    help="New folder for the report, which is also stored in MLflow.",
+)
+@click.option("--no-report", is_flag=True, help="Compute the metrics only.")
 @click.option(
     "--robustness",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Images that are spoiled for the report, 0 for none.  [default: 500]",
+    help="Images to corrupt for the report; 0 for none, by default 500.",
 )
-@click.option("--fields", metavar="FILE", help="CSV with a column `key`: slices by its others.")
-@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--fields",
+    metavar="FILE",
+    help="CSV file with a column `key`; the other columns define slices.",
+)
+@click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print metrics and comparisons as JSON.")
 def command(
     models: tuple[str, ...],
     data: str,

@@ -24,20 +24,20 @@ GROUP = "models"
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    help="For ONNX Runtime, or for torch.export.load. Must be given.",
+    help="File format: onnx for ONNX Runtime, pt2 for torch.export.load.",
 )
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="By default NAME-NUMBER.FORMAT here.",
+    help="File to write; by default NAME-NUMBER.FORMAT in this folder.",
 )
 @click.option(
-    "--data", metavar="DIR", help="Compare on its test images; by default on the model's own."
+    "--data", metavar="DIR", help="Data set to compare predictions on; by default the model's own."
 )
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     model: str,
     form: str | None,

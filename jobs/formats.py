@@ -13,7 +13,7 @@ GROUP = "data"
 
 
 @click.command(short_help="List the data set formats that pack reads.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(as_json: bool) -> None:
     """List the formats of data sets that `tessera pack` reads, with their options."""
     from pipelines.data import importers

@@ -19,17 +19,19 @@ GROUP = "data"
 @click.command(short_help="Show what is in a packed data set.")
 @click.argument("where", metavar="DIR_OR_URL")
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with pictures."
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write an HTML page with images to this file.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(1, 400),
     default=24,
     show_default=True,
-    help="Pictures of each split on the page.",
+    help="Images of each split on the page.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
-@click.option("--verbose", is_flag=True, help="Show a traceback where it fails.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(where: str, html: Path | None, samples: int, as_json: bool, verbose: bool) -> None:
     """Show a packed data set, and check that its shards are all there.
 

@@ -21,7 +21,7 @@ GROUP = "models"
 @click.command(short_help="Show the run, recipe, data and code behind a model.")
 @click.argument("model", metavar="MODEL")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lineage as JSON.")
 def command(model: str, verbose: bool, as_json: bool) -> int:
     """Say where MODEL (NAME, NAME@alias, NAME/3 or models:/…) comes from: verdict, run, search,
     recipe, data, code, libraries, hardware."""

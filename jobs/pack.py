@@ -31,67 +31,75 @@ GROUP = "data"
 
 @click.command(short_help="Pack a folder of images into WebDataset shards.")
 @click.argument("source")
-@click.option("--to", required=True, metavar="DIR|URL", help="The new folder, or an address.")
+@click.option(
+    "--to", required=True, metavar="DIR|URL", help="New folder or address of the packed data set."
+)
 @click.option(
     "--format",
     "form",
     metavar="NAME[:WORD]",
-    help="The source's format; by default it is recognised. torchvision:NAME is any of its sets.",
+    help="Format of the source; recognised by default.",
 )
 @click.option(
     "--option",
     "options",
     multiple=True,
     metavar="NAME=VALUE",
-    help="An option of the format; may be given several times.",
+    help="Option of the format; repeatable.",
 )
 @click.option("--name", help="Name of the data set; by default the source folder's.")
-@click.option("--licence", default="", metavar="TEXT", help="Noted in the card.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--licence", default="", metavar="TEXT", help="Licence to note in the card.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Random seed of the splits.",
+)
 @click.option(
     "--shard-samples",
     type=click.IntRange(1),
-    help="Most samples in a shard; by default as many as fit in 64 MiB.",
+    help="Maximum number of samples in a shard; by default what fits in 64 MiB.",
 )
 @click.option(
     "--resize",
     type=click.IntRange(1),
     metavar="PIXELS",
-    help="Shrink images whose shorter side is longer.",
+    help="Shrink images whose shorter side is longer than this.",
 )
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
-    help="Of the JPEGs made by --resize; without it 90, and PNG stays PNG.",
+    help="JPEG quality of resized images; by default 90, and PNG stays PNG.",
 )
 @click.option(
     "--allow-rejected",
     metavar="N|P%",
     default="0",
     show_default=True,
-    help="So many samples may fail their check; they are listed in rejected.jsonl.",
+    help="How many samples may be rejected; they are listed in rejected.jsonl.",
 )
 @click.option(
     "--no-leakage-check",
     "near",
     flag_value=False,
     default=True,
-    help="Don't look for images of two splits that look alike.",
+    help="Skip the search for near duplicates across splits.",
 )
 @click.option(
     "--unseen",
     multiple=True,
     metavar="CLASS,…",
-    help="Keep these classes for test, which then has no other; may be given several times.",
+    help="Classes to keep for the test split only; repeatable.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(0),
-    help="Tasks at a time on the Ray cluster; 0 packs in this process. By default the cluster's "
-    f"CPUs for {SMALL_ITEMS:,} images or more.",
+    help="Parallel tasks on the Ray cluster; 0 packs in this process. By default 0, or all CPUs "
+    f"for {SMALL_ITEMS:,} images or more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
-@click.option("--verbose", is_flag=True, help="Show a traceback where it fails.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(
     source: str,
     to: str,

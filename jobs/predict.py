@@ -18,37 +18,39 @@ GROUP = "models"
 @click.command(short_help="Predict images with a registered model.")
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", metavar="[PATHS…]", nargs=-1)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write lines here.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the JSON lines to this file.",
+)
 @click.option(
     "--pictures",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write each image with its answer drawn in.",
+    help="Write each image with its prediction drawn in to this folder.",
 )
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write answers as files: objects as COCO results, masks and made images as PNG.",
+    help="Write predictions as files to this folder: COCO results, masks and images.",
 )
-@click.option("--samples", type=click.IntRange(1), help="Let a generator make so many images.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
+@click.option("--samples", type=click.IntRange(1), help="Generate this many images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of --samples.")
 @click.option(
     "--decode",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Let an autoencoder decode the codes in these JSON lines.",
+    help="Decode the codes in this file of JSON lines with an autoencoder.",
 )
 @click.option(
     "--gallery",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Who is it? DIR has a folder of images for each.",
+    help="Identify images by a folder with one subfolder of images for each identity.",
 )
-@click.option(
-    "--compare", is_flag=True, help="Is each image after the first the same as the first?"
-)
-@click.option("--strict", is_flag=True, help="Exit status 1 if an input couldn't be read.")
+@click.option("--compare", is_flag=True, help="Compare each image with the first one.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if an input can't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:
     """Let MODEL (NAME@alias, NAME/3 or models:/…; NAME alone is its newest version) answer for files,

@@ -18,14 +18,26 @@ GROUP = "models"
 
 @click.command(short_help="Make a model the champion if the policy allows it.")
 @click.argument("model", metavar="MODEL")
-@click.option("--policy", metavar="FILE", help="What it must be, as YAML; by default the task's.")
-@click.option("--margin", type=float, help="The policy's margin, given here.")
-@click.option("--data", metavar="DIR", help="By default the data set it was evaluated on.")
-@click.option("--workers", type=int, default=0, show_default=True, help="0: in this process.")
-@click.option("--to-name", metavar="NAME", help="Copy it into another model, and promote it there.")
-@click.option("--to-registry", metavar="URI", help="The same, in another MLflow.")
+@click.option("--policy", metavar="FILE", help="Policy as a YAML file; by default the task's.")
+@click.option("--margin", type=float, help="Override the policy's margin.")
+@click.option(
+    "--data", metavar="DIR", help="Data set to compare on; by default the one of the evaluation."
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Data-parallel workers; 0 evaluates in this process.",
+)
+@click.option(
+    "--to-name", metavar="NAME", help="Copy the champion to another model and promote it there."
+)
+@click.option(
+    "--to-registry", metavar="URI", help="Copy the champion to another MLflow and promote it there."
+)
 @click.option("--dry-run", is_flag=True, help="Decide, but change nothing.")
-@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
+@click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     model: str,

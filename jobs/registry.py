@@ -21,7 +21,7 @@ GROUP = "models"
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--delete", is_flag=True, help="Delete the version that MODEL names.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> int:
     """List the registered models. With MODEL, list its versions: aliases, metrics, verdicts.
 

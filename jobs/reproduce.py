@@ -18,16 +18,16 @@ GROUP = "models"
 
 @click.command(short_help="Train a model again from its lineage and compare the two.")
 @click.argument("model", metavar="MODEL")
-@click.option("--data", metavar="DIR", help="Where its data set lies now.")
+@click.option("--data", metavar="DIR", help="Where the data set is now, if it was moved.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     default=TOLERANCE,
     show_default=True,
-    help="Of the figures, as a share, where the machine or a library is another.",
+    help="Relative tolerance of the metrics if hardware or libraries differ.",
 )
-@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def command(model: str, data: str | None, tolerance: float, verbose: bool, as_json: bool) -> int:
     """Train MODEL (NAME, NAME@alias, NAME/3 or models:/…) again from its own recipe and data, and
     compare: weights bit for bit where machine and libraries are the same, figures otherwise.

@@ -12,7 +12,7 @@ GROUP = "models"
 @click.command(short_help="Make an earlier champion the champion again.")
 @click.argument("model", metavar="MODEL")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(model: str, verbose: bool, as_json: bool) -> int:
     """Make an earlier champion the champion again.
 

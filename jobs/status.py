@@ -13,8 +13,8 @@ GROUP = "services"
 
 
 @click.command(short_help="Show the local services and whether they are healthy.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--exports", is_flag=True, help="Print only the lines that a shell needs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the services as JSON.")
+@click.option("--exports", is_flag=True, help="Print only the export lines for a shell.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(as_json: bool, exports: bool, verbose: bool) -> int:
     """Show the local services. The exit status is 0 if all are up and healthy, otherwise 1."""

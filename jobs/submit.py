@@ -43,8 +43,8 @@ GROUP = "services"
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
-@click.option("--no-wait", is_flag=True, help="Print the job's id and return at once.")
-@click.option("--json", "as_json", is_flag=True, help="Print the job's id and outcome as JSON.")
+@click.option("--no-wait", is_flag=True, help="Print the job's ID and return at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print the job's ID and outcome as JSON.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.argument("verb")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

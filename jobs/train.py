@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared.settings_options import SettingsCommand, settings_options
 
 if TYPE_CHECKING:
     from pipelines.training.driver import Outcome
@@ -18,18 +19,20 @@ if TYPE_CHECKING:
 GROUP = "training"
 
 
-@click.command(short_help="Train a family or a recipe and register the best checkpoint.")
-@click.argument("what", metavar="FAMILY|RECIPE.yaml", required=False)
-@click.option("--data", "data", metavar="DIR", help="A packed data set.")
-@click.option("--variant", help="A variant of the family.")
+@click.command(
+    cls=SettingsCommand, short_help="Train a family or a recipe and register the best checkpoint."
+)
+@click.argument("what", metavar="FAMILY|RECIPE", required=False)
+@click.option("--data", "data", metavar="DIR", help="Packed data set: a folder or an address.")
+@click.option("--variant", help="Variant of the family, such as tiny or base.")
 @click.option("--workers", type=int, help="Data-parallel workers; 0 trains in this process.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
-@click.option("--model", help="Name in the registry; by default the data set's name.")
+@settings_options
+@click.option("--model", help="Name in the registry; by default the data set's.")
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
-@click.option("--resume", metavar="RUN", help="Go on with this run, by name or MLflow run id.")
-@click.option("--dry-run", is_flag=True, help="Show what would be trained, and do nothing.")
-@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.option("--resume", metavar="RUN", help="Resume this run, by its name or MLflow run ID.")
+@click.option("--dry-run", is_flag=True, help="Check and print what would be trained, and stop.")
+@click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     what: str | None,
     data: str | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared.settings_options import SettingsCommand, settings_options
 from pipelines.workflows.context import Context
 
 if TYPE_CHECKING:
@@ -18,33 +19,66 @@ if TYPE_CHECKING:
     from pipelines.search.trials import Trial
     from pipelines.workflows.search_board import SearchSpec
 
+SEARCHES = ("random", "optuna", "grid")
+SCHEDULERS = ("asha", "pbt", "none")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 GROUP = "training"
 
 
-@click.command(short_help="Search the settings of a family or a recipe.")
-@click.argument("what", metavar="FAMILY|RECIPE.yaml", required=False)
-@click.option("--data", metavar="DIR", help="A packed data set.")
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--workers-per-trial", "workers", type=click.IntRange(min=0), default=1)
-@click.option("--search", "kind", default="random", show_default=True, help="random, optuna, grid")
-@click.option("--scheduler", default="asha", show_default=True, help="asha, pbt, none")
-@click.option("--space", metavar="FILE", help="A space in place of the family's own, as YAML.")
-@click.option("--budget", metavar="TIME", help="Stop after so long, like 30m or 2h.")
+@click.command(cls=SettingsCommand, short_help="Search the settings of a family or a recipe.")
+@click.argument("what", metavar="FAMILY|RECIPE", required=False)
+@click.option("--data", metavar="DIR", help="Packed data set: a folder or an address.")
+@click.option(
+    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials."
+)
+@click.option(
+    "--workers-per-trial",
+    "workers",
+    type=click.IntRange(min=0),
+    default=1,
+    help="Data-parallel workers of a trial; 0 trains in its own process.",
+)
+@click.option(
+    "--search",
+    "kind",
+    type=click.Choice(SEARCHES),
+    default="random",
+    show_default=True,
+    help="How settings are chosen.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(SCHEDULERS),
+    default="asha",
+    show_default=True,
+    help="How weak trials are stopped early.",
+)
+@click.option(
+    "--space", metavar="FILE", help="Search space as a YAML file; by default the family's."
+)
+@click.option("--budget", metavar="TIME", help="Stop after this long, such as 30m or 2h.")
 @click.option("--grace", type=click.IntRange(min=1), help="Epochs before a trial may be stopped.")
-@click.option("--reduction", type=click.FloatRange(min=1, min_open=True), default=3.0)
-@click.option("--interval", type=click.IntRange(min=1), help="Epochs of a generation, for pbt.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
-@click.option("--variant", help="A variant of the family.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
-@click.option("--refit", is_flag=True, help="Train the winner in full and register it.")
-@click.option("--model", help="Name in the registry; by default the data set's name.")
+@click.option(
+    "--reduction",
+    type=click.FloatRange(min=1, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="ASHA keeps one of this many trials at each rung.",
+)
+@click.option("--interval", type=click.IntRange(min=1), help="Epochs of a generation of PBT.")
+@settings_options
+@click.option("--variant", help="Variant of the family, such as tiny or base.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the search.")
+@click.option(
+    "--refit", is_flag=True, help="Train the best settings in full and register the model."
+)
+@click.option("--model", help="Name in the registry; by default the data set's.")
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
-@click.option("--resume", metavar="SEARCH", help="Go on with a search that was ended.")
-@click.option("--verbose", is_flag=True, help="Show Ray's own output, and tracebacks.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.option("--resume", metavar="SEARCH", help="Resume this search.")
+@click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     what: str | None,
     data: str | None,

@@ -30,10 +30,12 @@ GROUP = "services"
 
 
 @click.command(short_help="Start a local Ray and MLflow.")
-@click.option("--cpus", type=click.IntRange(1), help="CPUs that Ray may use. [default: all]")
-@click.option("--ray-port", type=int, default=6379, show_default=True, help="Ray's own port.")
-@click.option("--dashboard-port", type=int, default=8265, show_default=True, help="Ray's pages.")
-@click.option("--mlflow-port", type=int, default=5000, show_default=True, help="MLflow's pages.")
+@click.option("--cpus", type=click.IntRange(1), help="CPUs that Ray may use; by default all.")
+@click.option("--ray-port", type=int, default=6379, show_default=True, help="Port of Ray.")
+@click.option(
+    "--dashboard-port", type=int, default=8265, show_default=True, help="Port of Ray's dashboard."
+)
+@click.option("--mlflow-port", type=int, default=5000, show_default=True, help="Port of MLflow.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(
     cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int, verbose: bool

@@ -15,9 +15,9 @@ GROUP = "data"
 
 @click.command(short_help="Check every byte of a packed data set.")
 @click.argument("where", metavar="DIR")
-@click.option("--workers", type=click.IntRange(1), help="Threads; by default one a CPU.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@click.option("--verbose", is_flag=True, help="Show a traceback where it fails.")
+@click.option("--workers", type=click.IntRange(1), help="Threads; by default one for each CPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> int:
     """Check every byte of a packed data set: the folder or address DIR.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,15 +176,19 @@ class Recipe(_Frozen):
         return _typed("augment", models.get(self.family).task.augment_settings, self.augment)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
-        """The recipe with other values at dotted paths. A path that isn't there is a UsageError."""
+        """The recipe with other values at dotted paths; `*` stands for any name, as in `optim.*.lr`.
+
+        Raises UsageError for a path that isn't there, with the nearest one at any depth.
+        """
         tree = self.model_dump(mode="json")
         known = dict(leaves(tree))
-        for path, value in overrides.items():
-            if path not in known:
-                near = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]!r}?" if near else "see: tessera train … --dry-run"
-                raise UsageError(f"the recipe has no {path!r}", hint=hint)
-            _put(tree, path, value)
+        for pattern, value in overrides.items():
+            paths = [path for path in known if fnmatchcase(path, pattern)]
+            if not paths:
+                see = f"tessera describe {self.family}"
+                raise unknown("setting", pattern, known, see=see)
+            for path in paths:
+                _put(tree, path, value)
         if overrides.keys() & {"family", "variant"}:
             for key in ("model", "augment", "optim"):
                 del tree[key]

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,11 +49,11 @@ def space_of(
     """
     if file is None:
         own = models.get(recipe.family).search_space()
-        space = {path: values for path, values in own.items() if path not in fixed}
+        space = {path: values for path, values in own.items() if not _is_set(path, fixed)}
         source = f"the space of {recipe.family}" + (", without what is set," if own else "")
     else:
         space, source = read_space(file), str(file)
-        if both := sorted(set(space) & set(fixed)):
+        if both := sorted(path for path in space if _is_set(path, fixed)):
             raise UsageError(
                 f"{both[0]} is set, and searched by {file}", hint="leave it out of one of them"
             )
@@ -65,6 +66,11 @@ def space_of(
             except UsageError as error:
                 raise UsageError(f"{source}: {error.message}", hint=error.hint) from None
     return space
+
+
+def _is_set(path: str, fixed: Collection[str]) -> bool:
+    """Whether one of the `fixed` paths, in which `*` stands for any name, is this one."""
+    return any(fnmatchcase(path, pattern) for pattern in fixed)
 
 
 def read_space(file: Path) -> dict[str, Space]:

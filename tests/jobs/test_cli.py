@@ -115,6 +115,25 @@ def test_the_listed_line_is_the_command_s_own() -> None:
         )
 
 
+def test_every_option_of_every_verb_has_a_sentence_of_help() -> None:
+    wrong = []
+    for verb in verbs():
+        command = tessera.get_command(click.Context(tessera), verb)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                text = option.help or ""
+                if not (text.endswith(".") and text[0].isupper()):
+                    wrong.append(f"{verb} {option.opts[0]}: {text!r}")
+        wrong += [f"{verb}: {line}" for line in help_of(verb).splitlines() if len(line) > 80]
+        wrong += [
+            f"{verb}: {line}"
+            for line in help_of(verb).splitlines()
+            if line.endswith("...") and "Usage" not in line
+        ]
+    assert wrong == []
+
+
 def test_a_verb_is_a_module_too() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "jobs.formats", "--help"],
@@ -164,6 +183,15 @@ def test_a_dry_run_loads_no_service(digits: Path) -> None:
     assert shown.stdout.startswith("family: cnn\n")
     assert "1,439 training images of 1 x 8 x 8" in shown.stdout
     assert shown.stderr.strip() == "['torch']"
+
+
+def test_shortcuts_set_the_common_settings(call: Call, digits: Path) -> None:
+    words = "--epochs 3 --batch-size 32 --lr 1e-2 --image-size 16 --set train.epochs=4"
+    done = call("train", "cnn", "--data", digits, "--dry-run", "--json", *words.split())
+    recipe = json.loads(done.out)["recipe"]
+    assert (recipe["train"]["epochs"], recipe["train"]["batch_size"]) == (4, 32)
+    assert (recipe["data"]["height"], recipe["data"]["width"]) == (16, 16)
+    assert recipe["optim"]["model"]["lr"] == 0.01
 
 
 def test_version(call: Call) -> None:
@@ -239,6 +267,12 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("train cnn resnet --data DIGITS", ["unexpected extra argument (resnet)"]),
         ("train cnn --data DIGITS --set optim.model.lt=1", ["did you mean 'optim.model.lr'"]),
         ("train cnn --data DIGITS --set model.chanels=1", ["did you mean 'model.channels'"]),
+        ("train cnn --data DIGITS --set lr=1", ["unknown setting 'lr'", "mean 'optim.model.lr'"]),
+        ("train cnn --data DIGITS --set batchsize=1", ["did you mean 'train.batch_size'"]),
+        ("train cnn --data DIGITS --set weigth_decay=1", ["mean 'optim.model.weight_decay'"]),
+        ("train cnn --data DIGITS --epochs 0", ["0 is not in the range x>=1"]),
+        ("tune cnn --data DIGITS --search bayes", ["'bayes' is not one of", "'optuna'"]),
+        ("tune cnn --data DIGITS --scheduler median", ["'median' is not one of"]),
         ("train cnn --data DIGITS --set optim.model.lr=fast", ["'fast'", "valid number"]),
         ("train cnn --data DIGITS --set train.epochs=1.5", ["train.epochs", "integer"]),
         ("train cnn --data DIGITS --set train.epochs=0", ["train.epochs = 0", "greater than"]),

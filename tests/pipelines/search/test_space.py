@@ -80,7 +80,7 @@ def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("optim.model.rl: {uniform: [0, 1]}", "has no 'optim.model.rl'"),
+        ("optim.model.rl: {uniform: [0, 1]}", "unknown setting 'optim.model.rl'"),
         ("optim.model.lr: {uniform: [1, 0]}", "uniform from 1 to 0"),
         ("optim.model.lr: {log_uniform: [0, 1]}", "low is above 0"),
         ("optim.model.lr: {uniform: [0, .inf]}", "takes two numbers"),

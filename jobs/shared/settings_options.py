@@ -1,0 +1,62 @@
+"""The options that change settings of a recipe: `--set`, and shortcuts of it for the common ones.
+
+In: the command line of `train` or `tune`. Out: the shortcuts as texts for `--set`, before what
+`--set` itself says, in the parameter `overrides`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+SHORTCUTS = {
+    "epochs": ("train.epochs",),
+    "batch_size": ("train.batch_size",),
+    "lr": ("optim.*.lr",),
+    "image_size": ("data.height", "data.width"),
+}
+"""A shortcut's parameter -> the paths that it sets."""
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class SettingsCommand(click.Command):
+    """A command with `settings_options`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        shortcuts = [
+            f"{path}={value}"
+            for name, paths in SHORTCUTS.items()
+            if (value := ctx.params.pop(name, None)) is not None
+            for path in paths
+        ]
+        ctx.params["overrides"] = (*shortcuts, *(ctx.params.get("overrides") or ()))
+        return rest
+
+
+def settings_options(function: F) -> F:
+    """Adds the options; the function gets them all as `overrides`, texts of the form PATH=VALUE."""
+    options = [
+        click.option("--epochs", type=click.IntRange(1), help="Set train.epochs."),
+        click.option("--batch-size", type=click.IntRange(1), help="Set train.batch_size."),
+        click.option("--lr", type=float, help="Set optim.*.lr, of all parts of the network."),
+        click.option(
+            "--image-size",
+            type=click.IntRange(1),
+            metavar="PIXELS",
+            help="Set data.height and data.width.",
+        ),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="PATH=VALUE",
+            help="Change any setting of the recipe; repeatable.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
