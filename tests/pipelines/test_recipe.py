@@ -93,6 +93,6 @@ def test_the_tree_is_frozen_and_flat_is_complete() -> None:
 
 
 def test_a_star_stands_for_any_name() -> None:
-    changed = recipe.start("dcgan").with_overrides({"optim.*.lr": 0.5})
+    changed = recipes.start("dcgan").with_overrides({"optim.*.lr": 0.5})
     assert len(changed.optim) == 2
     assert {part.lr for part in changed.optim.values()} == {0.5}
