@@ -36,101 +36,133 @@ class _Frozen(BaseModel):
 
 
 class Data(_Frozen):
-    """The packed data set: a folder or an address. `digest` is filled in when it is opened, and
-    refused when it differs.
-
-    `height` and `width` in pixels: what the network sees; by default the data set's largest. `fit`
-    says how an image of another size gets there: `stretch` scales both sides, `crop` cuts the middle
-    out, `pad` keeps its shape, makes it smaller where it is too large, and fills the frame up. `loader_workers`: processes that decode for each worker; 0 decodes in a thread beside the
-    training. `cache` keeps decoded images, where they fit `cache_gib`: `memory`, shared by the
-    workers of a machine, or `device`; `auto` chooses. `sample_log` writes down which samples each step
-    used."""
+    """The packed data set, and how its images reach the network."""
 
     path: str = ""
+    """The packed data set: a folder or an address."""
     digest: str = ""
+    """Digest of the data set. Filled in when it is opened; a data set with another one is refused."""
     height: int | None = Field(default=None, ge=1)
+    """Height in pixels of what the network sees; by default that of the largest image."""
     width: int | None = Field(default=None, ge=1)
+    """Width in pixels of what the network sees; by default that of the largest image."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """How an image of another size is fitted: `stretch` scales both sides, `crop` cuts the middle
+    out, `pad` keeps the shape, shrinks the image if it is too large and fills the rest of the frame."""
     loader_workers: int = Field(default=0, ge=0)
+    """Decoding processes of each worker; 0 decodes in a thread beside the training."""
     cache: Literal["auto", "none", "memory", "device"] = "auto"
+    """Where decoded images are kept: in `memory`, shared by the workers of a machine, or on the
+    `device`. `auto` chooses, and caches nothing that is larger than `cache_gib`."""
     cache_gib: float = Field(default=2.0, ge=0)
+    """Largest size in GiB of the decoded images that are cached."""
     sample_log: bool = False
+    """Log which samples each step used."""
 
 
 class Optim(_Frozen):
-    """The optimizer of one part. Norms and biases get no weight decay."""
+    """The optimizer of one part of the network. Norms and biases get no weight decay."""
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The optimizer."""
     lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
     nesterov: bool = False
+    """Nesterov momentum of SGD."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay; norms and biases get none."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Betas of Adam and AdamW."""
 
 
 class Schedule(_Frozen):
-    """The learning rate over the samples seen. `warmup` is a share of all samples to be seen;
-    `step` multiplies by `gamma` at each of `milestones`, which are shares too."""
+    """The learning rate over the samples seen."""
 
     kind: Literal["constant", "cosine", "one_cycle", "step"] = "cosine"
+    """Shape of the schedule after the warmup."""
     warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training in which the learning rate rises from 0."""
     final: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end of `cosine` and `one_cycle`, as a share of the peak."""
     milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the training after which `step` multiplies the learning rate by `gamma`."""
     gamma: float = Field(default=0.1, gt=0, le=1)
+    """Factor of `step` at each milestone."""
 
 
 class Train(_Frozen):
-    """`batch_size` is global: the sum over the workers. `ema` is a decay per step, 0 for none.
-    `patience`: epochs without a better validation figure before it stops, 0 for never."""
+    """The training loop."""
 
     epochs: int = Field(default=10, ge=1)
+    """Passes over the training split."""
     batch_size: int = Field(default=128, ge=1)
+    """Global batch size: the sum over all workers."""
     accumulate: int = Field(default=1, ge=1)
+    """Parts that a batch is computed in, one after the other, to save memory."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the forward pass; `auto` is bf16 on GPUs that support it."""
     channels_last: bool = True
+    """Use the channels-last memory format."""
     clip_norm: float = Field(default=0.0, ge=0)
+    """Largest norm of the gradient; 0 doesn't clip."""
     ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay per step of an exponential moving average of the weights; 0 for none."""
     patience: int = Field(default=0, ge=0)
+    """Epochs without a better validation metric before the training stops; 0 for never."""
     log_every_steps: int = Field(default=10, ge=1)
+    """Steps between two logged points of the training metrics."""
 
 
 class Checkpoint(_Frozen):
-    """`every_steps`: also in mid-epoch, 0 for only after each epoch. `keep`: the newest so many
-    stay, beside the best."""
+    """When checkpoints are written, and which are kept."""
 
     every_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints within an epoch; 0 writes one after each epoch only."""
     keep: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints are kept, besides the best."""
 
 
 class Workers(_Frozen):
-    """`count` 0 trains in this process, without Ray. `cpus` are per worker; `gpus` too, and
-    "auto" takes one for each worker where the cluster has them."""
+    """The data-parallel workers."""
 
     count: int = Field(default=2, ge=0)
+    """Number of workers; 0 trains in this process, without Ray."""
     cpus: int = Field(default=1, ge=1)
+    """CPUs of each worker."""
     gpus: Literal["auto"] | int = "auto"
+    """GPUs of each worker; `auto` is one if the cluster has enough of them."""
     max_failures: int = Field(default=3, ge=0)
+    """How often the workers are started again after one of them died."""
 
 
 class Recipe(_Frozen):
-    """`judge` names the registered classifier, `models:/NAME/3`, that judges images which the
-    network makes, and `judge_digest` its files; a digest is filled in when a training begins.
-    `metrics`: further metrics, functions of your own, as MODULE:FUNCTION."""
+    """All that a training depends on. Digests are filled in when a training begins."""
 
     family: str
+    """Name of the family, or of a module with one."""
     variant: str = "base"
+    """Variant of the family."""
     judge: str = ""
+    """Registered classifier, as `models:/NAME/3`, that judges the images a generator makes."""
     judge_digest: str = ""
+    """Digest of the judge's files."""
     metrics: tuple[str, ...] = ()
+    """Additional metrics, functions of your own, as MODULE:FUNCTION."""
     model: dict[str, Any] = {}
+    """Settings of the network: the family's dataclass."""
     augment: dict[str, Any] = {}
+    """Settings of the augmentation: the task's dataclass."""
     data: Data = Data()
     optim: dict[str, Optim] = {}
+    """An optimizer for each part of the network."""
     schedule: Schedule = Schedule()
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()
     workers: Workers = Workers()
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Random seed of weights, order and augmentation."""
 
     @model_validator(mode="before")
     @classmethod
