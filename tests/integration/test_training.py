@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cli_runner import Call
 from safetensors.torch import load_file
 
 from jobs import train as train_verb
@@ -188,6 +189,14 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
     assert kinds.count("resume") == 1
     check_one_run(run, EPOCHS, STEPS)
     assert apart(run, undisturbed.run) < LOSS_TOLERANCE
+
+
+def test_a_training_on_two_workers_is_reproduced_bit_for_bit(
+    undisturbed: Outcome, call: Call
+) -> None:
+    answer = json.loads(call("reproduce", f"digits/{undisturbed.version.number}", "--json").out)
+    assert answer["weights"] == "the same, bit for bit"
+    assert (answer["reproduced"], answer["differences"]) == (True, [])
 
 
 def test_an_embedded_ray_listens_on_loopback_only() -> None:
