@@ -1,6 +1,6 @@
-"""Every family goes the whole way: packed, trained on two Ray workers, tracked, registered,
-evaluated, promoted, asked. In one MLflow and on the same two workers of Ray Train, one family after
-the other; a new one is tested by being there.
+"""Every family is trained on two Ray workers, tracked, registered, evaluated, promoted, and predicts.
+
+All families share one MLflow and the same two workers of Ray Train. A new family needs no new test.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def judge(home: Path, packed: dict[str, Path]) -> str:
 def workers(
     ray_cluster: None, judge: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Groups of two are the same two workers from here on."""
+    """From here on every group of two is the same two workers."""
     usual = services.executor
     with (
-        persistent_workers.open_gang(2, tmp_path_factory.mktemp("gang")) as call,
+        persistent_workers.open_workers(2, tmp_path_factory.mktemp("kept")) as run_kept,
         pytest.MonkeyPatch.context() as patch,
     ):
 
@@ -88,7 +88,7 @@ def workers(
             work: cluster_workers.Work, group: cluster_workers.WorkerGroup, **more: Any
         ) -> Iterator[Any]:
             if group.workers == 2:
-                yield lambda payload, emit: call(work, payload, emit)
+                yield lambda payload, emit: run_kept(work, payload, emit)
                 return
             with usual(work, group, **more) as execute:
                 yield execute
@@ -98,7 +98,7 @@ def workers(
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_the_whole_way(
+def test_trains_and_predicts(
     name: str, home: Path, packed: dict[str, Path], judge: str, workers: None, tmp_path: Path
 ) -> None:
     task = models.get(name).task
@@ -114,8 +114,8 @@ def test_the_whole_way(
     assert task.primary.name in outcome.metrics
 
     client = mlflow.MlflowClient(Context.from_environment().tracking_uri)
-    told = [event for event, _ in read_events(outcome.run.event_log) if event["kind"] == "worker"]
-    assert sorted(event["rank"] for event in told) == [0, 1]
+    started = [e for e, _ in read_events(outcome.run.event_log) if e["kind"] == "worker"]
+    assert sorted(event["rank"] for event in started) == [0, 1]
     run = client.get_run(outcome.run.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["family"] == name
@@ -131,13 +131,13 @@ def test_the_whole_way(
     assert champion.number == 1
 
     images = sorted(Path(f"{recipe.data.path}-source").glob("test/**/*.png"))
-    asked = [str(p) for p in images if "mask" not in str(p)][:3]
+    inputs = [str(p) for p in images if "mask" not in str(p)][:3]
     if not task.takes_images:
-        asked = ["--samples", "3"]
-    out = tmp_path / "answers.jsonl"
+        inputs = ["--samples", "3"]
+    out = tmp_path / "predictions.jsonl"
     ran = CliRunner().invoke(
         predict.command,
-        [f"models:/{name}@champion", *asked, "--out", str(out), "--pictures", str(tmp_path)],
+        [f"models:/{name}@champion", *inputs, "--out", str(out), "--pictures", str(tmp_path)],
     )
     assert ran.exit_code == 0, ran.output
     lines = [json.loads(line) for line in out.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What a call of the command gives, in tests; the fixture `call` is in `conftest.py`."""
+"""The result of a command that a test runs with the fixture `call` of `conftest.py`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Runs a function as N gloo ranks, each a process; or, as a program, one of these ranks.
+"""Runs a function on N gloo ranks, each a process; or, as a program, is one of these ranks.
 
-    run(file, function, size, payload) -> [what rank 0 gave, what rank 1 gave, …]
+    run(file, function, size, payload) -> [result of rank 0, result of rank 1, …]
 
-The function takes (world, payload) and gives plain JSON. What a rank raises as a TesseraError comes
-back as {"error": its text}. The processes are kept for the next call: to start one and to import
-torch takes longer than most of what they are asked. One that fails ends them all.
+The function takes (world, payload) and returns plain JSON. A TesseraError in a rank is returned as
+{"error": its text}. The processes are kept for the next call, because starting one and importing
+torch takes longer than most functions. If one fails, all are ended.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 120
-ANSWER = "answer: "
+RESULT = "result: "
 _processes: list[subprocess.Popen[str]] = []
 
 
 def run(file: Path, function: str, size: int, payload: dict[str, Any]) -> list[Any]:
     while len(_processes) < size:
         _processes.append(_start())
-    called = _processes[:size]
+    used = _processes[:size]
     with tempfile.TemporaryDirectory() as scratch:
-        asked = {"file": str(file), "function": function, "payload": payload, "size": size}
-        for rank, process in enumerate(called):
-            told = {**asked, "rank": rank, "meeting": f"{scratch}/meeting"}
+        request = {"file": str(file), "function": function, "payload": payload, "size": size}
+        for rank, process in enumerate(used):
+            of_rank = {**request, "rank": rank, "meeting": f"{scratch}/meeting"}
             assert process.stdin is not None
-            process.stdin.write(json.dumps(told) + "\n")
+            process.stdin.write(json.dumps(of_rank) + "\n")
             process.stdin.flush()
         with ThreadPoolExecutor(size) as threads:
-            answers = [threads.submit(_answer, process) for process in called]
-            wait(answers, timeout=LIMIT_SECONDS, return_when=FIRST_EXCEPTION)
-            if not all(answer.done() and not answer.exception() for answer in answers):
-                end()  # what waits for them in vain ends, too
-    return [answer.result() for answer in answers]
+            results = [threads.submit(_result, process) for process in used]
+            wait(results, timeout=LIMIT_SECONDS, return_when=FIRST_EXCEPTION)
+            if not all(result.done() and not result.exception() for result in results):
+                end()  # the other ranks would wait forever for the one that failed
+    return [result.result() for result in results]
 
 
 def end() -> None:
@@ -66,13 +66,13 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
-def _answer(process: subprocess.Popen[str]) -> Any:
-    """What it says; what the libraries print before is nothing."""
+def _result(process: subprocess.Popen[str]) -> Any:
+    """The next result that the process prints; other output is skipped."""
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith(ANSWER):
-            return json.loads(line.removeprefix(ANSWER))
-    raise ChildProcessError("a rank ended or didn't answer in time")
+        if line.startswith(RESULT):
+            return json.loads(line.removeprefix(RESULT))
+    raise ChildProcessError("a rank ended, or gave no result in time")
 
 
 def serve() -> None:
@@ -81,30 +81,31 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        told = json.loads(line)
-        if told["size"] > 1:
+        request = json.loads(line)
+        if request["size"] > 1:
             torch.distributed.init_process_group(
                 "gloo",
-                init_method=f"file://{told['meeting']}",
-                rank=told["rank"],
-                world_size=told["size"],
+                init_method=f"file://{request['meeting']}",
+                rank=request["rank"],
+                world_size=request["size"],
             )
-        print(ANSWER + json.dumps(_call(told)), flush=True)
-        if told["size"] > 1:
+        print(RESULT + json.dumps(_call(request)), flush=True)
+        if request["size"] > 1:
             torch.distributed.destroy_process_group()
 
 
-def _call(told: dict[str, Any]) -> Any:
+def _call(request: dict[str, Any]) -> Any:
     from models.core.errors import TesseraError
     from pipelines.interfaces import World
 
-    spec = importlib.util.spec_from_file_location("work", told["file"])
+    spec = importlib.util.spec_from_file_location("work", request["file"])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    world = World(request["rank"], request["size"])
     try:
-        return getattr(module, told["function"])(World(told["rank"], told["size"]), told["payload"])
+        return getattr(module, request["function"])(world, request["payload"])
     except TesseraError as error:
         return {"error": str(error)}
 

@@ -1,10 +1,10 @@
-"""Two workers of Ray Train that are kept from one training to the next.
+"""Ray Train workers that are kept from one training to the next.
 
-What a training costs on Ray is mostly the start of its processes: where many small ones are tested,
-they take turns on the same workers.
+Most of what a small training costs on Ray is starting its processes. Tests with many small trainings
+run them one after the other on the same workers.
 
-    with gang.open_gang(2, storage) as call:
-        call(worker.run, payload, emit)        as `cluster.train` does it
+    with persistent_workers.open_workers(2, storage) as execute:
+        execute(worker.run, payload, emit)        does what `cluster.workers.train` does
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from typing import Any
 from pipelines.cluster import workers as cluster_workers
 from pipelines.interfaces import Emit, World
 
-Call = Callable[[cluster_workers.Work, dict[str, Any], Emit], dict[str, Any]]
+Execute = Callable[[cluster_workers.Work, dict[str, Any], Emit], dict[str, Any]]
 
 
-class Desk:
-    """An actor where the work lies: each rank takes every piece, rank 0 brings what came of it."""
+class Queue:
+    """An actor with the trainings to run: every rank takes each one, rank 0 puts its result."""
 
     def __init__(self) -> None:
-        self._pieces: list[Any] = []
-        self._answers: dict[int, Any] = {}
+        self._jobs: list[Any] = []
+        self._results: dict[int, Any] = {}
         self._changed = asyncio.Condition()
 
-    async def put(self, piece: Any) -> int:
+    async def put(self, job: Any) -> int:
         async with self._changed:
-            self._pieces.append(piece)
+            self._jobs.append(job)
             self._changed.notify_all()
-            return len(self._pieces) - 1
+            return len(self._jobs) - 1
 
     async def take(self, number: int) -> Any:
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._pieces) > number)
-            return self._pieces[number]
+            await self._changed.wait_for(lambda: len(self._jobs) > number)
+            return self._jobs[number]
 
-    async def bring(self, number: int, answer: Any) -> None:
+    async def put_result(self, number: int, result: Any) -> None:
         async with self._changed:
-            self._answers.setdefault(number, answer)
+            self._results.setdefault(number, result)
             self._changed.notify_all()
 
-    async def fetch(self, number: int) -> Any:
+    async def result(self, number: int) -> Any:
         async with self._changed:
-            await self._changed.wait_for(lambda: number in self._answers)
-            return self._answers.pop(number)
+            await self._changed.wait_for(lambda: number in self._results)
+            return self._results.pop(number)
 
 
-class _Mute:
-    """Of the workers themselves: each training that they are given brings an `Emit` of its own."""
+class _NoEmit:
+    """For the workers themselves: each training brings its own `Emit`."""
 
     def __call__(self, event: Any) -> None:
         pass
@@ -64,59 +64,60 @@ class _Mute:
 
 
 def _serve(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
-    """What each worker does until there is no more."""
+    """What each worker does: runs trainings until there are no more."""
     import ray
 
-    desk, number = payload["desk"], 0
-    while (piece := ray.get(desk.take.remote(number))) is not None:
-        work, told, speak = piece
+    queue, number = payload["queue"], 0
+    while (job := ray.get(queue.take.remote(number))) is not None:
+        work, job_payload, job_emit = job
         try:
-            answer = work(told, world, speak)
+            result = work(job_payload, world, job_emit)
         except BaseException as error:
-            ray.get(desk.bring.remote(number, error))
+            ray.get(queue.put_result.remote(number, error))
             raise
         if world.leads:
-            ray.get(desk.bring.remote(number, answer))
+            ray.get(queue.put_result.remote(number, result))
         number += 1
     return {}
 
 
 @contextmanager
-def open_gang(workers: int, storage: Path) -> Iterator[Call]:
+def open_workers(workers: int, storage: Path) -> Iterator[Execute]:
+    """Starts the workers, and ends them afterwards. A training that fails ends them too."""
     import ray  # which reads its environment when it is imported
 
     # The tests' own modules aren't on the workers' path.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    desk = ray.remote(num_cpus=0, max_concurrency=100)(Desk).remote()
+    queue = ray.remote(num_cpus=0, max_concurrency=100)(Queue).remote()
     ended: list[BaseException | None] = []
 
     def run() -> None:
         group = cluster_workers.WorkerGroup(workers, max_failures=0)
         try:
             cluster_workers.train(
-                _serve, {"desk": desk}, group, name="gang", storage=storage, emit=_Mute()
+                _serve, {"queue": queue}, group, name="kept", storage=storage, emit=_NoEmit()
             )
             ended.append(None)
         except BaseException as error:
             ended.append(error)
 
-    thread = threading.Thread(target=run, name="gang")
+    thread = threading.Thread(target=run, name="persistent-workers")
     thread.start()
 
-    def call(work: cluster_workers.Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
-        number = ray.get(desk.put.remote((work, payload, emit)))
-        fetched = desk.fetch.remote(number)
-        while not ray.wait([fetched], timeout=1.0)[0]:
+    def execute(work: cluster_workers.Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        number = ray.get(queue.put.remote((work, payload, emit)))
+        result = queue.result.remote(number)
+        while not ray.wait([result], timeout=1.0)[0]:
             assert not ended, f"the workers ended: {ended}"
-        answer = ray.get(fetched)
-        if isinstance(answer, BaseException):
-            raise answer
-        return dict(answer)
+        value = ray.get(result)
+        if isinstance(value, BaseException):
+            raise value
+        return dict(value)
 
     try:
-        yield call
+        yield execute
     finally:
-        ray.get(desk.put.remote(None))
+        ray.get(queue.put.remote(None))
         thread.join()
-        ray.kill(desk)
+        ray.kill(queue)
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
