@@ -21,7 +21,7 @@ from PIL import Image
 import models
 from jobs import predict, promote
 from pipelines import recipe as recipes
-from pipelines.cluster import workers as cluster_workers
+from pipelines.cluster.workers import Work, WorkerGroup
 from pipelines.data.packing import pack
 from pipelines.promotion import champions
 from pipelines.recipe import Recipe
@@ -85,12 +85,12 @@ def workers(
 
         @contextmanager
         def executor(
-            work: cluster_workers.Work, group: cluster_workers.WorkerGroup, **more: Any
+            context: Context, work: Work, group: WorkerGroup, **more: Any
         ) -> Iterator[Any]:
             if group.workers == 2:
                 yield lambda payload, emit: run_kept(work, payload, emit)
                 return
-            with usual(work, group, **more) as execute:
+            with usual(context, work, group, **more) as execute:
                 yield execute
 
         patch.setattr(services, "executor", executor)
