@@ -55,31 +55,20 @@ GROUP = "models"
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:
     """Let MODEL (NAME@alias, NAME/3 or models:/…; NAME alone is its newest version) answer for files,
     folders and globs: one JSON line for each input, in order."""
-    import tempfile
-
-    from pipelines.inference.predictor import Predictor
     from pipelines.storage.atomic import write_atomic
-    from pipelines.training import checkpoints, inputs
-    from pipelines.workflows import model_reference, predict, services
-    from pipelines.workflows.context import Context
+    from pipelines.workflows.predict import predict
 
     del options["verbose"]
-    asked = predict.Asked(paths, **options)
-    registry = services.open_registry(Context.from_environment())
-    version = model_reference.resolve(registry, model)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = registry.download(version, Path(scratch))
-        found = checkpoints.read_model(folder, services.registered_digest(version))
-    predictor = Predictor(found.recipe, inputs.seen_of(found.recipe, found.card), found.weights)
+    out = options.pop("out")
+    results = predict(model, paths, **options)
     failed = total = 0
-    with nullcontext(sys.stdout) if asked.out is None else write_atomic(asked.out) as lines:
-        for answer in predict.give(predictor, asked, version):
+    with nullcontext(sys.stdout) if out is None else write_atomic(out) as lines:
+        for result in results:
             total += 1
-            failed += "error" in answer
-            answer["model"], answer["version"] = version.name, version.number
-            lines.write(json_line(answer) + "\n")
-    if asked.out is not None:
-        print(f"{total:,} answers in {asked.out}", file=sys.stderr)
+            failed += result.error is not None
+            lines.write(json_line(result.to_dict()) + "\n")
+    if out is not None:
+        print(f"{total:,} predictions in {out}", file=sys.stderr)
     if failed:
         print(f"{failed} of {total} inputs couldn't be read: see their lines", file=sys.stderr)
     return int(strict and failed > 0)

@@ -1,14 +1,17 @@
-"""What `tessera predict` asks, and what it writes beside the lines.
+"""Predicts images with a registered model, or makes new ones with it.
 
-In: a predictor and what is asked: images, new samples, codes to decode, who it is. Out: an answer a
-line as plain JSON; pictures and results as files.
+In: a registered version; images, a number of samples, or codes to decode. Out: a
+`PredictionResult` per input, in order, and image and result files if they are wanted. Must not
+print, nor read the environment.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +19,80 @@ from models.core.errors import TesseraError, UsageError
 from pipelines import tag_names
 
 if TYPE_CHECKING:
-    from models.core.family import Prediction
+    from models.core.family import DataSpec, Prediction
     from pipelines.inference.predictor import Predictor
     from pipelines.interfaces import Version
+    from pipelines.workflows.context import Context
+
+    StrPath = str | os.PathLike[str]
 
 COCO_FILE = "results.json"
+_NAMED = ("path", "error", "model", "version")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The options of `tessera predict`. Raises UsageError where they don't go together."""
+class PredictionResult:
+    """What a model predicts for one input.
 
-    paths: tuple[str, ...]
-    out: Path | None = None
+    `output` is the JSON object that `tessera predict` prints; docs/predictions.md lists the fields
+    of each task. An input that can't be read has an `error` and no other field.
+    """
+
+    output: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def path(self) -> Path | None:
+        """The image's file; None for an image that the model made."""
+        return Path(self.output["path"]) if "path" in self.output else None
+
+    @property
+    def error(self) -> str | None:
+        """Why the input couldn't be read; None if it could."""
+        return self.output.get("error")
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; None if the task predicts no single class."""
+        return self.output.get("class")
+
+    @property
+    def probability(self) -> float | None:
+        """The probability of `label`, between 0 and 1; None if the task gives none."""
+        return self.output.get("probability")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the task predicts, as plain JSON: `objects`, `top5`, `similarity`, …"""
+        return {name: value for name, value in self.output.items() if name not in _NAMED}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `tessera predict` prints."""
+        return dict(self.output)
+
+    def __repr__(self) -> str:
+        return f"PredictionResult({self.to_dict()!r})"
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What is predicted, and what is written.
+
+    Exactly one of `paths`, `samples` and `decode` is given.
+
+    Args:
+        paths: Image files, folders and globs.
+        pictures: Folder for each image with its prediction drawn in.
+        results: Folder for predictions as files: COCO results of objects, PNGs of masks and of
+            images that the model made.
+        samples: How many images a generator makes, from `seed`.
+        decode: JSON lines file with codes for an autoencoder to decode.
+        gallery: Folder with a subfolder of images for each name: whose image is it?
+        compare: Is each image after the first the same as the first?
+
+    Raises UsageError if they don't go together.
+    """
+
+    paths: tuple[str, ...] = ()
     pictures: Path | None = None
     results: Path | None = None
     samples: int | None = None
@@ -41,60 +105,207 @@ class Asked:
         kinds = {"PATHS": self.paths, "--samples": self.samples, "--decode": self.decode}
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
-            said = f"{' and '.join(given)} don't go together" if given else "nothing is asked"
-            raise UsageError(said, hint="name images, or give --samples N, or --decode FILE")
+            problem = f"{' and '.join(given)} don't go together" if given else "nothing to predict"
+            raise UsageError(problem, hint="name images, or give --samples N, or --decode FILE")
         if self.gallery and not self.paths:
             raise UsageError("--gallery goes with images", hint="name some")
         if self.compare and not self.paths:
             raise UsageError("--compare goes with images", hint="name two or more")
         if self.compare and self.gallery:
-            raise UsageError("--compare and --gallery don't go together", hint="ask one by one")
+            raise UsageError("--compare and --gallery don't go together", hint="use one of them")
 
 
-def give(predictor: Predictor, asked: Asked, version: Version) -> Iterator[dict[str, Any]]:
-    """An answer for each thing that is asked, in order; the files are written on the way."""
-    files = _Files(predictor, asked)
-    if asked.samples:
-        for number, prediction in enumerate(predictor.generate(asked.samples, asked.seed)):
+class TrainedModel:
+    """A registered version, loaded into this process. Made by `load`."""
+
+    def __init__(self, predictor: Predictor, version: Version) -> None:
+        self._predictor = predictor
+        self.version = version
+
+    def __repr__(self) -> str:
+        return f"TrainedModel(models:/{self.version.name}/{self.version.number}, {self.task})"
+
+    @property
+    def task(self) -> str:
+        """Such as `classification` or `detection`."""
+        return self._predictor.task.name
+
+    @property
+    def data(self) -> DataSpec:
+        """What the network was trained on: image size, channels, classes."""
+        return self._predictor.data
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty for a task without classes."""
+        return tuple(self.data.classes)
+
+    def predict(
+        self,
+        paths: StrPath | Iterable[StrPath],
+        *,
+        gallery: StrPath | None = None,
+        compare: bool = False,
+        pictures: StrPath | None = None,
+        results: StrPath | None = None,
+    ) -> Iterator[PredictionResult]:
+        """Predicts images, one after the other as the iterator is read.
+
+        Args:
+            paths: One or several image files, folders and globs.
+
+        The other arguments are those of `PredictionOptions`. Raises UsageError if they don't fit
+        the model. An image that can't be read is not an error here: see `PredictionResult.error`.
+        """
+        return self.run(
+            PredictionOptions(
+                paths=_texts(paths),
+                gallery=_path(gallery),
+                compare=compare,
+                pictures=_path(pictures),
+                results=_path(results),
+            )
+        )
+
+    def generate(
+        self,
+        samples: int,
+        *,
+        seed: int = 0,
+        pictures: StrPath | None = None,
+        results: StrPath | None = None,
+    ) -> Iterator[PredictionResult]:
+        """Makes new images with a generator. The first ones don't depend on how many are made."""
+        return self.run(
+            PredictionOptions(
+                samples=samples, seed=seed, pictures=_path(pictures), results=_path(results)
+            )
+        )
+
+    def run(self, options: PredictionOptions) -> Iterator[PredictionResult]:
+        """A result for each input, in order; files are written on the way."""
+        for output in _outputs(self._predictor, options, self.version):
+            yield PredictionResult(
+                {**output, "model": self.version.name, "version": self.version.number}
+            )
+
+
+def load(
+    model: str | Version, *, device: str = "cpu", context: Context | None = None
+) -> TrainedModel:
+    """Loads a registered model to predict with.
+
+    Args:
+        model: A reference (`NAME`, `NAME/2`, `NAME@champion`) or a version.
+        device: Where the network runs: `cpu`, `cuda`, `cuda:1`.
+        context: Where MLflow is; from the environment by default.
+
+    Raises TesseraError if there is no such version, or if its files are not the registered ones.
+    """
+    from pipelines.inference.predictor import Predictor
+    from pipelines.training import checkpoints, inputs
+    from pipelines.workflows import model_reference, services
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    registry = services.open_registry(context)
+    version = model_reference.resolve(registry, model)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = registry.download(version, Path(scratch))
+        files = checkpoints.read_model(folder, services.registered_digest(version))
+    data = inputs.seen_of(files.recipe, files.card)
+    return TrainedModel(Predictor(files.recipe, data, files.weights, device=device), version)
+
+
+def predict(
+    model: str | Version,
+    paths: StrPath | Iterable[StrPath] = (),
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    decode: StrPath | None = None,
+    gallery: StrPath | None = None,
+    compare: bool = False,
+    pictures: StrPath | None = None,
+    results: StrPath | None = None,
+    device: str = "cpu",
+    context: Context | None = None,
+) -> Iterator[PredictionResult]:
+    """Loads a registered model and predicts with it, as `tessera predict` does.
+
+    To predict more than once, use `load`. The arguments are those of `load` and of
+    `PredictionOptions`; raises as these. The model is loaded when this is called, the images are
+    read as the iterator is.
+    """
+    options = PredictionOptions(
+        paths=_texts(paths),
+        pictures=_path(pictures),
+        results=_path(results),
+        samples=samples,
+        seed=seed,
+        decode=_path(decode),
+        gallery=_path(gallery),
+        compare=compare,
+    )
+    return load(model, device=device, context=context).run(options)
+
+
+def _texts(paths: StrPath | Iterable[StrPath]) -> tuple[str, ...]:
+    if isinstance(paths, str | os.PathLike):
+        return (os.fspath(paths),)
+    return tuple(os.fspath(path) for path in paths)
+
+
+def _path(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _outputs(
+    predictor: Predictor, options: PredictionOptions, version: Version
+) -> Iterator[dict[str, Any]]:
+    files = _Files(predictor, options)
+    if options.samples:
+        for number, prediction in enumerate(predictor.generate(options.samples, options.seed)):
             name = f"sample-{number:05d}"
-            answer = predictor.task.prediction_to_json(prediction, predictor.data)
-            yield {"sample": number, "seed": asked.seed, **answer, **files.write(name, prediction)}
-    elif asked.decode:
-        for number, prediction in enumerate(predictor.decode(read_codes(asked.decode))):
+            output = predictor.task.prediction_to_json(prediction, predictor.data)
+            written = files.write(name, prediction)
+            yield {"sample": number, "seed": options.seed, **output, **written}
+    elif options.decode:
+        for number, prediction in enumerate(predictor.decode(read_codes(options.decode))):
             yield {"line": number + 1, **files.write(f"decoded-{number:05d}", prediction)}
     else:
-        yield from _about_images(predictor, asked, version, files)
+        yield from _image_outputs(predictor, options, version, files)
     files.close()
 
 
-def _about_images(
-    predictor: Predictor, asked: Asked, version: Version, files: _Files
+def _image_outputs(
+    predictor: Predictor, options: PredictionOptions, version: Version, files: _Files
 ) -> Iterator[dict[str, Any]]:
-    from pipelines.inference import predictor as inference_predictor
+    from pipelines.inference.predictor import expand
 
-    liken = _likener(predictor, asked, version)
-    for number, found in enumerate(predictor.predict(inference_predictor.expand(asked.paths))):
-        answer = found.output
-        if asked.compare and not number and found.prediction is None:
-            raise TesseraError(answer["error"], hint="it is what the others are compared with")
-        if found.prediction is not None:
-            if liken:
-                answer = {**answer, **liken(found.prediction)}
-            answer = {**answer, **files.write(found.path, found.prediction)}
-        yield answer
+    identify = _identifier(predictor, options, version)
+    for number, result in enumerate(predictor.predict(expand(options.paths))):
+        output = result.output
+        if options.compare and not number and result.prediction is None:
+            raise TesseraError(output["error"], hint="the others are compared with it")
+        if result.prediction is not None:
+            if identify:
+                output = {**output, **identify(result.prediction)}
+            output = {**output, **files.write(result.path, result.prediction)}
+        yield output
 
 
-def _likener(
-    predictor: Predictor, asked: Asked, version: Version
+def _identifier(
+    predictor: Predictor, options: PredictionOptions, version: Version
 ) -> Callable[[Prediction], dict[str, Any]] | None:
-    """What tells of an embedding who it is, or whether it is the same as the first."""
-    if not asked.gallery and not asked.compare:
+    """Says of an embedding whose it is, or whether it is the same as the first one."""
+    if not options.gallery and not options.compare:
         return None
     from pipelines.inference import identify
 
     threshold = json.loads(version.tags.get(tag_names.METRICS, "{}")).get("val/threshold")
-    if asked.gallery:
-        return identify.build_gallery(predictor, asked.gallery, threshold)
+    if options.gallery:
+        return identify.build_gallery(predictor, options.gallery, threshold)
     return identify.PairSimilarity(predictor, threshold)
 
 
@@ -126,10 +337,14 @@ def _code(line: str) -> list[float]:
 
 
 class _Files:
-    """The pictures and results of one call."""
+    """The image and result files of one call."""
 
-    def __init__(self, predictor: Predictor, asked: Asked) -> None:
-        self._predictor, self._pictures, self._results = predictor, asked.pictures, asked.results
+    def __init__(self, predictor: Predictor, options: PredictionOptions) -> None:
+        self._predictor, self._pictures, self._results = (
+            predictor,
+            options.pictures,
+            options.results,
+        )
         self._names: set[str] = set()
         self._objects: list[dict[str, Any]] = []
         self._images = 0
@@ -138,7 +353,7 @@ class _Files:
                 folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, source: Path | str, prediction: Prediction) -> dict[str, str]:
-        """Writes what was asked for; gives the names of the files, for the answer's line."""
+        """Writes the files of one prediction; returns their names, as fields of its output."""
         from pipelines.inference import predictor as inference_predictor
 
         if not self._pictures and not self._results:
@@ -161,8 +376,9 @@ class _Files:
                 written["result"] = COCO_FILE
             if "result" not in written:
                 raise UsageError(
-                    f"answers of {self._predictor.task.name.replace('_', ' ')} are no files",
-                    hint="take --out for their lines, or --pictures",
+                    f"predictions of {self._predictor.task.name.replace('_', ' ')} can't be written as "
+                    "files",
+                    hint="write their lines with --out, or draw them with --pictures",
                 )
         return written
 
@@ -176,13 +392,11 @@ class _Files:
         else:
             image = task.prediction_to_image(prediction)
         if image is None:
-            raise UsageError(f"answers of {task.name} can't be drawn")
+            raise UsageError(f"predictions of {task.name} can't be drawn")
         panels = task.panels(image, prediction, None, data)
         inference_predictor.draw(panels, data.classes).save(to)
 
     def close(self) -> None:
         """Writes the COCO results, which are one file."""
         if self._results and self._predictor.task.writes_coco_results:
-            from jobs.shared.terminal import json_line
-
-            (self._results / COCO_FILE).write_text(json_line(self._objects) + "\n")
+            (self._results / COCO_FILE).write_text(json.dumps(self._objects) + "\n")

@@ -295,7 +295,7 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("registry digits --delete", ["--delete needs a version", "registry digits/1 --delete"]),
         ("promote dogits/1", ["unknown model 'dogits'", "did you mean 'digits'"]),
         ("predict models:/dogits@champion x.png", ["unknown model", "did you mean 'digits'"]),
-        ("predict digits", ["nothing is asked", "--samples N"]),
+        ("predict digits", ["nothing to predict", "--samples N"]),
     ],
 )
 def test_wrong_usage_is_said_with_its_mend(

@@ -212,13 +212,15 @@ def test_answers_can_be_decoded_again(variant, paths, tmp_path):
     torch.manual_seed(3)
     weights = FAMILY.build(recipe.config(), GREY).state_dict()
     predictor = Predictor(recipe, GREY, weights)
-    version = Version("squares", 1, "run")
-    asked = predict.Asked(tuple(map(str, paths)), results=tmp_path / "made")
-    lines = list(predict.give(predictor, asked, version))
+    model = predict.TrainedModel(predictor, Version("squares", 1, "run"))
+    options = predict.PredictionOptions(tuple(map(str, paths)), results=tmp_path / "made")
+    lines = [result.to_dict() for result in model.run(options)]
     codes = tmp_path / "answers.jsonl"
     codes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    decode = predict.Asked((), decode=codes, results=tmp_path / "decoded", pictures=tmp_path / "p")
-    again = list(predict.give(predictor, decode, version))
+    decode = predict.PredictionOptions(
+        decode=codes, results=tmp_path / "decoded", pictures=tmp_path / "p"
+    )
+    again = [result.to_dict() for result in model.run(decode)]
     assert [line["line"] for line in again] == [1, 2, 3, 4]
     for line, other, path in zip(lines, again, paths):
         assert 0 < line["mse"] < 1

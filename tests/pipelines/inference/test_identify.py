@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pipelines import recipe as recipes
 from pipelines.inference.identify import PairSimilarity, build_gallery
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
-from pipelines.workflows.predict import Asked, give
+from pipelines.workflows.predict import PredictionOptions, TrainedModel
 
 COLOURS = {"green": (30, 200, 40), "lilac": (190, 120, 220), "rusty": (170, 80, 20)}
 SPEC = DataSpec(
@@ -132,16 +133,22 @@ def test_other_models_are_refused(gallery: Path) -> None:
         PairSimilarity(classifier, None)
 
 
+def outputs(
+    predictor: Predictor, version: Version, options: PredictionOptions
+) -> list[dict[str, Any]]:
+    return [result.to_dict() for result in TrainedModel(predictor, version).run(options)]
+
+
 def test_predict_says_who_and_whether_the_same(
     predictor: Predictor, gallery: Path, tmp_path: Path
 ) -> None:
     paths = [paint(tmp_path / f"{n}.png", c, 70 + n) for n, c in enumerate(["rusty", "rusty"])]
     given = tuple(map(str, [paths[0], tmp_path / "absent.png", paths[1], paths[0]]))
-    lines = list(give(predictor, Asked(given, gallery=gallery), version(threshold=0.9)))
+    lines = outputs(predictor, version(threshold=0.9), PredictionOptions(given, gallery=gallery))
     assert [line.get("class") for line in lines] == ["rusty", None, "rusty", "rusty"]
     assert all("known" in line and len(line["embedding"]) == 16 for line in lines[::2])
-    first, absent, other, again = give(
-        predictor, Asked(given, compare=True), version(threshold=0.999999)
+    first, absent, other, again = outputs(
+        predictor, version(threshold=0.999999), PredictionOptions(given, compare=True)
     )
     assert not {"similarity", "same"} & (first.keys() | absent.keys())
     assert "error" in absent
@@ -150,11 +157,11 @@ def test_predict_says_who_and_whether_the_same(
         sum(a * b for a, b in zip(first["embedding"], other["embedding"])), abs=1e-5
     )
     assert (again["same"], other["same"]) == (True, False)
-    untold = list(give(predictor, Asked(given, compare=True), version()))
+    untold = outputs(predictor, version(), PredictionOptions(given, compare=True))
     assert "similarity" in untold[2]
     assert "same" not in untold[2]
     with pytest.raises(TesseraError, match=r"absent\.png doesn't exist"):
-        list(give(predictor, Asked(given[1:], compare=True), version()))
+        outputs(predictor, version(), PredictionOptions(given[1:], compare=True))
 
 
 @pytest.mark.parametrize(
@@ -166,4 +173,4 @@ def test_predict_says_who_and_whether_the_same(
 )
 def test_what_doesn_t_go_together_is_refused(asked: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Asked(**{"paths": (), **asked})
+        PredictionOptions(**{"paths": (), **asked})

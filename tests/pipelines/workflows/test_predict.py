@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import examples
 import numpy as np
@@ -17,6 +18,7 @@ from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor
 from pipelines.interfaces import Version
 from pipelines.workflows import predict
+from pipelines.workflows.context import Context
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "predictions.md"
 VERSION = Version("m", 1, "r", {"tessera.metrics": json.dumps({"val/threshold": 0.5})})
@@ -29,6 +31,11 @@ def predictor(name: str) -> Predictor:
     family = models.get(name)
     weights = examples.tiny(family, seed=1).state_dict()
     return Predictor(recipes.start(name, "tiny"), examples.spec(family), weights)
+
+
+def outputs(model: Predictor, options: predict.PredictionOptions) -> list[dict[str, Any]]:
+    """The lines that the command prints."""
+    return [result.to_dict() for result in predict.TrainedModel(model, VERSION).run(options)]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +64,13 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
     if written:
         wants["results"] = tmp_path / "results"
     given = {"paths": tuple(images)} if task.takes_images else {"paths": (), "samples": 3}
-    lines = list(predict.give(asking, predict.Asked(**given, **wants), VERSION))
+    lines = outputs(asking, predict.PredictionOptions(**given, **wants))
     assert len(lines) == 3
     fields = documented(task.name)
     if task.name == "instance_segmentation":
         fields |= documented("detection")
     for line in lines:
-        assert set(line) - {"path", "picture", "result"} <= fields
+        assert set(line) - {"path", "picture", "result", "model", "version"} <= fields
         assert Image.open(tmp_path / "pictures" / line["picture"]).mode == "RGB"
         for found in line.get("objects", []):
             assert set(found) <= fields
@@ -86,12 +93,12 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
 
 
 @pytest.mark.parametrize("name", ["cnn", "embedding"])
-def test_answers_that_are_no_files_are_said_to_be_none(
+def test_predictions_without_a_file_form_are_refused(
     name: str, images: list[str], tmp_path: Path
 ) -> None:
-    asked = predict.Asked(tuple(images), results=tmp_path / "results")
-    with pytest.raises(UsageError, match="are no files"):
-        list(predict.give(predictor(name), asked, VERSION))
+    options = predict.PredictionOptions(tuple(images), results=tmp_path / "results")
+    with pytest.raises(UsageError, match="can't be written as files"):
+        outputs(predictor(name), options)
 
 
 def test_every_task_is_documented() -> None:
@@ -104,7 +111,7 @@ def test_every_task_is_documented() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"paths": ()}, "nothing is asked"),
+        ({"paths": ()}, "nothing to predict"),
         ({"paths": ("a.png",), "samples": 3}, "PATHS and --samples"),
         ({"paths": (), "samples": 3, "decode": Path("x")}, "--samples and --decode"),
         ({"paths": (), "samples": 3, "gallery": Path("x")}, "--gallery goes with images"),
@@ -112,28 +119,28 @@ def test_every_task_is_documented() -> None:
 )
 def test_what_does_not_go_together_is_refused(given: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        predict.Asked(**given)
+        predict.PredictionOptions(**given)
 
 
-def test_a_network_is_asked_what_it_can_do(images: list[str], tmp_path: Path) -> None:
+def test_a_model_refuses_what_it_cannot_do(images: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="makes none up"):
-        list(predict.give(predictor("cnn"), predict.Asked((), samples=2), VERSION))
+        outputs(predictor("cnn"), predict.PredictionOptions(samples=2))
     with pytest.raises(UsageError, match="--samples 64"):
-        list(predict.give(predictor("dcgan"), predict.Asked(tuple(images)), VERSION))
+        outputs(predictor("dcgan"), predict.PredictionOptions(tuple(images)))
     codes = tmp_path / "codes.jsonl"
     codes.write_text('{"code": [1, 2]}\n')
     with pytest.raises(UsageError, match="makes no codes"):
-        list(predict.give(predictor("cnn"), predict.Asked((), decode=codes), VERSION))
-    asked = predict.Asked(tuple(images), gallery=tmp_path)
+        outputs(predictor("cnn"), predict.PredictionOptions(decode=codes))
+    options = predict.PredictionOptions(tuple(images), gallery=tmp_path)
     with pytest.raises(UsageError, match="can't be compared"):
-        list(predict.give(predictor("cnn"), asked, VERSION))
+        outputs(predictor("cnn"), options)
 
 
 def test_samples_do_not_depend_on_how_many(tmp_path: Path) -> None:
     few, more = tmp_path / "few", tmp_path / "more"
     for count, folder in ((2, few), (5, more)):
-        asked = predict.Asked((), samples=count, results=folder, seed=4)
-        assert len(list(predict.give(predictor("dcgan"), asked, VERSION))) == count
+        options = predict.PredictionOptions(samples=count, results=folder, seed=4)
+        assert len(outputs(predictor("dcgan"), options)) == count
     names = sorted(path.name for path in few.iterdir())
     assert all((few / name).read_bytes() == (more / name).read_bytes() for name in names)
     assert len({(more / name).read_bytes() for name in names}) == 2
@@ -163,3 +170,33 @@ def test_codes_are_read_from_answers(tmp_path: Path) -> None:
     path = tmp_path / "codes.jsonl"
     path.write_text('{"path": "a.png", "code": [1, 2.5]}\n{"code": [0, -1]}\n')
     assert predict.read_codes(path) == [[1.0, 2.5], [0.0, -1.0]]
+
+
+def test_a_loaded_model_predicts_files_folders_and_what_cannot_be_read(
+    trained_home: Path, images: list[str], tmp_path: Path
+) -> None:
+    context = Context.from_environment({"TESSERA_HOME": str(trained_home)})
+    model = predict.load("digits", context=context)
+    assert (model.task, len(model.classes), model.version.number) == ("classification", 10, 1)
+    first, missing = model.predict([images[0], tmp_path / "absent.png"])
+    assert first.path == Path(images[0])
+    assert first.label in model.classes
+    assert first.error is None
+    assert first.probability is not None
+    assert 0.1 <= first.probability <= 1
+    assert {"class", "probability"} <= first.fields.keys()
+    assert missing.error is not None
+    assert (missing.label, missing.probability, missing.fields) == (None, None, {})
+    folder = list(model.predict(Path(images[0]).parent, pictures=tmp_path / "drawn"))
+    assert [result.path for result in folder] == [Path(path) for path in images]
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    again = predict.predict("digits@challenger", images[0], context=context)
+    assert next(again).to_dict() == first.to_dict()
+
+
+def test_a_model_that_is_not_registered_cannot_be_loaded(trained_home: Path) -> None:
+    context = Context.from_environment({"TESSERA_HOME": str(trained_home)})
+    with pytest.raises(TesseraError, match="phantom"):
+        predict.load("phantom@champion", context=context)
+    with pytest.raises(UsageError, match="nothing to predict"):
+        predict.predict("phantom", context=context)
