@@ -1,10 +1,11 @@
-"""Any classification network of torchvision by name, and of timm where that is installed.
+"""Any classification network of torchvision by name, and of timm if that is installed.
 
-In: `model.name`, as `torchvision.models.list_models` has it, or `timm/NAME`. Out: that network with
-a head for these classes and a first layer for these channels. For images under 96 pixels the first
-convolution loses its stride and a pool right after it is left out, unless it cuts the image into
-patches; later layers don't go below 2x2 pixels. No weight but the head's and, for other than three
-channels, the first layer's changes its shape, so a network's published weights fit.
+In: `model.name`, as in `torchvision.models.list_models()`, or `timm/NAME`. Out: that network with a
+head for these classes and a first layer for these channels. For images under 96 pixels the first
+convolution loses its stride, unless it cuts the image into patches, and a pool right after it is
+left out; later layers don't shrink feature maps below 2x2 pixels. Only the weights of the head and,
+for other than three channels, of the first layer change their shapes, so published weights can be
+loaded.
 
     B images, C channels, H height, W width, K classes
 
@@ -37,11 +38,10 @@ TIMM = "timm/"
 
 @dataclass(frozen=True)
 class BackboneConfig(Pretrained):
-    """`name` of the network. `adapt`: make it fit for small images and short trainings; without
-    it the network is as its authors have it."""
-
     name: str = "mobilenet_v3_small"
+    """The network: a name from `torchvision.models.list_models()`, or `timm/NAME`."""
     adapt: bool = True
+    """Adapt the network to small images and short trainings. False: as its authors made it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,11 +68,11 @@ class Backbone(Transfer[BackboneConfig]):
         try:
             net = make(config.name, data)
             if config.adapt:
-                _follow(net)
+                _speed_up_norms(net)
                 if is_small("auto", data):
-                    _keep_size_at_first(net)
+                    _remove_first_stride(net)
                     keep_map_sizes(net, data)
-            _try_out(net, data)
+            _try_one_image(net, data)
         except (RuntimeError, ValueError, AssertionError) as error:
             line = " ".join(str(error).split())[:200].rstrip(".!")
             raise UsageError(
@@ -107,7 +107,7 @@ def _from_torchvision(name: str, data: DataSpec) -> nn.Module:
         settings = {"image_size": data.height}
     elif name == "maxvit_t":
         settings = {"input_size": (data.height, data.width)}
-    elif name in ("googlenet", "inception_v3"):  # with losses of their own they'd be a family
+    elif name in ("googlenet", "inception_v3"):  # auxiliary heads would need a loss of their own
         settings = {"aux_logits": False, "init_weights": False}
     net: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=len(data.classes), **settings
@@ -148,9 +148,9 @@ def _with_channels(layer: nn.Module, channels: int) -> nn.Conv2d:
     )
 
 
-def _keep_size_at_first(net: nn.Module) -> None:
-    """The first convolution loses its stride, and a pool right after it goes. A convolution whose
-    stride is as large as its kernel cuts patches, and stays."""
+def _remove_first_stride(net: nn.Module) -> None:
+    """Removes the stride of the first convolution and a pool right after it. A convolution whose
+    stride is as large as its kernel cuts the image into patches, and is kept."""
     layers = [m for m in net.modules() if not list(m.children())]
     start = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
     first = layers[start]
@@ -165,16 +165,16 @@ def _keep_size_at_first(net: nn.Module) -> None:
             return
 
 
-def _follow(net: nn.Module) -> None:
-    """Norms follow their batches as fast as torch's own do. Some authors set theirs for a million
-    steps, and after a short training the statistics would still be those of the beginning."""
+def _speed_up_norms(net: nn.Module) -> None:
+    """Gives batch norms at least PyTorch's default momentum. Some networks have one for a million
+    steps; after a short training their statistics would still be close to the initial ones."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.momentum is not None:
             layer.momentum = max(layer.momentum, 0.1)
 
 
-def _try_out(net: nn.Module, data: DataSpec) -> None:
-    """One image through the network; what its authors say about the size is raised here."""
+def _try_one_image(net: nn.Module, data: DataSpec) -> None:
+    """Runs one image through the network: it raises here if it doesn't work with this size."""
     device = next(net.parameters()).device
     with torch.no_grad():
         logits: Tensor = net.eval()(torch.zeros(1, *data.shape, device=device))

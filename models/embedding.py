@@ -1,26 +1,26 @@
-"""Embeddings: any classifier of this folder, trained so that images of one class lie together.
+"""Embeddings: any classifier of this folder, trained so that images of one class are close together.
 
-The classifier's logits, normalised, are the embedding. In training its cosine with a direction for each
-class is a logit, with a margin that the true class has to keep: Deng et al., ArcFace: Additive
-Angular Margin Loss for Deep Face Recognition, 2019. Afterwards the directions are of no use:
-whether two images show the same is the cosine of their embeddings, whatever their classes.
+The embedding is the classifier's normalised output. In training, its cosine with a learned direction
+for each class is the logit of that class, with a margin for the true one: Deng et al., ArcFace:
+Additive Angular Margin Loss for Deep Face Recognition, 2019. After training the directions are not
+used: the similarity of two images is the cosine of their embeddings, whatever their classes.
 
-Few classes are told apart by few features, which say little of other classes. So more are made of
-them. A turned image can be taken for one of another class, as in Vinyals et al., Matching Networks
-for One Shot Learning, 2016. And so can the upper half of one image above the lower half of another:
-to tell every pair of classes from every other takes features of the parts, of which the images of
-unseen classes are made, too.
+A few features are enough to tell a few classes apart, and they say little about other classes. So
+there are two ways to create more classes for training. `turns`: a rotated image counts as one of
+another class, as in Vinyals et al., Matching Networks for One Shot Learning, 2016. `halves`: so does
+the upper half of one image on the lower half of another; to tell all pairs of classes apart takes
+features of the parts of images, which also occur in unseen classes.
 
-What lies before the last layers knows more of other classes than what comes out of them, which only
-tells apart those of the training: with a projection these layers belong to the training, and the
-embedding is what goes into them, as in Chen et al., A Simple Framework for Contrastive Learning of
+The layers before the last ones generalise better to other classes than the output, which is
+specialised to those of the training. With `projection`, the last layers are used in training only
+and the embedding is their input, as in Chen et al., A Simple Framework for Contrastive Learning of
 Visual Representations, 2020.
 
     B images, C channels, H height, W width, K classes, D numbers of an embedding
     T ways to turn, M = TK classes in training, or TK^2 with halves
 
     image (B, C, H, W) -> classifier -> (B, D) -> batch norm -> unit length
-    in training, with labels (B,): -> made of it (TB, C, H, W) -> embeddings (TB, D)
+    in training, with labels (B,): -> turned images (TB, C, H, W) -> embeddings (TB, D)
     -> cosines with the directions of M classes -> logits (TB, M)
 
     with a projection, without the classifier's last layer: -> (B, D) -> unit length
@@ -50,31 +50,35 @@ from models.tasks.verification import VERIFICATION
 
 Head = Literal["arcface", "cosine"]
 MOST_CLASSES = 1 << 18
-"""In training."""
+"""At most so many classes in training."""
 
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """`backbone` and `backbone_variant`: the classifier. `dimensions` of the embedding; with a
-    projection, of what it makes of it. `projection`: width of its hidden layer, 0 for none. `head`:
-    "cosine" asks for no margin. `margin`: an angle in radians. `scale`: what cosines are multiplied
-    with to be logits. `dropout`: share of the embedding's numbers left out in training. `turns`: 4
-    to train with each image turned by quarters as classes of their own, 8 with its mirror image's,
-    too; an epoch takes as many times longer. `join_turns`: an image's embedding is those of its
-    turns, one after the other: as many times more numbers, and time. `halves`: every second image gets the lower half of
-    another, and each pair of classes is a class."""
-
     backbone: str = "cnn"
+    """The family of the classifier."""
     backbone_variant: str = "base"
+    """Its variant."""
     dimensions: int = 64
+    """Size of the embedding; with a projection, the size of the projection's output."""
     projection: int = 0
+    """Hidden units of a projection that is used in training only; 0 for none."""
     head: Head = "arcface"
+    """The loss: "arcface" with the margin, "cosine" without."""
     margin: float = 0.3
+    """ArcFace's margin, an angle in radians."""
     scale: float = 16.0
+    """Factor of the cosines to make them logits."""
     dropout: float = 0.0
+    """Dropout rate of the embedding in training."""
     turns: int = 1
+    """Train with each image in so many orientations, each a class of its own: 4 for the rotations by
+    multiples of 90 degrees, 8 with their mirror images. An epoch takes as many times longer."""
     join_turns: bool = False
+    """Concatenate the embeddings of all `turns` of an image: as many times the size and the time."""
     halves: bool = False
+    """In training every second image gets the lower half of another one, and each pair of classes is
+    a class."""
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
@@ -93,11 +97,12 @@ class EmbeddingConfig:
         self.find_backbone()
 
     def find_backbone(self) -> tuple[Classifier[Any], Any]:
-        """(family, its config). Raises UsageError for one that isn't a plain classifier."""
+        """The family of the backbone and its config. Raises UsageError if it is not a plain
+        classifier."""
         family = None if self.backbone == "embedding" else models.get(self.backbone)
         if not isinstance(family, Classifier) or type(family).loss is not Classifier.loss:
             raise UsageError(
-                f"model.backbone = {self.backbone!r} gives more or other than logits",
+                f"model.backbone = {self.backbone!r} doesn't return plain logits",
                 hint="name a plain classifier, like cnn, resnet or vit",
             )
         if self.backbone_variant not in family.variants:
@@ -106,7 +111,7 @@ class EmbeddingConfig:
 
 
 class Net(nn.Module):
-    """`trained` (M,) says which classes have training images: only these are told apart."""
+    """`trained` (M,) bool: the classes with training images. Only these get logits."""
 
     trained: Tensor
 
@@ -143,14 +148,14 @@ class Net(nn.Module):
         self.margin = config.margin if config.head == "arcface" else 0.0
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> embeddings (B, D) of unit length; with labels (B,) logits (TB, M) of
-        what is made of the images, and labels (TB,) in M."""
+        """(B, C, H, W) -> embeddings (B, D) of unit length. With labels (B,): logits (TB, M) and
+        labels (TB,) of the images' turns and halves."""
         if label is None:
-            found = [self._embed(turned) for turned in self._turned(image, self.views)]
-            return torch.cat(found, dim=1) / math.sqrt(len(found))
+            views = [self._embed(turned) for turned in self._turned(image, self.views)]
+            return torch.cat(views, dim=1) / math.sqrt(len(views))
         image, label = self._make_classes(image, label)
         features = self.backbone(image).float()
-        # Near 1, bf16 knows cosines only to 0.004.
+        # Near 1, bf16 has a resolution of only 0.004.
         with torch.autocast(image.device.type, enabled=False):
             if self.projection is not None:
                 features = self.projection(features)
@@ -168,35 +173,35 @@ class Net(nn.Module):
             return F.normalize(features)
 
     def _make_classes(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The images as they are, those that are made of halves, then all turned in one way, and so
-        on; with their labels."""
+        """All images, half of them composed of two, in the first orientation, then all in the
+        second, and so on; and their labels."""
         classes = len(self.trained) // self.turns
         if self.halves:
             half = len(label) // 2
-            below = torch.cat([label[:half].roll(1), label[half:]])
-            label = label * math.isqrt(classes) + below
-            image = torch.cat([_put_together(image[:half]), image[half:]])
+            lower = torch.cat([label[:half].roll(1), label[half:]])
+            label = label * math.isqrt(classes) + lower
+            image = torch.cat([_combine_halves(image[:half]), image[half:]])
         label = torch.cat([label + classes * way for way in range(self.turns)])
         return torch.cat(self._turned(image, self.turns)), label
 
     def _turned(self, image: Tensor, ways: int) -> list[Tensor]:
-        """The images turned in each way. Raises UsageError for images that aren't square."""
+        """The images in each orientation. Raises UsageError for images that aren't square."""
         if ways > 1 and image.shape[-2] != image.shape[-1]:
             raise UsageError(
-                f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be turned by "
-                "quarters",
+                f"images of {image.shape[-2]} by {image.shape[-1]} pixels can't be rotated "
+                "by 90 degrees",
                 hint="give --set model.turns=1, or the same data.height and data.width",
             )
         return [_turn(image, way) for way in range(ways)]
 
 
 def _take_last_layer(backbone: nn.Module, config: EmbeddingConfig) -> int:
-    """Leaves the backbone without it; gives how many numbers it took."""
+    """Removes the last layer of the backbone. Returns the number of its inputs."""
     last = last_layer(backbone)
     layer = backbone.get_submodule(last)
     if not isinstance(layer, nn.Linear):
         raise UsageError(
-            f"model.backbone = {config.backbone!r} has no dense last layer to leave out",
+            f"model.backbone = {config.backbone!r} has no dense last layer to remove",
             hint="give --set model.projection=0",
         )
     parent, _, own = last.rpartition(".")
@@ -205,8 +210,8 @@ def _take_last_layer(backbone: nn.Module, config: EmbeddingConfig) -> int:
 
 
 class _Norm(nn.BatchNorm1d):
-    """Without it embeddings lie about one direction, and all are alike. One image has no spread, and
-    is normalised as in evaluation."""
+    """Batch norm that also takes a single image, which it normalises as in evaluation. Without a norm
+    all embeddings point in about the same direction."""
 
     def forward(self, features: Tensor) -> Tensor:
         training = self.training and len(features) > 1
@@ -216,32 +221,34 @@ class _Norm(nn.BatchNorm1d):
 
 
 def _turn(images: Tensor, way: int) -> Tensor:
-    """(B, C, H, W) turned by `way` quarters; from 4 on mirrored, too."""
+    """(B, C, H, W) rotated by `way` times 90 degrees; from 4 on also mirrored."""
     turned = images.rot90(way % 4, (-2, -1))
     return turned.flip(-1) if way >= 4 else turned
 
 
-def _put_together(images: Tensor) -> Tensor:
-    """(B, C, H, W): each with the lower half of the one before it."""
+def _combine_halves(images: Tensor) -> Tensor:
+    """(B, C, H, W): each image with the lower half of the one before it."""
     middle = images.shape[-2] // 2
     return torch.cat([images[..., :middle, :], images.roll(1, 0)[..., middle:, :]], dim=-2)
 
 
 def _trained(data: DataSpec) -> Tensor:
-    """(K,) bool: classes that have training images; all where that isn't known."""
+    """(K,) bool: the classes with training images; all of them if that isn't known."""
     counts = torch.tensor(data.counts if any(data.counts) else (1,) * len(data.classes))
     if int((counts > 0).sum()) < 2:
         raise TesseraError(
-            "all training images are of one class: there is nothing to tell apart",
-            hint="give data with two classes or more",
+            "all training images are of one class, so there is nothing to compare",
+            hint="use data with two classes or more",
         )
     return counts > 0
 
 
 def _with_margin(cosines: Tensor, label: Tensor, margin: float) -> Tensor:
-    """cos(angle + margin) in place of the true class's cosine (B, K). Beyond pi - margin, where it
-    would rise again, it goes on below the cosine, as in the authors' code. The sine's slope has no
-    limit at an angle of 0, so it is kept from there."""
+    """Cosines (B, K) with cos(angle + margin) for the true class.
+
+    Beyond pi - margin, where this would rise again, it continues linearly below the cosine, as in
+    the authors' code. The sine is clamped because its gradient is infinite at an angle of 0.
+    """
     if not margin:
         return cosines
     true = cosines.gather(1, label[:, None])
@@ -278,8 +285,8 @@ class Embedding(Family[EmbeddingConfig]):
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
-        embeddings: Tensor = module(batch["image"]).cpu()  # the one wait for the device
-        # Clones, because a row that is a view would carry its whole batch through pickle.
+        embeddings: Tensor = module(batch["image"]).cpu()  # the only CPU-GPU sync point
+        # Clones, because pickling a row that is a view would pickle its whole batch.
         return [{"embedding": row.clone()} for row in embeddings]
 
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:

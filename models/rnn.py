@@ -1,10 +1,10 @@
-"""Recurrent networks, LSTM and GRU, which read an image step by step, row after row or in patches.
+"""Recurrent networks, LSTM and GRU, that read an image step by step, by rows or by patches.
 
 Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; Cho et al., Learning Phrase Representations
-using RNN Encoder-Decoder, 2014. A forget gate begins open, after Jozefowicz et al., An Empirical
+using RNN Encoder-Decoder, 2014. Forget gates begin open, after Jozefowicz et al., An Empirical
 Exploration of Recurrent Network Architectures, 2015.
 
-    B images, C channels, H height, W width, T steps, D numbers of one step, F features, K classes
+    B images, C channels, H height, W width, T steps, D values of one step, F features, K classes
 
     image (B, C, H, W) -> sequence (B, T, D) -> outputs (B, T, F) -> mean or last (B, F)
     -> logits (B, K)
@@ -32,19 +32,21 @@ Read = Literal["mean", "last"]
 
 @dataclass(frozen=True)
 class RnnConfig:
-    """`patch`: side in pixels of the squares that are the steps, from left to right and top to
-    bottom; 0 for rows. `hidden`: width of the state. `layers` on top of one another.
-    `bidirectional`: a second network reads from the end. `read`: the answer comes from the mean of
-    all outputs, or from the last of each direction. `dropout`: between layers and before the
-    head."""
-
     cell: Cell = "lstm"
+    """The recurrent cell."""
     patch: int = 0
+    """Side in pixels of the square patches that are the steps, from left to right and top to bottom;
+    0 takes the rows as steps."""
     hidden: int = 128
+    """Size of the hidden state."""
     layers: int = 2
+    """Stacked recurrent layers."""
     bidirectional: bool = False
+    """A second network reads the sequence from the end."""
     read: Read = "mean"
+    """What the head gets: the mean of all outputs, or the last output of each direction."""
     dropout: float = 0.1
+    """Dropout rate between the layers and before the head."""
 
     def __post_init__(self) -> None:
         if self.patch < 0 or self.hidden < 1 or self.layers < 1:
@@ -89,13 +91,13 @@ class Net(nn.Module):
 
 
 def sequence(image: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, H, W) -> (B, T, C * height * width): pieces of that size, row by row. An image that
-    they don't divide is padded with zeros on the right and below."""
+    """(B, C, H, W) -> (B, T, C * height * width): patches of that size, row by row. Other image sizes
+    are padded with zeros on the right and below."""
     image = F.pad(image, (0, -image.shape[3] % width, 0, -image.shape[2] % height))
     count, channels = image.shape[:2]
     rows, columns = image.shape[2] // height, image.shape[3] // width
-    pieces = image.reshape(count, channels, rows, height, columns, width)
-    return pieces.permute(0, 2, 4, 1, 3, 5).reshape(count, rows * columns, -1)
+    patches = image.reshape(count, channels, rows, height, columns, width)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, rows * columns, -1)
 
 
 def _open_forget_gates(recurrent: nn.Module) -> None:
@@ -106,8 +108,8 @@ def _open_forget_gates(recurrent: nn.Module) -> None:
 
 
 class _Exportable(nn.Module):
-    """The same as a trained nn.LSTM or nn.GRU in evaluation. Those keep their weights in a second
-    list beside their parameters, and an export takes that for a change of the network."""
+    """Computes the same as a trained nn.LSTM or nn.GRU in evaluation mode. torch.export can't trace
+    these, because they keep their weights in a second list beside their parameters."""
 
     def __init__(self, trained: nn.LSTM | nn.GRU) -> None:
         super().__init__()
@@ -146,11 +148,11 @@ class Rnn(Classifier[RnnConfig]):
         return Net(config, data)
 
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
-        output_name = super().exportable(module, data)
-        net = output_name.get_submodule("net")
+        exported = super().exportable(module, data)
+        net = exported.get_submodule("net")
         assert isinstance(net, Net)
         net.recurrent = _Exportable(net.recurrent)  # type: ignore[assignment]
-        return output_name
+        return exported
 
     def search_space(self) -> Mapping[str, Space]:
         return {

@@ -1,4 +1,4 @@
-"""Networks that make images larger: ESPCN, SRResNet, EDSR, and a quick one.
+"""Networks that enlarge images: ESPCN, SRResNet, EDSR, and a fast one.
 
 ESPCN (Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel
 Convolutional Neural Network, 2016), SRResNet (Ledig et al., Photo-Realistic Single Image
@@ -9,11 +9,11 @@ Enhanced Deep Residual Networks for Single Image Super-Resolution, 2017).
 
     image (B, C, h, w) -> features (B, D, h, w) -> shuffled (B, C, h*S, w*S), added to the bicubic
 
-All of them work on small images and make the large one's pixels at the end, S*S from each feature
-map's pixel. Other than in the articles, a network adds to the bicubic enlarging of its input
-(`model.bicubic`): it begins where bicubic is, and needs minutes to be better instead of hours. It
-takes the colours as they are; the article's ESPCN takes luma alone. The loss is the mean absolute
-difference of pixels in 0..1, as EDSR has it; the articles of ESPCN and SRResNet have the squared.
+All of them work at the size of the small image and create the pixels of the large one at the end,
+S*S for each position. Unlike in the papers, a network adds to the bicubic interpolation of its input
+(`model.bicubic`): it begins at that quality, and needs minutes instead of hours to exceed it. It
+enlarges all colours; the paper's ESPCN enlarges luma alone. The loss is the mean absolute difference
+of pixels in 0..1, as in EDSR; the papers of ESPCN and SRResNet use the squared difference.
 """
 
 from __future__ import annotations
@@ -40,24 +40,27 @@ Upsampler = Literal["stages", "direct"]
 
 @dataclass(frozen=True)
 class SuperResolutionConfig:
-    """`scale`: 2, 3 or 4; `augment.scale` is the same. `width`: channels of the features; `blocks`:
-    residual blocks of srresnet and edsr, whose signal is multiplied by `residual_scale` before it
-    is added; `norm`: batch norm in srresnet's. `upsampler`: of these two, `stages` enlarges the
-    features and has a last convolution on the large image, as in the articles; `direct` makes the
-    pixels at once, as ESPCN does, for a fraction of the time. `bicubic`: add to the bicubic
-    enlarging. `tile`, `overlap`: an image with a longer side than `tile` pixels, before enlarging,
-    is answered in tiles that overlap by so much."""
-
     kind: Kind = "edsr"
+    """The architecture."""
     scale: int = 2
+    """How many times larger the images become: 2, 3 or 4. The same as `augment.scale`."""
     width: int = 32
+    """Channels of the features."""
     blocks: int = 4
+    """Residual blocks of srresnet and edsr."""
     residual_scale: float = 1.0
+    """Factor of each residual block's output before it is added."""
     norm: bool = False
+    """Batch norm in the blocks of srresnet."""
     upsampler: Upsampler = "direct"
+    """For srresnet and edsr: "stages" enlarges the features and ends with a convolution at the full
+    size, as in the papers; "direct" creates the pixels at once, as ESPCN does, much faster."""
     bicubic: bool = True
+    """Add the output to the bicubic interpolation of the input."""
     tile: int = 256
+    """An image with a side longer than this, before enlarging, is predicted in tiles of that side."""
     overlap: int = 48
+    """Pixels by which neighbouring tiles overlap, before enlarging."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(Kind))
@@ -76,7 +79,7 @@ class SuperResolutionConfig:
 
 
 class Net(nn.Module):
-    """Normalised (B, C, h, w) -> (B, C, h*S, w*S) in 0..1, not clamped."""
+    """Normalised (B, C, h, w) -> (B, C, h*S, w*S), nominally in 0..1, not clamped."""
 
     mean: Tensor
     std: Tensor
@@ -90,18 +93,18 @@ class Net(nn.Module):
         self.body = (_espcn if config.kind == "espcn" else _residual)(config, data.channels)
         if config.bicubic:
             last = [m for m in self.body.modules() if isinstance(m, nn.Conv2d)][-1]
-            with torch.no_grad():  # begin near bicubic
+            with torch.no_grad():  # begin close to bicubic interpolation
                 last.weight *= 0.01
                 cast(Tensor, last.bias).zero_()
 
     def forward(self, image: Tensor) -> Tensor:
-        made: Tensor = self.body(image).float()
+        output: Tensor = self.body(image).float()
         if not self.config.bicubic:
-            return made * self.std + self.mean
+            return output * self.std + self.mean
         scale = self.config.scale
         pixels = image.float() * self.std + self.mean
         height, width = pixels.shape[-2] * scale, pixels.shape[-1] * scale
-        return image_quality.bicubic(pixels, height, width) + made
+        return image_quality.bicubic(pixels, height, width) + output
 
 
 def _espcn(config: SuperResolutionConfig, channels: int) -> nn.Module:
@@ -116,12 +119,12 @@ def _espcn(config: SuperResolutionConfig, channels: int) -> nn.Module:
 
 
 def _residual(config: SuperResolutionConfig, channels: int) -> nn.Module:
-    width, article = config.width, config.kind == "srresnet"
-    outer = 9 if article else 3
+    width, srresnet = config.width, config.kind == "srresnet"
+    outer = 9 if srresnet else 3
     blocks = [_Add(_block(config), config.residual_scale) for _ in range(config.blocks)]
     inner = nn.Sequential(*blocks, _convolution(width, width), *_norm(config))
     first: list[nn.Module] = [_convolution(channels, width, outer)]
-    if article:
+    if srresnet:
         first.append(nn.PReLU())
     last: list[nn.Module] = []
     if config.upsampler == "direct":
@@ -132,7 +135,7 @@ def _residual(config: SuperResolutionConfig, channels: int) -> nn.Module:
     else:
         for factor in (2, 2) if config.scale == 4 else (config.scale,):
             last += [_convolution(width, width * factor**2), nn.PixelShuffle(factor)]
-            if article:
+            if srresnet:
                 last.append(nn.PReLU())
         last.append(_convolution(width, channels, outer))
     return nn.Sequential(*first, _Add(inner), *last)
@@ -140,11 +143,11 @@ def _residual(config: SuperResolutionConfig, channels: int) -> nn.Module:
 
 def _block(config: SuperResolutionConfig) -> nn.Sequential:
     width = config.width
-    between = nn.PReLU() if config.kind == "srresnet" else nn.ReLU()
+    activation = nn.PReLU() if config.kind == "srresnet" else nn.ReLU()
     return nn.Sequential(
         _convolution(width, width),
         *_norm(config),
-        between,
+        activation,
         _convolution(width, width),
         *_norm(config),
     )
@@ -154,25 +157,25 @@ def _norm(config: SuperResolutionConfig) -> list[nn.Module]:
     return [nn.BatchNorm2d(config.width)] if config.norm and config.kind == "srresnet" else []
 
 
-def _convolution(channels: int, maps: int, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(channels, maps, kernel, padding=kernel // 2)
+def _convolution(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
 
 
 class _Add(nn.Module):
-    """Adds what `inner` makes of the signal to the signal."""
+    """A residual connection around `inner`."""
 
     def __init__(self, inner: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
         self.inner, self.scale = inner, scale
 
-    def forward(self, signal: Tensor) -> Tensor:
-        added: Tensor = self.inner(signal)
-        return signal + (added if self.scale == 1 else added * self.scale)
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.inner(x)
+        return x + (added if self.scale == 1 else added * self.scale)
 
 
 class SuperResolution(Family[SuperResolutionConfig]):
-    """Has no module for serving: that one takes images of one size, the training set's largest, and
-    who has small images to enlarge has them in other sizes."""
+    """Can't be exported: an exported module takes images of one size, the largest of the training
+    set, but the images to enlarge have other sizes."""
 
     accepts_any_size = True
     task = UPSCALING
@@ -205,8 +208,8 @@ class SuperResolution(Family[SuperResolutionConfig]):
     def check(self, config: SuperResolutionConfig, augment: UpscalingAugment) -> None:
         if config.scale != augment.scale:
             raise UsageError(
-                f"model.scale = {config.scale}, but augment.scale = {augment.scale}: the network "
-                "has to enlarge by as much as the images are made smaller",
+                f"model.scale = {config.scale}, but augment.scale = {augment.scale}: the "
+                "network must enlarge by the factor by which the images are reduced",
                 hint="set both to the same: 2, 3 or 4",
             )
 
@@ -215,26 +218,28 @@ class SuperResolution(Family[SuperResolutionConfig]):
         image, high = batch["image"], batch["high"]
         if image.ndim == 5:
             image, high = image.flatten(0, 1), high.flatten(0, 1)
-        made = module(image)
-        if made.shape != high.shape:
+        output = module(image)
+        if output.shape != high.shape:
             raise UsageError(
-                f"{tuple(made.shape[-2:])} pixels were made where {tuple(high.shape[-2:])} are "
-                "asked for",
-                hint="set model.scale and augment.scale to the same",
+                f"the network's images have {tuple(output.shape[-2:])} pixels, the targets "
+                f"{tuple(high.shape[-2:])}",
+                hint="set model.scale and augment.scale to the same value",
             )
-        return {"loss": F.l1_loss(made, high)}
+        return {"loss": F.l1_loss(output, high)}
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
-        """An image at a time, as they have their own sizes."""
+        """One image at a time, because each has its own size."""
         net = cast(Net, module)
         config = net.config
         predictions = []
         for image, (height, width) in zip(batch["image"], batch["extent"].tolist()):
             seen = image[None, :, :height, :width]
-            made = in_tiles(seen, net, tile=config.tile, overlap=config.overlap, scale=config.scale)
+            large = in_tiles(
+                seen, net, tile=config.tile, overlap=config.overlap, scale=config.scale
+            )
             low = seen * net.std + net.mean
-            predictions.append({"image": to_pixels(made[0]).cpu(), "low": to_pixels(low[0]).cpu()})
+            predictions.append({"image": to_pixels(large[0]).cpu(), "low": to_pixels(low[0]).cpu()})
         return predictions
 
     def search_space(self) -> Mapping[str, Space]:

@@ -1,15 +1,15 @@
-"""U-Net: a class for each pixel, from what is near it and from what the whole looks like.
+"""U-Net: a class for each pixel, from its surroundings and from the image as a whole.
 
-Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015, on padded
-convolutions, so that the answer is as large as the image. Trained with cross-entropy and the soft
-Dice loss of Milletari et al., V-Net, 2016, in the form of several classes.
+Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015, with padded
+convolutions, so that the output is as large as the image. Trained with cross-entropy and the soft
+Dice loss of Milletari et al., V-Net, 2016, extended to several classes.
 
     B images, P patches of one image, C channels, H height, W width, K classes
-    D depth, F width of the first level
+    D depth, F channels of the first level
 
     image (B, C, H, W) -> padded to multiples of 2^D
-    -> D times down: level i is (B, F * 2^i, H / 2^i, W / 2^i) -> the lowest level, F * 2^D wide
-    -> D times up, each beside what came down at that level -> logits (B, K, H, W)
+    -> D times down: level i is (B, F * 2^i, H / 2^i, W / 2^i) -> the lowest level, F * 2^D channels
+    -> D times up, each concatenated with the level's output on the way down -> logits (B, K, H, W)
 """
 
 from __future__ import annotations
@@ -35,28 +35,31 @@ Norm = Literal["batch", "group", "instance", "none"]
 Up = Literal["transpose", "bilinear"]
 ClassWeights = Literal["none", "sqrt", "balanced"]
 GROUP_CHANNELS = 8
-"""Channels that a group norm takes together."""
+"""Channels of each group of a group norm."""
 
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """`depth`: how often the size is halved. `width`: channels of the first level; each lower one
-    has twice as many. `norm` after each convolution. `dropout`: share of whole maps dropped at the
-    lowest level. `up`: by a transposed convolution, or bilinearly and by a convolution. `dice`:
-    weight of the Dice loss, beside that of the cross-entropy, which is 1. `class_weights` of the
-    pixels in the cross-entropy: "balanced" is the inverse of how many a class has in the training
-    split, "sqrt" its root. Images of more than `tile` * `tile` pixels are answered in tiles of that
-    side, which overlap by `overlap` pixels."""
-
     depth: int = 4
+    """How many times the size is halved."""
     width: int = 32
+    """Channels of the first level. Each lower level has twice as many."""
     norm: Norm = "batch"
+    """Norm after each convolution."""
     dropout: float = 0.0
+    """Dropout rate of whole channels at the lowest level."""
     up: Up = "transpose"
+    """How the size is doubled: by a transposed convolution, or by a convolution and bilinear
+    interpolation."""
     dice: float = 1.0
+    """Weight of the Dice loss. The cross-entropy has weight 1."""
     class_weights: ClassWeights = "none"
+    """Weights of the classes in the cross-entropy: "balanced" is the inverse of the class's pixels in
+    the training split, "sqrt" the square root of that."""
     tile: int = 1024
+    """An image with more than `tile` * `tile` pixels is predicted in tiles of that side."""
     overlap: int = 128
+    """Pixels by which neighbouring tiles overlap."""
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 1:
@@ -78,21 +81,21 @@ class Net(nn.Module):
     def __init__(self, config: UnetConfig, data: DataSpec) -> None:
         super().__init__()
         self.config = config
-        widths = [config.width * 2**level for level in range(config.depth + 1)]
-        befores = [data.channels, *widths]
+        channels = [config.width * 2**level for level in range(config.depth + 1)]
+        in_channels = [data.channels, *channels]
         self.down = nn.ModuleList(
-            _block(config, before, width) for before, width in zip(befores, widths)
+            _block(config, before, after) for before, after in zip(in_channels, channels)
         )
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout2d(config.dropout)
-        self.up = nn.ModuleList(_up(config, width) for width in widths[:-1])
-        self.merge = nn.ModuleList(_block(config, 2 * width, width) for width in widths[:-1])
+        self.up = nn.ModuleList(_up(config, level) for level in channels[:-1])
+        self.merge = nn.ModuleList(_block(config, 2 * level, level) for level in channels[:-1])
         self.head = nn.Conv2d(config.width, len(data.classes), 1)
         weights = weights_of(data, config.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                # The fan of a transposed convolution of stride 2: each output has one input pixel.
+                # In a transposed convolution of stride 2, each output depends on one input pixel.
                 fan = module.in_channels * module.kernel_size[0] ** 2
                 fan = module.in_channels if isinstance(module, nn.ConvTranspose2d) else fan
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
@@ -102,60 +105,60 @@ class Net(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K, H, W)."""
         height, width = image.shape[-2:]
-        signal = reflect(image, 2**self.config.depth)
-        passed = []
+        x = reflect(image, 2**self.config.depth)
+        skips = []
         for block in self.down[:-1]:
-            signal = block(signal)
-            passed.append(signal)
-            signal = self.pool(signal)
-        signal = self.dropout(self.down[-1](signal))
+            x = block(x)
+            skips.append(x)
+            x = self.pool(x)
+        x = self.dropout(self.down[-1](x))
         for level in reversed(range(self.config.depth)):
-            signal = self.up[level](signal)
-            signal = self.merge[level](torch.cat([passed[level], signal], 1))
-        logits: Tensor = self.head(signal)[..., :height, :width]
+            x = self.up[level](x)
+            x = self.merge[level](torch.cat([skips[level], x], 1))
+        logits: Tensor = self.head(x)[..., :height, :width]
         return logits
 
 
-def _block(config: UnetConfig, before: int, width: int) -> nn.Sequential:
+def _block(config: UnetConfig, in_channels: int, channels: int) -> nn.Sequential:
     """Twice a convolution, a norm and a ReLU."""
     layers: list[nn.Module] = []
-    for given in (before, width):
-        layers.append(nn.Conv2d(given, width, 3, padding=1, bias=config.norm == "none"))
+    for before in (in_channels, channels):
+        layers.append(nn.Conv2d(before, channels, 3, padding=1, bias=config.norm == "none"))
         if config.norm == "batch":
-            layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.BatchNorm2d(channels))
         elif config.norm == "group":
-            groups = math.gcd(max(width // GROUP_CHANNELS, 1), width)
-            layers.append(nn.GroupNorm(groups, width))
+            groups = math.gcd(max(channels // GROUP_CHANNELS, 1), channels)
+            layers.append(nn.GroupNorm(groups, channels))
         elif config.norm == "instance":
-            layers.append(nn.InstanceNorm2d(width, affine=True))
+            layers.append(nn.InstanceNorm2d(channels, affine=True))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 
 
-def _up(config: UnetConfig, width: int) -> nn.Module:
-    """Twice the size, half the channels: (B, 2 * width, h, w) -> (B, width, 2h, 2w)."""
+def _up(config: UnetConfig, channels: int) -> nn.Module:
+    """Twice the size, half the channels: (B, 2 * channels, h, w) -> (B, channels, 2h, 2w)."""
     if config.up == "transpose":
-        return nn.ConvTranspose2d(2 * width, width, 2, 2)
+        return nn.ConvTranspose2d(2 * channels, channels, 2, 2)
     larger = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-    return nn.Sequential(nn.Conv2d(2 * width, width, 1), larger)
+    return nn.Sequential(nn.Conv2d(2 * channels, channels, 1), larger)
 
 
 def reflect(image: Tensor, unit: int) -> Tensor:
-    """The image with its sides a multiple of `unit`, and at least two of it, so that a norm has
-    several values at the lowest level; continued below and on the right by its mirror image."""
+    """Pads an image below and on the right with its mirror image, to sides that are multiples of
+    `unit`, and at least two of it: a batch norm then has several values at the lowest level."""
     for axis in (-2, -1):
         size = image.shape[axis]
-        wanted = max(-(-size // unit), 2) * unit
-        if wanted > size:
+        padded = max(-(-size // unit), 2) * unit
+        if padded > size:
             period = max(2 * size - 2, 1)
-            at = torch.arange(wanted, device=image.device).remainder(period)
-            image = image.index_select(axis, torch.minimum(at, (period - at).abs()))
+            index = torch.arange(padded, device=image.device).remainder(period)
+            image = image.index_select(axis, torch.minimum(index, (period - index).abs()))
     return image
 
 
 def weights_of(data: DataSpec, kind: ClassWeights) -> Tensor:
-    """(K,): what a pixel of each class counts for; over the training split the mean is 1. A class
-    that is not in it counts 1."""
+    """(K,): the weight of a pixel of each class. The mean over the pixels of the training split is 1;
+    a class that it doesn't have gets 1."""
     counts = torch.tensor(data.counts, dtype=torch.float64)
     if kind == "none" or len(counts) != len(data.classes) or not counts.any():
         return torch.ones(len(data.classes))
@@ -167,33 +170,33 @@ def weights_of(data: DataSpec, kind: ClassWeights) -> Tensor:
 
 
 def losses_of(logits: Tensor, mask: Tensor, weights: Tensor, dice: float) -> Losses:
-    """The means over images of logits (B, K, H, W) and classes uint8 (B, H, W), 255 for none.
+    """Means over the images, from logits (B, K, H, W) and classes uint8 (B, H, W), 255 for none.
 
-    An image's cross-entropy is the mean over its pixels with a class, 0 where there is none; its
-    Dice loss is 1 - the mean of the soft Dice coefficients of the classes that it has.
+    The cross-entropy of an image is the mean over its pixels with a class, 0 if there are none. Its
+    Dice loss is 1 minus the mean of the soft Dice coefficients of the classes in it.
     """
     known = mask != IGNORED
     pixels = known.flatten(1).sum(1).clamp(min=1)
     truth = mask.long().masked_fill(~known, 0)
     logs = logits.float().log_softmax(1)
     nll = -logs.gather(1, truth[:, None])[:, 0] * weights[truth] * known
-    entropy = nll.flatten(1).sum(1) / pixels
+    cross_entropy = nll.flatten(1).sum(1) / pixels
 
     classes = logits.shape[1]
     share = logs.exp() * known[:, None]
-    there = F.one_hot(truth, classes).movedim(-1, 1) * known[:, None]
-    both = (share * there).flatten(2).sum(2)
-    truths = there.flatten(2).sum(2)
+    truth_shares = F.one_hot(truth, classes).movedim(-1, 1) * known[:, None]
+    both = (share * truth_shares).flatten(2).sum(2)
+    truths = truth_shares.flatten(2).sum(2)
     coefficients = 2 * both / (share.flatten(2).sum(2) + truths).clamp(min=1)
-    occurs = (truths > 0).float()
-    overlap = (coefficients * occurs).sum(1) / occurs.sum(1).clamp(min=1)
-    missed = (1 - overlap) * (occurs.sum(1) > 0)
-    right = ((logits.argmax(1) == truth) & known).flatten(1).sum(1) / pixels
+    present = (truths > 0).float()
+    overlap = (coefficients * present).sum(1) / present.sum(1).clamp(min=1)
+    dice_loss = (1 - overlap) * (present.sum(1) > 0)
+    correct = ((logits.argmax(1) == truth) & known).flatten(1).sum(1) / pixels
     return {
-        "loss": (entropy + dice * missed).mean(),
-        "cross_entropy": entropy.mean(),
-        "dice_loss": missed.mean(),
-        "pixel_accuracy": right.mean(),
+        "loss": (cross_entropy + dice * dice_loss).mean(),
+        "cross_entropy": cross_entropy.mean(),
+        "dice_loss": dice_loss.mean(),
+        "pixel_accuracy": correct.mean(),
     }
 
 
@@ -204,7 +207,7 @@ class Unet(Family[UnetConfig]):
         "base": UnetConfig(),
         "tiny": UnetConfig(depth=2, width=8, norm="group"),
         "small": UnetConfig(depth=3, width=16),
-        "article": UnetConfig(width=64, norm="none", dropout=0.5, dice=0.0),
+        "paper": UnetConfig(width=64, norm="none", dropout=0.5, dice=0.0),
     }
     defaults = {
         "data.fit": "pad",
@@ -218,7 +221,7 @@ class Unet(Family[UnetConfig]):
         "augment.flip": True,
     }
     variant_defaults = {
-        "article": {
+        "paper": {
             "optim.model.kind": "sgd",
             "optim.model.lr": 1e-3,
             "optim.model.momentum": 0.99,
@@ -234,7 +237,7 @@ class Unet(Family[UnetConfig]):
         return Net(config, data)
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """Of images (B, C, H, W) with `mask` (B, H, W), or of (B, P, C, H, W) with (B, P, H, W)."""
+        """For images (B, C, H, W) with `mask` (B, H, W), or (B, P, C, H, W) with (B, P, H, W)."""
         image, mask = batch["image"], batch["mask"]
         if image.ndim == 5:
             image, mask = image.flatten(0, 1), mask.flatten(0, 1)
@@ -243,13 +246,12 @@ class Unet(Family[UnetConfig]):
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
-        """Each picture by itself and without what was added to fill the frame, because the network
-        would take that for something."""
+        """Predicts each image alone and without its padding, which would change the prediction."""
         predictions = []
         for image, (height, width) in zip(batch["image"], batch["extent"].tolist()):
             shares = self._shares(module, image[None, :, :height, :width])
-            confidence, said = shares[0].max(0)
-            mask = said.to(torch.uint8).cpu()  # the wait for the device
+            confidence, classes = shares[0].max(0)
+            mask = classes.to(torch.uint8).cpu()  # CPU-GPU sync point
             predictions.append({"mask": mask, "confidence": float(confidence.mean())})
         return predictions
 
@@ -266,7 +268,7 @@ class Unet(Family[UnetConfig]):
         return in_tiles(image, run, tile=config.tile, overlap=config.overlap)
 
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
-        """From uint8 (B, H, W, C) to probabilities (B, H, W, K), in one piece whatever the size."""
+        """From uint8 (B, H, W, C) to probabilities (B, H, W, K). Doesn't split large images."""
         return _Probabilities(module, data)
 
     def search_space(self) -> Mapping[str, Space]:

@@ -1,10 +1,10 @@
-"""Vision transformers that also learn from scratch on small sets.
+"""Vision transformers that also train from scratch on small data sets.
 
-Dosovitskiy et al., An Image is Worth 16x16 Words, 2020, in the plain form of Beyer et al., Better
-plain ViT baselines for ImageNet-1k, 2022: the mean over the patches is classified, and positions
-are fixed sines and cosines, so that any image size is possible. What small sets need is on by
-default: stochastic depth (Huang et al., Deep Networks with Stochastic Depth, 2016), warm-up, clipped
-gradients, shifted images and smoothed labels.
+Dosovitskiy et al., An Image is Worth 16x16 Words, 2020, in the simplified form of Beyer et al.,
+Better plain ViT baselines for ImageNet-1k, 2022: the mean over the patches is classified, and
+position embeddings are fixed sines and cosines, so that any image size is possible. What small data
+sets need is on by default: stochastic depth (Huang et al., Deep Networks with Stochastic Depth,
+2016), warm-up, gradient clipping, shifted images and smoothed labels.
 
     B images, C channels, H height, W width, P side of a patch, T patches, D width, K classes
 
@@ -30,19 +30,22 @@ from models.core.spaces import Choice, LogUniform, Space, Uniform
 
 @dataclass(frozen=True)
 class VitConfig(Pretrained):
-    """`patch`: side in pixels; 0 takes 16 for images from 96 pixels on, below that an eighth of the
-    shorter side. `width` of a token, a multiple of 4 and of `heads`. `depth`: blocks. `expansion`:
-    the dense layers in a block are so many times wider. `drop_path`: share of images that the last
-    block passes by, rising from 0 in the first. `dropout`: in the dense layers and before the
-    head."""
-
     patch: int = 0
+    """Side of the patches in pixels. 0 takes 16 for images of 96 pixels and more, and for smaller
+    ones an eighth of the shorter side."""
     width: int = 192
+    """Size of a token's embedding, a multiple of 4 and of `heads`."""
     depth: int = 12
+    """Transformer blocks."""
     heads: int = 3
+    """Attention heads of each block."""
     expansion: int = 4
+    """Hidden units of a block's dense layers, as a multiple of `width`."""
     drop_path: float = 0.1
+    """Stochastic depth: probability that an image skips the last block, growing linearly from 0 at
+    the first."""
     dropout: float = 0.0
+    """Dropout rate in the dense layers and before the head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +69,7 @@ class Net(nn.Module):
         side = min(data.height, data.width)
         patch = config.patch or (16 if side >= LARGE_PIXELS else -(-side // 8))
         self.patches = nn.Conv2d(data.channels, config.width, patch, patch)
-        # Images that patches don't divide are padded on the right and below.
+        # Other image sizes are padded on the right and below.
         self.padding = (0, -data.width % patch, 0, -data.height % patch)
         rows, columns = -(-data.height // patch), -(-data.width // patch)
         positions = sines(rows, columns, config.width)
@@ -86,7 +89,7 @@ class Net(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then two dense layers; each is normed before and added to the tokens."""
+    """Attention, then two dense layers, each with a norm before and a residual connection around."""
 
     def __init__(self, config: VitConfig, drop_path: float) -> None:
         from torchvision.ops import StochasticDepth
@@ -110,14 +113,14 @@ class Block(nn.Module):
     def attend(self, tokens: Tensor) -> Tensor:
         parts = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        seen = F.scaled_dot_product_attention(query, key, value)
-        attended: Tensor = self.project(seen.transpose(1, 2).flatten(2))
+        values = F.scaled_dot_product_attention(query, key, value)
+        attended: Tensor = self.project(values.transpose(1, 2).flatten(2))
         return attended
 
 
 def sines(rows: int, columns: int, width: int) -> Tensor:
-    """(rows * columns, width): half of it says the row, half the column; within a half, sines and
-    cosines whose wavelengths grow from 2 pi patches to about 10,000 times that."""
+    """(rows * columns, width): the first half encodes the row, the second the column, each by sines
+    and cosines with wavelengths from 2 pi patches to about 10,000 times that."""
     rates = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
     row = torch.arange(rows).repeat_interleave(columns)[:, None] * rates
     column = torch.arange(columns).repeat(rows)[:, None] * rates
@@ -130,7 +133,7 @@ class Vit(Transfer[VitConfig]):
         "base": VitConfig(),
         "tiny": VitConfig(width=32, depth=2, heads=2, expansion=2, drop_path=0.0),
         "small": VitConfig(width=64, depth=6, heads=4, expansion=2, drop_path=0.05),
-        # as large as the articles': Ti and S (Touvron et al., 2020), B and L
+        # the papers' sizes: Ti and S (Touvron et al., 2020), B and L
         "vit-ti": VitConfig(width=192, heads=3),
         "vit-s": VitConfig(width=384, heads=6),
         "vit-b": VitConfig(width=768, heads=12, drop_path=0.2),

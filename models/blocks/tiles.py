@@ -1,13 +1,13 @@
-"""A network over an image that is too large for it at once: overlapping tiles, blended.
+"""A network on an image that is too large for it: overlapping tiles, blended.
 
-In: an image, and what runs the network on a few tiles. Out: what it would have made of the whole.
-Must not know what the network does.
+In: an image, and a function that runs the network on a few tiles. Out: the network's output for the
+whole image. Must not know what the network does.
 
     C channels in, K channels out, H height, W width of the image, S scale of the output
 
-The overlap-tile strategy of Ronneberger et al., U-Net, 2015, with soft seams: where two tiles
-overlap, the outer quarter of the overlap is not used of either, because the network saw least
-around it, and in the middle half one fades into the other.
+The overlap-tile strategy of Ronneberger et al., U-Net, 2015, with soft seams. Where two tiles
+overlap, the outer quarter of each is not used, because there the network saw least of the
+surroundings; in the middle half, one tile fades into the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from models.core.errors import TesseraError, UsageError
 
 AT_ONCE = 4
-"""Tiles in one run of the network. Fixed: answers must not depend on the hardware."""
+"""Tiles in one run of the network. Fixed, so that predictions don't depend on the hardware."""
 
 
 def in_tiles(
@@ -31,13 +31,13 @@ def in_tiles(
     overlap: int,
     scale: int = 1,
 ) -> Tensor:
-    """What `run` makes of image (1, C, H, W), as (1, K, H*S, W*S) float32.
+    """The output of `run` for an image (1, C, H, W), as (1, K, H*S, W*S) float32.
 
-    `run` takes tiles (B, C, h, w) of one size, h and w at most `tile`, and gives
-    (B, K, h*S, w*S). Neighbours share at least `overlap` pixels. Where a pixel of the output
-    depends on no more than `overlap // 4` pixels around it, the result is that of the whole image,
-    but for rounding. An image with no side longer than a tile is run as it is. Raises UsageError
-    for an overlap of more than half a tile.
+    `run` takes tiles (B, C, h, w) of one size, h and w at most `tile`, and returns (B, K, h*S, w*S).
+    Neighbours share at least `overlap` pixels. If a pixel of the output depends only on pixels at
+    most `overlap // 4` away, the result is that of the whole image, except for rounding. An image
+    with no side longer than a tile is run in one piece. Raises UsageError for an overlap of more
+    than half a tile.
     """
     check_tiles(tile, overlap)
     height, width = image.shape[-2:]
@@ -45,28 +45,28 @@ def in_tiles(
         return _checked(run(image), image, scale).float()
     tops, lefts = _starts(height, tile, overlap), _starts(width, tile, overlap)
     high, wide = min(tile, height), min(tile, width)
-    places = [(top, left) for top in tops for left in lefts]
+    corners = [(top, left) for top in tops for left in lefts]
     total = weights = torch.empty(0)
-    for begin in range(0, len(places), AT_ONCE):
-        some = places[begin : begin + AT_ONCE]
+    for begin in range(0, len(corners), AT_ONCE):
+        some = corners[begin : begin + AT_ONCE]
         tiles = torch.cat([image[..., top : top + high, left : left + wide] for top, left in some])
-        made = _checked(run(tiles), tiles, scale).float()
+        outputs = _checked(run(tiles), tiles, scale).float()
         if begin == 0:
-            total = made.new_zeros(1, made.shape[1], height * scale, width * scale)
-            weights = made.new_zeros(1, 1, height * scale, width * scale)
-        for (top, left), one in zip(some, made):
+            total = outputs.new_zeros(1, outputs.shape[1], height * scale, width * scale)
+            weights = outputs.new_zeros(1, 1, height * scale, width * scale)
+        for (top, left), output in zip(some, outputs):
             down = _window(top, high, height, overlap, scale)
             right = _window(left, wide, width, overlap, scale)
-            weight = (down[:, None] * right).to(made.device)
+            weight = (down[:, None] * right).to(outputs.device)
             rows = slice(top * scale, (top + high) * scale)
             columns = slice(left * scale, (left + wide) * scale)
-            total[0, :, rows, columns] += one * weight
+            total[0, :, rows, columns] += output * weight
             weights[0, :, rows, columns] += weight
     return total / weights
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Raises UsageError where tiles of that side can't overlap so much."""
+    """Raises UsageError if tiles of that side can't overlap by so much."""
     if tile < 1 or not 0 <= 2 * overlap <= tile:
         raise UsageError(
             f"tiles of {tile} pixels can't overlap by {overlap}",
@@ -75,15 +75,15 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: in equal steps, but the last ends with the image."""
+    """Where tiles begin along a side: in equal steps, except that the last one ends with the image."""
     if size <= tile:
         return [0]
     return [*range(0, size - tile, tile - overlap), size - tile]
 
 
 def _window(start: int, length: int, size: int, overlap: int, scale: int) -> Tensor:
-    """The weights of a tile's pixels along one side, (length * S,): 1, but toward a neighbour 0 in
-    the outer quarter of the overlap and rising in the middle half."""
+    """Weights of a tile's pixels along one side, (length * S,): 1, except toward a neighbour, where
+    they are 0 in the outer quarter of the overlap and rise in its middle half."""
     unused, rise = (overlap // 4) * scale, (overlap - 2 * (overlap // 4)) * scale
     distance = torch.arange(length * scale, dtype=torch.float32) + 0.5
     window = torch.ones(length * scale)
@@ -93,11 +93,11 @@ def _window(start: int, length: int, size: int, overlap: int, scale: int) -> Ten
     return window
 
 
-def _checked(made: Tensor, given: Tensor, scale: int) -> Tensor:
-    expected = (given.shape[-2] * scale, given.shape[-1] * scale)
-    if made.shape[-2:] != expected:
+def _checked(output: Tensor, tiles: Tensor, scale: int) -> Tensor:
+    expected = (tiles.shape[-2] * scale, tiles.shape[-1] * scale)
+    if output.shape[-2:] != expected:
         raise TesseraError(
-            f"a network made {tuple(made.shape[-2:])} of a tile of {tuple(given.shape[-2:])}, "
-            f"{expected} was expected"
+            f"the network's output for a tile of {tuple(tiles.shape[-2:])} pixels has "
+            f"{tuple(output.shape[-2:])}, not {expected}"
         )
-    return made
+    return output

@@ -180,11 +180,11 @@ def test_wrong_settings_are_refused(wrong):
         recipes.start("autoencoder").with_overrides({f"model.{name}": wrong[name]})
 
 
-def test_codes_that_are_none_are_refused():
+def test_codes_of_another_length_or_not_finite_are_refused():
     net = build().eval()
     with pytest.raises(UsageError, match=r"codes of 5 numbers.*have 16"):
         FAMILY.decode(net, torch.zeros(2, 5))
-    with pytest.raises(UsageError, match="infinite or none"):
+    with pytest.raises(UsageError, match="not finite"):
         FAMILY.decode(net, torch.full((1, 16), float("nan")))
 
 

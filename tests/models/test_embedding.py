@@ -80,7 +80,7 @@ def test_classes_without_training_images_don_t_matter():
 
 
 def test_one_class_has_nothing_to_tell_apart():
-    with pytest.raises(TesseraError, match="nothing to tell apart"):
+    with pytest.raises(TesseraError, match="nothing to compare"):
         network(data=dataclasses.replace(SPEC, counts=(5, 0, 0, 0)))
 
 
@@ -137,8 +137,8 @@ def test_one_image_can_be_trained_on_with_a_projection():
     ("settings", "message"),
     [
         ({"backbone": "cn"}, "did you mean 'cnn'"),
-        ({"backbone": "embedding"}, "model.backbone = 'embedding' gives more or other than logits"),
-        ({"backbone": "googlenet"}, "gives more or other than logits"),
+        ({"backbone": "embedding"}, "model.backbone = 'embedding' doesn't return plain logits"),
+        ({"backbone": "googlenet"}, "doesn't return plain logits"),
         ({"backbone_variant": "tyni"}, "did you mean 'tiny'"),
         ({"dimensions": 1}, r"model\.dimensions = 1\. give 2"),
         ({"projection": -1}, r"model\.projection = -1\. give 0"),
@@ -194,7 +194,7 @@ def test_only_square_images_are_turned():
     """Those that are only embedded may have any shape."""
     wide = torch.zeros(2, 1, 12, 16)
     module = network(data=dataclasses.replace(SPEC, width=16), turns=4)
-    with pytest.raises(UsageError, match="12 by 16 pixels can't be turned"):
+    with pytest.raises(UsageError, match="12 by 16 pixels can't be rotated"):
         module(wide, torch.tensor([0, 2]))
     assert module(wide).shape == (2, 16)
 

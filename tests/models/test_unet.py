@@ -46,7 +46,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_article_has_its_layers():
     """Widths, 23 convolutions and 31 million weights of figure 1 of Ronneberger et al., 2015."""
     data = DataSpec("semantic_segmentation", 1, 512, 512, ("membrane", "cell"))
-    module = UNET.build(UNET.variants["article"], data)
+    module = UNET.build(UNET.variants["paper"], data)
     layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert len(layers) == 23
     widths = [(m.in_channels, m.out_channels) for m in layers if m.kernel_size == (3, 3)]
@@ -56,7 +56,7 @@ def test_the_article_has_its_layers():
         (before, after) for w in (64, 128, 256, 512) for before, after in ((2 * w, w), (w, w))
     )
     assert sum(p.numel() for p in module.parameters()) == 31_030_658
-    assert recipes.start("unet", "article").optim["model"].momentum == 0.99
+    assert recipes.start("unet", "paper").optim["model"].momentum == 0.99
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])

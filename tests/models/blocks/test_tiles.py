@@ -88,6 +88,6 @@ def test_impossible_tiles_are_refused(tile, overlap):
         in_tiles(picture(8, 8), lambda t: t, tile=tile, overlap=overlap)
 
 
-def test_a_network_of_another_scale_is_named():
-    with pytest.raises(TesseraError, match=r"made \(8, 8\) of a tile"):
+def test_a_network_of_another_scale_is_an_error():
+    with pytest.raises(TesseraError, match=r"\(8, 8\), not \(16, 16\)"):
         in_tiles(picture(8, 8), lambda t: t, tile=32, overlap=8, scale=2)
