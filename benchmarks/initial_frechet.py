@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,23 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
 
     import models
     from pipelines.evaluation import job
-    from pipelines.interfaces import World
-    from pipelines.training import checkpoints, inputs
+    from pipelines.interfaces import NullEmit, World
+    from pipelines.training import checkpoints
     from pipelines.training.checkpoints import Progress
+    from pipelines.training.run import JUDGE
+    from pipelines.training.setup import data_spec
     from pipelines.workflows import judges, model_reference, services
 
     registry = services.open_registry(Context.from_environment())
     version = model_reference.resolve(registry, model)
     with tempfile.TemporaryDirectory() as scratch:
-        judge = Path(scratch) / inputs.JUDGE
+        judge = Path(scratch) / JUDGE
         trained = registry.download(version, Path(scratch))
         found = checkpoints.read_model(trained, services.registered_digest(version))
         judges.fetch(found.recipe, registry, judge)
         torch.manual_seed(found.recipe.seed)  # as a training does
         family = models.get(found.recipe.family)
-        module = family.build(found.recipe.config(), inputs.seen_of(found.recipe, found.card))
+        module = family.build(found.recipe.config(), data_spec(found.recipe, found.card))
         fresh = checkpoints.save(
             Path(scratch) / "fresh",
             weights=module.state_dict(),
@@ -60,7 +61,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
             asked = {"name": folder.name, "model": str(folder), "digest": digest}
             payload: dict[str, Any] = {"models": [{**asked, "judge": str(judge)}], "data": data}
             payload |= {"split": split, "intervals": False}
-            (one,) = job.evaluate_models(payload, World(), _Silent())["models"]
+            (one,) = job.evaluate_models(payload, World(), NullEmit())["models"]
             metrics[folder] = {name: found["value"] for name, found in one["metrics"].items()}
     return {
         "model": f"models:/{version.name}/{version.number}",
@@ -70,14 +71,6 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
         "trained": metrics[trained],
         "share": metrics[trained]["frechet"] / metrics[initial]["frechet"],
     }
-
-
-class _Silent:
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
 
 
 def main() -> None:

@@ -12,76 +12,60 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import models
 from models.core.family import BatchRng
 from pipelines import recipe as recipes
 from pipelines.data.loading.loaders import TrainLoader
 from pipelines.data.packing import pack
-from pipelines.interfaces import World
+from pipelines.interfaces import NullEmit, World
 from pipelines.recipe import Recipe
-from pipelines.training import inputs, optim
+from pipelines.training import optim
 from pipelines.training.evaluator import autocast
 from pipelines.training.hardware import describe as hardware
-from pipelines.training.trainer import Training, resolve_precision
+from pipelines.training.setup import open_setup
+from pipelines.training.trainer import Trainer, resolve_precision
 
 ROUNDS = 5
 EPOCHS = 4
 RESULT = Path(__file__).with_name("results") / "loop_overhead.json"
 
 
-class Nothing:
-    """An `Emit` for events that nobody reads."""
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
 def ours(recipe: Recipe, folder: Path) -> float:
     """Images per second of the loop, from its second epoch on, without validation."""
-    card, data = inputs.open_data(recipe)
+    setup = open_setup(recipe)
     loader = TrainLoader(
         Path(recipe.data.path),
-        card,
-        data,
+        setup.card,
+        setup.data,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
         world=World(),
     )
-    training = Training(
-        family=models.get(recipe.family),
-        recipe=recipe,
-        card=card,
-        data=data,
+    trainer = Trainer(
+        setup=setup,
         loader=loader,
         validate=lambda module, epoch: {"accuracy": 0.0},
         world=World(),
-        emit=Nothing(),
+        emit=NullEmit(),
         folder=folder,
     )
-    training._freeze(0)
-    training._epoch()
+    trainer.train_epoch()
     seconds = 0.0
     for epoch in range(1, EPOCHS + 1):
-        training.progress.epoch, training.progress.consumed = epoch, 0
+        trainer.progress.epoch, trainer.progress.consumed = epoch, 0
         began = time.perf_counter()
-        training._epoch()
+        trainer.train_epoch()
         seconds += time.perf_counter() - began
     return loader.samples * EPOCHS / seconds
 
 
 def bare(recipe: Recipe) -> float:
     """Images per second of a loop that does nothing else."""
-    card, data = inputs.open_data(recipe)
-    family = models.get(recipe.family)
+    setup = open_setup(recipe)
+    family, card, data = setup.family, setup.card, setup.data
     precision = resolve_precision(recipe.train.precision, "cpu")
     loader = TrainLoader(Path(recipe.data.path), card, data, batch_size=128, seed=0, world=World())
     transform = family.augment(recipe.augment_settings(), data, train=False)

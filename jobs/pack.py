@@ -218,7 +218,7 @@ class _Cluster:
 
         if not self._opened:
             self._open()
-        workers = self._workers or connection.cpus()
+        workers = self._workers or int(connection.cluster_resources().cpus)
         yield from tasks.map_tasks(work, shared, parts, workers=workers)
 
     def _open(self) -> None:

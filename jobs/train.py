@@ -92,7 +92,8 @@ def check(parameters: Mapping[str, Any]) -> None:
     from models.core.errors import TesseraError
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
-    from pipelines.workflows import train
+    from pipelines.training.setup import TrainingSetup, check_ready
+    from pipelines.workflows import judges, train
     from pipelines.workflows.context import Context
 
     if parameters["resume"] or not parameters["what"]:
@@ -106,12 +107,14 @@ def check(parameters: Mapping[str, Any]) -> None:
     if "://" not in where and not Path(where).exists():
         return
     try:
-        cards.read(where)
+        card = cards.read(where)
     except TesseraError:
         if "://" in where:  # the credentials may be the cluster's
             return
         raise
-    train.check_data(train.pin_inputs(Context.from_environment(), recipe))
+    # The job runs elsewhere: neither this machine's CPUs nor its copy of the weights count.
+    setup = TrainingSetup.of(judges.pin(Context.from_environment(), recipe), card)
+    check_ready(setup, check_weights=False)
 
 
 def _show_plan(plan: TrainingPlan, as_json: bool) -> int:

@@ -160,7 +160,7 @@ def _choose(
         raise UsageError(
             "nothing to search for", hint="name a family or a recipe: tessera families"
         )
-    return train.pin_inputs(context, train.make_recipe(what, data, variant, changes))
+    return train.make_recipe(what, data, variant, changes)
 
 
 def _seconds(text: str) -> float:

@@ -37,6 +37,16 @@ class Emit(Protocol):
         """Returns when every event so far is on disk."""
 
 
+class NullEmit:
+    """An `Emit` whose events nobody reads."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        return
+
+    def flush(self) -> None:
+        return
+
+
 class Listener(Protocol):
     """Called with each event of a workflow, in the process that runs it, for a display or a log.
 

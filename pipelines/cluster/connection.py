@@ -1,46 +1,59 @@
-"""The Ray room: run one function as a group of data-parallel workers, or over many parts.
+"""The connection to a Ray cluster: joining one, starting one here, and what it has.
 
-In: a function that a job hands over, and how many workers. Out: what rank 0's call gave, or what
-each part's call gave. Must not know what the function does, nor MLflow or WebDataset.
+In: an address, or none. Out: a process that is connected to Ray, and the cluster's `Resources`.
+Must not know what runs on the cluster, nor MLflow or WebDataset.
 """
 
 from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
 
 from models.core.errors import TesseraError
 
 LOOPBACK = ("127.0.0.1", "localhost")
+SHUTDOWN_SECONDS = 30.0
+START_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs and GPUs of a whole cluster, in use or not."""
+
+    cpus: float
+    gpus: float = 0
 
 
 def settings(address: str | None = None) -> dict[str, str]:
-    """Environment variables that must be set before Ray is imported; a user's own stay. `address`
-    is the cluster's, None for one that is started here."""
+    """Environment variables that must be set before Ray is imported, unless the user set them.
+    `address` is the cluster's, None for one that is started here."""
     host = (address or "127.0.0.1").rpartition("//")[2].partition(":")[0]
-    # Ray takes a loopback address for the machine's own on Linux, and then listens on all of them;
-    # this switch, made for macOS and Windows, keeps it on loopback.
+    # On Linux Ray replaces a loopback address by the machine's own one and listens on all
+    # interfaces. This switch, meant for macOS and Windows, keeps it on loopback.
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if host in LOOPBACK else {}
     return {
         **loopback,
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Reports and deaths are noticed at the next poll; Ray's default is 2 s.
+        # A worker's result or death is noticed at the next poll; Ray's default is every 2 s.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # How far Tune's own record of a search may lag behind, in seconds; its default is 10.
+        # Seconds by which Tune's own record of a search may lag behind; Tune's default is 10.
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
     }
 
 
-SHUTDOWN_SECONDS = 30.0
-START_ATTEMPTS = 3
-
-
 def connect(address: str | None = None, *, cpus: int | None = None, verbose: bool = False) -> bool:
-    """Joins the cluster at `address`, or starts one in this process. False if it had one already."""
+    """Joins the cluster at `address`, or starts one in this process, with `cpus` or those of the
+    machine. Returns False if this process was connected already.
+
+    Raises TesseraError if the cluster doesn't answer or can't be started.
+    """
     import ray
 
     if ray.is_initialized():
@@ -56,33 +69,39 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
             ) from error
         return True
     for attempt in range(1, START_ATTEMPTS + 1):
-        port = _free_port()
-        # "local" never joins another cluster of this machine, and the address tells Ray Train's
-        # clean-up which of several clusters is its own (facts about stale placement groups).
-        here = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=True,  # else Ray goes on without one where the port is taken
-                dashboard_port=port,
-                runtime_env={"env_vars": here},
-                **quiet,
-            )
+            _start(cpus, quiet)
             break
-        except Exception as error:  # Ray's own have no kind; one is that the port was just taken
+        except Exception as error:  # Ray raises no specific type, e.g. if the port was just taken
             ray.shutdown()
             if attempt == START_ATTEMPTS:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise TesseraError(
-                    f"Ray didn't start here, {attempt} times: {lines[0][:200]}",
-                    hint="--verbose shows what it says; with --workers 0 nothing of Ray is needed",
+                    f"Ray could not be started here in {attempt} attempts: {lines[0][:200]}",
+                    hint="--verbose shows Ray's output; --workers 0 trains without Ray",
                 ) from error
     return True
 
 
+def _start(cpus: int | None, quiet: dict[str, Any]) -> None:
+    import ray
+
+    port = _free_port()
+    # "local" never joins another cluster of this machine. The address tells the clean-up of Ray
+    # Train, which looks for stale placement groups, which of several clusters is its own.
+    own_address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=True,  # otherwise Ray continues without one if the port is taken
+        dashboard_port=port,
+        runtime_env={"env_vars": own_address},
+        **quiet,
+    )
+
+
 def _free_port() -> int:
-    """A port of loopback that nobody has, and that the system doesn't give to who asks for any."""
+    """A free port of loopback, below those that the system hands out for port 0."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with closing(socket.socket()) as probe:
@@ -94,8 +113,9 @@ def _free_port() -> int:
 
 
 def disconnect() -> None:
-    """Leaves the cluster, and ends it where it was started here. One whose head doesn't answer is
-    left after `SHUTDOWN_SECONDS`: Ray itself would wait for ever. Its processes end with this one."""
+    """Leaves the cluster, and stops it if it was started here. Waits at most `SHUTDOWN_SECONDS`
+    for a head that doesn't answer: Ray itself would wait forever. Its processes end with this
+    one."""
     import ray
 
     leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
@@ -110,15 +130,28 @@ def job_id() -> str:
     return str(ray.get_runtime_context().get_job_id())
 
 
-def cpus() -> int:
-    """Of the cluster."""
+def cluster_resources() -> Resources:
+    """Resources of the cluster that this process is connected to."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 1))
+    found = ray.cluster_resources()
+    return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
 
 
-def gpus() -> int:
-    """Of the cluster."""
-    import ray
+def known_resources(address: str | None) -> Resources | None:
+    """Resources of the cluster that `connect(address)` would use, as far as they are known without
+    connecting: those of the connected cluster, or of this machine. None for another address."""
+    if "ray" in sys.modules:
+        import ray
 
-    return int(ray.cluster_resources().get("GPU", 0))
+        if ray.is_initialized():
+            return cluster_resources()
+    return None if address else local_resources()
+
+
+def local_resources() -> Resources:
+    """Resources of a cluster that is started on this machine, by Ray's own count."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
+    return Resources(get_num_cpus(override_docker_cpu_warning=True), torch.cuda.device_count())

@@ -1,7 +1,7 @@
-"""A function run as a group of data-parallel workers, on Ray Train or in this process.
+"""A function run by a group of data-parallel workers, on Ray Train or in this process.
 
-In: a function of (payload, `World`, `Emit`) and a group. Out: rank 0's result. Must not know what
-the function does, nor MLflow or WebDataset.
+In: a function of (payload, `World`, `Emit`), its payload, and a `WorkerGroup`. Out: rank 0's
+result. Must not know what the function does, nor MLflow or WebDataset.
 """
 
 from __future__ import annotations
@@ -10,19 +10,31 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.cluster.connection import gpus
-from pipelines.cluster.tasks import _here
+from pipelines.cluster.connection import Resources, cluster_resources
+from pipelines.cluster.tasks import on_this_node
 from pipelines.interfaces import Emit, World
 
-Work = Callable[[dict[str, Any], World, Emit], dict[str, Any]]
+Payload = TypeVar("Payload")
+Result = TypeVar("Result")
+Work: TypeAlias = Callable[[Payload, World, Emit], Result]
+"""What every worker runs. Payload and result are pickled; the result of rank 0 is kept."""
+
+FLUSH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """How many workers, and what each of them gets."""
+    """How many workers there are, and the resources of each.
+
+    Args:
+        workers: 0 runs the function in the calling process, without Ray.
+        cpus: CPUs per worker.
+        gpus: GPUs per worker; "auto" is 1 if the cluster has one for each worker, otherwise 0.
+        max_failures: How often the group is started again after a worker died.
+    """
 
     workers: int
     cpus: int = 1
@@ -30,112 +42,125 @@ class WorkerGroup:
     max_failures: int = 3
 
 
-def check(group: WorkerGroup) -> int:
-    """GPUs per worker, or a TesseraError where the cluster can never place the group."""
-    import ray
-
-    has = ray.cluster_resources()
-    wanted_cpus = group.workers * group.cpus
-    if wanted_cpus > has.get("CPU", 0):
+def check_fits(group: WorkerGroup, resources: Resources) -> int:
+    """GPUs per worker. Raises TesseraError if the group can never be placed on `resources`."""
+    if group.workers * group.cpus > resources.cpus:
+        fitting = int(resources.cpus) // group.cpus or 1
         raise TesseraError(
-            f"{group.workers} workers with {group.cpus} CPU each were asked for, "
-            f"but the cluster has {has.get('CPU', 0):g} CPUs",
-            hint=f"use --workers {int(has.get('CPU', 0)) // group.cpus or 1}, or a larger cluster",
+            f"{group.workers} workers with {group.cpus} CPU each don't fit: "
+            f"there are {resources.cpus:g} CPUs",
+            hint=f"use --workers {fitting}, or a larger cluster",
         )
-    gpus = has.get("GPU", 0)
-    if group.gpus == "auto":
-        return gpus_each(group)
-    if group.workers * group.gpus > gpus:
+    gpus = gpus_per_worker(group, resources)
+    if group.workers * gpus > resources.gpus:
         raise TesseraError(
-            f"{group.workers} workers with {group.gpus} GPU each were asked for, "
-            f"but the cluster has {gpus:g} GPUs",
+            f"{group.workers} workers with {gpus} GPU each don't fit: "
+            f"there are {resources.gpus:g} GPUs",
             hint="use fewer workers, or --set workers.gpus=0 to train on the CPU",
         )
-    return group.gpus
+    return gpus
 
 
-def gpus_each(group: WorkerGroup) -> int:
-    """GPUs that a worker of the group gets."""
+def gpus_per_worker(group: WorkerGroup, resources: Resources) -> int:
+    """GPUs that each worker of the group gets."""
     if group.gpus == "auto":
-        return int(0 < group.workers <= gpus())
+        return int(0 < group.workers <= resources.gpus)
     return group.gpus
 
 
-def local(work: Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Runs the function here, in a world of one, with nothing of Ray."""
+def run_local(work: Work[Payload, Result], payload: Payload, emit: Emit) -> Result:
+    """Runs the function in this process, in a world of one, without Ray."""
     import torch
 
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         return work(payload, World(0, 1, device), emit)
     finally:
-        torch.cuda.empty_cache()  # this process may go on with something else, beside others
+        # torch keeps freed GPU memory for this process; others may train on the same GPU.
+        torch.cuda.empty_cache()
 
 
-def train(
-    work: Work,
-    payload: dict[str, Any],
+def run_group(
+    work: Work[Payload, Result],
+    payload: Payload,
     group: WorkerGroup,
     *,
     name: str,
     storage: Path,
     emit: Emit,
     verbose: bool = False,
-) -> dict[str, Any]:
-    """Runs the function on the group's workers with Ray Train; gives rank 0's result.
+) -> Result:
+    """Runs the function on the group's workers with Ray Train; returns rank 0's result.
 
-    `emit` is sent to an actor beside this process, so that events survive the workers. When a
-    worker dies the group is started again, up to `max_failures` times; the function finds its own
-    way back. A TesseraError in a worker is not tried again, since it would come again.
+    Events go through an actor beside this process, so they survive the workers. When a worker
+    dies, the whole group is started again, up to `max_failures` times; the function itself finds
+    its newest checkpoint. A TesseraError in a worker is final, because it would occur again.
+
+    Raises:
+        TesseraError: The worker's own one; or the group doesn't fit, or failed too often.
     """
     import ray
     from ray.exceptions import RayActorError
-    from ray.train import TrainingFailedError as Failed
+    from ray.train import TrainingFailedError
 
-    gpus = check(group)
-    sink = _start_sink(emit)
+    gpus = check_fits(group, cluster_resources())
+    event_sink = _start_event_sink(emit)
+    config: _LoopConfig[Payload, Result] = {"work": work, "payload": payload, "sink": event_sink}
     try:
-        for attempt in range(group.max_failures + 1):
-            told = {"work": work, "payload": payload, "sink": sink}
-            trainer = _trainer(told, group, gpus, name=name, storage=storage, verbose=verbose)
+        for attempt in range(1, group.max_failures + 2):
+            trainer = _make_trainer(
+                config, group, gpus, name=name, storage=storage, verbose=verbose
+            )
             try:
-                result = trainer.fit()
-            except (Failed, RayActorError) as error:
-                refused, line = _explain(error)
-                if refused is not None:
-                    raise refused from None
-                if attempt == group.max_failures:
+                result: Result = trainer.fit().return_value
+                return result
+            except (TrainingFailedError, RayActorError) as error:
+                refusal, line = _explain(error)
+                if refusal is not None:
+                    raise refusal from None
+                if attempt > group.max_failures:
                     raise TesseraError(
-                        f"the workers failed {attempt + 1} times, the last time with: {line}",
-                        hint="see the traceback with --verbose; --resume goes on from the last "
+                        f"the workers failed {attempt} times, the last time with: {line}",
+                        hint="--verbose shows the traceback; --resume continues from the last "
                         "checkpoint",
                     ) from error
-                emit({"kind": "restart", "attempt": attempt + 1, "reason": line})
-                continue
-            value: dict[str, Any] = result.return_value
-            return value
+                emit({"kind": "restart", "attempt": attempt, "reason": line})
         raise AssertionError("unreachable")
     finally:
-        ray.kill(sink)
+        ray.kill(event_sink)
 
 
-def _trainer(
-    told: dict[str, Any], group: WorkerGroup, gpus: int, *, name: str, storage: Path, verbose: bool
+class _LoopConfig(TypedDict, Generic[Payload, Result]):
+    """`train_loop_config` of Ray Train, which must be a dict."""
+
+    work: Work[Payload, Result]
+    payload: Payload
+    sink: Any
+
+
+def _make_trainer(
+    config: _LoopConfig[Payload, Result],
+    group: WorkerGroup,
+    gpus: int,
+    *,
+    name: str,
+    storage: Path,
+    verbose: bool,
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(
         _loop,
-        train_loop_config=told,
+        train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=group.workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": group.cpus, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
-            # A name of its own each time: the function resumes from its own checkpoints, never
-            # from Ray's record of a run, which may be cut.
+            # A new name for each attempt: the function resumes from its own checkpoints, never
+            # from Ray's record of a run, which may be truncated after a crash.
             name=f"{name}-{uuid.uuid4().hex[:6]}",
             storage_path=str(storage.absolute()),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
@@ -146,30 +171,33 @@ def _trainer(
 
 
 def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
-    """The user's own mistake among the workers' failures, if one is; and a line on the failure."""
+    """The TesseraError among the workers' failures, if there is one; and a line on the failure."""
     failures = dict(getattr(error, "worker_failures", {}))
     for failure in failures.values():
-        if isinstance(failure, TesseraError):
-            return failure, str(failure)
-        cause = getattr(failure, "cause", None)
-        if isinstance(cause, TesseraError):
-            return cause, str(cause)
-    if failures:
-        rank, first = min(failures.items())
-        lines = [x for x in str(first).splitlines() if x.strip()] or [type(first).__name__]
-        return None, f"worker {rank}: {type(first).__name__}: {lines[-1].strip()[:200]}"
-    lines = [x for x in str(error).splitlines() if x.strip()] or [type(error).__name__]
-    return None, f"{type(error).__name__}: {lines[-1].strip()[:200]}"
+        for cause in (failure, getattr(failure, "cause", None)):
+            if isinstance(cause, TesseraError):
+                return cause, str(cause)
+    if not failures:
+        return None, f"{type(error).__name__}: {_last_line(error)}"
+    rank, first = min(failures.items())
+    return None, f"worker {rank}: {type(first).__name__}: {_last_line(first)}"
 
 
-def _start_sink(emit: Emit) -> Any:
-    """An actor on this node that passes events on to `emit`."""
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1].strip()[:200]
+
+
+def _start_event_sink(emit: Emit) -> Any:
+    """An actor on this node that passes the workers' events on to `emit`."""
     import ray
 
-    return ray.remote(num_cpus=0)(_Sink).options(scheduling_strategy=_here()).remote(emit)
+    return (
+        ray.remote(num_cpus=0)(_EventSink).options(scheduling_strategy=on_this_node()).remote(emit)
+    )
 
 
-class _Sink:
+class _EventSink:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
@@ -181,7 +209,7 @@ class _Sink:
 
 
 class _SinkEmit:
-    """A worker's `Emit`: calls don't wait; `flush` waits until all of them are on disk."""
+    """A worker's `Emit`. A call returns at once; `flush` waits until all events are on disk."""
 
     def __init__(self, sink: Any) -> None:
         self._sink = sink
@@ -192,10 +220,11 @@ class _SinkEmit:
     def flush(self) -> None:
         import ray
 
-        ray.get(self._sink.flush.remote(), timeout=60)  # an actor's calls run in order
+        # An actor runs the calls of one caller in order, so this one comes after all writes.
+        ray.get(self._sink.flush.remote(), timeout=FLUSH_SECONDS)
 
 
-def _loop(config: dict[str, Any]) -> dict[str, Any]:
+def _loop(config: _LoopConfig[Payload, Result]) -> Result:
     """What Ray Train runs in each worker."""
     import ray.train
     import ray.train.torch
@@ -203,5 +232,4 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     world = World(context.get_world_rank(), context.get_world_size(), device)
-    result: dict[str, Any] = config["work"](config["payload"], world, _SinkEmit(config["sink"]))
-    return result
+    return config["work"](config["payload"], world, _SinkEmit(config["sink"]))

@@ -92,7 +92,9 @@ def _evaluate(
     task, data = subject.family.task, subject.data
     note = slices.describe if task.takes_images else None
     loader = subject.loader(split, world)
-    answers = evaluator.answer(subject.family, subject.ask, data, loader, world, note=note)
+    answers = evaluator.predict_split(
+        subject.family, subject.evaluator, data, loader, world, describe=note
+    )
     robust = _robustness(subject, split, int(payload.get("robustness", 0)), world)
     measured: dict[str, float] = {}
     if payload.get("costs") and world.leads:
@@ -134,7 +136,7 @@ def _costs(subject: LoadedModel, folder: Path, split: str) -> dict[str, float]:
     decoding and preparing them isn't in it."""
     few = np.arange(min(subject.card.split(split).samples, subject.family.task.eval_batch))
     (_, batch), *_ = subject.loader(split, World(), only=few).batches()
-    seen, rows = subject.ask.see(batch), len(few)
+    seen, rows = subject.evaluator.transform(batch), len(few)
 
     def take(count: int) -> Batch:
         places = [place % rows for place in range(count)]
@@ -172,7 +174,7 @@ def _slices(
     """The task's headline figures of each slice."""
     task = subject.family.task
     found = []
-    for part in slices.make(answers.noted, answers.keys, fields):
+    for part in slices.make(answers.details, answers.keys, fields):
         records = [answers.records[place] for place in part.places]
         try:
             select = task.bootstrap_metrics(records, subject.data)
@@ -197,8 +199,8 @@ def _robustness(subject: LoadedModel, split: str, most: int, world: World) -> Ro
     samples = subject.card.split(split).samples
     chosen = np.unique(np.linspace(0, samples - 1, min(most, samples)).round().astype(np.int64))
 
-    def metric(ask: evaluator.Ask, loader: evaluator.Loader) -> float:
-        answers = evaluator.answer(family, ask, data, loader, world)
+    def metric(ask: evaluator.PredictBatch, loader: evaluator.Loader) -> float:
+        answers = evaluator.predict_split(family, ask, data, loader, world)
         if answers is None:
             return 0.0
         return answers.metrics(family, data)[family.task.primary.name]
@@ -206,10 +208,10 @@ def _robustness(subject: LoadedModel, split: str, most: int, world: World) -> Ro
     def loader() -> EvalLoader:
         return subject.loader(split, world, only=chosen)
 
-    clean = metric(subject.ask, loader())
+    clean = metric(subject.evaluator, loader())
     corrupted = {
         kind: tuple(
-            metric(subject.ask, _Corrupted(loader(), kind, strength))
+            metric(subject.evaluator, _Corrupted(loader(), kind, strength))
             for strength in corruptions.STRENGTHS
         )
         for kind in corruptions.kinds_for(data.channels)
@@ -249,7 +251,7 @@ class _Attacked:
 
     def __call__(self, batch: Batch) -> tuple[list[Prediction], list[Target]]:
         subject = self._subject
-        seen = subject.ask.see(batch)
+        seen = subject.evaluator.transform(batch)
         seen["image"] = attacks.attacked(
             subject.family,
             subject.module,
@@ -258,7 +260,7 @@ class _Attacked:
             self._kind,
             self._epsilon / 255,
         )
-        return subject.ask.about(seen, batch)
+        return subject.evaluator.predict_transformed(seen, batch)
 
 
 def _check_comparable(others: list[_Evaluated], one: _Evaluated) -> None:

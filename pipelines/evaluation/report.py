@@ -248,7 +248,7 @@ def _worst(subject: LoadedModel, answers: Predictions, split: str) -> tuple[list
             return []
         return [batch for _, batch in subject.loader(split, World(), only=samples).batches()]
 
-    groups = previews.groups_of(family, data, read, subject.ask, answers, worst)
+    groups = previews.panels_of(family, data, read, subject.evaluator, answers, worst)
     if family.task.name != "classification":
         return groups, ""
     note, rows = "", iter(groups)
@@ -257,7 +257,9 @@ def _worst(subject: LoadedModel, answers: Predictions, split: str) -> tuple[list
     }
     for batch in read(worst):
         classes = torch.tensor([said[index] for index in batch["index"].tolist()])
-        heat = saliency.grad_cam(subject.module, subject.ask.see(batch)["image"], classes)
+        heat = saliency.grad_cam(
+            subject.module, subject.evaluator.transform(batch)["image"], classes
+        )
         if heat is None:
             break
         note = f"Beside each image where the network looked for its answer ({heat.kind})."

@@ -80,6 +80,11 @@ class Model:
     digest: str
 
 
+def name_of(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step-{step:09d}"
+
+
 def save(
     folder: Path,
     *,
@@ -91,7 +96,7 @@ def save(
     progress: Progress,
 ) -> Path:
     """Writes `folder/step-NNNNNNNNN`, whole or not at all."""
-    target = folder / f"step-{progress.step:09d}"
+    target = folder / name_of(progress.step)
     scratch = folder / f".{target.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir(parents=True)
     try:
@@ -161,7 +166,7 @@ def adopt(source: Path, target: Path) -> str:
     state, notices = newest(source)
     if state is None:
         raise TesseraError(f"{source} has no checkpoint that is whole", hint="; ".join(notices))
-    best = f"step-{state.progress.best_step:09d}" if state.progress.best_step else state.path.name
+    best = name_of(state.progress.best_step) if state.progress.best_step else state.path.name
     scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         for name in {state.path.name, best}:
@@ -186,7 +191,7 @@ def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
-        if best_step is None or path.name != f"step-{best_step:09d}":
+        if best_step is None or path.name != name_of(best_step):
             shutil.rmtree(path, ignore_errors=True)
 
 

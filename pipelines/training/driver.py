@@ -1,7 +1,7 @@
-"""One training as the driver sees it: execute, track, conclude.
+"""One training as the driver sees it: run the workers, track their events, register the result.
 
-In: a run, a recipe, a tracker and a way to execute the work. Out: an outcome. Must not know MLflow
-or Ray.
+In: a run, its `TrainingSetup`, a tracker, a registry, and a function that runs the workers. Out: an
+`Outcome`. Must not know MLflow or Ray.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,31 +17,44 @@ from typing import Any
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines import tag_names
-from pipelines.data import card as cards
-from pipelines.data.card import Card
 from pipelines.interfaces import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
+from pipelines.storage.base import cache_payload
 from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking.events import EventLog
 from pipelines.tracking.uploader import Uploader
-from pipelines.training import checkpoints
-from pipelines.training.registration import SaveExportable, _register
-from pipelines.training.run import Run, history, mean_speed
+from pipelines.training import checkpoints, registration
+from pipelines.training.payload import TrainingPayload, TrainingSummary
+from pipelines.training.registration import SaveExportable
+from pipelines.training.run import CHECKPOINTS, PICTURES, Run, history, median_speed
+from pipelines.training.setup import TrainingSetup
 from pipelines.visuals import plots
 
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "tessera-train")
-
+"""Distributions whose versions become tags of the run."""
 
 DELIVERY_SECONDS = 120.0
-"""How long the end of a training waits for a tracking service that is away."""
+"""How long the end of a training waits for a tracking service that is down."""
+INTERRUPTED_DELIVERY_SECONDS = 1.0
+"""The same for a process that was told to stop. A resume delivers the rest."""
 
-
-Execute = Callable[[dict[str, Any], Emit], dict[str, Any]]
+Execute = Callable[[TrainingPayload, Emit], TrainingSummary]
+"""Runs the workers; see `cluster.workers`."""
+Listener = Callable[[dict[str, Any]], None]
+"""Called with each event, in order."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training came to. `metrics` are of the validation split."""
+class TrainingResult:
+    """A training that ended, or stopped at `until_epoch`.
+
+    Args:
+        metrics: Of the validation split, with the best checkpoint.
+        epoch: Epoch of the best checkpoint, counted from 1.
+        images_per_second: Median over the logged steps, all workers together.
+        failed_events: Events that the tracking service didn't get.
+        link: The run's page, or a path where no server runs.
+    """
 
     run: Run
     metrics: Mapping[str, float]
@@ -51,54 +65,20 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Outcome(Trained):
-    """And what was registered."""
+class Outcome(TrainingResult):
+    """A training that ended, and its model version."""
 
     version: Version
 
 
-def launch(
-    run: Run,
-    recipe: Recipe,
-    *,
-    tracker: Tracker,
-    registry: Registry,
-    execute: Execute,
-    save_exportable: SaveExportable,
-    is_permanent: Callable[[BaseException], bool],
-    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
-    tags: Mapping[str, str] | None = None,
-) -> Outcome:
-    """Trains (or goes on), then registers the best checkpoint as `challenger`. Raises as `train`."""
-    registered: list[Version] = []
-
-    def register(best: Path, summary: Mapping[str, Any]) -> None:
-        def once() -> Version:
-            return _register(run, best, summary, tracker, registry, save_exportable, tags or {})
-
-        registered.append(_register_with_retries(once, run))
-
-    trained = train(
-        run,
-        recipe,
-        tracker=tracker,
-        execute=execute,
-        is_permanent=is_permanent,
-        listeners=listeners,
-        tags=tags,
-        conclude=register,
-    )
-    return Outcome(**vars(trained), version=registered[0])
-
-
 class Stopped(BaseException):
-    """Of a training that is told to end where it is, by who runs it in this process and ends its
-    run too."""
+    """Raised in a training whose caller asked it to stop. A BaseException, so that no handler of
+    failures takes it for one."""
 
 
 @dataclass(frozen=True)
-class Stoppable:
-    """Where a training in this process tells its events; after `stop` that raises `Stopped`."""
+class StoppableEmit:
+    """Passes events on to `emit`, and raises `Stopped` after the first one that follows `stop`."""
 
     emit: Emit
     stop: Event
@@ -112,93 +92,140 @@ class Stoppable:
         self.emit.flush()
 
 
+def launch(
+    run: Run,
+    setup: TrainingSetup,
+    *,
+    tracker: Tracker,
+    registry: Registry,
+    execute: Execute,
+    save_exportable: SaveExportable,
+    is_permanent: Callable[[BaseException], bool],
+    listeners: Sequence[Listener] = (),
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Trains a new or resumed run, then registers the best checkpoint as `challenger`. Raises as
+    `train`."""
+    registered: list[Version] = []
+
+    def register(best: Path, summary: TrainingSummary) -> None:
+        once = partial(
+            registration.register,
+            run,
+            best,
+            summary,
+            tracker,
+            registry,
+            save_exportable,
+            tags or {},
+        )
+        registered.append(_register_with_retries(once, run))
+
+    result = train(
+        run,
+        setup,
+        tracker=tracker,
+        execute=execute,
+        is_permanent=is_permanent,
+        listeners=listeners,
+        tags=tags,
+        conclude=register,
+    )
+    return Outcome(**vars(result), version=registered[0])
+
+
 def train(
     run: Run,
-    recipe: Recipe,
+    setup: TrainingSetup,
     *,
     tracker: Tracker,
     execute: Execute,
     is_permanent: Callable[[BaseException], bool],
-    listeners: Sequence[Callable[[dict[str, Any]], None]] = (),
+    listeners: Sequence[Listener] = (),
     tags: Mapping[str, str] | None = None,
-    conclude: Callable[[Path, Mapping[str, Any]], None] | None = None,
+    conclude: Callable[[Path, TrainingSummary], None] | None = None,
     until_epoch: int | None = None,
     stop: Event | None = None,
-) -> Trained:
-    """Trains, or goes on. `conclude` is called with the best checkpoint and the summary, as a part
-    of the tracked run. One that stops before its last epoch, after `until_epoch`, stays RUNNING.
-    `stop` ends a training in this process with what it tells next.
+) -> TrainingResult:
+    """Trains a new or resumed run.
 
-    Raises whatever `execute` and `conclude` raise, after the tracker has the run's end: FAILED, or
-    KILLED when the process was told to stop. After `Stopped` the run stays RUNNING.
+    Args:
+        execute: Runs the workers.
+        is_permanent: Whether an error of the tracking service will occur again.
+        conclude: Called with the folder of the best checkpoint and the summary while the tracked
+            run is still open, if the training has ended.
+        until_epoch: Stop after this epoch; the tracked run stays RUNNING.
+        stop: Set it to stop a training in this process, at its next event.
+
+    Raises:
+        Stopped: After `stop` was set. The tracked run stays RUNNING.
+        Exception: Whatever `execute` and `conclude` raise. The tracked run is then FAILED, or
+            KILLED after a KeyboardInterrupt or SystemExit.
     """
-    card = cards.read(recipe.data.path)
     run = replace(run, run_id=tracker.run_id)
     run.write()
-    _note_start(run, recipe, card, tracker, tags or {})
-    spool = EventLog(run.event_log)
-    shipper = Uploader(run.event_log, tracker, listeners=listeners, is_permanent=is_permanent)
-    shipper.start()
-    status, patience_seconds = "FAILED", DELIVERY_SECONDS
+    _log_start(run, setup, tracker, tags or {})
+    event_log = EventLog(run.event_log)
+    uploader = Uploader(run.event_log, tracker, listeners=listeners, is_permanent=is_permanent)
+    uploader.start()
+    status, delivery_seconds = "FAILED", DELIVERY_SECONDS
     failed_events = 0
     try:
-        payload = {
-            "recipe": recipe.to_json(),
-            "run_dir": str(run.folder),
-            "until_epoch": until_epoch,
-            "changing": run.changing,
-        }
-        summary = execute(payload, Stoppable(spool, stop) if stop else spool)
-        best = run.folder / "checkpoints" / summary["checkpoint"]
-        _check_effective(best.with_name(summary["newest"]), recipe)
-        _check_effective(best, recipe, run.changing)
-        if summary["ended"]:
-            _draw_curves(run, spool)
+        payload = TrainingPayload(
+            recipe=setup.recipe,
+            card=setup.card,
+            run_dir=run.folder,
+            until_epoch=until_epoch,
+            changing=run.changing,
+            cache=cache_payload(),
+        )
+        summary = execute(payload, StoppableEmit(event_log, stop) if stop else event_log)
+        best = run.folder / CHECKPOINTS / summary.checkpoint
+        _check_recipe(best.with_name(summary.newest), setup.recipe)
+        _check_recipe(best, setup.recipe, run.changing)
+        if summary.ended:
+            _draw_curves(run, event_log)
             if conclude is not None:
                 conclude(best, summary)
-        status = "FINISHED" if summary["ended"] else "RUNNING"
+        status = "FINISHED" if summary.ended else "RUNNING"
     except Stopped:
-        status, patience_seconds = "RUNNING", 1.0
+        status, delivery_seconds = "RUNNING", INTERRUPTED_DELIVERY_SECONDS
         raise
     except (KeyboardInterrupt, SystemExit):
-        status, patience_seconds = "KILLED", 1.0
+        status, delivery_seconds = "KILLED", INTERRUPTED_DELIVERY_SECONDS
         raise
     finally:
-        # A process that is told to stop has seconds; what it leaves is delivered by a resume.
-        failed_events = shipper.close(patience_seconds)
-        spool.close()
+        failed_events = uploader.close(delivery_seconds)
+        event_log.close()
         if status != "RUNNING":
-            _note_end(tracker, status, listeners)
-    return Trained(
+            _log_end(tracker, status, listeners)
+    return TrainingResult(
         run,
-        summary["metrics"],
-        summary["epoch"],
-        mean_speed(run),
+        summary.metrics,
+        summary.epoch,
+        median_speed(run),
         failed_events,
         tracker.link(),
     )
 
 
-def _note_start(
-    run: Run, recipe: Recipe, card: Card, tracker: Tracker, tags: Mapping[str, str]
-) -> None:
+def _log_start(run: Run, setup: TrainingSetup, tracker: Tracker, tags: Mapping[str, str]) -> None:
+    card = setup.card
     tracker.params(run.recipe().flat())
-    tracker.tags({**_versions(), **_changes(run, recipe), **tags})
+    tracker.tags({**_library_versions(), **_changed_settings(run, setup.recipe), **tags})
     for split in card.splits:
         if split != "test":
             tracker.dataset(
-                name=card.name, digest=card.digest, source=recipe.data.path, split=split
+                name=card.name, digest=card.digest, source=setup.recipe.data.path, split=split
             )
 
 
-def _note_end(
-    tracker: Tracker, status: str, listeners: Sequence[Callable[[dict[str, Any]], None]]
-) -> None:
+def _log_end(tracker: Tracker, status: str, listeners: Sequence[Listener]) -> None:
     try:
         tracker.finish(status)
-    except Exception as error:  # whatever the service raises, the training's end stands
+    except Exception as error:  # the training is over, whatever the service raises
         for listener in listeners:
-            listener({"kind": "notice", "text": f"the run's end was not noted: {error}"})
+            listener({"kind": "notice", "text": f"the end of the run was not tracked: {error}"})
 
 
 def _register_with_retries(register: Callable[[], Version], run: Run) -> Version:
@@ -218,27 +245,27 @@ def _register_with_retries(register: Callable[[], Version], run: Run) -> Version
     )
 
 
-def _check_effective(checkpoint: Path, asked: Recipe, changing: Sequence[str] = ()) -> None:
-    """What was trained must be what was asked for."""
-    wrong = recipes.differences(asked, checkpoints.load(checkpoint).recipe, changing)
+def _check_recipe(checkpoint: Path, recipe: Recipe, changing: Sequence[str] = ()) -> None:
+    """Raises TesseraError if the checkpoint was trained with another recipe: then the workers had
+    other files or another version of the code than the driver."""
+    wrong = recipes.differences(recipe, checkpoints.load(checkpoint).recipe, changing)
     if wrong:
-        raise TesseraError(f"another recipe was trained than asked for: {'; '.join(wrong)}")
+        raise TesseraError(f"the workers trained another recipe: {'; '.join(wrong)}")
 
 
-def _changes(run: Run, recipe: Recipe) -> dict[str, str]:
-    """Tags for what a resumed run has otherwise than its params say, which can't be changed."""
+def _changed_settings(run: Run, recipe: Recipe) -> dict[str, str]:
+    """Tags for settings of a resumed run that differ from its params, which MLflow never changes."""
     before, now = run.recipe().flat(), recipe.flat()
     return {f"{tag_names.RESUMED_PREFIX}{p}": now[p] for p in now if now[p] != before.get(p)}
 
 
-def _draw_curves(run: Run, spool: Emit) -> None:
-    curves = history(run)
-    path = run.folder / "pictures" / "learning_curves.png"
-    plots.learning_curves(curves, path)
-    spool({"kind": "artifact", "path": f"pictures/{path.name}", "folder": "pictures"})
+def _draw_curves(run: Run, emit: Emit) -> None:
+    path = run.folder / PICTURES / "learning_curves.png"
+    plots.learning_curves(history(run), path)
+    emit({"kind": "artifact", "path": f"{PICTURES}/{path.name}", "folder": PICTURES})
 
 
-def _versions() -> dict[str, str]:
+def _library_versions() -> dict[str, str]:
     return {
         f"{tag_names.LIBRARY_PREFIX}{name.removesuffix('-train')}": importlib.metadata.version(name)
         for name in LIBRARIES

@@ -1,8 +1,8 @@
-"""What a training is seen by: samples as the network gets them, the same few validation images after
-each epoch, the worst mistakes.
+"""Images of a training: the first batch as the network sees it, the same few validation images
+after each epoch, and the worst mistakes of the best checkpoint.
 
-In: a data set, a network to ask, records. Out: PNG files in the run's folder and events that name
-them. Must not know any task. Only rank 0 draws.
+In: a `TrainingSetup`, a network that predicts, its predictions. Out: PNG files in the run's folder
+and events that name them. Must not know any task. Only rank 0 draws.
 """
 
 from __future__ import annotations
@@ -10,141 +10,147 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from torch import Tensor
 
 from models.core.family import Batch, DataSpec, Family, Panel
-from pipelines.data.card import Card
 from pipelines.data.loading.loaders import EvalLoader
 from pipelines.interfaces import Emit, World
-from pipelines.recipe import Recipe
-from pipelines.training.evaluator import Evaluator, Predictions
+from pipelines.training.evaluator import PredictBatch, Predictions
+from pipelines.training.run import PICTURES
+from pipelines.training.setup import TrainingSetup
 from pipelines.visuals import plots
 
-FOLDER, EPOCHS = "pictures", "epochs"
-SHOWN = 8
-"""Validation images that are shown again and again."""
-MOST_EPOCHS = 20
-"""Of a longer training only so many epochs are shown, evenly spread, and the last."""
-WORST = 24
-BESIDE = 4
-"""Related images beside one."""
+Indices: TypeAlias = np.ndarray[Any, Any]
+"""Positions of samples in a split: int64 (N,)."""
+
+EPOCHS_FOLDER = "epochs"
+VALIDATION_IMAGES = 8
+"""Validation images that are drawn after each epoch."""
+MAX_EPOCHS = 20
+"""A longer training is drawn after so many epochs only, evenly spread, and after the last."""
+TRAINING_IMAGES = 32
+WORST_IMAGES = 24
+MAX_RELATED = 4
+"""Related images that are drawn beside one."""
 
 
 class PreviewLogger:
-    """Draws for one training."""
+    """Draws the previews of one training."""
 
-    def __init__(
-        self,
-        family: Family[Any],
-        recipe: Recipe,
-        card: Card,
-        data: DataSpec,
-        run_dir: Path,
-        emit: Emit,
-    ) -> None:
-        self._family, self._recipe, self._card, self._data = family, recipe, card, data
-        self._run_dir, self._emit = run_dir, emit
-        samples = card.split("val").samples
-        places = np.linspace(0, samples - 1, min(SHOWN, samples)).round().astype(np.int64)
-        self._shown = np.unique(places)
+    def __init__(self, setup: TrainingSetup, run_dir: Path, emit: Emit) -> None:
+        self._setup, self._run_dir, self._emit = setup, run_dir, emit
+        samples = setup.card.split("val").samples
+        spread = np.linspace(0, samples - 1, min(VALIDATION_IMAGES, samples))
+        self._indices = np.unique(spread.round().astype(np.int64))
 
     def training_samples(self, batch: Batch) -> None:
-        """A batch as the network sees it."""
-        few = {name: value[:32] for name, value in batch.items()}
-        groups = self._family.task.sample_panels(few, self._data)
-        self._draw(groups, "training_samples")
+        """Draws a transformed batch."""
+        few = {name: value[:TRAINING_IMAGES] for name, value in batch.items()}
+        panels = self._setup.family.task.sample_panels(few, self._setup.data)
+        self._log_grid(panels, "training_samples")
 
-    def epoch(self, number: int, ask: Evaluator, answers: Predictions) -> None:
-        """The same validation images after epoch `number`, counted from 1."""
-        epochs = self._recipe.train.epochs
-        every = -(-epochs // MOST_EPOCHS)
+    def epoch(self, number: int, predict_batch: PredictBatch, predictions: Predictions) -> None:
+        """Draws the same validation images after epoch `number`, counted from 1."""
+        epochs = self._setup.recipe.train.epochs
+        every = -(-epochs // MAX_EPOCHS)
         if number % every and number != epochs:
             return
-        groups = self._groups(self._shown, ask, answers)
-        path = self._path(f"{EPOCHS}/val-{number:05d}")
-        plots.grid(groups, self._data.classes, path)
-        where = f"{FOLDER}/{EPOCHS}/{path.name}"
+        panels = self._panels(self._indices, predict_batch, predictions)
+        path = self._path(f"{EPOCHS_FOLDER}/val-{number:05d}")
+        plots.grid(panels, self._setup.data.classes, path)
+        relative = f"{PICTURES}/{EPOCHS_FOLDER}/{path.name}"
         time_ms = time.time_ns() // 1_000_000
-        # MLflow puts a series beside that of other runs, but a single picture it shows larger.
+        # Logged twice: MLflow compares a series of images between runs, but shows a single file
+        # larger.
         self._emit(
-            {"kind": "image", "path": where, "key": "val", "step": number, "time_ms": time_ms}
+            {"kind": "image", "path": relative, "key": "val", "step": number, "time_ms": time_ms}
         )
-        self._emit({"kind": "artifact", "path": where, "folder": f"{FOLDER}/{EPOCHS}"})
+        self._emit_artifact(relative, f"{PICTURES}/{EPOCHS_FOLDER}")
 
-    def outcome(self, ask: Evaluator, answers: Predictions) -> None:
-        """The worst mistakes, and which classes are taken for which."""
-        worst = answers.worst(self._family, WORST)
-        groups = self._groups(np.array([answers.indices[i] for i in worst]), ask, answers)
-        self._draw(groups, "worst_mistakes")
-        matrix = self._family.task.confusion(answers.records, self._data)
+    def outcome(self, predict_batch: PredictBatch, predictions: Predictions) -> None:
+        """Draws the worst mistakes, and the confusion matrix where the task has one."""
+        task, data = self._setup.family.task, self._setup.data
+        worst = predictions.worst(self._setup.family, WORST_IMAGES)
+        indices = np.array([predictions.indices[position] for position in worst])
+        self._log_grid(self._panels(indices, predict_batch, predictions), "worst_mistakes")
+        matrix = task.confusion(predictions.records, data)
         if matrix is not None:
             path = self._path("confusion_matrix")
-            plots.confusion_matrix(matrix, self._data.classes, path)
-            self._announce(path)
+            plots.confusion_matrix(matrix, data.classes, path)
+            self._emit_artifact(f"{PICTURES}/{path.name}", PICTURES)
 
-    def _groups(
-        self, samples: np.ndarray[Any, Any], ask: Evaluator, answers: Predictions
+    def _panels(
+        self, indices: Indices, predict_batch: PredictBatch, predictions: Predictions
     ) -> list[list[Panel]]:
-        """Panels of samples of the validation split, by their numbers."""
-        return groups_of(self._family, self._data, self._batches, ask, answers, samples)
+        """One group of panels for each sample of the validation split."""
+        setup = self._setup
+        return panels_of(setup.family, setup.data, self._read, predict_batch, predictions, indices)
 
-    def _batches(self, samples: np.ndarray[Any, Any]) -> list[Batch]:
-        if not len(samples):
+    def _read(self, indices: Indices) -> list[Batch]:
+        if not len(indices):
             return []
+        setup = self._setup
         loader = EvalLoader(
-            self._recipe.data.path,
-            self._card,
-            self._data,
-            batch_size=self._family.task.eval_batch,
+            setup.recipe.data.path,
+            setup.card,
+            setup.data,
+            batch_size=setup.family.task.eval_batch,
             world=World(),
             split="val",
-            only=samples,
-            fit=self._recipe.data.fit,
+            only=indices,
+            fit=setup.recipe.data.fit,
             cache="none",
         )
         return [batch for _, batch in loader.batches()]
 
-    def _draw(self, groups: list[list[Panel]], name: str) -> None:
+    def _log_grid(self, panels: list[list[Panel]], name: str) -> None:
         path = self._path(name)
-        plots.grid(groups, self._data.classes, path)
-        self._announce(path)
+        plots.grid(panels, self._setup.data.classes, path)
+        self._emit_artifact(f"{PICTURES}/{path.name}", PICTURES)
 
-    def _announce(self, path: Path) -> None:
-        self._emit({"kind": "artifact", "path": f"{FOLDER}/{path.name}", "folder": FOLDER})
+    def _emit_artifact(self, path: str, folder: str) -> None:
+        self._emit({"kind": "artifact", "path": path, "folder": folder})
 
     def _path(self, name: str) -> Path:
-        return self._run_dir / FOLDER / f"{name}.png"
+        return self._run_dir / PICTURES / f"{name}.png"
 
 
-def groups_of(
+def panels_of(
     family: Family[Any],
     data: DataSpec,
-    read: Callable[[np.ndarray[Any, Any]], list[Batch]],
-    ask: Evaluator,
-    answers: Predictions,
-    samples: np.ndarray[Any, Any],
+    read: Callable[[Indices], list[Batch]],
+    predict_batch: PredictBatch,
+    predictions: Predictions,
+    indices: Indices,
 ) -> list[list[Panel]]:
-    """What to look at of samples, by their numbers in the split that `answers` are of; `read`
-    gives batches of samples."""
+    """One group of panels for each of the samples at `indices`: image, prediction and truth, then
+    related images.
+
+    Args:
+        read: Reads samples of the split by their positions.
+        predictions: Of the whole split.
+    """
     task = family.task
     groups = []
-    for batch in read(samples):
-        predictions, targets = ask(batch)
-        for row, (prediction, target) in enumerate(zip(predictions, targets)):
-            groups.append(task.panels(_cut(batch, row), prediction, target, data))
-    positions = {index: position for position, index in enumerate(answers.indices)}
-    for sample, group in zip(samples.tolist(), groups):
-        related = task.related_images(answers.records, positions[sample])[:BESIDE]
-        others = np.array([answers.indices[position] for position, _ in related], np.int64)
+    for batch in read(indices):
+        predicted, targets = predict_batch(batch)
+        for row, (prediction, target) in enumerate(zip(predicted, targets)):
+            groups.append(task.panels(_image(batch, row), prediction, target, data))
+    positions = {index: position for position, index in enumerate(predictions.indices)}
+    for index, group in zip(indices.tolist(), groups):
+        related = task.related_images(predictions.records, positions[index])[:MAX_RELATED]
+        others = np.array([predictions.indices[position] for position, _ in related], np.int64)
         captions = iter(caption for _, caption in related)
         for batch in read(others):
-            group += [Panel(_cut(batch, row), next(captions)) for row in range(len(batch["key"]))]
+            group += [Panel(_image(batch, row), next(captions)) for row in range(len(batch["key"]))]
     return groups
 
 
-def _cut(batch: Batch, row: int) -> Any:
-    """The image without what was added to fill the frame, uint8 (C, H, W)."""
+def _image(batch: Batch, row: int) -> Tensor:
+    """The image without the padding of its frame, uint8 (C, H, W)."""
     height, width = batch["extent"][row].tolist()
-    return batch["image"][row, :, :height, :width]
+    image: Tensor = batch["image"][row, :, :height, :width]
+    return image

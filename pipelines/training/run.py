@@ -1,11 +1,13 @@
-"""One training as the driver sees it: its folder, its tracking, its registered model.
+"""A training's folder: created, found, locked, and its logged metrics read back.
 
-In: a recipe, a tracker, a registry and a way to execute the work (ports: the jobs choose which).
-Out: an outcome; a run folder that a later process can resume. Must not know MLflow or Ray.
+In: a folder for all runs, and a recipe. Out: a `Run` that a later process can resume. Must not know
+MLflow or Ray.
 
-    recipe.json        what is trained        run.json     name, tracking run, registered model
-    events.jsonl        every event, in order  checkpoints/  pictures/
-    model/             what was registered    lock         held while a driver is at work
+    recipe.json     what is trained            run.json       name, tracking run, registered model
+    events.jsonl    every event, in order      checkpoints/   step-NNNNNNNNN each
+    pictures/       previews and curves        sample_log/    samples of each step, if recorded
+    model/          what was registered        judge/         the classifier that judges, if needed
+    ray/            Ray Train's own files      lock           held while a driver works on the run
 """
 
 from __future__ import annotations
@@ -28,10 +30,23 @@ from pipelines.storage.atomic import write_json_atomic
 from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking.events import read_events
 
+CHECKPOINTS = "checkpoints"
+JUDGE = "judge"
+PICTURES = "pictures"
+"""Folders within a run's folder."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """A training's place and names."""
+    """A training's folder and names.
+
+    Args:
+        name: Unique name, which is the folder's.
+        model: Name of the registered model that it trains a version of.
+        run_id: Id in the tracking service; empty before it was tracked.
+        resumed: Whether the folder existed before.
+        changing: Paths of settings that may change while it trains: those of a population member.
+    """
 
     folder: Path
     name: str
@@ -39,13 +54,13 @@ class Run:
     run_id: str = ""
     resumed: bool = False
     changing: tuple[str, ...] = ()
-    """Settings that this training may change on its way: those of a population."""
 
     @property
     def event_log(self) -> Path:
         return self.folder / "events.jsonl"
 
     def recipe(self) -> Recipe:
+        """The recipe that the run was started with."""
         return recipes.read(self.folder / "recipe.json")
 
     def write(self) -> None:
@@ -55,8 +70,8 @@ class Run:
         write_json_atomic(self.folder / "run.json", content)
 
 
-class Place(Protocol):
-    """What one driver at a time works on."""
+class Lockable(Protocol):
+    """A run or a search: only one driver at a time may work on it."""
 
     @property
     def folder(self) -> Path: ...
@@ -65,50 +80,51 @@ class Place(Protocol):
 
 
 def create(root: Path, recipe: Recipe, *, model: str, stamp: str) -> Run:
-    """A folder for a new training; `stamp` is the time in its name."""
+    """Creates the folder of a new training; `stamp` is the time in its name."""
     name = f"{recipe.family}-{model}-{stamp}-{secrets.token_hex(2)}"
     folder = root / name
     folder.mkdir(parents=True)
-    return _fill(Run(folder, name, model), recipe)
+    return _write_new(Run(folder, name, model), recipe)
 
 
 def find_or_create(
     root: Path, recipe: Recipe, *, name: str, model: str, changing: Sequence[str] = ()
 ) -> Run:
-    """The training of this name, for one that may be started again by whoever starts it."""
+    """The run of this name, created if it doesn't exist: for a search, which names its runs and may
+    start them again. See `Run` for `changing`."""
     folder = root / name
     if (folder / "run.json").exists():
         return replace(_read(folder / "run.json"), model=model)
     folder.mkdir(parents=True, exist_ok=True)
-    return _fill(Run(folder, name, model, changing=tuple(changing)), recipe)
+    return _write_new(Run(folder, name, model, changing=tuple(changing)), recipe)
 
 
 def _read(file: Path) -> Run:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(file.read_text(encoding="utf-8"))
     return Run(
         file.parent,
-        found["name"],
-        found["model"],
-        found["run_id"],
+        content["name"],
+        content["model"],
+        content["run_id"],
         resumed=True,
-        changing=tuple(found.get("changing", ())),
+        changing=tuple(content.get("changing", ())),
     )
 
 
-def _fill(run: Run, recipe: Recipe) -> Run:
+def _write_new(run: Run, recipe: Recipe) -> Run:
     (run.folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
     run.write()
     return run
 
 
-def forget(run: Run) -> None:
-    """Removes the folder of a training that was refused before it began; another one stays."""
+def discard_untracked(run: Run) -> None:
+    """Removes the folder of a run that was refused before it was tracked; keeps any other."""
     if not json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["run_id"]:
         shutil.rmtree(run.folder)
 
 
 def find(root: Path, ref: str) -> Run:
-    """A training by its name or its tracking run's id."""
+    """A run by its name or its id in the tracking service. Raises TesseraError without one."""
     known = {}
     for file in sorted(root.glob("*/run.json")):
         run = _read(file)
@@ -116,14 +132,14 @@ def find(root: Path, ref: str) -> Run:
             return run
         known[run.name] = run
     if not known:
-        raise TesseraError(f"there is no run {ref!r}: nothing was trained under {root} yet")
+        raise TesseraError(f"there is no run {ref!r}: {root} has no runs yet")
     raise unknown("run", ref, known)
 
 
 @contextmanager
-def locked(run: Place, *, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Never two drivers on one run, or on one search. TesseraError where another one has it, and
-    after `patience_seconds` still."""
+def locked(run: Lockable, *, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Holds the lock of a run or a search. Raises TesseraError if another process still holds it
+    after `patience_seconds`."""
     policy = RetryPolicy(
         max_attempts=None,
         deadline_seconds=patience_seconds,
@@ -143,7 +159,8 @@ def locked(run: Place, *, patience_seconds: float = 0.0) -> Iterator[None]:
 
 
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of the run by step; a step that was done again after a restart counts once."""
+    """Metric name -> [(step, value), …]. A step that was repeated after a restart counts once, with
+    its first value."""
     curves: dict[str, dict[int, float]] = {}
     for event, _ in read_events(run.event_log):
         if event["kind"] == "metrics":
@@ -152,7 +169,7 @@ def history(run: Run) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def mean_speed(run: Run) -> float:
-    """Median of the images per second that were logged in training."""
+def median_speed(run: Run) -> float:
+    """Median of the logged training speed in images per second; 0.0 if nothing was logged."""
     speeds = sorted(v for _, v in history(run).get("train/images_per_second", []))
     return speeds[len(speeds) // 2] if speeds else 0.0

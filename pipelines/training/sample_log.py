@@ -37,8 +37,8 @@ class SampleLog:
         self._file = path.open("xb", buffering=0)
         self._write({"begins": step, "ranks": world.size})
 
-    def note(self, *, step: int, epoch: int, samples: Sequence[int]) -> None:
-        """The numbers of the samples that this rank brought to a step, after the step."""
+    def write_step(self, step: int, *, epoch: int, samples: Sequence[int]) -> None:
+        """Records the positions of the samples that this rank used in a step, after the step."""
         self._write({"step": step, "epoch": epoch, "samples": list(samples)})
 
     def close(self) -> None:

@@ -1,141 +1,173 @@
-"""What one worker does: the only place where the core and the rooms' data meet.
+"""What one training worker does, from its payload to a summary.
 
-In: a payload of plain JSON, the world, and where events go. Out: a summary of plain JSON. Knows
-neither Ray nor MLflow; `cluster` is handed these functions by a job.
+In: a `TrainingPayload`, the `World`, and where events go. Out: a `TrainingSummary`; checkpoints and
+previews in the run's folder. Knows neither Ray nor MLflow: `cluster.workers` calls `run`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-import models
-from models.core.family import DataSpec
+from models.core.family import Judge
 from pipelines import recipe as recipes
 from pipelines import tag_names
-from pipelines.data.card import Card
 from pipelines.data.loading import pixel_cache
 from pipelines.data.loading.loaders import EvalLoader, TrainLoader
 from pipelines.data.loading.source import LoadingOptions
 from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.storage.base import use_cache_of
-from pipelines.training import checkpoints, distributed, evaluator, hardware, inputs
-from pipelines.training.checkpoints import State
-from pipelines.training.inputs import JUDGE
+from pipelines.training import checkpoints, distributed, hardware
+from pipelines.training.checkpoints import Progress, State
+from pipelines.training.evaluator import (
+    Evaluator,
+    Predictions,
+    build_evaluator,
+    predict_split,
+)
+from pipelines.training.judge import open_judge
+from pipelines.training.payload import TrainingPayload, TrainingSummary
 from pipelines.training.previews import PreviewLogger
+from pipelines.training.run import CHECKPOINTS, JUDGE
 from pipelines.training.sample_log import SampleLog
+from pipelines.training.setup import TrainingSetup
 from pipelines.training.shared_cache import share_pixels
-from pipelines.training.trainer import Training, resolve_precision
-
-CHECKPOINTS = "checkpoints"
+from pipelines.training.trainer import Trainer, resolve_precision
 
 
-def run(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
-    """Trains to the end, from the newest good checkpoint if there is one.
-
-    payload: `recipe` (JSON text), `run_dir`, `cache` for remote shards; `until_epoch` where it is
-    to stop before its end, and `changing`, the settings that it may change on its way. Gives the
-    best checkpoint's name, step and epoch, the newest one's name, the epochs trained, images/s,
-    precision, whether it `ended`, and then the best one's validation figures.
-    """
-    use_cache_of(payload.get("cache", {}))
+def run(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummary:
+    """Trains to the end, or to `payload.until_epoch`, from the newest intact checkpoint if there is
+    one. Called by all ranks; only rank 0's summary has metrics."""
+    use_cache_of(payload.cache)
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
-    recipe = recipes.build(json.loads(payload["recipe"]))
-    run_dir = Path(payload["run_dir"])
-    card, data = inputs.open_data(recipe)
-    family = models.get(recipe.family)
-    state = _resume(run_dir / CHECKPOINTS, recipe, world, emit, payload.get("changing", ()))
-    precision = resolve_precision(recipe.train.precision, world.device)
-    make_evaluator = evaluator.make_evaluator(
-        recipe, data, world, precision, judge_folder=run_dir / JUDGE
-    )
-    validation = EvalLoader(
-        recipe.data.path,
-        card,
-        data,
-        batch_size=family.task.eval_batch,
-        world=world,
-        split="val",
-        **_reading(recipe),
-    )
-    show = PreviewLogger(family, recipe, card, data, run_dir, emit)
+    setup = TrainingSetup.of(payload.recipe, payload.card)
+    checkpoint_dir = payload.run_dir / CHECKPOINTS
+    state = _resume(checkpoint_dir, setup.recipe, world, emit, payload.changing)
+    previews = PreviewLogger(setup, payload.run_dir, emit)
+    validation = _Validation(setup, world, payload.run_dir)
 
     def validate(module: nn.Module, epoch: int) -> Mapping[str, float]:
-        ask = make_evaluator(module)
-        answers = evaluator.answer(family, ask, data, validation, world)
-        metrics = answers.metrics(family, data, recipe.metrics) if answers else None
-        if answers:
-            show.epoch(epoch, ask, answers)
+        predictions = validation.predict(module)
+        metrics = None
+        if predictions:
+            metrics = validation.metrics(predictions)
+            previews.epoch(epoch, validation.evaluator(module), predictions)
         agreed: dict[str, float] = distributed.broadcast(metrics, world)
         return agreed
 
-    loader = _train_loader(recipe, card, data, world)
+    loader = _train_loader(setup, world)
     if world.leads:
-        told = {
-            tag_names.CACHE: loader.cache_choice,
-            tag_names.HARDWARE: hardware.describe(),
-            tag_names.PYTHON: platform.python_version(),
-        }
-        emit({"kind": "tags", "values": told})
-        emit({"kind": "notice", "level": "info", "text": f"cache: {loader.cache_choice}"})
-    training = Training(
-        family=family,
-        recipe=recipe,
-        card=card,
-        data=data,
+        _report_environment(loader, emit)
+    trainer = Trainer(
+        setup=setup,
         loader=loader,
         validate=validate,
         world=world,
         emit=emit,
-        folder=run_dir / CHECKPOINTS,
+        folder=checkpoint_dir,
         state=state,
-        on_first_batch=show.training_samples,
-        sample_log=_open_ledger(recipe, run_dir, world, state),
-        until_epoch=payload.get("until_epoch"),
+        on_first_batch=previews.training_samples,
+        sample_log=_open_sample_log(setup.recipe, payload.run_dir, world, state),
+        until_epoch=payload.until_epoch,
     )
-    progress = training.run()
-    best = f"step-{progress.best_step:09d}"
-    summary: dict[str, Any] = {
-        "checkpoint": best,
-        "newest": f"step-{progress.step:09d}",
-        "step": progress.best_step,
-        "epoch": progress.best_epoch,
-        "epochs": progress.epoch,
-        "metrics": {},
-        "images_per_second": training.images_per_second,
-        "precision": precision,
-        "ended": training.until_epoch == recipe.train.epochs,
-    }
-    if not summary["ended"]:
+    progress = trainer.train()
+    summary = _summary(trainer, progress)
+    if not summary.ended:
         return summary
-    module = family.build(recipe.config(), data).to(world.device)
-    module.load_state_dict(checkpoints.load(run_dir / CHECKPOINTS / best).weights)
-    ask = make_evaluator(module)
-    answers = evaluator.answer(family, ask, data, validation, world)
-    if answers is not None:
-        show.outcome(ask, answers)
-        emit.flush()
-    return {**summary, "metrics": answers.metrics(family, data, recipe.metrics) if answers else {}}
+    module = setup.build_module().to(world.device)
+    module.load_state_dict(checkpoints.load(checkpoint_dir / summary.checkpoint).weights)
+    predictions = validation.predict(module)
+    if predictions is None:
+        return summary
+    previews.outcome(validation.evaluator(module), predictions)
+    emit.flush()
+    return dataclasses.replace(summary, metrics=validation.metrics(predictions))
 
 
-def _open_ledger(
+class _Validation:
+    """The validation split of a training, for any state of its network."""
+
+    def __init__(self, setup: TrainingSetup, world: World, run_dir: Path) -> None:
+        self._setup, self._world = setup, world
+        self._precision = resolve_precision(setup.recipe.train.precision, world.device)
+        self._judge: Judge | None = None
+        if setup.family.task.needs_judge:
+            digest = setup.recipe.judge_digest
+            self._judge = open_judge(run_dir / JUDGE, digest, setup.data, world.device)
+        self._loader = EvalLoader(
+            setup.recipe.data.path,
+            setup.card,
+            setup.data,
+            batch_size=setup.family.task.eval_batch,
+            world=world,
+            split="val",
+            **_reading_options(setup.recipe),
+        )
+
+    def evaluator(self, module: nn.Module) -> Evaluator:
+        return build_evaluator(
+            self._setup.recipe,
+            self._setup.data,
+            module,
+            self._world.device,
+            precision=self._precision,
+            judge=self._judge,
+        )
+
+    def predict(self, module: nn.Module) -> Predictions | None:
+        """Predictions of the whole split on rank 0, None elsewhere. Called by all ranks."""
+        evaluator = self.evaluator(module)
+        setup = self._setup
+        return predict_split(setup.family, evaluator, setup.data, self._loader, self._world)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """The task's metrics, and those that the recipe names."""
+        setup = self._setup
+        return predictions.metrics(setup.family, setup.data, setup.recipe.metrics)
+
+
+def _report_environment(loader: TrainLoader, emit: Emit) -> None:
+    tags = {
+        tag_names.CACHE: loader.cache_choice,
+        tag_names.HARDWARE: hardware.describe(),
+        tag_names.PYTHON: platform.python_version(),
+    }
+    emit({"kind": "tags", "values": tags})
+    emit({"kind": "notice", "level": "info", "text": f"cache: {loader.cache_choice}"})
+
+
+def _summary(trainer: Trainer, progress: Progress) -> TrainingSummary:
+    assert progress.best_step is not None
+    assert progress.best_epoch is not None  # both are set after the first epoch
+    return TrainingSummary(
+        checkpoint=checkpoints.name_of(progress.best_step),
+        newest=checkpoints.name_of(progress.step),
+        step=progress.best_step,
+        epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        images_per_second=trainer.images_per_second,
+        precision=trainer.precision,
+        ended=trainer.until_epoch == trainer.recipe.train.epochs,
+    )
+
+
+def _open_sample_log(
     recipe: Recipe, run_dir: Path, world: World, state: State | None
 ) -> SampleLog | None:
     step = state.progress.step if state else 0
     return SampleLog(run_dir, world, step=step) if recipe.data.sample_log else None
 
 
-def _train_loader(recipe: Recipe, card: Card, data: DataSpec, world: World) -> TrainLoader:
+def _train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
+    recipe, card, data = setup.recipe, setup.card, setup.data
     samples = card.split("train").samples
-    options = _reading(recipe)
+    options = _reading_options(recipe)
     choice = pixel_cache.choose(
         samples, data, cache=options["cache"], cache_bytes=options["cache_bytes"]
     )
@@ -152,7 +184,7 @@ def _train_loader(recipe: Recipe, card: Card, data: DataSpec, world: World) -> T
     )
 
 
-def _reading(recipe: Recipe) -> LoadingOptions:
+def _reading_options(recipe: Recipe) -> LoadingOptions:
     """How the recipe wants a split to be read."""
     return {
         "fit": recipe.data.fit,
@@ -165,18 +197,20 @@ def _reading(recipe: Recipe) -> LoadingOptions:
 def _resume(
     folder: Path, recipe: Recipe, world: World, emit: Emit, changing: Sequence[str]
 ) -> State | None:
-    chosen = None
+    """The newest intact checkpoint, chosen by rank 0 and read by every rank; None without one.
+    Raises UsageError if it was made with other settings."""
+    name = None
     if world.leads:
         folder.mkdir(parents=True, exist_ok=True)
         state, notices = checkpoints.newest(folder)
         for line in notices:
             emit({"kind": "notice", "text": line})
-        chosen = state.path.name if state else None
+        name = state.path.name if state else None
         if state:
-            emit({"kind": "resume", "checkpoint": chosen, **dataclasses.asdict(state.progress)})
-    chosen = distributed.broadcast(chosen, world)
-    if chosen is None:
+            emit({"kind": "resume", "checkpoint": name, **dataclasses.asdict(state.progress)})
+    name = distributed.broadcast(name, world)
+    if name is None:
         return None
-    state = checkpoints.load(folder / chosen)
+    state = checkpoints.load(folder / name)
     recipes.check_resumable(state.recipe, recipe, changing)
     return state

@@ -180,7 +180,9 @@ def measure(
     from pipelines import recipe as recipes
     from pipelines.cluster import workers as cluster_workers
     from pipelines.evaluation import job, results
-    from pipelines.training import inputs
+    from pipelines.interfaces import NullEmit
+    from pipelines.storage.base import cache_payload
+    from pipelines.training.run import JUDGE
     from pipelines.workflows import judges, services
 
     context.home.mkdir(parents=True, exist_ok=True)
@@ -195,13 +197,14 @@ def measure(
             }
             recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
             if recipe.judge:
-                model["judge"] = str(own / inputs.JUDGE)
-                judges.fetch(recipe, registry, own / inputs.JUDGE)
+                model["judge"] = str(own / JUDGE)
+                judges.fetch(recipe, registry, own / JUDGE)
             told.append(model)
         payload: dict[str, Any] = {
             "models": told,
             "data": data,
             "split": split,
+            "cache": cache_payload(),
             "intervals": options.intervals,
             "robustness": options.robustness,
             "costs": options.costs,
@@ -220,7 +223,7 @@ def measure(
             storage=storage,
             verbose=verbose,
         ) as execute:
-            result = execute(payload, _Silent())
+            result = execute(payload, NullEmit())
         if options.report:
             shutil.copytree(payload["report"], options.report, dirs_exist_ok=True)
     return (
@@ -272,13 +275,3 @@ def store(tracker: Any, folder: Path, to: str) -> None:
         if path.is_file():
             below = path.parent.relative_to(folder).as_posix()
             tracker.artifact(path, to if below == "." else f"{to}/{below}")
-
-
-class _Silent:
-    """An `Emit` for work whose only result is what it returns."""
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass

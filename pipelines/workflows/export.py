@@ -40,7 +40,8 @@ def export(
     from models.core.errors import UsageError
     from pipelines.inference import export as inference_export
     from pipelines.inference.predictor import Predictor
-    from pipelines.training import checkpoints, inputs
+    from pipelines.training import checkpoints
+    from pipelines.training.setup import data_spec
     from pipelines.workflows import model_reference, services
 
     inference_export.check_installed(form)
@@ -57,7 +58,7 @@ def export(
         files = registry.download(version, Path(folder))
         found = checkpoints.read_model(files, services.registered_digest(version))
     where, card = _data_of(found, data)
-    predictor = Predictor(found.recipe, inputs.seen_of(found.recipe, found.card), found.weights)
+    predictor = Predictor(found.recipe, data_spec(found.recipe, found.card), found.weights)
     metadata = describe(found, version, predictor)
     seen = predictor.data
     scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{form}")

@@ -70,7 +70,7 @@ def _hand_over(people: Population, spec: SearchSpec, board: Leaderboard) -> None
     """Copies the donors' checkpoints. No member trains meanwhile, and no donor is given weights
     itself: what was cut off is done again from the same files."""
     from pipelines.training import checkpoints
-    from pipelines.training.worker import CHECKPOINTS
+    from pipelines.training.run import CHECKPOINTS
 
     def folder(member: str) -> Any:
         return spec.folder / "trials" / trial.run_name(spec.name, member) / CHECKPOINTS

@@ -203,7 +203,8 @@ def load(
     Raises TesseraError if there is no such version, or if its files are not the registered ones.
     """
     from pipelines.inference.predictor import Predictor
-    from pipelines.training import checkpoints, inputs
+    from pipelines.training import checkpoints
+    from pipelines.training.setup import data_spec
     from pipelines.workflows import model_reference, services
     from pipelines.workflows.context import Context
 
@@ -213,7 +214,7 @@ def load(
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
         files = checkpoints.read_model(folder, services.registered_digest(version))
-    data = inputs.seen_of(files.recipe, files.card)
+    data = data_spec(files.recipe, files.card)
     return TrainedModel(Predictor(files.recipe, data, files.weights, device=device), version)
 
 

@@ -35,9 +35,11 @@ def reproduce(
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
     from pipelines.tracking.memory import MemoryTracker
-    from pipelines.training import checkpoints, inputs, worker
+    from pipelines.training import checkpoints, worker
     from pipelines.training import driver as training_driver
     from pipelines.training import run as training_run
+    from pipelines.training.payload import TrainingSummary
+    from pipelines.training.setup import worker_group
     from pipelines.visuals.progress import show_progress
     from pipelines.workflows import judges, services, train
 
@@ -45,21 +47,22 @@ def reproduce(
     recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
     if data:
         recipe = recipe.with_overrides({"data.path": absolute_location(data)})
-    train.check_data(recipe)
+    setup = train.prepare(context, recipe)
+    recipe = setup.recipe
     registry = services.open_registry(context)
     again: dict[str, Tensor] = {}
 
-    def keep(best: Path, summary: Mapping[str, Any]) -> None:
+    def keep(best: Path, summary: TrainingSummary) -> None:
         again.update(checkpoints.load(best).weights)
 
     context.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.home, prefix=".reproduce-") as scratch:
         model = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
         run = training_run.find_or_create(Path(scratch), recipe, name="again", model=version.name)
-        judges.fetch(recipe, registry, run.folder / inputs.JUDGE)
+        judges.fetch(recipe, registry, run.folder / training_run.JUDGE)
         tracker = MemoryTracker()
         primary = models.get(recipe.family).task.primary.name
-        group = services.group_of(recipe)
+        group = worker_group(recipe)
         with (
             show_progress(progress) as listener,
             services.executor(
@@ -74,7 +77,7 @@ def reproduce(
             listener({"kind": "run", "name": "again", "metric": primary, "page": ""})
             trained = training_driver.train(
                 run,
-                recipe,
+                setup,
                 tracker=tracker,
                 execute=execute,
                 is_permanent=lambda error: True,

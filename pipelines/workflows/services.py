@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.cluster import connection, workers
-from pipelines.storage.base import cache_payload, use_cache
+from pipelines.storage.base import use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pipelines.tracking.mlflow_registry import MlflowRegistry
     from pipelines.tracking.mlflow_runs import MlflowTracker
     from pipelines.workflows.context import Context
+
+Payload = TypeVar("Payload")
+Result = TypeVar("Result")
 
 
 def apply_settings(context: Context) -> None:
@@ -64,16 +67,6 @@ def open_tracker(
     )
 
 
-def group_of(recipe: Recipe) -> workers.WorkerGroup:
-    """The workers that a recipe asks for."""
-    return workers.WorkerGroup(
-        recipe.workers.count,
-        cpus=recipe.workers.cpus,
-        gpus=recipe.workers.gpus,
-        max_failures=recipe.workers.max_failures,
-    )
-
-
 def tags_of(recipe: Recipe) -> dict[str, str]:
     """What a run says of what it trains, and of the Ray job that does."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
@@ -95,28 +88,33 @@ def joined(context: Context, *, verbose: bool = False) -> Iterator[None]:
                 connection.disconnect()
 
 
+def known_resources(context: Context) -> connection.Resources | None:
+    """What the workers of a training can use, where that is known without joining a cluster."""
+    apply_settings(context)
+    return connection.known_resources(context.ray_address)
+
+
 @contextmanager
 def executor(
     context: Context,
-    work: workers.Work,
+    work: workers.Work[Payload, Result],
     group: workers.WorkerGroup,
     *,
     name: str,
     storage: Path,
     verbose: bool = False,
-) -> Iterator[Callable[[dict[str, Any], Emit], dict[str, Any]]]:
+) -> Iterator[Callable[[Payload, Emit], Result]]:
     """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
     started here and checked to have room for the group."""
     apply_settings(context)
-    cache = {"cache": cache_payload()}
     if group.workers == 0:
-        yield lambda payload, emit: workers.local(work, {**payload, **cache}, emit)
+        yield lambda payload, emit: workers.run_local(work, payload, emit)
         return
     with joined(context, verbose=verbose):
-        workers.check(group)
-        yield lambda payload, emit: workers.train(
+        workers.check_fits(group, connection.cluster_resources())
+        yield lambda payload, emit: workers.run_group(
             work,
-            {**payload, **cache},
+            payload,
             group,
             name=name,
             storage=storage,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
     from pipelines.training.driver import Outcome
     from pipelines.training.run import Run
+    from pipelines.training.setup import TrainingSetup
     from pipelines.workflows.context import Context
 
 EXPERIMENT = "tessera"
@@ -84,23 +85,23 @@ def train(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    recipe = pin_inputs(context, make_recipe(what, data, variant, _changes(set, workers)))
-    name = model_name(recipe, check_data(recipe)) if model is None else model
+    setup = prepare(context, make_recipe(what, data, variant, _changes(set, workers)))
+    name = model_name(setup.recipe, setup.card) if model is None else model
     mlflow_registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = training_run.create(context.runs_dir, recipe, model=name, stamp=stamp)
+    run = training_run.create(context.runs_dir, setup.recipe, model=name, stamp=stamp)
     try:
         return execute(
             context,
             run,
-            recipe,
+            setup,
             experiment=experiment,
             tags=tags,
             verbose=verbose,
             progress=progress,
         )
     except BaseException:
-        training_run.forget(run)
+        training_run.discard_untracked(run)
         raise
 
 
@@ -138,10 +139,8 @@ def resume(
         changes["data.path"] = absolute_location(os.fspath(data))
     recipe = found.recipe().with_overrides(changes)
     recipes.check_resumable(found.recipe(), recipe)
-    check_data(recipe)
-    return execute(
-        context, found, recipe, experiment=experiment, verbose=verbose, progress=progress
-    )
+    setup = prepare(context, recipe, resumed=True)
+    return execute(context, found, setup, experiment=experiment, verbose=verbose, progress=progress)
 
 
 def plan(
@@ -154,17 +153,22 @@ def plan(
     context: Context | None = None,
 ) -> TrainingPlan:
     """What `train` would train with the same arguments. Creates nothing, raises as `train`."""
-    from pipelines.training.inputs import seen_of
+    from pipelines.cluster import connection
+    from pipelines.cluster.workers import check_fits
+    from pipelines.training.setup import worker_group
+    from pipelines.workflows import services
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    recipe = pin_inputs(context, make_recipe(what, data, variant, _changes(set, workers)))
-    card = check_data(recipe)
+    setup = prepare(context, make_recipe(what, data, variant, _changes(set, workers)))
+    if context.ray_address and setup.recipe.workers.count:
+        with services.joined(context):
+            check_fits(worker_group(setup.recipe), connection.cluster_resources())
     return TrainingPlan(
-        recipe=recipe,
-        data=card.name,
-        samples=card.split("train").samples,
-        shape=tuple(seen_of(recipe, card).shape),
+        recipe=setup.recipe,
+        data=setup.card.name,
+        samples=setup.card.split("train").samples,
+        shape=tuple(setup.data.shape),
     )
 
 
@@ -201,34 +205,18 @@ def _changes(set: Mapping[str, Any] | None, workers: int | None) -> dict[str, An
     return changes if workers is None else {**changes, "workers.count": workers}
 
 
-def pin_inputs(context: Context, recipe: Recipe) -> Recipe:
-    """The recipe with the digests of what it depends on: the data set, and the judge's files."""
-    from pipelines.data import card as cards
-    from pipelines.workflows import judges
+def prepare(context: Context, recipe: Recipe, *, resumed: bool = False) -> TrainingSetup:
+    """Everything that a training of the recipe works with, read and checked. Creates nothing.
 
-    recipe = judges.pin(context, recipe)
-    if recipe.data.digest:
-        return recipe
-    return recipe.with_overrides({"data.digest": cards.read(recipe.data.path).digest})
-
-
-def check_data(recipe: Recipe) -> Card:
-    """The card of the recipe's data set.
-
-    Raises TesseraError if the data set can't feed the training, or if a file of it is missing.
+    Raises TesseraError if the recipe can't train, also if its workers don't fit on this machine.
+    What a cluster at another address has is known only once it is joined.
     """
-    from models.metrics import custom as custom_metrics
-    from pipelines.data.loading import preflight
-    from pipelines.training.inputs import open_data
+    from pipelines.training import setup
+    from pipelines.workflows import judges, services
 
-    card, _ = open_data(recipe)
-    for metric in recipe.metrics:
-        custom_metrics.get(metric)
-    workers, batch_size = recipe.workers.count, recipe.train.batch_size
-    where = recipe.data.path
-    preflight.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
-    preflight.check_files(where, card, "val")
-    return card
+    resources = services.known_resources(context) if recipe.workers.count else None
+    recipe = judges.pin(context, recipe)
+    return setup.prepare(recipe, resources=resources, check_weights=not resumed)
 
 
 def model_name(recipe: Recipe, card: Card) -> str:
@@ -255,12 +243,13 @@ def continue_run(
     recipe may differ from the one that the run started with."""
     from pipelines.tracking import mlflow_registry
 
-    name = model_name(recipe, check_data(recipe)) if model is None else model
+    setup = prepare(context, recipe, resumed=True)
+    name = model_name(setup.recipe, setup.card) if model is None else model
     mlflow_registry.check_name(name)
     return execute(
         context,
         replace(run, model=name),
-        recipe,
+        setup,
         experiment=experiment,
         tags=tags,
         verbose=verbose,
@@ -271,7 +260,7 @@ def continue_run(
 def execute(
     context: Context,
     run: Run,
-    recipe: Recipe,
+    setup: TrainingSetup,
     *,
     experiment: str,
     tags: Mapping[str, str] | None = None,
@@ -281,16 +270,16 @@ def execute(
     """Trains a run from where it is to its end: workers, MLflow, registration."""
     from concurrent.futures import ThreadPoolExecutor
 
-    import models
     from pipelines.cluster import connection
     from pipelines.tracking import mlflow_model, mlflow_runs
     from pipelines.training import driver as training_driver
-    from pipelines.training import inputs, worker
     from pipelines.training import run as training_run
+    from pipelines.training import worker
+    from pipelines.training.setup import worker_group
     from pipelines.visuals.progress import show_progress
     from pipelines.workflows import judges, services
 
-    group = services.group_of(recipe)
+    recipe, group = setup.recipe, worker_group(setup.recipe)
     tags = {**services.tags_of(recipe), tag_names.MODEL: run.model, **(tags or {})}
     storage = run.folder / "ray"
     # The cluster and the registry take seconds each, and wait mostly for other processes. The run
@@ -305,18 +294,18 @@ def execute(
             context, worker.run, group, name=run.name, storage=storage, verbose=verbose
         ) as execute_work:
             versions = opening.result()
-            judges.fetch(recipe, versions, run.folder / inputs.JUDGE)
+            judges.fetch(recipe, versions, run.folder / training_run.JUDGE)
             tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)
             tracker.start_system_metrics()
             if group.workers:
                 tags[tag_names.RAY_JOB] = connection.job_id()
-            primary = models.get(recipe.family).task.primary.name
+            primary = setup.family.task.primary.name
             page = services.page(tracker.link())
             listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
             try:
                 return training_driver.launch(
                     run,
-                    recipe,
+                    setup,
                     tracker=tracker,
                     registry=versions,
                     execute=execute_work,

@@ -59,7 +59,7 @@ def run_trial(
     found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     ended: list[BaseException | None] = []
     # Ray Train's workers can't be told; they end with this process, which then isn't kept.
-    stop = threading.Event() if services.group_of(recipe).workers == 0 else None
+    stop = threading.Event() if recipe.workers.count == 0 else None
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["kind"] == "metrics" and metric in event["values"]:
@@ -168,12 +168,15 @@ def _train(
 ) -> None:
     from pipelines.tracking import mlflow_runs
     from pipelines.training import driver as training_driver
-    from pipelines.training import inputs, worker
     from pipelines.training import run as training_run
+    from pipelines.training import worker
+    from pipelines.training.setup import open_setup, worker_group
     from pipelines.workflows import judges
 
     if recipe.judge:
-        judges.fetch(recipe, services.open_registry(told["context"]), run.folder / inputs.JUDGE)
+        judges.fetch(
+            recipe, services.open_registry(told["context"]), run.folder / training_run.JUDGE
+        )
     tags = {
         **(tags or {}),
         **services.tags_of(recipe),
@@ -186,14 +189,14 @@ def _train(
         services.executor(
             told["context"],
             worker.run,
-            services.group_of(recipe),
+            worker_group(recipe),
             name=run.name,
             storage=run.folder / "ray",
         ) as execute,
     ):
         training_driver.train(
             run,
-            recipe,
+            open_setup(recipe),
             tracker=services.open_tracker(
                 told["context"], run.name, experiment=told["experiment"], tags=tags
             ),

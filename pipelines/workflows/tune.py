@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pipelines.search.space import TrialCapacity
     from pipelines.tracking.mlflow_runs import MlflowTracker
     from pipelines.training.run import Run
+    from pipelines.training.setup import TrainingSetup
     from pipelines.workflows.context import Context
 
 
@@ -57,19 +58,21 @@ def run(
     from jobs.shared.terminal import say
     from pipelines.cluster import connection, workers
     from pipelines.training import run as training_run
+    from pipelines.training.setup import worker_group
 
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
-    group = services.group_of(recipe)
+    group = worker_group(recipe)
     with ExitStack() as held:
         if restore:  # before anything is said of it anywhere
             held.enter_context(training_run.locked(spec))
         held.enter_context(services.joined(context, verbose=verbose))
+        resources = connection.cluster_resources()
         capacity = search_space.trial_capacity(
-            cpus=connection.cpus(),
-            gpus=connection.gpus(),
+            cpus=resources.cpus,
+            gpus=resources.gpus,
             workers=max(group.workers, 1),
             cpus_each=group.cpus,
-            gpus_each=workers.gpus_each(group),
+            gpus_each=workers.gpus_per_worker(group, resources),
             trials=spec.trials,
         )
         parent = held.enter_context(parent_run(context, spec, recipe))
@@ -158,7 +161,7 @@ def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) ->
         seed=spec.seed,
         budget_seconds=spec.budget_seconds,
         # A training on Ray Train's workers can't be told to stop; it ends with the process.
-        keep_processes=services.group_of(recipe).workers == 0,
+        keep_processes=recipe.workers.count == 0,
     )
 
 
@@ -260,17 +263,17 @@ def _ask(
     """What is asked for, or a UsageError where it can't be searched."""
     from pipelines.search import population
     from pipelines.search import space as search_space
-    from pipelines.training import inputs
     from pipelines.workflows import search_board, train
 
-    card = train.check_data(recipe)
+    setup = train.prepare(context, recipe)
+    recipe = setup.recipe
     found = search_space.space_of(recipe, space, fixed=fixed)
     epochs = recipe.train.epochs
     length = interval or population.default_interval_epochs(epochs)
     if scheduler == "pbt":
         population.check_size(trials, epochs, length)
-        population.check_space(recipe, found, inputs.seen_of(recipe, card))
-    name = _name(recipe)
+        population.check_space(recipe, found, setup.data)
+    name = _name(setup)
     return search_board.SearchSpec(
         folder=context.searches_dir / name,
         name=name,
@@ -284,9 +287,6 @@ def _ask(
     )
 
 
-def _name(recipe: Recipe) -> str:
-    from pipelines.data import card as cards
-
+def _name(setup: TrainingSetup) -> str:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    data = cards.read(recipe.data.path).name
-    return f"{recipe.family}-{data}-search-{stamp}-{secrets.token_hex(2)}"
+    return f"{setup.recipe.family}-{setup.card.name}-search-{stamp}-{secrets.token_hex(2)}"

@@ -23,8 +23,9 @@ from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.interfaces import World
-from pipelines.training import checkpoints, inputs
+from pipelines.training import checkpoints
 from pipelines.training.checkpoints import Progress
+from pipelines.training.setup import check_readable, data_spec
 
 FAMILIES = {
     "classification": "cnn",
@@ -71,7 +72,7 @@ def untrained(family: str, data: Path, folder: Path, **changes: Any) -> str:
     recipe = recipes.start(family, "tiny").with_overrides(given)
     card = cards.read(data)
     torch.manual_seed(5)
-    module = models.get(family).build(recipe.config(), inputs.seen_of(recipe, card))
+    module = models.get(family).build(recipe.config(), data_spec(recipe, card))
     path = checkpoints.save(
         folder.parent / f"{folder.name}-checkpoint",
         weights=module.state_dict(),
@@ -156,12 +157,12 @@ def test_data_of_another_kind_are_refused_with_who_can_train_on_them(kind: str, 
     fitting = [n for n in models.names() if models.get(n).task.reads in READABLE[kind]]
     for name in models.names():
         if name in fitting:
-            inputs.check_readable(models.get(name), card)
+            check_readable(models.get(name), card)
             continue
         with pytest.raises(
             TesseraError, match=f"^{name} does .* one of {kind.replace('_', ' ')}"
         ) as caught:
-            inputs.check_readable(models.get(name), card)
+            check_readable(models.get(name), card)
         assert caught.value.hint == f"these train on it: {', '.join(fitting)}"
 
 

@@ -85,7 +85,7 @@ def workers(
 
         @contextmanager
         def executor(
-            context: Context, work: Work, group: WorkerGroup, **more: Any
+            context: Context, work: Work[Any, Any], group: WorkerGroup, **more: Any
         ) -> Iterator[Any]:
             if group.workers == 2:
                 yield lambda payload, emit: run_kept(work, payload, emit)

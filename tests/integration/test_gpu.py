@@ -24,12 +24,12 @@ def test_training_on_a_gpu_answers_as_on_the_cpu(digits: Path, tmp_path: Path) -
     recipe = recipes.start("cnn").with_overrides(
         {"data.path": str(digits), "data.digest": cards.read(digits).digest, "train.epochs": 8}
     )
-    payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
+    payload = rank_work.payload_for(recipe, tmp_path)
     emit = EventLog(tmp_path / "events.jsonl")
     summary = worker.run(payload, World(0, 1, "cuda:0"), emit)
-    assert summary["metrics"]["accuracy"] > 0.9
+    assert summary.metrics["accuracy"] > 0.9
     folder = tmp_path / "model"
-    digest = checkpoints.write_model(tmp_path / "checkpoints" / summary["checkpoint"], folder)
+    digest = checkpoints.write_model(tmp_path / "checkpoints" / summary.checkpoint, folder)
     told = {"model": str(folder), "digest": digest, "data": str(digits), "split": "test"}
     on_gpu, on_cpu = (
         rank_work.evaluate(World(0, 1, device), told)["metrics"] for device in ("cuda:0", "cpu")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rank_work
 import torch
 from safetensors.torch import load_file
 from searches import EPOCHS, SETTINGS, folder_of, runs_of, start, wait_for, write_space
@@ -120,9 +121,9 @@ def test_a_population_takes_over_the_weights_of_its_best(
         shutil.copytree(source, folder / "checkpoints" / source.name)
         asked = search_board.find(Context.from_environment(), name)
         recipe = recipes.build(json.loads(asked.recipe)).with_overrides(settings)
-        payload = {"recipe": recipe.to_json(), "run_dir": str(folder), "changing": list(settings)}
+        payload = rank_work.payload_for(recipe, folder, changing=tuple(settings))
         found = worker.run(payload, World(), EventLog(folder / "events.jsonl"))
-        return load_file(folder / "checkpoints" / found["newest"] / "weights.safetensors")
+        return load_file(folder / "checkpoints" / found.newest / "weights.safetensors")
 
     reached = load_file(checkpoint(name, taker["id"], EPOCHS) / "weights.safetensors")
     same = replay(taker["settings"], "same")

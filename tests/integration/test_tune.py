@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import pytest
+import rank_work
 import yaml
 from searches import EPOCHS, SETTINGS, check_runs, folder_of, runs_of, start, wait_for, write_space
 
@@ -103,8 +104,7 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
     _, after = next(pair for pair in pairs if pair[0]["status"] == "stopped")
     run = training_run.find(folder_of(name) / "trials", after["run"])
     alone = tmp_path / "alone"
-    payload = {"recipe": run.recipe().to_json(), "run_dir": str(alone)}
-    payload["until_epoch"] = len(after["curve"])
+    payload = rank_work.payload_for(run.recipe(), alone, until_epoch=len(after["curve"]))
     worker.run(payload, World(), EventLog(alone / "events.jsonl"))
     events = [e for e, _ in read_events(alone / "events.jsonl")]
     curve = [

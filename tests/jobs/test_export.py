@@ -24,7 +24,8 @@ from pipelines.data import card as cards
 from pipelines.data.packing import pack
 from pipelines.inference.export import FORMATS
 from pipelines.inference.predictor import Predictor
-from pipelines.training import checkpoints, inputs
+from pipelines.training import checkpoints
+from pipelines.training.setup import data_spec
 from pipelines.workflows import export, services, train
 from pipelines.workflows.context import Context
 
@@ -223,7 +224,7 @@ def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
     found = checkpoints.read_model(folder, services.registered_digest(version))
-    seen = inputs.seen_of(found.recipe, found.card)
+    seen = data_spec(found.recipe, found.card)
     predictor = Predictor(found.recipe, seen, found.weights)
     card = cards.read(digits)
     monkeypatch.setattr(export, "MOST_IMAGES", 70)

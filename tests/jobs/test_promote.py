@@ -242,8 +242,8 @@ def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     scratch = home / f"scratch-{version}"
     folder = registry.download(found, scratch)
     subject = loaded_model.load_model(folder, found.tags["tessera.digest"], str(data), World())
-    answers = evaluator.answer(
-        subject.family, subject.ask, subject.data, subject.loader("test", World()), World()
+    answers = evaluator.predict_split(
+        subject.family, subject.evaluator, subject.data, subject.loader("test", World()), World()
     )
     shutil.rmtree(scratch)
     assert answers is not None

@@ -4,7 +4,7 @@ Most of what a small training costs on Ray is starting its processes. Tests with
 run them one after the other on the same workers.
 
     with persistent_workers.open_workers(2, storage) as execute:
-        execute(worker.run, payload, emit)        does what `cluster.workers.train` does
+        execute(worker.run, payload, emit)        does what `cluster.workers.run_group` does
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import workers as cluster_workers
-from pipelines.interfaces import Emit, World
+from pipelines.interfaces import Emit, NullEmit, World
 
-Execute = Callable[[cluster_workers.Work, dict[str, Any], Emit], dict[str, Any]]
+Execute = Callable[[cluster_workers.Work[Any, Any], Any, Emit], Any]
 
 
 class Queue:
@@ -51,16 +51,6 @@ class Queue:
         async with self._changed:
             await self._changed.wait_for(lambda: number in self._results)
             return self._results.pop(number)
-
-
-class _NoEmit:
-    """For the workers themselves: each training brings its own `Emit`."""
-
-    def __call__(self, event: Any) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
 
 
 def _serve(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
@@ -94,8 +84,8 @@ def open_workers(workers: int, storage: Path) -> Iterator[Execute]:
     def run() -> None:
         group = cluster_workers.WorkerGroup(workers, max_failures=0)
         try:
-            cluster_workers.train(
-                _serve, {"queue": queue}, group, name="kept", storage=storage, emit=_NoEmit()
+            cluster_workers.run_group(
+                _serve, {"queue": queue}, group, name="kept", storage=storage, emit=NullEmit()
             )
             ended.append(None)
         except BaseException as error:
@@ -104,7 +94,7 @@ def open_workers(workers: int, storage: Path) -> Iterator[Execute]:
     thread = threading.Thread(target=run, name="persistent-workers")
     thread.start()
 
-    def execute(work: cluster_workers.Work, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    def execute(work: cluster_workers.Work[Any, Any], payload: Any, emit: Emit) -> Any:
         number = ray.get(queue.put.remote((work, payload, emit)))
         result = queue.result.remote(number)
         while not ray.wait([result], timeout=1.0)[0]:
@@ -112,7 +102,7 @@ def open_workers(workers: int, storage: Path) -> Iterator[Execute]:
         value = ray.get(result)
         if isinstance(value, BaseException):
             raise value
-        return dict(value)
+        return value
 
     try:
         yield execute

@@ -20,8 +20,9 @@ from pipelines.data import card as cards
 from pipelines.evaluation import results
 from pipelines.interfaces import World
 from pipelines.promotion import policy
-from pipelines.training import checkpoints, inputs, loaded_model
+from pipelines.training import checkpoints, loaded_model
 from pipelines.training.checkpoints import Progress
+from pipelines.training.setup import data_spec
 
 WORK = Path(rank_work.__file__)
 
@@ -39,7 +40,7 @@ def model(
     else:
         card = cards.read(data)
         torch.manual_seed(seed)
-        module = models.get(family).build(recipe.config(), inputs.seen_of(recipe, card))
+        module = models.get(family).build(recipe.config(), data_spec(recipe, card))
         path = checkpoints.save(
             folder,
             weights=module.state_dict(),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rank_work
 from faulty_server import FaultyWire, wire_to
 from s3_server import S3Server, environment, missing
 
@@ -368,7 +369,7 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
         if data == s3:
             wire.faults = ["", "cut:5000", "503"]
             wire.cut()
-        worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
+        worker.run(rank_work.payload_for(recipe, folder), World(), emit)
         emit.close()
         last = sorted(folder.glob("checkpoints/step-*"))[-1]
         weights.append((last / "weights.safetensors").read_bytes())

@@ -3,6 +3,7 @@ parts that it judges."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import gloo_ranks
 import pytest
+import rank_work
 import torch
 from safetensors.torch import load_file
 
@@ -23,9 +25,11 @@ from pipelines.interfaces import World
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import EventLog, read_events
 from pipelines.tracking.memory import MemoryRegistry
-from pipelines.training import checkpoints, inputs, worker
+from pipelines.training import checkpoints, worker
 from pipelines.training import judge as training_judge
 from pipelines.training.checkpoints import Progress
+from pipelines.training.run import JUDGE
+from pipelines.training.setup import data_spec, open_setup
 from pipelines.workflows import judges
 
 WORK = Path(__file__).parents[2] / "support" / "rank_work.py"
@@ -38,7 +42,7 @@ def write(digits: Path, folder: Path, family: str = "cnn", **changes: Any) -> st
     recipe = recipes.start(family, "tiny").with_overrides({"data.path": str(digits), **changes})
     card = cards.read(digits)
     torch.manual_seed(5)
-    module = models.get(family).build(recipe.config(), inputs.seen_of(recipe, card))
+    module = models.get(family).build(recipe.config(), data_spec(recipe, card))
     path = checkpoints.save(
         folder.parent / f"{folder.name}-checkpoint",
         weights=module.state_dict(),
@@ -67,7 +71,7 @@ def test_it_says_what_the_classifier_says(judge_files: tuple[Path, str]) -> None
     folder, digest = judge_files
     features, probabilities = training_judge.open_judge(folder, digest, MADE, "cpu")(images())
     model = checkpoints.read_model(folder, digest)
-    family, data = models.get("cnn"), inputs.seen_of(model.recipe, model.card)
+    family, data = models.get("cnn"), data_spec(model.recipe, model.card)
     module = family.build(model.recipe.config(), data)
     module.load_state_dict(model.weights)
     seen = family.task.prepare(model.recipe.augment_settings(), data)(
@@ -173,9 +177,9 @@ def gan(digits: Path, digest: str, **changes: Any) -> Recipe:
 def fit(recipe: Recipe, folder: Path, judge: Path) -> dict[str, Any]:
     """Trains here, in a run's folder with its judge; gives summary, events and last weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(judge, folder / inputs.JUDGE)
+    shutil.copytree(judge, folder / JUDGE)
     emit = EventLog(folder / "events.jsonl")
-    summary = worker.run({"recipe": recipe.to_json(), "run_dir": str(folder)}, World(), emit)
+    summary = worker.run(rank_work.payload_for(recipe, folder), World(), emit)
     emit.close()
     events = [event for event, _ in read_events(folder / "events.jsonl")]
     last = sorted(folder.glob("checkpoints/step-*"))[-1]
@@ -183,7 +187,7 @@ def fit(recipe: Recipe, folder: Path, judge: Path) -> dict[str, Any]:
         file: {k: v.clone() for k, v in load_file(last / f"{file}.safetensors").items()}
         for file in ("weights", "training", "optimizer")
     }
-    return {**summary, "events": events, "weights": weights}
+    return {**dataclasses.asdict(summary), "events": events, "weights": weights}
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +259,7 @@ def test_ranks_without_an_image_go_on(
 ) -> None:
     """A last batch of one image for 2 ranks: one of them has nothing to count, in either part."""
     assert cards.read(digits).split("train").samples % 719 == 1
-    shutil.copytree(judge_files[0], tmp_path / inputs.JUDGE)
+    shutil.copytree(judge_files[0], tmp_path / JUDGE)
     recipe = gan(digits, judge_files[1], **{"train.batch_size": 719, "train.epochs": 1})
     payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
     found = gloo_ranks.run(WORK, "train", 2, payload)
@@ -292,7 +296,7 @@ def test_figures_do_not_depend_on_the_ranks(
     assert json.dumps(found[0]["metrics"], allow_nan=False)
 
 
-def test_without_a_judge_the_training_is_refused(digits: Path, tmp_path: Path) -> None:
+def test_without_a_judge_the_training_is_refused(digits: Path) -> None:
     recipe = gan(digits, "", judge="")
     with pytest.raises(TesseraError, match=r"judged by a classifier.*--set judge="):
-        worker.run({"recipe": recipe.to_json(), "run_dir": str(tmp_path)}, World(), print)  # type: ignore[arg-type]
+        open_setup(recipe)

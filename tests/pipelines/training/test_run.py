@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pipelines.recipe import Recipe
 from pipelines.tracking.memory import MemoryRegistry, MemoryTracker
 from pipelines.training import driver, registration, worker
 from pipelines.training import run as training_run
+from pipelines.training.payload import TrainingPayload, TrainingSummary
 from pipelines.training.run import Run
+from pipelines.training.setup import open_setup
 
 
 def small(digits: Path) -> Recipe:
@@ -39,8 +42,8 @@ def no_flavor(*args: Any, **kwargs: Any) -> str:
     return "not asked for"
 
 
-def execute(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    return workers.local(worker.run, payload, emit)
+def execute(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
+    return workers.run_local(worker.run, payload, emit)
 
 
 class Services:
@@ -51,7 +54,7 @@ class Services:
     def launch(self, run: Run, recipe: Recipe, work: Any = execute) -> driver.Outcome:
         return driver.launch(
             run,
-            recipe,
+            open_setup(recipe),
             tracker=self.tracker,
             registry=self.registry,
             execute=work,
@@ -104,7 +107,7 @@ def test_a_failed_training_is_noted_and_not_registered(
     recipe = small(digits)
     run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
 
-    def fail(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    def fail(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
         raise TesseraError("no such luck")
 
     with pytest.raises(TesseraError, match="no such luck"):
@@ -120,7 +123,7 @@ def test_a_training_that_is_told_to_stop_is_killed_and_resumes(
     recipe = small(digits)
     run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
 
-    def stop(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    def stop(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
         raise signal
 
     with pytest.raises(signal):
@@ -136,9 +139,9 @@ def test_another_recipe_than_asked_for_is_refused(
     recipe = small(digits)
     run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
 
-    def other(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
-        changed = recipe.with_overrides({"optim.model.lr": 0.123}).to_json()
-        return execute({**payload, "recipe": changed}, emit)
+    def other(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
+        changed = recipe.with_overrides({"optim.model.lr": 0.123})
+        return execute(replace(payload, recipe=changed), emit)
 
     with pytest.raises(TesseraError, match=r"optim\.model\.lr was .*, is 0\.123"):
         services.launch(run, recipe, other)
@@ -169,7 +172,7 @@ def test_never_two_drivers_on_one_run(digits: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_found_by_name_or_id_and_the_nearest_named(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(TesseraError, match="nothing was trained"):
+    with pytest.raises(TesseraError, match="has no runs yet"):
         training_run.find(tmp_path, "any")
     run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
     assert training_run.find(tmp_path, run.name).folder == run.folder

@@ -15,7 +15,7 @@ from pipelines.training.sample_log import SampleLog
 def write(folder: Path, begins: int, lines: list[tuple[int, int, list[int]]]) -> None:
     book = SampleLog(folder, World(), step=begins)
     for step, epoch, samples in lines:
-        book.note(step=step, epoch=epoch, samples=samples)
+        book.write_step(step, epoch=epoch, samples=samples)
     book.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import gloo_ranks
 import pytest
+import rank_work
 import torch
 from safetensors.torch import load_file
 
@@ -43,14 +45,13 @@ def fit(recipe: Recipe, folder: Path, **more: Any) -> dict[str, Any]:
     """Trains here; gives the summary with every event and the final weights."""
     folder.mkdir(parents=True, exist_ok=True)
     emit = EventLog(folder / "events.jsonl")
-    payload = {"recipe": recipe.to_json(), "run_dir": str(folder), **more}
-    summary = worker.run(payload, World(), emit)
+    summary = worker.run(rank_work.payload_for(recipe, folder, **more), World(), emit)
     emit.close()
     events = [event for event, _ in read_events(folder / "events.jsonl")]
     last = sorted(folder.glob("checkpoints/step-*"))[-1]
     stored = load_file(last / "weights.safetensors")
     weights = {name: tensor.clone() for name, tensor in stored.items()}  # not the file's own pages
-    return {**summary, "events": events, "weights": weights}
+    return {**dataclasses.asdict(summary), "events": events, "weights": weights}
 
 
 def losses(result: dict[str, Any]) -> list[float]:
@@ -146,7 +147,7 @@ def test_resume_with_another_seed_batch_or_data_is_refused(digits: Path, tmp_pat
     for change in ({"seed": 1}, {"train.batch_size": 50}, {"optim.model.lr": 0.01}):
         with pytest.raises(TesseraError, match=next(iter(change)).replace(".", r"\.")):
             fit(recipe.with_overrides(change), tmp_path)
-    with pytest.raises(TesseraError, match="another than the recipe names"):
+    with pytest.raises(TesseraError, match="not the one that the recipe names"):
         fit(recipe.with_overrides({"data.digest": "0" * 64}), tmp_path)
 
 
@@ -182,8 +183,8 @@ def test_what_may_change_is_in_effect_after_a_resume(
     (path,) = change
     changed = small(digits).with_overrides(change)
     with pytest.raises(TesseraError, match=re.escape(path)):
-        fit(changed, tmp_path, changing=["augment.flip"])
-    again = fit(changed, tmp_path, changing=[path])
+        fit(changed, tmp_path, changing=("augment.flip",))
+    again = fit(changed, tmp_path, changing=(path,))
     assert losses(again)[:15] == losses(plain)[:15]
     assert not equal(again, plain)
     newest = checkpoints.load(tmp_path / "checkpoints" / again["newest"])

@@ -15,7 +15,8 @@ from cli_runner import Call
 from PIL import Image
 
 from pipelines.promotion import champions
-from pipelines.training import checkpoints, inputs
+from pipelines.training import checkpoints
+from pipelines.training.run import JUDGE
 from pipelines.workflows import services
 from pipelines.workflows.context import Context
 
@@ -52,7 +53,7 @@ def test_the_whole_way(
     assert recipe["judge_digest"] == judge.tags["tessera.digest"]
     assert version.tags["tessera.servable"].startswith("no: dcgan")
     (folder,) = Context.from_environment().runs_dir.glob("dcgan-*")
-    assert checkpoints.verify(folder / inputs.JUDGE) == recipe["judge_digest"]
+    assert checkpoints.verify(folder / JUDGE) == recipe["judge_digest"]
 
     said = call("evaluate", "digits-generation", "--data", digits, "--json")
     assert said.status == 0, said.err
@@ -77,7 +78,7 @@ def test_the_whole_way(
     _compare_with_the_beginning(digits, metrics)
     resumed = call("train", "--resume", folder.name, "--workers", "0", "--json")
     assert json.loads(resumed.out)["model"] == "models:/digits-generation/1"
-    shutil.rmtree(folder / inputs.JUDGE)
+    shutil.rmtree(folder / JUDGE)
     assert call("train", "--resume", folder.name, "--workers", "0", "--json").status == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,32 @@ def test_bad_arguments_are_refused_and_leave_nothing(
     with pytest.raises(TesseraError, match=message):
         train.train(what, progress=False, context=context, **{"data": digits, **more})
     assert not list(context.runs_dir.glob("*"))
+
+
+@pytest.mark.parametrize("function", [train.plan, train.train])
+@pytest.mark.parametrize(
+    ("family", "more", "message"),
+    [
+        ("backbone", {"set": {"model.name": "nonsense"}}, "nonsense"),
+        ("cnn", {"workers": 10_000, "set": {"train.batch_size": 10_000}}, "train samples can't"),
+        ("cnn", {"workers": 1_000, "set": {"train.batch_size": 1_000}}, "1000 workers with 1 CPU"),
+        ("resnet", {"set": {"model.weights": "/no/w.pth"}}, "/no/w.pth"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_a_run_exists(
+    function: Callable[..., Any],
+    family: str,
+    more: dict[str, Any],
+    message: str,
+    digits: Path,
+    tmp_path: Path,
+    mlflow_settings: None,
+) -> None:
+    """By a dry run as well, which is `plan`."""
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
+    with pytest.raises(TesseraError, match=message):
+        function(family, data=digits, context=context, **more)
+    assert not context.home.exists(), "neither a run nor a store of MLflow"
 
 
 def test_a_run_is_trained_where_the_context_says_and_resumed(
