@@ -1,1 +1,1 @@
-"""Where files lie: folders, object stores, web servers, and the cache of what came from afar."""
+"""Files in folders, object stores and web servers; the cache, atomic writes, retries."""

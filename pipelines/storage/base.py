@@ -1,11 +1,11 @@
-"""Where files lie: in a folder, or at an address of an object store.
+"""The interface of a storage, the addresses that are accepted, and the settings of the cache.
 
-In: a path or a URL. Out: a `Storage` to read and write files in, whole or not at all. Must not know
-what the files are, nor the environment: a job says with `use_cache` where copies may lie.
+In: a path or a URL. Out: its parts, checked; `open.py` makes a `Storage` of them. Must not know
+what the files are, nor read the environment: the settings of the cache are given to `use_cache`.
 
-Addresses of these schemes are taken and no others: s3, gs (gcs), az (abfs), memory (this process
-only), http and https (to read), file (a folder). Chains (`a::b`), pipes, variables, wildcards,
-queries and passwords in an address are refused before any library sees them.
+Accepted schemes: s3, gs (gcs), az (abfs), memory (this process only), http and https (read only),
+and file (a local folder). Chains (`a::b`), pipes, variables, wildcards, queries and passwords in an
+address are refused before a library sees the address.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ OBJECT_STORE_SCHEMES = {
     "abfs": "abfs",
     "memory": "memory",
 }
-"""Schemes of object stores, and the name that each has in the library."""
+"""Schemes of object stores, each with its name in fsspec."""
 WEB_SCHEMES = ("http", "https")
 MAX_READ_BYTES = 256 << 20
-"""The most that `Storage.read` takes into memory."""
+"""The largest file that `Storage.read` reads into memory."""
 _ALLOWED = (
     "a folder, or an address that begins with s3://, gs://, az://, http://, https:// or file://"
 )
@@ -48,7 +48,7 @@ _REFUSED = {
 
 
 class FileInfo(Protocol):
-    """A file of known content; the shards of a card are such."""
+    """A file whose content is known, such as the shards of a card."""
 
     @property
     def path(self) -> str: ...
@@ -59,53 +59,62 @@ class FileInfo(Protocol):
 
 
 class Storage(Protocol):
-    """A folder or an address. Paths are relative to it, with `/`; one that leads out of it is a
-    TesseraError, as is everything that can't be read or written."""
+    """The files below a local folder or an address.
+
+    Paths are relative, with `/`. Every method raises TesseraError for a path that leads out of the
+    storage, for a file that can't be read or written, and for a server that stays unreachable.
+    """
 
     where: str
-    """As the user knows it: the folder, or the URL without its last slash."""
+    """As the user knows it: the folder, or the URL without a slash at its end."""
     remote: bool
-    """Whether each look at a file is a request."""
+    """True if every method costs at least one request."""
 
     def read(self, path: str) -> bytes:
-        """A small file, whole."""
+        """Returns the content of a file of at most `MAX_READ_BYTES`."""
 
     def size(self, path: str) -> int | None:
-        """In bytes; None where there is no such file, or what is there is none."""
+        """Returns the size of a file in bytes, or None if there is no regular file."""
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        """In bytes, of those that are there, with as few requests as the place allows."""
+        """Returns the sizes in bytes of those files that exist. An object store needs one listing
+        for each folder, a web server one request for each file."""
 
     def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
-        """A local file with this content: the file itself, or a checked copy in the cache, which
-        may drop it later; see `open`."""
+        """Returns a local file with this content. In a local folder it is the file itself,
+        unchecked. Otherwise it is a copy in the cache, whose size and checksum were verified, and
+        which the cache may delete when it needs the room; use `open` to keep it readable."""
 
     def open(self, path: str, *, size_bytes: int, sha256: str) -> int:
-        """A file descriptor to read this content from, whatever the cache does meanwhile."""
+        """Returns a file descriptor of the file that `fetch` returns. It stays readable even when
+        the cache deletes the copy. The caller closes it."""
 
     def prefetch(self, files: Sequence[FileInfo]) -> None:
-        """Begins to fetch these in the background, in this order, and forgets what it was asked
-        before and has not begun. Errors come up when the file is fetched. Local: nothing."""
+        """Starts to copy these files into the cache in the background, in this order. Replaces the
+        list of an earlier call: of that, only downloads of files listed again continue. Errors are
+        raised when the file is fetched. Does nothing for a local folder."""
 
     def download(self, path: str, to: Path) -> None:
-        """Copies a file as it is, unchecked, into a local file that is made or emptied."""
+        """Copies a file, unchecked, to a local path, which is overwritten."""
 
     def put(self, file: Path, path: str) -> None:
-        """Takes over a local file; it appears whole or not at all, and `file` is gone after."""
+        """Moves a local file into the storage, where it appears complete or not at all."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes a small file; it appears whole or not at all, and is on the disk after."""
+        """Writes a small file, which appears complete or not at all and survives a power failure
+        after the call."""
 
     def remove(self, path: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file; does nothing if there is none."""
 
     def names(self, folder: str = "") -> list[str]:
-        """Paths of all files below `folder`, sorted; none where there is no such folder."""
+        """Returns the sorted paths of all files below `folder`, an empty list if there is no such
+        folder. A web server can't be listed."""
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where copies of remote files lie, and how many bytes they may take together."""
+    """The folder for copies of remote files, and how many bytes they may occupy together."""
 
     folder: Path
     limit_bytes: int = 50 << 30
@@ -120,20 +129,20 @@ _cache: CacheSettings | None = None
 
 
 def use_cache(settings: CacheSettings | None) -> None:
-    """Sets this process's cache for remote files; None for the default. Processes that are forked
-    from this one have it too; others are told by their payload."""
+    """Sets the cache of this process, and of processes forked from it later; None restores the
+    default. Other processes get the settings by `cache_payload` and `use_cache_of`."""
     global _cache
     _cache = settings
 
 
 def current_cache() -> CacheSettings:
-    """The cache in use: by default 50 GiB in `.cache/tessera/shards` of the user's home."""
+    """The cache of this process: what `use_cache` has set, or the default."""
     return _cache or CacheSettings.default()
 
 
 def cache_payload() -> dict[str, Any]:
-    """The cache in use as plain JSON, for `use_cache_of` in another process; empty for the default,
-    which is of whose home it is."""
+    """The settings of the cache as plain JSON, for `use_cache_of` in another process. Empty for the
+    default, because the other process may belong to another user with another home."""
     cache = current_cache()
     if cache == CacheSettings.default():
         return {}
@@ -141,60 +150,69 @@ def cache_payload() -> dict[str, Any]:
 
 
 def use_cache_of(payload: Mapping[str, Any]) -> None:
-    """Sets the cache that `cache_payload` gave as this process's."""
+    """Sets the cache of this process to what `cache_payload` returned in another one."""
     if payload:
         use_cache(CacheSettings(Path(payload["folder"]), payload["limit_bytes"]))
 
 
 def split_location(where: str | Path) -> tuple[str, str]:
-    """(scheme, what follows `://`) of an address; ("", path) of a folder. Raises UsageError."""
+    """Splits an address into its scheme and what follows `://`. A local path has the scheme "".
+
+    Raises UsageError if the address is malformed, or has a scheme or a part that is not accepted.
+    """
     text = os.fspath(where)
     if "\0" in text or "\n" in text or "${" in text or "::" in text:
-        raise UsageError(f"{text!r} is no place", hint=f"give {_ALLOWED}; chains are not read")
+        raise UsageError(
+            f"{text!r} is not a valid location",
+            hint=f"use {_ALLOWED}; chains are not supported",
+        )
     match = _SCHEME.match(text)
     if not match:
         return "", text
     scheme, rest = match[1].lower(), text[match.end() :]
     known = scheme in OBJECT_STORE_SCHEMES or scheme in WEB_SCHEMES or scheme == "file"
     if not known or not rest.startswith("//"):
-        hint = f"give {_ALLOWED}; a folder with a colon in its name as ./{text}"
-        raise UsageError(f"{text!r} is an address that is not read here", hint=hint)
+        hint = f"use {_ALLOWED}; write a folder with a colon in its name as ./{text}"
+        raise UsageError(f"{text!r} has a scheme that is not supported", hint=hint)
     rest = rest[2:]
     for sign, what in _REFUSED.items():
         if sign in rest and scheme != "file":
             raise UsageError(
-                f"{_hidden(text)} has {what} in it", hint=f"give a plain address: {_ALLOWED}"
+                f"{_hidden(text)} contains {what}", hint=f"use a plain address: {_ALLOWED}"
             )
     parts = rest.removesuffix("/").split("/")
     if scheme != "file" and (not parts[0] or any(part in ("", ".", "..") for part in parts)):
-        raise UsageError(f"{text!r} is no whole address", hint=f"as in {scheme}://BUCKET/FOLDER")
+        raise UsageError(
+            f"{text!r} is not a complete address", hint=f"use {scheme}://BUCKET/FOLDER"
+        )
     return scheme, rest
 
 
 def absolute_location(where: str) -> str:
-    """The same place for a process in another folder: a URL as it is, a path made absolute."""
+    """The same location for a process in another folder: a path made absolute, a URL unchanged."""
     scheme, _ = split_location(where)
     return where if scheme else str(Path(where).expanduser().absolute())
 
 
 def _hidden(text: str) -> str:
-    """An address without the login in it, for messages."""
+    """The address without a login, for messages."""
     return repr(re.sub(r"//[^/]*@", "//…@", text))
 
 
-def _file_path(url: str, rest: str) -> Path:
+def file_path(url: str, rest: str) -> Path:
+    """The local path of a `file://` URL, of which `rest` follows the `://`. Raises UsageError."""
     parts = urlsplit(f"file://{rest}")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query:
-        raise UsageError(f"{url!r} is no local folder", hint="as in file:///FOLDER")
+        raise UsageError(f"{url!r} is not a local folder", hint="use file:///FOLDER")
     return Path(unquote(parts.path))
 
 
 def check_path(path: str, where: str) -> tuple[str, ...]:
-    """The parts of a relative path; refused where it would lead elsewhere."""
+    """Returns the parts of a relative path. Raises TesseraError if it leads out of `where`."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or ":" in path or "\0" in path:
         raise TesseraError(
             f"the card of {where} names the file {path!r}, which is not allowed",
-            hint="files of a data set lie in its folder",
+            hint="the files of a data set must be inside its folder",
         )
     return parts

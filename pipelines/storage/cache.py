@@ -1,11 +1,12 @@
-"""Copies of remote files on this machine's disk, each under the checksum of its content.
+"""Copies of remote files on the local disk, each named after the checksum of its content.
 
-In: a checksum and a way to get the bytes. Out: a file with exactly these bytes. Must not know where
-they come from. Several processes and threads share a folder: one downloads, the others wait for it.
+In: a checksum, and a function that yields the bytes. Out: a file with exactly these bytes. Must not
+know where the bytes come from.
 
-A file is written as NAME.part under a lock that ends with its process, and takes its name when size
-and checksum are right: what is cut short, damaged or killed never has a name. Two files of one name
-in different folders differ in content, and so here. What was used last is dropped last.
+Several processes and threads share a folder: the first that needs a file downloads it, the others
+wait. A file is written as NAME.part under a lock that ends with its process, and gets its name when
+size and checksum are right. A download that was cut short, damaged or killed never gets a name.
+When room is needed, the least recently used files are deleted first.
 """
 
 from __future__ import annotations
@@ -22,44 +23,48 @@ from models.core.errors import TesseraError
 
 _PART = ".part"
 Blocks = Callable[[], Iterable[bytes]]
-"""Gives the bytes of a file, from its beginning."""
+"""Returns the bytes of a file from its beginning, in blocks of any size."""
 
 
 class Cache:
-    """Files in `folder` of at most `limit_bytes` together, not counting what is being written when
-    nothing is left to drop."""
+    """Files in `folder` that occupy at most `limit_bytes` together. The limit is exceeded only if
+    the files being written at the same time are larger than that."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder, self._limit = folder, limit_bytes
 
     def has(self, sha256: str, size_bytes: int) -> bool:
+        """Whether a file with this checksum and size is in the cache."""
         try:
             return (self._folder / sha256).stat().st_size == size_bytes
         except OSError:
             return False
 
     def fetch(self, sha256: str, size_bytes: int, blocks: Blocks, what: str) -> Path:
-        """The file with this content; it may be dropped when others are fetched."""
+        """Returns the file with this content, which may be deleted when others are fetched.
+        Raises as `open` does."""
         os.close(self.open(sha256, size_bytes, blocks, what))
         return self._folder / sha256
 
     def open(self, sha256: str, size_bytes: int, blocks: Blocks, what: str) -> int:
-        """A descriptor of the file with this content, which stays readable when it is dropped.
+        """Returns a file descriptor of this content, which stays readable when the file is deleted
+        from the cache. Calls `blocks` if the content is not in the cache.
 
-        Raises TesseraError where the bytes are others than said, they don't fit the limit or the
-        disk, or `blocks` raises it; then nothing stays behind. `what` names the file in errors.
+        `what` names the file in errors. Raises TesseraError, and keeps nothing, if the bytes don't
+        have this size and checksum, if they exceed the limit or the disk, or if `blocks` raises it.
         """
         if size_bytes > self._limit:
             raise TesseraError(
-                f"{what} has {size_bytes:,} bytes, the cache {self._folder} may have {self._limit:,}",
-                hint="allow the cache more",
+                f"{what} has {size_bytes:,} bytes, "
+                f"the limit of the cache {self._folder} is {self._limit:,}",
+                hint="raise the limit of the cache",
             )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             while True:
-                if (found := self._hit(sha256, size_bytes)) is not None:
-                    return found
-                with _claimed(self._folder / (sha256 + _PART)) as part:
+                if (file := self._hit(sha256, size_bytes)) is not None:
+                    return file
+                with _locked(self._folder / (sha256 + _PART)) as part:
                     if part is None:
                         continue
                     if self.has(sha256, size_bytes):
@@ -69,9 +74,9 @@ class Cache:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise TesseraError(
-                f"{what} can't be kept in the cache {self._folder}: "
+                f"{what} can't be written to the cache {self._folder}: "
                 f"{'the disk is full' if full else error.strerror or error}",
-                hint="free some space there, or give the cache another folder or a smaller limit",
+                hint="free some space there, or use another folder or a smaller limit",
             ) from None
 
     def _hit(self, sha256: str, size_bytes: int) -> int | None:
@@ -79,7 +84,7 @@ class Cache:
             file = os.open(self._folder / sha256, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        if os.fstat(file).st_size != size_bytes:  # not by us: a name stands for checked bytes
+        if os.fstat(file).st_size != size_bytes:  # not written by us: we name only verified bytes
             os.close(file)
             with suppress(FileNotFoundError):
                 os.unlink(self._folder / sha256)
@@ -102,7 +107,7 @@ class Cache:
             if digest.hexdigest() != sha256:
                 raise TesseraError(
                     f"{what}: checksum differs",
-                    hint="it was changed or damaged after it was packed: pack the data set again",
+                    hint="it was changed or damaged after packing: pack the data set again",
                 )
             os.utime(part)
             os.fdatasync(part)
@@ -113,7 +118,8 @@ class Cache:
             raise
 
     def _reserve(self, part: int, size_bytes: int, name: str) -> None:
-        """Makes room and takes it, so that two that write at once don't take the same."""
+        """Frees room and allocates it under a lock, so that two writers don't count on the same
+        room."""
         with (self._folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.ftruncate(part, 0)
@@ -122,12 +128,12 @@ class Cache:
             for _, size, path in kept:
                 if total <= self._limit:
                     break
-                if path.name != name and _drop(path):
+                if path.name != name and _delete(path):
                     total -= size
             os.ftruncate(part, size_bytes)
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
-        """(when last used, bytes, path)"""
+        """Yields (time of last use in ns, size in bytes, path) of each file."""
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -138,8 +144,9 @@ class Cache:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[int | None]:
-    """The file, made and locked; None where another finished it while this waited for the lock."""
+def _locked(path: Path) -> Iterator[int | None]:
+    """Creates and locks a file. Yields its descriptor, or None if another process renamed or
+    removed the file while this one waited for the lock."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -152,8 +159,8 @@ def _claimed(path: Path) -> Iterator[int | None]:
         os.close(file)
 
 
-def _drop(path: Path) -> bool:
-    """Removes an entry; not one that is being written, as its lock tells."""
+def _delete(path: Path) -> bool:
+    """Deletes a file unless its lock shows that it is being written. Returns whether it is gone."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,7 @@
-"""Storage in a local folder."""
+"""Storage in a local folder.
+
+In: a folder. Out: a `Storage`. Must not know what the files are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pipelines.storage.base import MAX_READ_BYTES, FileInfo, check_path
 
 
 class FolderStorage:
-    """A `Storage` that is a local folder."""
+    """A `Storage` that is a local folder, which need not exist yet."""
 
     remote = False
 
@@ -34,15 +37,15 @@ class FolderStorage:
 
     def size(self, path: str) -> int | None:
         try:
-            found = self._locate(path).stat()
+            status = self._locate(path).stat()
         except OSError:
             return None
-        # A pipe would be waited for, and a device has no end.
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        # Reading a pipe would block, and reading a device would not end.
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        found = ((path, self.size(path)) for path in paths)
-        return {path: size for path, size in found if size is not None}
+        pairs = ((path, self.size(path)) for path in paths)
+        return {path: size for path, size in pairs if size is not None}
 
     def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
         return self._locate(path)
@@ -73,8 +76,8 @@ class FolderStorage:
 
     def names(self, folder: str = "") -> list[str]:
         root = self._locate(folder) if folder else self._folder
-        found = (Path(at, name) for at, _, names in os.walk(root) for name in names)
-        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+        paths = (Path(parent, name) for parent, _, names in os.walk(root) for name in names)
+        return sorted(path.relative_to(self._folder).as_posix() for path in paths)
 
     def _locate(self, path: str) -> Path:
         return self._folder.joinpath(*check_path(path, self.where))

@@ -1,7 +1,7 @@
-"""Files on a web server, to read.
+"""Files on a web server, read only.
 
-In: an http or https address. Out: a `storage.Place` that can't be written. Must not know shards or
-cards. Only http and https are followed when the server sends elsewhere.
+In: an http or https address. Out: a `Storage` that can't be written. Must not know shards or cards.
+Redirects are followed to http and https addresses only.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipelines.storage.remote import RemoteStorage
 from pipelines.storage.retry import RetryPolicy, TransientError
 
 _QUIET_SECONDS = 30
-"""The longest that a connection may say nothing."""
+"""Timeout of a connection that sends nothing."""
 _CHUNK = 1 << 16
-_LOOKING_THREADS = 8
+_SIZE_THREADS = 8
 
 
 class HttpStorage(RemoteStorage):
-    """Files below an address. Servers that know no ranges work too, at the price of reading from
-    the start again for each block."""
+    """Files below an address of a web server. Servers without range requests work too, but each
+    block then costs a download of all bytes before it."""
 
     def __init__(
         self,
@@ -40,55 +40,53 @@ class HttpStorage(RemoteStorage):
         super().__init__(where, cache, policy)
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        """One request a file, as a web server lists nothing."""
+        """Sends one request for each file, because a web server lists nothing."""
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(_LOOKING_THREADS) as pool:
-            found = zip(paths, pool.map(self.size, paths))
-            return {path: size for path, size in found if size is not None}
+        with ThreadPoolExecutor(_SIZE_THREADS) as pool:
+            pairs = zip(paths, pool.map(self.size, paths))
+            return {path: size for path, size in pairs if size is not None}
 
     def _read(self, path: str, start: int, stop: int, seconds: float) -> bytes:
         if start == stop:
             return b""
         until = time.monotonic() + seconds
-        with self._open("GET", path, seconds, f"bytes={start}-{stop - 1}") as answer:
-            skip = 0 if answer.status == 206 else start
+        with self._open("GET", path, seconds, f"bytes={start}-{stop - 1}") as response:
+            skip = 0 if response.status == 206 else start
             data = bytearray()
             while len(data) < skip + stop - start:
                 if time.monotonic() > until:
-                    raise TransientError(
-                        f"{len(data):,} bytes came in {seconds:.0f} s, which is too slow"
-                    )
-                # read1: a drip of bytes must not hold the clock up.
-                chunk = answer.read1(min(_CHUNK, skip + stop - start - len(data)))
+                    raise TransientError(f"too slow: {len(data):,} bytes in {seconds:.0f} s")
+                # read1 returns what has arrived; `read` would wait on a server that sends slowly.
+                chunk = response.read1(min(_CHUNK, skip + stop - start - len(data)))
                 if not chunk:
                     break
                 data += chunk
         return bytes(data[skip:])
 
     def _size(self, path: str, seconds: float) -> int:
-        with self._open("HEAD", path, seconds) as answer:
-            length = answer.headers.get("Content-Length", "")
-        if not length.isdigit():  # or the headers were cut short
-            raise TransientError("the server doesn't say how long the file is")
+        with self._open("HEAD", path, seconds) as response:
+            length = response.headers.get("Content-Length", "")
+        if not length.isdigit():  # it may be missing because the response was cut short
+            raise TransientError("the server doesn't send the file's length")
         return int(length)
 
     def _sizes(self, folder: str, seconds: float) -> dict[str, int]:
         raise TesseraError(
             f"{self.where} can't be listed: it is a web server",
-            hint="give an s3:// address or a folder",
+            hint="use an s3:// address or a folder",
         )
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
-        raise self._closed()
+        raise self._read_only()
 
     def _delete(self, path: str, seconds: float) -> None:
-        raise self._closed()
+        raise self._read_only()
 
-    def _closed(self) -> TesseraError:
+    def _read_only(self) -> TesseraError:
         return TesseraError(
             f"{self.where} can't be written: it is a web server",
-            hint="give an s3:// address or a folder",
+            hint="use an s3:// address or a folder",
         )
 
     @contextmanager
@@ -99,29 +97,30 @@ class HttpStorage(RemoteStorage):
             headers["Range"] = span
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            with _opener().open(request, timeout=min(seconds, _QUIET_SECONDS)) as answer:
-                yield answer
+            with _opener().open(request, timeout=min(seconds, _QUIET_SECONDS)) as response:
+                yield response
         except urllib.error.HTTPError as error:
             error.close()
-            raise _judge(error.code, error.reason) from None
+            raise _translate(error.code, error.reason) from None
         except (OSError, http.client.HTTPException) as error:
             raise TransientError(
                 str(getattr(error, "reason", error)) or type(error).__name__
             ) from None
 
 
-def _judge(code: int, reason: str) -> Exception:
+def _translate(code: int, reason: str) -> Exception:
+    """The exception for a status code. Only server errors, timeouts and rate limits may pass."""
     if code in (404, 410):
         return FileNotFoundError()
     if code in (401, 403):
         return PermissionError(f"{code} {reason}")
     if code >= 500 or code in (408, 425, 429):
-        return TransientError(f"the server says {code} {reason}")
-    return TesseraError(f"the server says {code} {reason}")
+        return TransientError(f"the server responds {code} {reason}")
+    return TesseraError(f"the server responds {code} {reason}")
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Without the handlers for ftp, file and data, which a server could send to."""
+    """An opener without handlers for ftp, file and data, to which a server could redirect."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

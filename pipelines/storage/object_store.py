@@ -1,11 +1,12 @@
-"""The fsspec room: files in an object store.
+"""Files in an object store. The only module that uses fsspec.
 
-In: the protocol's name, a bucket with a prefix. Out: a `storage.Place`. Must not know shards or
-cards. Endpoint and credentials are found by the store's own library, for S3 in AWS_ENDPOINT_URL,
+In: fsspec's name of the protocol, and a bucket with a prefix. Out: a `Storage`. Must not know
+shards or cards. The store's own library finds endpoint and credentials; for S3 in AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and ~/.aws.
 
-fsspec would follow chains (`a::b`) and patterns in what it is given: here it gets plain paths that
-`storage.split` has let through, and its own retries are off, for ours say how long they take.
+fsspec would expand chains (`a::b`) and patterns in a path. Here it gets only plain paths that
+`split_location` and `check_path` have accepted. Its own retries are off, because they have no
+deadline; those of `retry.py` are used.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 30
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "google", "gcsfs", "azure")
-"""Their errors of the network are no OSError."""
+"""Their network errors are not OSErrors."""
 
 
 class ObjectStorage(RemoteStorage):
-    """Files below `root` ("BUCKET/PREFIX") of the store that fsspec calls `protocol`."""
+    """Files below `root` ("BUCKET/PREFIX") of a store. `protocol` is fsspec's name for it. Raises
+    TesseraError if the library for the protocol is not installed."""
 
     def __init__(
         self,
@@ -48,16 +50,16 @@ class ObjectStorage(RemoteStorage):
         return data
 
     def _size(self, path: str, seconds: float) -> int:
-        about = self._call("info", path, seconds)
-        if about["type"] != "file":
+        info = self._call("info", path, seconds)
+        if info["type"] != "file":
             raise FileNotFoundError
-        return int(about["size"])
+        return int(info["size"])
 
     def _sizes(self, folder: str, seconds: float) -> dict[str, int]:
-        del seconds  # a listing of any length
-        found = self._call("find", folder, None, detail=True)
+        del seconds  # a listing may be of any length
+        files = self._call("find", folder, None, detail=True)
         start = len(self._root) + 1
-        return {name.lstrip("/")[start:]: int(about["size"]) for name, about in found.items()}
+        return {name.lstrip("/")[start:]: int(info["size"]) for name, info in files.items()}
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
         if self._protocol == "memory":
@@ -80,26 +82,27 @@ class ObjectStorage(RemoteStorage):
         except (FileNotFoundError, PermissionError) as error:
             raise type(error)(_code(error)) from None
         except Exception as error:
-            raise self._judge(error) from None
+            raise self._translate(error) from None
 
-    def _judge(self, error: Exception) -> Exception:
-        """What an error of the libraries means here."""
-        kind, said = type(error).__name__, (str(error) or type(error).__name__).splitlines()[0]
+    def _translate(self, error: Exception) -> Exception:
+        """The exception to raise for an error of one of the libraries."""
+        kind = type(error).__name__
+        message = (str(error) or kind).splitlines()[0]
         if kind in ("NoCredentialsError", "PartialCredentialsError"):
             return TesseraError(
-                f"{self.where} can't be reached: there are no whole credentials for it",
-                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or make ~/.aws/credentials",
+                f"{self.where} can't be reached: its credentials are missing or incomplete",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials",
             )
         network = isinstance(error, OSError | asyncio.TimeoutError)
         of_library = type(error).__module__.partition(".")[0] in _LIBRARIES
         if network or (of_library and kind != "ParamValidationError"):
-            return TransientError(said)
+            return TransientError(message)
         if isinstance(error, ValueError) or of_library:
-            return TesseraError(f"{self.where} is refused by the store's library: {said}")
+            return TesseraError(f"{self.where} was rejected by the store's library: {message}")
         return error
 
     def _system(self) -> Any:
-        """One a process: its threads don't live on in a fork."""
+        """fsspec's file system, one for each process: its threads don't survive a fork."""
         if self._held is None or self._held[0] != os.getpid():
             self._held = (os.getpid(), self._make())
         return self._held[1]
@@ -131,8 +134,8 @@ class ObjectStorage(RemoteStorage):
 
 
 def _code(error: OSError) -> str:
-    """What the server said, where it said more than that the file isn't there."""
-    answer = getattr(error.__cause__, "response", None) or {}
-    code = str(answer.get("Error", {}).get("Code", ""))
+    """The error code of the server, empty if it only says that the file is missing or forbidden."""
+    response = getattr(error.__cause__, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code", ""))
     known = {"NoSuchBucket": "there is no such bucket", "404": "", "NoSuchKey": "", "403": ""}
     return known.get(code, code)

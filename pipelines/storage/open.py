@@ -1,6 +1,6 @@
 """Opens the storage behind a path or a URL.
 
-In: a folder or an address. Out: a `Storage`. Connects to nothing.
+In: a folder or an address. Out: a `Storage`. Must not know what the files are. Makes no connection.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from pipelines.storage.base import (
     WEB_SCHEMES,
     CacheSettings,
     Storage,
-    _file_path,
     current_cache,
+    file_path,
     split_location,
 )
 from pipelines.storage.folder import FolderStorage
 
 
 def open_storage(where: str | Path, cache: CacheSettings | None = None) -> Storage:
-    """The place: a folder, which need not exist yet, or a URL. Copies of remote files go into
-    `cache`, by default this process's. Raises UsageError for an address that is refused, and
-    TesseraError where the library for it is missing. Connects to nothing."""
+    """Opens a folder, which need not exist yet, or a URL.
+
+    Copies of remote files go into `cache`, by default the cache of this process. Makes no
+    connection. Raises UsageError for an address that is not accepted, and TesseraError if the
+    library for its scheme is not installed.
+    """
     scheme, rest = split_location(where)
     if not scheme:
         return FolderStorage(Path(where))
     if scheme == "file":
-        return FolderStorage(_file_path(str(where), rest))
+        return FolderStorage(file_path(str(where), rest))
     url = f"{scheme}://{rest.rstrip('/')}"
     if scheme in WEB_SCHEMES:
         from pipelines.storage.http import HttpStorage
@@ -42,20 +45,21 @@ def open_storage(where: str | Path, cache: CacheSettings | None = None) -> Stora
 
 
 def open_shards(where: str | Path, root: str, cache: CacheSettings | None = None) -> Storage:
-    """The place of the shards whose card lies at `where` and names the `root`, which may be empty.
+    """Opens the storage of a data set's shards. `where` is the location of the card, and `root` is
+    what the card names as the location of the shards, empty for the card's own.
 
-    A card in a folder is the user's own and may name any place. One that comes over a network may
-    name none of this machine's folders, no other kind of network and no other web server: else
-    whoever wrote it would say what this machine reads and asks. Raises TesseraError.
+    A card in a local folder belongs to the user and may name any location. A card that comes over a
+    network may name neither a local folder, nor another scheme, nor another web server: otherwise
+    its author could decide what this machine reads and which servers it calls. Raises TesseraError.
     """
     if not root:
         return open_storage(where, cache)
     (kind, rest), (other, rest_of_root) = split_location(where), split_location(root)
     host, host_of_root = (text.partition("/")[0] for text in (rest, rest_of_root))
-    afar = kind not in ("", "file")
-    if afar and (kind != other or (kind in WEB_SCHEMES and host != host_of_root)):
+    is_remote = kind not in ("", "file")
+    if is_remote and (kind != other or (kind in WEB_SCHEMES and host != host_of_root)):
         raise TesseraError(
-            f"the card at {where} says that its shards lie in {root!r}, which is elsewhere",
-            hint="if you trust it, fetch card and indices into a folder and give that",
+            f"the card at {where} says that its shards are in {root!r}, which is elsewhere",
+            hint="if you trust the card, download it and its indices to a folder and use that",
         )
     return open_storage(root, cache)

@@ -1,11 +1,11 @@
-"""What all places behind a network have in common: patience, the cache, fetching ahead.
+"""What all storages behind a network share: retries, the cache, prefetching.
 
-In: four requests that a kind of server answers (`_read`, `_size`, `_sizes`, …). Out: a
-`storage.Place`. Must not know the servers' libraries.
+In: the requests of one kind of server, which a subclass makes (`_read`, `_size`, `_sizes`, …).
+Out: a `Storage`. Must not know the libraries that talk to the servers.
 
-A file comes in blocks, each of which is tried again by itself, so that a break costs one block. A
-server that has answered once gets the whole patience, a minute and more; one that never has gets
-a few seconds: there the address is wrong more often than the server is away.
+A file is read in blocks, and each block is retried by itself, so that a broken connection costs one
+block. A server that has responded before gets all attempts of the policy, over a minute and more.
+One that never has gets a few seconds: there the address is more often wrong than the server down.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ from pipelines.storage.cache import Cache
 from pipelines.storage.retry import RetryPolicy, TransientError, retry_call
 
 BLOCK_BYTES = 8 << 20
-"""With `RetryPolicy.call_seconds` it says how slow a server may drip: 140 kB/s."""
+"""With `RetryPolicy.call_seconds` it sets the slowest accepted transfer: 140 kB/s."""
 PREFETCH_THREADS = 4
+_FIRST_ATTEMPTS = 4
+"""Attempts for a server that has never responded."""
 T = TypeVar("T")
 
 
 class RemoteStorage:
-    """A `storage.Place` whose requests a subclass makes. Its methods may be called from several
-    threads, and after a fork. The requests raise FileNotFoundError, PermissionError or `TransientError`;
-    a TesseraError where trying again is no use."""
+    """A `Storage` whose requests a subclass makes.
+
+    The methods may be called from several threads, and after a fork. The requests, `_read` to
+    `_delete`, raise FileNotFoundError, PermissionError, `TransientError`, or TesseraError if
+    another attempt is useless. `seconds` is the timeout of one request.
+    """
 
     remote = True
 
@@ -42,20 +47,22 @@ class RemoteStorage:
         self.where = where
         self._cache = Cache(cache.folder, cache.limit_bytes)
         self._policy = policy
-        self._answered = False
+        self._has_responded = False
         self._prefetcher = _Prefetcher()
 
-    # What a kind of server is asked.
+    # Requests, made by subclasses.
 
     def _read(self, path: str, start: int, stop: int, seconds: float) -> bytes:
-        """The bytes from `start` to `stop`, or fewer where the file ends or the body breaks."""
+        """Returns bytes `start` to `stop`, fewer if the file or the response ends early."""
         raise NotImplementedError
 
     def _size(self, path: str, seconds: float) -> int:
+        """Returns the size of a file in bytes."""
         raise NotImplementedError
 
     def _sizes(self, folder: str, seconds: float) -> dict[str, int]:
-        """Of all files below a folder, which need not be there; paths are relative to the place."""
+        """Returns the sizes in bytes of all files below a folder, by path in this storage; nothing
+        if there is no such folder."""
         raise NotImplementedError
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
@@ -64,32 +71,34 @@ class RemoteStorage:
     def _delete(self, path: str, seconds: float) -> None:
         raise NotImplementedError
 
-    # The place.
+    # The methods of `Storage`.
 
     def read(self, path: str) -> bytes:
         check_path(path, self.where)
-        size = self._ask(path, partial(self._size, path, self._policy.call_seconds))
+        size = self._retry(path, partial(self._size, path, self._policy.call_seconds))
         if size > MAX_READ_BYTES:
-            raise TesseraError(f"{path} of {self.where} has {size:,} bytes, too many for a card")
+            raise TesseraError(
+                f"{path} of {self.where} has {size:,} bytes, too many to read at once"
+            )
         return b"".join(self._blocks(path, size))
 
     def size(self, path: str) -> int | None:
         check_path(path, self.where)
 
-        def look() -> int | None:
+        def size_or_none() -> int | None:
             try:
                 return self._size(path, self._policy.call_seconds)
             except FileNotFoundError:
                 return None
 
-        return self._ask(path, look)
+        return self._retry(path, size_or_none)
 
     def sizes(self, paths: Sequence[str]) -> dict[str, int]:
         folders = {path.rpartition("/")[0] for path in paths}
-        found: dict[str, int] = {}
+        listed: dict[str, int] = {}
         for folder in sorted(folders):
-            found.update(self._listed(folder))
-        return {path: found[path] for path in paths if path in found}
+            listed.update(self._list(folder))
+        return {path: listed[path] for path in paths if path in listed}
 
     def fetch(self, path: str, *, size_bytes: int, sha256: str) -> Path:
         check_path(path, self.where)
@@ -104,39 +113,39 @@ class RemoteStorage:
         )
 
     def prefetch(self, files: Sequence[FileInfo]) -> None:
-        wanted = [file for file in files if not self._cache.has(file.sha256, file.size_bytes)]
+        missing = [file for file in files if not self._cache.has(file.sha256, file.size_bytes)]
         if self._prefetcher.pid != os.getpid():
             self._prefetcher = _Prefetcher()
-        self._prefetcher.want(wanted, self._prefetch_file)
+        self._prefetcher.replace_list(missing, self._prefetch_file)
 
-    def _prefetch_file(self, file: FileInfo, given_up: Callable[[], bool]) -> None:
-        """Without patience: what fails here is tried again, and told, when it is needed."""
-        hasty = replace(self._policy, max_attempts=1)
+    def _prefetch_file(self, file: FileInfo, cancelled: Callable[[], bool]) -> None:
+        """Makes one attempt only: `fetch` and `open` retry, and raise, when the file is needed."""
+        once = replace(self._policy, max_attempts=1)
 
         def blocks() -> Iterator[bytes]:
-            for block in self._blocks(file.path, file.size_bytes, hasty):
-                if given_up():
-                    raise TesseraError("no longer wanted")
+            for block in self._blocks(file.path, file.size_bytes, once):
+                if cancelled():
+                    raise TesseraError("cancelled")
                 yield block
 
         self._cache.fetch(file.sha256, file.size_bytes, blocks, file.path)
 
     def download(self, path: str, to: Path) -> None:
         check_path(path, self.where)
-        size = self._ask(path, partial(self._size, path, self._policy.call_seconds))
+        size = self._retry(path, partial(self._size, path, self._policy.call_seconds))
         with to.open("wb") as out:
             for block in self._blocks(path, size):
                 out.write(block)
 
     def put(self, file: Path, path: str) -> None:
         size = file.stat().st_size
-        # The time that a block may take, for each block of it.
+        # An upload gets the timeout of one block for each block of the file.
         seconds = self._policy.call_seconds * (1 + size // BLOCK_BYTES)
         check_path(path, self.where)
-        self._ask(path, lambda: self._upload(file, path, seconds))
-        found = self.size(path)
-        if found != size:
-            raise TesseraError(f"{path} of {self.where} has {found} bytes, {size} were put there")
+        self._retry(path, lambda: self._upload(file, path, seconds))
+        stored = self.size(path)
+        if stored != size:
+            raise TesseraError(f"{path} of {self.where} has {stored} bytes, {size} were uploaded")
         file.unlink()
 
     def write(self, path: str, data: bytes) -> None:
@@ -156,16 +165,16 @@ class RemoteStorage:
             except FileNotFoundError:
                 return
 
-        self._ask(path, delete)
+        self._retry(path, delete)
 
     def names(self, folder: str = "") -> list[str]:
         folder = "/".join(check_path(folder, self.where)) if folder else ""
-        return sorted(self._listed(folder))
+        return sorted(self._list(folder))
 
-    def _listed(self, folder: str) -> dict[str, int]:
-        return self._ask(folder, partial(self._sizes, folder, self._policy.call_seconds))
+    def _list(self, folder: str) -> dict[str, int]:
+        return self._retry(folder, partial(self._sizes, folder, self._policy.call_seconds))
 
-    # Patience.
+    # Retries.
 
     def _blocks(
         self, path: str, size_bytes: int, policy: RetryPolicy | None = None
@@ -173,41 +182,42 @@ class RemoteStorage:
         check_path(path, self.where)
         for start in range(0, size_bytes, BLOCK_BYTES):
             stop = min(start + BLOCK_BYTES, size_bytes)
-            yield self._ask(path, partial(self._block, path, start, stop, size_bytes), policy)
+            yield self._retry(path, partial(self._block, path, start, stop, size_bytes), policy)
 
     def _block(self, path: str, start: int, stop: int, size_bytes: int) -> bytes:
         data = self._read(path, start, stop, self._policy.call_seconds)
         if len(data) == stop - start:
             return data
-        found = self._size(path, self._policy.call_seconds)
-        if found != size_bytes:
+        size = self._size(path, self._policy.call_seconds)
+        if size != size_bytes:
             raise TesseraError(
-                f"{path} of {self.where} has {found:,} bytes, the card says {size_bytes:,}",
-                hint="pack the data set again, or put the file there again",
+                f"{path} of {self.where} has {size:,} bytes, the card says {size_bytes:,}",
+                hint="upload the file again, or pack the data set again",
             )
-        raise TransientError(f"of {stop - start:,} bytes {len(data):,} came")
+        raise TransientError(f"only {len(data):,} of {stop - start:,} bytes arrived")
 
-    def _ask(self, path: str, act: Callable[[], T], policy: RetryPolicy | None = None) -> T:
-        """`act` with patience, and what it says of files that are missing or closed as our error."""
+    def _retry(self, path: str, call: Callable[[], T], policy: RetryPolicy | None = None) -> T:
+        """Calls `call` with retries. A missing or forbidden file becomes a TesseraError."""
         policy = policy or self._policy
-        if not self._answered:
-            policy = replace(policy, max_attempts=min(policy.max_attempts or 4, 4))
+        if not self._has_responded:
+            attempts = min(policy.max_attempts or _FIRST_ATTEMPTS, _FIRST_ATTEMPTS)
+            policy = replace(policy, max_attempts=attempts)
         what = f"{path or 'the listing'} of {self.where}"
         try:
-            found = retry_call(act, policy, what)
+            result = retry_call(call, policy, what)
         except FileNotFoundError as error:
-            self._answered = True
+            self._has_responded = True
             raise TesseraError(
-                f"{what} is not there{_because(error)}",
-                hint="check the address, or put the file there again",
+                f"{what} does not exist{_because(error)}",
+                hint="check the address, or upload the file again",
             ) from None
         except PermissionError as error:
             raise TesseraError(
                 f"{what}: access is denied{_because(error)}",
-                hint="check the credentials and what they may do there",
+                hint="check the credentials and their permissions",
             ) from None
-        self._answered = True
-        return found
+        self._has_responded = True
+        return result
 
 
 def _because(error: OSError) -> str:
@@ -215,7 +225,8 @@ def _because(error: OSError) -> str:
 
 
 class _Prefetcher:
-    """A queue that a few threads empty; they end with it, and with the process."""
+    """A list of files that up to `PREFETCH_THREADS` threads work through. The threads end with the
+    list, and with the process."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -224,10 +235,10 @@ class _Prefetcher:
         self._wanted: set[str] = set()
         self._lock = threading.Lock()
 
-    def want(
+    def replace_list(
         self, files: Sequence[FileInfo], fetch: Callable[[FileInfo, Callable[[], bool]], None]
     ) -> None:
-        """These and no others, in this order."""
+        """Replaces the files that wait, in this order; downloads of other files are cancelled."""
         with self._lock:
             self._wanted = {file.sha256 for file in files}
             self._waiting = deque(file for file in files if file.sha256 not in self._running)
@@ -241,7 +252,7 @@ class _Prefetcher:
     def _work(self, file: FileInfo, fetch: Callable[[FileInfo, Callable[[], bool]], None]) -> None:
         while True:
             with suppress(TesseraError):
-                fetch(file, partial(self._given_up, file.sha256))
+                fetch(file, partial(self._cancelled, file.sha256))
             with self._lock:
                 self._running.discard(file.sha256)
                 if not self._waiting:
@@ -249,5 +260,5 @@ class _Prefetcher:
                 file = self._waiting.popleft()
                 self._running.add(file.sha256)
 
-    def _given_up(self, sha256: str) -> bool:
+    def _cancelled(self, sha256: str) -> bool:
         return sha256 not in self._wanted

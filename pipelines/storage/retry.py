@@ -27,9 +27,9 @@ class RetryPolicy:
     """How often a call is attempted, and how long the waits between attempts are.
 
     The first wait is `first_wait_seconds`, each further one twice as long, up to
-    `max_wait_seconds`. Each is varied at random by a quarter either way, so that many readers don't
-    return to a server at once. `max_attempts` counts the first attempt, None for no limit; no
-    attempt begins after `deadline_seconds`, counted from the first attempt. `call_seconds` is the timeout
+    `max_wait_seconds`. Each varies at random by a quarter either way, so that many readers don't
+    return to a server at once. `max_attempts` counts the first attempt, None for no limit. No
+    attempt begins later than `deadline_seconds` after the first one. `call_seconds` is the timeout
     of one attempt, for functions that take one: `retry_call` interrupts nothing.
 
     The default survives a server that is down for a minute: its waits alone are 69 s or more.

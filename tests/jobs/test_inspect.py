@@ -153,9 +153,9 @@ def test_mistakes_are_named(tmp_path: Path, call: Call) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/card.json").write_text("{}")
     cases: list[tuple[tuple[object, ...], int, str]] = [
-        (("inspect", tmp_path / "none"), 1, "is no packed data set"),
+        (("inspect", tmp_path / "none"), 1, "is not a packed data set"),
         (("inspect", tmp_path / "damaged"), 1, "is not a valid card"),
-        (("inspect", "pipe:cat x"), 2, "not read here"),
+        (("inspect", "pipe:cat x"), 2, "not supported"),
         (("inspect", folder, "--samples", 0), 2, "0"),
         (("inspect", folder, "--html", tmp_path), 2, "is a directory"),
         (("inspect", folder, "--html", tmp_path / "file" / "page.html"), 1, "can't be written"),

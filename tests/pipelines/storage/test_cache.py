@@ -1,4 +1,5 @@
-"""The cache: only whole and right files have a name in it, whoever dies or fills the disk."""
+"""The cache holds only complete, verified files, whatever is killed and however full the disk
+is."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def test_what_is_fetched_once_is_there(tmp_path: Path) -> None:
+def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     cache, (sha256, data) = Cache(tmp_path, LIMIT), content(1)
     calls = []
 
@@ -46,14 +47,14 @@ def test_what_is_fetched_once_is_there(tmp_path: Path) -> None:
     assert cache.has(sha256, len(data))
 
 
-def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_cached(tmp_path: Path) -> None:
     sha256 = hashlib.sha256(b"").hexdigest()
     assert Cache(tmp_path, LIMIT).fetch(sha256, 0, list, "x").read_bytes() == b""
 
 
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("blocks", "message"),
     [
         ([b""], "has 0 bytes"),
         ([content(1)[1][:-1]], "has 999 bytes"),
@@ -63,15 +64,15 @@ def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
     ],
     ids=["empty", "short", "long", "error page", "other content"],
 )
-def test_what_is_not_right_has_no_name(tmp_path: Path, given: list[bytes], said: str) -> None:
+def test_wrong_content_is_not_kept(tmp_path: Path, blocks: list[bytes], message: str) -> None:
     sha256, data = content(1)
-    with pytest.raises(TesseraError, match=said):
-        Cache(tmp_path, LIMIT).fetch(sha256, len(data), lambda: given, "x")
+    with pytest.raises(TesseraError, match=message):
+        Cache(tmp_path, LIMIT).fetch(sha256, len(data), lambda: blocks, "x")
     assert names(tmp_path) == []
 
 
 @pytest.mark.fault(5)
-def test_a_break_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_download_is_not_kept(tmp_path: Path) -> None:
     sha256, data = content(1)
 
     def blocks() -> Iterator[bytes]:
@@ -85,7 +86,7 @@ def test_a_break_leaves_nothing(tmp_path: Path) -> None:
     assert cache.fetch(sha256, len(data), lambda: [data], "x").read_bytes() == data
 
 
-def test_the_limit_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_deleted(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 3500)
     held = [content(n) for n in range(5)]
     for sha256, data in held[:3]:
@@ -97,7 +98,7 @@ def test_the_limit_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(held[n][0] for n in (0, 2, 3))
 
 
-def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
+def test_an_open_file_stays_readable_when_it_is_deleted(tmp_path: Path) -> None:
     cache, (sha256, data), other = Cache(tmp_path, 1500), content(1), content(2)
     file = cache.open(sha256, len(data), lambda: [data], "x")
     cache.fetch(other[0], 1000, lambda: [other[1]], "x")
@@ -106,12 +107,12 @@ def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
     os.close(file)
 
 
-def test_more_than_the_limit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TesseraError, match=r"has 1,000 bytes, the cache .* may have 999"):
+def test_a_file_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TesseraError, match=r"has 1,000 bytes, the limit of the cache .* is 999"):
         Cache(tmp_path, 999).fetch("0" * 64, 1000, list, "shard x")
 
 
-def test_a_file_of_another_size_is_fetched_anew(tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_fetched_again(tmp_path: Path) -> None:
     cache, (sha256, data) = Cache(tmp_path, LIMIT), content(1)
     cache.fetch(sha256, 1000, lambda: [data], "x").write_bytes(data[:10])
     assert cache.fetch(sha256, 1000, lambda: [data], "x").read_bytes() == data
@@ -143,7 +144,7 @@ def test_one_downloads_and_the_others_wait(tmp_path: Path) -> None:
     assert names(tmp_path / "cache") == [sha256]
 
 
-def test_a_killed_download_blocks_nobody(tmp_path: Path) -> None:
+def test_a_killed_download_blocks_no_process(tmp_path: Path) -> None:
     (sha256, data), log = content(1), tmp_path / "log"
     first = FORK.Process(target=_fetch_slowly, args=(tmp_path / "cache", sha256, data, log, 60))
     first.start()
@@ -162,7 +163,9 @@ def test_a_killed_download_blocks_nobody(tmp_path: Path) -> None:
     assert names(tmp_path / "cache") == [sha256]
 
 
-def test_what_a_killed_download_left_is_cleared_and_what_is_written_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_download_are_deleted_and_a_running_one_is_not(
+    tmp_path: Path,
+) -> None:
     (sha256, data), log = content(1), tmp_path / "log"
     killed, _ = content(7)
     (tmp_path / "cache").mkdir()
@@ -180,15 +183,15 @@ def test_what_a_killed_download_left_is_cleared_and_what_is_written_is_not(tmp_p
 
 
 def _fill_a_small_disk(folder: Path) -> None:
-    """A limit on file sizes ends a write as a full disk does: with an error in its midst."""
+    """A limit on file sizes makes a write fail half-way, as a full disk does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     sha256, data = content(1, 4000)
-    with pytest.raises(TesseraError, match="can't be kept in the cache"):
+    with pytest.raises(TesseraError, match="can't be written to the cache"):
         Cache(folder, LIMIT).fetch(sha256, 4000, lambda: [data], "x")
 
 
-def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     worker = FORK.Process(target=_fill_a_small_disk, args=(tmp_path,))
     worker.start()
     worker.join(20)

@@ -1,4 +1,4 @@
-"""Data sets in a real S3 store: packed, read, checked, and read on through an outage."""
+"""Data sets in a real S3 store: packing, reading, verifying, and reading during an outage."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def put(where: str, name: str, data: bytes = DATA) -> None:
     open_storage(where).write(name, data)
 
 
-def kept(tmp_path: Path) -> list[str]:
+def cached(tmp_path: Path) -> list[str]:
     return [path.name for path in (tmp_path / "cache").glob("[!.]*")]
 
 
@@ -89,48 +89,50 @@ def keys(reader: ShardReader) -> list[str]:
     return [reader.read(number).key for number in range(len(reader))]
 
 
-# ── what a place does ─────────────────────────────────────────────────────────────────────────
+# ── the contract ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_written_is_there(s3: str, tmp_path: Path) -> None:
-    place = open_storage(s3)
-    assert place.names() == []
-    assert place.size("card.json") is None
-    place.write("card.json", b"{}")
-    place.write("train/empty", b"")
+def test_a_written_file_is_there(s3: str, tmp_path: Path) -> None:
+    storage = open_storage(s3)
+    assert storage.names() == []
+    assert storage.size("card.json") is None
+    storage.write("card.json", b"{}")
+    storage.write("train/empty", b"")
     big = np.random.default_rng(0).bytes(20 << 20)
     (tmp_path / "big").write_bytes(big)
-    place.put(tmp_path / "big", "train/000000.tar")
+    storage.put(tmp_path / "big", "train/000000.tar")
     assert not (tmp_path / "big").exists()
-    assert place.names() == ["card.json", "train/000000.tar", "train/empty"]
-    assert place.names("train") == ["train/000000.tar", "train/empty"]
-    assert place.names("tra") == []
-    assert place.read("card.json") == b"{}"
-    assert place.read("train/empty") == b""
+    assert storage.names() == ["card.json", "train/000000.tar", "train/empty"]
+    assert storage.names("train") == ["train/000000.tar", "train/empty"]
+    assert storage.names("tra") == []
+    assert storage.read("card.json") == b"{}"
+    assert storage.read("train/empty") == b""
     sizes = {"train/000000.tar": len(big), "train/empty": 0}
-    assert place.sizes([*sizes, "train/no"]) == sizes
+    assert storage.sizes([*sizes, "train/no"]) == sizes
     sha256 = hashlib.sha256(big).hexdigest()
-    path = place.fetch("train/000000.tar", size_bytes=len(big), sha256=sha256)
+    path = storage.fetch("train/000000.tar", size_bytes=len(big), sha256=sha256)
     assert path.read_bytes() == big
-    place.download("train/000000.tar", tmp_path / "copy")
+    storage.download("train/000000.tar", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == big
     for _ in range(2):
-        place.remove("card.json")
-    assert place.size("card.json") is None
+        storage.remove("card.json")
+    assert storage.size("card.json") is None
 
 
-def test_what_is_wrong_is_said(s3: str) -> None:
-    with pytest.raises(TesseraError, match=r"card\.json of s3://.* is not there"):
+def test_errors_name_the_problem(s3: str) -> None:
+    with pytest.raises(TesseraError, match=r"card\.json of s3://.* does not exist"):
         open_storage(s3).read("card.json")
     with pytest.raises(TesseraError, match="there is no such bucket"):
         open_storage("s3://nobodys-bucket/set").read("card.json")
     with pytest.raises(TesseraError, match="there is no such bucket"):
         open_storage("s3://nobodys-bucket/set").write("card.json", b"{}")
-    with pytest.raises(TesseraError, match="is no packed data set"):
+    with pytest.raises(TesseraError, match="is not a packed data set"):
         cards.read(s3)
 
 
-def test_a_wrong_login_is_said(s3: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_credentials_are_reported(
+    s3: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if server.kind == "moto":
         pytest.skip("moto's server takes any login")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -140,16 +142,16 @@ def test_a_wrong_login_is_said(s3: str, server: S3Server, monkeypatch: pytest.Mo
         open_storage(s3).names()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(TesseraError, match="no whole credentials"):
+    with pytest.raises(TesseraError, match="credentials are missing or incomplete"):
         open_storage(s3).read("card.json")
 
 
-def test_a_fork_has_a_connection_of_its_own(s3: str) -> None:
-    place = open_storage(s3)
-    place.write("card.json", b"{}")
+def test_a_fork_has_its_own_connection(s3: str) -> None:
+    storage = open_storage(s3)
+    storage.write("card.json", b"{}")
 
     def read() -> None:
-        assert place.read("card.json") == b"{}"
+        assert storage.read("card.json") == b"{}"
 
     process = multiprocessing.get_context("fork").Process(target=read)
     process.start()
@@ -157,65 +159,67 @@ def test_a_fork_has_a_connection_of_its_own(s3: str) -> None:
     assert process.exitcode == 0
 
 
-# ── faults of the wire ────────────────────────────────────────────────────────────────────────
+# ── network faults ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.fault(5)
 @pytest.mark.parametrize("fault", ["503", "refuse", "stall", "cut:0", "cut:100000", "drip:1000"])
-def test_what_passes_is_tried_again(fault: str, s3: str, wire: FaultyWire, tmp_path: Path) -> None:
-    place = quick(s3)
+def test_a_transient_fault_is_retried(
+    fault: str, s3: str, wire: FaultyWire, tmp_path: Path
+) -> None:
+    storage = quick(s3)
     put(s3, "a.tar")
-    assert place.size("a.tar") == len(DATA)
+    assert storage.size("a.tar") == len(DATA)
     wire.faults = [fault, fault]
     wire.cut()
-    assert place.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes() == DATA
+    assert storage.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes() == DATA
     assert not wire.faults
-    assert kept(tmp_path) == [SHA256]
+    assert cached(tmp_path) == [SHA256]
 
 
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "fault", ["503", "refuse", "stall", "cut:100000", "drip:1000", "flip:50000"]
 )
-def test_what_lasts_is_an_error_and_nothing_is_kept(
+def test_a_lasting_fault_is_an_error_and_nothing_is_cached(
     fault: str, s3: str, wire: FaultyWire, tmp_path: Path
 ) -> None:
-    place = quick(s3)
+    storage = quick(s3)
     put(s3, "a.tar")
-    assert place.size("a.tar") == len(DATA)
+    assert storage.size("a.tar") == len(DATA)
     wire.always = fault
     wire.cut()
     with pytest.raises(TesseraError, match=r"a\.tar of .*(tried 4 times|checksum differs)"):
-        place.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256)
-    assert kept(tmp_path) == []
+        storage.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256)
+    assert cached(tmp_path) == []
     wire.always = ""
     wire.cut()
-    assert place.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes() == DATA
+    assert storage.fetch("a.tar", size_bytes=len(DATA), sha256=SHA256).read_bytes() == DATA
 
 
-def test_another_object_in_its_place_is_said(s3: str) -> None:
+def test_a_replaced_object_is_reported(s3: str) -> None:
     put(s3, "a.tar", b"<html>sorry</html>")
     with pytest.raises(TesseraError, match="has 18 bytes, the card says 300,000"):
         quick(s3).fetch("a.tar", size_bytes=len(DATA), sha256=SHA256)
 
 
-def test_an_upload_through_a_break_is_whole(s3: str, wire: FaultyWire, tmp_path: Path) -> None:
-    place = quick(s3)
-    assert place.size("a.tar") is None
+def test_an_interrupted_upload_is_retried(s3: str, wire: FaultyWire, tmp_path: Path) -> None:
+    storage = quick(s3)
+    assert storage.size("a.tar") is None
     (tmp_path / "a").write_bytes(DATA)
     wire.faults = ["cut:0", "503"]
     wire.cut()
-    place.put(tmp_path / "a", "a.tar")
-    assert place.read("a.tar") == DATA
+    storage.put(tmp_path / "a", "a.tar")
+    assert storage.read("a.tar") == DATA
     (tmp_path / "a").write_bytes(DATA)
     wire.always = "503"
     wire.cut()
     with pytest.raises(TesseraError, match="tried 4 times"):
-        place.put(tmp_path / "a", "b.tar")
-    assert (tmp_path / "a").exists(), "what could not be put is still here"
+        storage.put(tmp_path / "a", "b.tar")
+    assert (tmp_path / "a").exists(), "a file that was not uploaded must stay"
     wire.always = ""
     wire.cut()
-    assert place.names() == ["a.tar"]
+    assert storage.names() == ["a.tar"]
 
 
 # ── data sets ─────────────────────────────────────────────────────────────────────────────────
@@ -225,11 +229,11 @@ def test_an_upload_through_a_break_is_whole(s3: str, wire: FaultyWire, tmp_path:
 def uploaded(s3: str, make_set: Callable[..., tuple[Path, Card]]) -> Card:
     """120 samples in shards of 10, at the address of `s3`."""
     folder, card = make_set(120, shard_samples=10)
-    place = open_storage(s3)
+    storage = open_storage(s3)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             shutil.copy(path, folder / "up")
-            place.put(folder / "up", path.relative_to(folder).as_posix())
+            storage.put(folder / "up", path.relative_to(folder).as_posix())
     return card
 
 
@@ -251,33 +255,33 @@ def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> N
     assert [ours.read(n) for n in range(len(ours))] == [theirs.read(n) for n in range(len(ours))]
 
 
-def test_damage_in_a_store_is_found(s3: str, uploaded: Card) -> None:
-    place = open_storage(s3)
+def test_damage_is_detected(s3: str, uploaded: Card) -> None:
+    storage = open_storage(s3)
     shard = uploaded.splits["train"].shards[3]
-    data = bytearray(place.read(shard.path))
+    data = bytearray(storage.read(shard.path))
     data[1500] ^= 1
-    place.write(shard.path, bytes(data))
-    place.remove(uploaded.splits["train"].shards[5].path)
+    storage.write(shard.path, bytes(data))
+    storage.remove(uploaded.splits["train"].shards[5].path)
     found = verify.verify(s3).differences
     assert [line.split(":")[0] for line in found] == [
         *["shard train/000003.tar"] * 2,
         *["shard train/000005.tar"] * 2,
     ]
     assert "1 of 10 samples differ" in found[0]
-    assert "is not there" in found[2]
+    assert "does not exist" in found[2]
 
 
-def test_opening_asks_the_same_however_many_shards_there_are(
+def test_opening_costs_the_same_for_any_number_of_shards(
     s3: str, wire: FaultyWire, make_set: Callable[..., tuple[Path, Card]]
 ) -> None:
     counts = []
     for shard_samples in (60, 2):
         folder, card = make_set(120, shard_samples=shard_samples, name=f"set{shard_samples}")
         where = f"{s3}/{shard_samples}"
-        place = open_storage(where)
+        storage = open_storage(where)
         for path in ("card.json", card.splits["train"].index):
             shutil.copy(folder / path, folder / "up")
-            place.put(folder / "up", path)
+            storage.put(folder / "up", path)
         before = wire.requests
         reader = ShardReader(where, cards.read(where), "train")
         assert len(reader) == 120
@@ -285,9 +289,9 @@ def test_opening_asks_the_same_however_many_shards_there_are(
     assert counts[0] == counts[1] > 0
 
 
-def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: FaultyWire) -> None:
-    """The store is gone for some seconds while an epoch is read: each sample comes once, in its
-    order, and a second epoch is read without the store."""
+def test_reading_continues_after_an_outage(s3: str, uploaded: Card, wire: FaultyWire) -> None:
+    """The store is down for some seconds during an epoch: each sample is read once, in order, and a
+    second epoch is read from the cache."""
     reader = ShardReader(s3, uploaded, "train")
     wanted = [f"s{n:04d}" for n in range(120)]
     seen = [reader.read(n).key for n in range(35)]
@@ -305,19 +309,19 @@ def test_an_outage_in_the_midst_is_waited_for(s3: str, uploaded: Card, wire: Fau
 
 
 @pytest.mark.control(5)
-def test_without_patience_the_same_outage_ends_the_epoch(
+def test_without_retries_the_same_outage_ends_the_epoch(
     s3: str, uploaded: Card, wire: FaultyWire
 ) -> None:
-    place = ObjectStorage("s3", s3[5:], s3, current_cache(), RetryPolicy(max_attempts=1))
-    assert place.size("card.json")
+    storage = ObjectStorage("s3", s3[5:], s3, current_cache(), RetryPolicy(max_attempts=1))
+    assert storage.size("card.json")
     wire.down()
     shard = uploaded.splits["train"].shards[0]
     with pytest.raises(TesseraError, match="tried once"):
-        place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
+        storage.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
     wire.up()
 
 
-def test_processes_that_read_one_set_fetch_each_shard_once(
+def test_processes_fetch_each_shard_once(
     s3: str, uploaded: Card, wire: FaultyWire, tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("fork")
@@ -334,25 +338,25 @@ def test_processes_that_read_one_set_fetch_each_shard_once(
         process.join(20)
     assert set(found.values()) == {3}
     assert len(found) == 120
-    assert len(kept(tmp_path)) == 13, "12 shards and the index"
+    assert len(cached(tmp_path)) == 13, "12 shards and the index"
     total = sum(path.stat().st_size for path in (tmp_path / "cache").glob("[!.]*"))
     assert wire.passed < 2 * total
 
 
-def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
+def test_a_training_over_a_faulty_network_equals_one_on_a_folder(
     s3: str, digits: Path, wire: FaultyWire, tmp_path: Path
 ) -> None:
-    """The same weights to the last bit: no sample was lost, doubled or moved."""
+    """Bit-identical weights: no sample was lost, repeated or reordered."""
     from pipelines import recipe as recipes
     from pipelines.interfaces import World
     from pipelines.tracking.events import EventLog
     from pipelines.training import worker
 
-    place = open_storage(s3)
+    storage = open_storage(s3)
     for path in sorted(digits.rglob("*")):
         if path.is_file():
             shutil.copy(path, tmp_path / "up")
-            place.put(tmp_path / "up", path.relative_to(digits).as_posix())
+            storage.put(tmp_path / "up", path.relative_to(digits).as_posix())
     weights = []
     for data in (str(digits), s3):
         recipe = recipes.start("cnn", "tiny").with_overrides(
@@ -373,5 +377,5 @@ def test_a_training_over_a_wire_that_breaks_ends_as_one_on_a_folder(
         emit.close()
         last = sorted(folder.glob("checkpoints/step-*"))[-1]
         weights.append((last / "weights.safetensors").read_bytes())
-    assert not wire.faults, "the store was not asked as often as was thought"
+    assert not wire.faults, "the faults were not reached: the store got fewer requests"
     assert weights[0] == weights[1]
