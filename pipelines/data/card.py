@@ -1,4 +1,4 @@
-"""What a data set is. `card.json` is written last: a folder that has one is complete.
+"""The card of a packed data set. `card.json` is written last: a folder that has one is complete.
 
 In: `card.json`. Out: `Card`. Must not know how shards are read or written.
 """
@@ -22,7 +22,7 @@ FILE = "card.json"
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
-"""Extensions of the image in a shard."""
+"""Extensions of images in a shard."""
 ANNOTATION_EXTENSIONS = {
     "classification": "cls",
     "detection": "json",
@@ -30,16 +30,16 @@ ANNOTATION_EXTENSIONS = {
     "semantic_segmentation": "mask.png",
     "images": "",
 }
-"""What a data set can be for, and the extension of what is said of an image: the class index in
-ASCII digits, objects as JSON, classes of pixels as a grey PNG, nothing."""
+"""Tasks of data sets, and the extension of an image's annotation: the class index in ASCII digits,
+objects as JSON, classes of pixels as a grey PNG, none."""
 EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, *ANNOTATION_EXTENSIONS.values()} - {""})
-"""All that may lie in a shard: a sample is the members KEY.EXTENSION that follow each other."""
+"""All extensions in a shard. A sample consists of consecutive members KEY.EXTENSION."""
 MAX_KEY_LENGTH = 92
-"""In characters. With dot and extension a key fits the 100 bytes of a tar name."""
+"""With a dot and an extension, a key of this many characters fits the 100 bytes of a tar name."""
 MAX_SHARD_SAMPLES = 4_000_000
-"""Rows of a shard come into memory together."""
+"""All rows of a shard are in memory at the same time."""
 MAX_PIXELS = 100_000_000
-"""Of one image."""
+"""The most pixels of one image."""
 _KEY = re.compile(r"[A-Za-z0-9_~%-]+(/[A-Za-z0-9_~%-]+)*")
 
 
@@ -52,8 +52,8 @@ Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 
 
 class Shard(_Frozen):
-    """One tar. `path` is relative to the card, or to the card's `root`; `rows_sha256` is over the
-    shard's rows of the index."""
+    """One tar file. `path` is relative to the card's folder, or to the card's `root`. `rows_sha256`
+    is the checksum of the shard's rows in the index."""
 
     path: str
     samples: Annotated[int, Field(ge=0, le=MAX_SHARD_SAMPLES)]
@@ -63,8 +63,8 @@ class Shard(_Frozen):
 
 
 class SplitCard(_Frozen):
-    """One split. `index` is the path, relative to the card, of its sample index. `class_counts` are
-    images, objects or pixels of each class, whichever carry the classes."""
+    """One split. `index` is the path of its sample index, relative to the card's folder.
+    `class_counts` counts the images, objects or pixels of each class, whichever have classes."""
 
     samples: Count
     shards: tuple[Shard, ...]
@@ -75,7 +75,8 @@ class SplitCard(_Frozen):
 
 
 class ImageCard(_Frozen):
-    """What the images are. Sizes are in pixels; mean and std are of train pixels scaled to 0..1."""
+    """Properties of the images. Sizes are in pixels; mean and std of each channel are those of
+    train pixels, scaled to 0..1."""
 
     channels: Literal[1, 3]
     min_height: Side
@@ -87,18 +88,18 @@ class ImageCard(_Frozen):
 
 
 class Leakage(_Frozen):
-    """Pairs of images in two splits that look the same, as `leakage.jsonl` lists them. Those with
-    the same pixels are rejected when packing; these are only near."""
+    """Near duplicates in different splits, listed in `leakage.jsonl`: `near` pairs of `images`
+    images. Images with identical pixels are rejected during packing and don't count."""
 
     near: Count = 0
     images: Count = 0
 
 
 class Card(_Frozen):
-    """All that is known of a packed data set. `digest` (64 hex digits) is over everything else.
+    """The description of a packed data set. `digest` (64 hex digits) covers all other fields.
 
-    `root` is the folder or address of shards that were not made here and lie elsewhere; empty where
-    they lie beside the card. `classes` is empty for data of the task `images`.
+    `root` is the folder or address of shards that were indexed in place; empty if the shards are
+    beside the card. `classes` is empty for the task `images`.
     """
 
     version: Literal[2] = 2
@@ -115,34 +116,37 @@ class Card(_Frozen):
     digest: str = ""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        """What nothing later looks at again: it would be an error of another kind there."""
+    def _check_consistency(self) -> Self:
+        """Checks what no later code checks, where it would cause confusing errors."""
         if self.task not in ANNOTATION_EXTENSIONS:
-            raise ValueError(f"{self.task!r} is no task: {', '.join(ANNOTATION_EXTENSIONS)}")
+            raise ValueError(
+                f"{self.task!r} is not a valid task: use one of {', '.join(ANNOTATION_EXTENSIONS)}"
+            )
         channels = self.image.channels
         if not len(self.image.mean) == len(self.image.std) == channels:
-            raise ValueError(f"mean and std are not of {channels} channels")
+            raise ValueError(f"mean and std must have {channels} values")
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError("two classes have one name")
+            raise ValueError("two classes have the same name")
         if "" in self.classes:
             raise ValueError("a class has no name")
         for name, split in self.splits.items():
             if split.class_counts.keys() - set(self.classes):
-                raise ValueError(f"{name} counts classes that there are not")
+                raise ValueError(f"{name} counts classes that the card does not have")
         return self
 
     def sealed(self) -> Card:
-        """The same card with its digest."""
+        """Returns a copy with its digest set."""
         return self.model_copy(update={"digest": self.content_digest()})
 
     def content_digest(self) -> str:
+        """Returns the sha256, 64 hex digits, of all fields but `digest`."""
         content = self.model_dump(mode="json", exclude={"digest"})
         encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(encoded.encode()).hexdigest()
 
     def can_be_read_as(self, task: str) -> bool:
-        """Whether a sample says what data of that task say: instances have boxes, too, and every
-        sample has an image."""
+        """Whether the data set can be used for data of another task: instances have boxes, too, and
+        every sample has an image."""
         readable = {self.task, "images"}
         if self.task == "instance_segmentation":
             readable.add("detection")
@@ -151,17 +155,21 @@ class Card(_Frozen):
     def spec(
         self, height: int | None = None, width: int | None = None, *, reads: str | None = None
     ) -> DataSpec:
-        """What the network sees: images of `height` by `width`, by default the largest packed, and
-        of what is said of them what data of the task `reads` say, by default all. Where all pixels
-        are the same, 1 stands for the std, by which they are divided."""
+        """The data as the network sees it.
+
+        Images have `height` by `width` pixels, by default the largest of the data set. `reads` is
+        the task whose annotations are read, by default the data set's own. A std of 0, of constant
+        pixels, becomes 1, because pixels are divided by it. Raises TesseraError if the data can't
+        be read for that task, or the size exceeds `MAX_PIXELS`.
+        """
         task = self.task if reads is None else reads
         if not self.can_be_read_as(task):
             raise TesseraError(f"data of {self.task} can't be read as {task}")
         height, width = height or self.image.max_height, width or self.image.max_width
         if height * width > MAX_PIXELS:
             raise TesseraError(
-                f"images {width} wide and {height} high are too large",
-                hint="say which size the network is to see: data.height and data.width",
+                f"images of {width} by {height} pixels are too large",
+                hint="set the size that the network sees: data.height and data.width",
             )
         return DataSpec(
             task=task,
@@ -175,11 +183,12 @@ class Card(_Frozen):
         )
 
     def _counts(self) -> tuple[int, ...]:
-        """Of each class in train."""
+        """Counts of each class in the train split; empty without one."""
         train = self.splits.get("train")
         return tuple(train.class_counts.get(name, 0) for name in self.classes) if train else ()
 
     def split(self, name: str) -> SplitCard:
+        """Returns a split. Raises TesseraError if there is none of that name, or it is empty."""
         for known, split in self.splits.items():
             if known == name and split.samples:
                 return split
@@ -189,20 +198,23 @@ class Card(_Frozen):
         )
 
     def to_json(self) -> str:
+        """Returns the content of `card.json`."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
 def check_key(key: str, where: str) -> None:
-    """Refuses a key that could be a path elsewhere, or that WebDataset would read otherwise."""
+    """Raises TesseraError for a key that leads to another path, or that WebDataset would parse
+    differently."""
     if not _KEY.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
         raise TesseraError(
             f"{where}: the key {key[:120]!r} is not allowed",
-            hint=f"a key has at most {MAX_KEY_LENGTH} of the characters A-Z a-z 0-9 _ - ~ % /",
+            hint=f"a key has at most {MAX_KEY_LENGTH} characters, of A-Z a-z 0-9 _ - ~ % /",
         )
 
 
 def parse(text: str | bytes, where: str) -> Card:
-    """A card from JSON; refused if it isn't one, or if its digest is not its own."""
+    """Parses a card. `where` names it in errors. Raises TesseraError if it is invalid, empty, or
+    its digest doesn't match its content."""
     try:
         card = Card.model_validate_json(text)
     except ValidationError as error:
@@ -212,27 +224,31 @@ def parse(text: str | bytes, where: str) -> Card:
         raise TesseraError(f"{where} is not a valid card: {field}{problem}") from None
     if card.digest != card.content_digest():
         raise TesseraError(
-            f"{where} was changed after it was packed: its digest is not its own",
+            f"{where} was changed after packing: its digest does not match its content",
             hint="pack the data set again",
         )
     if not any(split.samples for split in card.splits.values()):
-        raise TesseraError(f"{where} is the card of a data set without samples")
+        raise TesseraError(f"{where} describes a data set without samples")
     return card
 
 
 def read(where: str | Path) -> Card:
-    """The card of a packed data set in a folder or at an address."""
+    """Reads the card of a packed data set in a folder or at an address. Raises TesseraError if
+    there is none, or it is invalid."""
     storage = open_storage(where)
     if storage.size(FILE) is None:
-        raise TesseraError(f"{where} is no packed data set: it has no {FILE}", hint=_how(storage))
+        raise TesseraError(
+            f"{where} is not a packed data set: it has no {FILE}", hint=_hint(storage)
+        )
     return parse(storage.read(FILE), f"{storage.where}/{FILE}")
 
 
-def _how(storage: Storage) -> str:
-    """What to do about a place without a card."""
+def _hint(storage: Storage) -> str:
+    """What to do about a folder or an address without a card."""
     folder = Path(storage.where)
     if storage.remote or not folder.is_dir() or not any(folder.iterdir()):
-        stopped = not storage.remote and (folder.parent / f".{folder.name}.packing").is_dir()
-        again = "its pack was stopped: the same tessera pack command goes on"
-        return again if stopped else f"pack one: tessera pack SOURCE --to {storage.where}"
-    return f"if it is a source, pack it: tessera pack {storage.where} --to DIR, and give that DIR"
+        interrupted = not storage.remote and (folder.parent / f".{folder.name}.packing").is_dir()
+        if interrupted:
+            return "its pack was interrupted: run the same tessera pack command again to resume it"
+        return f"pack one: tessera pack SOURCE --to {storage.where}"
+    return f"if it is a source, run tessera pack {storage.where} --to DIR, and use DIR"

@@ -1,17 +1,17 @@
-"""The index of a split: where each sample lies in its shard, and what it must be.
+"""The index of a split: where each sample is stored in its shard, and its checksum.
 
-In: rows made while packing. Out: `SPLIT/index.npy`, and later any sample's row. Must not know what
-lies in the shards. `numpy.load` reads the file.
+In: rows made while packing. Out: `SPLIT/index.npy`, and later the row of any sample. Must not know
+the content of the shards. `numpy.load` can read the file.
 
-The rows are sorted by shard, and the card says how many each shard has, so a sample's number gives
-its shard. The rows of a shard have a checksum of their own in the card: opening a data set reads
-none of them, however many shards it has, and what is read is checked.
+The rows are sorted by shard, and the card has the number of rows of each shard, so a sample's
+number gives its shard. The card also has a checksum of each shard's rows: opening a data set reads
+no rows, however many shards it has, and rows are verified when they are read.
 
-    offset, size      of all members of the sample with headers and padding, in bytes in the shard
-    image, image_size  of the image's bytes, from `offset` on
-    note, note_size    of what is said of it, from `offset` on; 0, 0 where nothing is
-    crc32              over the `size` bytes
-    label              class index; -1 where the data has no classes of whole images
+    offset, size       of all members of the sample with headers and padding, in bytes in the shard
+    image, image_size  of the image's bytes, relative to `offset`
+    note, note_size    of the annotation's bytes, relative to `offset`; 0, 0 if there is none
+    crc32              of the `size` bytes
+    label              class index; -1 if the data set has no class labels
     key                ASCII, at most 92 characters
 """
 
@@ -42,25 +42,28 @@ FIELDS = [
 ]
 MAX_SAMPLE_BYTES = 1 << 30
 KEPT_SHARDS = 64
-_OF_KEYS = np.zeros(256, bool)
-_OF_KEYS[list(b"\0/-_~%0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
+"""Number of shards whose rows are kept in memory."""
+_KEY_BYTES = np.zeros(256, bool)
+_KEY_BYTES[list(b"\0/-_~%0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
 Rows = np.ndarray[Any, Any]
 
 
 def row_type(key_length: int) -> np.dtype[Any]:
+    """The dtype of a row whose key has up to `key_length` bytes."""
     return np.dtype([*FIELDS, ("key", f"S{max(key_length, 1)}")])
 
 
 def rows_of(keys: Sequence[str], fields: Sequence[tuple[int, ...]]) -> Rows:
-    """Rows with the values of `FIELDS`, in their order, and the keys."""
+    """Makes rows from the keys and, for each, the values of `FIELDS` in order."""
     rows = np.zeros(len(keys), row_type(max(map(len, keys), default=1)))
-    for at, (key, values) in enumerate(zip(keys, fields, strict=True)):
-        rows[at] = (*values, key.encode("ascii"))
+    for row, (key, values) in enumerate(zip(keys, fields, strict=True)):
+        rows[row] = (*values, key.encode("ascii"))
     return rows
 
 
 def write_index(path: Path, tables: Sequence[Rows]) -> tuple[list[str], int, str]:
-    """Writes the rows of all shards. Gives each shard's checksum, and the file's size and sha256."""
+    """Writes the rows of all shards to `path` and waits until they are on the disk. Returns the
+    sha256 of each shard's rows, and the size in bytes and the sha256 of the file."""
     width = max((table.dtype["key"].itemsize for table in tables), default=1)
     rows = np.zeros(sum(map(len, tables)), row_type(width))
     sums, at = [], 0
@@ -75,19 +78,25 @@ def write_index(path: Path, tables: Sequence[Rows]) -> tuple[list[str], int, str
         file.flush()
         os.fsync(file.fileno())
     with path.open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums, path.stat().st_size, whole
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums, path.stat().st_size, sha256
 
 
 class Index:
-    """A split's rows, read shard by shard and checked when they are. Not for several threads."""
+    """The rows of a split, which are read and verified shard by shard. Not thread-safe.
+
+    Raises TesseraError if the index is missing, damaged or doesn't match the card: its header when
+    it is opened, the rows of a shard when they are first read.
+    """
 
     def __init__(self, storage: Storage, card: SplitCard) -> None:
         self._card, self._name = card, f"index {card.index} of {storage.where}"
         self.starts = np.cumsum([0, *(shard.samples for shard in card.shards)])
-        """First sample of each shard, and the number of all samples."""
+        """int64 (shards + 1,): the first sample of each shard, then the number of all samples."""
         if card.samples != self.starts[-1]:
-            raise damaged(f"the card of {storage.where} counts other samples than its shards")
+            raise damaged(
+                f"the card of {storage.where} has another number of samples than its shards"
+            )
         path = storage.fetch(card.index, size_bytes=card.index_bytes, sha256=card.index_sha256)
         if not path.is_file():
             raise damaged(f"{self._name} is missing")
@@ -102,24 +111,26 @@ class Index:
         return self._card.samples
 
     def gather(self, samples: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Rows]:
-        """(shards, rows) of samples by their numbers, int64 (N,), in their order."""
+        """Returns the shard numbers, int64 (N,), and the rows (N,) of samples, int64 (N,), in
+        order."""
         shards = np.searchsorted(self.starts, samples, side="right") - 1
-        found = np.empty(len(samples), self._type)
+        result = np.empty(len(samples), self._type)
         for shard in np.unique(shards).tolist():
-            of_it = np.flatnonzero(shards == shard)
-            found[of_it] = self.rows(shard)[samples[of_it] - self.starts[shard]]
-        return shards, found
+            positions = np.flatnonzero(shards == shard)
+            result[positions] = self.rows(shard)[samples[positions] - self.starts[shard]]
+        return shards, result
 
     def rows(self, shard: int) -> Rows:
-        """All rows of a shard."""
-        found = self._kept.get(shard)
-        if found is None:
-            found = self._kept[shard] = self._read(shard)
+        """Returns all rows of a shard, from memory or from the file."""
+        rows = self._kept.get(shard)
+        if rows is None:
+            rows = self._kept[shard] = self._read(shard)
             if len(self._kept) > KEPT_SHARDS:
                 self._kept.popitem(last=False)
-        return found
+        return rows
 
     def close(self) -> None:
+        """Closes the file. Rows can't be read afterwards."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -137,11 +148,11 @@ class Index:
                 shape, _, kind = np.lib.format.read_array_header_1_0(file)
                 head = file.tell()
                 size = os.fstat(file.fileno()).st_size
-        except Exception:  # NumPy's parser raises nearly everything on a damaged header
-            raise damaged(f"{self._name} is no index") from None
+        except Exception:  # NumPy's parser raises almost any error on a damaged header
+            raise damaged(f"{self._name} is not a valid index") from None
         width = kind["key"].itemsize if kind.names and "key" in kind.names else 0
         if not 1 <= width <= MAX_KEY_LENGTH or kind != row_type(width):
-            raise damaged(f"{self._name} has rows of another form")
+            raise damaged(f"{self._name} has rows of another type")
         if shape != (self._card.samples,) or size != head + self._card.samples * kind.itemsize:
             raise damaged(
                 f"{self._name} has {shape} rows, the card says {self._card.samples} samples"
@@ -161,11 +172,13 @@ class Index:
             raise damaged(f"{where} has a sample of more than {MAX_SAMPLE_BYTES:,} bytes")
         ends = rows["offset"] + sizes
         if (ends < rows["offset"]).any() or (ends > card.size_bytes).any():
-            raise damaged(f"{where} points behind the end of a shard")
+            raise damaged(f"{where} points beyond the end of a shard")
         for name in ("image", "note"):
             if (rows[name].astype(np.uint64) + rows[f"{name}_size"] > sizes).any():
-                raise damaged(f"{where} points behind the end of a sample")
+                raise damaged(f"{where} points beyond the end of a sample")
         keys = np.ascontiguousarray(rows["key"])
-        if not _OF_KEYS[keys.view(np.uint8)].all():  # they are printed, and go into other files
-            raise damaged(f"{where} has a key with other characters than keys have")
+        if not _KEY_BYTES[
+            keys.view(np.uint8)
+        ].all():  # keys are printed, and written to other files
+            raise damaged(f"{where} has a key with characters that are not allowed")
         return rows

@@ -1,12 +1,12 @@
-"""Which JPEGs the fast decoder may take, and the fast decoder.
+"""A fast decoder for ordinary JPEG files, and which files these are.
 
-In: a JPEG's bytes. Out: its pixels, or None where Pillow has to decide. Must not know shards, batches
-or what a data set's images are.
+In: the bytes of a JPEG file. Out: its pixels, or None if Pillow has to decode it. Must not know
+shards, batches, or the images of a data set.
 
-torchvision's decoder costs a third of Pillow's on small images, and gives the very same pixels for
-ordinary files. What "ordinary" means is decided here from the markers alone, and strictly: 8 bits,
-baseline or progressive, grey or YCbCr in one of the common samplings, upright, one image in the
-file. Everything else, and everything it refuses, is Pillow's.
+For small images torchvision's decoder takes a third of Pillow's time, and for ordinary files it
+gives identical pixels. A file is ordinary if its markers alone show it: 8 bits, baseline or
+progressive, grey or YCbCr in one of the common samplings, upright, one image in the file. All other
+files, and those that the fast decoder refuses, are left to Pillow.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all with Huffman c
 _SOS = 0xDA
 SCAN = b"\xff\xda"
 MAX_SCANS = 100
-"""Of one file. Each of a progressive one costs a walk over all pixels, however few bytes it has; the
-usual ones have about ten."""
+"""The most scans of one file. Each scan of a progressive JPEG is a pass over all pixels, however
+few bytes it has; usual files have about ten."""
 LARGE_PIXELS = 2_000_000
-"""In smaller images scans cost too little to be counted."""
+"""In smaller images, scans cost too little to count them."""
 _HARMLESS = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {0xE1, 0xE2, 0xEE})
-"""Tables, restart interval, comments and applications' own; none changes what a pixel is."""
+"""Tables, restart interval, comments, data of applications: none of them changes pixels."""
 _EXIF, _EXTRA = 0xE1, 0xE2
 _GREY = (b"\x11",)
 _COLOUR = (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
 """Sampling factors of the components: grey; 4:4:4, 4:2:2 and 4:2:0."""
 _IDS = (b"\1\2\3", b"\0\1\2")
-"""Names of the components that mean YCbCr; b"RGB" would mean what it says."""
+"""Component ids of YCbCr; the ids b"RGB" would mean RGB pixels."""
 _UPRIGHT = (b"\x12\x01\x03\0\x01\0\0\0\x01\0", b"\x01\x12\0\x03\0\0\0\x01\0\x01")
 """The EXIF entry "orientation: upright", in both byte orders."""
 Header = tuple[int, int, int, int]
 
 
 def read_header(data: Sequence[int]) -> Header | None:
-    """(height, width, components, bytes before the first scan) of a JPEG whose pixels both decoders
-    give alike, else None. `data` is bytes or a memoryview of them."""
-    found, at, end = None, 2, len(data) - 10
+    """Returns (height, width, components, bytes before the first scan) of an ordinary JPEG, else
+    None. `data` is bytes or a memoryview."""
+    frame, at, end = None, 2, len(data) - 10
     if end < 0 or data[0] != 0xFF or data[1] != 0xD8:
         return None
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == _SOS:
-            return (*found, at + 2) if found else None
+            return (*frame, at + 2) if frame else None
         after = at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker in _SOF:
-            if found is not None:
+            if frame is not None:
                 return None
-            found = _read_frame(bytes(data[at + 4 : after]))
-            if found is None:
+            frame = _read_frame(bytes(data[at + 4 : after]))
+            if frame is None:
                 return None
         elif marker not in _HARMLESS and not _is_plain(marker, bytes(data[at + 4 : after])):
             return None
@@ -63,7 +63,8 @@ def read_header(data: Sequence[int]) -> Header | None:
 
 
 class FastDecoder:
-    """Decodes ordinary JPEGs of up to `max_pixels` to `channels`, 1 or 3."""
+    """Decodes ordinary JPEGs of at most `max_pixels` pixels to `channels` channels, 1 or 3. Not
+    thread-safe."""
 
     def __init__(self, channels: int, max_pixels: int) -> None:
         self._channels, self._max_pixels = channels, max_pixels
@@ -71,12 +72,13 @@ class FastDecoder:
         self._large = False
 
     def __call__(self, data: memoryview, tensor: Tensor | None = None) -> Tensor | None:
-        """uint8 (C, H, W), which lies in memory as (H, W, C); None where Pillow has to decide, for
-        damaged files too. `tensor`, uint8, holds the same bytes, where one is at hand."""
-        # Files of one size by one program mostly begin alike, tables and all.
+        """Decodes to uint8 (C, H, W), stored as (H, W, C); None if Pillow has to decode the file,
+        also if it is damaged. `tensor`, uint8 (N,), holds the same bytes if the caller has it,
+        which saves a copy."""
+        # Files of one size by one program mostly have equal headers: then they are parsed once.
         if not self._seen or data[: len(self._seen)] != self._seen:
             header = read_header(data)
-            if header is None or not self._takes(*header[:3]):
+            if header is None or not self._accepts(*header[:3]):
                 return None
             self._seen = bytes(data[: header[3]])
             self._large = header[0] * header[1] > LARGE_PIXELS
@@ -89,10 +91,10 @@ class FastDecoder:
         except RuntimeError:
             return None
 
-    def _takes(self, height: int, width: int, components: int) -> bool:
+    def _accepts(self, height: int, width: int, components: int) -> bool:
         if height * width > self._max_pixels:
             return False
-        # Colour to grey is Pillow's formula, and not the luminance that is in the file.
+        # Colour becomes grey by Pillow's formula; the luminance in the file differs from it.
         return self._channels == 3 or (self._channels, components) == (1, 1)
 
 
@@ -107,8 +109,8 @@ def _read_frame(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _is_plain(marker: int, segment: bytes) -> bool:
-    """Whether a segment that could say more of the pixels says nothing."""
-    if marker == _EXTRA:  # a file of several pictures
+    """Whether a segment that could change the pixels does not."""
+    if marker == _EXTRA:  # a file of several images
         return not segment.startswith(b"MPF")
     if marker != _EXIF:  # Adobe's colour transform, or an unknown marker
         return False

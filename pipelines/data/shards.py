@@ -1,9 +1,10 @@
-"""The WebDataset room: samples into tars, and any sample straight out of its tar.
+"""Writes samples into tar shards and reads them back, in the format of WebDataset.
 
-In: samples with their bytes. Out: `SPLIT/000000.tar …` and their rows of the index; then samples by
-number. Must not know tasks, images or batches. Stock `webdataset` and `tar` read the shards; here a
-sample is read by its row of the index, because the library gives no exact access, takes a damaged
-shard for a shorter one, and its decoder runs pickles.
+In: samples with their bytes. Out: `SPLIT/000000.tar …` and the rows of their index; then samples by
+number. Must not know tasks, images or batches. The only module that imports WebDataset, which it
+uses to write; stock `webdataset` and `tar` can read the shards. Here a sample is read through its
+row of the index, because the library gives no random access, takes a damaged shard for a shorter
+one, and its decoder unpickles.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ SHARD_SAMPLES = 4000
 SHARD_BYTES = 64 << 20
 MAX_OPEN_SHARDS = 128
 PIECE_BYTES = 4 << 20
-"""What is read before it is decoded."""
-_ALLOWED = f"a shard holds KEY.{', KEY.'.join(sorted(EXTENSIONS))}"
+"""The most bytes that are read before they are decoded, if they are of several samples."""
+_ALLOWED = f"a shard may contain KEY.{', KEY.'.join(sorted(EXTENSIONS))}"
 
 
 class Packed(NamedTuple):
-    """A sample on its way into a shard. `image` and `note` are (extension, bytes); `note` is what is
-    said of the image. `label` is the class index that the note of a classification set says, else
-    -1."""
+    """A sample to be written to a shard.
+
+    `image` and `note` are (extension, bytes); `note` is the annotation, None if there is none. In a
+    data set of classes `label` is the class index, which the annotation has too; otherwise -1.
+    """
 
     key: str
     image: tuple[str, bytes]
@@ -54,12 +57,13 @@ class Packed(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in a tar, with headers and padding."""
+        """The bytes that the sample occupies in a tar file, with headers and padding."""
         return sum(BLOCK + padded(len(part[1])) for part in (self.image, self.note) if part)
 
 
 class Stored(NamedTuple):
-    """A sample as it lies in a shard. `note` is empty where nothing is said of the image."""
+    """A sample read from a shard. `note` is the annotation's bytes, empty if there is none; `label`
+    is the class index or -1."""
 
     key: str
     image: bytes
@@ -75,21 +79,24 @@ def write(
     shard_samples: int = SHARD_SAMPLES,
     shard_bytes: int = SHARD_BYTES,
 ) -> SplitCard:
-    """Writes one split below `folder` and gives its card (without class counts).
+    """Writes one split below `folder` and returns its card, without class counts.
 
-    A shard ends after `shard_samples` samples, or before it would pass `shard_bytes`.
+    A shard ends after `shard_samples` samples, or before it would exceed `shard_bytes`.
     """
     (folder / split).mkdir(parents=True, exist_ok=True)
     written = []
-    for number, part in enumerate(_cut(samples, shard_samples, shard_bytes)):
+    for number, part in enumerate(_split(samples, shard_samples, shard_bytes)):
         path = f"{split}/{number:06d}.tar"
         written.append(write_shard(folder / path, path, part))
     return finish_split(folder, split, written)
 
 
 def write_shard(file: Path, path: str, samples: Iterable[Packed]) -> tuple[Shard, Rows]:
-    """Writes one tar and waits until it is on the disk. `path` is what the card calls it. The same
-    samples give the same bytes. The shard's `rows_sha256` is filled in by `finish_split`."""
+    """Writes one tar file and waits until it is on the disk. Equal samples give equal bytes.
+
+    `path` is its path in the card. `finish_split` sets the shard's `rows_sha256`. Raises
+    TesseraError for a key or an extension that is not allowed.
+    """
     from webdataset import TarWriter
 
     keys, ends, labels = [], [], []
@@ -104,7 +111,9 @@ def write_shard(file: Path, path: str, samples: Iterable[Packed]) -> tuple[Shard
                 ends.append(writer.tarstream.offset)
                 labels.append(sample.label)
         except BaseException:
-            with suppress(OSError):  # else it writes when it is collected, after `stream` is closed
+            with suppress(
+                OSError
+            ):  # otherwise it writes to the closed `stream` when it is collected
                 writer.close()
             raise
         writer.close()
@@ -126,7 +135,7 @@ def write_shard(file: Path, path: str, samples: Iterable[Packed]) -> tuple[Shard
 
 
 def finish_split(folder: Path, split: str, written: list[tuple[Shard, Rows]]) -> SplitCard:
-    """Writes the split's index below `folder` and gives its card (without class counts)."""
+    """Writes the split's index below `folder` and returns its card, without class counts."""
     index = f"{split}/index.npy"
     sums, size, sha256 = write_index(folder / index, [rows for _, rows in written])
     shards = [
@@ -141,11 +150,11 @@ def finish_split(folder: Path, split: str, written: list[tuple[Shard, Rows]]) ->
     )
 
 
-def _cut(samples: Iterable[Packed], most: int, most_bytes: int) -> Iterator[list[Packed]]:
+def _split(samples: Iterable[Packed], max_samples: int, max_bytes: int) -> Iterator[list[Packed]]:
     part: list[Packed] = []
     size = 0
     for sample in samples:
-        if part and (len(part) >= most or size + sample.size_bytes > most_bytes):
+        if part and (len(part) >= max_samples or size + sample.size_bytes > max_bytes):
             yield part
             part, size = [], 0
         part.append(sample)
@@ -163,18 +172,19 @@ def _check(sample: Packed, path: str) -> None:
 
 
 def _row(data: memoryview, start: int, label: int, path: str) -> tuple[int, ...]:
-    """The values of `index.FIELDS` for the sample whose members are `data`."""
-    places = {"image": (0, 0), "note": (0, 0)}
+    """Returns the values of `index.FIELDS` for the sample whose members are `data`."""
+    positions = {"image": (0, 0), "note": (0, 0)}
     for member in members(data, path):
         extension = member.name.rpartition("/")[2].partition(".")[2]
         kind = "image" if extension in IMAGE_EXTENSIONS else "note"
-        places[kind] = (member.start, member.size)
-    return (start, len(data), *places["image"], *places["note"], zlib.crc32(data), label)
+        positions[kind] = (member.start, member.size)
+    return (start, len(data), *positions["image"], *positions["note"], zlib.crc32(data), label)
 
 
 class Piece(NamedTuple):
-    """Some samples, read and checked. They lie one after the other in `data`, uint8, which is only
-    good until the next piece; `starts` says where. `rows` are their rows of the index."""
+    """Consecutive samples, read and verified. `data`, uint8, has their members, and is valid only
+    until the next piece is read; `starts`, int64, are the samples' first bytes in it, and `rows`
+    their rows of the index."""
 
     data: np.ndarray[Any, Any]
     starts: np.ndarray[Any, Any]
@@ -182,10 +192,11 @@ class Piece(NamedTuple):
 
 
 class ShardReader:
-    """Samples of one split by number, each read with one system call and checked before it is used.
+    """Reads samples of one split by number, each with one system call, and verifies its checksum.
 
-    Opening looks at the sizes of the shards; one is opened when its first sample is asked for. Works
-    after a fork and goes through pickle (it opens anew). Not for several threads at once.
+    Opening compares the sizes of local shards with the card; a shard is opened when its first
+    sample is read. A reader works after a fork, and can be pickled (the copy opens the files
+    again). Not thread-safe.
     """
 
     def __init__(self, where: str | Path, card: Card, split: str) -> None:
@@ -195,7 +206,7 @@ class ShardReader:
         self._storage = open_shards(where, card.root)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._buffer = np.empty(0, np.uint8)
-        if not self._storage.remote:  # elsewhere it is a request a shard, and `open` checks them
+        if not self._storage.remote:  # remote: one request for each shard; `open` verifies them
             check_sizes(self._storage, self._card)
         self.index = Index(storage, self._card)
 
@@ -206,9 +217,9 @@ class ShardReader:
         return (ShardReader, self._args)
 
     def read(self, sample: int) -> Stored:
-        """The sample of that number. Raises TesseraError that names shard and sample."""
-        wanted = np.array([sample])
-        (piece,) = self.pieces(wanted, *self.index.gather(wanted))
+        """Reads one sample. Raises TesseraError that names shard and sample if it is damaged."""
+        samples = np.array([sample])
+        (piece,) = self.pieces(samples, *self.index.gather(samples))
         _, _, image, image_size, note, note_size, _, label, key = piece.rows[0].item()
         return Stored(
             key.decode("ascii", "backslashreplace"),
@@ -220,9 +231,9 @@ class ShardReader:
     def pieces(
         self, samples: np.ndarray[Any, Any], shards: np.ndarray[Any, Any], rows: Rows
     ) -> Iterator[Piece]:
-        """The samples of those numbers, int64, in their order, some at a time: as many as fit into
-        `PIECE_BYTES`, and at least one. Shards and rows are theirs, from `index.gather`. Raises
-        TesseraError that names shard and sample."""
+        """Yields samples, int64 (N,), in order and in pieces: as many as fit into `PIECE_BYTES`,
+        and at least one. `shards` and `rows` come from `index.gather(samples)`. Raises TesseraError
+        that names shard and sample if one is damaged."""
         ends = np.cumsum(rows["size"].astype(np.int64))
         at = 0
         while at < len(samples):
@@ -235,7 +246,8 @@ class ShardReader:
             at = stop
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Begins to fetch remote shards in the background, and forgets those asked for before."""
+        """Starts to download remote shards in the background. Replaces the list of earlier
+        calls."""
         self._storage.prefetch([self._card.shards[shard] for shard in shards])
 
     def _fill(
@@ -244,18 +256,18 @@ class ShardReader:
         if size > len(self._buffer):
             self._buffer = np.empty(size, np.uint8)
         view, at = memoryview(self._buffer), 0  # type: ignore[arg-type]
-        wanted = (shards, rows["offset"], rows["size"], rows["crc32"])
-        for number, (shard, offset, size, crc32) in enumerate(zip(*(v.tolist() for v in wanted))):
+        columns = (shards, rows["offset"], rows["size"], rows["crc32"])
+        for number, (shard, offset, size, crc32) in enumerate(zip(*(v.tolist() for v in columns))):
             part = view[at : at + size]
             at += size
             try:
-                got = os.preadv(self._file(shard), (part,), offset)
+                count = os.preadv(self._file(shard), (part,), offset)
             except OSError as error:
                 where = self._name(shard, samples[number])
                 raise TesseraError(f"{where} can't be read: {error.strerror}") from None
-            if got != size:
+            if count != size:
                 where = self._name(shard, samples[number])
-                raise damaged(f"{where}: {got} of {size} bytes are there")
+                raise damaged(f"{where}: only {count} of {size} bytes exist")
             if zlib.crc32(part) != crc32:
                 raise damaged(f"{self._name(shard, samples[number])}: checksum differs")
 
@@ -263,18 +275,18 @@ class ShardReader:
         return f"shard {self._card.shards[shard].path}, sample {sample}"
 
     def _file(self, shard: int) -> int:
-        found = self._open.get(shard)
-        if found is not None:
-            return found
+        file = self._open.get(shard)
+        if file is not None:
+            return file
         if len(self._open) >= MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         card = self._card.shards[shard]
-        opened = self._storage.open(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
-        self._open[shard] = opened
-        return opened
+        file = self._storage.open(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
+        self._open[shard] = file
+        return file
 
     def close(self) -> None:
-        """Closes the shards; a later read opens them again."""
+        """Closes the shards; the next read opens them again."""
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -284,10 +296,11 @@ class ShardReader:
 
 
 def check_sizes(storage: Storage, split_card: SplitCard) -> None:
-    """Each shard is there and as long as the card says; else TesseraError names the shard."""
-    found = storage.sizes([shard.path for shard in split_card.shards])
+    """Raises TesseraError that names the first shard that is missing or whose size differs from the
+    card."""
+    sizes = storage.sizes([shard.path for shard in split_card.shards])
     for shard in split_card.shards:
-        size = found.get(shard.path)
+        size = sizes.get(shard.path)
         if size is None:
             raise damaged(f"shard {shard.path} of {storage.where} is missing")
         if size != shard.size_bytes:

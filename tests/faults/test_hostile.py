@@ -161,7 +161,7 @@ def test_a_card_from_elsewhere_sends_a_reader_nowhere(where: str, root: str, tak
     if taken:
         assert open_shards(where, root).where == root
         return
-    with pytest.raises(TesseraError, match="says that its shards lie in"):
+    with pytest.raises(TesseraError, match="says that its shards are in"):
         open_shards(where, root)
     open_storage(root)  # the control: as an address of the user's own it is one
 
@@ -217,7 +217,7 @@ def relabel(rows: Any) -> None:
     [
         (swap, "its samples overlap"),
         (relabel, "its class is another than the index says"),
-        (steer, "a key with other characters"),
+        (steer, "a key with characters that are not allowed"),
     ],
 )
 def test_rows_of_other_samples_are_found_by_verify(

@@ -1,5 +1,6 @@
-"""What stock webdataset does with uneven shards, epochs and resumes: the controls of the loader's
-promises, which `test_loading.py`, `test_order.py` and the integration test hold.
+"""Stock webdataset with uneven shards, epochs and resumes: controls for the guarantees here.
+
+The guarantees are tested in `test_loaders.py`, `test_order.py` and `test_exactly_once.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def urls(folder: Path, card: Card) -> list[str]:
 
 
 def ours(folder: Path, card: Card, world: World, epoch: int = 0) -> list[list[str]]:
-    """The keys of each step that are counted."""
+    """The keys of the rows that count, for each step."""
     spec = card.spec()
     loader = TrainLoader(folder, card, spec, batch_size=4, seed=0, world=world, cache="none")
     return [step.batch["key"][: step.counted] for step in loader.epoch(epoch)]
@@ -53,12 +54,12 @@ print("ended", flush=True)
 def test_stock_webdataset_hangs_with_three_shards_on_two_ranks(
     make_set: MakeSet, tmp_path: Path
 ) -> None:
-    """The rank with one shard is through; the one with two waits for it in the fifth step."""
+    """The rank with one shard has ended; the one with two waits for it in the fifth step."""
     folder, card = make_set(12, shard_samples=4)
-    given = [str(tmp_path / "meeting"), *urls(folder, card)]
+    arguments = [str(tmp_path / "meeting"), *urls(folder, card)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", STOCK_RANK, str(rank), *given],
+            [sys.executable, "-c", STOCK_RANK, str(rank), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -78,24 +79,26 @@ def test_stock_webdataset_hangs_with_three_shards_on_two_ranks(
 
 @pytest.mark.fault(15)
 @pytest.mark.parametrize(("samples", "ranks"), [(12, 2), (12, 5), (1, 3), (13, 8)])
-def test_every_rank_has_as_many_steps(samples: int, ranks: int, make_set: MakeSet) -> None:
-    """Three shards on two ranks, fewer shards than ranks, one sample in all."""
+def test_every_rank_has_the_same_number_of_steps(
+    samples: int, ranks: int, make_set: MakeSet
+) -> None:
+    """Three shards on two ranks, fewer shards than ranks, a single sample."""
     folder, card = make_set(samples, shard_samples=4)
     steps = [ours(folder, card, World(rank, ranks)) for rank in range(ranks)]
-    assert {len(of_rank) for of_rank in steps} == {-(-samples // 4)}
-    used = Counter(key for of_rank in steps for keys in of_rank for key in keys)
+    assert {len(rank_steps) for rank_steps in steps} == {-(-samples // 4)}
+    used = Counter(key for rank_steps in steps for keys in rank_steps for key in keys)
     assert used == Counter(f"s{n:04d}" for n in range(samples))
 
 
 @pytest.mark.control(17, 18)
-def test_stock_webdataset_begins_anew_after_a_kill(make_set: MakeSet) -> None:
-    """It has no state: what was used before the cut is used again, or the rest never is."""
+def test_stock_webdataset_starts_again_after_a_kill(make_set: MakeSet) -> None:
+    """It has no state: the samples used before the kill are used again."""
     import webdataset as library
 
     folder, card = make_set(12, shard_samples=4)
-    found = library.WebDataset(urls(folder, card), shardshuffle=False)
-    before = [sample["__key__"] for sample, _ in zip(found, range(5))]
-    after = [sample["__key__"] for sample in found]
+    stock = library.WebDataset(urls(folder, card), shardshuffle=False)
+    before = [sample["__key__"] for sample, _ in zip(stock, range(5))]
+    after = [sample["__key__"] for sample in stock]
     used = Counter(before + after)
     assert sum(count > 1 for count in used.values()) == 5
     loader = TrainLoader(folder, card, card.spec(), batch_size=4, seed=0, world=World())
@@ -105,15 +108,15 @@ def test_stock_webdataset_begins_anew_after_a_kill(make_set: MakeSet) -> None:
 
 
 @pytest.mark.control(18, 19)
-def test_stock_webdataset_s_order_hangs_on_the_readers_and_not_on_the_epoch(
+def test_stock_webdataset_s_order_depends_on_the_readers_and_not_on_the_epoch(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import webdataset as library
 
     folder, card = make_set(12, shard_samples=4)
-    found = library.WebDataset(urls(folder, card), shardshuffle=False).shuffle(12, seed=1)
-    first, second = ([sample["__key__"] for sample in found] for _ in range(2))
-    assert first == second, "two epochs in one order"
+    stock = library.WebDataset(urls(folder, card), shardshuffle=False).shuffle(12, seed=1)
+    first, second = ([sample["__key__"] for sample in stock] for _ in range(2))
+    assert first == second, "two epochs in the same order"
     assert ours(folder, card, World(), 0) != ours(folder, card, World(), 1)
 
     def batches(ranks: int) -> set[frozenset[str]]:

@@ -1,7 +1,7 @@
-"""Shards that were damaged, and what becomes of the same ones in stock webdataset.
+"""Damaged shards, here and, as controls, in stock webdataset.
 
-Every way that reads is held: before a training (`check_feedable`), in it (`TrainLoader`), and
-`verify`. A damaged shard is an error with its name, never a shorter epoch or a wrong pair.
+Tested on every path that reads: before a training (`check_feedable`), in it (`TrainLoader`), and in
+`verify`. A damaged shard is an error that names it, never a shorter epoch or a wrong pair.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
 SAMPLES = 6
-OF_SAMPLE = 4 * BLOCK
-"""A header and a block of content each for image and class."""
+SAMPLE_BYTES = 4 * BLOCK
+"""A header and a block of content, for the image and for the class."""
 
 
 @pytest.fixture
 def packed(make_set: MakeSet) -> tuple[Path, Card, Path]:
-    """Six samples in one shard: its folder, its card, the shard."""
+    """Six samples in one shard: the folder, the card and the shard."""
     folder, card = make_set(SAMPLES, shard_samples=SAMPLES)
     return folder, card, folder / card.splits["train"].shards[0].path
 
@@ -49,7 +49,7 @@ def train(folder: Path, card: Card) -> list[str]:
 
 
 def check(folder: Path, card: Card) -> None:
-    """What a training is refused by before it starts."""
+    """The check before a training starts."""
     preflight.check_feedable(card, workers=1, batch_size=2, where=folder)
 
 
@@ -79,18 +79,18 @@ def image(number: int) -> bytes:
 
 @pytest.mark.fault(1)
 def test_a_shard_cut_anywhere_is_named_and_counted(packed: tuple[Path, Card, Path]) -> None:
-    """At each boundary of a member, in each header, in the data."""
+    """At each boundary of a member, in each header, and in the data."""
     folder, card, shard = packed
     whole = shard.read_bytes()
     assert len(train(folder, card)) == SAMPLES
     for end in range(0, len(whole), BLOCK // 2):
         shard.write_bytes(whole[:end])
-        lost = SAMPLES - min(end // OF_SAMPLE, SAMPLES)
-        said = rf"train/000000\.tar .*has {end} bytes, the card says {len(whole)}"
-        for act in (check, train):
+        lost = SAMPLES - min(end // SAMPLE_BYTES, SAMPLES)
+        expected = rf"train/000000\.tar .*has {end} bytes, the card says {len(whole)}"
+        for read in (check, train):
             with pytest.raises(TesseraError) as refused:
-                act(folder, card)
-            assert re.search(said, re.sub(r"(?<=\d),(?=\d)", "", refused.value.message))
+                read(folder, card)
+            assert re.search(expected, re.sub(r"(?<=\d),(?=\d)", "", refused.value.message))
         line = verify.verify(folder, workers=1).differences[0]
         counted = f"; {lost} of 6 samples differ, the first is s{SAMPLES - lost:04d}"
         assert line.endswith(counted if lost else f"the card says {len(whole):,}")
@@ -102,7 +102,7 @@ def test_stock_webdataset_takes_a_damaged_shard_for_a_shorter_one(
 ) -> None:
     _, _, shard = packed
     whole = shard.read_bytes()
-    half = 3 * OF_SAMPLE
+    half = 3 * SAMPLE_BYTES
     assert len(stock(shard)) == SAMPLES
     flipped = bytearray(whole)
     flipped[half + 5] ^= 1
@@ -114,11 +114,11 @@ def test_stock_webdataset_takes_a_damaged_shard_for_a_shorter_one(
 
 @pytest.mark.fault(2, 3)
 def test_an_epoch_is_never_short(packed: tuple[Path, Card, Path]) -> None:
-    """Of the same size, so that only the content tells: a bit of a header, of the data, zeros, the
-    rest cut off and filled up."""
+    """Damage that keeps the size: a flipped bit in a header and in the data, zeros, the second half
+    replaced."""
     folder, card, shard = packed
     whole = shard.read_bytes()
-    half = 3 * OF_SAMPLE
+    half = 3 * SAMPLE_BYTES
     cases = [bytearray(whole) for _ in range(4)]
     cases[0][half + 5] ^= 1
     cases[1][half + BLOCK + 30] ^= 1
@@ -134,74 +134,74 @@ def test_an_epoch_is_never_short(packed: tuple[Path, Card, Path]) -> None:
 
 
 @pytest.mark.control(3)
-def test_decoders_take_a_flipped_jpeg() -> None:
-    """What the checksum is for."""
+def test_decoders_accept_a_flipped_jpeg() -> None:
+    """The reason for a checksum of each sample."""
     out = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(out, format="JPEG", quality=90)
-    data, taken = out.getvalue(), 0
+    data, accepted = out.getvalue(), 0
     truth = np.asarray(open_image(data, "image"))
     for bit in np.random.default_rng(1).integers(len(data) * 4, len(data) * 8, 50).tolist():
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         try:
-            taken += not np.array_equal(np.asarray(open_image(bytes(flipped), "image")), truth)
+            accepted += not np.array_equal(np.asarray(open_image(bytes(flipped), "image")), truth)
         except TesseraError:
             continue
-    assert taken > 25, "wrong pixels, and no error"
+    assert accepted > 25, "wrong pixels, and no error"
 
 
 REPLACED = {
     "empty": b"",
     "an error page": b"<html><h1>502 Bad Gateway</h1></html>",
-    "a tar of nothing": bytes(10240),
-    "an error page as long": b"<html>".ljust(20480, b" "),
-    "a longer tar of nothing": bytes(20480),
+    "an empty tar": bytes(10240),
+    "an error page of the same size": b"<html>".ljust(20480, b" "),
+    "an empty tar of the same size": bytes(20480),
 }
 
 
 @pytest.mark.fault(4)
 @pytest.mark.parametrize("what", [*REPLACED, "missing"])
-def test_what_is_no_shard_is_named_before_training(
+def test_a_replaced_shard_is_named_before_training(
     what: str, packed: tuple[Path, Card, Path]
 ) -> None:
-    """What has the very size of the shard is named when its first sample is asked for."""
+    """A file of the same size is named when its first sample is read."""
     folder, card, shard = packed
     size = shard.stat().st_size
     shard.unlink()
     if what != "missing":
         shard.write_bytes(REPLACED[what])
-        as_long = shard.stat().st_size == size
+        same_size = shard.stat().st_size == size
     else:
-        as_long = False
-    if as_long:
+        same_size = False
+    if same_size:
         check(folder, card)
-        said = "sample .*checksum differs"
+        expected = "sample .*checksum differs"
     else:
         with pytest.raises(TesseraError, match=r"train/000000\.tar (is missing|has [\d,]+ bytes)"):
             check(folder, card)
-        said = "is missing|has [0-9,]+ bytes"
-    with pytest.raises(TesseraError, match=said):
+        expected = "is missing|has [0-9,]+ bytes"
+    with pytest.raises(TesseraError, match=expected):
         train(folder, card)
     assert "train/000000.tar" in verify.verify(folder, workers=1).differences[0]
 
 
 @pytest.mark.control(4)
-def test_stock_webdataset_says_nothing_of_an_empty_tar(tmp_path: Path) -> None:
+def test_stock_webdataset_accepts_an_empty_tar(tmp_path: Path) -> None:
     import webdataset as library
 
     for name, data in REPLACED.items():
         path = tmp_path / f"{name}.tar"
         path.write_bytes(data)
         assert stock(path, handler=library.ignore_and_continue) == []
-    assert stock(tmp_path / "a tar of nothing.tar") == []
+    assert stock(tmp_path / "an empty tar.tar") == []
 
 
 # ── members ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.control(7, 8)
-def test_stock_webdataset_gives_a_key_twice_and_half_samples(tmp_path: Path) -> None:
+def test_stock_webdataset_returns_a_key_twice_and_half_samples(tmp_path: Path) -> None:
     a, b = (("a.png", image(1)), ("a.cls", b"0")), (("b.png", image(2)), ("b.cls", b"1"))
     apart = write_tar(tmp_path / "apart.tar", [*a, *b, *a])
     assert [sample["__key__"] for sample in stock(apart)] == ["a", "b", "a"]
@@ -212,7 +212,7 @@ def test_stock_webdataset_gives_a_key_twice_and_half_samples(tmp_path: Path) -> 
 
 
 def torn(folder: Path) -> list[Path]:
-    """Two shards of one key: the first is cut behind its last image, before its class."""
+    """Two shards with the same key: the first is cut after its last image, before its class."""
     first = write_tar(folder / "train-0.tar", [("x.png", image(1)), ("x.cls", b"0")])
     data = first.read_bytes()
     first.write_bytes(data[: BLOCK + BLOCK // 2])
@@ -229,7 +229,7 @@ def test_stock_webdataset_pairs_an_image_with_the_class_of_another(tmp_path: Pat
 
 
 @pytest.mark.fault(9)
-def test_no_pair_is_made_of_two_shards(tmp_path: Path) -> None:
+def test_a_pair_never_spans_two_shards(tmp_path: Path) -> None:
     first, second = torn(tmp_path / "in")
     for number, name in enumerate(("train-2", "val-0", "test-0")):
         members = [(f"z{number}.png", image(3)), (f"z{number}.cls", b"1")]
@@ -248,12 +248,12 @@ def _all(reader: ShardReader) -> Iterator[Any]:
     return (reader.read(number) for number in range(len(reader)))
 
 
-# ── what a tar can do to a folder ─────────────────────────────────────────────────────────────
+# ── paths in a tar ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.control(10, 11)
 def test_tarfile_writes_outside_of_the_folder(tmp_path: Path) -> None:
-    """By a name, and through a link. Nothing here is ever written to a path that a tar names."""
+    """By a name, and through a link. We never write to a path that a tar file names."""
     (tmp_path / "out" / "deep").mkdir(parents=True)
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:

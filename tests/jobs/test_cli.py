@@ -314,10 +314,10 @@ def test_wrong_usage_is_said_with_its_mend(
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("train cnn --data SCRATCH", ["is no packed data set", "tessera pack SOURCE --to"]),
-        ("train cnn --data SCRATCH/none", ["is no packed data set", "tessera pack SOURCE --to"]),
-        ("inspect SCRATCH", ["is no packed data set", "tessera pack SOURCE --to"]),
-        ("evaluate digits --data SCRATCH", ["is no packed data set"]),
+        ("train cnn --data SCRATCH", ["is not a packed data set", "tessera pack SOURCE --to"]),
+        ("train cnn --data SCRATCH/none", ["is not a packed data set", "tessera pack SOURCE --to"]),
+        ("inspect SCRATCH", ["is not a packed data set", "tessera pack SOURCE --to"]),
+        ("evaluate digits --data SCRATCH", ["is not a packed data set"]),
         ("evaluate digits@champion --data DIGITS", ["'champion'", "aliases challenger"]),
         ("evaluate digits/7 --data DIGITS", ["'7'", "it has versions 1"]),
         ("promote digits/7", ["'7'", "it has versions 1"]),

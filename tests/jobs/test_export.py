@@ -177,7 +177,7 @@ def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.Mon
         ("digits --format pt2 --out none/x.pt2", 2, "none is no folder"),
         ("digits --format pt2 --out /dev/null --force", 2, "/dev/null is no file"),
         ("digits/7 --format pt2", 1, "it has versions 1"),
-        ("digits --format pt2 --data none", 1, "is no packed data set"),
+        ("digits --format pt2 --data none", 1, "is not a packed data set"),
     ):
         done = call("export", *words.split())
         assert (done.status, part in done.err) == (status, True), done.err

@@ -142,7 +142,7 @@ def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: C
         (("pack", pets, "--to", out, "--option", "x"), 2, "is no NAME=VALUE"),
         (("pack", pets, "--to", out, "--quality", 90), 2, "--quality without --resize"),
         (("pack", pets, "--to", "pipe:cat"), 2, "pipe"),
-        (("inspect", tmp_path / "full"), 1, "is no packed data set"),
+        (("inspect", tmp_path / "full"), 1, "is not a packed data set"),
     ]
     for arguments, status, says in cases:
         done = call(*arguments)

@@ -28,7 +28,7 @@ REFUSED = [
     (["--workers", "3000"], "a batch of 128 can't be split over 3000 workers"),
     (
         ["--workers", "3000", "--set", "train.batch_size=3000"],
-        "1439 train samples can't feed 3000 workers",
+        "1439 train samples are not enough for 3000 workers",
     ),
     (["--set", "data.digest=" + "a" * 64], "is another than the recipe names"),
 ]

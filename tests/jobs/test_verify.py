@@ -47,6 +47,6 @@ def test_verify_names_what_differs_and_ends_with_1(packed: Path, call: Call) -> 
 def test_verify_refuses_what_is_no_set(tmp_path: Path, call: Call) -> None:
     done = call("verify", tmp_path)
     assert done.status == 1
-    assert "is no packed data set" in done.err
+    assert "is not a packed data set" in done.err
     assert call("verify", "pipe:cat x").status == 2
     assert call("verify", "ftp://host/set").status == 2

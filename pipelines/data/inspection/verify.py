@@ -63,7 +63,7 @@ class Report:
 
 def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Report:
     """Checks all of a data set with `workers` threads, by default one a CPU. Raises TesseraError
-    where there is no card, or the card's digest is not its own."""
+    if there is no card, or the card's digest does not match its content."""
     card = cards.read(where)
     counted = [shard for split in card.splits.values() for shard in split.shards]
     total = sum(shard.size_bytes for shard in counted)

@@ -1,1 +1,1 @@
-"""What `loading.py` is made of: the order of an epoch, decoding, and who makes batches."""
+"""From shards to batches: the order of samples, decoding, the pixel cache, loader processes."""

@@ -1,12 +1,11 @@
-"""The batches of a training and of an evaluation, for one rank.
+"""The batches of a training or an evaluation, for one rank.
 
-In: a packed data set, what the network sees of it, and which rank of how many this is. Out: `TrainStep`s
-for training, batches for evaluation. Must not know what a batch holds, nor Ray, MLflow or how a
-shard is laid out.
+In: a packed data set, its data spec, and the rank. Out: `TrainStep`s for training, batches for
+evaluation. Must not know what a batch holds, Ray, MLflow, or the layout of a shard.
 
-Global batch k is rows k·B to (k + 1)·B of the epoch's order, whatever the number of ranks and loader
-processes; a rank sees its cut of each. So resuming needs (epoch, samples consumed) and nothing else,
-and both numbers may change on the way.
+Global batch k is rows k·B to (k + 1)·B of the epoch's order, whatever the number of ranks and
+loader processes; a rank gets a part of each. So resuming needs the epoch and the number of consumed
+samples and nothing else, and a resumed training may use other numbers of ranks and processes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from pipelines.interfaces import World
 class TrainStep:
     """One global batch as this rank sees it.
 
-    `batch` is this rank's rows, as `batches.py` says; the rest is as in `order.RankPart`.
+    `batch` has this rank's rows, in the format of `batches.py`. The other fields are those of
+    `order.RankPart`.
     """
 
     batch: Batch
@@ -42,7 +42,7 @@ class TrainStep:
 
 class TrainLoader:
     """The training batches of one rank. Every rank gets the same number of steps, and every sample
-    is in exactly one of them."""
+    is in exactly one global batch of an epoch."""
 
     def __init__(
         self,
@@ -58,39 +58,41 @@ class TrainLoader:
     ) -> None:
         self._batch_size, self._world = batch_size, world
         self._rows = TrainRows(card, split, seed, batch_size, world)
-        most = -(-batch_size // world.size)
-        self._source = BatchSource(where, card, spec, split, world, self._rows, most, **options)
+        max_rows = -(-batch_size // world.size)
+        self._source = BatchSource(where, card, spec, split, world, self._rows, max_rows, **options)
         self.samples = card.split(split).samples
         self.steps_per_epoch = -(-self.samples // batch_size)
         self.cache_choice = self._source.cache_choice
-        """Where decoded images are kept, and why."""
+        """Where decoded images are kept, and the reason."""
 
     def close(self) -> None:
-        """Ends the processes, which else wait for the next epoch. They also end with the loader."""
+        """Ends the loader processes, which otherwise wait for the next epoch. They also end with
+        the loader."""
         self._source.close()
 
     def epoch(self, epoch: int, consumed: int = 0) -> Iterator[TrainStep]:
-        """The epoch's steps after the first `consumed` samples, which are not read.
+        """Yields the epoch's steps after the first `consumed` samples, which are not read.
 
-        `consumed` is a `TrainStep.consumed`, or 0: anything else is a TesseraError. Batches are made
-        ahead in a thread or in processes; their errors are raised here.
+        `consumed` is a `TrainStep.consumed`, or 0; for any other value TesseraError is raised.
+        Batches are prefetched by a thread or by processes, whose errors are raised here.
         """
         inside = 0 <= consumed <= self.samples
         if not inside or (consumed % self._batch_size and consumed != self.samples):
             raise TesseraError(
-                f"an epoch of {self.samples} samples can't go on after {consumed}",
-                hint=f"with a batch size of {self._batch_size} it goes on after a multiple of that",
+                f"an epoch of {self.samples} samples can't be resumed after {consumed}",
+                hint=f"use a multiple of the batch size, {self._batch_size}",
             )
         return self._steps(epoch, range(consumed, self.samples, self._batch_size))
 
     def _steps(self, epoch: int, starts: range) -> Iterator[TrainStep]:
-        keys = ((epoch, start) for start in self._announced(epoch, starts))
-        # In this order, or the end of the batches would never be asked for.
+        keys = ((epoch, start) for start in self._prefetching(epoch, starts))
+        # `zip` must request the batches first: otherwise their iterator would never reach its end.
         for batch, start in zip(self._source.batches(keys), starts):
             yield TrainStep(batch, *rank_part(start, self.samples, self._batch_size, self._world))
 
-    def _announced(self, epoch: int, starts: range) -> Iterator[int]:
-        """The starts; with each new window of shards those of the next one are asked for."""
+    def _prefetching(self, epoch: int, starts: range) -> Iterator[int]:
+        """Yields the starts. At each new window of shards, the shards of the next one are
+        prefetched."""
         order, window = self._rows.order(epoch), -1
         for start in starts:
             if order.window(start) != window:
@@ -101,29 +103,29 @@ class TrainLoader:
 
 
 class TrainRows:
-    """A rank's sample numbers of the batch that begins at (epoch, start)."""
+    """Returns a rank's sample numbers, int64, of the global batch that begins at (epoch, start)."""
 
     def __init__(self, card: Card, split: str, seed: int, batch_size: int, world: World) -> None:
         self._name = (card.digest, split)
         self._shards = np.array([shard.samples for shard in card.split(split).shards])
         self._seed, self._batch_size, self._world = seed, batch_size, world
-        self._now: tuple[int, EpochOrder] | None = None
+        self._current: tuple[int, EpochOrder] | None = None
 
     def order(self, epoch: int) -> EpochOrder:
         return EpochOrder(*self._name, self._shards, self._seed, epoch)
 
     def __call__(self, key: tuple[int, int]) -> Numbers:
         epoch, start = key
-        if self._now is None or self._now[0] != epoch:
-            self._now = epoch, self.order(epoch)
-        order = self._now[1]
+        if self._current is None or self._current[0] != epoch:
+            self._current = epoch, self.order(epoch)
+        order = self._current[1]
         rows = rank_part(start, order.samples, self._batch_size, self._world).rows
         return order.batch(start, start + self._batch_size)[rows]
 
 
 class EvalLoader:
-    """Fixed batches in the split's own order, dealt out to the ranks: figures made of them can't
-    depend on the number of ranks. Every sample once, nothing repeated."""
+    """Fixed batches in the split's own order, distributed among the ranks, so that metrics can't
+    depend on the number of ranks. Every sample is in exactly one batch of one rank."""
 
     def __init__(
         self,
@@ -137,17 +139,17 @@ class EvalLoader:
         only: Numbers | None = None,
         **options: Unpack[LoadingOptions],
     ) -> None:
-        """`only` are numbers of samples: these are given, in this order, instead of all."""
+        """`only`, int64 (N,), restricts the loader to these samples, in this order."""
         numbers = np.arange(card.split(split).samples) if only is None else only
         self.samples = len(numbers)
         self._batch_size, self._world = batch_size, world
         rows = _EvalRows(numbers, batch_size)
         self._source = BatchSource(where, card, spec, split, world, rows, batch_size, **options)
         self.cache_choice = self._source.cache_choice
-        """Where decoded images are kept, and why."""
+        """Where decoded images are kept, and the reason."""
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
-        """(k, batch k) for this rank's k: rank, rank + size, …; a rank may get none."""
+        """Yields (k, batch k) for this rank's k: rank, rank + size, …. A rank may get none."""
         count = -(-self.samples // self._batch_size)
         mine = range(self._world.rank, count, self._world.size)
         try:
@@ -157,7 +159,7 @@ class EvalLoader:
 
 
 class _EvalRows:
-    """The sample numbers of batch k."""
+    """Returns the sample numbers, int64, of batch k."""
 
     def __init__(self, numbers: Numbers, batch_size: int) -> None:
         self._numbers, self._batch_size = numbers, batch_size

@@ -1,18 +1,20 @@
 """Which samples form which global batch: a pure function of data set, split, seed and epoch.
 
-In: the shards' sizes. Out: sample numbers. Must not know what a sample is, nor how many ranks or
-loader processes there are; `cut` says which rows of a global batch are a rank's.
+In: the number of samples of each shard. Out: sample numbers. Must not know what a sample is, nor
+how many ranks or loader processes there are; `rank_part` says which rows of a global batch a rank
+gets.
 
-The shards are shuffled, then the samples within each `WINDOW` shards that follow each other, so that
-reading stays among few files. Each window has random numbers of its own: asking for a batch in the
-middle of an epoch costs what it costs at the beginning. They are the raw stream of Philox, whose
-stability NumPy guarantees, and the sort is stable: every NumPy on every machine gives the same.
+The shards are shuffled, then the samples within each window of `WINDOW` consecutive shards, so that
+reading stays within few files. Each window has its own random numbers, so a batch in the middle of
+an epoch costs the same as one at its start. The random numbers are the raw stream of Philox, whose
+stability NumPy guarantees, and the sort is stable: every NumPy on every machine gives the same
+order.
 
-Within a global batch the rows are sorted by where in its window a shard lies. A rank takes a
-contiguous cut, so with four nodes the first mostly reads the first quarter of each window's shards.
-It can't be exactly one node a shard: how many rows of a batch come from a shard is chance, the cut
-goes through the middle of the batch whatever lies there, and the members of a batch must not depend
-on the number of nodes. `nodes_per_shard` counts it.
+The rows of a global batch are sorted by the position of their shard in the window. A rank takes a
+contiguous range of rows, so with four nodes the first node reads mostly from the first quarter of
+each window's shards. It can't be exactly one node a shard: how many rows of a batch come from a
+shard is random, the range of a rank begins at a fixed row, and the rows of a batch must not depend
+on the number of nodes. `nodes_per_shard` measures it.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ import numpy as np
 from pipelines.interfaces import World
 
 WINDOW = 16
-"""Shards whose samples are mixed with each other."""
+"""Number of consecutive shards whose samples are shuffled together."""
 _KEPT_WINDOWS = 3
 Numbers = np.ndarray[Any, Any]
 
 
-def cut(total: int, world: World) -> slice:
-    """This rank's rows of a global batch: contiguous, and sizes differ by at most one."""
+def rank_slice(total: int, world: World) -> slice:
+    """The rows of a global batch of `total` rows that this rank gets: contiguous, and the numbers
+    of rows of two ranks differ by at most one."""
     base, extra = divmod(total, world.size)
     start = world.rank * base + min(world.rank, extra)
     return slice(start, start + base + (world.rank < extra))
@@ -42,11 +45,11 @@ def cut(total: int, world: World) -> slice:
 class RankPart(NamedTuple):
     """A rank's part of a global batch.
 
-    counted   rows that count. A rank that a short global batch leaves without rows gets its first
-              row with `counted` 0, so that collectives go on
-    total     rows of the global batch, over all ranks
-    rows      which of them the rank has
-    consumed  samples of the epoch that are used up with this batch
+    counted   number of this rank's rows that count. A rank for which a short global batch has no
+              row gets the first row and `counted` 0, because collectives need every rank
+    total     number of rows of the global batch, over all ranks
+    rows      which of them this rank has
+    consumed  number of samples of the epoch up to the end of this batch
     """
 
     counted: int
@@ -56,17 +59,18 @@ class RankPart(NamedTuple):
 
 
 def rank_part(start: int, samples: int, batch_size: int, world: World) -> RankPart:
-    """Of the batch that begins at the place `start` of an epoch of so many samples."""
+    """This rank's part of the global batch that begins at position `start` of an epoch of
+    `samples`."""
     total = min(batch_size, samples - start)
-    rows = cut(total, world)
+    rows = rank_slice(total, world)
     counted = rows.stop - rows.start
     return RankPart(counted, total, rows if counted else slice(0, 1), start + total)
 
 
 class EpochOrder:
-    """One epoch's permutation of a split's sample numbers, made window by window when asked for.
+    """One epoch's permutation of a split's sample numbers, computed window by window on demand.
 
-    `shard_sizes` are the samples of each shard. Not for several threads.
+    `shard_sizes` is the number of samples of each shard. Not thread-safe.
     """
 
     def __init__(
@@ -86,30 +90,31 @@ class EpochOrder:
         self._firsts = (np.cumsum(sizes) - sizes)[self._shards]
         ends = np.concatenate([[0], np.cumsum(self._sizes)])
         self.samples = int(ends[-1])
-        # Where each window begins, and where the last one ends.
+        # The position where each window begins, and where the last one ends.
         self._bounds = np.append(ends[: len(sizes) : window], self.samples)
         self._kept: OrderedDict[int, tuple[Numbers, Numbers]] = OrderedDict()
 
     def rows(self, start: int, stop: int) -> Numbers:
-        """int64 sample numbers at the places `start` to `stop` of the epoch."""
+        """Sample numbers at positions `start` to `stop` of the epoch: int64 (stop - start,),
+        shorter at the end of the epoch."""
         return self._slice(start, stop)[0]
 
     def batch(self, start: int, stop: int) -> Numbers:
-        """The same numbers, sorted by where in its window each one's shard lies."""
-        rows, places = self._slice(start, stop)
-        return rows[np.argsort(places, kind="stable")]
+        """The numbers of `rows`, sorted by the position of each one's shard in its window."""
+        rows, positions = self._slice(start, stop)
+        return rows[np.argsort(positions, kind="stable")]
 
-    def window(self, place: int) -> int:
-        """The number of the window that holds a place of the epoch."""
-        return int(np.searchsorted(self._bounds, place, side="right")) - 1
+    def window(self, position: int) -> int:
+        """The number of the window that contains a position of the epoch."""
+        return int(np.searchsorted(self._bounds, position, side="right")) - 1
 
     def shards(self, window: int, world: World) -> list[int]:
-        """The shards of a window that this rank will read from, in their order. Empty behind the
+        """The shards of a window that this rank will probably read from, in order. Empty after the
         last window."""
         inside = slice(window * self._window, (window + 1) * self._window)
         sizes = self._sizes[inside]
         ends = np.cumsum(sizes)
-        # A batch's share of a shard varies, so the shard beside the cut is likely read as well.
+        # A batch's share of a shard varies, so the shard next to the boundary is likely read, too.
         low = world.rank / world.size * ends[-1:] - sizes
         high = (world.rank + 1) / world.size * ends[-1:] + sizes
         chosen: list[int] = self._shards[inside][(ends > low) & (ends - sizes < high)].tolist()
@@ -120,30 +125,29 @@ class EpochOrder:
         window = self.window(start)
         while start < min(stop, self.samples):
             first, end = int(self._bounds[window]), int(self._bounds[window + 1])
-            rows, places = self._make(window)
+            rows, positions = self._make(window)
             inside = slice(start - first, stop - first)
-            parts.append((rows[inside], places[inside]))
+            parts.append((rows[inside], positions[inside]))
             start, window = max(start, end), window + 1
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _make(self, window: int) -> tuple[Numbers, Numbers]:
-        """A window's sample numbers in their order, and how far in the window each one's shard
-        begins, from 0 to 1."""
-        found = self._kept.get(window)
-        if found is not None:
-            return found
+        """A window's sample numbers in order, and where in the window each one's shard begins, from
+        0 to 1."""
+        kept = self._kept.get(window)
+        if kept is not None:
+            return kept
         inside = slice(window * self._window, (window + 1) * self._window)
         sizes, firsts = self._sizes[inside], self._firsts[inside]
         total = int(sizes.sum())
         begins = np.cumsum(sizes) - sizes
         numbers = np.repeat(firsts - begins, sizes) + np.arange(total)
         chosen = np.argsort(self._draw(str(window), total), kind="stable")
-        places = np.repeat(begins / max(total, 1), sizes)
-        made = numbers[chosen], places[chosen]
-        self._kept[window] = made
+        positions = np.repeat(begins / max(total, 1), sizes)
+        kept = self._kept[window] = numbers[chosen], positions[chosen]
         if len(self._kept) > _KEPT_WINDOWS:
             self._kept.popitem(last=False)
-        return made
+        return kept
 
     def _draw(self, what: str, count: int) -> Numbers:
         key = hashlib.sha256(f"{self._name}\0{what}".encode()).digest()[:16]
@@ -152,12 +156,13 @@ class EpochOrder:
 
 
 def nodes_per_shard(order: EpochOrder, shard_sizes: Sequence[int], batch: int, nodes: int) -> float:
-    """How many of `nodes` read from a shard in one epoch, on the average. `batch` is global."""
+    """The mean number of nodes that read from a shard in one epoch. `batch` is the global batch
+    size."""
     ends = np.cumsum(shard_sizes)
     readers = np.zeros((len(ends), nodes), bool)
     for start in range(0, order.samples, batch):
         rows = order.batch(start, start + batch)
         shards = np.searchsorted(ends, rows, side="right")
         for node in range(nodes):
-            readers[shards[cut(len(rows), World(node, nodes))], node] = True
+            readers[shards[rank_slice(len(rows), World(node, nodes))], node] = True
     return float(readers.sum() / len(ends))

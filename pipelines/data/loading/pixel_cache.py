@@ -1,9 +1,9 @@
-"""Decoded images of a split in memory that all processes of a node share.
+"""Decoded images of a split, in memory that all processes of a node share.
 
-In: how many samples, and what the network sees. Out: one `PixelBuffer` for every process that opens it.
-Must not know shards, nor who agrees with whom: one process calls `create`, tells the others the path,
-they call `open_file`, and when all have it the first calls `unlink`. From then on the memory ends
-with the last process, however that ends.
+In: the number of samples and the data spec. Out: a `PixelBuffer` for every process that opens it.
+Must not know shards, nor how processes agree: one process calls `create` and sends the path to the
+others, they call `open_file`, and when all have opened it the first calls `unlink`. From then on
+the memory is freed with the last process, however that ends.
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ _FREE_SHARE = 4
 
 
 class PixelBuffer:
-    """Room for decoded samples.
+    """Memory for N decoded samples.
 
     images  uint8 (N, C, H, W)
     masks   uint8 (N, H, W) for semantic segmentation, else (0, H, W)
     sizes   int64 (N, 2): height and width before the image was fitted
-    filled  uint8 (N,): 1 where the sample is there. Set last; two processes that decode the same
-            sample write the same, so nothing is locked
+    filled  uint8 (N,): 1 if the sample is decoded, written last. Two processes that decode the same
+            sample write the same bytes, so there is no lock
     """
 
     def __init__(self, samples: int, spec: DataSpec, memory: Any = None) -> None:
         self._memory = memory
         masks = samples if spec.task == "semantic_segmentation" else 0
-        at = 0
+        offset = 0
 
-        def room(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
-            nonlocal at
+        def allocate(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+            nonlocal offset
             if memory is None or not math.prod(shape):
                 return torch.empty(shape, dtype=kind)
-            made = torch.frombuffer(memory, dtype=kind, count=math.prod(shape), offset=at)
-            at += _aligned(made.nbytes)
-            return made.view(shape)
+            tensor = torch.frombuffer(memory, dtype=kind, count=math.prod(shape), offset=offset)
+            offset += _aligned(tensor.nbytes)
+            return tensor.view(shape)
 
-        self.images = room((samples, *spec.shape), torch.uint8)
-        self.masks = room((masks, spec.height, spec.width), torch.uint8)
-        self.sizes = room((samples, 2), torch.int64)
-        self.filled = room((samples,), torch.uint8)
+        self.images = allocate((samples, *spec.shape), torch.uint8)
+        self.masks = allocate((masks, spec.height, spec.width), torch.uint8)
+        self.sizes = allocate((samples, 2), torch.int64)
+        self.filled = allocate((samples,), torch.uint8)
         if memory is None:
             self.filled.zero_()
 
     def part(self, start: int, stop: int) -> PixelBuffer:
-        """The room of the samples `start` to `stop`, in the same memory."""
-        made = object.__new__(PixelBuffer)
-        made.__dict__ = {name: value[start:stop] for name, value in self.tensors().items()}
-        return made
+        """The samples `start` to `stop`, in the same memory."""
+        view = object.__new__(PixelBuffer)
+        view.__dict__ = {name: value[start:stop] for name, value in self.tensors().items()}
+        return view
 
     def tensors(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.__dict__.items() if isinstance(v, Tensor)}
 
     @property
     def share_filled(self) -> float:
-        """Of all samples, 0 to 1."""
+        """The fraction of samples that are decoded, 0 to 1."""
         return float(self.filled.float().mean())
 
 
 class SharedPixelBuffer(PixelBuffer):
-    """`PixelBuffer` in memory that forked processes, and those that open the file, have together."""
+    """A `PixelBuffer` in memory shared with forked processes and with those that open its file."""
 
     def __init__(
         self, samples: int, spec: DataSpec, memory: mmap.mmap, path: Path | None = None
@@ -84,13 +84,13 @@ class SharedPixelBuffer(PixelBuffer):
         self.path = path
 
     def unlink(self) -> None:
-        """Takes the name away; whoever has it open keeps the memory."""
+        """Removes the file name; processes that have it open keep the memory."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
 def size_bytes(samples: int, spec: DataSpec) -> int:
-    """What the pixels of a split take."""
+    """The size of a split's decoded pixels in bytes."""
     pixels = samples * math.prod(spec.shape)
     if spec.task == "semantic_segmentation":
         pixels += samples * spec.height * spec.width
@@ -98,14 +98,15 @@ def size_bytes(samples: int, spec: DataSpec) -> int:
 
 
 def anonymous(samples: int, spec: DataSpec) -> SharedPixelBuffer:
-    """For this process and those that are forked from it. Used as far as it is written to."""
+    """A buffer for this process and processes forked from it. The system provides its memory as it
+    is written."""
     return SharedPixelBuffer(samples, spec, mmap.mmap(-1, _total(samples, spec)))
 
 
 def create(samples: int, spec: DataSpec) -> SharedPixelBuffer | None:
-    """A new file of a name of its own in /dev/shm, or in the temporary folder where that is too
-    small; None where neither has room. The room is taken at once: memory that runs out later would
-    kill whoever writes."""
+    """A buffer in a new file in /dev/shm, or in the temporary folder if /dev/shm is too small; None
+    if neither has room. All of it is allocated at once: if memory ran out later, the process that
+    writes would be killed by SIGBUS."""
     for folder in (SHARED_FOLDER, Path(tempfile.gettempdir())):
         try:
             file, name = tempfile.mkstemp(prefix="tessera-", dir=folder)
@@ -123,7 +124,8 @@ def create(samples: int, spec: DataSpec) -> SharedPixelBuffer | None:
 
 
 def open_file(path: Path, samples: int, spec: DataSpec) -> SharedPixelBuffer:
-    """The one that another process has created for the same split and size."""
+    """Opens the buffer that another process has created for the same split and size. Raises
+    TesseraError if the file can't be opened or has another size."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -138,7 +140,7 @@ def open_file(path: Path, samples: int, spec: DataSpec) -> SharedPixelBuffer:
 
 @dataclass(frozen=True)
 class Choice:
-    """Where decoded images are kept, "none", "memory" or "device", and why, in words."""
+    """Where decoded images are kept, "none", "memory" or "device", and the reason in words."""
 
     kind: str
     reason: str
@@ -150,12 +152,15 @@ class Choice:
 def choose(
     samples: int, spec: DataSpec, *, cache: str, cache_bytes: int, device: str = "cpu"
 ) -> Choice:
-    """Where a split's decoded images go. What is asked for and doesn't fit is a TesseraError;
-    "auto" takes what fits."""
+    """Decides where a split's decoded images are kept, from `cache`, one of `CACHES`.
+
+    "auto" uses memory if the images fit into `cache_bytes`, and the device if they also fit into a
+    quarter of its free memory. Raises TesseraError if a cache is requested that doesn't fit.
+    """
     if cache not in CACHES:
         raise unknown("cache", cache, CACHES)
     if cache == "none":
-        return Choice("none", "asked for")
+        return Choice("none", "as requested")
     need = size_bytes(samples, spec)
     size, budget = _words(need), _words(cache_bytes)
     if need > cache_bytes:
@@ -163,14 +168,14 @@ def choose(
             return Choice("none", f"{size} of images don't fit the budget of {budget}")
         raise TesseraError(
             f"{size} of decoded images don't fit the cache's budget of {budget}",
-            hint="give it a larger budget, smaller images, or the cache auto or none",
+            hint="raise cache_bytes, use smaller images, or set the cache to auto or none",
         )
     if cache == "memory":
-        return Choice("memory", f"{size} of images, asked for")
+        return Choice("memory", f"{size} of images, as requested")
     fits = f"{size} of images fit the budget of {budget}"
     if not device.startswith("cuda"):
-        asked = f", and the device is the {device.upper()}" if cache == "device" else ""
-        return Choice("memory", fits + asked)
+        note = f", and the device is the {device.upper()}" if cache == "device" else ""
+        return Choice("memory", fits + note)
     free = torch.cuda.mem_get_info(torch.device(device))[0]
     if need <= free // _FREE_SHARE:
         return Choice("device", f"{fits}, and a quarter of the device's free {_words(free)}")

@@ -1,7 +1,7 @@
-"""Things made ahead of their use: in a thread, or in forked processes.
+"""Computes items before they are used: in a thread, or in forked processes.
 
-In: a function and what to call it with. Out: what it gives, in order. Must not know what that is.
-Errors are raised where the thing is waited for, and threads and processes end with the iterator.
+In: a function and its arguments. Out: its results, in order. Must not know what they are. Errors
+are raised where the result is awaited, and threads and processes end with the iterator.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from models.core.errors import TesseraError
 
 THREAD_PREFETCH = 4
-"""Things that the thread makes ahead."""
+"""Number of items that the thread computes in advance."""
 PROCESS_PREFETCH = 2
-"""Things that each process makes ahead."""
+"""Number of items that each process computes in advance."""
 _PUT_SECONDS = 0.1
 K = TypeVar("K")
 T = TypeVar("T")
 
 
 def prefetch_in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """The items of `make()`, made in a thread a few ahead. The thread starts with the first item
-    asked for and has ended when this iterator has, however that comes."""
+    """Yields the items of `make()`, which a thread computes a few in advance. The thread starts
+    with the first item requested and has ended when this iterator ends or is closed."""
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(THREAD_PREFETCH)
     stop = threading.Event()
 
@@ -44,14 +44,14 @@ def prefetch_in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
         return False
 
     def work() -> None:
-        # A second pool of OpenMP threads beside the training's would fight it for the cores.
+        # A second pool of OpenMP threads would compete with the training's for the cores.
         torch.set_num_threads(1)
         try:
             for item in make():
                 if not put("item", item):
                     return
             put("end", None)
-        except BaseException as error:  # it belongs to whoever waits for the item
+        except BaseException as error:  # raised where the item is awaited
             put("error", error)
 
     thread = threading.Thread(target=work, name="tessera-loading", daemon=True)
@@ -70,13 +70,14 @@ def prefetch_in_thread(make: Callable[[], Iterator[T]]) -> Iterator[T]:
 
 
 def max_prefetched(processes: int) -> int:
-    """Items that `LoaderProcesses` may have made or be making, with the one given out last."""
+    """The most items that `LoaderProcesses` holds or computes at a time, with the one yielded
+    last."""
     return processes * PROCESS_PREFETCH + 1
 
 
 class LoaderProcesses(Generic[K, T]):
-    """`count` processes that call `make`. They are forked with the first item asked for, and go on
-    to the next `items` where the one before came to its end."""
+    """`count` processes that call `make`. They are forked when the first item is requested, and are
+    kept for the next call of `items` if the one before was exhausted."""
 
     def __init__(self, make: Callable[[K], T], count: int) -> None:
         self._keys: _Keys[K] = _Keys()
@@ -85,8 +86,9 @@ class LoaderProcesses(Generic[K, T]):
         self._make, self._count = make, count
 
     def items(self, keys: Iterable[K]) -> Iterator[T]:
-        """`make(key)` for each of the keys, in their order."""
-        self._keys.given = keys
+        """Yields `make(key)` for each of the keys, in order. Raises the TesseraError of a process,
+        and one if a process was killed."""
+        self._keys.keys = keys
         self._iterator = self._begin()
         done = False
         try:
@@ -96,20 +98,20 @@ class LoaderProcesses(Generic[K, T]):
                 yield item
             done = True
         finally:
-            # What is under way of an epoch that was given up would have to be waited for.
+            # Items in progress of an abandoned iteration would have to be awaited otherwise.
             if not done:
                 self.close()
 
     def close(self) -> None:
-        """Ends the processes; `items` would fork new ones."""
+        """Ends the processes; `items` forks new ones."""
         if self._iterator is not None:
-            # It would come by itself when nobody has the iterator, but a traceback may have it.
+            # Without references the iterator does this itself, but a traceback may hold one.
             self._iterator._shutdown_workers()
         self._loader = self._iterator = None
 
     def _begin(self) -> Iterator[Any]:
         if self._loader is None:
-            _hush()
+            _ignore_warnings()
             self._loader = DataLoader(
                 _Calls(self._make, os.getpid()),
                 batch_size=None,
@@ -117,15 +119,15 @@ class LoaderProcesses(Generic[K, T]):
                 num_workers=self._count,
                 prefetch_factor=PROCESS_PREFETCH,
                 multiprocessing_context="fork",
-                worker_init_fn=_settle,
-                collate_fn=_as_it_is,
+                worker_init_fn=_set_up_process,
+                collate_fn=_identity,
                 persistent_workers=True,
-                # Else it draws from the generator of the training.
+                # Without it, DataLoader draws from the global generator, which is the training's.
                 generator=torch.Generator().manual_seed(0),
             )
         if threading.current_thread() is not threading.main_thread():
             return iter(self._loader)
-        # torch's handler raises wherever the main thread happens to be; we hear of it in time.
+        # torch's handler would raise anywhere in the main thread; `_watched` notices it, too.
         before = signal.getsignal(signal.SIGCHLD)
         try:
             return iter(self._loader)
@@ -133,22 +135,23 @@ class LoaderProcesses(Generic[K, T]):
             signal.signal(signal.SIGCHLD, before)
 
 
-def _as_it_is(item: T) -> T:
+def _identity(item: T) -> T:
     return item
 
 
 class _Failure:
-    """An error on its way: torch would raise another one, with a traceback for a message."""
+    """Carries an error to the parent: torch would raise another one whose message is a
+    traceback."""
 
     def __init__(self, error: TesseraError) -> None:
         self.error = error
 
 
 class _Keys(Sampler[K], Generic[K]):
-    given: Iterable[K] = ()
+    keys: Iterable[K] = ()
 
     def __iter__(self) -> Iterator[K]:
-        return iter(self.given)
+        return iter(self.keys)
 
 
 class _Calls(Dataset[Any]):
@@ -172,48 +175,50 @@ def _watched(items: Iterator[T]) -> Iterator[T]:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise TesseraError(
-                "a process that loads data was killed",
-                hint="mostly memory or /dev/shm ran out: use fewer loader workers, a smaller batch "
-                "or a smaller cache",
+                "a loader process was killed",
+                hint="memory or /dev/shm probably ran out: use fewer loader workers, a smaller "
+                "batch size or a smaller cache",
             ) from None
         yield item
 
 
-def _settle(number: int) -> None:
-    """What a forked process must not have, or do, of what its parent has."""
+def _set_up_process(number: int) -> None:
+    """Detaches a forked process from its parent's signals and sockets, and lets it end with the
+    parent."""
     info = torch.utils.data.get_worker_info()
     assert info is not None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    _leave_sockets()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
+    _close_sockets()
     parent = os.pidfd_open(info.dataset.parent)  # type: ignore[attr-defined]
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent has ended, killed or not."""
+def _exit_with_parent(parent: int) -> None:
+    """Ends this process when its parent ends, even if that is killed."""
     import select
 
     select.select([parent], [], [])
     os._exit(1)
 
 
-def _leave_sockets() -> None:
-    """Else the peers of a killed rank would see its connections open as long as this one lives.
+def _close_sockets() -> None:
+    """Replaces inherited sockets by /dev/null. Otherwise the peers of a killed rank would see its
+    connections open as long as this process lives.
 
-    The numbers stay taken, so nobody who still has one closes a file that isn't theirs.
+    The descriptors stay in use, so code that still holds one closes no file that isn't its own.
     """
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for name in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 os.dup2(nothing, int(name), inheritable=False)
-        except OSError:  # the listing's own
+        except OSError:  # the descriptor of the listing itself
             continue
     os.close(nothing)
 
 
-def _hush() -> None:
-    """Warnings that say nothing to the user of a training."""
+def _ignore_warnings() -> None:
+    """Ignores torch's advice on the number of workers and on forking, which users can't act on."""
     for message in ("This DataLoader will create", "This process .* is multi-threaded"):
         if not any(rule[1] and rule[1].pattern == message for rule in warnings.filters):
             warnings.filterwarnings("ignore", message=message)

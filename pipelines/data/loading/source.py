@@ -1,10 +1,10 @@
-"""A split's batches as they are asked for: by a thread or by processes, decoded anew or remembered.
+"""A split's batches for a sequence of keys, made by a thread or by processes, with a pixel cache.
 
-In: a split, and a function from a key, whatever that is, to sample numbers. Out: batches for keys, in
-their order. Must not know epochs, nor what the numbers mean.
+In: a split, and a function from a key, of any type, to sample numbers. Out: batches for keys, in
+order. Must not know epochs, nor what the keys mean.
 
-Processes decode into memory that they have in common with this one: the cache, or a ring with room
-for each batch that may be under way. What comes through their pipes is small.
+Processes decode into memory that they share with this one: the pixel cache, or a ring buffer with
+a slot for each batch that may be in progress. What comes through their pipes is small.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from pipelines.interfaces import World
 
 CACHE_BYTES = 2 << 30
 NEARLY_ALL = 0.9
-"""Of the images: when they are in memory, processes to decode the rest cost more than they give."""
+"""With this fraction of the images in memory, processes that decode the rest cost more than they
+save."""
 Numbers = np.ndarray[Any, Any]
 
 
 class LoadingOptions(TypedDict, total=False):
-    """How a split is read; none of it changes what is in a batch, but `fit`.
+    """How a split is read. Only `fit` changes what is in a batch.
 
-    fit             how an image gets the size that the network sees: see `samples.Fit`
+    fit             how an image gets the size that the network sees, see `images.Fit`
     cache           where decoded images are kept: "auto", "none", "memory" or "device"
-    cache_bytes     how much they may take, in bytes
-    share           memory for them that the ranks of a node have in common; else a rank has its own
-    loader_workers  processes that make batches; 0: a thread does
+    cache_bytes     the most memory for them, in bytes
+    share           memory for them that the ranks of a node share; without it each rank has its own
+    loader_workers  number of processes that make batches; 0 for a thread
     """
 
     fit: Fit
@@ -52,8 +53,8 @@ class LoadingOptions(TypedDict, total=False):
 
 
 class _Filler:
-    """What a process has to know. It doesn't know the `BatchSource`, which then ends when it is let go,
-    and its processes with it."""
+    """The part of a `BatchSource` that its processes get. They have no reference to the
+    `BatchSource`, so it can be collected, and its processes end with it."""
 
     def __init__(
         self,
@@ -66,25 +67,26 @@ class _Filler:
         self.maker, self.numbers = maker, numbers
         self._rows, self._cache, self._ring = rows, cache, ring
 
-    def fill(self, numbered: tuple[int, Any]) -> Fields:
-        """In a process: the batch of (slot of the ring, key), but for its pixels."""
-        slot, key = numbered
+    def fill(self, item: tuple[int, Any]) -> Fields:
+        """Runs in a process: makes the batch of (slot in the ring, key) and returns all but its
+        pixels, which it writes to the cache or the ring."""
+        slot, key = item
         samples = self.numbers(key)
         if self._cache is not None:
             return self.maker.fill(samples, self._cache, samples)
-        room = self.room(slot, len(samples))
-        room.filled.zero_()
-        return self.maker.fill(samples, room, np.arange(len(samples)))
+        buffer = self.slot(slot, len(samples))
+        buffer.filled.zero_()
+        return self.maker.fill(samples, buffer, np.arange(len(samples)))
 
-    def room(self, slot: int, rows: int) -> PixelBuffer:
-        """The ring's memory for a batch."""
+    def slot(self, slot: int, rows: int) -> PixelBuffer:
+        """The ring's memory for a batch of `rows` samples."""
         assert self._ring is not None
         return self._ring.part(slot * self._rows, slot * self._rows + rows)
 
 
 class BatchSource:
-    """The batches of one rank. `numbers` gives the sample numbers, int64, of a key's batch, and at
-    most `max_rows` of them."""
+    """The batches of one rank. `numbers(key)` returns the sample numbers of a batch: int64, at most
+    `max_rows` of them."""
 
     def __init__(
         self,
@@ -127,8 +129,8 @@ class BatchSource:
         )
 
     def batches(self, keys: Iterable[Any]) -> Iterator[Batch]:
-        """The batch of each key. Threads and processes end with the iterator, but processes that
-        have come to the end of it wait for the next one, or for `close`."""
+        """Yields the batch of each key. A thread ends with the iterator. Processes end when it is
+        closed early; after its end they wait for the next call, or for `close`."""
         filled = self._cache.share_filled if self._cache else 0.0
         if filled == 1.0 and self._device is not None and self._cache and not self._on_device:
             self._on_device = (
@@ -139,8 +141,8 @@ class BatchSource:
             self.close()
             yield from prefetch_in_thread(lambda: map(self._make, keys))
             return
-        numbered = ((number % self._slots, key) for number, key in enumerate(keys))
-        for number, fields in enumerate(self._processes.items(numbered)):
+        items = ((number % self._slots, key) for number, key in enumerate(keys))
+        for number, fields in enumerate(self._processes.items(items)):
             yield self._collect(fields, number % self._slots)
 
     def close(self) -> None:
@@ -149,42 +151,43 @@ class BatchSource:
             self._processes.close()
 
     def _make(self, key: Any) -> Batch:
-        with self._lock:  # an iterator given up and the next one may overlap
+        with self._lock:  # an abandoned iterator and the next one may overlap
             samples = self._filler.numbers(key)
             if self._cache is not None:
                 return self._from_cache(self._filler.maker.fill(samples, self._cache, samples))
             pixels = PixelBuffer(len(samples), self._spec)
             fields = self._filler.maker.fill(samples, pixels, np.arange(len(samples)))
-        return self._whole(fields, pixels.images, pixels.masks, pixels.sizes)
+        return self._batch(fields, pixels.images, pixels.masks, pixels.sizes)
 
     def _collect(self, fields: Fields, slot: int) -> Batch:
         if self._cache is not None:
             return self._from_cache(fields)
-        room = self._filler.room(slot, len(fields["index"]))
-        parts = (room.images, room.masks, room.sizes)
-        return self._whole(fields, *(self._copy(part) for part in parts))
+        buffer = self._filler.slot(slot, len(fields["index"]))
+        parts = (buffer.images, buffer.masks, buffer.sizes)
+        return self._batch(fields, *(self._copy(part) for part in parts))
 
     def _from_cache(self, fields: Fields) -> Batch:
         assert self._cache is not None
-        places = torch.from_numpy(fields["index"])
+        positions = torch.from_numpy(fields["index"])
         images, masks = self._on_device or (self._cache.images, self._cache.masks)
         parts = (images, masks, self._cache.sizes)
-        return self._whole(fields, *(self._pick(part, places) for part in parts))
+        return self._batch(fields, *(self._pick(part, positions) for part in parts))
 
-    def _whole(self, fields: Fields, images: Tensor, masks: Tensor, sizes: Tensor) -> Batch:
+    def _batch(self, fields: Fields, images: Tensor, masks: Tensor, sizes: Tensor) -> Batch:
         return collect(fields, images, masks, sizes, fit=self._fit, pin=self._pin)
 
-    def _pick(self, part: Tensor, places: Tensor) -> Tensor:
+    def _pick(self, part: Tensor, positions: Tensor) -> Tensor:
         if not len(part):  # masks of a task that has none
             return part
         if part.device.type != "cpu":
-            return part.index_select(0, places.to(part.device))
-        out = torch.empty((len(places), *part.shape[1:]), dtype=part.dtype, pin_memory=self._pin)
-        np.take(part.numpy(), places.numpy(), axis=0, out=out.numpy(), mode="clip")
+            return part.index_select(0, positions.to(part.device))
+        out = torch.empty((len(positions), *part.shape[1:]), dtype=part.dtype, pin_memory=self._pin)
+        np.take(part.numpy(), positions.numpy(), axis=0, out=out.numpy(), mode="clip")
         return out
 
     def _copy(self, part: Tensor) -> Tensor:
-        """By NumPy: torch would split the copy over threads that wait for the decoders' cores."""
+        """Copies with NumPy: torch would split the copy among threads, which wait for the cores
+        that the decoders use."""
         out = torch.empty(part.shape, dtype=part.dtype, pin_memory=self._pin)
         out.numpy()[...] = part.numpy()
         return out

@@ -1,7 +1,7 @@
-"""What is said of an image, fitted as the image was: boxes, masks, classes of pixels.
+"""Fits annotations as the image was fitted: boxes, masks, classes of pixels.
 
-In: annotations in the image's own size. Out: arrays in the size that the network sees. Must not know
-where they come from, nor batches beyond their lists.
+In: annotations in the image's own size. Out: arrays in the size that the network sees. Must not
+know where they come from, nor batches beyond their lists.
 
     N objects of one image, H height, W width; sizes are (height, width)
 """
@@ -19,14 +19,14 @@ from pipelines.data.annotations import IGNORED, Mask, Objects, mask_pixels, resi
 from pipelines.data.images import Fit, crop, extents, view
 
 COUNTS = "objects"
-"""How many objects each image has, while they are in one array."""
+"""The field of a flattened batch with the number of objects of each image."""
 Array = np.ndarray[Any, Any]
 Size = tuple[int, int]
 
 
 class FittedObjects(NamedTuple):
     """The objects of one image: boxes float32 (N, 4), labels int64 (N,), crowd bool (N,), and masks
-    uint8 (N, H, W) where they are asked for."""
+    uint8 (N, H, W) or None."""
 
     boxes: Array
     labels: Array
@@ -34,26 +34,27 @@ class FittedObjects(NamedTuple):
     masks: Array | None
 
 
-def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: bool) -> FittedObjects:
-    """Scaled or cut; an object of which nothing is left is dropped."""
+def fit_objects(objects: Objects, size: Size, to: Size, fit: Fit, *, masks: bool) -> FittedObjects:
+    """Scales or crops objects from an image of size `size` to `to`. An object is dropped if nothing
+    of it is left. Masks are rendered only with `masks`."""
     pixels = None
     if fit == "crop":
-        down, right = view(given, *to, fit).shift
+        down, right = view(size, *to, fit).shift
         moved = objects.boxes + np.array([right, down, right, down])
         edges = (to[1], to[0], to[1], to[0])
         boxes = np.clip(moved, 0, edges)
         if masks:
-            pixels = _crop_masks(objects, given, to)
+            pixels = _crop_masks(objects, size, to)
     else:
-        inner = _inner(given, to, fit)
-        resized: Any = resize(objects, given, inner)
+        inner = _inner(size, to, fit)
+        resized: Any = resize(objects, size, inner)
         boxes = resized.boxes
         if masks:
             pixels = mask_pixels(resized, *inner)
             if inner != to:
                 outside = ((0, 0), (0, to[0] - inner[0]), (0, to[1] - inner[1]))
                 pixels = np.pad(pixels, outside)
-    boxes = boxes.astype(np.float32)  # in which the sides of a thin one may coincide
+    boxes = boxes.astype(np.float32)  # in float32 the sides of a thin box may coincide
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if pixels is not None and objects.masks is not None:
         kept &= pixels.any(axis=(1, 2))
@@ -65,12 +66,12 @@ def fit_objects(objects: Objects, given: Size, to: Size, fit: Fit, *, masks: boo
     )
 
 
-def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Array:
-    """uint8 (H, W); what a crop adds is `IGNORED`."""
+def fit_mask(mask: Mask, size: Size, to: Size, fit: Fit) -> Array:
+    """Scales or crops a mask from `size` to `to`: uint8 (H, W). Added pixels are `IGNORED`."""
     if fit == "crop":
         return crop(torch.from_numpy(mask.pixels), *to, outside=IGNORED).numpy()
-    inner = _inner(given, to, fit)
-    resized: Any = resize(mask, given, inner)
+    inner = _inner(size, to, fit)
+    resized: Any = resize(mask, size, inner)
     pixels: Array = resized.pixels
     if inner == to:
         return pixels
@@ -78,16 +79,16 @@ def fit_mask(mask: Mask, given: Size, to: Size, fit: Fit) -> Array:
     return np.pad(pixels, outside, constant_values=IGNORED)
 
 
-def flatten(found: Sequence[FittedObjects]) -> dict[str, Array]:
-    """The objects of all images behind each other, and how many each has: a hundred small arrays
-    are slow to hand from process to process."""
-    names = [name for name, value in zip(FittedObjects._fields, found[0]) if value is not None]
-    fields = {name: np.concatenate([getattr(one, name) for one in found]) for name in names}
-    return {**fields, COUNTS: np.array([len(one.boxes) for one in found])}
+def flatten(images: Sequence[FittedObjects]) -> dict[str, Array]:
+    """Concatenates the objects of all images, and counts those of each: passing a hundred small
+    arrays between processes is slow."""
+    names = [name for name, value in zip(FittedObjects._fields, images[0]) if value is not None]
+    fields = {name: np.concatenate([getattr(one, name) for one in images]) for name in names}
+    return {**fields, COUNTS: np.array([len(one.boxes) for one in images])}
 
 
-def restore(batch: Batch) -> Batch:
-    """A batch of tensors with a list of one an image for each field that `flatten` has made."""
+def unflatten(batch: Batch) -> Batch:
+    """Splits each field that `flatten` has made into a list with one tensor an image."""
     if COUNTS not in batch:
         return batch
     counts = batch[COUNTS].tolist()
@@ -97,14 +98,14 @@ def restore(batch: Batch) -> Batch:
     return {name: value for name, value in batch.items() if name != COUNTS} | lists
 
 
-def _inner(given: Size, to: Size, fit: Fit) -> Size:
-    """The size that the picture itself has in its frame."""
-    height, width = extents(torch.tensor([given]), *to, fit)[0].tolist()
+def _inner(size: Size, to: Size, fit: Fit) -> Size:
+    """The size of the image inside its frame."""
+    height, width = extents(torch.tensor([size]), *to, fit)[0].tolist()
     return height, width
 
 
-def _crop_masks(objects: Objects, given: Size, to: Size) -> Array:
-    """One after the other: all masks of a large photo at once could be gigabytes."""
+def _crop_masks(objects: Objects, size: Size, to: Size) -> Array:
+    """Renders one mask at a time: all masks of a large photo at once could take gigabytes."""
     pixels = np.zeros((len(objects.boxes), *to), np.uint8)
     for number in range(len(objects.masks or ())):
         one = Objects(
@@ -113,6 +114,6 @@ def _crop_masks(objects: Objects, given: Size, to: Size) -> Array:
             objects.crowd[number : number + 1],
             (objects.masks or ())[number : number + 1],
         )
-        full = torch.from_numpy(mask_pixels(one, *given))
+        full = torch.from_numpy(mask_pixels(one, *size))
         pixels[number] = crop(full, *to, outside=0)[0].numpy()
     return pixels

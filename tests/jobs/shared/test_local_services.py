@@ -152,7 +152,7 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     assert said["good"][0].startswith("classification: ")  # nothing but the verb's own words
     assert models.names()[0] in said["good"][0]
     assert running["bad"].returncode == 1, said["bad"]
-    assert "no-such-set is no packed data set" in said["bad"][0]
+    assert "no-such-set is not a packed data set" in said["bad"][0]
     assert "Traceback" not in "".join(said["bad"])
     assert running["ray"].returncode == 0, said["ray"]
     assert "classification" in said["ray"][0]

@@ -1,4 +1,4 @@
-"""The card says what a data set is, and nobody changes it unnoticed."""
+"""The card describes a data set, and any change of it is detected."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.data.card import Card
 MakeSet = Callable[..., tuple[Path, Card]]
 
 
-def test_a_card_comes_back_as_it_was(make_set: MakeSet) -> None:
+def test_a_card_round_trip(make_set: MakeSet) -> None:
     folder, card = make_set(12)
     assert cards.read(folder) == card
     assert cards.parse(card.to_json(), "here").to_json() == card.to_json()
 
 
-def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
+def test_the_digest_covers_every_value(make_set: MakeSet) -> None:
     _, card = make_set(12)
     changes: dict[str, object] = {
         "name": "other",
@@ -37,11 +37,11 @@ def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
         tree = json.loads(card.to_json())
         assert tree[field] != value
         tree[field] = value
-        with pytest.raises(TesseraError, match="its digest is not its own"):
+        with pytest.raises(TesseraError, match="its digest does not match its content"):
             cards.parse(json.dumps(tree), "here")
     tree = json.loads(card.to_json())
     tree["splits"]["train"]["shards"][0]["sha256"] = "0" * 64
-    with pytest.raises(TesseraError, match="its digest is not its own"):
+    with pytest.raises(TesseraError, match="its digest does not match its content"):
         cards.parse(json.dumps(tree), "here")
 
 
@@ -49,7 +49,7 @@ def test_every_value_is_under_the_digest(make_set: MakeSet) -> None:
     "text",
     ["", "{", "[]", "null", "{}", '{"name": 3}', "[" * 100_000, '{"name": NaN}', "\\ud800"],
 )
-def test_what_is_no_card_is_refused(text: str) -> None:
+def test_an_invalid_card_is_refused(text: str) -> None:
     with pytest.raises(TesseraError, match=r"^here is not a valid card"):
         cards.parse(text, "here")
 
@@ -62,18 +62,18 @@ def test_unknown_keys_and_splits_are_refused(make_set: MakeSet) -> None:
             cards.parse(json.dumps(tree | change), "here")
 
 
-def test_a_folder_without_a_card_is_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(TesseraError, match=r"is no packed data set: it has no card\.json"):
+def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TesseraError, match=r"is not a packed data set: it has no card\.json"):
         cards.read(tmp_path)
 
 
-def test_a_card_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_binary_card_is_refused(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TesseraError, match=r"card\.json is not a valid card"):
         cards.read(tmp_path)
 
 
-def test_the_spec_is_the_largest_size_or_the_one_asked_for(make_set: MakeSet) -> None:
+def test_the_spec_has_the_largest_or_the_requested_size(make_set: MakeSet) -> None:
     _, card = make_set(3)
     wide = card.model_copy(update={"image": card.image.model_copy(update={"max_width": 9})})
     assert wide.spec().shape == (1, 4, 9)
@@ -81,14 +81,14 @@ def test_the_spec_is_the_largest_size_or_the_one_asked_for(make_set: MakeSet) ->
     assert wide.spec().classes == card.classes
 
 
-def test_a_split_without_samples_is_none(make_set: MakeSet) -> None:
+def test_a_split_without_samples_is_refused(make_set: MakeSet) -> None:
     _, card = make_set(3)
     assert card.split("train").samples == 3
     with pytest.raises(TesseraError, match="no 'val' split"):
         card.split("val")
 
 
-def test_what_to_do_without_a_card_is_said(tmp_path: Path) -> None:
+def test_the_hint_without_a_card(tmp_path: Path) -> None:
     def hint(folder: Path) -> str:
         with pytest.raises(TesseraError, match=r"no card\.json") as caught:
             cards.read(folder)
@@ -98,10 +98,8 @@ def test_what_to_do_without_a_card_is_said(tmp_path: Path) -> None:
     source.mkdir()
     assert hint(source) == f"pack one: tessera pack SOURCE --to {source}"
     (source / "a.jpg").write_bytes(b"")
-    assert (
-        hint(source)
-        == f"if it is a source, pack it: tessera pack {source} --to DIR, and give that DIR"
-    )
+    assert hint(source) == f"if it is a source, run tessera pack {source} --to DIR, and use DIR"
     assert hint(tmp_path / "new") == f"pack one: tessera pack SOURCE --to {tmp_path / 'new'}"
     (tmp_path / ".new.packing").mkdir()
-    assert hint(tmp_path / "new") == "its pack was stopped: the same tessera pack command goes on"
+    again = "its pack was interrupted: run the same tessera pack command again to resume it"
+    assert hint(tmp_path / "new") == again

@@ -1,4 +1,4 @@
-"""The fast decoder gives Pillow's very pixels or nothing, and no damaged file ends the process."""
+"""The fast decoder gives exactly Pillow's pixels or None, and no damaged file crashes it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_pixels_are_pillows(subsampling: int, progressive: bool) -> None:
             assert torch.equal(found, by_pillow(data, 3))
 
 
-def test_grey_is_the_same_in_one_channel_and_in_three() -> None:
+def test_grey_pixels_are_pillows_in_one_channel_and_in_three() -> None:
     for height, width in SIZES:
         for progressive in (False, True):
             data = jpeg(photo(height, width).convert("L"), progressive=progressive)
@@ -71,8 +71,8 @@ def test_grey_is_the_same_in_one_channel_and_in_three() -> None:
                 assert torch.equal(found, by_pillow(data, channels))
 
 
-def test_the_same_decoder_takes_one_file_after_the_other() -> None:
-    """It remembers how the last one began; neither another size nor another kind misleads it."""
+def test_one_decoder_reads_several_files() -> None:
+    """It caches the last header; a file of another size or kind must not be read with it."""
     decoder = FastDecoder(3, images.MAX_PIXELS)
     files = [jpeg(photo(16, 24, seed), quality=90) for seed in range(3)]
     files += [jpeg(photo(24, 16)), jpeg(photo(8, 8).convert("L")), files[0]]
@@ -96,7 +96,7 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation='6'/>"
 
 
 def app(data: bytes, marker: int, content: bytes) -> bytes:
-    """The file with a segment behind its beginning."""
+    """The file with a segment inserted after its first marker."""
     segment = bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
     return data[:2] + segment + data[2:]
 
@@ -117,7 +117,7 @@ def other_files() -> dict[str, bytes]:
         "turned by XMP": app(plain, 0xE1, XMP),
         "CMYK": jpeg(image.convert("CMYK")),
         "Adobe": app(plain, 0xEE, b"Adobe\0\x64\0\0\0\0\0"),
-        "several pictures": app(plain, 0xE2, b"MPF\0" + b"\0" * 8),
+        "several images": app(plain, 0xE2, b"MPF\0" + b"\0" * 8),
         "12 bits": bytes(twelve),
         "RGB by name": bytes(names),
         "4:4:0": bytes(high),
@@ -130,22 +130,22 @@ def other_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", other_files())
-def test_what_is_not_ordinary_is_pillows(name: str) -> None:
+def test_other_files_are_left_to_pillow(name: str) -> None:
     data = other_files()[name]
     assert read_header(data) is None
     assert fast(data) is None
-    answers = []
+    results = []
     for decode in (by_pillow, images.decode_image):
         try:
-            answers.append(decode(data, 3).tolist())
+            results.append(decode(data, 3).tolist())
         except TesseraError as error:
-            answers.append(str(error))
-    assert answers[0] == answers[1]
+            results.append(str(error))
+    assert results[0] == results[1]
 
 
 @pytest.mark.control(24)
-def test_the_guard_is_needed() -> None:
-    """The control: the bare decoder turns nothing upright."""
+def test_the_bare_decoder_ignores_orientation() -> None:
+    """The control for leaving rotated files to Pillow."""
     import torchvision  # noqa: F401
 
     data = jpeg(photo(24, 40), exif=exif(6))
@@ -170,7 +170,7 @@ def test_colour_to_grey_is_pillows_formula() -> None:
 
 @pytest.mark.fault(21)
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_cut_anywhere_is_our_error(progressive: bool) -> None:
+def test_a_truncated_jpeg_is_refused(progressive: bool) -> None:
     data = jpeg(photo(40, 56), quality=85, progressive=progressive)
     for end in {len(data) * percent // 100 for percent in range(100)} | {len(data) - 1}:
         assert fast(data[:end]) is None
@@ -210,9 +210,9 @@ FLIPPED = 3000
 
 
 @pytest.mark.fault(3)
-def test_flipped_bits_end_no_process() -> None:
-    """In a process of its own, where a crash can be seen. Where both decoders take a damaged file,
-    they give the same pixels."""
+def test_flipped_bits_crash_no_process() -> None:
+    """In its own process, to survive a crash. If both decoders accept a damaged file, they give the
+    same pixels."""
     image = photo(24, 40)
     files = [
         jpeg(image, quality=85, subsampling=subsampling, progressive=progressive)
@@ -232,7 +232,7 @@ def test_flipped_bits_end_no_process() -> None:
     assert refused > 0
 
 
-def test_header_walks_survive_any_bytes() -> None:
+def test_any_bytes_can_be_parsed_as_a_header() -> None:
     random.seed(3)
     data = jpeg(photo(8, 8))
     for _ in range(2000):

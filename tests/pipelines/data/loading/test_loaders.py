@@ -1,4 +1,5 @@
-"""Exactly once, in an order that nothing but data set, seed and epoch decides."""
+"""Every sample is read exactly once an epoch, in an order that depends only on data set, seed and
+epoch."""
 
 from __future__ import annotations
 
@@ -18,8 +19,6 @@ from hypothesis import strategies as st
 from models.core.errors import TesseraError
 from pipelines.data.card import Card
 from pipelines.data.loading import loaders as loading
-from pipelines.data.loading import prefetch
-from pipelines.data.loading.batches import BatchMaker
 from pipelines.data.loading.loaders import EvalLoader, TrainLoader, TrainStep
 from pipelines.data.loading.order import RankPart
 from pipelines.data.shards import ShardReader
@@ -65,7 +64,7 @@ def test_a_batch_holds_what_was_packed(make_set: MakeSet) -> None:
         assert batch["key"] == [f"s{i:04d}" for i in batch["index"].tolist()]
 
 
-def test_images_get_the_size_asked_for(make_set: MakeSet) -> None:
+def test_images_get_the_size_of_the_data_spec(make_set: MakeSet) -> None:
     folder, card = make_set(3)
     spec = card.spec(6, 5)
     loader = TrainLoader(folder, card, spec, batch_size=2, seed=0, world=World())
@@ -73,7 +72,7 @@ def test_images_get_the_size_asked_for(make_set: MakeSet) -> None:
 
 
 @pytest.mark.fault(19)
-def test_two_epochs_differ_and_a_seed_repeats(make_set: MakeSet) -> None:
+def test_epochs_differ_and_are_reproducible(make_set: MakeSet) -> None:
     folder, card = make_set(30)
     epochs = [counted(list(train(folder, card, 8).epoch(e))) for e in (0, 1, 0)]
     assert epochs[0] == epochs[2] != epochs[1]
@@ -119,13 +118,13 @@ def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> N
 @pytest.mark.slow
 @settings(max_examples=exactly_once.EXAMPLES, deadline=None, database=None)
 @given(exactly_once.CASES)
-def test_each_sample_once_whatever_the_numbers(case: exactly_once.Case) -> None:
+def test_each_sample_is_used_once_for_any_numbers(case: exactly_once.Case) -> None:
     exactly_once.check(case)
 
 
 @pytest.mark.control(16)
-def test_a_sample_used_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: a cut that repeats a row, as samplers that pad do, fails the check."""
+def test_a_repeated_sample_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: parts that repeat a row, as samplers with padding make them, fail the check."""
     leg = exactly_once.Leg(3, 0, 4)
     case = exactly_once.Case((4, 3), 4, 0, 0, (leg,))
     exactly_once.check(case)
@@ -152,10 +151,10 @@ def padded(start: int, samples: int, batch_size: int, world: World) -> RankPart:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_each_sample_once_through_tars_and_processes(
+def test_each_sample_is_used_once_with_shards_and_processes(
     make_set: MakeSet, data: st.DataObject
 ) -> None:
-    """Any samples, shards and batch; resumed again and again with other ranks and processes."""
+    """For any samples, shards and batch size, resumed repeatedly with other ranks and processes."""
     count = data.draw(st.integers(1, 40), "samples")
     shard = data.draw(st.integers(1, 15), "samples a shard")
     batch = data.draw(st.integers(1, 12), "batch")
@@ -184,7 +183,7 @@ def test_each_sample_once_through_tars_and_processes(
     assert sorted(seen) == list(range(count))
 
 
-def test_resuming_reads_nothing_of_what_was_consumed(
+def test_resuming_reads_no_consumed_sample(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, card = make_set(40)
@@ -201,14 +200,14 @@ def test_resuming_reads_nothing_of_what_was_consumed(
 
 
 @pytest.mark.parametrize("consumed", [-10, 5, 37, 50])
-def test_an_epoch_goes_on_only_at_a_step(make_set: MakeSet, consumed: int) -> None:
+def test_an_epoch_is_resumed_only_at_a_step(make_set: MakeSet, consumed: int) -> None:
     folder, card = make_set(38)
-    with pytest.raises(TesseraError, match=f"can't go on after {consumed}"):
+    with pytest.raises(TesseraError, match=f"can't be resumed after {consumed}"):
         train(folder, card, 10).epoch(0, consumed)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_evaluation_sees_each_sample_once_in_fixed_batches(make_set: MakeSet, size: int) -> None:
+def test_evaluation_uses_each_sample_once_in_fixed_batches(make_set: MakeSet, size: int) -> None:
     folder, card = make_set(33)
     found = {}
     for rank in range(size):
@@ -222,41 +221,8 @@ def test_evaluation_sees_each_sample_once_in_fixed_batches(make_set: MakeSet, si
     assert all(indices == list(range(33))[k * 7 : k * 7 + 7] for k, indices in found.items())
 
 
-def test_an_iterator_that_is_given_up_ends_its_thread(make_set: MakeSet) -> None:
-    folder, card = make_set(60)
-    stream = train(folder, card, 2).epoch(0)
-    next(stream)
-    assert any(t.name == "tessera-loading" for t in threading.enumerate())
-    del stream
-    assert not any(t.name == "tessera-loading" for t in threading.enumerate())
-
-
-def test_an_iterator_never_begun_starts_no_thread(make_set: MakeSet) -> None:
-    folder, card = make_set(10)
-    stream = train(folder, card, 2).epoch(0)
-    assert not any(t.name == "tessera-loading" for t in threading.enumerate())
-    del stream
-
-
-def test_no_more_than_a_few_batches_are_made_ahead(
-    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, card = make_set(60)
-    made: list[int] = []
-    real = BatchMaker.fill
-    monkeypatch.setattr(BatchMaker, "fill", lambda *a: (made.append(1), real(*a))[1])
-    stream = train(folder, card, 2).epoch(0)
-    next(stream)
-    deadline = time.monotonic() + 5
-    while len(made) < prefetch.THREAD_PREFETCH and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    assert prefetch.THREAD_PREFETCH <= len(made) <= prefetch.THREAD_PREFETCH + 2
-    stream.close()  # type: ignore[attr-defined]
-
-
 @pytest.mark.fault(1, 4)
-def test_a_missing_split_and_a_short_shard_are_said_at_once(make_set: MakeSet) -> None:
+def test_a_missing_split_and_a_short_shard_are_reported_at_once(make_set: MakeSet) -> None:
     folder, card = make_set(12)
     with pytest.raises(TesseraError, match="no 'val' split"):
         EvalLoader(folder, card, card.spec(), batch_size=2, world=World(), split="val")
@@ -266,50 +232,37 @@ def test_a_missing_split_and_a_short_shard_are_said_at_once(make_set: MakeSet) -
         train(folder, card, 2)
 
 
-def test_a_split_that_doesn_t_fit_is_not_kept(make_set: MakeSet) -> None:
-    folder, card = make_set(20)
-    pixels = 20 * 16
-    kept = train(folder, card, 4, cache_bytes=pixels)
-    read = train(folder, card, 4, cache_bytes=pixels - 1)
-    for loader in (kept, read):
-        list(loader.epoch(0))
-    for shard in card.splits["train"].shards:
-        path = folder / shard.path
-        path.write_bytes(b"\0" * path.stat().st_size)
-    assert len(counted(list(kept.epoch(1)))) == 20
-    with pytest.raises(TesseraError, match="checksum differs"):
-        list(read.epoch(1))
-
-
-def test_the_next_shards_are_asked_for_before_they_are_read(
+def test_shards_are_prefetched_before_they_are_read(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each window's and those of the one after it; every shard is asked for before its first
-    sample is read. Processes ask for none: their parent does."""
+    """Those of each window and the next one, each before its first sample is read. The parent of
+    the loader processes does it, not they."""
     folder, card = make_set(200, 2)
-    asked: list[list[int]] = []
+    requested: list[list[int]] = []
     read: list[tuple[int, set[int]]] = []
-    monkeypatch.setattr(ShardReader, "prefetch", lambda self, shards: asked.append(list(shards)))
+    monkeypatch.setattr(
+        ShardReader, "prefetch", lambda self, shards: requested.append(list(shards))
+    )
     real = ShardReader.pieces
 
     def logged(self: ShardReader, samples: Any, shards: Any, *more: Any) -> Any:
-        read.append((len(asked), set(shards.tolist())))
+        read.append((len(requested), set(shards.tolist())))
         return real(self, samples, shards, *more)
 
     monkeypatch.setattr(ShardReader, "pieces", logged)
     list(train(folder, card, 8).epoch(0))
-    assert len(asked) == 100 // 16 + 1
-    assert sorted({s for shards in asked for s in shards}) == list(range(100))
+    assert len(requested) == 100 // 16 + 1
+    assert sorted({s for shards in requested for s in shards}) == list(range(100))
     for count, shards in read:
-        assert shards <= {s for known in asked[:count] for s in known}
-    count = len(asked)
+        assert shards <= {s for known in requested[:count] for s in known}
+    count = len(requested)
     list(train(folder, card, 8, loader_workers=1).epoch(0))
-    assert len(asked) == 2 * count
+    assert len(requested) == 2 * count
 
 
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("loader_workers", [0, 2])
-def test_a_damaged_sample_is_named_whoever_reads_it(make_set: MakeSet, loader_workers: int) -> None:
+def test_a_damaged_sample_is_named(make_set: MakeSet, loader_workers: int) -> None:
     folder, card = make_set(20)
     path = folder / card.splits["train"].shards[2].path
     data = bytearray(path.read_bytes())
@@ -318,17 +271,4 @@ def test_a_damaged_sample_is_named_whoever_reads_it(make_set: MakeSet, loader_wo
     loader = train(folder, card, 2, loader_workers=loader_workers)
     with pytest.raises(TesseraError, match=r"sample 10: checksum differs") as caught:
         list(loader.epoch(0))
-    assert "fetch or pack the data set again" in (caught.value.hint or "")
-
-
-def test_processes_end_with_their_loader(make_set: MakeSet) -> None:
-    folder, card = make_set(20)
-    loader = train(folder, card, 2, loader_workers=2, cache="none")
-    list(loader.epoch(0))
-    assert len(multiprocessing.active_children()) == 2  # they wait for the next epoch
-    del loader
-    assert not multiprocessing.active_children()
-    options = {"world": World(), "split": "test", "loader_workers": 2, "cache": "none"}
-    evaluation = EvalLoader(folder, card, card.spec(), batch_size=7, **options)
-    list(evaluation.batches())
-    assert not multiprocessing.active_children()
+    assert "download or pack the data set again" in (caught.value.hint or "")

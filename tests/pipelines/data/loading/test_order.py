@@ -1,5 +1,5 @@
-"""The order is a permutation that nothing but data set, split, seed and epoch decides, and any part
-of it costs the same."""
+"""The order is a permutation that depends only on data set, split, seed and epoch, and any part of
+it costs the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.loading.order import EpochOrder, cut, nodes_per_shard
+from pipelines.data.loading.order import EpochOrder, nodes_per_shard, rank_slice
 from pipelines.interfaces import World
 
 SIZES = st.lists(st.integers(0, 9), max_size=12)
@@ -40,15 +40,15 @@ GOLDEN_BATCH = [6, 5, 3, 1, 2]
 @given(SIZES, st.integers(0, 5), st.integers(1, 5))
 def test_an_order_is_a_permutation(sizes: list[int], epoch: int, window: int) -> None:
     order = EpochOrder("digest", "train", sizes, 1, epoch, window)
-    got = order.rows(0, order.samples)
-    assert got.dtype == np.int64
-    assert sorted(got.tolist()) == list(range(sum(sizes)))
+    rows = order.rows(0, order.samples)
+    assert rows.dtype == np.int64
+    assert sorted(rows.tolist()) == list(range(sum(sizes)))
 
 
 @given(SIZES, st.integers(1, 5), st.data())
-def test_any_part_is_the_same_part(sizes: list[int], window: int, data: st.DataObject) -> None:
-    """Asked for alone, in any sequence, with a forgotten window in between; a batch has the members
-    of its part."""
+def test_any_part_can_be_computed_alone(sizes: list[int], window: int, data: st.DataObject) -> None:
+    """In any sequence, also after a window was dropped from memory. A batch has the same
+    members."""
     arguments = ("digest", "train", sizes, 1, 0, window)
     expected = whole(*arguments)
     order = EpochOrder(*arguments)
@@ -73,58 +73,58 @@ def test_an_order_depends_on_each_of_its_arguments() -> None:
 
 
 def test_samples_stay_within_their_window_of_shards() -> None:
-    got = np.array(whole("d", "train", [10] * 8, 0, 0, window=2)) // 10
-    windows = [set(got[at : at + 20].tolist()) for at in range(0, 80, 20)]
+    rows = np.array(whole("d", "train", [10] * 8, 0, 0, window=2)) // 10
+    windows = [set(rows[at : at + 20].tolist()) for at in range(0, 80, 20)]
     assert all(len(window) == 2 for window in windows)
     assert set.union(*windows) == set(range(8))
 
 
-def test_windows_are_shuffled_each_in_its_own_way() -> None:
+def test_each_window_is_shuffled_differently() -> None:
     order = EpochOrder("d", "train", [100] * 4, 0, 0, window=2)
     shards = order.shards(0, World()), order.shards(1, World())
     assert sorted(shards[0] + shards[1]) == [0, 1, 2, 3]
-    places = []
+    positions = []
     for at, window in zip((0, 200), shards):
         starts = {shard: number * 100 for number, shard in enumerate(window)}
         rows = order.rows(at, at + 200)
-        places.append([starts[row // 100] + row % 100 for row in rows.tolist()])
-    assert sorted(places[0]) == sorted(places[1]) == list(range(200))
-    assert places[0] != places[1]
+        positions.append([starts[row // 100] + row % 100 for row in rows.tolist()])
+    assert sorted(positions[0]) == sorted(positions[1]) == list(range(200))
+    assert positions[0] != positions[1]
 
 
 @given(st.integers(0, 300), st.integers(1, 40))
-def test_a_batch_is_cut_into_nearly_equal_contiguous_rows(total: int, size: int) -> None:
-    cuts = [cut(total, World(rank, size)) for rank in range(size)]
-    assert [row for c in cuts for row in range(c.start, c.stop)] == list(range(total))
-    lengths = [c.stop - c.start for c in cuts]
+def test_ranks_get_nearly_equal_contiguous_rows(total: int, size: int) -> None:
+    slices = [rank_slice(total, World(rank, size)) for rank in range(size)]
+    assert [row for c in slices for row in range(c.start, c.stop)] == list(range(total))
+    lengths = [c.stop - c.start for c in slices]
     assert max(lengths) - min(lengths) <= 1
 
 
-@pytest.mark.parametrize(("nodes", "most"), [(1, 1.0), (2, 1.25), (4, 1.6), (8, 2.3)])
-def test_a_shard_is_read_by_few_nodes(nodes: int, most: float) -> None:
-    """Also where shards are ragged. Without the sorting, the control, every node reads nearly all."""
+@pytest.mark.parametrize(("nodes", "limit"), [(1, 1.0), (2, 1.25), (4, 1.6), (8, 2.3)])
+def test_a_shard_is_read_by_few_nodes(nodes: int, limit: float) -> None:
+    """Also if shards differ in size. Without sorting, the control, every node reads nearly all."""
     sizes = [200 + 37 * i % 100 for i in range(64)]
     order = EpochOrder("d", "train", sizes, 0, 0)
-    assert 1.0 <= nodes_per_shard(order, sizes, 256, nodes) <= most
+    assert 1.0 <= nodes_per_shard(order, sizes, 256, nodes) <= limit
     order.batch = order.rows  # type: ignore[method-assign]
     assert nodes_per_shard(order, sizes, 256, nodes) > 0.99 * nodes
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 4), st.integers(4, 40))
-def test_a_rank_is_told_which_shards_it_will_read(sizes: list[int], ranks: int, batch: int) -> None:
-    """Together the ranks are told all; and nobody is told of shards behind the end."""
+def test_a_rank_knows_which_shards_it_will_read(sizes: list[int], ranks: int, batch: int) -> None:
+    """Together the ranks get all shards, and none beyond the end."""
     order = EpochOrder("d", "train", sizes, 0, 0, window=4)
     last = order.window(order.samples - 1)
-    told = {
+    known = {
         s for w in range(last + 1) for r in range(ranks) for s in order.shards(w, World(r, ranks))
     }
-    assert told == set(range(len(sizes)))
+    assert known == set(range(len(sizes)))
     assert order.shards(last + 1, World()) == []
 
 
 def test_ten_thousand_shards_cost_no_more_than_their_window(tmp_path: Path) -> None:
-    """In a process of its own, for memory that was used once is not given back."""
+    """In its own process, because memory that was used once is not returned to the system."""
     program = """
 import resource, time
 from pipelines.data.loading.order import EpochOrder

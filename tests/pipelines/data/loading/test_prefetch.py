@@ -1,4 +1,4 @@
-"""What is made ahead comes in order, errors come as they are, and nothing outlives its iterator."""
+"""Prefetched items arrive in order, errors unchanged, and nothing outlives its iterator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
-def test_processes_give_everything_in_order_and_go_on_to_the_next() -> None:
+def test_processes_return_items_in_order_and_are_kept() -> None:
     processes = LoaderProcesses(square, 2)
     first = list(processes.items(range(20)))
     again = list(processes.items(range(5)))
@@ -54,7 +54,7 @@ def test_processes_give_everything_in_order_and_go_on_to_the_next() -> None:
     assert {pid for _, pid in again} <= pids
 
 
-def test_processes_end_with_the_iterator_that_is_given_up() -> None:
+def test_processes_end_with_a_closed_iterator() -> None:
     processes = LoaderProcesses(square, 2)
     items = processes.items(range(100))
     next(items)
@@ -65,7 +65,7 @@ def test_processes_end_with_the_iterator_that_is_given_up() -> None:
     del processes
 
 
-def test_no_process_is_started_for_an_iterator_never_begun() -> None:
+def test_an_unused_iterator_starts_no_process() -> None:
     items = LoaderProcesses(square, 2).items(range(3))
     assert not multiprocessing.active_children()
     del items
@@ -74,12 +74,12 @@ def test_no_process_is_started_for_an_iterator_never_begun() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        TesseraError("what was given", hint="how to mend it"),
+        TesseraError("what was given", hint="how to fix it"),
         UsageError("wrong", hint="right"),
         SampleError("a reason", "a message"),
     ],
 )
-def test_an_error_comes_as_it_is(error: TesseraError) -> None:
+def test_an_error_arrives_unchanged(error: TesseraError) -> None:
     def fail(number: int) -> int:
         if number == 3:
             raise error
@@ -93,15 +93,15 @@ def test_an_error_comes_as_it_is(error: TesseraError) -> None:
     assert getattr(caught.value, "reason", "") == getattr(error, "reason", "")
 
 
-def test_torch_alone_would_give_another_error() -> None:
-    """The control: without the wrapping the message is a traceback, and the advice is lost."""
+def test_torch_alone_changes_the_error() -> None:
+    """The control: without the wrapping the message is a traceback, and the hint is lost."""
 
     class Failing(torch.utils.data.Dataset[int]):
         def __len__(self) -> int:
             return 1
 
         def __getitem__(self, key: int) -> int:
-            raise TesseraError("what was given", hint="how to mend it")
+            raise TesseraError("what was given", hint="how to fix it")
 
     loader = torch.utils.data.DataLoader(
         Failing(), batch_size=None, num_workers=1, multiprocessing_context="fork"
@@ -114,7 +114,7 @@ def test_torch_alone_would_give_another_error() -> None:
     gc.collect()
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     def fail(number: int) -> int:
         raise RuntimeError("a bug")
 
@@ -129,13 +129,13 @@ def test_a_killed_process_is_a_clear_error() -> None:
         return number
 
     started = time.monotonic()
-    with pytest.raises(TesseraError, match="a process that loads data was killed") as caught:
+    with pytest.raises(TesseraError, match="a loader process was killed") as caught:
         list(LoaderProcesses(die, 1).items(range(10)))
     assert "loader workers" in caught.value.hint
     assert time.monotonic() - started < 30
 
 
-def test_no_more_than_a_few_are_made_ahead() -> None:
+def test_only_a_few_items_are_prefetched() -> None:
     counter = multiprocessing.get_context("fork").Value("i", 0)
 
     def count(number: int) -> int:
@@ -153,7 +153,7 @@ def test_no_more_than_a_few_are_made_ahead() -> None:
     del items
 
 
-def test_the_training_s_random_numbers_and_signals_are_left_alone() -> None:
+def test_random_numbers_and_signals_of_the_training_are_unchanged() -> None:
     before = torch.get_rng_state()
     handler = signal.getsignal(signal.SIGCHLD)
     list(LoaderProcesses(square, 1).items(range(3)))
@@ -161,24 +161,24 @@ def test_the_training_s_random_numbers_and_signals_are_left_alone() -> None:
     assert signal.getsignal(signal.SIGCHLD) is handler
 
 
-def test_a_process_holds_none_of_its_parent_s_connections() -> None:
-    """Peers hear of a killed rank when its connections close: all copies of them."""
+def test_a_process_inherits_no_connections() -> None:
+    """Peers notice a killed rank when all copies of its connections are closed."""
     ours, peer = socket.socketpair()
 
     def sockets(number: int) -> list[str]:
         links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
         return [os.readlink(link) for link in links if os.path.exists(link)]
 
-    given = f"socket:[{os.fstat(ours.fileno()).st_ino}]"
+    inherited = f"socket:[{os.fstat(ours.fileno()).st_ino}]"
     processes = LoaderProcesses(sockets, 1)
-    (found,) = processes.items([0])
+    (open_files,) = processes.items([0])
     ours.close()
     peer.settimeout(5)
     assert peer.recv(1) == b""
     peer.close()
     processes.close()
-    assert given not in found
-    assert any(name == "/dev/null" for name in found)
+    assert inherited not in open_files
+    assert any(name == "/dev/null" for name in open_files)
 
 
 ORPHANS = """
@@ -194,7 +194,7 @@ time.sleep(1000)
 
 
 def test_processes_end_when_their_parent_is_killed() -> None:
-    """Also one that is at work, and at once."""
+    """At once, even if they are busy."""
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHANS],
         cwd=Path(__file__).parents[4],
@@ -220,7 +220,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_thread_gives_everything_in_order_and_ends() -> None:
+def test_a_thread_returns_items_in_order_and_ends() -> None:
     items = prefetch_in_thread(lambda: iter(range(30)))
     assert list(items) == list(range(30))
     again = prefetch_in_thread(lambda: iter(range(1000)))
@@ -229,7 +229,7 @@ def test_a_thread_gives_everything_in_order_and_ends() -> None:
     del again
 
 
-def test_a_thread_s_error_is_raised_where_the_item_is_waited_for() -> None:
+def test_a_thread_s_error_is_raised_where_the_item_is_awaited() -> None:
     def make() -> Iterator[int]:
         yield 1
         raise TesseraError("no more")

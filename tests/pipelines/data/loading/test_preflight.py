@@ -26,7 +26,7 @@ def test_enough_samples_for_the_workers_pass(packed: tuple[Path, Card]) -> None:
 @pytest.mark.fault(15)
 def test_too_few_samples_or_missing_shards_are_refused(packed: tuple[Path, Card]) -> None:
     folder, card = packed
-    with pytest.raises(UsageError, match="12 train samples can't feed 13 workers"):
+    with pytest.raises(UsageError, match="12 train samples are not enough for 13 workers"):
         preflight.check_feedable(card, workers=13, batch_size=26)
     with pytest.raises(UsageError, match="a batch of 2 can't be split over 3 workers"):
         preflight.check_feedable(card, workers=3, batch_size=2)

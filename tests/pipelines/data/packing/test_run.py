@@ -297,7 +297,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(
 def test_what_a_dead_pack_left_half_written_is_never_a_data_set(tmp_path: Path, pets: Path) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     shutil.copytree(tmp_path / ".out.packing", tmp_path / "stolen")
-    with pytest.raises(TesseraError, match="is no packed data set"):
+    with pytest.raises(TesseraError, match="is not a packed data set"):
         cards.read(tmp_path / "stolen")
 
 
