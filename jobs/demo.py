@@ -36,6 +36,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     from pipelines.workflows import packaged_recipes, services
     from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
+    from pipelines.workflows.pack import pack
     from pipelines.workflows.promote import promote
     from pipelines.workflows.train import train
 
@@ -44,7 +45,9 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     data = context.home / "data" / "digits"
     if not (data / cards.FILE).is_file():
         _step("tessera pack digits --to .tessera/data/digits")
-        _pack(data)
+        packed = pack("digits", to=data, context=context)
+        counts = [f"{name} {split.samples:,}" for name, split in packed.card.splits.items()]
+        say(f"packed {', '.join(counts)}; digest {packed.card.digest[:12]}")
     _step(f"tessera train digits --data .tessera/data/digits --set seed={seed}")
     recipe = packaged_recipes.start("digits").with_overrides(
         {"data.path": str(data), "data.digest": cards.read(data).digest, "seed": seed}
@@ -95,14 +98,6 @@ def _tessera() -> str:
     """How a person calls the command here: inside the project's own environment or by name."""
     beside = Path(sys.executable).with_name("tessera")
     return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else "tessera"
-
-
-def _pack(data: Path) -> None:
-    from pipelines.data.packing import pack
-
-    card = pack.pack("digits", data)
-    counts = ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items())
-    say(f"packed {counts}; digest {card.digest[:12]}")
 
 
 def _ask(model: str, data: Path, folder: Path) -> tuple[int, int]:

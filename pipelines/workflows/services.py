@@ -75,12 +75,13 @@ def tags_of(recipe: Recipe) -> dict[str, str]:
 
 
 @contextmanager
-def joined(context: Context, *, verbose: bool = False) -> Iterator[None]:
-    """The user's cluster, or one that is started here and ended again."""
+def joined(context: Context, *, cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
+    """The user's cluster, or one that is started here, with `cpus`, and ended again. In a process
+    that has a cluster already, such as a Ray task, that one is used."""
     apply_settings(context)
     # Ray prints what happens to its workers on stdout, where a script reads the result.
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
-        opened = connection.connect(context.ray_address, verbose=verbose)
+        opened = connection.connect(context.ray_address, cpus=cpus, verbose=verbose)
         try:
             yield
         finally:

@@ -108,26 +108,6 @@ def test_pack_keeps_classes_for_test(tmp_path: Path, pets: Path, call: Call) -> 
     assert "did you mean 'dog'" in near.err
 
 
-def test_the_progress_is_a_line_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from jobs.pack import _Progress
-
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    times = iter([10.0, 11.0, 12.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(times))
-    with _Progress() as progress:
-        progress.show(4000, 10000)  # of an earlier call: no speed of this one
-        progress.show(4500, 10000)
-        progress.show(5500, 10000)
-    lines = capsys.readouterr().err.split("\r\x1b[K")
-    assert lines[1].endswith("4,000 of 10,000 images")
-    assert lines[2].endswith("4,500 of 10,000 images  500 images/s")
-    assert lines[3].endswith("5,500 of 10,000 images  750 images/s")
-    assert all(len(line) < 80 for line in lines)
-    assert lines[-1] == ""
-
-
 def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: Call) -> None:
     (pets / "dog" / "bad.jpg").write_bytes(b"x")
     (tmp_path / "full").mkdir()
