@@ -81,7 +81,7 @@ def _show(where: str, card: Any) -> None:
     near = card.leakage
     facts["leakage"] = (
         f"{near.near:,} pair{'s' * (near.near != 1)} of {near.images:,} images of two splits that "
-        "look alike; see leakage.jsonl"
+        "look alike; see near_duplicates.jsonl"
         if near.near
         else ""
     )

@@ -87,8 +87,8 @@ class ImageCard(_Frozen):
     std: tuple[Annotated[float, Field(ge=0)], ...]
 
 
-class Leakage(_Frozen):
-    """Near duplicates in different splits, listed in `leakage.jsonl`: `near` pairs of `images`
+class NearDuplicates(_Frozen):
+    """Near duplicates in different splits, listed in `near_duplicates.jsonl`: `near` pairs of `images`
     images. Images with identical pixels are rejected during packing and don't count."""
 
     near: Count = 0
@@ -112,7 +112,7 @@ class Card(_Frozen):
     licence: str = ""
     root: str = ""
     rejected: Count = 0
-    leakage: Leakage = Leakage()
+    leakage: NearDuplicates = NearDuplicates()
     digest: str = ""
 
     @model_validator(mode="after")

@@ -1,19 +1,20 @@
-"""The same image in two splits, also where it was re-encoded, resized, mirrored or brightened.
+"""Finds images that are in two splits, even re-encoded, resized, mirrored or brightened.
 
 In: upright images, later all their fingerprints. Out: pairs of samples of different splits. Must
-not know where images lie or what becomes of a pair.
+not know where images are stored or what is done about a pair.
 
-A fingerprint is a digest of the pixels, and 255 bits of what the image looks like: the signs of the
-16 by 16 lowest frequencies of its grey thumbnail (C. Zauner, "Implementation and Benchmarking of
-Perceptual Image Hash Functions", 2010). Mirroring an image turns the signs of the odd horizontal
-frequencies round, so a mirrored copy is found without a second fingerprint. All is computed with
-whole numbers: the same image has the same fingerprint on every machine.
+A fingerprint is a digest of the pixels and a perceptual hash of 255 bits: the signs of the 16 by 16
+lowest frequencies of the image's grey thumbnail (C. Zauner, "Implementation and Benchmarking of
+Perceptual Image Hash Functions", 2010). Mirroring an image flips the signs of the odd horizontal
+frequencies, so a mirrored copy is found without a second fingerprint. Everything is computed with
+integers: an image has the same fingerprint on every machine.
 
-What the limits give, held by `tests/pipelines/data/test_duplicates.py`: of photos every copy that was re-encoded
-(JPEG quality 30 and more), resized (0.5 to 2), mirrored or brightened is found, and 98 % of those
-that lost 2 % of their sides; not those that lost 5 %. Of images of 32 by 32 pixels 94 % at quality
-30 and all but a few at 50, but none that lost a pixel at each side. CIFAR-10 has 73 pairs between
-train and test, and a look at each shows the same scene; MNIST has 12 that are none, of 600 million.
+What the limits achieve, asserted by `tests/pipelines/data/test_duplicates.py`: of photos, every copy
+is found that was re-encoded (JPEG quality 30 and more), resized (by 0.5 to 2), mirrored or
+brightened, and 98 % of those cropped by 2 % at each side, but none cropped by 5 %. Of images of 32
+by 32 pixels, 94 % are found at quality 30 and nearly all at 50, but none cropped by a pixel at each
+side. CIFAR-10 has 73 pairs between train and test, and each shows the same scene; in MNIST 12 of 600
+million pairs are false.
 
     N images
 """
@@ -34,39 +35,41 @@ from pipelines.data.card import SPLITS
 SIZE = 48
 """Bytes of a fingerprint."""
 LIMIT = 31
-"""Pairs that differ in at most so many of the 255 bits are near."""
+"""Images are near duplicates if at most so many of the 255 bits differ."""
 FLAT_LIMIT = 15
-"""The same, where one of the two is flat: strokes on an empty ground look alike too easily."""
+"""The same, if one of the two is flat: strokes on an empty background look alike too easily."""
 FLAT_SHARE = 0.6
-"""An image is flat where so much of its thumbnail is within `FLAT_LEVELS` neighbouring greys."""
+"""An image is flat if this share of its thumbnail is within `FLAT_LEVELS` adjacent grey levels."""
 FLAT_LEVELS = 9
 BLANK_LEVELS = 4
-"""An image whose thumbnail has fewer greys between darkest and brightest has no looks to compare."""
+"""An image is blank, and has no near duplicates, if its thumbnail spans fewer grey levels."""
 _DIGEST = 16
 _SIDE, _KEPT = 32, 16
 ENOUGH = 64
-"""An image with so many look-alikes isn't compared on with others that have as many."""
+"""Images with so many near duplicates are no longer compared with each other."""
 _CHUNK = 1 << 20
 _SHIFT = 40
 _NONE = np.iinfo(np.int64).max
 Array = np.ndarray[Any, Any]
+Position = tuple[str, int]
+"""A split, and the number of a sample in it."""
 
 
 class Pair(NamedTuple):
-    """Two samples that look the same, each as (split, number in its split); `left` is of the split
-    that comes first. `kind` is "same" for the same pixels, else "near"; `distance` is in bits."""
+    """Two samples that look the same; the split of `left` comes first. `kind` is "exact" for the
+    same pixels, else "near"; `distance` is in bits."""
 
-    left: tuple[str, int]
-    right: tuple[str, int]
-    kind: Literal["same", "near"]
+    left: Position
+    right: Position
+    kind: Literal["exact", "near"]
     distance: int
 
 
 def fingerprint(image: Image.Image) -> bytes:
     """`SIZE` bytes for an upright image of mode L or RGB.
 
-    16 bytes are of the sha256 of mode, size and pixels. 32 bytes are the signs; the place of the
-    constant part, which has no sign, says whether the image is flat. A blank image has zeros.
+    16 bytes are of the sha256 of mode, size and pixels. 32 bytes are the signs; the bit of the
+    constant term, which has no sign, tells whether the image is flat. A blank image has zeros.
     """
     head = f"{image.mode} {image.width} {image.height} ".encode()
     digest = hashlib.sha256(head + image.tobytes()).digest()[:_DIGEST]
@@ -83,23 +86,25 @@ def fingerprint(image: Image.Image) -> bytes:
     return digest + np.packbits(signs).tobytes()
 
 
-def find(prints: Mapping[str, Array], kinds: Collection[str] = ("same", "near")) -> list[Pair]:
+def find_pairs(
+    prints: Mapping[str, Array], kinds: Collection[str] = ("exact", "near")
+) -> list[Pair]:
     """Pairs of these kinds between different splits, from uint8 (N, `SIZE`) of each split.
 
-    Every image that has the same pixels as one of another split is in a pair, and every image that
-    is near to one of another split is in a pair with the nearest; so the list is no longer than
-    twice the images, however many are alike. Of images with the same pixels in one split the first
-    speaks for all when near ones are sought. No image that has a near one is missed; of more than
-    `ENOUGH` the one given may not be the nearest. A million images against a tenth of them take
-    40 s of one core.
+    Each image with the same pixels as one of another split is in a pair, and each with a near
+    duplicate in another split is in a pair with the nearest one. So there are at most twice as many
+    pairs as images, however many are alike. Of images of one split with the same pixels only the
+    first is compared for near duplicates. No image that has a near duplicate is missed; if it has
+    more than `ENOUGH`, the one reswapped may not be the nearest. A million images against a tenth of
+    them take 40 s on one core.
     """
-    order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
+    order: dict[str, int] = {split: index for index, split in enumerate(SPLITS)}
     names = sorted((name for name in prints if len(prints[name])), key=lambda n: order[n])
     pairs: list[Pair] = []
     for left, right in combinations(names, 2):
         a, b = (np.ascontiguousarray(prints[name], np.uint8) for name in (left, right))
-        if "same" in kinds:
-            pairs += [Pair((left, i), (right, j), "same", 0) for i, j in _same(a, b)]
+        if "exact" in kinds:
+            pairs += [Pair((left, i), (right, j), "exact", 0) for i, j in _same(a, b)]
         if "near" in kinds:
             pairs += [Pair((left, i), (right, j), "near", d) for i, j, d in _near(a, b)]
     return pairs
@@ -122,12 +127,12 @@ def _order() -> Array:
 
 @cache
 def _mirror() -> Array:
-    """uint8 (32,): the bits that a mirrored image has otherwise."""
+    """uint8 (32,): the bits that mirroring flips."""
     return np.packbits(_order() % _KEPT % 2 == 1)
 
 
 def _digests(prints: Array) -> Array:
-    # All have the same length, so that numpy cuts zeros at the end makes no two of them equal.
+    # NumPy ignores zeros at the end of a string. All have the same length, so none become equal.
     return np.ascontiguousarray(prints[:, :_DIGEST]).view(f"S{_DIGEST}").ravel()
 
 
@@ -143,12 +148,12 @@ def _same(left: Array, right: Array) -> list[tuple[int, int]]:
 
 
 class _Nearest:
-    """One split while its near images are sought: for each image its nearest of the other split."""
+    """For each image of a split, the nearest image of the other split so far."""
 
     def __init__(self, prints: Array) -> None:
         self.digests = _digests(prints)
         self.nearest = np.full(len(prints), _NONE)
-        """Distance and the other's number in one whole number, so that the smallest is the best."""
+        """Distance and the other's number in one integer, so that the smallest is the nearest."""
         self.hits = np.zeros(len(prints), np.int32)
         first = np.unique(self.digests, return_index=True)[1]
         bits = prints[:, _DIGEST:]
@@ -158,17 +163,17 @@ class _Nearest:
         bits[:, 0] &= 0x7F
         self.rich, self.flat = _Hashes(bits[~flat], first[~flat]), _Hashes(bits[flat], first[flat])
 
-    def take(self, numbers: Array, others: Array, distance: Array) -> None:
+    def update(self, numbers: Array, others: Array, distance: Array) -> None:
         np.minimum.at(self.nearest, numbers, distance << _SHIFT | others)
         np.add.at(self.hits, numbers, 1)
 
     def settled(self, numbers: Array) -> Array:
-        """Which of them have so many look-alikes that no more are sought for their own sake."""
+        """Which of the images have enough near duplicates already."""
         return np.asarray(self.hits[numbers] >= ENOUGH)
 
 
 class _Hashes:
-    """Bits of images without their flag, and the numbers of these images in their split."""
+    """The hashes of some images, without the flag, and the images' numbers in their split."""
 
     def __init__(self, bits: Array, numbers: Array) -> None:
         self.numbers = numbers
@@ -180,7 +185,7 @@ class _Hashes:
 
 
 class _BandTable:
-    """Some of the images, sorted by one band of their bits."""
+    """Some of the images, sorted by one band of 16 bits of their hashes."""
 
     def __init__(self, hashes: _Hashes, band: int, chosen: Array) -> None:
         chosen = np.flatnonzero(chosen)
@@ -193,25 +198,25 @@ class _BandTable:
 
 
 def _near(left: Array, right: Array) -> list[tuple[int, int, int]]:
-    """(number in left, number in right, distance): for each image its nearest near one."""
+    """(number in left, number in right, distance) of each image and its nearest near duplicate."""
     a, b = _Nearest(left), _Nearest(right)
     _search(a, a.rich, b, b.rich, LIMIT)
     for of_a, of_b in ((a.flat, b.flat), (a.flat, b.rich), (a.rich, b.flat)):
         _search(a, of_a, b, of_b, FLAT_LIMIT)
     found = set()
-    for side, turned in ((a, False), (b, True)):
+    for side, swapped in ((a, False), (b, True)):
         numbers = np.flatnonzero(side.nearest < _NONE)
         for number, best in zip(numbers.tolist(), side.nearest[numbers].tolist()):
             pair = (number, best & (1 << _SHIFT) - 1)
-            found.add((*(reversed(pair) if turned else pair), best >> _SHIFT))
+            found.add((*(reversed(pair) if swapped else pair), best >> _SHIFT))
     return sorted(found)
 
 
 def _search(a: _Nearest, of_a: _Hashes, b: _Nearest, of_b: _Hashes, limit: int) -> None:
-    """Tells both sides of the pairs within `limit` bits, also mirrored.
+    """Updates both sides with the pairs within `limit` bits, mirrored ones included.
 
-    Of 16 bands, one differs in at most `limit // 16` bits, which are 0 or 1: so those that share a
-    band, or all but one bit of it, are the candidates.
+    If at most `limit` bits differ, then in one of the 16 bands at most `limit // 16` do, which is 0
+    or 1. So the candidates are the pairs that share a band, or all but one bit of it.
     """
     if len(of_a.numbers) > len(of_b.numbers):
         a, of_a, b, of_b = b, of_b, a, of_a
@@ -232,15 +237,15 @@ def _search(a: _Nearest, of_a: _Hashes, b: _Nearest, of_b: _Hashes, limit: int) 
                     for i, j, distance in _compare(queries, table, flip, limit):
                         other = a.digests[i] != b.digests[j]
                         i, j, distance = i[other], j[other], distance[other].astype(np.int64)
-                        a.take(i, j, distance)
-                        b.take(j, i, distance)
+                        a.update(i, j, distance)
+                        b.update(j, i, distance)
 
 
 def _compare(
     queries: _BandTable, table: _BandTable, flip: int, limit: int
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """Numbers and distances of the near ones among those whose band is the same but for `flip`, a
-    part at a time."""
+    """Numbers and distances of the near duplicates among the images whose bands differ by `flip`,
+    in chunks that bound the memory."""
     keys = (queries.keys ^ flip).astype(np.int64)
     starts = table.starts[keys]
     counts = table.starts[keys + 1] - starts

@@ -120,12 +120,12 @@ def pack(
             resize=resize,
             quality=quality,
             allow_rejected=allow_rejected,
-            near=near_duplicates,
+            near_duplicates=near_duplicates,
             unseen=unseen,
             map_tasks=cluster.map_tasks if cluster.is_wanted else None,
             map_tasks_from=SMALL_ITEMS if workers is None else 0,
             progress=advance,
-            say=lambda text: listener({"kind": "message", "text": text}),
+            notify=lambda text: listener({"kind": "message", "text": text}),
         )
     return PackedData(absolute_location(os.fspath(to)), card, time.monotonic() - started)
 

@@ -342,7 +342,7 @@ def test_a_file_that_changes_while_it_is_packed_is_packed_as_it_was_read(
         return data
 
     monkeypatch.setattr(image_folder, "read_file", spoil)
-    card = pack.pack(str(source), tmp_path / "out", shard_samples=4, near=False)
+    card = pack.pack(str(source), tmp_path / "out", shard_samples=4, near_duplicates=False)
     monkeypatch.undo()
     verify(tmp_path / "out")
     reader = shards.ShardReader(tmp_path / "out", card, "train")

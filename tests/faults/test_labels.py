@@ -97,7 +97,7 @@ def test_two_forms_of_one_name_are_one_class(tmp_path: Path, make_folder: MakeFo
     names = ["caf\u00e9", "cafe\u0301"]
     source = make_folder(tmp_path / "in", names, 3)
     assert len(os.listdir(source)) == 2, "two folders of one name, without the guard two classes"
-    with pytest.raises(TesseraError, match="two classes that are called"):
+    with pytest.raises(TesseraError, match="two classes named"):
         pack.pack(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

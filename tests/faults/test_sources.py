@@ -30,7 +30,7 @@ Edit = Callable[[Path], object]
 
 
 def pack(source: Path, to: Path, **how: Any) -> Card:
-    return packing_pack.pack(str(source), to, near=False, **how)
+    return packing_pack.pack(str(source), to, near_duplicates=False, **how)
 
 
 class Form(NamedTuple):
@@ -370,7 +370,7 @@ def test_a_class_that_train_lacks_is_said_where_images_have_several(
     for found in content["annotations"]:
         found["category_id"] = 3
     _json(source).write_text(json.dumps(content))
-    card = pack(source, tmp_path / "out", say=heard.append, **form.how)
+    card = pack(source, tmp_path / "out", notify=heard.append, **form.how)
     assert card.classes == ("dog", "emu", "cat")
     assert card.splits["train"].class_counts["cat"] == 0 < card.splits["val"].class_counts["cat"]
     assert any("no train image has the class 'cat'" in line and "val" in line for line in heard)

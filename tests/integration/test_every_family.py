@@ -43,7 +43,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sets")
     made = {}
     for kind, make in family_sources.SOURCES.items():
-        pack.pack(str(make(root / f"{kind}-source")), root / kind, near=False)
+        pack.pack(str(make(root / f"{kind}-source")), root / kind, near_duplicates=False)
         made[kind] = root / kind
     return made
 

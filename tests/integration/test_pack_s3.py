@@ -63,7 +63,7 @@ def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[
         assert place.size("card.json") is None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"goes on: (\d+) of \d+ shards are there", done.stderr)
+    found = re.search(r"resuming: (\d+) of \d+ shards are packed", done.stderr)
     # One that was on its way when its sender died may have arrived.
     assert found
     assert before <= int(found[1]) <= before + 1

@@ -75,7 +75,7 @@ def test_bccd(tmp_path: Path) -> None:
         pack.command, [str(source), "--to", str(tmp_path / "out")], standalone_mode=False
     )
     said = str(refused.exception)
-    assert "2 of 364 images can't be packed, allowed are 0 (box without area: 2)" in said
+    assert "2 of 364 images can't be packed, 0 are allowed (box without area: 2)" in said
     assert "BloodImage_00338" in said
     assert "BloodImage_00343" in said
     card = go_through(source, tmp_path / "out", "--allow-rejected", "2")

@@ -158,8 +158,8 @@ def test_a_stopped_pack_on_the_cluster_goes_on_here(
     with pytest.raises(KeyboardInterrupt):
         pack(str(source), tmp_path / "there", shard_samples=40, map_tasks=map_tasks, progress=stop)
     said: list[str] = []
-    assert pack(str(source), tmp_path / "there", shard_samples=40, say=said.append) == here
-    assert any(line.startswith("goes on: ") for line in said)
+    assert pack(str(source), tmp_path / "there", shard_samples=40, notify=said.append) == here
+    assert any(line.startswith("resuming: ") for line in said)
 
 
 def test_the_command_s_pack_on_the_cluster_is_the_same(

@@ -254,7 +254,7 @@ def test_other_tasks(
 ) -> None:
     kind = family_sources.READ_FROM[models.get(name).task.reads]
     packed = tmp_path / "packed"
-    pack.pack(str(family_sources.SOURCES[kind](tmp_path / "source")), packed, near=False)
+    pack.pack(str(family_sources.SOURCES[kind](tmp_path / "source")), packed, near_duplicates=False)
     recipe = recipes.start(name, "tiny").with_overrides(
         {"data.path": str(packed), "train.epochs": 1, "train.batch_size": 8, "workers.count": 0}
     )

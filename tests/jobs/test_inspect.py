@@ -78,7 +78,10 @@ def test_rejected_ones_and_leakage_are_counted(tmp_path: Path, call: Call) -> No
     folder = make(tmp_path / "set", "classification", rejected=ROWS, pairs=pairs)
     shown = [" ".join(line.split()) for line in call("inspect", folder).out.splitlines()]
     assert "rejected 3: 2 box without area, 1 unreadable image; see rejected.jsonl" in shown
-    assert "leakage 1 pair of 2 images of two splits that look alike; see leakage.jsonl" in shown
+    assert (
+        "leakage 1 pair of 2 images of two splits that look alike; see near_duplicates.jsonl"
+        in shown
+    )
 
 
 def test_the_page_is_written_whole(tmp_path: Path, call: Call) -> None:

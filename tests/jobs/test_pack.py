@@ -93,7 +93,7 @@ def test_a_pack_that_is_refused_goes_on_when_told_to(
         "pack", pets, "--to", tmp_path / "out", "--shard-samples", 6, "--allow-rejected", 1
     )
     assert again.status == 0, again.err
-    assert "goes on: 5 of 5 shards are there" in again.err
+    assert "resuming: 5 of 5 shards are packed already" in again.err
     assert "1, see rejected.jsonl" in again.out
 
 
@@ -120,7 +120,7 @@ def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: C
         (("pack", pets, "--to", out, "--format", "minst"), 2, "did you mean 'mnist'"),
         (("pack", pets, "--to", out, "--format", "image_folder:x"), 2, "takes no options"),
         (("pack", pets, "--to", out, "--option", "x"), 2, "is no NAME=VALUE"),
-        (("pack", pets, "--to", out, "--quality", 90), 2, "--quality without --resize"),
+        (("pack", pets, "--to", out, "--quality", 90), 2, "--quality needs --resize"),
         (("pack", pets, "--to", "pipe:cat"), 2, "pipe"),
         (("inspect", tmp_path / "full"), 1, "is not a packed data set"),
     ]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.data import annotations
 from pipelines.data.annotations import Annotation, Mask, Objects
-from pipelines.data.card import Card, ImageCard, Leakage
+from pipelines.data.card import Card, ImageCard, NearDuplicates
 from pipelines.data.shards import Packed, write
 
 Given = tuple[str, Image.Image, Annotation | int | None]
@@ -58,9 +58,9 @@ def pack_set(
         ),
         splits=cards,
         rejected=len(rejected),
-        leakage=Leakage(near=len(pairs), images=2 * len(pairs)),
+        leakage=NearDuplicates(near=len(pairs), images=2 * len(pairs)),
     ).sealed()
-    for file, rows in (("rejected.jsonl", rejected), ("leakage.jsonl", pairs)):
+    for file, rows in (("rejected.jsonl", rejected), ("near_duplicates.jsonl", pairs)):
         if rows:
             (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "card.json").write_text(made.to_json())
@@ -85,6 +85,6 @@ def _packed(key: str, image: Image.Image, said: Annotation | int | None) -> Pack
 
 
 def pair(left: tuple[str, str], right: tuple[str, str], distance: int) -> dict[str, Any]:
-    """A line of `leakage.jsonl`, from (split, key) of both."""
+    """A line of `near_duplicates.jsonl`, from (split, key) of both."""
     sides = [{"split": s, "key": k, "origin": f"{s}/{k}.png"} for s, k in (left, right)]
     return {"left": sides[0], "right": sides[1], "distance": distance}

@@ -37,7 +37,7 @@ def seen_before(
         for name in SPLITS
         if name in trained[1].splits and name != split
     ]
-    found = duplicates.find(
+    found = duplicates.find_pairs(
         {"train": np.concatenate(known), "test": _fingerprints(place, card, split)}
     )
     return len({pair.right[1] for pair in found})

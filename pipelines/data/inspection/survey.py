@@ -26,7 +26,7 @@ from pipelines.data.index import Index
 from pipelines.data.shards import ShardReader, Stored, check_sizes
 from pipelines.storage.open import open_shards, open_storage
 
-LEAKAGE, REJECTED = "leakage.jsonl", "rejected.jsonl"
+NEAR_DUPLICATES, REJECTED = "near_duplicates.jsonl", "rejected.jsonl"
 LOOKED_AT = 1000
 """Samples of each split whose sizes and annotations are read."""
 REMOTE_SHARDS = 3
@@ -46,7 +46,7 @@ class Side(BaseModel):
 
 
 class PairRow(BaseModel):
-    """A line of `leakage.jsonl`; the distance is in bits of the fingerprint."""
+    """A line of `near_duplicates.jsonl`; the distance is in bits of the fingerprint."""
 
     left: Side
     right: Side
@@ -155,7 +155,7 @@ def read_rejected(where: str | Path) -> list[RejectedRow]:
 
 def read_pairs(where: str | Path) -> list[PairRow]:
     """Images of two splits that look the same, the most alike first."""
-    rows = _read_lines(where, LEAKAGE, PairRow)
+    rows = _read_lines(where, NEAR_DUPLICATES, PairRow)
     return sorted(rows, key=lambda row: (row.distance, row.left.key, row.right.key))
 
 

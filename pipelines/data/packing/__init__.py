@@ -1,1 +1,1 @@
-"""What `importing.py` is made of: plan, units of work, receipts, and a folder that is whole or absent."""
+"""From a source to shards: formats, a plan, one shard at a time, and a folder that appears as a whole."""

@@ -54,7 +54,7 @@ def index(
     seed: int = 0,
     allow_rejected: str = "0",
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Card:
     """Makes index and card of the shards at `source`, in `to`, and gives the card.
 
@@ -63,20 +63,20 @@ def index(
     rejected samples than allowed. The same shards give the same digest.
     """
     layout = read_options(options)
-    place = open_storage(source)
+    storage = open_storage(source)
     with stage(to) as staged:
-        splits = find_splits(find_shards(place, options.get("shards", "")), seed)
+        splits = find_splits(find_shards(storage, options.get("shards", "")), seed)
         known = {split: sum(1 for of in splits.values() if of == split) for split in SPLITS}
-        say("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
-        found = in_place_scan.scan_all(place, splits, layout, progress)
-        rejected = _judge(found, allow_rejected, staged.place)
+        notify("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
+        found = in_place_scan.scan_all(storage, splits, layout, progress)
+        rejected = _judge(found, allow_rejected, staged.storage)
         for extension, count in _count_skipped(found).items():
-            say(f"passed over: {count:,} members .{extension}")
+            notify(f"passed over: {count:,} members .{extension}")
         with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
             card = in_place_scan.make_card(found, splits, layout, Path(folder))
             for of_split in card.splits.values():
-                staged.place.put(Path(folder) / of_split.index, of_split.index)
-        called = Path(place.where).name
+                staged.storage.put(Path(folder) / of_split.index, of_split.index)
+        called = Path(storage.where).name
         more = {
             "name": name or called,
             "source": f"{NAME}:{called}",
@@ -85,7 +85,7 @@ def index(
             "rejected": rejected,
         }
         sealed = card.model_copy(update=more).sealed()
-        staged.place.write(FILE, sealed.to_json().encode())
+        staged.storage.write(FILE, sealed.to_json().encode())
     return sealed
 
 
@@ -106,18 +106,18 @@ def read_options(options: Mapping[str, str]) -> SampleLayout:
     )
 
 
-def find_shards(place: Storage, given: str) -> list[str]:
+def find_shards(storage: Storage, given: str) -> list[str]:
     """Paths of the tars, sorted, or those that `given` lists."""
     found = [path for text in given.split(",") if text for path in _expand(text.strip())]
     if not found:
-        names = place.names()
+        names = storage.names()
         found = [path for path in names if path.endswith(".tar") and not _hidden(path)]
         packed = [path for path in names if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]
         if not found:
             what = f"only {packed[0]}, which is compressed" if packed else "no .tar in it"
-            raise TesseraError(f"{place.where} has {what}", hint="shards are plain tars")
+            raise TesseraError(f"{storage.where} has {what}", hint="shards are plain tars")
     for path in found:
-        check_path(path, place.where)
+        check_path(path, storage.where)
     return sorted(found)
 
 
@@ -168,14 +168,14 @@ def _one_of(options: Mapping[str, str], name: str, *allowed: str) -> str:
     return value
 
 
-def _judge(found: Mapping[str, ScannedShard], allowed: str, place: Storage) -> int:
+def _judge(found: Mapping[str, ScannedShard], allowed: str, storage: Storage) -> int:
     samples = sum(len(shard.rows) + len(shard.rejected) for shard in found.values())
     rejections = Rejections(allowed, samples)
     for shard in found.values():
         for row in shard.rejected:
             rejections.add(*row)
     try:
-        rejections.judge(place)
+        rejections.check(storage)
     except ResumableError as error:
         unknown = any(row[2] == "unknown member" for s in found.values() for row in s.rejected)
         hint = "; pass other members over: --option extra=skip" if unknown else ""

@@ -75,7 +75,7 @@ class ScannedShard:
 
 
 def scan_all(
-    place: Storage,
+    storage: Storage,
     splits: dict[str, Split],
     layout: SampleLayout,
     progress: Progress | None = None,
@@ -84,14 +84,14 @@ def scan_all(
     Raises TesseraError for a tar that is damaged or has what is refused, and for a key that is
     there twice."""
     paths = list(splits)
-    sizes = place.sizes(paths)
+    sizes = storage.sizes(paths)
     found: dict[str, ScannedShard] = {}
     samples = done = 0
     with (
         tempfile.TemporaryDirectory(prefix="tessera-index-") as folder,
         ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tessera-index") as pool,
     ):
-        work = partial(_scan, place, Path(folder), layout)
+        work = partial(_scan, storage, Path(folder), layout)
         try:
             for path, shard in zip(
                 paths, pool.map(work, paths, [splits[path] == "train" for path in paths])
@@ -134,7 +134,7 @@ def make_card(
         for name, count in card.class_counts.items():
             if count and not cards["train"].class_counts[name]:
                 raise TesseraError(
-                    f"{split} has the class {name!r}, train has not",
+                    f"{split} has the class {name!r}, train doesn't",
                     hint="each class needs train images; see which shards are train",
                 )
     return Card(
@@ -159,16 +159,16 @@ def _finish(
 
 
 def _scan(
-    place: Storage, folder: Path, layout: SampleLayout, path: str, counted: bool
+    storage: Storage, folder: Path, layout: SampleLayout, path: str, counted: bool
 ) -> ScannedShard:
-    where = f"shard {path} of {place.where}"
-    if not place.remote:
-        if not Path(place.where, path).is_file():  # a pipe would be waited for
+    where = f"shard {path} of {storage.where}"
+    if not storage.remote:
+        if not Path(storage.where, path).is_file():  # a pipe would be waited for
             raise TesseraError(f"{where} is no regular file")
-        with Path(place.where, path).open("rb") as file:
+        with Path(storage.where, path).open("rb") as file:
             return _read(file, path, where, layout, counted)
     with tempfile.NamedTemporaryFile(dir=folder) as copy:
-        place.download(path, Path(copy.name))
+        storage.download(path, Path(copy.name))
         return _read(copy, path, where, layout, counted)
 
 

@@ -38,31 +38,35 @@ def pack(
     resize: int | None = None,
     quality: int | None = None,
     allow_rejected: str = "0",
-    near: bool = True,
+    near_duplicates: bool = True,
     unseen: Sequence[str] = (),
     map_tasks: MapTasks | None = None,
     map_tasks_from: int = 0,
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Card:
-    """Packs `source` into `to`, a new folder or an address, and gives the card.
+    """Packs `source` into `to`, a new folder or an address, and returns the card.
 
-    `shard_samples` is the most that a shard has; by default as many as fit in 64 MiB. `resize` is
-    the most pixels that the shorter side of an image keeps, `quality` that of the JPEGs made then.
-    `allow_rejected` is how many samples may fail their check: a number, or a share like "0.5%".
-    `near` says whether images of two splits that look alike are sought. `unseen` are classes, or
-    lists of classes with commas, that only test is to have: their images are left out of train and
-    val, and those of the other classes out of test. `map_tasks` is where shards are made, for sources
-    of `map_tasks_from` items or more; else it is here.
+    shard_samples    most samples in a shard; by default as many as fit in 64 MiB
+    resize, quality  images whose shorter side has more than `resize` pixels are shrunk; `quality` is
+                     that of the JPEGs that this makes
+    allow_rejected   how many samples may fail their check: a number, or a share such as "0.5%"
+    near_duplicates  whether to look for near duplicates across the splits
+    unseen           classes, or comma-separated lists of classes, for test only: their images are
+                     left out of train and val, and those of all other classes out of test
+    map_tasks        makes the shards elsewhere, for sources of at least `map_tasks_from` items;
+                     None makes them in this process
+    progress         called with the number of samples done and in all
+    notify           called with each line for the user
 
-    Raises TesseraError, and leaves nothing behind, for an occupied `to`, a source without images or
-    an empty class. Where more samples are rejected than allowed, and after an interruption, what is
-    done stays, and the same call goes on with it. The same input gives the same bytes.
+    The same input gives the same bytes. Raises TesseraError, and leaves nothing behind, for a `to`
+    that is not empty, a source without images or an empty class. If more samples are rejected than
+    allowed, or the pack is interrupted, finished shards stay and the same call resumes.
     """
     _check_numbers(shard_samples, resize, quality)
     refuse_occupied(to)
     chosen = formats.choose(source, format, options or {})
-    say(f"reading {source} as {chosen.name}: {chosen.why}")
+    notify(f"reading {source} as {chosen.name}: {chosen.why}")
     if not hasattr(chosen.importer, "read"):
         if shard_samples or resize or unseen:
             raise UsageError(
@@ -78,12 +82,12 @@ def pack(
             seed=seed,
             allow_rejected=allow_rejected,
             progress=progress,
-            say=say,
+            notify=notify,
         )
     with stage(to) as staged:
-        found = _read(chosen, source, say)
+        found = _read(chosen, source, notify)
         bare = replace(found, items=())
-        spec = PackSpec(bare, staged.place.where, None, "", resize, quality)
+        spec = PackSpec(bare, staged.storage.where, None, "", resize, quality)
         how = {
             "format": chosen.name,
             "options": chosen.options,
@@ -93,36 +97,38 @@ def pack(
         labels = _find_classes(found, unseen)
         if labels:
             how["unseen"] = sorted(labels)
-        _tell_cut(found, say)
+        _report_missing_splits(found, notify)
         plan = packing_plan.make_plan(
             found, spec, seed=seed, shard_samples=shard_samples, unseen=labels
         )
         spec = replace(spec, plan=packing_plan.digest(plan, found, how))
-        afar = map_tasks if len(found.items) >= map_tasks_from else None
-        note = _tell_unseen(found, plan, say)
-        run = PackRun(staged, plan, spec, map_tasks=afar, progress=progress, say=say)
-        run.pack(allow_rejected, near=near)
+        remote = map_tasks if len(found.items) >= map_tasks_from else None
+        note = _report_unseen(found, plan, notify)
+        run = PackRun(staged, plan, spec, map_tasks=remote, progress=progress, notify=notify)
+        run.pack(allow_rejected, find_near=near_duplicates)
         source = f"{chosen.name}:{found.name}{note}"
         card = run.card(name=name or found.name, source=source, licence=licence)
-        staged.place.write(FILE, card.to_json().encode())
+        staged.storage.write(FILE, card.to_json().encode())
     return card
 
 
-def _tell_cut(source: Source, say: Callable[[str], None]) -> None:
-    """What will be cut from train where the source has other splits: else it would seem its own."""
-    given = {item.split or "train" for item in source.items}
-    missing = [split for split in SPLITS if split not in given]
-    if missing and len(given) > 1:
+def _report_missing_splits(source: Source, notify: Callable[[str], None]) -> None:
+    """Says which splits are taken from train, where the source has others: without a message they
+    would seem to be the source's own."""
+    existing = {item.split or "train" for item in source.items}
+    missing = [split for split in SPLITS if split not in existing]
+    if missing and len(existing) > 1:
         share = f"a tenth of it{' for each' if len(missing) > 1 else ''}"
-        say(f"the source has no {' and no '.join(missing)}: cut from train, {share}")
+        notify(f"the source has no {' and no '.join(missing)} split: taken from train, {share}")
 
 
 def _find_classes(source: Source, given: Sequence[str]) -> frozenset[int]:
-    """The classes that are named, as labels. Raises UsageError for a name that there isn't."""
+    """The labels of the classes in `given`. Raises UsageError for an unknown class."""
     if given and source.task != "classification":
         kind = source.task.replace("_", " ")
         raise UsageError(
-            f"data of {kind} have no classes of whole images", hint="leave --unseen out"
+            f"--unseen needs a classification data set, this one is for {kind}",
+            hint="leave --unseen out",
         )
     labels = set()
     for text in given:
@@ -134,35 +140,37 @@ def _find_classes(source: Source, given: Sequence[str]) -> frozenset[int]:
     return frozenset(labels)
 
 
-def _tell_unseen(source: Source, plan: packing_plan.PackPlan, say: Callable[[str], None]) -> str:
-    """Says what is left out for the unseen classes; gives what the card says of them."""
+def _report_unseen(
+    source: Source, plan: packing_plan.PackPlan, notify: Callable[[str], None]
+) -> str:
+    """Says what is left out for the unseen classes; returns the note on them for the card."""
     if not plan.unseen:
         return ""
     names = ", ".join(source.classes[label] for label in sorted(plan.unseen))
-    say(
-        f"only test has the classes {names}, and no other: {plan.left_out:,} images are left out "
-        "for that"
+    notify(
+        f"test has the classes {names} and no others, train and val have the rest: "
+        f"{plan.left_out:,} images are left out"
     )
     return f", unseen: {names}"
 
 
-def _read(chosen: Format, source: str, say: Callable[[str], None]) -> Source:
+def _read(chosen: Format, source: str, notify: Callable[[str], None]) -> Source:
     # Workers may have another current folder.
     location = os.path.abspath(source) if os.path.exists(source) else source
     found = chosen.importer.read(location, chosen.options)
     for note in found.notes:
-        say(note)
+        notify(note)
     return found
 
 
 def _check_numbers(shard_samples: int | None, resize: int | None, quality: int | None) -> None:
     if shard_samples is not None and shard_samples < 1:
-        raise UsageError(f"{shard_samples} samples a shard are too few", hint="give 1 or more")
+        raise UsageError(f"--shard-samples {shard_samples} is too small", hint="give 1 or more")
     if resize is not None and resize < 1:
-        raise UsageError(f"--resize {resize} leaves no pixels", hint="give 1 or more")
+        raise UsageError(f"--resize {resize} is too small", hint="give 1 or more")
     if quality is not None and resize is None:
         raise UsageError(
-            "--quality without --resize: images go in untouched", hint="give --resize N with it"
+            "--quality needs --resize: other images are packed unchanged", hint="add --resize N"
         )
     if quality is not None and not 1 <= quality <= 100:
-        raise UsageError(f"--quality {quality} is none of JPEG", hint="give 1 to 100")
+        raise UsageError(f"--quality {quality} is not a JPEG quality", hint="give 1 to 100")

@@ -1,11 +1,12 @@
-"""What goes into which shard, before any of it is packed.
+"""Assigns samples to splits and shards, before anything is packed.
 
-In: a source's items. Out: a `PackPlan`, the same for the same input. Must not know where it is packed.
+In: a source's items. Out: a `PackPlan`, the same for the same input. Must not know where it is
+packed.
 
-Splits: what the source has is taken (`train`, `val`, `test`); of `val` and `test`, what is missing is
-cut from `train`, a tenth of each class, chosen by a hash of seed and key. Within a split the samples
-are in hashed order, so that each shard is a mixture. Classes can be kept for `test` alone. All shards of a split have as many samples, give
-or take one.
+Existing splits are kept; a missing `val` or `test` split is taken from `train`: a tenth of each
+class, chosen by a hash of seed and key. Within a split the samples are in the order of a hash, so
+that each shard is a mixture of classes. Classes can be kept for `test` only. The shards of a split
+differ in size by at most one sample.
 """
 
 from __future__ import annotations
@@ -25,31 +26,35 @@ from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
 from pipelines.data.sources import Item, Source
 
 SHARE = 0.1
-"""Share of each train class that a missing `val` or `test` gets; at least one of three images."""
+"""Share of each train class that a missing `val` or `test` gets: of three images or more, at least one."""
 SAMPLED = 32
-"""So many images are loaded to tell how many samples a shard of `SHARD_BYTES` has."""
+"""Images that are loaded to estimate how many samples fill a shard of `SHARD_BYTES`."""
 _FORM = 1
-"""Changes with what a plan means, so that no pack goes on with another's work."""
+"""Version of the plan: no pack resumes the work of another version."""
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """The shards to be, and what is rejected already: rows of `rejected.jsonl`. `unseen` are
-    classes that only `test` has, and `left_out` the images that are not packed for that."""
+    """The shards to pack, and what is rejected already.
 
-    parts: tuple[ShardPlan, ...]
+    rejected  rows of `rejected.jsonl`
+    unseen    labels of the classes that only `test` has
+    left_out  number of images that are not packed because of `unseen`
+    """
+
+    shards: tuple[ShardPlan, ...]
     rejected: tuple[dict[str, str], ...]
     unseen: frozenset[int] = frozenset()
     left_out: int = 0
 
     @property
     def samples(self) -> int:
-        """How many will be looked at."""
-        return sum(len(shard_plan.items) for shard_plan in self.parts)
+        """How many samples are to be packed or checked."""
+        return sum(len(shard_plan.items) for shard_plan in self.shards)
 
     @property
     def total(self) -> int:
-        """How many the source has."""
+        """How many samples the source has."""
         return self.samples + len(self.rejected)
 
 
@@ -61,33 +66,35 @@ def make_plan(
     shard_samples: int | None,
     unseen: frozenset[int] = frozenset(),
 ) -> PackPlan:
-    """Splits a source and cuts its splits into shards. Of the classes `unseen` train and val get no
-    image, and test gets no other. Raises TesseraError for a source without train images, or where
-    another class of another split has none."""
+    """Assigns the items of a source to splits, and the items of each split to shards.
+
+    Train and val get no image of the `unseen` classes, test gets no other. Raises TesseraError for
+    a source without train images, and for a class of val or test that train doesn't have.
+    """
     _check_names(source)
     rejected: list[dict[str, str]] = []
     splits = split_items(_without_duplicates(source.items, rejected), seed)
     found = sum(map(len, splits.values()))
     if unseen:
-        splits = _keep_apart(splits, source.classes, unseen)
+        splits = _keep_unseen_for_test(splits, source.classes, unseen)
     if source.task == "classification":
         _check_classes(splits, source.classes, source.name, unseen)
-    most = shard_samples or _fitting(spec, splits["train"])
-    parts = (
+    most = shard_samples or _samples_in_a_shard(spec, splits["train"])
+    shards = (
         shard_plan
         for split, items in splits.items()
-        for shard_plan in _cut_parts(split, items, most)
+        for shard_plan in _cut_shards(split, items, most)
     )
     left_out = found - sum(map(len, splits.values()))
-    return PackPlan(tuple(parts), tuple(rejected), unseen, left_out)
+    return PackPlan(tuple(shards), tuple(rejected), unseen, left_out)
 
 
 def digest(plan: PackPlan, source: Source, how: Mapping[str, Any]) -> str:
-    """64 hex digits over all that a plan says. `how` is how it is packed."""
+    """64 hex digits over the plan, and over `how`, the options of the pack."""
     total = hashlib.sha256()
     head = [_FORM, source.name, source.task, source.classes, how, plan.rejected]
     total.update(json.dumps(head, sort_keys=True).encode())
-    for shard_plan in plan.parts:
+    for shard_plan in plan.shards:
         total.update(f"\n{shard_plan.path}\n".encode())
         for item in shard_plan.items:
             values = (item.key, item.origin, item.label, item.row, item.problem)
@@ -96,55 +103,58 @@ def digest(plan: PackPlan, source: Source, how: Mapping[str, Any]) -> str:
 
 
 def split_items(items: Iterable[Item], seed: int) -> dict[Split, list[Item]]:
-    """Items by split, each in the order in which it is packed."""
-    given: dict[Split, list[Item]] = {split: [] for split in SPLITS}
+    """Items by split, in the order in which they are packed."""
+    splits: dict[Split, list[Item]] = {split: [] for split in SPLITS}
     for item in items:
-        given[item.split or "train"].append(item)
-    if not given["train"]:
+        splits[item.split or "train"].append(item)
+    if not splits["train"]:
         raise TesseraError(
-            "the source has no train images", hint="name the folder with the train images: train"
+            "the source has no train images", hint="name the folder of the train images `train`"
         )
-    missing: list[Split] = [split for split in ("val", "test") if not given[split]]
+    missing: list[Split] = [split for split in ("val", "test") if not splits[split]]
     if missing:
-        given.update(_cut_splits(given["train"], missing, seed))
+        splits.update(_cut_splits(splits["train"], missing, seed))
     return {
-        split: sorted(chosen, key=lambda item: _rank(f"order {seed}", item.key))
-        for split, chosen in given.items()
-        if chosen
+        split: sorted(members, key=lambda item: _rank(f"order {seed}", item.key))
+        for split, members in splits.items()
+        if members
     }
 
 
-def _keep_apart(
+def _keep_unseen_for_test(
     splits: Mapping[Split, list[Item]], classes: Sequence[str], unseen: frozenset[int]
 ) -> dict[Split, list[Item]]:
-    """The same without the unseen classes in train and val, and without the others in test."""
-    kept = {  # what has no label stays, to be rejected
+    """The splits without the unseen classes in train and val, and without the others in test."""
+    kept = {  # items without a label stay, to be rejected
         split: [i for i in items if i.label is None or (i.label in unseen) == (split == "test")]
         for split, items in splits.items()
     }
     if not kept["train"]:
-        raise TesseraError("no train image is left: all classes are unseen", hint="name fewer")
+        raise TesseraError(
+            "no train image is left: all classes are unseen", hint="give fewer to --unseen"
+        )
     tested = {item.label for item in kept.get("test", ())}
     for label in sorted(unseen - tested):
         raise TesseraError(
             f"test has no image of the unseen class {classes[label]!r}",
-            hint="an unseen class needs test images, or 3 images of which some can be test's",
+            hint="an unseen class needs test images, or at least 3 images to take one from",
         )
     return {split: items for split, items in kept.items() if items}
 
 
 def _cut_splits(items: list[Item], missing: list[Split], seed: int) -> dict[Split, list[Item]]:
-    parts: dict[Split, list[Item]] = {"train": [], **{split: [] for split in missing}}
+    """The items of a source without the splits `missing`: what is left for train, and those."""
+    splits: dict[Split, list[Item]] = {"train": [], **{split: [] for split in missing}}
     by_class: dict[int | None, list[Item]] = {}
     for item in items:
         by_class.setdefault(item.label, []).append(item)
     for members in by_class.values():
         members.sort(key=lambda item: _rank(f"split {seed}", item.key))
         count = max(int(len(members) * SHARE + 0.5), 1) if len(members) >= 3 else 0
-        for place, split in enumerate(missing):
-            parts[split] += members[place * count : (place + 1) * count]
-        parts["train"] += members[len(missing) * count :]
-    return parts
+        for index, split in enumerate(missing):
+            splits[split] += members[index * count : (index + 1) * count]
+        splits["train"] += members[len(missing) * count :]
+    return splits
 
 
 def _rank(salt: str, key: str) -> bytes:
@@ -162,15 +172,16 @@ def _without_duplicates(items: Sequence[Item], rejected: list[dict[str, str]]) -
 
 
 def _check_names(source: Source) -> None:
-    """Letters with marks have two forms in Unicode; names that differ in it alone are one name."""
+    """Refuses empty and equal class names. Accented letters have two forms in Unicode; names that
+    differ only in that are equal."""
     known: set[str] = set()
     for name in source.classes:
         if not name:
-            raise TesseraError(f"{source.name} has a class without a name", hint="name it")
+            raise TesseraError(f"{source.name} has a class without a name", hint="give it a name")
         if (plain := unicodedata.normalize("NFC", name)) in known:
             raise TesseraError(
-                f"{source.name} has two classes that are called {name!r}",
-                hint="rename one of them, or put them together",
+                f"{source.name} has two classes named {name!r}",
+                hint="rename one of them, or merge them",
             )
         known.add(plain)
 
@@ -184,28 +195,28 @@ def _check_classes(
     trained = {item.label for item in splits["train"]} | unseen
     for split, items in splits.items():
         labels = {item.label for item in items} - trained
-        strange = [label for label in range(len(classes)) if label in labels]
-        if strange:
+        unknown = [label for label in range(len(classes)) if label in labels]
+        if unknown:
             raise TesseraError(
-                f"{source}: {split} has the class {classes[strange[0]]!r}, train has not",
+                f"{source}: {split} has the class {classes[unknown[0]]!r}, train doesn't",
                 hint="each class needs train images; check the names of the class folders",
             )
 
 
-def _fitting(spec: PackSpec, items: Sequence[Item]) -> int:
-    """How many samples fill a shard, by the mean of the first ones."""
+def _samples_in_a_shard(spec: PackSpec, items: Sequence[Item]) -> int:
+    """How many samples fill a shard, from the mean size of the first ones."""
     sizes = []
     for item in items[:SAMPLED]:
         try:
             sizes.append(prepare(spec, item).packed.size_bytes)
-        except TesseraError:  # comes again, and is noted, when it is packed
+        except TesseraError:  # is rejected when it is packed
             continue
     mean = sum(sizes) // len(sizes) if sizes else 1
     return min(max(SHARD_BYTES // mean, 1), SHARD_SAMPLES)
 
 
-def _cut_parts(split: Split, items: list[Item], most: int) -> Iterator[ShardPlan]:
-    shards = -(-len(items) // most)
-    for number in range(shards):
-        start, stop = number * len(items) // shards, (number + 1) * len(items) // shards
+def _cut_shards(split: Split, items: list[Item], most: int) -> Iterator[ShardPlan]:
+    count = -(-len(items) // most)
+    for number in range(count):
+        start, stop = number * len(items) // count, (number + 1) * len(items) // count
         yield ShardPlan(split, f"{split}/{number:06d}.tar", tuple(items[start:stop]))

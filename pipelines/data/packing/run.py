@@ -1,7 +1,7 @@
-"""A pack: all its shards, here or elsewhere, from where it was left, to the card.
+"""Packs all shards of a plan, in this process or elsewhere, and resumes an interrupted pack.
 
-In: a stage, a plan, and where the work is done. Out: shards, index, `rejected.jsonl`,
-`leakage.jsonl`, a card. Must not know formats, nor who runs the work.
+In: a stage and a plan. Out: shards, index, `rejected.jsonl`, `near_duplicates.jsonl`, a card. Must
+not know formats, nor what runs the tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data.card import SPLITS, Card, Leakage, Split, SplitCard
+from pipelines.data.card import SPLITS, Card, NearDuplicates, Split, SplitCard
 from pipelines.data.packing import near_duplicates, shard_records
 from pipelines.data.packing.near_duplicates import Fingerprints
 from pipelines.data.packing.plan import PackPlan
@@ -29,28 +29,28 @@ from pipelines.data.packing.statistics import (
     ImageStatistics,
     Rejections,
     ResumableError,
-    lines_of,
+    to_json_lines,
 )
 from pipelines.data.shards import finish_split
 
 Progress = Callable[[int, int], None]
-"""Called with the number of samples looked at, and of all."""
+"""Called with the number of samples done, and of all samples."""
 Work = Callable[[PackSpec, ShardPlan], Any]
 MapTasks = Callable[[Work, PackSpec, Iterable[ShardPlan]], Generator[tuple[int, Any], None, None]]
-"""Calls the function with `PackSpec` and each part, and gives each part's number with what it gave, as
-they come. It raises what the function raised."""
+"""Calls the function for each shard and yields (position of the shard, result) as they come. It
+raises what the function raises."""
 
 
 def map_here(
-    work: Work, spec: PackSpec, parts: Iterable[ShardPlan]
+    work: Work, spec: PackSpec, shards: Iterable[ShardPlan]
 ) -> Generator[tuple[int, Any], None, None]:
-    """The `MapTasks` of this process."""
-    for number, shard_plan in enumerate(parts):
+    """The `MapTasks` that runs in this process."""
+    for number, shard_plan in enumerate(shards):
         yield number, work(spec, shard_plan)
 
 
 class PackRun:
-    """One pack of a plan at a stage. `map_tasks` is where shards are made; None for here."""
+    """One pack of a plan. `map_tasks` makes the shards elsewhere; None makes them in this process."""
 
     def __init__(
         self,
@@ -60,56 +60,59 @@ class PackRun:
         *,
         map_tasks: MapTasks | None,
         progress: Progress | None,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
-        self._staged, self._plan, self._shared = staged, plan, spec
-        self._spread, self._say = map_tasks, say
-        self._parts: list[ShardPlan] = list(plan.parts)
-        self._done: dict[int, ShardRecord] = {}
-        self._seen = _Counter(plan.samples, progress)
+        self._staged, self._plan, self._spec = staged, plan, spec
+        self._map_tasks, self._notify = map_tasks, notify
+        self._shards: list[ShardPlan] = list(plan.shards)
+        self._records: dict[int, ShardRecord] = {}
+        self._counter = _ProgressCounter(plan.samples, progress)
         self._rejected: list[dict[str, str]] = []
-        self._leakage = Leakage()
+        self._near = NearDuplicates()
 
-    def pack(self, allow_rejected: str, *, near: bool) -> None:
-        """Makes all shards. Raises Kept where more samples are rejected than `allow_rejected`, and
-        where shards can't be made."""
+    def pack(self, allow_rejected: str, *, find_near: bool) -> None:
+        """Makes all shards.
+
+        Raises ResumableError if more samples are rejected than `allow_rejected`, or if a shard
+        can't be made.
+        """
         rejections = Rejections(allow_rejected, self._plan.total)
-        resumed = self._staged.begin(self._shared.plan)
+        resumed = self._staged.begin(self._spec.plan)
         if self._staged.replaced:
-            self._say("starts again: what was there is of another source, or of other options")
-        self._shared = replace(self._shared, scratch=self._staged.scratch())
+            self._notify("starting again: the interrupted pack had another source or other options")
+        self._spec = replace(self._spec, scratch=self._staged.scratch())
         try:
             if resumed:
-                self._look()
-            self._make([n for n in range(len(self._parts)) if n not in self._done])
-            self._judge(rejections)
-            if near:
-                self._find_near()
+                self._find_packed()
+            self._make([n for n in range(len(self._shards)) if n not in self._records])
+            self._reject(rejections)
+            if find_near:
+                self._list_near_duplicates()
         except ResumableError:
             raise
         except TesseraError as error:
-            hint = "the same command goes on with the shards that are packed"
+            hint = "the same command resumes with the shards that are packed"
             raise ResumableError(
                 error.message, hint=f"{error.hint}; {hint}" if error.hint else hint
             ) from error
         except KeyboardInterrupt:
-            kept = f"{len(self._done)} of {len(self._parts)} shards are kept"
-            self._say(f"stopped: {kept}, the same command goes on with them")
+            kept = f"{len(self._records)} of {len(self._shards)} shards are kept"
+            self._notify(f"stopped: {kept}, the same command resumes with them")
             raise
 
     def card(self, *, name: str, source: str, licence: str) -> Card:
-        """Writes the index of each split, and gives the card."""
+        """Writes the index of each split, and returns the card."""
         counts = {split: self._counts(split) for split in SPLITS}
         self._check_classes(counts, name)
         statistics = ImageStatistics()
-        for record in self._done.values():
+        for record in self._records.values():
             statistics.merge(record.statistics)
         splits = {split: self._finish(split) for split in SPLITS}
-        spec = self._shared.source
+        data = self._spec.source
         return Card(
             name=name,
-            task=spec.task,
-            classes=spec.classes,
+            task=data.task,
+            classes=data.classes,
             image=statistics.card(),
             splits={
                 split: card.model_copy(update={"class_counts": counts[split]})
@@ -119,124 +122,126 @@ class PackRun:
             source=source,
             licence=licence,
             rejected=len(self._rejected),
-            leakage=self._leakage,
+            leakage=self._near,
         ).sealed()
 
-    def _look(self) -> None:
-        """Finds what an earlier call has packed."""
-        known = shard_records.known(self._staged.place)
-        numbers = [n for n, shard_plan in enumerate(self._parts) if shard_plan.path in known]
+    def _find_packed(self) -> None:
+        """Finds the shards that an earlier call has packed."""
+        known = shard_records.known(self._staged.storage)
+        numbers = [n for n, shard_plan in enumerate(self._shards) if shard_plan.path in known]
         for number, record in self._each(find_record, numbers):
             if record is not None:
-                self._note(number, record)
-                self._seen.add(len(self._parts[number].items))
-        if self._done:
-            self._say(f"goes on: {len(self._done)} of {len(self._parts)} shards are there")
+                self._add_record(number, record)
+                self._counter.add(len(self._shards[number].items))
+        if self._records:
+            self._notify(
+                f"resuming: {len(self._records)} of {len(self._shards)} shards are packed already"
+            )
 
     def _make(self, numbers: Sequence[int]) -> None:
-        work = pack_shard if self._spread else partial(pack_shard, step=self._seen.step)
+        work = pack_shard if self._map_tasks else partial(pack_shard, step=self._counter.step)
         for number, record in self._each(work, numbers):
-            self._note(number, record)
-            if self._spread:
-                self._seen.add(len(self._parts[number].items))
+            self._add_record(number, record)
+            if self._map_tasks:
+                self._counter.add(len(self._shards[number].items))
 
     def _each(self, work: Work, numbers: Sequence[int]) -> Generator[tuple[int, Any], None, None]:
-        parts = [self._parts[number] for number in numbers]
-        with closing((self._spread or map_here)(work, self._shared, parts)) as results:
-            for place, result in results:
-                yield numbers[place], result
+        shards = [self._shards[number] for number in numbers]
+        with closing((self._map_tasks or map_here)(work, self._spec, shards)) as results:
+            for index, result in results:
+                yield numbers[index], result
 
-    def _note(self, number: int, record: ShardRecord) -> None:
-        place, path = self._staged.place, record.shard.path
-        if record.shard.samples and not place.remote and place.size(path) is None:
+    def _add_record(self, number: int, record: ShardRecord) -> None:
+        storage, path = self._staged.storage, record.shard.path
+        if record.shard.samples and not storage.remote and storage.size(path) is None:
             raise TesseraError(
-                f"the shard {path} is not in {place.where}: the worker that packed it has other "
-                "disks",
+                f"the shard {path} is not in {storage.where}: the worker that packed it doesn't "
+                "share this disk",
                 hint="give a folder that all nodes share, or an address such as s3://BUCKET/FOLDER",
             )
-        self._done[number] = record
+        self._records[number] = record
 
-    def _judge(self, rejections: Rejections) -> None:
-        """Counts what was rejected, with images that are in two splits; packs the shards again that
-        have such."""
-        exact_duplicates = self._prints().exact_duplicates()
-        rejections.extend(self._rows())
-        for number, keys in sorted(exact_duplicates.items()):
-            for item in self._parts[number].items:
+    def _reject(self, rejections: Rejections) -> None:
+        """Checks the number of rejected samples, with those that are in two splits, and packs the
+        shards that have such samples again, without them."""
+        doubled = self._fingerprints().exact_duplicates()
+        rejections.extend(self._rejected_rows())
+        for number, keys in sorted(doubled.items()):
+            for item in self._shards[number].items:
                 if item.key in keys:
                     rejections.add(item.key, item.origin, TWO_SPLITS, keys[item.key])
-        rejections.judge(self._staged.place)
-        if exact_duplicates:
-            for number, keys in exact_duplicates.items():
-                self._parts[number] = replace(self._parts[number], without=keys)
-            self._seen.rest()
-            self._make(sorted(exact_duplicates))
-        self._rejected = self._rows()
+        rejections.check(self._staged.storage)
+        if doubled:
+            for number, keys in doubled.items():
+                self._shards[number] = replace(self._shards[number], without=keys)
+            self._counter.stop()
+            self._make(sorted(doubled))
+        self._rejected = self._rejected_rows()
         if self._rejected:
-            self._staged.place.write(REJECTED, lines_of(self._rejected))
+            self._staged.storage.write(REJECTED, to_json_lines(self._rejected))
         else:
-            self._staged.place.remove(REJECTED)
+            self._staged.storage.remove(REJECTED)
 
-    def _rows(self) -> list[dict[str, str]]:
-        done = (row for _, record in sorted(self._done.items()) for row in record.rejected)
-        return [*self._plan.rejected, *done]
+    def _rejected_rows(self) -> list[dict[str, str]]:
+        packed = (row for _, record in sorted(self._records.items()) for row in record.rejected)
+        return [*self._plan.rejected, *packed]
 
-    def _prints(self) -> Fingerprints:
-        done = [self._done[number] for number in range(len(self._parts))]
-        return Fingerprints(self._staged.place, self._parts, done)
+    def _fingerprints(self) -> Fingerprints:
+        records = [self._records[number] for number in range(len(self._shards))]
+        return Fingerprints(self._staged.storage, self._shards, records)
 
-    def _find_near(self) -> None:
-        rows, self._leakage = self._prints().near()
+    def _list_near_duplicates(self) -> None:
+        rows, self._near = self._fingerprints().near_duplicates()
         if rows:
-            self._staged.place.write(near_duplicates.FILE, lines_of(rows))
-            self._say(
-                f"pairs of images in two splits that look alike: {self._leakage.near}; see "
+            self._staged.storage.write(near_duplicates.FILE, to_json_lines(rows))
+            self._notify(
+                f"near duplicates across splits: {self._near.near} pairs; see "
                 f"{near_duplicates.FILE}"
             )
         else:
-            self._staged.place.remove(near_duplicates.FILE)
+            self._staged.storage.remove(near_duplicates.FILE)
 
     def _counts(self, split: Split) -> dict[str, int]:
-        classes = self._shared.source.classes
+        classes = self._spec.source.classes
         total = np.zeros(len(classes), np.int64)
-        for number, record in self._done.items():
-            if self._parts[number].split == split:
+        for number, record in self._records.items():
+            if self._shards[number].split == split:
                 total += np.array(record.counts, np.int64)
         return dict(zip(classes, total.tolist()))
 
     def _check_classes(self, counts: dict[Split, dict[str, int]], name: str) -> None:
-        """A class without train images is refused where each image has one, else said; but for
-        those that are to have none."""
-        train = [r for n, r in self._done.items() if self._parts[n].split == "train"]
+        """Refuses a class without train images where each image has a class, and reports it for
+        other tasks. Unseen classes are meant to have none."""
+        train = [r for n, r in self._records.items() if self._shards[n].split == "train"]
         if not any(record.shard.samples for record in train):
-            raise TesseraError(f"{name}: no train image is left", hint="see which were rejected")
-        unseen = {self._shared.source.classes[label] for label in self._plan.unseen}
+            raise TesseraError(f"{name} has no train images left", hint="see which were rejected")
+        unseen = {self._spec.source.classes[label] for label in self._plan.unseen}
         trained = counts["train"].items()
         empty = [label for label, count in trained if not count and label not in unseen]
-        if empty and self._shared.source.task == "classification":
+        if empty and self._spec.source.task == "classification":
             raise TesseraError(
-                f"{name}: no train image of the class {empty[0]!r} is left",
+                f"{name} has no train image of the class {empty[0]!r} left",
                 hint="see which were rejected, or remove the class",
             )
         for label in empty:
             others = [split for split in SPLITS if counts[split][label]]
-            also = f"; {' and '.join(others)} have it" if others else ""
-            self._say(f"no train image has the class {label!r}{also}")
+            also = f"; only {' and '.join(others)} images do" if others else ""
+            self._notify(f"no train image has the class {label!r}{also}")
 
     def _finish(self, split: Split) -> SplitCard:
-        place = self._staged.place
-        done = (r for n, r in sorted(self._done.items()) if self._parts[n].split == split)
-        written = [(r.shard, shard_records.load_rows(place, r)) for r in done if r.shard.samples]
-        with tempfile.TemporaryDirectory(dir=self._shared.scratch) as temporary:
+        storage = self._staged.storage
+        done = (r for n, r in sorted(self._records.items()) if self._shards[n].split == split)
+        written = [(r.shard, shard_records.load_rows(storage, r)) for r in done if r.shard.samples]
+        with tempfile.TemporaryDirectory(dir=self._spec.scratch) as temporary:
             (Path(temporary) / split).mkdir()
             card = finish_split(Path(temporary), split, written)
             if card.samples:
-                place.put(Path(temporary) / card.index, card.index)
+                storage.put(Path(temporary) / card.index, card.index)
         return card
 
 
-class _Counter:
-    """Tells `progress` now and then: not at each sample, which would cost more than packing it."""
+class _ProgressCounter:
+    """Calls `progress` every 64 samples: at each it would cost more than packing a small image."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._done, self._total, self._progress = 0, total, progress
@@ -251,6 +256,6 @@ class _Counter:
         if self._progress:
             self._progress(self._done, self._total)
 
-    def rest(self) -> None:
-        """All are counted; what is packed again is not counted twice."""
+    def stop(self) -> None:
+        """Counts no further: shards that are packed again are not counted twice."""
         self._progress = None

@@ -1,8 +1,8 @@
 """One shard from its items: the unit of work of a pack.
 
-In: `PackSpec`, the same for all shards, and a `ShardPlan`; both are plain data and go to other processes.
-Out: the shard at its place with a receipt beside it. The bytes depend on the items alone, not on who
-packs them or in which order. Must not know how parts are cut or spread.
+In: `PackSpec`, the same for all shards, and a `ShardPlan`; both are plain data and go to other
+processes. Out: the shard and its record. The bytes depend on the items only, not on which process
+packs them or in which order. Must not know how shards are planned or distributed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from models.core.errors import TesseraError
-from pipelines.data import annotations as notes
+from pipelines.data import annotations as annotation_ops
 from pipelines.data import duplicates
 from pipelines.data.card import Shard, Split
 from pipelines.data.images import encode_png, open_image, sniff
@@ -36,19 +36,19 @@ TWO_SPLITS = "image in two splits"
 _EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _QUALITY = 90
 _REDUCING_GAP = 3.0
-"""Pillow shrinks by whole factors first, down to so many times the size; no difference is seen."""
+"""Pillow shrinks by integer factors first, to this many times the size; the result looks the same."""
 
 
 @dataclass(frozen=True)
 class PackSpec:
     """What all shards of a pack have in common.
 
-    source   without its items
-    where    the folder or address to which shards and receipts go
-    scratch  a local folder on the same disk, for files on their way; None for the system's own
-    plan     digest of all that is to be packed, and how
-    resize   most pixels that the shorter side of an image keeps
-    quality  of the JPEGs that are made where images shrink; None keeps PNG what was PNG
+    source   the source, without its items
+    where    the folder or address that shards and records are written to
+    scratch  a local folder on the same disk for temporary files; None for the system's own
+    plan     digest of the plan and the options of the pack
+    resize   images whose shorter side has more pixels are shrunk to it
+    quality  of the JPEGs that shrinking makes; None keeps PNGs as PNGs
     """
 
     source: Source
@@ -61,8 +61,8 @@ class PackSpec:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be: its items in their order. `without` are keys that are left out after all, each
-    with what is said of it in `rejected.jsonl`."""
+    """A shard to pack: its items in order. `without` are keys to leave out, each with the details
+    for `rejected.jsonl`."""
 
     split: Split
     path: str
@@ -71,32 +71,36 @@ class ShardPlan:
 
 
 class Sample(NamedTuple):
-    """An item that has passed its checks. `image` is the one that is packed; `print` is the
-    fingerprint of the one that was given; `counts` are its objects or pixels of each class."""
+    """An item that passed its checks.
+
+    image        the image as packed
+    fingerprint  of the original image
+    counts       1 for its class, or its objects or pixels of each class
+    """
 
     packed: Packed
     image: Image.Image
-    print: bytes
+    fingerprint: bytes
     counts: list[int]
 
 
 def pack_shard(
     spec: PackSpec, shard_plan: ShardPlan, step: Callable[[], None] = lambda: None
 ) -> ShardRecord:
-    """Packs a shard, or raises TesseraError or OSError where it can't be written.
+    """Packs a shard. Raises TesseraError or OSError if it can't be written.
 
-    Items that fail their check are in the receipt. `step` is called after each item.
+    Items that fail their check are listed in the record. `step` is called after each item.
     """
     stamps = stamp_files(spec.source, shard_plan.items)
     contents = _ShardContents(len(spec.source.classes))
-    place = open_storage(spec.where)
+    storage = open_storage(spec.where)
     with tempfile.TemporaryDirectory(dir=spec.scratch) as folder:
         file = Path(folder) / "shard.tar"
         shard, table = write_shard(file, shard_plan.path, contents.samples(spec, shard_plan, step))
         if shard.samples:
-            place.put(file, shard_plan.path)
-        else:  # it may have had some before, when nothing was known of `without`
-            place.remove(shard_plan.path)
+            storage.put(file, shard_plan.path)
+        else:  # an earlier pack of it, without `without`, may have had some
+            storage.remove(shard_plan.path)
     rows = shard_records.encode(table)
     fingerprints = np.frombuffer(b"".join(contents.fingerprints), np.uint8).reshape(
         -1, duplicates.SIZE
@@ -112,12 +116,12 @@ def pack_shard(
         rows=shard_records.digest(rows),
         fingerprints=shard_records.digest(encoded),
     )
-    shard_records.save(place, record, rows, encoded)
+    shard_records.save(storage, record, rows, encoded)
     return record
 
 
 class _ShardContents:
-    """What is noted while a shard's samples go by."""
+    """What is counted while a shard's samples are written."""
 
     def __init__(self, classes: int) -> None:
         self.statistics = ImageStatistics()
@@ -129,15 +133,15 @@ class _ShardContents:
         self, spec: PackSpec, shard_plan: ShardPlan, step: Callable[[], None]
     ) -> Iterator[Packed]:
         for item in shard_plan.items:
-            sample = self._look(spec, shard_plan, item)
+            sample = self._prepare(spec, shard_plan, item)
             step()
             if sample is not None:
                 self.statistics.add(sample.image, counted=shard_plan.split == "train")
                 self.counts += np.array(sample.counts, np.int64)
-                self.fingerprints.append(sample.print)
+                self.fingerprints.append(sample.fingerprint)
                 yield sample.packed
 
-    def _look(self, spec: PackSpec, shard_plan: ShardPlan, item: Item) -> Sample | None:
+    def _prepare(self, spec: PackSpec, shard_plan: ShardPlan, item: Item) -> Sample | None:
         if item.key in shard_plan.without:
             reason, detail = TWO_SPLITS, shard_plan.without[item.key]
         else:
@@ -151,71 +155,79 @@ class _ShardContents:
 
 
 def prepare(spec: PackSpec, item: Item) -> Sample:
-    """An item as it goes into a shard. Raises TesseraError, mostly with a `reason`, for one that
-    can't."""
+    """An item as it is packed. Raises TesseraError, mostly SampleError, for one that can't be."""
     if item.problem:
         raise SampleError(*item.problem)
     source = spec.source
     data = source.load(item)
     image = open_image(data, item.origin)
-    note = _annotate(source, item, image) if source.annotate else None
+    annotation = _annotate(source, item, image) if source.annotate else None
     small = _shrink(image, spec.resize)
     extension = _EXTENSION.get(sniff(data) or "")
     if small is not image:
         extension, data = _encode(small, sniff(data), spec.quality)
     elif extension is None:
         extension, data = "png", encode_png(np.asarray(image))
-    image_part, print = (extension, data), duplicates.fingerprint(image)
-    if note is not None:
+    image_member, fingerprint = (extension, data), duplicates.fingerprint(image)
+    if annotation is not None:
         if small is not image:
-            note = notes.resize(note, (image.height, image.width), (small.height, small.width))
-            _check(source, item, small, note)
-        counts = notes.count(note, len(source.classes))
-        return Sample(Packed(item.key, image_part, notes.encode(note)), small, print, counts)
+            annotation = annotation_ops.resize(
+                annotation, (image.height, image.width), (small.height, small.width)
+            )
+            _check(source, item, small, annotation)
+        counts = annotation_ops.count(annotation, len(source.classes))
+        return Sample(
+            Packed(item.key, image_member, annotation_ops.encode(annotation)),
+            small,
+            fingerprint,
+            counts,
+        )
     counts = [0] * len(source.classes)
     if source.task != "classification":
-        return Sample(Packed(item.key, image_part), small, print, counts)
+        return Sample(Packed(item.key, image_member), small, fingerprint, counts)
     label = _label(source, item)
     counts[label] = 1
-    packed = Packed(item.key, image_part, ("cls", b"%d" % label), label)
-    return Sample(packed, small, print, counts)
+    packed = Packed(item.key, image_member, ("cls", b"%d" % label), label)
+    return Sample(packed, small, fingerprint, counts)
 
 
 def _label(source: Source, item: Item) -> int:
     if item.label is None or not 0 <= item.label < len(source.classes):
         raise SampleError(
             "unknown class",
-            f"{item.origin} has the class {item.label}, there are {len(source.classes)}",
+            f"{item.origin} has the class {item.label}, there are {len(source.classes)} classes",
         )
     return item.label
 
 
-def _annotate(source: Source, item: Item, image: Image.Image) -> notes.Annotation:
+def _annotate(source: Source, item: Item, image: Image.Image) -> annotation_ops.Annotation:
     assert source.annotate is not None
     try:
-        note = source.annotate(item)
+        annotation = source.annotate(item)
     except TesseraError as error:
         raise SampleError(
             getattr(error, "reason", "unreadable annotation"), error.message
         ) from None
-    _check(source, item, image, note)
-    return note
+    _check(source, item, image, annotation)
+    return annotation
 
 
-def _check(source: Source, item: Item, image: Image.Image, note: notes.Annotation) -> None:
-    notes.check(
-        note,
+def _check(
+    source: Source, item: Item, image: Image.Image, annotation: annotation_ops.Annotation
+) -> None:
+    annotation_ops.check(
+        annotation,
         height=image.height,
         width=image.width,
         classes=len(source.classes),
         where=item.origin,
     )
     if source.task == "instance_segmentation":
-        notes.check_masked(note, item.origin)
+        annotation_ops.check_masked(annotation, item.origin)
 
 
 def _shrink(image: Image.Image, shorter: int | None) -> Image.Image:
-    """The same image where its shorter side has no more than `shorter` pixels."""
+    """The image, shrunk if its shorter side has more than `shorter` pixels."""
     if shorter is None or min(image.size) <= shorter:
         return image
     least = min(image.size)
@@ -224,7 +236,7 @@ def _shrink(image: Image.Image, shorter: int | None) -> Image.Image:
 
 
 def _encode(image: Image.Image, form: str | None, quality: int | None) -> tuple[str, bytes]:
-    """(extension, bytes) of an image that was shrunk. What was lossy before becomes JPEG."""
+    """(extension, bytes) of an image that was shrunk. Lossy formats become JPEG."""
     if quality is None and form not in ("JPEG", "WEBP"):
         return "png", encode_png(np.asarray(image))
     out = io.BytesIO()
@@ -233,7 +245,7 @@ def _encode(image: Image.Image, form: str | None, quality: int | None) -> tuple[
 
 
 def stamp_files(source: Source, items: tuple[Item, ...]) -> str:
-    """Digest of sizes and times of the files that the items are made of."""
+    """Digest of sizes and times of the files that the items come from."""
     total = hashlib.sha256()
     seen: dict[Path, bytes] = {}
     for item in items:
@@ -247,44 +259,46 @@ def stamp_files(source: Source, items: tuple[Item, ...]) -> str:
 def _stamp_file(path: Path) -> bytes:
     try:
         found = path.stat()
-    except (OSError, ValueError):  # a NUL in a name that a table gives
+    except (OSError, ValueError):  # a NUL in a name from a table
         return b"-"
     return b"%d %d" % (found.st_size, found.st_mtime_ns)
 
 
 def find_record(spec: PackSpec, shard_plan: ShardPlan) -> ShardRecord | None:
-    """The receipt of a shard that was packed before, where packing it again would change nothing."""
-    place = open_storage(spec.where)
-    record = shard_records.load(place, shard_plan.path)
+    """The record of a shard that was packed before; None if packing it again could change it."""
+    storage = open_storage(spec.where)
+    record = shard_records.load(storage, shard_plan.path)
     if record is None or record.plan != spec.plan or record.shard.path != shard_plan.path:
         return None
     if record.stamps != stamp_files(spec.source, shard_plan.items):
         return None
     if any(row["reason"] == TWO_SPLITS for row in record.rejected):
-        return None  # whether it is in two splits hangs on other shards
-    if record.shard.samples and not _is_there(spec, place, record.shard):
+        return None  # whether a sample is in two splits depends on other shards
+    if record.shard.samples and not _is_stored(spec, storage, record.shard):
         return None
     try:
-        shard_records.load_rows(place, record)
-        shard_records.load_prints(place, record)
+        shard_records.load_rows(storage, record)
+        shard_records.load_fingerprints(storage, record)
     except (TesseraError, ValueError):
         return None
-    return None if _packs_now(spec, shard_plan, record) else record
+    return None if _can_pack_rejected(spec, shard_plan, record) else record
 
 
-def _is_there(spec: PackSpec, place: Storage, shard: Shard) -> bool:
-    if place.size(shard.path) != shard.size_bytes:
+def _is_stored(spec: PackSpec, storage: Storage, shard: Shard) -> bool:
+    if storage.size(shard.path) != shard.size_bytes:
         return False
-    if spec.scratch is None:  # an object store gives whole objects; reading them all costs more
+    if (
+        spec.scratch is None
+    ):  # an object store writes whole objects; reading them all would cost more than it saves
         return True
-    path = place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
+    path = storage.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
-def _packs_now(spec: PackSpec, shard_plan: ShardPlan, record: ShardRecord) -> bool:
-    """Whether a sample that was rejected is good now: a file that couldn't be read for a while
-    keeps its size and time."""
+def _can_pack_rejected(spec: PackSpec, shard_plan: ShardPlan, record: ShardRecord) -> bool:
+    """Whether a rejected sample can be packed now: a file that was unreadable for a while keeps its
+    size and time."""
     rejected: dict[str, Any] = {row["key"]: row for row in record.rejected}
     for item in shard_plan.items:
         if item.key in rejected:

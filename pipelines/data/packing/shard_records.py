@@ -1,7 +1,7 @@
-"""What is known of a packed shard, beside it, until its data set is finished.
+"""What is known of a packed shard, stored beside it until its data set is finished.
 
-In: `ShardRecord` and its arrays. Out: the same, whole or not at all. Must not know images or sources.
-JSON and .npy; nothing is unpickled.
+In: a `ShardRecord` and its arrays. Out: the same, complete or not at all. Must not know images or
+sources. The files are JSON and .npy; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Array = np.ndarray[Any, Any]
 class ShardRecord(BaseModel):
     """A shard that is packed.
 
-    plan      digest of what was to be packed, and how
-    stamps    digest of sizes and times of the files that its items are made of
-    counts    images, objects or pixels of each class
-    rejected  rows of `rejected.jsonl`
-    rows, prints  sha256 of the shard's rows of the index, and of its images' fingerprints
+    plan                digest of the pack's plan and options
+    stamps              digest of sizes and times of the files that the samples come from
+    counts              images, objects or pixels of each class
+    rejected            rows of `rejected.jsonl`
+    rows, fingerprints  sha256 of the shard's rows of the index, and of its images' fingerprints
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,56 +48,55 @@ def digest(data: bytes) -> str:
 
 
 def encode(array: Array) -> bytes:
-    """The bytes of a .npy."""
+    """The bytes of a .npy file."""
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
     return out.getvalue()
 
 
-def save(place: Storage, record: ShardRecord, rows: bytes, fingerprints: bytes) -> None:
-    """Writes a receipt with its arrays; the JSON, by which it is found, comes last."""
+def save(storage: Storage, record: ShardRecord, rows: bytes, fingerprints: bytes) -> None:
+    """Writes a record and its arrays. The JSON comes last: a record without it doesn't exist."""
     name = _name(record.shard.path)
-    place.write(f"{name}.rows.npy", rows)
-    place.write(f"{name}.prints.npy", fingerprints)
-    place.write(f"{name}.json", record.model_dump_json().encode())
+    storage.write(f"{name}.rows.npy", rows)
+    storage.write(f"{name}.fingerprints.npy", fingerprints)
+    storage.write(f"{name}.json", record.model_dump_json().encode())
 
 
-def load(place: Storage, path: str) -> ShardRecord | None:
-    """The receipt of the shard called `path`; None where there is none that can be read."""
+def load(storage: Storage, path: str) -> ShardRecord | None:
+    """The record of the shard `path`; None if there is none or it can't be read."""
     name = f"{_name(path)}.json"
-    if place.size(name) is None:
+    if storage.size(name) is None:
         return None
     try:
-        return ShardRecord.model_validate_json(place.read(name))
+        return ShardRecord.model_validate_json(storage.read(name))
     except ValidationError:
         return None
 
 
-def known(place: Storage) -> frozenset[str]:
-    """Paths of the shards that have receipts."""
-    names = place.names(SHARDS)
-    ends = (name for name in names if name.endswith(".json"))
+def known(storage: Storage) -> frozenset[str]:
+    """Paths of the shards that have records."""
+    names = (name for name in storage.names(SHARDS) if name.endswith(".json"))
     return frozenset(
-        f"{name.removeprefix(f'{SHARDS}/').removesuffix('.json')}.tar" for name in ends
+        f"{name.removeprefix(f'{SHARDS}/').removesuffix('.json')}.tar" for name in names
     )
 
 
-def load_rows(place: Storage, record: ShardRecord) -> Array:
+def load_rows(storage: Storage, record: ShardRecord) -> Array:
     """The shard's rows of the index."""
-    return _load(place, f"{_name(record.shard.path)}.rows.npy", record.rows)
+    return _load(storage, f"{_name(record.shard.path)}.rows.npy", record.rows)
 
 
-def load_prints(place: Storage, record: ShardRecord) -> Array:
-    """uint8 (samples, bytes of a fingerprint)."""
-    return _load(place, f"{_name(record.shard.path)}.prints.npy", record.fingerprints)
+def load_fingerprints(storage: Storage, record: ShardRecord) -> Array:
+    """uint8 (samples, `duplicates.SIZE`)."""
+    return _load(storage, f"{_name(record.shard.path)}.fingerprints.npy", record.fingerprints)
 
 
-def _load(place: Storage, path: str, sha256: str) -> Array:
-    data = place.read(path)
+def _load(storage: Storage, path: str, sha256: str) -> Array:
+    data = storage.read(path)
     if digest(data) != sha256:
         raise TesseraError(
-            f"{place.where}/{path} was changed while packing",
-            hint="no two packs may write to one place; the same command goes on",
+            f"{storage.where}/{path} was changed while packing",
+            hint="only one pack may write to a location; the same command resumes",
         )
     array: Array = np.load(io.BytesIO(data), allow_pickle=False)
     return array

@@ -1,11 +1,16 @@
-"""Where a data set is while it is packed: whole in the end, or absent.
+"""Where a data set is written while it is packed: it appears complete, or not at all.
 
-In: a folder or an address that is to hold a data set. Out: a `Stage` to write it in. Must not know
-formats, shards or cards' content.
+In: the folder or address of the new data set. Out: a `Stage` to write it in. Must not know formats,
+shards or what is in a card.
 
-A folder is made in a working folder beside it, `.NAME.packing`, which takes its name in the end. At
-an address the files are put where they are to lie, and `card.json` comes last. What a pack needs to
-go on after an interruption lies below `.packing/` and is removed in the end.
+A folder is written as `.NAME.packing` beside it, which is renamed at the end. At an address, the
+files are written in their final location, and `card.json` comes last. What a pack needs to resume
+is below `.packing/` and is removed at the end.
+
+    pack photos --to data/photos   writes data/.photos.packing/{train/000000.tar, .packing/…}
+    killed
+    the same command again         finds .packing/plan with the same digest, keeps finished shards
+    done                           data/.photos.packing is renamed to data/photos, .packing is removed
 """
 
 from __future__ import annotations
@@ -25,36 +30,42 @@ from pipelines.data.packing.statistics import ResumableError
 from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
 
-NOTES = ".packing"
-"""Folder, in the data set that is packed, of what goes when it is finished."""
-SHARDS = f"{NOTES}/shards"
-"""Folder of what is known of the shards that are packed."""
-_PLAN = f"{NOTES}/plan"
+WORK = ".packing"
+"""Folder in the new data set that is removed when the pack is done."""
+SHARDS = f"{WORK}/shards"
+"""Folder of the records of packed shards."""
+_PLAN = f"{WORK}/plan"
 
 
 class Stage:
-    """A data set in the making. `folder` is its local folder; None at an address."""
+    """A data set that is being written.
 
-    def __init__(self, place: Storage, folder: Path | None) -> None:
-        self.place, self.folder = place, folder
-        self.fresh = place.size(_PLAN) is None
+    storage   where it is written
+    folder    the same as a local folder; None at an address
+    fresh     whether this pack began it
+    replaced  whether it replaced an interrupted pack of another plan
+    """
+
+    def __init__(self, storage: Storage, folder: Path | None) -> None:
+        self.storage, self.folder = storage, folder
+        self.fresh = storage.size(_PLAN) is None
         self.replaced = False
 
     def begin(self, plan: str) -> bool:
-        """True where an earlier pack of the same plan left its work; else what lies there goes."""
-        if not self.fresh and self.place.read(_PLAN) == plan.encode():
+        """Whether an interrupted pack of the same plan can be resumed; otherwise removes its files."""
+        if not self.fresh and self.storage.read(_PLAN) == plan.encode():
             return True
         self.replaced = not self.fresh
-        _clear(self.place)
+        _clear(self.storage)
         self.fresh = True
-        self.place.write(_PLAN, plan.encode())
+        self.storage.write(_PLAN, plan.encode())
         return False
 
     def scratch(self) -> Path | None:
-        """A local folder on the same disk, for files on their way; None at an address."""
+        """An empty local folder on the same disk for temporary files; None at an address."""
         if self.folder is None:
             return None
-        scratch = self.folder / NOTES / "parts"
+        scratch = self.folder / WORK / "parts"
         shutil.rmtree(scratch, ignore_errors=True)  # of workers that were killed
         scratch.mkdir(parents=True)
         return scratch
@@ -62,31 +73,31 @@ class Stage:
 
 @contextmanager
 def stage(to: str | Path) -> Iterator[Stage]:
-    """A stage for a data set at `to`, which is there when the block ends well.
+    """A stage for a data set at `to`, which exists once the block ends without an error.
 
-    After a refusal (TesseraError, OSError) nothing of this call is left behind. After an
-    interruption, or `ResumableError`, the work stays for the next call.
+    After a TesseraError or OSError nothing of this call is left behind. After an interruption or a
+    ResumableError the work stays for the next call.
     """
-    place = refuse_occupied(to)
-    if place.remote:
-        yield from _stage_address(place)
+    storage = refuse_occupied(to)
+    if storage.remote:
+        yield from _stage_address(storage)
         return
     with ExitStack() as stack:
-        yield from _stage_folder(Path(os.path.abspath(place.where)), stack)
+        yield from _stage_folder(Path(os.path.abspath(storage.where)), stack)
 
 
 def refuse_occupied(to: str | Path) -> Storage:
-    """The place, where a data set can be made there; else TesseraError."""
-    place = open_storage(to)
-    if not place.remote:
-        _refuse_folder(Path(os.path.abspath(place.where)))
-        return place
-    if place.size(FILE) is not None:
-        _clear(place, NOTES)
-        raise _packed_already(place.where)
-    if place.size(_PLAN) is None and place.names():
-        raise TesseraError(f"{place.where} is not empty", hint="give another --to")
-    return place
+    """The storage at `to`. Raises TesseraError if a data set can't be created there."""
+    storage = open_storage(to)
+    if not storage.remote:
+        _refuse_folder(Path(os.path.abspath(storage.where)))
+        return storage
+    if storage.size(FILE) is not None:
+        _clear(storage, WORK)
+        raise _packed_already(storage.where)
+    if storage.size(_PLAN) is None and storage.names():
+        raise TesseraError(f"{storage.where} is not empty", hint="give another --to")
+    return storage
 
 
 def _stage_folder(to: Path, stack: ExitStack) -> Iterator[Stage]:
@@ -109,30 +120,30 @@ def _stage_folder(to: Path, stack: ExitStack) -> Iterator[Stage]:
         if isinstance(error, OSError):
             raise _unwritable(to, error) from error
         raise
-    shutil.rmtree(to / NOTES, ignore_errors=True)
+    shutil.rmtree(to / WORK, ignore_errors=True)
 
 
-def _stage_address(place: Storage) -> Iterator[Stage]:
-    staged = Stage(place, None)
+def _stage_address(storage: Storage) -> Iterator[Stage]:
+    staged = Stage(storage, None)
     try:
         yield staged
     except BaseException as error:
         if not _is_resumable(error, staged):
-            _clear(place)
+            _clear(storage)
         raise
-    _clear(place, NOTES)
+    _clear(storage, WORK)
 
 
-def _clear(place: Storage, folder: str = "") -> None:
-    for path in place.names(folder):
-        place.remove(path)
+def _clear(storage: Storage, folder: str = "") -> None:
+    for path in storage.names(folder):
+        storage.remove(path)
 
 
 def _is_resumable(error: BaseException, staged: Stage) -> bool:
-    """Whether the work is of use to the next call: a refusal takes away only what is its own."""
+    """Whether the next call can resume. An error removes only what this pack began itself."""
     if isinstance(error, TesseraError | OSError) and not isinstance(error, ResumableError):
         return not staged.fresh
-    return bool(staged.place.names(SHARDS))
+    return bool(staged.storage.names(SHARDS))
 
 
 def _claim(lock: int, to: Path) -> None:
@@ -149,12 +160,12 @@ def _claim(lock: int, to: Path) -> None:
 def _refuse_folder(to: Path) -> None:
     if os.path.ismount(to):
         raise TesseraError(
-            f"{to} is a mount point, which no finished folder can take the place of",
+            f"{to} is a mount point, which can't be replaced by the finished folder",
             hint=f"give a folder in it: --to {to / 'NAME'}",
         )
     if to.is_dir():
         if (to / FILE).exists():
-            shutil.rmtree(to / NOTES, ignore_errors=True)  # of a pack killed at its last step
+            shutil.rmtree(to / WORK, ignore_errors=True)  # of a pack killed at its last step
             raise _packed_already(str(to))
         if any(to.iterdir()):
             raise TesseraError(
@@ -166,7 +177,7 @@ def _refuse_folder(to: Path) -> None:
 
 def _packed_already(where: str) -> TesseraError:
     return TesseraError(
-        f"{where} is a packed data set already", hint="give another --to, or remove it"
+        f"{where} is already a packed data set", hint="give another --to, or remove it"
     )
 
 

@@ -1,7 +1,7 @@
-"""What packing keeps book of: statistics of the images, and what was rejected.
+"""What a pack counts: statistics of the images, and rejected samples.
 
-In: decoded images and reasons. Out: `ImageCard`, `rejected.jsonl`. Must not know formats, shards or
-where a data set lies.
+In: decoded images; samples with the reason of their rejection. Out: `ImageCard`, `rejected.jsonl`.
+Must not know formats or shards.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ _SHOWN = 5
 
 
 class ResumableError(TesseraError):
-    """A refusal after which the working folder stays, so that the same command goes on there."""
+    """Raised where the finished shards are kept, so that the same command can resume."""
 
 
 class ImageCounts(BaseModel):
-    """A `ImageStatistics` as plain data. `sizes` are min and max height, min and max width; `pixels` how often
-    each value occurs: int64 (4, 256) of grey, red, green, blue."""
+    """`ImageStatistics` as plain data.
+
+    sizes   min and max height, min and max width; None without images
+    colour  whether an image has three channels
+    pixels  how often each value occurs: int64 (4, 256) of grey, red, green, blue
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
@@ -43,10 +47,10 @@ class ImageCounts(BaseModel):
 
 
 class ImageStatistics:
-    """Sizes of all images, and exact sums over the train pixels.
+    """Sizes of all images, and mean and std of the train pixels.
 
-    mean and std are over pixels, each pixel of each image counted once; they are computed from
-    whole numbers, so they don't depend on the order of the images.
+    Each pixel of each image counts once. Mean and std are computed from integers, so they don't
+    depend on the order of the images.
     """
 
     def __init__(self) -> None:
@@ -55,7 +59,7 @@ class ImageStatistics:
         self._pixels = np.zeros((4, 256), np.int64)
 
     def add(self, image: Image.Image, *, counted: bool) -> None:
-        """An image of mode L or RGB; `counted` for those of train."""
+        """Adds an image of mode L or RGB; `counted` if it is of train."""
         width, height = image.size
         self._widen((height, height, width, width))
         self._colour |= image.mode == "RGB"
@@ -74,7 +78,7 @@ class ImageStatistics:
         self._pixels += np.frombuffer(other.pixels, np.int64).reshape(4, 256)
 
     def card(self) -> ImageCard:
-        """One channel where every image is grey, else three. At least one image was counted."""
+        """One channel if every image is grey, else three. Needs at least one train image."""
         assert self._sizes is not None
         grey = self._pixels[:1]
         counts = grey + self._pixels[1:] if self._colour else grey
@@ -110,16 +114,19 @@ def _moments(counts: list[int]) -> tuple[float, float]:
 
 
 def rejection(key: str, origin: str, reason: str, detail: str) -> dict[str, str]:
-    """A line of `rejected.jsonl`."""
+    """A row of `rejected.jsonl`."""
     row = {"key": key, "origin": origin, "reason": reason, "detail": detail}
     return {name: _printable(text) for name, text in row.items()}
 
 
 class Rejections:
-    """Samples that failed their check, and how many may."""
+    """The samples that failed their check, and how many are allowed to.
+
+    `allowed` is a number or a percentage of `total`, as in `--allow-rejected`.
+    """
 
     def __init__(self, allowed: str, total: int) -> None:
-        self._allowed, self._total = _parse_budget(allowed, total), total
+        self._allowed, self._total = _parse_allowed(allowed, total), total
         self._rows: list[dict[str, str]] = []
 
     @property
@@ -132,10 +139,10 @@ class Rejections:
     def extend(self, rows: Iterable[dict[str, str]]) -> None:
         self._rows += rows
 
-    def judge(self, place: Storage) -> None:
-        """Lists them at `place`; raises Kept where they are more than allowed."""
+    def check(self, storage: Storage) -> None:
+        """Writes `rejected.jsonl`. Raises ResumableError for more samples than allowed."""
         if self._rows:
-            place.write(REJECTED, lines_of(self._rows))
+            storage.write(REJECTED, to_json_lines(self._rows))
         if len(self._rows) > self._allowed:
             reasons = Counter(row["reason"] for row in self._rows)
             counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
@@ -143,25 +150,25 @@ class Rejections:
             shown = "; ".join(row["detail"] for row in self._rows[:_SHOWN])
             more = "; …" if len(self._rows) > _SHOWN else ""
             raise ResumableError(
-                f"{len(self._rows)} of {self._total} images can't be packed, allowed are "
-                f"{self._allowed} ({counted}): {shown}{more}",
-                hint=f"all are listed in {place.where}/{REJECTED}; mend or remove them, or leave "
-                f"them out: the same command with --allow-rejected {len(self._rows)}, or {share:g}%, "
-                "goes on where this one stopped",
+                f"{len(self._rows)} of {self._total} images can't be packed, {self._allowed} are "
+                f"allowed ({counted}): {shown}{more}",
+                hint=f"all are listed in {storage.where}/{REJECTED}; fix or remove them, or leave "
+                f"them out: the same command with --allow-rejected {len(self._rows)} or {share:g}% "
+                "resumes this pack",
             )
 
 
-def lines_of(rows: Iterable[Any]) -> bytes:
+def to_json_lines(rows: Iterable[Any]) -> bytes:
     """JSON lines."""
     return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
 
 
 def _printable(text: str) -> str:
-    """File names may hold line breaks, terminal codes and bytes that are no UTF-8."""
+    """Escapes what file names may contain: line breaks, terminal codes, bytes that aren't UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _parse_budget(text: str, total: int) -> int:
+def _parse_allowed(text: str, total: int) -> int:
     number = text.strip().removesuffix("%")
     try:
         value = Fraction(number)
@@ -173,7 +180,7 @@ def _parse_budget(text: str, total: int) -> int:
         value = Fraction(-1)
     if value < 0:
         raise UsageError(
-            f"--allow-rejected {text!r} is no number of samples",
-            hint="give a whole number, or a share from 0% to 100%",
+            f"--allow-rejected {text!r} is not a number of samples",
+            hint="give an integer, or a share from 0% to 100%",
         )
     return math.floor(value)

@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits
 
 from pipelines.data import duplicates
-from pipelines.data.duplicates import LIMIT, SIZE, find, fingerprint
+from pipelines.data.duplicates import LIMIT, SIZE, find_pairs, fingerprint
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 Change = Callable[[Image.Image], Image.Image]
@@ -72,15 +72,15 @@ CHANGES: dict[str, Change] = {
 def test_a_changed_copy_is_found(change: str) -> None:
     train = [photo(seed) for seed in range(20)]
     test = [*(photo(seed) for seed in range(100, 120)), CHANGES[change](train[7])]
-    pairs = find({"test": prints(test), "train": prints(train)})
+    pairs = find_pairs({"test": prints(test), "train": prints(train)})
     assert [(p.left, p.right, p.kind) for p in pairs] == [(("train", 7), ("test", 20), "near")]
 
 
 def test_the_same_pixels_are_the_same_whatever_the_file() -> None:
     train = [photo(1), photo(2), photo(2)]
     test = [photo(3), Image.open(io.BytesIO(_png(photo(2)))), photo(1).convert("L")]
-    pairs = find({"train": prints(train), "test": prints(test)})
-    same = {(p.left[1], p.right[1]) for p in pairs if p.kind == "same"}
+    pairs = find_pairs({"train": prints(train), "test": prints(test)})
+    same = {(p.left[1], p.right[1]) for p in pairs if p.kind == "exact"}
     assert same == {(1, 1), (2, 1)}
     assert [(p.left[1], p.right[1]) for p in pairs if p.kind == "near"] == [(0, 2)]
 
@@ -93,13 +93,13 @@ def _png(image: Image.Image) -> bytes:
 
 def test_pairs_are_between_splits_only_and_the_first_split_is_left() -> None:
     twins = [photo(1), jpeg(photo(1), 50)]
-    assert find({"train": prints(twins), "test": prints([photo(2)])}) == []
-    assert find({"train": prints(twins)}) == []
-    assert find({}) == []
+    assert find_pairs({"train": prints(twins), "test": prints([photo(2)])}) == []
+    assert find_pairs({"train": prints(twins)}) == []
+    assert find_pairs({}) == []
     empty = np.zeros((0, SIZE), np.uint8)
-    pairs = find({"test": prints(twins), "val": prints(twins[:1]), "train": empty})
+    pairs = find_pairs({"test": prints(twins), "val": prints(twins[:1]), "train": empty})
     assert [(p.left, p.right, p.kind) for p in pairs] == [
-        (("val", 0), ("test", 0), "same"),
+        (("val", 0), ("test", 0), "exact"),
         (("val", 0), ("test", 1), "near"),
     ]
 
@@ -114,8 +114,8 @@ def test_without_the_mirror_a_mirrored_copy_looks_like_another_image() -> None:
 
 def test_blank_images_are_alike_only_when_they_are_the_same() -> None:
     white, grey = Image.new("RGB", (40, 30), "white"), Image.new("RGB", (40, 30), (200, 201, 200))
-    pairs = find({"train": prints([white, grey]), "test": prints([white, photo(1)])})
-    assert [(p.left[1], p.right[1], p.kind) for p in pairs] == [(0, 0, "same")]
+    pairs = find_pairs({"train": prints([white, grey]), "test": prints([white, photo(1)])})
+    assert [(p.left[1], p.right[1], p.kind) for p in pairs] == [(0, 0, "exact")]
 
 
 def test_a_fingerprint_is_made_of_whole_numbers() -> None:
@@ -167,7 +167,7 @@ def test_no_near_pair_is_missed(seed: int) -> None:
     right = np.concatenate([random_prints(rng, 500), np.stack(copies)])
     sides = {"train": left, "val": right} if seed % 2 else {"train": right, "val": left}
     true = brute_force(*sides.values())
-    pairs = {(p.left[1], p.right[1]): p.distance for p in find(sides)}
+    pairs = {(p.left[1], p.right[1]): p.distance for p in find_pairs(sides)}
     assert pairs.items() <= true.items()
     for side in (0, 1):
         nearest: dict[int, int] = {}
@@ -191,14 +191,14 @@ def test_the_hardest_pair_shares_no_band() -> None:
     )
     bands = [side[:, 16:].copy().view(np.uint16) for side in (left, right)]
     assert not (bands[0] == bands[1]).any()
-    assert [p.distance for p in find({"train": left, "test": right})] == [LIMIT]
+    assert [p.distance for p in find_pairs({"train": left, "test": right})] == [LIMIT]
 
 
 def test_the_list_stays_short_where_everything_looks_alike() -> None:
     rng = np.random.default_rng(0)
     one = random_prints(rng, 2)[1]
     sides = [np.stack([altered(rng, one, 3) for _ in range(count)]) for count in (300, 500)]
-    pairs = find({"train": sides[0], "test": sides[1]})
+    pairs = find_pairs({"train": sides[0], "test": sides[1]})
     assert len(brute_force(*sides)) > 70_000
     assert {p.left[1] for p in pairs} == set(range(300))
     assert {p.right[1] for p in pairs} == set(range(500))
@@ -227,11 +227,11 @@ def test_recall_on_photos(name: str, inner: str, every: int, bars: dict[str, flo
     images = _from_tar(name, inner, every)
     own = prints(images)
     for change, bar in bars.items():
-        pairs = find({"train": own, "test": prints([CHANGES[change](i) for i in images])})
+        pairs = find_pairs({"train": own, "test": prints([CHANGES[change](i) for i in images])})
         found = sum(p.left[1] == p.right[1] for p in pairs)
         assert found >= bar * len(images), f"{change}: {found} of {len(images)}"
         assert found > 0.9 * len(pairs), change
-    halves = find({"train": own[::2], "test": own[1::2]})
+    halves = find_pairs({"train": own[::2], "test": own[1::2]})
     assert len(halves) <= 1  # BCCD has two images of one slide that nearly agree
 
 
@@ -246,13 +246,15 @@ def _mnist(name: str) -> Iterator[Image.Image]:
 def test_strokes_on_an_empty_ground_give_few_false_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """MNIST has no image twice; 8 of its 10,000 test images are in a pair all the same."""
     images = {"train": list(_mnist("train")), "test": list(_mnist("t10k"))}
-    pairs = find({split: prints(given) for split, given in images.items()})
+    pairs = find_pairs({split: prints(given) for split, given in images.items()})
     assert len({p.right for p in pairs}) <= 20
-    copies = find({"train": prints(images["test"][:300]), "test": prints(_changed(images["test"]))})
+    copies = find_pairs(
+        {"train": prints(images["test"][:300]), "test": prints(_changed(images["test"]))}
+    )
     assert sum(p.left[1] == p.right[1] for p in copies) > 0.9 * 300
 
     monkeypatch.setattr(duplicates, "FLAT_SHARE", 2)  # the control: no image counts as flat
-    loose = find({split: prints(given[:10_000]) for split, given in images.items()})
+    loose = find_pairs({split: prints(given[:10_000]) for split, given in images.items()})
     assert len({p.right for p in loose}) > 100
 
 
@@ -273,7 +275,7 @@ def test_cifar_10_has_images_on_both_sides() -> None:
                 image = Image.open(io.BytesIO(file.read())).convert("RGB")
                 sides[member.name.split("/")[0]].append(fingerprint(image))
     assert {name: len(side) for name, side in sides.items()} == {"train": 50_000, "test": 10_000}
-    pairs = find(
+    pairs = find_pairs(
         {n: np.frombuffer(b"".join(s), np.uint8).reshape(-1, SIZE) for n, s in sides.items()}
     )
     assert 65 <= len({p.right for p in pairs}) <= 80
@@ -282,4 +284,4 @@ def test_cifar_10_has_images_on_both_sides() -> None:
 def test_the_bundled_digits_give_few_false_pairs() -> None:
     images = [Image.fromarray(np.rint(a * 255 / 16).astype(np.uint8)) for a in load_digits().images]
     own = prints(images)
-    assert len(find({"train": own[::2], "test": own[1::2]})) <= 5
+    assert len(find_pairs({"train": own[::2], "test": own[1::2]})) <= 5

@@ -98,7 +98,7 @@ def test_pairs_come_with_their_images_the_most_alike_first(tmp_path: Path) -> No
     assert keys == [("k00001", "k00000"), ("k00002", "k00001"), ("k00000", None)]
 
 
-@pytest.mark.parametrize("file", [survey.LEAKAGE, survey.REJECTED])
+@pytest.mark.parametrize("file", [survey.NEAR_DUPLICATES, survey.REJECTED])
 @pytest.mark.parametrize(
     "line", ["{", "[]", "{}", '{"key": 3, "reason": "x"}', "[" * 200_000, "\0", '{"left": NaN}']
 )

@@ -265,5 +265,5 @@ def test_classes_are_those_that_are_told(add: Callable[..., Card]) -> None:
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train.tar", samples(2, 4))
     write_tar(tmp_path / "in" / "val.tar", samples(1))
-    with pytest.raises(TesseraError, match="val has the class '1', train has not"):
+    with pytest.raises(TesseraError, match="val has the class '1', train doesn't"):
         in_place.index(str(tmp_path / "in"), tmp_path / "out", options={})

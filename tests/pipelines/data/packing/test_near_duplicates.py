@@ -68,7 +68,7 @@ def copy(source: Path, of: str, to: str, quality: int = 0) -> None:
 
 def test_sets_without_copies_have_no_leakage(tmp_path: Path, source: Path) -> None:
     card = pack(str(source), tmp_path / "out")
-    assert card.leakage == cards.Leakage(near=0, images=0)
+    assert card.leakage == cards.NearDuplicates(near=0, images=0)
     assert not (tmp_path / "out" / near_duplicates.FILE).exists()
     assert card.rejected == 0
 
@@ -84,8 +84,8 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
     with pytest.raises(statistics.ResumableError, match="image in two splits: 3"):
         pack(str(source), tmp_path / "out", **how)
     said: list[str] = []
-    card = pack(str(source), tmp_path / "out", allow_rejected="3", say=said.append, **how)
-    assert any(line.startswith("goes on: 5 of 5") for line in said)
+    card = pack(str(source), tmp_path / "out", allow_rejected="3", notify=said.append, **how)
+    assert any(line.startswith("resuming: 5 of 5") for line in said)
     assert {name: split.samples for name, split in card.splits.items()} == {
         "train": 13,
         "val": 4,
@@ -150,23 +150,23 @@ def test_a_shard_of_copies_alone_is_left_out(tmp_path: Path, source: Path) -> No
 def test_images_that_look_alike_are_listed_and_stay(tmp_path: Path, source: Path) -> None:
     copy(source, "test/cat/1.png", "train/cat/again.jpg", quality=80)
     said: list[str] = []
-    card = pack(str(source), tmp_path / "out", say=said.append)
-    assert card.leakage == cards.Leakage(near=1, images=2)
+    card = pack(str(source), tmp_path / "out", notify=said.append)
+    assert card.leakage == cards.NearDuplicates(near=1, images=2)
     (row,) = lines(tmp_path / "out" / near_duplicates.FILE)
     assert 0 <= row.pop("distance") < 32
     assert row == {
         "left": {"split": "train", "key": "train/cat/again", "origin": "train/cat/again.jpg"},
         "right": {"split": "test", "key": "test/cat/1", "origin": "test/cat/1.png"},
     }
-    assert "pairs of images in two splits that look alike: 1; see leakage.jsonl" in said
+    assert "near duplicates across splits: 1 pairs; see near_duplicates.jsonl" in said
     assert "train/cat/again" in keys(tmp_path / "out", "train")
 
 
 def test_the_search_for_what_looks_alike_can_be_left_out(tmp_path: Path, source: Path) -> None:
     copy(source, "test/cat/1.png", "train/cat/again.jpg", quality=80)
     copy(source, "test/cat/2.png", "train/cat/same.bmp")
-    card = pack(str(source), tmp_path / "out", near=False, allow_rejected="1")
-    assert card.leakage == cards.Leakage()
+    card = pack(str(source), tmp_path / "out", near_duplicates=False, allow_rejected="1")
+    assert card.leakage == cards.NearDuplicates()
     assert card.rejected == 1, "the same image is rejected all the same"
 
 

@@ -120,13 +120,13 @@ def test_grey_images_alone_make_one_channel_and_mixed_ones_three(
 def test_other_formats_become_png_and_names_don_t_decide(
     tmp_path: Path, make_image: MakeImage
 ) -> None:
-    place = tmp_path / "src" / "a"
+    folder = tmp_path / "src" / "a"
     true = {}
     for seed, suffix in enumerate((".bmp", ".tif", ".png", ".gif")):
-        path = make_image(place / f"x{suffix[1:]}{suffix}", seed, mode="L")
+        path = make_image(folder / f"x{suffix[1:]}{suffix}", seed, mode="L")
         with Image.open(path) as image:
             true[f"a/{path.stem}"] = np.array(image.convert("L"))
-    make_image(place / "really.png").rename(place / "named.jpg")
+    make_image(folder / "really.png").rename(folder / "named.jpg")
     pack(str(tmp_path / "src"), tmp_path / "out")
     found = {
         sample.key: sample
@@ -218,15 +218,15 @@ def test_images_beside_the_class_folders_are_refused(
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("place", ["bird", "train/bird", "test/cat"])
+@pytest.mark.parametrize("folder", ["bird", "train/bird", "test/cat"])
 def test_an_empty_class_folder_is_refused_by_name(
-    tmp_path: Path, make_folder: MakeFolder, place: str
+    tmp_path: Path, make_folder: MakeFolder, folder: str
 ) -> None:
-    splits = "/" in place
+    splits = "/" in folder
     places = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
     source = make_folder(tmp_path / "pets", places, 3)
-    (source / place).mkdir()
-    with pytest.raises(TesseraError, match=f"the class folder {place} holds no image"):
+    (source / folder).mkdir()
+    with pytest.raises(TesseraError, match=f"the class folder {folder} holds no image"):
         pack(str(source), tmp_path / "out")
     assert left_behind(tmp_path) == []
 
@@ -234,7 +234,7 @@ def test_an_empty_class_folder_is_refused_by_name(
 @pytest.mark.fault(30)
 def test_a_class_that_train_hasn_t_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["train/cat", "test/cat", "test/emu"], 3)
-    with pytest.raises(TesseraError, match="test has the class 'emu', train has not"):
+    with pytest.raises(TesseraError, match="test has the class 'emu', train doesn't"):
         pack(str(source), tmp_path / "out")
 
 
@@ -245,7 +245,7 @@ def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
     source = make_folder(tmp_path / "pets", ["cat", "dog", "emu", "owl, snowy"], 10)
     said: list[str] = []
     unseen = ["owl, snowy", "emu"]
-    card = pack(str(source), tmp_path / "out", unseen=unseen, say=said.append)
+    card = pack(str(source), tmp_path / "out", unseen=unseen, notify=said.append)
     assert card.classes == ("cat", "dog", "emu", "owl, snowy")
     assert {name: list(split.class_counts.values()) for name, split in card.splits.items()} == {
         "train": [8, 8, 0, 0],
@@ -254,7 +254,8 @@ def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
     }
     assert card.source == "image_folder:pets, unseen: emu, owl, snowy"
     assert said[-1] == (
-        "only test has the classes emu, owl, snowy, and no other: 20 images are left out for that"
+        "test has the classes emu, owl, snowy and no others, train and val have the rest: 20 images "
+        "are left out"
     )
     assert not verify(tmp_path / "out").differences
     pack(str(source), tmp_path / "again", unseen=["emu,emu", "owl, snowy"], shard_samples=3)
@@ -270,7 +271,9 @@ def test_unseen_classes_are_refused_where_there_are_none(
     with pytest.raises(UsageError, match=r"unknown class 'dig'\. did you mean 'dog'"):
         pack(str(source), tmp_path / "out", unseen=["cat,dig"])
     make_image(tmp_path / "plain" / "1.jpg")
-    with pytest.raises(UsageError, match="data of images have no classes of whole images"):
+    with pytest.raises(
+        UsageError, match="--unseen needs a classification data set, this one is for images"
+    ):
         pack(str(tmp_path / "plain"), tmp_path / "out", unseen=["cat"])
     pack(str(source), tmp_path / "shards")
     tars = str(tmp_path / "shards" / "train")
@@ -302,7 +305,7 @@ def test_hidden_files_are_passed_over_and_others_counted(
     (source / "README.txt").write_text("x")
     (source / "dog" / "loop").symlink_to(source)
     said: list[str] = []
-    card = pack(str(source), tmp_path / "out", say=said.append)
+    card = pack(str(source), tmp_path / "out", notify=said.append)
     assert sum(split.samples for split in card.splits.values()) == 9
     assert said == [
         f"reading {source} as image_folder: 2 class folders",
@@ -315,19 +318,19 @@ def test_what_is_cut_and_what_is_begun_anew_is_said(
 ) -> None:
     source = make_folder(tmp_path / "src", ["train/a", "train/b", "val/a", "val/b"])
     said: list[str] = []
-    pack(str(source), tmp_path / "out", say=said.append)
-    assert "the source has no test: cut from train, a tenth of it" in said
+    pack(str(source), tmp_path / "out", notify=said.append)
+    assert "the source has no test split: taken from train, a tenth of it" in said
     (source / "train" / "a" / "000.jpg").write_bytes(b"x")
     with pytest.raises(TesseraError, match="unreadable image: 1"):
-        pack(str(source), tmp_path / "new", say=said.append)
-    assert not any(line.startswith("starts again") for line in said)
-    pack(str(source), tmp_path / "new", seed=1, allow_rejected="1", say=said.append)
-    assert any(line.startswith("starts again") for line in said)
+        pack(str(source), tmp_path / "new", notify=said.append)
+    assert not any(line.startswith("starting again") for line in said)
+    pack(str(source), tmp_path / "new", seed=1, allow_rejected="1", notify=said.append)
+    assert any(line.startswith("starting again") for line in said)
 
 
 def test_one_folder_is_said_to_be_no_class(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
     said: list[str] = []
-    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", say=said.append)
+    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", notify=said.append)
     assert any("all lie in cat: one folder is no choice of classes" in line for line in said)

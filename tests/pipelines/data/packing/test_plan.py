@@ -49,14 +49,14 @@ def plan_of(
 
 
 def sizes(plan: PackPlan, split: str) -> list[int]:
-    return [len(shard_plan.items) for shard_plan in plan.parts if shard_plan.split == split]
+    return [len(shard_plan.items) for shard_plan in plan.shards if shard_plan.split == split]
 
 
 def test_shards_of_a_split_are_as_even_as_can_be() -> None:
     plan = plan_of(source(100, splits=("train", "train", "val", "test")), shard_samples=20)
     assert sizes(plan, "train") == [16, 17, 17]
     assert sizes(plan, "val") == [12, 13]
-    assert [shard_plan.path for shard_plan in plan.parts[:2]] == [
+    assert [shard_plan.path for shard_plan in plan.shards[:2]] == [
         "train/000000.tar",
         "train/000001.tar",
     ]
@@ -106,11 +106,11 @@ def test_items_without_labels_are_one_stratum() -> None:
 
 def test_a_class_that_train_hasn_t_is_refused_for_classes_of_images() -> None:
     given = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
-    with pytest.raises(TesseraError, match="test has the class 'b', train has not"):
+    with pytest.raises(TesseraError, match="test has the class 'b', train doesn't"):
         plan_of(given)
 
 
-def say(classes: int, item: Item) -> Annotation:
+def annotate(classes: int, item: Item) -> Annotation:
     label = 1 if item.split == "test" else 0
     return Objects(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([label]), np.array([False]))
 
@@ -121,11 +121,11 @@ def test_a_class_that_train_hasn_t_is_said_for_objects(
     from pipelines.data.importers import digits
 
     given = source(40, splits=("train", "test"))
-    found = replace(given, task="detection", classes=("a", "b", "c"), annotate=partial(say, 3))
+    found = replace(given, task="detection", classes=("a", "b", "c"), annotate=partial(annotate, 3))
     monkeypatch.setattr(digits, "read", lambda *_: found)
     said: list[str] = []
-    card = pack("digits", f"{tmp_path}/out", say=said.append)
-    assert "no train image has the class 'b'; test have it" in said
+    card = pack("digits", f"{tmp_path}/out", notify=said.append)
+    assert "no train image has the class 'b'; only test images do" in said
     assert "no train image has the class 'c'" in said
     assert card.splits["test"].class_counts == {"a": 0, "b": 20, "c": 0}
 
@@ -133,7 +133,7 @@ def test_a_class_that_train_hasn_t_is_said_for_objects(
 def labels_of(plan: PackPlan, split: str) -> set[int | None]:
     return {
         item.label
-        for shard_plan in plan.parts
+        for shard_plan in plan.shards
         if shard_plan.split == split
         for item in shard_plan.items
     }
@@ -152,7 +152,7 @@ def test_unseen_classes_are_test_s_alone(splits: Sequence[str | None]) -> None:
     assert whole.left_out == 0
     for split in ("train", "val", "test"):
         both = [
-            {i.key for p in made.parts if p.split == split for i in p.items}
+            {i.key for p in made.shards if p.split == split for i in p.items}
             for made in (plan, whole)
         ]
         assert both[0] < both[1], "an image stays in its split"

@@ -1,4 +1,4 @@
-"""A pack that was cut off goes on, and ends with the bytes of one that was not."""
+"""An interrupted pack resumes, and writes the same bytes as one that was not."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class Log:
         self.said: list[str] = []
 
     def map_tasks(
-        self, work: Any, spec: PackSpec, parts: Iterable[ShardPlan]
+        self, work: Any, spec: PackSpec, shards: Iterable[ShardPlan]
     ) -> Generator[tuple[int, Any], None, None]:
-        parts = list(parts)
+        shards = list(shards)
         if work.__name__ == "pack_shard":
-            self.packed += [shard_plan.path for shard_plan in parts]
-        yield from map_here(work, spec, parts)
+            self.packed += [shard_plan.path for shard_plan in shards]
+        yield from map_here(work, spec, shards)
 
     @property
-    def went_on(self) -> str:
-        return next((line for line in self.said if line.startswith("goes on")), "")
+    def resumed(self) -> str:
+        return next((line for line in self.said if line.startswith("resuming")), "")
 
 
 def run(source: Path, to: Path | str, **options: Any) -> Log:
     log = Log()
-    pack(str(source), to, map_tasks=log.map_tasks, say=log.said.append, **options)
+    pack(str(source), to, map_tasks=log.map_tasks, notify=log.said.append, **options)
     return log
 
 
@@ -78,7 +78,7 @@ def interrupt(source: Path, to: Path | str, images: int = 0, **options: Any) -> 
             str(source),
             to,
             map_tasks=log.map_tasks,
-            say=log.said.append,
+            notify=log.said.append,
             progress=Stop(images),
             **options,
         )
@@ -96,11 +96,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_goes_on(tmp_path: Path, pet
     assert len(fresh.packed) == 7
     stopped = interrupt(pets, tmp_path / "out", 28, shard_samples=10)
     assert stopped.said[-1] == (
-        "stopped: 3 of 7 shards are kept, the same command goes on with them"
+        "stopped: 3 of 7 shards are kept, the same command resumes with them"
     )
     assert not (tmp_path / "out").exists()
     again = run(pets, tmp_path / "out", shard_samples=10)
-    assert again.went_on == "goes on: 3 of 7 shards are there"
+    assert again.resumed == "resuming: 3 of 7 shards are packed already"
     assert again.packed == fresh.packed[3:]
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "out", "pets"]
@@ -113,7 +113,7 @@ def test_another_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, 
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     other = {"shard_samples": 10, **change}
     again = run(pets, tmp_path / "out", **other)
-    assert again.went_on == ""
+    assert again.resumed == ""
     run(pets, tmp_path / "fresh", **other)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
@@ -123,7 +123,7 @@ def test_another_list_of_images_starts_over(
 ) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     make_image(pets / "cat" / "new.jpg", seed=77)
-    assert run(pets, tmp_path / "out", shard_samples=10).went_on == ""
+    assert run(pets, tmp_path / "out", shard_samples=10).resumed == ""
     run(pets, tmp_path / "fresh", shard_samples=10)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
@@ -134,7 +134,7 @@ def test_a_file_that_changed_has_its_shard_packed_again(
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     make_image(pets / "cat" / "003.jpg", seed=78, size=(9, 9))
     again = run(pets, tmp_path / "out", shard_samples=10)
-    assert again.went_on == "goes on: 5 of 7 shards are there"
+    assert again.resumed == "resuming: 5 of 7 shards are packed already"
     assert len(again.packed) == 2
     run(pets, tmp_path / "fresh", shard_samples=10)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
@@ -155,9 +155,9 @@ NOTES = f"{staging.SHARDS}/train/000001"
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize(
-    "name", ["train/000001.tar", f"{NOTES}.json", f"{NOTES}.rows.npy", f"{NOTES}.prints.npy"]
+    "name", ["train/000001.tar", f"{NOTES}.json", f"{NOTES}.rows.npy", f"{NOTES}.fingerprints.npy"]
 )
-def test_a_shard_or_receipt_that_is_damaged_is_made_again(
+def test_a_damaged_shard_or_record_is_packed_again(
     tmp_path: Path, pets: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     run(pets, tmp_path / "fresh", shard_samples=10)
@@ -168,14 +168,14 @@ def test_a_shard_or_receipt_that_is_damaged_is_made_again(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_without_the_look_a_damaged_shard_would_be_taken(
+def test_without_the_check_a_damaged_shard_would_be_kept(
     tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control of the test above."""
     run(pets, tmp_path / "fresh", shard_samples=10)
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     flip(tmp_path / ".out.packing" / "train" / "000001.tar")
-    monkeypatch.setattr("pipelines.data.packing.shard._is_there", lambda *_: True)
+    monkeypatch.setattr("pipelines.data.packing.shard._is_stored", lambda *_: True)
     run(pets, tmp_path / "out", shard_samples=10)
     assert contents(tmp_path / "out") != contents(tmp_path / "fresh")
 
@@ -214,7 +214,7 @@ def test_a_wrong_call_doesn_t_take_the_work_away(tmp_path: Path, pets: Path) -> 
         run(pets, tmp_path / "out", format="minst")
     with pytest.raises(TesseraError):
         run(pets / "cat", tmp_path / "out", format="mnist")
-    assert run(pets, tmp_path / "out", shard_samples=10).went_on.startswith("goes on: 6 of 7")
+    assert run(pets, tmp_path / "out", shard_samples=10).resumed.startswith("resuming: 6 of 7")
 
 
 STRIDE = 4
@@ -242,7 +242,7 @@ def attempt(to, number, seconds=None):
         try:
             pack(source, to, shard_samples=8)
         except TesseraError as error:  # killed after its last step
-            assert "is a packed data set already" in error.message
+            assert "is already a packed data set" in error.message
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)
@@ -303,13 +303,13 @@ def test_what_a_dead_pack_left_half_written_is_never_a_data_set(tmp_path: Path, 
 
 def test_at_an_address_it_goes_on_too(tmp_path: Path, pets: Path) -> None:
     url = f"memory://{tmp_path.name}/out"
-    place = open_storage(url)
+    storage = open_storage(url)
     run(pets, tmp_path / "fresh", shard_samples=10)
     interrupt(pets, url, 50, shard_samples=10)
-    assert place.size("card.json") is None
+    assert storage.size("card.json") is None
     again = run(pets, url, shard_samples=10)
-    assert again.went_on == "goes on: 6 of 7 shards are there"
-    assert {name: place.read(name) for name in place.names()} == contents(tmp_path / "fresh")
+    assert again.resumed == "resuming: 6 of 7 shards are packed already"
+    assert {name: storage.read(name) for name in storage.names()} == contents(tmp_path / "fresh")
 
 
 def test_at_an_address_a_refusal_leaves_nothing(tmp_path: Path, make_folder: MakeFolder) -> None:
@@ -317,7 +317,7 @@ def test_at_an_address_a_refusal_leaves_nothing(tmp_path: Path, make_folder: Mak
     for name in ("000", "001"):
         (source / "dog" / f"{name}.jpg").write_bytes(b"x")
     url = f"memory://{tmp_path.name}/out"
-    with pytest.raises(TesseraError, match="no train image of the class 'dog' is left"):
+    with pytest.raises(TesseraError, match="no train image of the class 'dog' left"):
         run(source, url, allow_rejected="2")
     assert open_storage(url).names() == []
 

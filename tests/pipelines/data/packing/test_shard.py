@@ -227,14 +227,14 @@ def test_a_receipt_says_what_lies_in_the_shard(tmp_path: Path) -> None:
     items = tuple(Item(key, f"{key}.jpg", label) for key, label in (("a", 1), ("b", 5), ("c", 0)))
     shard_plan = ShardPlan("val", "val/000003.tar", items)
     record = pack_shard(job, shard_plan)
-    place = open_storage(tmp_path)
-    assert find_record(job, shard_plan) == record == shard_records.load(place, shard_plan.path)
-    assert shard_records.known(place) == {shard_plan.path}
+    storage = open_storage(tmp_path)
+    assert find_record(job, shard_plan) == record == shard_records.load(storage, shard_plan.path)
+    assert shard_records.known(storage) == {shard_plan.path}
     assert record.counts == (1, 1)
-    rows = shard_records.load_rows(place, record)
+    rows = shard_records.load_rows(storage, record)
     assert rows["key"].tolist() == [b"a", b"c"]
     assert rows["label"].tolist() == [1, 0]
-    fingerprints = shard_records.load_prints(place, record)
+    fingerprints = shard_records.load_fingerprints(storage, record)
     assert len(fingerprints) == 2
     np.testing.assert_array_equal(fingerprints[0], fingerprints[1])
     assert find_record(replace(job, plan="other"), shard_plan) is None

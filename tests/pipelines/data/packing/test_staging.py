@@ -90,7 +90,7 @@ def test_a_budget_that_is_none_is_refused(
     tmp_path: Path, make_folder: MakeFolder, allowed: str
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 3)
-    with pytest.raises(UsageError, match="is no number of samples"):
+    with pytest.raises(UsageError, match="is not a number of samples"):
         pack(str(source), tmp_path / "out", allow_rejected=allowed)
 
 
@@ -99,7 +99,7 @@ def test_a_class_of_which_nothing_is_left_is_refused(
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 2)
     spoil(source, {"dog/000.jpg": b"x", "dog/001.jpg": b"x"})
-    with pytest.raises(TesseraError, match="no train image of the class 'dog' is left"):
+    with pytest.raises(TesseraError, match="no train image of the class 'dog' left"):
         pack(str(source), tmp_path / "out", allow_rejected="2")
     assert left_behind(tmp_path) == []
 
@@ -132,7 +132,7 @@ def test_a_packed_data_set_is_not_packed_over(tmp_path: Path, make_folder: MakeF
     source = make_folder(tmp_path / "pets", ["cat"], 3)
     pack(str(source), tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(TesseraError, match="is a packed data set already"):
+    with pytest.raises(TesseraError, match="is already a packed data set"):
         pack(str(source), tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
