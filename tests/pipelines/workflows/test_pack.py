@@ -32,7 +32,7 @@ def test_what_pack_returns_is_a_path_to_the_set(tmp_path: Path, context: Context
     assert {event["kind"] for event in events} == {"message", "advance"}
     last = [event for event in events if event["kind"] == "advance"][-1]
     assert (last["done"], last["unit"]) == (last["total"], "images")
-    with pytest.raises(TesseraError, match="is not empty"):
+    with pytest.raises(TesseraError, match="is already a packed data set"):
         pack("digits", to=data, workers=0, progress=False, context=context)
 
 
