@@ -17,10 +17,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 
@@ -70,7 +70,7 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
     """
     del verbose
     if question is not None:
-        click.echo(_ANSWER + json.dumps(ask(json.loads(question))))
+        click.echo(_ANSWER + json.dumps(probe_worker(json.loads(question))))
         return 0
     use_local_services()
     context = Context.from_environment()
@@ -84,6 +84,40 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
     if as_json:
         show_json([asdict(finding) for finding in findings])
     return int(any(finding.state == "fail" for finding in findings))
+
+
+class WorkerProbe(TypedDict):
+    """What a worker is asked to check; JSON on the command line of the process that asks it.
+
+    `ours` is a file that holds `mark`; the worker writes `mark` to `theirs`.
+    """
+
+    address: str | None
+    tracking: str
+    libraries: Sequence[str]
+    ours: str
+    theirs: str
+    mark: str
+
+
+class WorkerFacts(TypedDict):
+    """What a worker found. `versions` is empty text for a missing library, as are problems that
+    don't exist; `time` is the worker's clock, in seconds since 1970."""
+
+    versions: dict[str, str]
+    devices: list[str]
+    mlflow_problem: str
+    storage_problem: str
+    time: float
+
+
+class WorkerReport(WorkerFacts):
+    """And what the process that asked it knows: the cluster's resources, and by how many seconds
+    the worker's clock is ahead of ours."""
+
+    cpus: float
+    gpus: float
+    ahead_seconds: float
 
 
 def use_local_services() -> None:
@@ -204,7 +238,7 @@ def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
     except OSError as error:
         hint = "set TESSERA_HOME to a folder that you may write"
         yield Finding("storage", "fail", f"{folder}: {error.strerror}", hint)
-    question = {
+    question: WorkerProbe = {
         "address": context.ray_address,
         "tracking": context.tracking_uri,
         "libraries": LIBRARIES,
@@ -213,7 +247,7 @@ def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
         "mark": mark,
     }
     try:
-        answer, problem = ask_apart(question, timeout_seconds)
+        answer, problem = probe_in_subprocess(question, timeout_seconds)
         seen = theirs.exists()
     finally:
         ours.unlink(missing_ok=True)
@@ -226,8 +260,8 @@ def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
     yield from judge(answer, seen, folder)
 
 
-def judge(answer: dict[str, Any], seen: bool, runs_dir: Path) -> Iterator[Finding]:
-    """Findings from what a worker said; `seen`: the file that it wrote is seen here."""
+def judge(answer: WorkerReport, seen: bool, runs_dir: Path) -> Iterator[Finding]:
+    """Findings from a worker's report. `seen`: whether the file that it wrote is visible here."""
     different = [
         f"{name} {version or 'missing'} (here {_version(name) or 'missing'})"
         for name, version in answer["versions"].items()
@@ -270,10 +304,11 @@ def _version(name: str) -> str:
         return ""
 
 
-def ask_apart(
-    question: dict[str, Any], timeout_seconds: float
-) -> tuple[dict[str, Any] | None, str]:
-    """Asks in a process of its own; gives the answer, or None and the reason."""
+def probe_in_subprocess(
+    question: WorkerProbe, timeout_seconds: float
+) -> tuple[WorkerReport | None, str]:
+    """Probes a worker in a subprocess, because Ray may hang; returns the report, or None and the
+    reason."""
     import psutil
 
     here = str(Path(__file__).resolve().parent.parent)
@@ -303,33 +338,44 @@ def ask_apart(
                 stream.close()
     for line in out.splitlines():
         if line.startswith(_ANSWER):
-            answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+            answer: WorkerReport = json.loads(line.removeprefix(_ANSWER))
             return answer, ""
     said = [line for line in errors.splitlines() if line.strip()]
     return None, said[-1].strip() if said else f"it ended with status {child.returncode}"
 
 
-def ask(question: dict[str, Any]) -> dict[str, Any]:
-    """Asks a worker; runs in the process of its own."""
+def probe_worker(question: WorkerProbe) -> WorkerReport:
+    """Runs `look` on a worker; called in the subprocess."""
     from pipelines.cluster import jobs
     from pipelines.workflows.services import apply_settings
 
     apply_settings(Context.from_environment())
     asked = time.time()
-    answer = jobs.ask_worker(question["address"], lambda: look(question))
-    # The worker looked at its clock between asking and now; within that span nothing is wrong.
-    seen, now = answer.pop("time"), time.time()
-    answer["ahead_seconds"] = min(0.0, seen - asked) + max(0.0, seen - now)
-    return answer
+    facts, resources = jobs.run_on_worker(question["address"], lambda: look(question))
+    # The worker read its clock between asking and now: any time in that span is right.
+    seen, now = facts["time"], time.time()
+    ahead_seconds = min(0.0, seen - asked) + max(0.0, seen - now)
+    return {
+        **facts,
+        "cpus": resources.cpus,
+        "gpus": resources.gpus,
+        "ahead_seconds": ahead_seconds,
+    }
 
 
-def look(question: dict[str, Any]) -> dict[str, Any]:
-    """What a worker finds: runs there, so all it needs is imported here."""
+def look(question: WorkerProbe) -> WorkerFacts:
+    """What a worker finds. Runs there, so it imports all that it needs itself."""
     import importlib.metadata
     import time
     from pathlib import Path
 
-    answer: dict[str, Any] = {"versions": {}, "mlflow_problem": "", "storage_problem": ""}
+    answer: WorkerFacts = {
+        "versions": {},
+        "devices": [],
+        "mlflow_problem": "",
+        "storage_problem": "",
+        "time": 0.0,
+    }
     for name in question["libraries"]:
         try:
             answer["versions"][name] = importlib.metadata.version(name)

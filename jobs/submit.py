@@ -223,7 +223,7 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
             if not cluster.stop(job):
                 print(f"job {job} still waits for its resources; it stays", file=sys.stderr)
                 return 1
-    outcome = cluster.outcome(job)
+    outcome = cluster.result(job)
     if outcome.status == "STOPPED":
         status = 128 + signal.SIGINT
     elif outcome.exit_code is None:

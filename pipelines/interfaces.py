@@ -1,7 +1,13 @@
-"""The sockets that the core plugs into, and the substitutes that need no service.
+"""The interfaces between Tessera's core and the services it runs on.
 
-In: nothing. Out: `World`, `Emit`, `Tracker`, `Registry` and their in-memory forms. Must not know
-Ray, MLflow or torch.
+In: nothing. Out: `World` (which worker this is), `Emit` and `Listener` (where events go), `Tracker`
+(one run in the tracking service) and `Registry` (model versions), with the data that they exchange.
+Must not know Ray, MLflow or torch.
+
+    interface    real                                substitute without a service
+    Emit         `tracking.events.EventLog`          `NullEmit`
+    Tracker      `tracking.mlflow_runs`              `tracking.memory.MemoryTracker`
+    Registry     `tracking.mlflow_registry`          `tracking.memory.MemoryRegistry`
 """
 
 from __future__ import annotations
@@ -14,7 +20,13 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class World:
-    """Which worker this is, of how many, and on which device ("cpu" or "cuda:0")."""
+    """The place of a worker in its group.
+
+    Args:
+        rank: 0 for the worker that leads, which writes files and reports results.
+        size: Number of workers; 1 without torch.distributed.
+        device: "cpu" or "cuda:0".
+    """
 
     rank: int = 0
     size: int = 1
@@ -26,19 +38,19 @@ class World:
 
 
 class Emit(Protocol):
-    """Where a worker's events go: the run's spool, wherever that file is.
+    """Takes the events of a worker, in order; they end up in the run's event log.
 
-    An event is a flat JSON object with a "kind". Calling never blocks on a service.
+    An event is a flat JSON object with a "kind". A call never waits for a service.
     """
 
     def __call__(self, event: Mapping[str, Any]) -> None: ...
 
     def flush(self) -> None:
-        """Returns when every event so far is on disk."""
+        """Returns when all events so far are on disk."""
 
 
 class NullEmit:
-    """An `Emit` whose events nobody reads."""
+    """An `Emit` that drops all events."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         return
@@ -54,10 +66,11 @@ class Listener(Protocol):
 
     - `message`: a line for a person in `text`
     - `run`: a training begins; its `name`, its `page` in MLflow, and the `metric` that selects
+      the best checkpoint
     - `metrics`, `restart`, `resume`, `notice`: as the training's workers and driver emit them
     - `advance`: `done` of `total` things are processed, counted in `unit` ("images", "GB")
 
-    Other kinds may come and are to be ignored.
+    Ignore kinds that you don't know: there may be more in the future.
     """
 
     def __call__(self, event: dict[str, Any]) -> None: ...
@@ -65,7 +78,7 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Point:
-    """Metrics made at one step, with the time of their making."""
+    """Values of metrics at one step, with the time when they were measured, in ms since 1970."""
 
     step: int
     time_ms: int
@@ -73,31 +86,44 @@ class Point:
 
 
 class Tracker(Protocol):
-    """One training's entry in the tracking service. Every method may raise OSError or the
-    service's own error; whoever calls decides whether to try again."""
+    """One run in the tracking service.
+
+    Every method may raise OSError or an error of the service; the caller decides whether to retry.
+    """
 
     @property
     def run_id(self) -> str: ...
-    def params(self, values: Mapping[str, str]) -> None: ...
-    def tags(self, values: Mapping[str, str]) -> None: ...
+
+    def params(self, values: Mapping[str, str]) -> None:
+        """Logs settings. A param that was logged before keeps its first value."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags; a tag that exists gets the new value."""
+
     def metrics(self, points: Sequence[Point]) -> None:
-        """Idempotent: the same point twice is one point."""
+        """Logs metrics. Idempotent: the same point twice is one point."""
 
-    def artifact(self, path: Path, folder: str) -> None: ...
+    def artifact(self, path: Path, folder: str) -> None:
+        """Uploads the file at `path` into `folder` of the run's artifacts, replacing one of the
+        same name."""
+
     def image(self, path: Path, key: str, step: int, time_ms: int) -> None:
-        """A picture of a series: the same thing at another step. Idempotent."""
+        """Logs an image as one step of the series `key`. Idempotent."""
 
-    def dataset(self, *, name: str, digest: str, source: str, split: str) -> None: ...
+    def dataset(self, *, name: str, digest: str, source: str, split: str) -> None:
+        """Logs a split that the run used."""
+
     def finish(self, status: str) -> None:
-        """`FINISHED`, `FAILED` or `KILLED`."""
+        """Ends the run as `FINISHED`, `FAILED` or `KILLED`."""
 
     def link(self) -> str:
-        """Address of the run's page in the model-training view, or a path where no server is."""
+        """Address of the run's page, in MLflow's view for model training; a path where no server
+        runs."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered model version. `number` counts from 1."""
+    """A registered model version. `number` counts from 1; `tags` have the names in `tag_names`."""
 
     name: str
     number: int
@@ -108,8 +134,18 @@ class Version:
 
 @dataclass(frozen=True)
 class Decision:
-    """A line of a model's record: `target` is to be champion instead of `before`. `number` is its
-    place, given by the registry; `base` that of the decision it was based on; `token` is its own."""
+    """An entry of a model's promotion record: who is to become champion.
+
+    Args:
+        number: Position in the record, assigned by the registry.
+        base: Number of the last decision that counted when this one was made, 0 for none. If
+            another one has come between, this one doesn't count; see `promotion.champions`.
+        target: Version that becomes champion.
+        before: Version that was champion; None if there was none.
+        kind: Why, for example a promotion or a rollback.
+        token: Unique, to recognise one's own decision.
+        done: Whether the alias was moved.
+    """
 
     number: int
     base: int
@@ -121,41 +157,47 @@ class Decision:
 
 
 class Registry(Protocol):
-    """The model registry. A version that doesn't exist is a TesseraError."""
+    """The model registry. Raises TesseraError for a version that doesn't exist."""
 
     def register(
         self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
     ) -> Version:
-        """Stores the files of `directory` as a new version."""
+        """Stores the files of `directory` as a new version. `step` is that of the checkpoint."""
 
     def version(self, name: str, ref: str | int) -> Version:
-        """By number or by alias."""
+        """A version by its number or an alias."""
 
     def versions(self, name: str) -> list[Version]:
         """All versions, the oldest first; empty for a model that doesn't exist."""
 
     def names(self) -> list[str]:
-        """Of all registered models, sorted."""
+        """Names of all registered models, sorted."""
 
-    def tag(self, version: Version, values: Mapping[str, str]) -> None: ...
-    def alias(self, name: str, alias: str, number: int) -> None: ...
+    def tag(self, version: Version, values: Mapping[str, str]) -> None:
+        """Sets tags of a version."""
+
+    def alias(self, name: str, alias: str, number: int) -> None:
+        """Points an alias at a version. Not conditional: see `decide` for the champion."""
+
     def delete(self, version: Version) -> None:
         """Removes the version from the registry."""
 
     def missing(self, version: Version) -> str:
-        """Why what the version comes from can't be trusted: its run was deleted, its files lie
-        outside of the registry's own store; empty where nothing speaks against it."""
+        """Why the origin of a version can't be trusted: its run was deleted, or its files lie
+        outside of the registry's own store. Empty if it can."""
 
     def decide(self, name: str, decision: Decision) -> None:
-        """Appends to the model's record, which never loses a line nor gives two the same number."""
+        """Appends to the model's promotion record. The registry keeps all entries and gives each
+        its own number."""
 
     def decisions(self, name: str) -> list[Decision]:
-        """The model's record, in its order."""
+        """The model's promotion record, in order."""
 
     def done(self, name: str, decision: Decision) -> None:
-        """Notes that the alias was moved."""
+        """Marks that the alias was moved for a decision."""
 
     def download(self, version: Version, to: Path) -> Path:
-        """Fetches the version's files; gives the folder with them."""
+        """Downloads the version's files below `to`; returns the folder that has them."""
 
-    def link(self, version: Version) -> str: ...
+    def link(self, version: Version) -> str:
+        """Address of the version's page; a path where no server runs."""

@@ -1,8 +1,8 @@
-"""One frozen tree with everything a run depends on.
+"""One frozen tree with every setting that a training depends on.
 
-In: a family's name and overrides, or a YAML/JSON file. Out: `Recipe`, whose bytes go to the worker,
-to MLflow, into the checkpoint and into the registered model. Must not know any service.
-`with_overrides` is the one way to change it.
+In: a family's name and overrides, or a YAML or JSON file. Out: a `Recipe`, which goes to the
+workers, to MLflow, into checkpoints and into the registered model. Must not know any service.
+`with_overrides` is the only way to change it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Train(_Frozen):
     accumulate: int = Field(default=1, ge=1)
     """Parts that a batch is computed in, one after the other, to save memory."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the forward pass; `auto` is bf16 on GPUs that support it."""
+    """Precision of the forward pass; `auto` is bf16 where the GPU or CPU multiplies it in hardware."""
     channels_last: bool = True
     """Use the channels-last memory format."""
     clip_norm: float = Field(default=0.0, ge=0)
@@ -166,12 +166,13 @@ class Recipe(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, given: Any) -> Any:
-        """Fills in what family and variant say, so that the tree holds every value in effect."""
-        if not isinstance(given, Mapping) or not isinstance(given.get("family"), str):
-            return given
-        family = models.get(given["family"])
-        variant = given.get("variant", "base")
+    def _complete(cls, values: Any) -> Any:
+        """Fills in the defaults of family and variant, so that the tree has every value in effect.
+        Settings of family, variant and recipe override each other in this order."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("family"), str):
+            return values  # pydantic reports it
+        family = models.get(values["family"])
+        variant = values.get("variant", "base")
         if variant not in family.variants:
             raise unknown(f"variant of {family.name}", str(variant), family.variants)
         tree: dict[str, Any] = {
@@ -182,14 +183,14 @@ class Recipe(_Frozen):
         for path, value in {**family.defaults, **family.variant_defaults.get(variant, {})}.items():
             _put(tree, path, value)
         tree["optim"] = tree["optim"] or {"model": {}}
-        _merge(tree, given)
+        _merge(tree, values)
         kinds = {
             "model": type(family.variants[variant]),
             "augment": family.task.augment_settings,
         }
         typed = {where: _typed(where, kind, tree[where]) for where, kind in kinds.items()}
         family.check(typed["model"], typed["augment"])
-        for where, settings in typed.items():  # one form, whether from code or from JSON
+        for where, settings in typed.items():  # the same form from code (tuples) and JSON (lists)
             tree[where] = dataclasses.asdict(settings)
         return tree
 
@@ -235,7 +236,7 @@ class Recipe(_Frozen):
 
 
 def build(tree: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain data; every mistake is a UsageError that names the place."""
+    """A recipe from plain data. Raises UsageError that names the wrong setting."""
     if "family" not in tree:
         raise UsageError("the recipe names no family", hint="add a line: family: cnn")
     try:
@@ -245,21 +246,23 @@ def build(tree: Mapping[str, Any]) -> Recipe:
 
 
 def start(family: str, variant: str | None = None) -> Recipe:
-    """A family's own recipe."""
+    """A family's default recipe."""
     return build({"family": family, **({"variant": variant} if variant else {})})
 
 
 def read(path: Path) -> Recipe:
-    """A recipe from a YAML or JSON file."""
+    """A recipe from a YAML or JSON file. Raises UsageError if it isn't one."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"recipe {path} can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
-        raise UsageError(f"recipe {path} is no YAML: {line}") from None
+        raise UsageError(f"recipe {path} is not valid YAML: {line}") from None
     if not isinstance(tree, dict):
-        raise UsageError(f"recipe {path} is no tree of settings", hint="begin with: family: cnn")
+        raise UsageError(
+            f"recipe {path} is not a mapping of settings", hint="begin with: family: cnn"
+        )
     return build(tree)
 
 
@@ -273,12 +276,12 @@ FREE_TO_CHANGE = (
     "data.sample_log",
     "train.log_every_steps",
 )
-"""What a resumed training may have otherwise than when it was begun."""
+"""Beginnings of the paths that may differ when a training is resumed."""
 
 
 def differences(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -> list[str]:
-    """Settings that a training must keep when it is resumed, with both values. `changing` are the
-    paths that this training may change on its way."""
+    """The settings that differ although a resumed training must keep them, with both values.
+    `changing` are paths that this training may change, as a population member does."""
     old, new = before.flat(), now.flat()
     return [
         f"{path} was {old.get(path)}, is {new.get(path)}"
@@ -290,7 +293,7 @@ def differences(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -> li
 
 
 def check_resumable(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -> None:
-    """Raises UsageError that names every setting that a resumed training must not change."""
+    """Raises UsageError that lists the `differences`, if there are any."""
     changed = differences(before, now, changing)
     if changed:
         raise UsageError(
@@ -300,7 +303,7 @@ def check_resumable(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`path=value` from a command line; the value is YAML (`0.3`, `true`, `[1, 2]`)."""
+    """Splits `path=value` from a command line; the value is YAML (`0.3`, `true`, `[1, 2]`)."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise UsageError(f"--set {text!r} is not of the form path=value")
@@ -308,14 +311,14 @@ def parse_override(text: str) -> tuple[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
-    if isinstance(parsed, str):  # YAML 1.1 takes 1e-3 for a word
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
         with contextlib.suppress(ValueError):
             parsed = float(parsed)
     return path.strip(), parsed
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that is no non-empty mapping."""
+    """Yields (dotted path, value) of each leaf; an empty mapping is a leaf."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -330,8 +333,8 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def _merge(tree: dict[str, Any], given: Mapping[str, Any]) -> None:
-    for key, value in given.items():
+def _merge(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
         else:
@@ -350,19 +353,18 @@ def _typed(where: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _explain(error: ValidationError, where: str = "") -> UsageError:
+    """The first mistake that pydantic found, with the nearest names for an unknown setting."""
     first = error.errors(include_url=False)[0]
-    place = ".".join([where] * bool(where) + [str(p) for p in first["loc"]])
+    setting = ".".join([where] * bool(where) + [str(p) for p in first["loc"]])
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = Recipe
         for key in first["loc"][:-1]:
             kind = model.model_fields[key].annotation if key in model.model_fields else Optim
             model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else model
-        return unknown("recipe key", place, [_join(place, f) for f in model.model_fields])
-    return UsageError(f"{place} = {first['input']!r}: {first['msg'].lower()}")
-
-
-def _join(place: str, name: str) -> str:
-    return ".".join([*place.split(".")[:-1], name])
+        siblings = setting.split(".")[:-1]
+        known = [".".join([*siblings, name]) for name in model.model_fields]
+        return unknown("recipe key", setting, known)
+    return UsageError(f"{setting} = {first['input']!r}: {first['msg'].lower()}")
 
 
 def _text(value: Any) -> str:

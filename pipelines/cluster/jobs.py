@@ -1,8 +1,7 @@
-"""ROOM: Ray, the cluster as a service: its head, its jobs, a look from one of its workers.
+"""A Ray cluster as a service: the command of its head, its jobs, a function on one of its workers.
 
-In: addresses and commands as plain data. Out: a command line, a job's id, its log and exit status,
-a worker's facts. Ray is imported when a function runs, never with this module. Must not know what
-a job does, nor MLflow, nor any of our own modules but the errors.
+In: addresses and commands as plain data. Out: a command line, a job's id, log and exit status, or a
+worker's result. Must not know what a job does, nor MLflow.
 """
 
 from __future__ import annotations
@@ -18,19 +17,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.core.errors import TesseraError
+from pipelines.cluster.connection import Resources, cluster_resources
 
 PACKAGES = ("jobs", "models", "pipelines")
 """The folders of a checkout that travel with a job: no data, no `.env`, no history."""
 
 _REFUSED_SECONDS = 60
+"""How long a cluster may refuse before following its log is given up."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job ended. `exit_code` is the command's own; None if it never ended by itself."""
+class JobResult:
+    """How a job ended. `exit_code` is that of its command; None if the command was killed."""
 
     status: str
     exit_code: int | None
@@ -42,7 +45,7 @@ def head_command(
 ) -> list[str]:
     """The command that runs a cluster's head in the foreground. SIGTERM ends it and its workers.
 
-    `address` is HOST:PORT, `dashboard` http://HOST:PORT. All other ports are free ones.
+    `address` is HOST:PORT, `dashboard` http://HOST:PORT. Ray chooses all other ports.
     """
     host, port = address.rsplit(":", 1)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
@@ -57,12 +60,12 @@ def head_command(
 class Jobs:
     """The jobs of the cluster whose dashboard is at `address` (http://HOST:PORT).
 
-    Reads Ray's token from where Ray does (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH). A cluster that can't
-    be reached, or refuses, is a TesseraError.
+    Ray reads its token from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH. Raises TesseraError for a
+    cluster that can't be reached, or that refuses.
     """
 
     def __init__(self, address: str) -> None:
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # it overrides the client's own argument
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # it would override the client's argument
         from ray.job_submission import JobSubmissionClient
 
         for name in list(logging.root.manager.loggerDict):
@@ -82,8 +85,8 @@ class Jobs:
         environment: Mapping[str, str],
         metadata: Mapping[str, str],
     ) -> str:
-        """Starts `entrypoint` (a shell line) on the cluster, in a copy of the packages in `source`
-        if one is given; gives the job's id."""
+        """Starts `entrypoint`, a shell command, on the cluster; returns the job's id. With `source`,
+        the packages in that folder are uploaded and the command runs in the copy."""
         runtime: dict[str, Any] = {"env_vars": dict(environment)}
         with tempfile.TemporaryDirectory() as staged:
             if source:
@@ -100,8 +103,8 @@ class Jobs:
         return job
 
     def follow(self, job: str, write: Callable[[str], None], *, skip: int = 0) -> int:
-        """Writes the job's log as it grows until the job has ended; `skip` leaves out so many
-        characters at its beginning. Gives the number of characters seen."""
+        """Passes the job's log to `write` as it grows, until the job has ended, without the first
+        `skip` characters. Returns the length of the log, for the next `skip`."""
         return asyncio.run(self._follow(job, write, skip))
 
     async def _follow(self, job: str, write: Callable[[str], None], skip: int) -> int:
@@ -126,14 +129,14 @@ class Jobs:
     def has_ended(self, job: str) -> bool:
         return bool(self._client.get_job_status(job).is_terminal())
 
-    def outcome(self, job: str) -> Outcome:
+    def result(self, job: str) -> JobResult:
         details = self._client.get_job_info(job)
         code = details.driver_exit_code
-        return Outcome(details.status.value, code, details.message or "")
+        return JobResult(details.status.value, code, details.message or "")
 
     def stop(self, job: str, *, timeout_seconds: float = 20) -> bool:
-        """Asks a job to end; True if it has ended in that time. Ray kills it 3 s after it asked; a
-        job that still waits for its resources stays."""
+        """Asks a job to end; returns whether it ended within the timeout. Ray kills it after 3 s,
+        but not a job that still waits for its resources."""
         self._client.stop_job(job)
         deadline = time.monotonic() + timeout_seconds
         while not self.has_ended(job):
@@ -144,24 +147,26 @@ class Jobs:
 
 
 def _unreachable(address: str, error: BaseException) -> TesseraError:
-    said = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return TesseraError(
-        f"the Ray cluster at {address} does not do it: {said[0] if said else type(error).__name__}",
+        f"the Ray cluster at {address} can't be reached, or refuses: {lines[0]}",
         hint="see `tessera status`; its token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH",
     )
 
 
-def ask_worker(address: str | None, question: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Runs `question` in a task on a worker of the cluster at `address`, or of one that is started
-    for it here; gives its answer with the cluster's `cpus` and `gpus`. May hang as long as the cluster does: call it with a limit."""
+def run_on_worker(address: str | None, function: Callable[[], Result]) -> tuple[Result, Resources]:
+    """Runs `function` in a task on a worker of the cluster at `address`, or of one that is started
+    here for it; returns its result and the cluster's resources.
+
+    Blocks as long as the cluster doesn't answer: call it in a process that you can end.
+    """
     import ray
 
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
     ray.init(**where, log_to_driver=False, logging_level="ERROR")
     try:
-        answer: dict[str, Any] = ray.get(ray.remote(num_cpus=0)(question).remote())
-        has = ray.cluster_resources()
-        return {**answer, "cpus": has.get("CPU", 0), "gpus": has.get("GPU", 0)}
+        result: Result = ray.get(ray.remote(num_cpus=0)(function).remote())
+        return result, cluster_resources()
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()

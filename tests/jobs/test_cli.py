@@ -284,7 +284,7 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("train none.yaml --data DIGITS", ["none.yaml can't be read"]),
         ("train SCRATCH/typo.yaml --data DIGITS", ["'optin'", "did you mean 'optim'"]),
         ("train SCRATCH/deep.yaml --data DIGITS", ["'train.epoch'", "did you mean 'train.epochs'"]),
-        ("train SCRATCH/no.yaml --data DIGITS", ["is no YAML"]),
+        ("train SCRATCH/no.yaml --data DIGITS", ["is not valid YAML"]),
         ("train SCRATCH/empty.yaml --data DIGITS", ["begin with: family: cnn"]),
         ("train cnn --resume x --data DIGITS", ["--resume takes the recipe of the run"]),
         ("train --resume nobody", ["unknown run 'nobody'", "known: cnn-digits-"]),

@@ -70,9 +70,9 @@ def test_a_wrong_override_is_named_with_its_mend(change: dict[str, object], said
         ("family: cnn\nmodel: {channel: 3}", "did you mean 'channels'"),
         ("family: cnn\noptim: {model: {learning_rate: 3}}", "optim.model.learning_rate"),
         ("variant: base", "names no family"),
-        ("- 1", "no tree of settings"),
-        ("a: [", "is no YAML"),
-        ("family: !!python/object/apply:os.system ['true']", "is no YAML"),
+        ("- 1", "is not a mapping of settings"),
+        ("a: [", "is not valid YAML"),
+        ("family: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_mend(tmp_path: Path, text: str, said: str) -> None:
