@@ -69,11 +69,12 @@ def move_atomic(file: Path, path: Path) -> None:
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yields an unused path in the folder of `path`, with the same suffix, for a library that
-    writes to a path. The file that the block makes there is renamed to `path`, or removed when the
-    block raises. Raises OSError, also when the block made no file."""
-    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+def replace_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
+    """Yields an unused path in the folder of `path`, for a library that writes to a path. It ends
+    in `suffix`, by default that of `path`. The file that the block makes there is renamed to
+    `path`, or removed when the block raises. Raises OSError, also when the block made no file."""
+    end = path.suffix if suffix is None else suffix
+    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{end}")
     try:
         yield part
         os.replace(part, path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +38,7 @@ def export(
     from models.core.errors import UsageError
     from pipelines.inference import export as inference_export
     from pipelines.inference.predictor import Predictor
+    from pipelines.storage.atomic import replace_file
     from pipelines.training import checkpoints
     from pipelines.training.setup import data_spec
     from pipelines.workflows import model_reference, services
@@ -61,25 +60,21 @@ def export(
     predictor = Predictor(found.recipe, data_spec(found.recipe, found.card), found.weights)
     metadata = describe(found, version, predictor)
     seen = predictor.data
-    scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.{form}")
-    try:
+    with replace_file(out, f".{form}") as part:
         inference_export.write(
             predictor.exportable,
             (seen.height, seen.width, seen.channels),
-            scratch,
+            part,
             form=form,
             output=metadata["output"],
             metadata=metadata,
         )
         comparison = inference_export.compare(
-            inference_export.load(scratch, form),
+            inference_export.load(part, form),
             pairs(predictor, found, where, card),
             classes=bool(seen.classes) and predictor.task.knows_classes,
         )
         _insist(comparison, form)
-        os.replace(scratch, out)
-    finally:
-        scratch.unlink(missing_ok=True)
     return {
         "model": f"models:/{version.name}/{version.number}",
         "format": form,

@@ -101,6 +101,9 @@ def test_replace_file_gives_a_path_of_the_same_kind(tmp_path: Path) -> None:
         assert target.read_text() == "old"
     assert target.read_text() == "new"
     assert stat.S_ISREG(target.stat().st_mode)
+    with atomic.replace_file(target, ".pt2") as part:
+        assert part.suffix == ".pt2"
+        part.write_text("new")
     with suppress(KeyboardInterrupt), atomic.replace_file(target) as part:
         part.write_text("half")
         raise KeyboardInterrupt
