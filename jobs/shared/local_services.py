@@ -26,6 +26,7 @@ from urllib.parse import quote
 import psutil
 
 from models.core.errors import TesseraError
+from pipelines.storage.atomic import write_json_atomic
 
 HOST = "127.0.0.1"
 _VIEW = "workflowType=machine_learning"  # without it MLflow opens its GenAI view
@@ -77,11 +78,7 @@ def load(home: Path) -> Services | None:
 
 
 def save(services: Services, home: Path) -> None:
-    path = record_path(home)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(dataclasses.asdict(services), indent=1) + "\n")
-    fresh.replace(path)
+    write_json_atomic(record_path(home), dataclasses.asdict(services))
 
 
 @contextlib.contextmanager
