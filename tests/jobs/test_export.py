@@ -53,7 +53,6 @@ assert "torch" not in sys.modules
     "pt2": """
 import sys
 import numpy, torch
-from pipelines.workflows.context import Context
 network = torch.export.load("it.pt2").module()
 numpy.save("answers.npy", network(torch.from_numpy(numpy.load("images.npy"))).detach().numpy())
 """,
