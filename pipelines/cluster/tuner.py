@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.core.errors import TesseraError, UsageError
 from models.core.spaces import Choice, Space, Uniform
@@ -32,16 +32,17 @@ _NODE_SHARE = 0.0001
 _END_SECONDS = "3600"
 
 Report = Callable[[int, float], None]
-"""Called with an epoch and its figure; raises SystemExit when the trial is to stop."""
-Body = Callable[[dict[str, Any], str, dict[str, Any], Report], None]
-"""Trains one trial: what it is told, the trial's id, its settings, and where figures go."""
+"""Called with an epoch and its metric; raises SystemExit if the trial has to stop."""
+Payload = TypeVar("Payload")
+Body = Callable[[Payload, str, dict[str, Any], Report], None]
+"""Trains one trial, given a payload, the trial's id, its settings and `Report`."""
 OnEvent = Callable[[str, str, dict[str, Any]], None]
-"""What happened ("start", "result", "complete", "error"), the trial's id, and with what."""
+"""Called with an event ("start", "result", "complete", "error"), the trial's id, and details."""
 
 
 @dataclass(frozen=True)
 class TunerOptions:
-    """What is asked of the tuner. `folder` is the search's own: its name is the search's."""
+    """What the tuner searches, and how. `folder` is Tune's own folder of the search."""
 
     folder: Path
     space: Mapping[str, Space]
@@ -60,13 +61,18 @@ class TunerOptions:
 
 
 def run(
-    body: Body, told: dict[str, Any], options: TunerOptions, on_event: OnEvent, *, restore: bool
+    body: Body[Payload],
+    payload: Payload,
+    options: TunerOptions,
+    on_event: OnEvent,
+    *,
+    restore: bool,
 ) -> None:
     """Runs the search to its end. Of trials that fail `on_event` is told; the search goes on. A Ctrl-C
     ends it as KeyboardInterrupt, once Tune has written what it needs to go on."""
     from ray import tune
 
-    trainable = tune.with_resources(_trainable(body, told, options.space), _resources())
+    trainable = tune.with_resources(_trainable(body, payload, options.space), _resources())
     path = str(options.folder.absolute())
     if restore:
         check_owned(options.folder)
@@ -130,7 +136,7 @@ def check_owned(folder: Path) -> None:
 
 
 def _trainable(
-    body: Body, told: dict[str, Any], space: Mapping[str, Space]
+    body: Body[Payload], payload: Payload, space: Mapping[str, Space]
 ) -> Callable[[dict[str, Any]], None]:
     def trial(config: dict[str, Any]) -> None:
         from ray import tune
@@ -143,7 +149,7 @@ def _trainable(
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _END_SECONDS
         number = tune.get_context().get_trial_id()
         assert number is not None
-        body(told, number, decode(config, space), report)
+        body(payload, number, decode(config, space), report)
 
     return trial
 

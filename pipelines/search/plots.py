@@ -1,7 +1,7 @@
-"""Pictures of a search, as PNG files.
+"""Plots of a search, as PNG files.
 
-In: its space and the standing of its trials. Out: a PNG each. What can't be drawn of so few trials
-is left out. Must not know where the files go.
+In: a space and its trials. Out: one PNG per plot; plots that need more trials are left out. Must
+not know where the files go.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.core.family import Metric
 from models.core.spaces import Choice, LogUniform, Space
-from pipelines.search.trials import Trial, better, ranked
+from pipelines.search.trials import Trial, is_better, ranked
 from pipelines.visuals import plots
 
 if TYPE_CHECKING:
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
 
 BEST, OTHERS, STOPPED = "#c2410c", "#1f6f8b", "#b6bdc9"
 LEAST_FOR_IMPORTANCE = 8
-"""With fewer trials than this nothing can be said of the importance of a setting."""
+"""With fewer trials the importance of a setting can't be estimated."""
 TREES = 200
 
 
 def draw(
     trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, folder: Path
 ) -> list[Path]:
-    """All pictures that these trials give; their files."""
-    found = [trial for trial in trials if trial.value is not None]
-    if not found:
+    """Draws all plots that these trials allow. Returns their files."""
+    scored = [trial for trial in trials if trial.value is not None]
+    if not scored:
         return []
-    made: dict[str, Callable[[Path], None]] = {
-        "history": lambda path: history(found, metric, path),
-        "learning_curves": lambda path: curves(found, metric, path),
-        "parallel_coordinates": lambda path: parallel(found, space, metric, path),
+    plot_functions: dict[str, Callable[[Path], None]] = {
+        "history": lambda path: history(scored, metric, path),
+        "learning_curves": lambda path: curves(scored, metric, path),
+        "parallel_coordinates": lambda path: parallel(scored, space, metric, path),
     }
-    if len(found) >= LEAST_FOR_IMPORTANCE:
-        made["importance"] = lambda path: draw_importance(found, space, metric, path)
+    if len(scored) >= LEAST_FOR_IMPORTANCE:
+        plot_functions["importance"] = lambda path: draw_importance(scored, space, metric, path)
     files = []
-    for name, make in made.items():
+    for name, plot in plot_functions.items():
         files.append(folder / f"{name}.png")
-        make(files[-1])
+        plot(files[-1])
     return files
 
 
 def history(trials: Sequence[Trial], metric: Metric, path: Path) -> None:
-    """The figure of each trial, and the best so far."""
+    """The metric of each trial, and the best so far."""
     from matplotlib.ticker import MaxNLocator
 
-    picture = plots.new_figure(6.4, 3.6)
-    axis = picture.subplots()
+    figure = plots.new_figure(6.4, 3.6)
+    axis = figure.subplots()
     order = sorted(trials, key=lambda t: t.number)
     best: list[float] = []
     for trial in order:
         value = _value(trial)
-        best.append(value if not best or better(value, best[-1], metric.direction) else best[-1])
+        best.append(value if not best or is_better(value, best[-1], metric.direction) else best[-1])
     numbers = [t.number for t in order]
     colours = [STOPPED if t.status == "stopped" else OTHERS for t in order]
     axis.scatter(numbers, [_value(t) for t in order], c=colours, s=22, clip_on=False)
@@ -66,15 +66,15 @@ def history(trials: Sequence[Trial], metric: Metric, path: Path) -> None:
     axis.legend(fontsize=8, frameon=False)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _finish(axis, "trial", metric.name)
-    plots.save(picture, path)
+    plots.save(figure, path)
 
 
 def curves(trials: Sequence[Trial], metric: Metric, path: Path) -> None:
-    """The figure by epoch, the best trial's on top."""
+    """The metric by epoch, the best trial on top."""
     from matplotlib.ticker import MaxNLocator
 
-    picture = plots.new_figure(6.4, 3.6)
-    axis = picture.subplots()
+    figure = plots.new_figure(6.4, 3.6)
+    axis = figure.subplots()
     first = ranked(trials, metric)[0]
     for trial in reversed(ranked(trials, metric)):
         colour = BEST if trial is first else STOPPED if trial.status == "stopped" else OTHERS
@@ -92,16 +92,16 @@ def curves(trials: Sequence[Trial], metric: Metric, path: Path) -> None:
     axis.legend(fontsize=8, frameon=False)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _finish(axis, "epoch", metric.name)
-    plots.save(picture, path)
+    plots.save(figure, path)
 
 
 def parallel(
     trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, path: Path
 ) -> None:
-    """A line for each trial through its settings to its figure; the better, the darker."""
+    """One line per trial through its settings to its metric; better trials are darker."""
     columns = [*space, metric.name]
-    picture = plots.new_figure(max(6.4, 1.5 * len(columns)), 4.2)
-    axis = picture.subplots()
+    figure = plots.new_figure(max(6.4, 1.5 * len(columns)), 4.2)
+    axis = figure.subplots()
     values = [_value(t) for t in trials]
     low, high = min(values), max(values)
     for trial in reversed(ranked(trials, metric)):
@@ -116,30 +116,30 @@ def parallel(
             linewidth=1.4,
             clip_on=False,
         )
-    for place, name in enumerate(columns):
-        axis.axvline(place, color="#555", linewidth=0.8)
+    for column, name in enumerate(columns):
+        axis.axvline(column, color="#555", linewidth=0.8)
         for height, text in _marks(space[name]) if name in space else _ends(low, high):
             axis.annotate(
-                text, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7
+                text, (column, height), xytext=(4, 0), textcoords="offset points", fontsize=7
             )
     axis.set_xticks(range(len(columns)), [_short(name) for name in columns], fontsize=8)
     axis.set_yticks([])
     axis.set_ylim(-0.04, 1.04)
     axis.spines[:].set_visible(False)
     axis.set_title("settings of the trials", fontsize=10, loc="left")
-    plots.save(picture, path)
+    plots.save(figure, path)
 
 
 def draw_importance(
     trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, path: Path
 ) -> None:
     shares, explained = importance(trials, space)
-    picture = plots.new_figure(6.4, 0.8 + 0.34 * len(shares))
-    axis = picture.subplots()
+    figure = plots.new_figure(6.4, 0.8 + 0.34 * len(shares))
+    axis = figure.subplots()
     order = sorted(shares, key=lambda name: shares[name])
     axis.barh([_short(n) for n in order], [shares[n] for n in order], color=OTHERS, height=0.6)
     axis.set_xlim(0, 1)
-    _finish(axis, "share of what the settings explain", "")
+    _finish(axis, "share of the explained variance", "")
     axis.tick_params(axis="y", labelsize=8)
     axis.set_title(
         f"importance of each setting for {metric.name}; "
@@ -147,14 +147,14 @@ def draw_importance(
         fontsize=9,
         loc="left",
     )
-    plots.save(picture, path)
+    plots.save(figure, path)
 
 
 def importance(
     trials: Sequence[Trial], space: Mapping[str, Space]
 ) -> tuple[dict[str, float], float]:
-    """(share of each setting, R² on trials that a tree didn't see): how much worse a random forest
-    foretells the figure when a setting's values are shuffled. Breiman, Random Forests, 2001."""
+    """Returns (share of each setting, out-of-bag R²): how much worse a random forest predicts the
+    metric if the values of a setting are shuffled (Breiman, Random Forests, 2001)."""
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
@@ -178,14 +178,14 @@ def _value(trial: Trial) -> float:
 
 
 def _height(value: Any, space: Space) -> float:
-    """Where a value lies in its space, from 0 to 1."""
+    """The position of a value in its space, from 0 to 1."""
     if isinstance(space, Choice):
-        place = [json.dumps(v) for v in space.values].index(json.dumps(value))
-        return place / max(len(space.values) - 1, 1)
-    low, high, at = space.low, space.high, float(value)
+        index = [json.dumps(v) for v in space.values].index(json.dumps(value))
+        return index / max(len(space.values) - 1, 1)
+    low, high, number = space.low, space.high, float(value)
     if isinstance(space, LogUniform):
-        low, high, at = math.log(low), math.log(high), math.log(at)
-    return (at - low) / (high - low)
+        low, high, number = math.log(low), math.log(high), math.log(number)
+    return (number - low) / (high - low)
 
 
 def _marks(space: Space) -> list[tuple[float, str]]:

@@ -1,12 +1,27 @@
-"""Population based training (Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846) as plain data.
+"""Population based training (Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846) as data.
 
-In: a space, and the members' figures after each generation. Out: who takes whose weights, and with
-which settings a member goes on. Every draw is a function of seed, generation and member, and the
-whole state is one JSON file, so a population that was killed goes on as if it had not been. Must not
-know what trains the members.
+In: a search space, and the members' scores after each generation. Out: which members copy whose
+weights (exploit), and with which settings they continue (explore). Must not know what trains them.
 
-Generations are synchronous (appendix A.1 there): a member is compared with the others after the same
-epochs, and none goes back in its own record.
+All randomness is a function of seed, generation and member, and the whole state is one JSON file:
+a population that is killed and resumed takes the same decisions. Eight members and generations of 5
+epochs; the state is population.json:
+
+    epoch  event                                              state
+    0      begin: random settings for 1 to 8                  generation 0, ready, no scores
+    1-5    members train; 3 fails, each score is written      generation 0, ready, 8 scores
+    5      advance: 25 % of 8 are 2. The best are 7 and 2;    generation 1, not ready, no scores,
+           3 (failed) and 5 (worst) copy from one of them,    donors {3: 7, 5: 2}
+           each with the donor's settings changed a little
+    5      weights of 7 are copied to 3
+           the driver is killed and resumed
+    5      not ready: the copies to 3 and to 5 are made       generation 1, ready, no scores
+           again. No donor has trained since, so they are
+           the same.
+    6-10   all members train, with their own settings         generation 1, ready, 8 scores
+
+Generations are synchronous (appendix A.1 of the paper): a member is compared with the others after
+the same number of epochs, and none goes back in its own record.
 """
 
 from __future__ import annotations
@@ -17,40 +32,49 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import models
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, examples
 from pipelines.recipe import Recipe
-from pipelines.search.trials import better
+from pipelines.search.trials import is_better
 from pipelines.storage.atomic import write_json_atomic
 
 QUANTILE = 0.25
-"""The share of the population that is replaced after a generation, and that it is replaced from."""
+"""The share of the population that exploits after a generation, and that of the donors."""
 RESAMPLE = 0.25
-"""How often a setting is drawn anew; else it becomes one of `FACTORS` times what it was."""
+"""The probability that a setting is resampled; otherwise it is multiplied by one of `FACTORS`."""
 FACTORS = (0.8, 1.2)
 OPTIMIZER = ("lr", "momentum", "weight_decay")
-LEAST = 2
+MIN_SIZE = 2
+
+
+class SettingsChange(TypedDict):
+    """The settings of a member from `epoch` on (counted from 1). If it copied weights: the id of
+    the `donor`, and the digest of the `checkpoint` once it is copied."""
+
+    epoch: int
+    settings: dict[str, Any]
+    donor: NotRequired[str]
+    checkpoint: NotRequired[str]
 
 
 @dataclass
 class Member:
-    """`settings` are those in effect. `changes` has them all, each with the first epoch that was
-    trained with them (from 1), and for weights that were taken from another member its id and the
-    digest of the checkpoint."""
+    """`settings` are the current ones, `changes` has all since the first."""
 
     id: str
     settings: dict[str, Any]
-    changes: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[SettingsChange] = field(default_factory=list)
 
 
 @dataclass
 class Population:
-    """`scores` has the members that are through with this generation, None for one that failed;
-    `donors` says whose weights a member begins it with, and `ready` that they have been copied."""
+    """`scores` has the members that have finished this generation, None for one that failed.
+    `donors` maps a member to the one whose weights it starts the generation with; `ready` is True
+    once they are copied."""
 
     members: list[Member]
     generation: int = 0
@@ -63,11 +87,12 @@ class Population:
 
 
 def begin(space: Mapping[str, Space], count: int, seed: int) -> Population:
+    """Returns `count` members with random settings."""
     members = []
     for number in range(1, count + 1):
         name = f"{number:05d}"
-        draws = _draws(seed, 0, name)
-        settings = {path: sample(values, draws) for path, values in space.items()}
+        rng = _rng(seed, 0, name)
+        settings = {path: sample(values, rng) for path, values in space.items()}
         members.append(Member(name, settings, [{"epoch": 1, "settings": settings}]))
     return Population(members)
 
@@ -75,14 +100,14 @@ def begin(space: Mapping[str, Space], count: int, seed: int) -> Population:
 def advance(
     population: Population, space: Mapping[str, Space], *, direction: str, seed: int, epoch: int
 ) -> None:
-    """Begins the next generation, whose first epoch is `epoch`. Every member must have a score."""
+    """Begins the next generation with the epoch `epoch`. Requires a score for every member."""
     generation = population.generation + 1
     donors = exploits(population.scores, direction=direction, seed=seed, generation=generation)
     before = {m.id: m.settings for m in population.members}
     for name, donor in donors.items():
         member = population.member(name)
-        draws = _draws(seed, generation, f"{name}/explore")
-        member.settings = explore(before[donor], space, draws)
+        rng = _rng(seed, generation, f"{name}/explore")
+        member.settings = explore(before[donor], space, rng)
         member.changes.append({"epoch": epoch, "settings": member.settings, "donor": donor})
     population.generation, population.donors = generation, donors
     population.scores, population.ready = {}, not donors
@@ -91,101 +116,106 @@ def advance(
 def exploits(
     scores: Mapping[str, float | None], *, direction: str, seed: int, generation: int
 ) -> dict[str, str]:
-    """Member -> the better one whose weights it takes. The worst quarter take from the best, and
-    whoever failed from them too (truncation selection)."""
+    """Maps a member to the donor whose weights it copies: members of the worst quarter and those
+    that failed copy from a better one of the best quarter (truncation selection)."""
     sign = -1.0 if direction == "max" else 1.0
-    found = {name: value for name, value in scores.items() if value is not None}
-    order = sorted(found, key=lambda name: (sign * found[name], name))
+    known = {name: value for name, value in scores.items() if value is not None}
+    order = sorted(known, key=lambda name: (sign * known[name], name))
     count = min(math.ceil(len(scores) * QUANTILE), len(scores) // 2)
     best = order[:count]
-    failed = [name for name in scores if name not in found]
+    failed = [name for name in scores if name not in known]
     worst = order[len(order) - max(0, count - len(failed)) :]
-    taken = {}
+    donors = {}
     for name in sorted([*failed, *worst]):
-        draws = _draws(seed, generation, f"{name}/exploit")
-        able = [d for d in best if name in failed or better(found[d], found[name], direction)]
-        if able:
-            taken[name] = _pick(able, draws)
-    return taken
+        rng = _rng(seed, generation, f"{name}/exploit")
+        candidates = [
+            d for d in best if name in failed or is_better(known[d], known[name], direction)
+        ]
+        if candidates:
+            donors[name] = _pick(candidates, rng)
+    return donors
 
 
 def explore(
-    settings: Mapping[str, Any], space: Mapping[str, Space], draws: random.Random
+    settings: Mapping[str, Any], space: Mapping[str, Space], rng: random.Random
 ) -> dict[str, Any]:
-    """Settings near these: each drawn anew, or a step to either side that stays in the space."""
-    return {path: _near(settings[path], values, draws) for path, values in space.items()}
+    """Returns changed settings: each is resampled, or moved a step that stays in the space."""
+    return {path: _near(settings[path], values, rng) for path, values in space.items()}
 
 
-def sample(values: Space, draws: random.Random) -> Any:
+def sample(values: Space, rng: random.Random) -> Any:
+    """Returns a random value of the space."""
     if isinstance(values, Choice):
-        return _pick(values.values, draws)
-    share = draws.random()
+        return _pick(values.values, rng)
+    share = rng.random()
     if isinstance(values, LogUniform):
         low, high = math.log(values.low), math.log(values.high)
         return _clipped(math.exp(low + share * (high - low)), values)
     return _clipped(values.low + share * (values.high - values.low), values)
 
 
-def _near(value: Any, values: Space, draws: random.Random) -> Any:
-    if draws.random() < RESAMPLE:
-        return sample(values, draws)
+def _near(value: Any, values: Space, rng: random.Random) -> Any:
+    if rng.random() < RESAMPLE:
+        return sample(values, rng)
     if isinstance(values, Choice):
-        place = values.values.index(value) + _pick((-1, 1), draws)
-        return values.values[min(max(place, 0), len(values.values) - 1)]
-    return _clipped(value * _pick(FACTORS, draws), values)
+        index = values.values.index(value) + _pick((-1, 1), rng)
+        return values.values[min(max(index, 0), len(values.values) - 1)]
+    return _clipped(value * _pick(FACTORS, rng), values)
 
 
 def _clipped(value: float, values: Any) -> float:
     return float(min(max(value, values.low), values.high))
 
 
-def _draws(seed: int, generation: int, name: str) -> random.Random:
+def _rng(seed: int, generation: int, name: str) -> random.Random:
     return random.Random(f"{seed}/{generation}/{name}")
 
 
-def _pick(values: Sequence[Any], draws: random.Random) -> Any:
-    return values[int(draws.random() * len(values))]  # random() alone is promised to stay as it is
+def _pick(values: Sequence[Any], rng: random.Random) -> Any:
+    return values[
+        int(rng.random() * len(values))
+    ]  # only random() is guaranteed not to change between Python versions
 
 
 def default_interval_epochs(epochs: int) -> int:
-    """Epochs of a generation: a tenth of the training."""
+    """Epochs of a generation, unless set: a tenth of the training."""
     return max(1, math.ceil(epochs / 10))
 
 
 def check_size(count: int, epochs: int, interval_epochs: int) -> None:
-    """Raises UsageError where nobody could ever take anything over."""
-    if count < LEAST:
-        raise UsageError(f"a population of {count} has nobody to learn from", hint="--trials 8")
+    """Raises UsageError if no member could ever copy from another."""
+    if count < MIN_SIZE:
+        raise UsageError(f"PBT needs at least {MIN_SIZE} trials, not {count}", hint="--trials 8")
     if interval_epochs >= epochs:
         raise UsageError(
-            f"with {epochs} epochs and generations of {interval_epochs} there is only one generation",
+            f"{epochs} epochs in generations of {interval_epochs} are a single generation",
             hint="train for more epochs (--set train.epochs=…), or give a shorter --interval",
         )
 
 
 def check_space(recipe: Recipe, space: Mapping[str, Space], data: DataSpec) -> None:
-    """Raises UsageError that names each path which can't change in mid-training."""
+    """Raises UsageError that names each setting that can't change during a training."""
     wrong = {path: why for path in space if (why := _fixed(recipe, path, space[path], data))}
     if wrong:
         raise UsageError(
-            "population based training changes settings in mid-training, which these can't: "
+            "PBT changes settings during a training, and these can't change: "
             + "; ".join(f"{path} {why}" for path, why in wrong.items()),
-            hint="give a space without them (--space FILE): the optimizer's "
+            hint="use a space without them (--space FILE). These can change: the optimizer's "
             f"{', '.join(OPTIMIZER)}, the augmentation, dropout",
         )
 
 
 def _fixed(recipe: Recipe, path: str, values: Space, data: DataSpec) -> str:
-    """Why the setting must stay as it is all through a training; empty where it needn't."""
+    """Why the setting can't change during a training; empty if it can."""
     parts = path.split(".")
     top, last = parts[0], parts[-1]
     if top == "augment" or (top == "optim" and last in OPTIMIZER):
         return ""
     if top != "model":
         is_order = path in ("train.batch_size", "seed") or top == "data"
-        return "decides which samples are in a batch" if is_order else "is set for a whole training"
+        return "decides which samples are in a batch" if is_order else "holds for a whole training"
     shapes = [_shapes(recipe.with_overrides({path: v}), data) for v in examples(values)]
-    if any(found != shapes[0] for found in shapes):
+    if any(other != shapes[0] for other in shapes):
         return "changes the network's weights"
     return "" if "drop" in last else "changes the network"
 
@@ -201,7 +231,8 @@ def write(population: Population, file: Path) -> None:
 
 
 def read(file: Path) -> Population | None:
+    """Reads the state; None if there is no file."""
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return Population(**{**found, "members": [Member(**m) for m in found["members"]]})
+    state = json.loads(file.read_text(encoding="utf-8"))
+    return Population(**{**state, "members": [Member(**m) for m in state["members"]]})

@@ -1,8 +1,7 @@
-"""A search over settings, as plain data: its space, its trials, how many fit, and who won.
+"""The space of a search as plain data, and how many trials run at once.
 
-In: a family's own space or a YAML file, the cluster's resources, what was reported of each trial.
-Out: what a tuner is asked for, and the standing of the trials. Must not know Ray or MLflow; the
-tuner is in ray_tune.py.
+In: a family's own space or a YAML file, and the cluster's resources. Out: a checked space, and the
+capacity. Must not know Ray or MLflow; the tuner is in cluster/tuner.py.
 
     space.yaml          optim.model.lr: {log_uniform: [1e-4, 1]}
                         optim.model.weight_decay: {uniform: [0, 1e-3]}
@@ -35,27 +34,29 @@ KINDS: dict[str, type[Uniform] | type[LogUniform]] = {
     "log_uniform": LogUniform,
 }
 MOST_GRID = 10_000
-"""Trials that a grid may have."""
+"""The largest number of trials of a grid."""
 
 
 def space_of(
     recipe: Recipe, file: Path | None = None, *, fixed: Collection[str] = ()
 ) -> dict[str, Space]:
-    """What is searched, by dotted path of the recipe: the file's space, or the family's own but for
-    what is `fixed`.
+    """Returns what is searched, by dotted path of the recipe: the file's space, or the family's own
+    without the `fixed` paths.
 
-    Raises UsageError for a path that the recipe hasn't, for values that it doesn't take, and for one
-    of the file that is fixed.
+    Raises UsageError for a path that isn't in the recipe, for values that it doesn't accept, and
+    for a path of the file that is fixed.
     """
     if file is None:
         own = models.get(recipe.family).search_space()
         space = {path: values for path, values in own.items() if not _is_set(path, fixed)}
-        source = f"the space of {recipe.family}" + (", without what is set," if own else "")
+        source = f"the space of {recipe.family}" + (
+            " without the settings that are set" if own else ""
+        )
     else:
         space, source = read_space(file), str(file)
         if both := sorted(path for path in space if _is_set(path, fixed)):
             raise UsageError(
-                f"{both[0]} is set, and searched by {file}", hint="leave it out of one of them"
+                f"{both[0]} is set, but {file} searches it", hint="remove it from one of the two"
             )
     if not space:
         raise UsageError(f"{source} is empty: there is nothing to search")
@@ -74,29 +75,31 @@ def _is_set(path: str, fixed: Collection[str]) -> bool:
 
 
 def read_space(file: Path) -> dict[str, Space]:
-    """A space from a YAML file."""
+    """Reads a space from a YAML file. Raises UsageError if it isn't one."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"space {file} can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"space {file} is no YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"space {file} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict) or not all(isinstance(path, str) for path in tree):
         raise UsageError(
-            f"space {file} is no list of settings",
-            hint="write a line for each, like: optim.model.lr: {log_uniform: [1e-4, 1]}",
+            f"space {file} is not a mapping of settings",
+            hint="write one line per setting, like: optim.model.lr: {log_uniform: [1e-4, 1]}",
         )
-    return {path: parse(path, given) for path, given in tree.items()}
+    return {path: parse(path, value) for path, value in tree.items()}
 
 
-def parse(path: str, given: Any) -> Space:
-    """A space from what a YAML file has for it."""
+def parse(path: str, value: Any) -> Space:
+    """Builds the space of one setting from its value in a YAML file."""
     form = "give a list of values, {uniform: [low, high]} or {log_uniform: [low, high]}"
-    if isinstance(given, list) and given:
-        return Choice(tuple(_number(value) for value in given))
-    if not isinstance(given, dict) or len(given) != 1:
-        raise UsageError(f"{path}: {json.dumps(given, default=str)} is no space", hint=form)
-    ((kind, ends),) = given.items()
+    if isinstance(value, list) and value:
+        return Choice(tuple(_number(one) for one in value))
+    if not isinstance(value, dict) or len(value) != 1:
+        raise UsageError(
+            f"{path}: {json.dumps(value, default=str)} is not a valid space", hint=form
+        )
+    ((kind, ends),) = value.items()
     if kind not in KINDS:
         raise unknown(f"kind of space for {path}:", str(kind), KINDS)
     ends = [_number(end) for end in ends] if isinstance(ends, list) else []
@@ -106,12 +109,12 @@ def parse(path: str, given: Any) -> Space:
     low, high = map(float, numbers)
     if not low < high or (kind == "log_uniform" and low <= 0):
         least = "above 0 and " if kind == "log_uniform" else ""
-        raise UsageError(f"{path}: {kind} from {low:g} to {high:g}: low is {least}below high")
+        raise UsageError(f"{path}: {kind} from {low:g} to {high:g}: low must be {least}below high")
     return KINDS[kind](low, high)
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for a word."""
+    """YAML 1.1 reads 1e-3 as a string."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -121,7 +124,7 @@ def _number(value: Any) -> Any:
 
 
 def to_plain(space: Mapping[str, Space]) -> dict[str, Any]:
-    """The space as the YAML file has it."""
+    """The space in the form of the YAML file."""
     names = {kind: name for name, kind in KINDS.items()}
     return {
         path: list(values.values)
@@ -132,30 +135,32 @@ def to_plain(space: Mapping[str, Space]) -> dict[str, Any]:
 
 
 def grid(space: Mapping[str, Space]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last path's changing fastest."""
+    """Returns every combination of the values; the last path changes fastest. Raises UsageError
+    for a range, or if there are more than `MOST_GRID`."""
     ranges = [path for path, values in space.items() if not isinstance(values, Choice)]
     if ranges:
         raise UsageError(
             f"a grid needs lists of values, and {', '.join(ranges)} "
             + ("is a range" if len(ranges) == 1 else "are ranges"),
-            hint="give a space of lists: --space FILE, or search at random",
+            hint="use a space of lists (--space FILE) or --search random",
         )
     choices = {path: values.values for path, values in space.items() if isinstance(values, Choice)}
     count = math.prod(len(values) for values in choices.values())
     if count > MOST_GRID:
         raise UsageError(f"the grid has {count:,} combinations", hint=f"at most {MOST_GRID:,}")
-    return [dict(zip(choices, found)) for found in itertools.product(*choices.values())]
+    return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 
 def default_grace_epochs(recipe: Recipe) -> int:
-    """Epochs that every trial is given: the rate has risen, and a ninth of the training is over."""
+    """Epochs that every trial gets before it can be stopped: at least the warm-up of the learning
+    rate and a ninth of the training."""
     epochs = recipe.train.epochs
     return max(1, math.ceil(epochs / 9), math.ceil(epochs * recipe.schedule.warmup))
 
 
 @dataclass(frozen=True)
 class TrialCapacity:
-    """How many trials run at once, and why not more."""
+    """How many trials run at once, and what limits it."""
 
     at_once: int
     reason: str
@@ -164,8 +169,8 @@ class TrialCapacity:
 def trial_capacity(
     *, cpus: float, gpus: float, workers: int, cpus_each: int, gpus_each: int, trials: int
 ) -> TrialCapacity:
-    """From what the cluster has and what a trial takes. Raises TesseraError where none fits, so
-    that no search waits for what never comes."""
+    """Computes the capacity from the cluster's resources and those of a trial. Raises TesseraError
+    if not even one trial fits: the search would wait forever."""
     wanted = {"CPU": workers * cpus_each, "GPU": workers * gpus_each}
     has = {"CPU": cpus, "GPU": gpus}
     fits = {kind: math.floor(has[kind] / count) for kind, count in wanted.items() if count}
@@ -173,7 +178,7 @@ def trial_capacity(
     each = f"a trial takes {_count(wanted[tight], tight)} ({_count(workers, 'worker')})"
     if most < 1:
         raise TesseraError(
-            f"no trial can be placed: {each}, but the cluster has {has[tight]:g}",
+            f"no trial fits: {each}, but the cluster has {has[tight]:g}",
             hint="use fewer --workers-per-trial, or a larger cluster",
         )
     return TrialCapacity(min(most, trials), f"{each}, the cluster has {has[tight]:g}")
@@ -184,14 +189,15 @@ def _count(number: int, what: str) -> str:
 
 
 def check_choices(search: str, scheduler: str) -> None:
+    """Raises UsageError for an unknown search or scheduler, and for two that exclude each other."""
     if scheduler == "pbt" and search in ("grid", "optuna"):
         raise UsageError(
-            f"--scheduler pbt moves its settings itself, and can't go with --search {search}",
+            f"--scheduler pbt chooses the settings itself and excludes --search {search}",
             hint="leave --search out, or use --scheduler asha",
         )
-    for what, given, known in (
+    for what, name, known in (
         ("search", search, get_args(Search)),
         ("scheduler", scheduler, get_args(Scheduler)),
     ):
-        if given not in known:
-            raise unknown(what, given, known)
+        if name not in known:
+            raise unknown(what, name, known)

@@ -1,6 +1,7 @@
-"""The trials of a search: their status, ranking, and file.
+"""The trials of a search: their state, ranking, and file.
 
-In: what a search reports. Out: trials, the best first. Must not know Ray Tune or MLflow.
+In: what a search reports of its trials. Out: trials, the best first, and trials.json. Must not know
+Ray Tune or MLflow.
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from models.core.errors import TesseraError
 from models.core.family import Metric
 from pipelines.storage.atomic import write_json_atomic
 
+if TYPE_CHECKING:
+    from pipelines.search.population import SettingsChange
+
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 TRIALS = "trials.json"
-"""In a search's folder: the standing of its trials."""
+"""In a search's folder: the state of its trials."""
 
 
 @dataclass
 class Trial:
-    """One training of a search. `settings` are what was sampled, `value` the best of the figure so
-    far and `epoch` where it was reached; `curve` has the figure of each epoch. A member of a
-    population waits for the others between its generations; `settings` are then those in effect,
-    and `changes` has all of them (`population.Member`)."""
+    """One training of a search. `settings` are the sampled ones, `value` the best value of the
+    metric so far and `epoch` the epoch of it; `curve` has the value of each epoch. A population's
+    member waits for the others between generations; its `settings` are the current ones, and
+    `changes` has all of them (`population.Member`)."""
 
     id: str
     number: int
@@ -40,33 +44,33 @@ class Trial:
     seconds: float = 0.0
     reason: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
-    changes: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[SettingsChange] = field(default_factory=list)
 
     @property
     def over(self) -> bool:
-        """Whether anything more can become of it."""
+        """Whether its status is final."""
         return self.status not in ("waiting", "running")
 
     def note(self, epoch: int, value: float, metric: Metric) -> None:
-        """What was found after an epoch; one that is told again counts once, and what is not finite
-        not at all."""
+        """Adds the metric's value after an epoch. A repeated epoch and a value that is not finite
+        are ignored."""
         if not math.isfinite(value) or any(seen == epoch for seen, _ in self.curve):
             return
         self.curve.append((epoch, value))
-        if self.value is None or better(value, self.value, metric.direction):
+        if self.value is None or is_better(value, self.value, metric.direction):
             self.value, self.epoch = value, epoch
 
-    def take_over(self, donor: Trial) -> None:
-        """Its weights are the donor's now, and so is the best that they came to."""
+    def copy_from(self, donor: Trial) -> None:
+        """After copying the donor's weights the trial has the donor's best value, too."""
         self.value, self.epoch = donor.value, donor.epoch
 
 
-def better(one: float, other: float, direction: str) -> bool:
+def is_better(one: float, other: float, direction: str) -> bool:
     return one > other if direction == "max" else one < other
 
 
 def ranked(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
-    """The best first; those without a figure last, in their order."""
+    """The best first; trials without a value last, by number."""
     sign = -1.0 if metric.direction == "max" else 1.0
     return sorted(
         trials,
@@ -75,12 +79,12 @@ def ranked(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
 
 
 def winner(trials: Sequence[Trial], metric: Metric) -> Trial:
-    """Raises TesseraError where no trial came to a figure."""
+    """The best trial. Raises TesseraError if no trial has a value."""
     first = next((t for t in ranked(trials, metric) if t.value is not None), None)
     if first is None:
         reasons = sorted({t.reason for t in trials if t.reason})
-        said = f": {reasons[0]}" if reasons else ""
-        raise TesseraError(f"none of {len(trials)} trials came to a figure{said}")
+        first_reason = f": {reasons[0]}" if reasons else ""
+        raise TesseraError(f"none of {len(trials)} trials has a metric{first_reason}")
     return first
 
 
@@ -90,7 +94,8 @@ def write(trials: Sequence[Trial], file: Path) -> None:
 
 
 def read(file: Path) -> list[Trial]:
+    """Reads the trials; an empty list if there is no file."""
     if not file.exists():
         return []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return [Trial(**{**t, "curve": [(int(e), float(v)) for e, v in t["curve"]]}) for t in found]
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return [Trial(**{**t, "curve": [(int(e), float(v)) for e, v in t["curve"]]}) for t in rows]

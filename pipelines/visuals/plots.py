@@ -2,7 +2,7 @@
 
 In: panels, a confusion matrix, or metrics by step. Out: one PNG at the given path, whose folder is
 created. Must not know what was trained or where the files go. Plots use matplotlib's objects,
-without pyplot and its global state, and matplotlib is loaded only when one is drawn. Grids of images
+without pyplot and its global state, and matplotlib is loaded only when one is drawn. Grids
 are put together with Pillow, which takes a hundredth of the time.
 
     N images, C channels (1 or 3), H height, W width, K classes

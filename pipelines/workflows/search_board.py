@@ -1,4 +1,8 @@
-"""The standing of a search's trials, and what a search was asked for."""
+"""The spec of a search, and the leaderboard of its trials.
+
+In: events of the trials, from Ray Tune or from a population's generations. Out: trials.json in the
+search's folder, a line per trial to `say`, and ended runs in MLflow. Must not know the tuner.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from pipelines import tag_names
 from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
+from pipelines.storage.atomic import write_json_atomic
 from pipelines.workflows import services
 from pipelines.workflows import trial as workflows_trial
 
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What a search was asked for; `recipe` is its JSON, `space` as in a YAML file. `folder` is not
-    written: the home folder may be moved."""
+    """What is searched, and how. `recipe` is JSON, `space` as in a YAML file. `folder` isn't
+    written to search.json: the home folder may be moved."""
 
     folder: Path
     name: str
@@ -44,33 +49,32 @@ class SearchSpec:
     budget_seconds: float | None
     interval_epochs: int = 1
     parent: str = ""
-    """MLflow's run of the search."""
+    """The id of the search's run in MLflow."""
 
     def parsed_space(self) -> dict[str, Space]:
         return {path: search_space.parse(path, given) for path, given in self.space.items()}
 
     def write(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # what Tune keeps in it is executed when read
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # private: reading Tune's state executes it
         facts = {name: value for name, value in asdict(self).items() if name != "folder"}
-        scratch = self.folder / ".search.json"
-        scratch.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        scratch.replace(self.folder / "search.json")
+        write_json_atomic(self.folder / "search.json", facts)
 
 
 def find(context: Context, name: str) -> SearchSpec:
+    """Reads the spec of a search. Raises TesseraError if there is none of that name."""
     known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
     if name not in known:
         if not known:
-            raise TesseraError(f"there is no search {name!r}: nothing was searched here yet")
+            raise TesseraError(f"there is no search {name!r}: no search has run here yet")
         raise unknown("search", name, known)
     text = (context.searches_dir / name / "search.json").read_text(encoding="utf-8")
     return SearchSpec(folder=context.searches_dir / name, **json.loads(text))
 
 
 class Leaderboard:
-    """Who stands where: hears what becomes of the trials, keeps it in `trials.json`, says it, and
-    ends the trials' runs in MLflow."""
+    """The state and ranking of a search's trials. Receives events (`on_event`), keeps trials.json
+    up to date, reports each finished trial to `say`, and ends the trials' runs in MLflow."""
 
     def __init__(
         self,
@@ -86,19 +90,20 @@ class Leaderboard:
         self._spec, self._metric, self._most_epochs = spec, metric, most_epochs
         self._parent, self._say = parent, say
         self._known = {trial.id: trial for trial in self.trials}
-        self._began: dict[str, float] = {}
+        self._started: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trial-end")
 
-    def settle_again(self) -> None:
-        """Of a search that was killed: the end of a trial may not have come to MLflow."""
+    def end_runs_again(self) -> None:
+        """After a search was killed, the end of a trial may be missing in MLflow."""
         for trial in self.trials:
             if trial.over:
-                self._pool.submit(self._settle, replace(trial), *self._reached())
+                self._pool.submit(self._end_run, replace(trial), *self._progress())
 
     def on_event(self, what: str, trial_id: str, about: dict[str, Any]) -> None:
+        """`what` is start, result, exploit, wait, complete or error; `about` has its details."""
         trial = self._known.get(trial_id)
         if trial is not None and trial.over:
-            return  # a tuner that was killed may tell again what became of it
+            return  # a tuner that was killed and resumed may repeat the end of a trial
         if trial is None:
             settings = about.get("settings", {})
             trial = Trial(trial_id, len(self.trials) + 1, settings)
@@ -109,33 +114,33 @@ class Leaderboard:
             trial.settings, trial.changes = about["settings"], about["changes"]
         if what == "start":
             trial.status = "running"
-            self._began[trial_id] = time.monotonic()
+            self._started[trial_id] = time.monotonic()
         elif what == "wait":
-            self._clock(trial)
+            self._count_seconds(trial)
             trial.status, trial.reason = "waiting", about["reason"]
-            del self._began[trial_id]
+            del self._started[trial_id]
         elif what == "exploit":
-            self._take_over(trial, self._known[about["donor"]])
+            self._copy_weights(trial, self._known[about["donor"]])
         elif what == "result":
             trial.note(int(about["epoch"]), float(about["value"]), self._metric)
-            self._clock(trial)
+            self._count_seconds(trial)
         elif what in ("complete", "error"):
-            self._clock(trial)
+            self._count_seconds(trial)
             self._end(trial, what, about)
         search_trials.write(self.trials, self._spec.folder / search_trials.TRIALS)
 
-    def _take_over(self, trial: Trial, donor: Trial) -> None:
-        trial.take_over(donor)
+    def _copy_weights(self, trial: Trial, donor: Trial) -> None:
+        trial.copy_from(donor)
         why = f" ({trial.reason})" if trial.reason else ""
         self._say(
-            f"trial {trial.number}{why} goes on with the weights of trial {donor.number} from epoch "
+            f"trial {trial.number}{why} copies the weights of trial {donor.number} from epoch "
             f"{trial.changes[-1]['epoch']}  {settings_text(trial.settings)}"
         )
 
-    def _clock(self, trial: Trial) -> None:
+    def _count_seconds(self, trial: Trial) -> None:
         now = time.monotonic()
-        trial.seconds += now - self._began.get(trial.id, now)
-        self._began[trial.id] = now
+        trial.seconds += now - self._started.get(trial.id, now)
+        self._started[trial.id] = now
 
     def _end(self, trial: Trial, what: str, about: Mapping[str, Any]) -> None:
         reached = max((epoch for epoch, _ in trial.curve), default=0)
@@ -147,19 +152,19 @@ class Leaderboard:
         else:
             trial.status = "finished" if reached >= self._most_epochs else "stopped"
         self._say(line(trial, self._metric, self._spec.trials))
-        self._pool.submit(self._settle, replace(trial), *self._reached())
+        self._pool.submit(self._end_run, replace(trial), *self._progress())
 
-    def _reached(self) -> tuple[int, float | None]:
-        """How many trials are over, and the best figure among them."""
+    def _progress(self) -> tuple[int, float | None]:
+        """How many trials are over, and the best metric among them."""
         done = [trial for trial in self.trials if trial.over]
         best = next(
             (t for t in search_trials.ranked(done, self._metric) if t.value is not None), None
         )
         return len(done), best.value if best else None
 
-    def _settle(self, trial: Trial, done: int, best: float | None) -> None:
-        """Delivers what a stopped trial left, and ends its run; whatever the service raises, the
-        search goes on."""
+    def _end_run(self, trial: Trial, done: int, best: float | None) -> None:
+        """Uploads the remaining events of a trial and ends its run. The search continues whatever
+        MLflow raises."""
         from pipelines.interfaces import Point
         from pipelines.tracking import mlflow_runs
         from pipelines.tracking.uploader import Uploader
@@ -173,8 +178,8 @@ class Leaderboard:
             if not run.run_id:
                 return
             tracker = services.attach_tracker(self._context, run.run_id)
-            # One that was stopped may still be on its way out.
-            with training_run.locked(run, patience_seconds=workflows_trial.END_SECONDS):
+            # The process of a stopped trial may still be running.
+            with training_run.locked(run, patience_seconds=workflows_trial.LOCK_SECONDS):
                 uploader = Uploader(
                     run.event_log, tracker, is_permanent=mlflow_runs.is_permanent
                 ).start()
@@ -186,15 +191,15 @@ class Leaderboard:
                 now = int(time.time() * 1000)
                 self._parent.metrics([Point(done, now, {f"best/{self._metric.name}": best})])
         except Exception as error:
-            self._say(f"note: the end of trial {trial.number} was not noted: {error}")
+            self._say(f"note: the run of trial {trial.number} was not ended in MLflow: {error}")
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
 
 
 def line(trial: Trial, metric: Metric, trials: int) -> str:
-    """What became of a trial, in one line."""
-    value = "no figure" if trial.value is None else f"val {metric.name} {trial.value:.4f}"
+    """A finished trial in one line."""
+    value = "no metric" if trial.value is None else f"val {metric.name} {trial.value:.4f}"
     at = f" (epoch {trial.epoch})" if trial.value is not None else ""
     reason = f": {trial.reason}" if trial.reason else ""
     return (

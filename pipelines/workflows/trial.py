@@ -1,8 +1,23 @@
 """One trial of a search, in a process of its own beside the driver.
 
-In: what it must know of the search (`searching.told`), a trial's id and its settings. Out: a
-training in the search's folder, a run in MLflow below the search's own, and figures to whoever
-asked. Must not know who chooses the settings.
+In: a `TrialPayload`, a trial's id and its settings. Out: a training in the search's folder, a run
+in MLflow below the search's run, and a metric value per epoch. Must not know who chooses the
+settings.
+
+Ray Tune calls `run_trial`. Its record of a search is written every second or later, the search's
+own trials.json after every event. A search that is killed and resumed:
+
+    time  event                                   trials.json            Tune's record
+    0 s   trial a starts                          a: running             a: running
+    8 s   a reports epoch 1: 0.7                  a: running, 1 epoch    a: running, 1 epoch
+    9 s   a reports epoch 2: 0.8, it is stopped   a: stopped, 2 epochs   (not written yet)
+    9 s   trial b starts                          b: running             (not written yet)
+    9 s   the driver is killed
+          tessera tune --resume                   a: stopped, b: running a: running, 1 epoch
+          Tune calls run_trial for a again: it reports epochs 1 and 2 from trials.json and returns
+          without training. Tune and the leaderboard ignore epochs that they know.
+          b isn't in Tune's record. Tune samples its settings again as a new trial c; the driver
+          marks b as failed.
 """
 
 from __future__ import annotations
@@ -11,6 +26,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,66 +37,117 @@ from pipelines.workflows import services
 if TYPE_CHECKING:
     from pipelines.cluster.tuner import Report
     from pipelines.recipe import Recipe
+    from pipelines.search.population import SettingsChange
     from pipelines.training.run import Run
+    from pipelines.workflows.context import Context
 
-MOST_TAG = 5000
-END_SECONDS = 60.0
-"""How long whoever goes on with a trial's run, or ends it, waits for who had it before."""
+MAX_TAG_LENGTH = 5000
+LOCK_SECONDS = 60.0
+"""How long a process waits for the lock of a trial's run: the one before may still be stopping."""
 FAILURE = "failure.json"
-"""In a trial's folder: why it came to nothing, where the reason is its own."""
+"""In a trial's folder: why it failed, if a retry would fail again."""
+
+
+@dataclass(frozen=True)
+class TrialPayload:
+    """What a trial's process knows of its search. `recipe` is JSON, `metric` the name of the
+    primary metric, `parent` the id of the search's run in MLflow."""
+
+    context: Context
+    search: str
+    recipe: str
+    folder: Path
+    parent: str
+    experiment: str
+    metric: str
+
+    @property
+    def trials_dir(self) -> Path:
+        return self.folder / "trials"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One generation of a population's member: it is trained from `from_epoch` to `until_epoch`
+    epochs with `settings`. `changes` has all its changes of settings so far."""
+
+    id: str
+    settings: dict[str, Any]
+    changes: list[SettingsChange]
+    from_epoch: int
+    until_epoch: int
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """(epoch, metric) of all epochs so far, and why the segment failed; empty if it didn't."""
+
+    curve: list[tuple[int, float]]
+    reason: str = ""
 
 
 def run_trial(
-    told: dict[str, Any], trial_id: str, settings: dict[str, Any], report: Report
+    payload: TrialPayload, trial_id: str, settings: dict[str, Any], report: Report
 ) -> None:
-    """One trial, from its last checkpoint where it has one. Called by Ray Tune, in a process that
-    may have had another trial before; `report` raises SystemExit when the trial is to stop.
+    """Runs one trial, from its last checkpoint if it has one.
 
-    Tune's record of a search that was killed lags behind: a trial that was over may be called once
-    more, and one that goes on be known with fewer epochs than it has. So what it had is told again,
-    which Tune and the board take once; and one that is over in the board's record isn't trained."""
+    Called by Ray Tune, in a process that may have run another trial before. `report` raises
+    SystemExit when the trial has to stop. A trial that is over in trials.json reports what it had
+    and isn't trained (see the timeline above).
+    """
     from pipelines import recipe as recipes
     from pipelines.search import trials
-    from pipelines.training import driver as training_driver
     from pipelines.training import run as training_run
 
-    standing = trials.read(Path(told["folder"]) / trials.TRIALS)
-    before = next((trial for trial in standing if trial.id == trial_id), None)
+    known = trials.read(payload.folder / trials.TRIALS)
+    before = next((trial for trial in known if trial.id == trial_id), None)
     if before is not None and before.over:
         for epoch, value in before.curve:
             report(epoch, value)
         return
-    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(settings)
-    name = run_name(told["search"], trial_id)
-    run = training_run.find_or_create(trials_dir(told), recipe, name=name, model=told["search"])
-    metric = f"val/{told['metric']}"
-    for epoch, value in training_run.history(run).get(metric, []):
+    recipe = recipes.build(json.loads(payload.recipe)).with_overrides(settings)
+    name = run_name(payload.search, trial_id)
+    run = training_run.find_or_create(payload.trials_dir, recipe, name=name, model=payload.search)
+    for epoch, value in training_run.history(run).get(f"val/{payload.metric}", []):
         report(epoch, value)
-    found: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
-    ended: list[BaseException | None] = []
-    # Ray Train's workers can't be told; they end with this process, which then isn't kept.
+    error = _train_and_report(payload, trial_id, run, recipe, report)
+    if isinstance(error, TesseraError):  # a retry would fail again: Tune must not start one
+        (run.folder / FAILURE).write_text(json.dumps({"reason": error.message}), "utf-8")
+    elif error is not None:
+        raise error
+
+
+def _train_and_report(
+    payload: TrialPayload, trial_id: str, run: Run, recipe: Recipe, report: Report
+) -> BaseException | None:
+    """Trains in a thread, reports from this one, which Tune may block. Returns the error."""
+    from pipelines.training import driver as training_driver
+
+    metric = f"val/{payload.metric}"
+    values: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
+    errors: list[BaseException] = []
+    # Only a training in this process can be stopped. Workers of Ray Train end with the process,
+    # which Tune then doesn't reuse.
     stop = threading.Event() if recipe.workers.count == 0 else None
 
-    def listen(event: Mapping[str, Any]) -> None:
+    def on_event(event: Mapping[str, Any]) -> None:
         if event["kind"] == "metrics" and metric in event["values"]:
-            found.put((int(event["epoch"]), float(event["values"][metric])))
+            values.put((int(event["epoch"]), float(event["values"][metric])))
 
     def train() -> None:
         try:
-            _train(told, trial_id, run, recipe, listeners=[listen], stop=stop)
-            ended.append(None)
+            _train(payload, trial_id, run, recipe, listeners=[on_event], stop=stop)
         except training_driver.Stopped:
-            ended.append(None)
+            return
         except BaseException as error:
-            ended.append(error)
+            errors.append(error)
 
-    # Figures are reported by the thread that Tune called, which may wait there.
     thread = threading.Thread(target=train, name="trial", daemon=True)
     thread.start()
     try:
-        while thread.is_alive() or not found.empty():
+        while thread.is_alive() or not values.empty():
             try:
-                epoch, value = found.get(timeout=0.2)
+                epoch, value = values.get(timeout=0.2)
             except queue.Empty:
                 continue
             report(epoch, value)
@@ -88,61 +155,55 @@ def run_trial(
         if stop:
             stop.set()
             thread.join()
-    error = ended[0]
-    if isinstance(error, TesseraError):  # it would come again: Tune is not to try once more
-        (run.folder / FAILURE).write_text(json.dumps({"reason": error.message}), "utf-8")
-    elif error is not None:
-        raise error
+    return errors[0] if errors else None
 
 
-def run_segment(told: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """A member of a population, from its newest checkpoint to the end of a generation.
-
-    part: the member's `id`, `settings` and `changes`, and the epochs it has then, `until_epoch`.
-    Gives its `curve`, [epoch, figure] as far as it came, and where it came to nothing the `reason`.
-    """
+def run_segment(payload: TrialPayload, segment: Segment) -> SegmentResult:
+    """Trains a population's member from its newest checkpoint to the end of a generation."""
     from pipelines import recipe as recipes
     from pipelines.training import run as training_run
 
-    recipe = recipes.build(json.loads(told["recipe"])).with_overrides(part["settings"])
-    name = run_name(told["search"], part["id"])
+    recipe = recipes.build(json.loads(payload.recipe)).with_overrides(segment.settings)
     run = training_run.find_or_create(
-        trials_dir(told), recipe, name=name, model=told["search"], changing=list(part["settings"])
+        payload.trials_dir,
+        recipe,
+        name=run_name(payload.search, segment.id),
+        model=payload.search,
+        changing=list(segment.settings),
     )
-    _note_settings(run, part)
+    _log_settings(run, segment)
     reason = ""
     try:
-        tags = {tag_names.SETTINGS: changes_text(part["changes"])}
-        _train(told, part["id"], run, recipe, until_epoch=part["until_epoch"], tags=tags)
+        tags = {tag_names.SETTINGS: changes_text(segment.changes)}
+        _train(payload, segment.id, run, recipe, until_epoch=segment.until_epoch, tags=tags)
     except TesseraError as error:
         reason = error.message
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:300]
-    # From the file: a process that was killed may have told some of it before.
-    return {"curve": training_run.history(run).get(f"val/{told['metric']}", []), "reason": reason}
+    # From the file: a process that was killed may have trained some of the epochs.
+    return SegmentResult(training_run.history(run).get(f"val/{payload.metric}", []), reason)
 
 
-def _note_settings(run: Run, part: Mapping[str, Any]) -> None:
-    """The settings in effect as metrics of the epochs that they are for; MLflow's params, which
-    can't change, have the first."""
+def _log_settings(run: Run, segment: Segment) -> None:
+    """Logs the numeric settings as metrics of the segment's epochs: MLflow's params can't change,
+    and have the first settings."""
     from pipelines.tracking.events import EventLog
 
     values = {
         f"settings/{path}": float(value)
-        for path, value in part["settings"].items()
+        for path, value in segment.settings.items()
         if isinstance(value, int | float)
     }
-    first = part["from_epoch"] + 1
     event_log = EventLog(run.event_log)
-    for epoch in range(first, part["until_epoch"] + 1) if values else ():
+    for epoch in range(segment.from_epoch + 1, segment.until_epoch + 1) if values else ():
         event_log({"kind": "metrics", "step": epoch, "epoch": epoch, "values": values})
     event_log.close()
 
 
-def changes_text(changes: Sequence[Mapping[str, Any]]) -> str:
-    """The changes as JSON, the newest of them where all are longer than MLflow takes."""
+def changes_text(changes: Sequence[SettingsChange]) -> str:
+    """The changes as JSON. The oldest are dropped if the text is too long for a tag of MLflow."""
     kept = list(changes)
-    while len(text := json.dumps(kept)) > MOST_TAG and len(kept) > 1:
+    while len(text := json.dumps(kept)) > MAX_TAG_LENGTH and len(kept) > 1:
         kept.pop(0)
     return text
 
@@ -151,12 +212,8 @@ def run_name(search: str, trial_id: str) -> str:
     return f"{search}-{trial_id}"
 
 
-def trials_dir(told: Mapping[str, Any]) -> Path:
-    return Path(told["folder"]) / "trials"
-
-
 def _train(
-    told: Mapping[str, Any],
+    payload: TrialPayload,
     trial_id: str,
     run: Run,
     recipe: Recipe,
@@ -174,20 +231,18 @@ def _train(
     from pipelines.workflows import judges
 
     if recipe.judge:
-        judges.fetch(
-            recipe, services.open_registry(told["context"]), run.folder / training_run.JUDGE
-        )
+        judges.fetch(recipe, services.open_registry(payload.context), run.folder / training_run.JUDGE)
     tags = {
         **(tags or {}),
         **services.tags_of(recipe),
-        "mlflow.parentRunId": told["parent"],
-        tag_names.SEARCH: told["search"],
+        "mlflow.parentRunId": payload.parent,
+        tag_names.SEARCH: payload.search,
         tag_names.TRIAL: trial_id,
     }
     with (
-        training_run.locked(run, patience_seconds=END_SECONDS),
+        training_run.locked(run, patience_seconds=LOCK_SECONDS),
         services.executor(
-            told["context"],
+            payload.context,
             worker.run,
             worker_group(recipe),
             name=run.name,
@@ -198,7 +253,7 @@ def _train(
             run,
             open_setup(recipe),
             tracker=services.open_tracker(
-                told["context"], run.name, experiment=told["experiment"], tags=tags
+                payload.context, run.name, experiment=payload.experiment, tags=tags
             ),
             execute=execute,
             is_permanent=mlflow_runs.is_permanent,

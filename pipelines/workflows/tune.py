@@ -1,12 +1,12 @@
-"""A search as the driver has it: its folder, its entry in MLflow, and the standing of its trials.
+"""A search: its folder, its run in MLflow, and what becomes of its trials.
 
-In: what was asked for. Out: the winner, and a folder that a later process can go on from. Must not
+In: a `SearchSpec`. Out: the best trial, and a folder from which the search can be resumed. Must not
 know how a trial is trained.
 
-    search.json    what was asked for: recipe, space, tuner, MLflow's run
-    trials.json    the standing of every trial     population.json   of a population, its generation
+    search.json    the spec: recipe, space, tuner, MLflow's run
+    trials.json    the state of every trial        population.json   of a population: its generation
     trials/        a run folder for each           tune/             Ray Tune's own state
-    pictures/      what MLflow shows               winner.yaml
+    pictures/      plots, also in MLflow           winner.yaml       the best trial's recipe
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pipelines.search.trials import Trial
 from pipelines.workflows import generations, services
 from pipelines.workflows import trial as workflows_trial
 from pipelines.workflows.search_board import Leaderboard, SearchSpec
+from pipelines.workflows.trial import TrialPayload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 def run(
     context: Context, spec: SearchSpec, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
 ) -> dict[str, Any]:
-    """Runs the search to its end; gives `search`, `winner`, `trials` (the best first) and `page`."""
+    """Runs a search to its end. Returns `search`, `winner`, `trials` (best first) and `page`."""
     import models
     from jobs.shared.terminal import say
     from pipelines.cluster import connection, workers
@@ -63,7 +64,7 @@ def run(
     tell: Callable[[str], None] = (lambda text: None) if quiet else say
     group = worker_group(recipe)
     with ExitStack() as held:
-        if restore:  # before anything is said of it anywhere
+        if restore:  # before anything is changed
             held.enter_context(training_run.locked(spec))
         held.enter_context(services.joined(context, verbose=verbose))
         resources = connection.cluster_resources()
@@ -85,11 +86,11 @@ def run(
         tell(f"{spec.trials} trials, {capacity.at_once} at once: {capacity.reason}")
         metric = models.get(recipe.family).task.primary
         board = Leaderboard(context, spec, metric, recipe.train.epochs, parent, tell)
-        board.settle_again()
+        board.end_runs_again()
         try:
             _train(context, spec, recipe, board, capacity, restore=restore)
         except KeyboardInterrupt:
-            tell(f"go on with: tessera tune --resume {spec.name}")
+            tell(f"resume with: tessera tune --resume {spec.name}")
             raise
         finally:
             board.close()
@@ -109,35 +110,30 @@ def _train(
     from pipelines.cluster import tuner
 
     metric = models.get(recipe.family).task.primary
-    facts = told(context, spec, metric)
+    payload = TrialPayload(
+        context=context,
+        search=spec.name,
+        recipe=spec.recipe,
+        folder=spec.folder,
+        parent=spec.parent,
+        experiment=spec.experiment,
+        metric=metric.name,
+    )
     if spec.scheduler == "pbt":
-        generations.run(spec, metric, recipe.train.epochs, facts, board, capacity.at_once)
+        generations.run(spec, metric, recipe.train.epochs, payload, board, capacity.at_once)
         return
-    order = _tuner_options(spec, recipe, capacity)
-    again = restore and tuner.can_restore(order.folder)
-    tuner.run(workflows_trial.run_trial, facts, order, board.on_event, restore=again)
+    options = _tuner_options(spec, recipe, capacity)
+    again = restore and tuner.can_restore(options.folder)
+    tuner.run(workflows_trial.run_trial, payload, options, board.on_event, restore=again)
     for trial in board.trials:
-        if again and not trial.over:  # Tune's record was older: it gave these settings anew
+        if again and not trial.over:  # Tune's record is older: it samples these settings again
             board.on_event(
-                "error", trial.id, {"reason": "it had only begun when the search was killed"}
+                "error", trial.id, {"reason": "it had just started when the search was killed"}
             )
 
 
-def told(context: Context, spec: SearchSpec, metric: Metric) -> dict[str, Any]:
-    """What a trial's process must know of its search."""
-    return {
-        "context": context,
-        "search": spec.name,
-        "recipe": spec.recipe,
-        "folder": str(spec.folder),
-        "parent": spec.parent,
-        "experiment": spec.experiment,
-        "metric": metric.name,
-    }
-
-
 def run_of(spec: SearchSpec, trial: Trial) -> Run:
-    """A trial's training."""
+    """The run of a trial."""
     from pipelines.training import run as training_run
 
     return training_run.find(spec.folder / "trials", trial.run)
@@ -160,7 +156,7 @@ def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) ->
         reduction=spec.reduction,
         seed=spec.seed,
         budget_seconds=spec.budget_seconds,
-        # A training on Ray Train's workers can't be told to stop; it ends with the process.
+        # A training on Ray Train's workers can't be stopped: it ends with its process.
         keep_processes=recipe.workers.count == 0,
     )
 
@@ -168,14 +164,14 @@ def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) ->
 def _conclude(
     spec: SearchSpec, recipe: Recipe, board: Leaderboard, metric: Metric, parent: MlflowTracker
 ) -> dict[str, Any]:
-    """Names the winner, and leaves it and the pictures with the search."""
+    """Writes the best trial's recipe and the plots to the search's folder and its run."""
     import yaml
 
     from pipelines.search import plots
 
     best = search_trials.winner(board.trials, metric)
-    made = recipe.with_overrides(best.settings).model_dump(mode="json")
-    (spec.folder / "winner.yaml").write_text(yaml.safe_dump(made, sort_keys=False), "utf-8")
+    winner = recipe.with_overrides(best.settings).model_dump(mode="json")
+    (spec.folder / "winner.yaml").write_text(yaml.safe_dump(winner, sort_keys=False), "utf-8")
     pictures = spec.folder / "pictures"
     for file in plots.draw(board.trials, spec.parsed_space(), metric, pictures):
         parent.artifact(file, "pictures")
@@ -191,7 +187,7 @@ def _conclude(
 
 @contextmanager
 def parent_run(context: Context, spec: SearchSpec, recipe: Recipe) -> Iterator[MlflowTracker]:
-    """The search's entry in MLflow, ended with what becomes of the search."""
+    """The search's run in MLflow, ended with the status of the search."""
     tracker = services.open_tracker(
         context,
         spec.name,
@@ -232,20 +228,20 @@ def _refit(
     verbose: bool,
     quiet: bool,
 ) -> Outcome:
-    """The winner's settings, trained in full and registered. A member of a population had several:
-    what is registered is what it has come to, and trained to the end where it wasn't."""
+    """Trains the best settings in full and registers the model. A population's member changed its
+    settings on the way: its own run is continued to its last epoch and registered."""
     from pipelines.workflows import train, tune
 
-    again = recipe.with_overrides(best.settings)
-    told: dict[str, Any] = {
+    winner = recipe.with_overrides(best.settings)
+    options: dict[str, Any] = {
         "experiment": spec.experiment,
         "verbose": verbose,
         "progress": not quiet,
         "tags": {tag_names.SEARCH: spec.name, tag_names.TRIAL: best.id},
     }
     if spec.scheduler == "pbt":
-        return train.continue_run(context, tune.run_of(spec, best), again, model=model, **told)
-    return train.train(again, context=context, model=model, **told)
+        return train.continue_run(context, tune.run_of(spec, best), winner, model=model, **options)
+    return train.train(winner, context=context, model=model, **options)
 
 
 def _ask(
@@ -260,7 +256,7 @@ def _ask(
     fixed: Collection[str],
     **more: Any,
 ) -> SearchSpec:
-    """What is asked for, or a UsageError where it can't be searched."""
+    """Builds the spec of a search. Raises UsageError if it can't be searched."""
     from pipelines.search import population
     from pipelines.search import space as search_space
     from pipelines.workflows import search_board, train

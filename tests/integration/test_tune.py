@@ -205,7 +205,7 @@ def test_control_c_ends_it_as_what_can_go_on(
         thread.join()
     assert signal.getsignal(signal.SIGINT) is before
     (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
-    assert f"go on with: tessera tune --resume {name}" in capsys.readouterr().err
+    assert f"resume with: tessera tune --resume {name}" in capsys.readouterr().err
     parent, _ = runs_of(name)
     assert parent.info.status == "KILLED"
     assert services.open_registry(Context.from_environment()).names() == []

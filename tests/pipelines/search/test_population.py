@@ -1,4 +1,4 @@
-"""Population based training as plain data: who learns from whom, and which settings may change."""
+"""Population based training as data: which members exploit, and which settings may change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def exploits(scores: dict[str, float | None], direction: str = "max", seed: int 
     return population.exploits(scores, direction=direction, seed=seed, generation=1)
 
 
-def test_members_begin_all_over_the_space_and_the_same_from_the_same_seed() -> None:
+def test_first_settings_cover_the_space_and_depend_on_the_seed() -> None:
     members = population.begin(SPACE, 200, 3).members
     rates = sorted(m.settings["optim.model.lr"] for m in members)
     assert 1e-4 <= rates[0] < 2e-4
@@ -42,23 +42,23 @@ def test_members_begin_all_over_the_space_and_the_same_from_the_same_seed() -> N
     assert population.begin(SPACE, 200, 4).members != members
 
 
-def test_the_worst_quarter_takes_from_the_best() -> None:
+def test_the_worst_quarter_copies_from_the_best() -> None:
     scores: dict[str, float | None] = {str(i): i / 10 for i in range(8)}
     for seed in range(20):
-        taken = exploits(scores, seed=seed)
-        assert taken.keys() == {"0", "1"}
-        assert set(taken.values()) <= {"6", "7"}
+        donors = exploits(scores, seed=seed)
+        assert donors.keys() == {"0", "1"}
+        assert set(donors.values()) <= {"6", "7"}
         assert exploits(scores, "min", seed).keys() == {"6", "7"}
     assert len({tuple(exploits(scores, seed=seed).values()) for seed in range(20)}) > 1
 
 
-def test_whoever_failed_takes_from_one_that_did_not() -> None:
+def test_a_failed_member_copies_from_one_that_did_not_fail() -> None:
     assert exploits({"a": 0.5, "b": None, "c": None, "d": None}) == dict.fromkeys("bcd", "a")
     assert exploits({"a": 0.5, "b": 0.4, "c": 0.3, "d": None}) == {"d": "a"}
     assert exploits({"a": None, "b": None}) == {}
 
 
-def test_nobody_takes_from_one_that_is_no_better() -> None:
+def test_no_member_copies_from_one_that_is_not_better() -> None:
     assert exploits(dict.fromkeys("abcd", 0.5)) == {}
     assert exploits({"a": 0.1}) == {}
     assert exploits({"a": 0.1, "b": 0.2}) == {"a": "b"}
@@ -80,7 +80,7 @@ def test_settings_stay_near_and_within_the_space() -> None:
     assert all(0 <= f["augment.label_smoothing"] <= 0.2 for f in found)
 
 
-def test_a_generation_is_a_function_of_what_came_before(tmp_path: Path) -> None:
+def test_a_generation_is_a_function_of_the_state_and_the_seed(tmp_path: Path) -> None:
     def next_of(state: population.Population) -> population.Population:
         state.scores = {m.id: float(i) for i, m in enumerate(state.members)}
         population.advance(state, SPACE, direction="max", seed=1, epoch=3)
@@ -109,17 +109,19 @@ def test_a_generation_is_a_function_of_what_came_before(tmp_path: Path) -> None:
         ("model.pools", Choice((1, 2)), "changes the network"),
         ("train.batch_size", Choice((64, 128)), "which samples are in a batch"),
         ("seed", Choice((1, 2)), "which samples are in a batch"),
-        ("schedule.final", Uniform(0.0, 0.1), "is set for a whole training"),
-        ("optim.model.kind", Choice(("sgd", "adamw")), "is set for a whole training"),
+        ("schedule.final", Uniform(0.0, 0.1), "holds for a whole training"),
+        ("optim.model.kind", Choice(("sgd", "adamw")), "holds for a whole training"),
     ],
 )
-def test_what_can_not_change_in_mid_training_is_refused(path: str, values: Space, why: str) -> None:
+def test_settings_that_cannot_change_during_a_training_are_refused(
+    path: str, values: Space, why: str
+) -> None:
     recipe = recipes.start("cnn", "tiny")
-    with pytest.raises(UsageError, match=f"these can't: {path} .*{why}"):
+    with pytest.raises(UsageError, match=f"these can't change: {path} .*{why}"):
         population.check_space(recipe, {**SPACE, path: values}, DATA)
 
 
-def test_what_can_change_is_taken() -> None:
+def test_settings_that_can_change_are_accepted() -> None:
     space = {
         **SPACE,
         "model.dropout": Uniform(0.0, 0.5),
@@ -129,12 +131,12 @@ def test_what_can_change_is_taken() -> None:
     population.check_space(recipes.start("cnn", "tiny"), space, DATA)
 
 
-def test_a_population_that_could_learn_nothing_is_refused() -> None:
+def test_a_population_that_could_never_exploit_is_refused() -> None:
     population.check_size(2, 10, population.default_interval_epochs(10))
-    with pytest.raises(UsageError, match="nobody to learn from"):
+    with pytest.raises(UsageError, match="PBT needs at least 2 trials"):
         population.check_size(1, 10, 1)
-    with pytest.raises(UsageError, match="only one generation"):
+    with pytest.raises(UsageError, match="single generation"):
         population.check_size(4, 10, 10)
     for kind in ("grid", "optuna"):
-        with pytest.raises(UsageError, match=f"can't go with --search {kind}"):
+        with pytest.raises(UsageError, match=f"excludes --search {kind}"):
             search_space.check_choices(kind, "pbt")
