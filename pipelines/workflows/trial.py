@@ -231,7 +231,9 @@ def _train(
     from pipelines.workflows import judges
 
     if recipe.judge:
-        judges.fetch(recipe, services.open_registry(payload.context), run.folder / training_run.JUDGE)
+        judges.fetch(
+            recipe, services.open_registry(payload.context), run.folder / training_run.JUDGE
+        )
     tags = {
         **(tags or {}),
         **services.tags_of(recipe),
