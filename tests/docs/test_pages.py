@@ -23,8 +23,7 @@ from pipelines.data.packing import pack
 ROOT = Path(__file__).parents[2]
 FROM_NOTHING = {"first-steps.md"}
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)]
-NOT_YET = {"clusters.md", "evaluate.md", "extend.md", "first-steps.md", "predict.md", "search.md"}
-NOT_YET |= {"train.md"}
+NOT_YET = {"first-steps.md", "predict.md", "extend.md", "train.md"}
 """Pages that show what is still being built. To be empty."""
 PORTS = ("--ray-port", "--dashboard-port", "--mlflow-port")
 
@@ -40,22 +39,20 @@ def project(photos: Path, prepared_store: Path, tmp_path_factory: pytest.TempPat
     """A project in which version 1 of `photos` was trained, evaluated and promoted."""
 
     def make(folder: Path) -> None:
-        from pipelines.workflows import evaluate, promote, services, train
-        from pipelines.workflows.context import Context
+        from pipelines.workflows import evaluate, promote, train
 
         shutil.copytree(photos, folder)
         shutil.copytree(prepared_store, folder / ".tessera")
-        pack.pack(str(folder / "photos"), folder / "data/photos")
-        recipe = recipes.start("cnn", "tiny").with_overrides(
-            {"data.path": str(folder / "data/photos"), "train.epochs": 2, "workers.count": 0}
-        )
+        data = folder / "data" / "photos"
+        pack.pack(str(folder / "photos"), data)
+        settings = {"train.epochs": 2, "workers.count": 0, "data.path": str(data)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TESSERA_HOME", str(folder / ".tessera"))
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            context = Context.from_environment()
+            recipe = recipes.start("cnn", "tiny").with_overrides(settings)
             train.train(recipe, model="photos", progress=False)
-            evaluate.evaluate(context, "photos/1", folder / "data/photos")
-            promote.promote(context, services.open_registry(context), "photos", 1)
+            evaluate.evaluate("photos/1", data=data)
+            promote.promote("photos/1")
 
     return shared_folder(tmp_path_factory, "project", make)
 

@@ -19,16 +19,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 import models
-from jobs import predict, promote
+from jobs import predict
 from pipelines import recipe as recipes
 from pipelines.cluster.workers import Work, WorkerGroup
 from pipelines.data.packing import pack
 from pipelines.promotion import champions
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import read_events
-from pipelines.workflows import evaluate, services, train
+from pipelines.workflows import evaluate, promote, services, train
 from pipelines.workflows.context import Context
 
+FIRST_OF_TASK = {models.get(name).task.name: name for name in reversed(models.names())}
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
@@ -124,11 +125,12 @@ def test_trains_and_predicts(
     assert any(f.startswith("val+step+1+") and f.endswith(".png") for f in files)
 
     evaluate.evaluate(version, data=recipe.data.path, report=False, intervals=False)
-    ran = CliRunner().invoke(promote.command, [f"{name}/1"])
-    assert ran.exit_code == 0, ran.output
-    champion = champions.current_champion(services.open_registry(Context.from_environment()), name)
-    assert champion is not None
-    assert champion.number == 1
+    if name == FIRST_OF_TASK[task.name]:  # a promotion depends on the task, not on the family
+        assert promote.promote(version).passed
+        registry = services.open_registry(Context.from_environment())
+        champion = champions.current_champion(registry, name)
+        assert champion is not None
+        assert champion.number == 1
 
     images = sorted(Path(f"{recipe.data.path}-source").glob("test/**/*.png"))
     inputs = [str(p) for p in images if "mask" not in str(p)][:3]
@@ -137,7 +139,7 @@ def test_trains_and_predicts(
     out = tmp_path / "predictions.jsonl"
     ran = CliRunner().invoke(
         predict.command,
-        [f"models:/{name}@champion", *inputs, "--out", str(out), "--pictures", str(tmp_path)],
+        [version, *inputs, "--out", str(out), "--pictures", str(tmp_path)],
     )
     assert ran.exit_code == 0, ran.output
     lines = [json.loads(line) for line in out.read_text().splitlines()]
