@@ -39,6 +39,7 @@ SYNONYMS = {
     "families": "architectures networks zoo",
     "families --recipes": "recipes",
     "formats": "importers readers",
+    "describe": "settings options config parameters explain",
     "train": "fit learn start finetune fine-tune",
     "train --resume RUN": "resume continue restart",
     "promote": "deploy release publish approve champion",

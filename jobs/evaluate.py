@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 
 if TYPE_CHECKING:
     from pipelines.workflows.evaluate import EvaluationReport
@@ -16,9 +17,15 @@ GROUP = "models"
 
 
 @click.command(short_help="Evaluate registered models on one split, with a report.")
-@click.argument("models", metavar="MODEL…", nargs=-1, required=True)
+@click.argument(
+    "models", metavar="MODEL…", shell_complete=completion.registered_models, nargs=-1, required=True
+)
 @click.option(
-    "--data", required=True, metavar="DIR", help="Packed data set: a folder or an address."
+    "--data",
+    type=click.Path(file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Packed data set: a folder or an address.",
 )
 @click.option(
     "--split",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from pipelines.inference.export import FORMATS
 from pipelines.workflows.export import export
 
@@ -19,7 +20,7 @@ GROUP = "models"
 
 
 @click.command(short_help="Export a model to ONNX or pt2 and compare its predictions.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=completion.registered_models)
 @click.option(
     "--format",
     "form",
@@ -33,7 +34,10 @@ GROUP = "models"
     help="File to write; by default NAME-NUMBER.FORMAT in this folder.",
 )
 @click.option(
-    "--data", metavar="DIR", help="Data set to compare predictions on; by default the model's own."
+    "--data",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Data set to compare predictions on; by default the model's own.",
 )
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from pipelines import tag_names
 from pipelines.workflows.context import Context
 
@@ -19,7 +20,7 @@ GROUP = "models"
 
 
 @click.command(short_help="Show the run, recipe, data and code behind a model.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=completion.registered_models)
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lineage as JSON.")
 def command(model: str, verbose: bool, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli import run
+from jobs.shared import completion
 from jobs.shared.terminal import show_facts, show_json
 from models.core.errors import UsageError
 from pipelines.workflows.pack import SMALL_ITEMS
@@ -25,6 +26,7 @@ GROUP = "data"
 @click.option(
     "--format",
     "form",
+    shell_complete=completion.formats,
     metavar="NAME[:WORD]",
     help="Format of the source; recognised by default.",
 )

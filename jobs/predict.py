@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from jobs.shared.terminal import json_line
 
 GROUP = "models"
 
 
 @click.command(short_help="Predict images with a registered model.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=completion.registered_models)
 @click.argument("paths", metavar="[PATHS…]", nargs=-1)
 @click.option(
     "--out",

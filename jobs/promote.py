@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 
 if TYPE_CHECKING:
     from pipelines.workflows.promote import Promotion
@@ -17,11 +18,14 @@ GROUP = "models"
 
 
 @click.command(short_help="Make a model the champion if the policy allows it.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=completion.registered_models)
 @click.option("--policy", metavar="FILE", help="Policy as a YAML file; by default the task's.")
 @click.option("--margin", type=float, help="Override the policy's margin.")
 @click.option(
-    "--data", metavar="DIR", help="Data set to compare on; by default the one of the evaluation."
+    "--data",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Data set to compare on; by default the one of the evaluation.",
 )
 @click.option(
     "--workers",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from pipelines import tag_names
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ GROUP = "models"
 
 
 @click.command(short_help="List registered models, or delete a version.")
-@click.argument("model", metavar="[MODEL]", required=False)
+@click.argument(
+    "model", metavar="[MODEL]", shell_complete=completion.registered_models, required=False
+)
 @click.option("--delete", is_flag=True, help="Delete the version that MODEL names.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")

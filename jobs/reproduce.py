@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from pipelines.workflows.reproduce import TOLERANCE, reproduce
 
 if TYPE_CHECKING:
@@ -17,8 +18,13 @@ GROUP = "models"
 
 
 @click.command(short_help="Train a model again from its lineage and compare the two.")
-@click.argument("model", metavar="MODEL")
-@click.option("--data", metavar="DIR", help="Where the data set is now, if it was moved.")
+@click.argument("model", metavar="MODEL", shell_complete=completion.registered_models)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where the data set is now, if it was moved.",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 
 GROUP = "models"
 
 
 @click.command(short_help="Make an earlier champion the champion again.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=completion.registered_models)
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(model: str, verbose: bool, as_json: bool) -> int:

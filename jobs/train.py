@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from jobs.shared.settings_options import SettingsCommand, settings_options
 
 if TYPE_CHECKING:
@@ -22,9 +23,21 @@ GROUP = "training"
 @click.command(
     cls=SettingsCommand, short_help="Train a family or a recipe and register the best checkpoint."
 )
-@click.argument("what", metavar="FAMILY|RECIPE", required=False)
-@click.option("--data", "data", metavar="DIR", help="Packed data set: a folder or an address.")
-@click.option("--variant", help="Variant of the family, such as tiny or base.")
+@click.argument(
+    "what", metavar="FAMILY|RECIPE", required=False, shell_complete=completion.families_and_recipes
+)
+@click.option(
+    "--data",
+    "data",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Packed data set: a folder or an address.",
+)
+@click.option(
+    "--variant",
+    shell_complete=completion.variants,
+    help="Variant of the family, such as tiny or base.",
+)
 @click.option("--workers", type=int, help="Data-parallel workers; 0 trains in this process.")
 @settings_options
 @click.option("--model", help="Name in the registry; by default the data set's.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared import completion
 from jobs.shared.settings_options import SettingsCommand, settings_options
 from pipelines.workflows.context import Context
 
@@ -28,8 +29,15 @@ GROUP = "training"
 
 
 @click.command(cls=SettingsCommand, short_help="Search the settings of a family or a recipe.")
-@click.argument("what", metavar="FAMILY|RECIPE", required=False)
-@click.option("--data", metavar="DIR", help="Packed data set: a folder or an address.")
+@click.argument(
+    "what", metavar="FAMILY|RECIPE", required=False, shell_complete=completion.families_and_recipes
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Packed data set: a folder or an address.",
+)
 @click.option(
     "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials."
 )
@@ -69,7 +77,11 @@ GROUP = "training"
 )
 @click.option("--interval", type=click.IntRange(min=1), help="Epochs of a generation of PBT.")
 @settings_options
-@click.option("--variant", help="Variant of the family, such as tiny or base.")
+@click.option(
+    "--variant",
+    shell_complete=completion.variants,
+    help="Variant of the family, such as tiny or base.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the search.")
 @click.option(
     "--refit", is_flag=True, help="Train the best settings in full and register the model."

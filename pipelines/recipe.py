@@ -102,7 +102,7 @@ class Train(_Frozen):
     accumulate: int = Field(default=1, ge=1)
     """Parts that a batch is computed in, one after the other, to save memory."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the forward pass; `auto` is bf16 where the GPU or CPU multiplies it in hardware."""
+    """Precision of the forward pass; `auto` is bf16 on hardware that supports it."""
     channels_last: bool = True
     """Use the channels-last memory format."""
     clip_norm: float = Field(default=0.0, ge=0)

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import click
 
+from jobs.shared import completion
+
 SHORTCUTS = {
     "epochs": ("train.epochs",),
     "batch_size": ("train.batch_size",),
@@ -54,6 +56,7 @@ def settings_options(function: F) -> F:
             "overrides",
             multiple=True,
             metavar="PATH=VALUE",
+            shell_complete=completion.settings,
             help="Change any setting of the recipe; repeatable.",
         ),
     ]

@@ -1,0 +1,157 @@
+"""Describes a family: its task, its variants, and every setting of its recipe.
+
+In: a family's name. Out: a `FamilyDescription`, made of the dataclasses of family and task and of the
+recipe's own types: names, types, defaults, and the docstring below each attribute. `tessera describe`
+prints it, and the documentation's page of settings is made of it. Must not know any service.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SECTIONS = {
+    "": "Recipe",
+    "model": "Network",
+    "augment": "Augmentation",
+    "data": "Data",
+    "optim": "Optimizer",
+    "schedule": "Learning rate schedule",
+    "train": "Training",
+    "checkpoint": "Checkpoints",
+    "workers": "Workers",
+}
+"""First part of a setting's path -> the heading above it."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its path for `--set`, its type as text, its default as plain data, and what it
+    does; empty if its definition doesn't say."""
+
+    path: str
+    type: str
+    default: Any
+    help: str
+
+    @property
+    def section(self) -> str:
+        """The first part of the path; empty for the settings that have no other."""
+        return self.path.partition(".")[0] if "." in self.path else ""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant, and the settings that differ from those of `base`."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FamilyDescription:
+    """A family. `reads` is what it needs of each sample: images, classification, detection …
+    `settings` have the defaults of `variant`."""
+
+    family: str
+    about: str
+    task: str
+    reads: str
+    variant: str
+    variants: tuple[Variant, ...]
+    settings: tuple[Setting, ...]
+
+
+def describe(family: str, variant: str = "base") -> FamilyDescription:
+    """The description of a family, with the defaults of one variant.
+
+    Raises UsageError with the nearest name if there is no such family or variant.
+    """
+    import models
+    from pipelines import recipe as recipes
+
+    found = models.get(family)
+    recipe = recipes.start(family, variant)
+    tree = recipe.model_dump(mode="json")
+    base = dict(recipes.leaves(recipes.start(family).model_dump(mode="json")))
+    variants = []
+    for name in found.variants:
+        values = dict(recipes.leaves(recipes.start(family, name).model_dump(mode="json")))
+        changes = {path: v for path, v in values.items() if base.get(path, ...) != v}
+        variants.append(Variant(name, {p: v for p, v in changes.items() if p != "variant"}))
+    module = sys.modules[type(found).__module__].__doc__ or ""
+    return FamilyDescription(
+        family=family,
+        about=module.strip().partition("\n")[0],
+        task=found.task.name,
+        reads=found.task.reads,
+        variant=variant,
+        variants=tuple(variants),
+        settings=tuple(
+            Setting(path, *_defined(recipe, path)[:1], value, _defined(recipe, path)[1])
+            for path, value in recipes.leaves(tree)
+            if path not in ("family", "variant")
+        ),
+    )
+
+
+def _defined(recipe: Any, path: str) -> tuple[str, str]:
+    """Type and help of the setting at a path."""
+    import models
+    from pipelines import recipe as recipes
+
+    first, _, rest = path.partition(".")
+    family = models.get(recipe.family)
+    if not rest:
+        return attributes(recipes.Recipe).get(first, ("", ""))
+    if first == "model":
+        return attributes(type(family.variants[recipe.variant])).get(rest, ("", ""))
+    if first == "augment":
+        return attributes(family.task.augment_settings).get(rest, ("", ""))
+    if first == "optim":
+        return attributes(recipes.Optim).get(rest.rpartition(".")[2], ("", ""))
+    kind = recipes.Recipe.model_fields[first].annotation
+    return attributes(kind).get(rest, ("", "")) if isinstance(kind, type) else ("", "")
+
+
+def attributes(kind: type[Any]) -> dict[str, tuple[str, str]]:
+    """Name -> (type, help) of the annotated attributes of a class and its bases. The help is the
+    string below the attribute, or what the class's docstring says of it."""
+    found: dict[str, tuple[str, str]] = {}
+    for each in reversed(kind.mro()):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
+        except (OSError, TypeError):  # a class of the interpreter, or one without a source
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for node, below in zip(body, [*body[1:], None]):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                name = node.target.id
+                text = _string(below) or _from_class(each.__doc__ or "", name)
+                found[name] = (_type(ast.unparse(node.annotation)), text)
+    return found
+
+
+def _string(node: ast.stmt | None) -> str:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return " ".join(str(node.value.value).split())
+    return ""
+
+
+def _from_class(docstring: str, name: str) -> str:
+    """The sentence of a class's docstring that begins with `name`."""
+    text = " ".join(docstring.split())
+    found = re.search(rf"`{name}`(?:(?:, | and )`\w+`)*:? (.*?\.)(?= |$)", text)
+    return found[1][0].upper() + found[1][1:] if found else ""
+
+
+def _type(annotation: str) -> str:
+    """An annotation as it is read by people: the values of a Literal stand for themselves."""
+    literal = re.compile(r"Literal\[([^\]]*)\]")
+    return literal.sub(lambda m: m[1].replace("'", "").replace(", ", " | "), annotation)

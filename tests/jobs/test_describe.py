@@ -1,0 +1,55 @@
+"""`tessera describe`: every setting of every family, as its definition says it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_runner import Call
+
+import models
+from pipelines import recipe as recipes
+from pipelines.workflows.describe import attributes, describe
+
+
+@pytest.mark.parametrize("family", models.names())
+def test_every_setting_is_described_with_type_and_default(family: str) -> None:
+    found = describe(family)
+    tree = dict(recipes.leaves(recipes.start(family).model_dump(mode="json")))
+    settings = {one.path: one for one in found.settings}
+    assert set(settings) == set(tree) - {"family", "variant"}
+    assert all(one.default == tree[path] for path, one in settings.items())
+    assert [one.path for one in found.settings if not one.type] == []
+    core = [one for one in found.settings if one.section not in ("model", "augment")]
+    assert [one.path for one in core if not one.help] == []
+    assert {variant.name for variant in found.variants} == set(models.get(family).variants)
+
+
+def test_help_comes_from_below_the_attribute_or_from_the_class() -> None:
+    class Base:
+        """`width` and `height`: in pixels. `depth`: blocks. Unknown is not described."""
+
+        width: int = 1
+        height: int = 1
+        depth: int = 1
+        unknown: int = 1
+
+    class Derived(Base):
+        depth: float = 2
+        """Blocks, more
+        or less."""
+
+    found = attributes(Derived)
+    assert found["width"] == ("int", "In pixels.")
+    assert found["height"] == ("int", "In pixels.")
+    assert found["depth"] == ("float", "Blocks, more or less.")
+    assert found["unknown"] == ("int", "")
+
+
+def test_the_text_and_the_json_say_the_same(call: Call) -> None:
+    plain = json.loads(call("describe", "cnn", "--variant", "tiny", "--json").out)
+    text = call("describe", "cnn", "--variant", "tiny").out
+    assert "  schedule.kind = cosine  [constant | cosine | one_cycle | step]\n" in text
+    assert all(f"  {one['path']} = " in text for one in plain["settings"])
+    assert "tiny (shown below): model.channels=[8, 16]" in text
+    assert "did you mean 'cnn'" in call("describe", "cn").err
