@@ -34,7 +34,7 @@ def command(family: str, variant: str, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from jobs.shared.terminal import show_json
+    from jobs.shared.terminal import show_json, show_next
     from pipelines.workflows.describe import describe
 
     found = describe(family, variant)
@@ -42,7 +42,7 @@ def command(family: str, variant: str, as_json: bool) -> None:
         show_json(asdict(found))
     else:
         _show(found)
-        click.echo(f"\nnext: tessera train {family} --data DIR --set PATH=VALUE")
+        show_next(f"tessera train {family} --data DIR --set PATH=VALUE")
 
 
 def _show(found: FamilyDescription) -> None:

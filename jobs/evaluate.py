@@ -73,12 +73,12 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Evaluate MODEL (NAME, NAME@alias, NAME/3 or models:/…), and note the figures on its version.
+    """Evaluate MODEL (NAME, NAME/2 or NAME@alias) and store the metrics with its version.
 
-    NAME alone is its newest version. Of several models the first is compared with the others, on
-    the same images. The figures don't depend on the number of workers.
+    NAME alone is the newest version. If several models are named, the first one is compared with
+    the others on the same images. The metrics don't depend on the number of workers.
     """
-    from jobs.shared.terminal import show_json, show_table
+    from jobs.shared.terminal import show_json, show_next, show_table
     from models.core.errors import UsageError
     from pipelines.evaluation import results
     from pipelines.workflows.evaluate import ROBUSTNESS, evaluate
@@ -107,6 +107,8 @@ def command(
     click.echo(f"on {data} ({split}, {report.samples:,} images)")
     if report.page:
         click.echo(f"report {report.page}")
+    if split == "test":
+        show_next(f"tessera promote {report.models[0].model.removeprefix('models:/')}")
     return 0
 
 

@@ -51,17 +51,18 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Write MODEL (NAME, NAME@alias, NAME/3 or models:/…) to a file that answers without Tessera.
+    """Export MODEL (NAME, NAME/2 or NAME@alias) to a file that predicts without Tessera.
 
-    It takes images as uint8 (batch, height, width, channels), of the size the model was trained on.
-    Its answers are compared with the model's on test images; where they differ, there is no file.
+    The file takes images as uint8 (batch, height, width, channels), of the size the model was
+    trained on. Its predictions are compared with the model's on test images; if they differ, no
+    file is left.
     """
     from jobs.shared.terminal import show_facts, show_json
     from models.core.errors import UsageError
     from pipelines.workflows.context import Context
 
     if form is None:
-        raise UsageError("no format is given", hint="--format onnx, or --format pt2")
+        raise UsageError("--format is missing", hint="--format onnx, or --format pt2")
     found = export(Context.from_environment(), model, form, out=out, data=data, force=force)
     if as_json:
         show_json(found)

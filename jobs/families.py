@@ -23,6 +23,7 @@ def command(recipes: bool, as_json: bool) -> None:
     gave the listed results on the test split of its data set.
     """
     import models
+    from jobs.shared.terminal import show_next
 
     if recipes:
         _show_recipes(as_json)
@@ -52,10 +53,11 @@ def command(recipes: bool, as_json: bool) -> None:
         for row in fitting:
             click.echo(f"  {row['family']:<{wide}}  {row['about']}")
             click.echo(f"  {'':<{wide}}  variants: {', '.join(row['variants'])}")
+    show_next("tessera describe FAMILY")
 
 
 def _show_recipes(as_json: bool) -> None:
-    from jobs.shared.terminal import show_json, show_table
+    from jobs.shared.terminal import show_json, show_next, show_table
     from pipelines.workflows import packaged_recipes
 
     rows = [
@@ -72,6 +74,7 @@ def _show_recipes(as_json: bool) -> None:
         show_json(rows)
     else:
         show_table(rows)
+        show_next("tessera train RECIPE --data DIR")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import click
 
 from jobs.cli import run
+from jobs.shared.terminal import show_next
 
 GROUP = "data"
 
@@ -30,6 +31,7 @@ def command(as_json: bool) -> None:
         click.echo(f"{each.NAME:<15} {_about(each)}")
         for name, text in each.OPTIONS.items():
             click.echo(f"{'':<15} --option {name}=…  {text}")
+    show_next("tessera pack SOURCE --to DIR")
 
 
 def _about(importer: object) -> str:

@@ -24,9 +24,12 @@ GROUP = "models"
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lineage as JSON.")
 def command(model: str, verbose: bool, as_json: bool) -> int:
-    """Say where MODEL (NAME, NAME@alias, NAME/3 or models:/…) comes from: verdict, run, search,
-    recipe, data, code, libraries, hardware."""
-    from jobs.shared.terminal import show_facts, show_json
+    """Show where MODEL (NAME, NAME/2 or NAME@alias) comes from.
+
+    The lineage has the verdict, the run, the search, the recipe, the data, the code, the libraries
+    and the hardware.
+    """
+    from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import model_reference, services
 
     context = Context.from_environment()
@@ -39,7 +42,9 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     shown = {name: value for name, value in found.items() if value}
     shown["libraries"] = ", ".join(f"{n} {v}" for n, v in found["libraries"].items())
     shown["settings"] = ", ".join(f"{path}={value}" for path, value in sorted(recipe.items()))
+    shown["page"] = services.page(found["page"])
     show_facts(shown)
+    show_next(f"tessera reproduce {model}")
     return 0
 
 

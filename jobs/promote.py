@@ -57,8 +57,9 @@ def command(
 ) -> int:
     """Make MODEL (NAME, NAME/2 or NAME@alias) the champion of its name, if the policy allows it.
 
-    NAME alone is the newest version. Candidate and champion are evaluated on the same test images in one job. The decision is a run
-    in MLflow, with policy, report and verdict. Exit status 1 where the candidate is refused.
+    NAME alone is the newest version. Candidate and champion are evaluated on the same test images
+    in one job. The decision is a run in MLflow, with policy, report and verdict. The exit status is
+    1 if the candidate is refused.
     """
     from jobs.shared.terminal import show_json
     from pipelines.workflows.promote import promote
@@ -82,7 +83,9 @@ def command(
 
 
 def show(promotion: Promotion) -> None:
-    """The verdict in words: a line for each rule, and what became of it."""
+    """Prints a line for each rule, and whether the candidate was promoted."""
+    from jobs.shared.terminal import show_next
+
     model, verdict = promotion.model, promotion.verdict
     for rule in verdict.rules:
         click.echo(
@@ -94,6 +97,7 @@ def show(promotion: Promotion) -> None:
     click.echo(f"version {verdict.candidate} of {model} {word}: {promotion.why}")
     if verdict.passed and not promotion.dry_run:
         click.echo(f"models:/{model}@champion is version {verdict.candidate}")
+        show_next(f"tessera predict {model}@champion IMAGES")
 
 
 if __name__ == "__main__":

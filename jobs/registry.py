@@ -30,7 +30,7 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
 
     MODEL is NAME for all versions, or NAME/2 or NAME@alias for one.
     """
-    from jobs.shared.terminal import show_json, show_table
+    from jobs.shared.terminal import show_json, show_next, show_table
     from models.core.errors import UsageError
     from pipelines.promotion import gate
     from pipelines.workflows import model_reference, services
@@ -59,6 +59,7 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
         show_json(rows)
     elif rows:
         show_table(rows)
+        show_next("tessera lineage MODEL")
     else:
         click.echo("no model is registered yet: tessera train")
     return 0

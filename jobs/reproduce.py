@@ -35,12 +35,12 @@ GROUP = "models"
 @click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def command(model: str, data: str | None, tolerance: float, verbose: bool, as_json: bool) -> int:
-    """Train MODEL (NAME, NAME@alias, NAME/3 or models:/…) again from its own recipe and data, and
-    compare: weights bit for bit where machine and libraries are the same, figures otherwise.
+    """Train MODEL (NAME, NAME/2 or NAME@alias) again from its own recipe and data, and compare.
 
-    Nothing is registered. Exit status 1 where it isn't reproduced.
+    Weights are compared bit for bit if hardware and libraries are the same, metrics otherwise.
+    Nothing is registered. The exit status is 1 if the model isn't reproduced.
     """
-    from jobs.shared.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import model_reference, services
     from pipelines.workflows.context import Context
 
@@ -57,6 +57,7 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
             f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in found["metrics"].items()
         )
         show_facts(shown)
+        show_next(f"tessera lineage {model}")
     return 0 if found["reproduced"] else 1
 
 

@@ -20,7 +20,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     MODEL alone is the champion before the current one; NAME/2 or NAME@alias is a version that was
     champion once.
     """
-    from jobs.shared.terminal import show_json
+    from jobs.shared.terminal import show_json, show_next
     from pipelines.workflows.promote import rollback
 
     done = rollback(model)
@@ -32,6 +32,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
             f"rolled back {name} from version {before} to version {now}: "
             f"models:/{name}@champion is version {now}"
         )
+        show_next(f"tessera registry {name}")
     return 0
 
 

@@ -152,7 +152,8 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
 
 
 def _show(outcome: Outcome, as_json: bool) -> int:
-    from jobs.shared.terminal import show_facts, show_json
+    from jobs.shared.terminal import show_facts, show_json, show_next
+    from pipelines.workflows import services
 
     facts: dict[str, Any] = {
         "run": outcome.run.name,
@@ -167,7 +168,8 @@ def _show(outcome: Outcome, as_json: bool) -> int:
     if as_json:
         show_json(facts)
     else:
-        show_facts(facts)
+        show_facts({**facts, "page": services.page(outcome.link)})
+        show_next(f"tessera evaluate {facts['model'].removeprefix('models:/')} --data DIR")
     return 0
 
 

@@ -113,9 +113,9 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Search the settings of a family, or of a recipe, by their figure on the val split.
+    """Search the settings of a family or a recipe for the best metric on the val split.
 
-    Each trial is a training: a run in MLflow below the search's own.
+    Each trial is a training, with a run in MLflow below the run of the search.
     """
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
@@ -186,8 +186,8 @@ def _seconds(text: str) -> float:
 
 def _show(spec: SearchSpec, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
     import models
-    from jobs.shared.terminal import show_facts, show_json
-    from pipelines.workflows import search_board
+    from jobs.shared.terminal import show_facts, show_json, show_next
+    from pipelines.workflows import search_board, services
 
     metric = models.get(recipe.family).task.primary
     trials: list[Trial] = facts["trials"]
@@ -209,12 +209,16 @@ def _show(spec: SearchSpec, recipe: Recipe, facts: Mapping[str, Any], as_json: b
         "winner": f"trial {best.number}: val {metric.name} {best.value:.4f}",
         "settings": search_board.settings_text(best.settings),
         "recipe": str(spec.folder / "winner.yaml"),
-        "page": facts["page"],
+        "page": services.page(facts["page"]),
     }
     if "model" in facts:
         shown["refit"] = f"val {metric.name} {facts['refit'][metric.name]:.4f}"
         shown["model"] = facts["model"]
     show_facts(shown)
+    if "model" in facts:
+        show_next(f"tessera evaluate {facts['model'].removeprefix('models:/')} --data DIR")
+    else:
+        show_next(f"tessera train {shown['recipe']} --data DIR")
 
 
 if __name__ == "__main__":

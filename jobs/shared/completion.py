@@ -62,8 +62,9 @@ def _variants(ctx: click.Context, incomplete: str) -> list[str]:
         targets = node.targets if isinstance(node, ast.Assign) else []
         named = any(isinstance(target, ast.Name) and target.id == "variants" for target in targets)
         if named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            keys = node.value.keys
-            return [str(key.value) for key in keys if isinstance(key, ast.Constant)]
+            keys = [k.value for k in node.value.keys if isinstance(k, ast.Constant)]
+            if len(keys) == len(node.value.keys):
+                return list(map(str, keys))
     return list(models.get(family).variants)
 
 

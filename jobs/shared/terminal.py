@@ -15,6 +15,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def show_next(command: str) -> None:
+    """What to run next, on stderr: it isn't part of the result."""
+    say(f"next: {command}")
+
+
 def show_json(value: Any) -> None:
     """One JSON document on stdout, for scripts."""
     click.echo(json.dumps(value, indent=1))

@@ -94,9 +94,10 @@ def describe(family: str, variant: str = "base") -> FamilyDescription:
         variant=variant,
         variants=tuple(variants),
         settings=tuple(
-            Setting(path, *_defined(recipe, path)[:1], value, _defined(recipe, path)[1])
+            Setting(path, kind, value, text)
             for path, value in recipes.leaves(tree)
             if path not in ("family", "variant")
+            for kind, text in [_defined(recipe, path)]
         ),
     )
 
@@ -123,8 +124,12 @@ def _defined(recipe: Any, path: str) -> tuple[str, str]:
 def attributes(kind: type[Any]) -> dict[str, tuple[str, str]]:
     """Name -> (type, help) of the annotated attributes of a class and its bases. The help is the
     string below the attribute, or what the class's docstring says of it."""
+    if kind in _ATTRIBUTES:
+        return _ATTRIBUTES[kind]
     found: dict[str, tuple[str, str]] = {}
     for each in reversed(kind.mro()):
+        if each.__module__.startswith("pydantic"):
+            continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
         except (OSError, TypeError):  # a class of the interpreter, or one without a source
@@ -135,7 +140,12 @@ def attributes(kind: type[Any]) -> dict[str, tuple[str, str]]:
                 name = node.target.id
                 text = _string(below) or _from_class(each.__doc__ or "", name)
                 found[name] = (_type(ast.unparse(node.annotation)), text)
+    _ATTRIBUTES[kind] = found
     return found
+
+
+_ATTRIBUTES: dict[type[Any], dict[str, tuple[str, str]]] = {}
+"""Reading a class's source parses its whole module, which takes a tenth of a second."""
 
 
 def _string(node: ast.stmt | None) -> str:

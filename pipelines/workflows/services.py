@@ -142,10 +142,12 @@ def registered_digest(version: Version) -> str:
 
 
 def page(link: str) -> str:
-    """The link, and what is missing where nobody answers there."""
-    place = urlsplit(link)
+    """The link, with a note if nothing answers there."""
+    parts = urlsplit(link)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        with socket.create_connection((place.hostname or "", place.port or 443), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return link
     except OSError:
-        return f"{link} (once `tessera up` runs)"
+        local = host in ("localhost", "127.0.0.1", "::1")
+        return f"{link} ({'once `tessera up` runs' if local else 'does not answer now'})"

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import click
+import click.shell_completion
 import pytest
 
 import models
