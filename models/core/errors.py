@@ -76,8 +76,9 @@ def nearest(given: str, names: Iterable[str]) -> str | None:
     ends = [name for name in names if name.lower().endswith(f".{end}")]
     if ends:
         return min(ends, key=lambda name: (name.count("."), name))
-    if near := difflib.get_close_matches(wanted, names, n=1, cutoff=0.5):
-        return near[0]
-    by_end = {name.rpartition(".")[2]: name for name in reversed(names)}
+    lower = {name.lower(): name for name in reversed(names)}
+    if near := difflib.get_close_matches(wanted, lower, n=1, cutoff=0.5):
+        return lower[near[0]]
+    by_end = {name.rpartition(".")[2].lower(): name for name in reversed(names)}
     near = difflib.get_close_matches(end.rpartition(".")[2], by_end, n=1, cutoff=0.6)
     return by_end[near[0]] if near else None

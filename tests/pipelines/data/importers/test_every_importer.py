@@ -145,3 +145,11 @@ def test_sources_go_to_other_processes(tmp_path: Path) -> None:
             for field in ("boxes", "pixels"):
                 if hasattr(one, field):
                     np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+
+
+def test_mnist_and_digits_are_not_recognised_as_each_other(tmp_path: Path) -> None:
+    made.write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
+    for name in ("image_folder", "digits"):
+        assert not importers.get(name).recognises(str(tmp_path / "set"))
+    assert not importers.get("digits").recognises("./digits")
+    assert not importers.get("mnist").recognises("digits")

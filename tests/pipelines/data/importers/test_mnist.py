@@ -1,4 +1,4 @@
-"""MNIST's idx files and the bundled digits; folders of images are in test_importing.py."""
+"""MNIST's idx files, plain and compressed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from sample_sources import idx, write_mnist
 
 from models.core.errors import TesseraError
-from pipelines.data import shards
 from pipelines.data.images import decode_image
-from pipelines.data.importers import digits, image_folder, mnist
+from pipelines.data.importers import mnist
 from pipelines.data.packing.formats import recognise
 from pipelines.data.packing.pack import pack
 from pipelines.data.packing.plan import split_items
@@ -105,36 +104,6 @@ def test_missing_and_unequal_idx_files_are_said(tmp_path: Path) -> None:
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels), mtime=0))
     with pytest.raises(TesseraError, match="20 train images and 19 labels"):
         mnist.read(str(folder), {})
-
-
-def test_the_digits_are_all_there(tmp_path: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    card = pack("digits", tmp_path / "out")
-    bundled = load_digits()
-    assert sum(s.samples for s in card.splits.values()) == len(bundled.target) == 1797
-    assert card.classes == tuple("0123456789")
-    assert (card.name, card.image.channels, card.image.max_height) == ("digits", 1, 8)
-    found = 0
-    for split in card.splits:
-        reader = shards.ShardReader(tmp_path / "out", card, split)
-        for i in range(len(reader)):
-            sample = reader.read(i)
-            row = int(sample.key)
-            pixels = decode_image(sample.image, 1)[0].numpy()
-            np.testing.assert_array_equal(np.rint(pixels / 255 * 16), bundled.images[row])
-            assert sample.label == bundled.target[row]
-            found += 1
-    assert found == 1797
-
-
-def test_the_importers_keep_apart(tmp_path: Path) -> None:
-    write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
-    assert not image_folder.recognises(str(tmp_path / "set"))
-    assert not digits.recognises(str(tmp_path / "set"))
-    assert not digits.recognises("./digits")
-    assert not mnist.recognises("digits")
-    assert not mnist.recognises(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="the MNIST files are not here")

@@ -81,7 +81,7 @@ def test_images_as_targets_are_masks(tmp_path: Path) -> None:
         assert source.load(item) == (base / "JPEGImages" / f"{number}.jpg").read_bytes()
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_an_unknown_or_missing_data_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'CIFAR10'"):
         importer.read(str(tmp_path), {"name": "CIFAR11"})
     with pytest.raises(UsageError, match="unknown data set of torchvision"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,8 @@ from pipelines.data import card as cards
 from pipelines.data import shards
 from pipelines.data.images import decode_image, sniff
 from pipelines.data.inspection.verify import verify
-from pipelines.data.packing.formats import recognise
 from pipelines.data.packing.pack import pack
-from pipelines.data.packing.plan import split_items
 from pipelines.data.shards import Stored
-from pipelines.data.sources import Item
 
 MakeFolder = Callable[..., Path]
 MakeImage = Callable[..., Path]
@@ -160,25 +156,6 @@ def test_splits_are_taken_and_missing_ones_cut_from_train(
     assert len(set(keys)) == len(keys) == 20 * len(given)
 
 
-def test_the_split_is_stratified_and_stays_when_others_come() -> None:
-    items = [
-        Item(f"{label}/{n}", "", label)
-        for label, size in enumerate((100, 30, 3, 2))
-        for n in range(size)
-    ]
-    parts = split_items(items, 0)
-    by_class = {split: Counter(i.label for i in chosen) for split, chosen in parts.items()}
-    assert by_class == {
-        "train": {0: 80, 1: 24, 2: 1, 3: 2},
-        "val": {0: 10, 1: 3, 2: 1},
-        "test": {0: 10, 1: 3, 2: 1},
-    }
-    assert split_items(items[::-1], 0) == parts
-    assert split_items(items, 1) != parts
-    more = [*items, *(Item(f"4/{n}", "", 4) for n in range(50))]
-    assert {i.key for i in parts["val"]} <= {i.key for i in split_items(more, 0)["val"]}
-
-
 def test_each_shard_is_a_mixture(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 40)
     pack(str(source), tmp_path / "out", shard_samples=16)
@@ -195,39 +172,6 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         pack(str(source), tmp_path / "out")
     with pytest.raises(TesseraError, match="has no images in class folders"):
         pack(str(source), tmp_path / "out", format="image_folder")
-    assert left_behind(tmp_path) == []
-
-
-def test_images_without_class_folders_are_without_labels(
-    tmp_path: Path, make_image: MakeImage
-) -> None:
-    make_image(tmp_path / "src" / "1.jpg")
-    assert recognise(str(tmp_path / "src")) == ("images", "images without labels")
-    with pytest.raises(TesseraError, match="lies in no class folder"):
-        pack(str(tmp_path / "src"), tmp_path / "out", format="image_folder")
-
-
-@pytest.mark.parametrize("stray", ["1.jpg", "train/1.jpg", "other/cat/1.jpg"])
-def test_images_beside_the_class_folders_are_refused(
-    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage, stray: str
-) -> None:
-    source = make_folder(tmp_path / "pets", ["train/cat", "train/dog"], 3)
-    make_image(source / stray)
-    with pytest.raises(TesseraError, match=f"the image {stray} lies in no class folder"):
-        pack(str(source), tmp_path / "out")
-    assert left_behind(tmp_path) == []
-
-
-@pytest.mark.parametrize("folder", ["bird", "train/bird", "test/cat"])
-def test_an_empty_class_folder_is_refused_by_name(
-    tmp_path: Path, make_folder: MakeFolder, folder: str
-) -> None:
-    splits = "/" in folder
-    places = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
-    source = make_folder(tmp_path / "pets", places, 3)
-    (source / folder).mkdir()
-    with pytest.raises(TesseraError, match=f"the class folder {folder} holds no image"):
-        pack(str(source), tmp_path / "out")
     assert left_behind(tmp_path) == []
 
 
@@ -282,37 +226,6 @@ def test_unseen_classes_are_refused_where_there_are_none(
     assert left_behind(tmp_path) == []
 
 
-def test_a_folder_of_classes_called_test_is_a_class(
-    tmp_path: Path, make_folder: MakeFolder
-) -> None:
-    card = pack(str(make_folder(tmp_path / "x", ["test", "other"], 4)), tmp_path / "out")
-    assert card.classes == ("other", "test")
-
-
-def test_two_folders_for_one_split_are_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
-    source = make_folder(tmp_path / "x", ["train/a", "val/a", "valid/a"], 3)
-    with pytest.raises(TesseraError, match="two folders for val"):
-        pack(str(source), tmp_path / "out")
-
-
-def test_hidden_files_are_passed_over_and_others_counted(
-    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
-) -> None:
-    source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
-    make_image(source / ".cache" / "1.jpg")
-    make_image(source / "cat" / "deep" / "down" / "1.jpg", seed=99)
-    (source / "cat" / ".DS_Store").write_text("x")
-    (source / "README.txt").write_text("x")
-    (source / "dog" / "loop").symlink_to(source)
-    said: list[str] = []
-    card = pack(str(source), tmp_path / "out", notify=said.append)
-    assert sum(split.samples for split in card.splits.values()) == 9
-    assert said == [
-        f"reading {source} as image_folder: 2 class folders",
-        "1 files that are not named like images are left out",
-    ]
-
-
 def test_what_is_cut_and_what_is_begun_anew_is_said(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
@@ -326,11 +239,3 @@ def test_what_is_cut_and_what_is_begun_anew_is_said(
     assert not any(line.startswith("starting again") for line in said)
     pack(str(source), tmp_path / "new", seed=1, allow_rejected="1", notify=said.append)
     assert any(line.startswith("starting again") for line in said)
-
-
-def test_one_folder_is_said_to_be_no_class(
-    tmp_path: Path, make_folder: Callable[..., Path]
-) -> None:
-    said: list[str] = []
-    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", notify=said.append)
-    assert any("all lie in cat: one folder is no choice of classes" in line for line in said)

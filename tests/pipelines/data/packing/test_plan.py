@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Objects
 from pipelines.data.images import encode_png
 from pipelines.data.packing.pack import pack
-from pipelines.data.packing.plan import PackPlan, digest, make_plan
+from pipelines.data.packing.plan import PackPlan, digest, make_plan, split_items
 from pipelines.data.packing.shard import PackSpec
 from pipelines.data.sample_error import SampleError
 from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
@@ -167,3 +168,22 @@ def test_an_unseen_class_needs_test_images_and_the_others_train_images() -> None
         plan_of(source(40, splits=("train", "train", "train", "test")), unseen=frozenset({0}))
     with pytest.raises(TesseraError, match="no train image is left: all classes are unseen"):
         plan_of(source(40), unseen=frozenset({0, 1}))
+
+
+def test_the_split_is_stratified_and_stays_when_others_come() -> None:
+    items = [
+        Item(f"{label}/{n}", "", label)
+        for label, size in enumerate((100, 30, 3, 2))
+        for n in range(size)
+    ]
+    parts = split_items(items, 0)
+    by_class = {split: Counter(i.label for i in chosen) for split, chosen in parts.items()}
+    assert by_class == {
+        "train": {0: 80, 1: 24, 2: 1, 3: 2},
+        "val": {0: 10, 1: 3, 2: 1},
+        "test": {0: 10, 1: 3, 2: 1},
+    }
+    assert split_items(items[::-1], 0) == parts
+    assert split_items(items, 1) != parts
+    more = [*items, *(Item(f"4/{n}", "", 4) for n in range(50))]
+    assert {i.key for i in parts["val"]} <= {i.key for i in split_items(more, 0)["val"]}

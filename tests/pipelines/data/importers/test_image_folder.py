@@ -1,0 +1,93 @@
+"""A folder for each class, in folders for the splits or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.core.errors import TesseraError
+from pipelines.data.packing.formats import recognise
+from pipelines.data.packing.pack import pack
+
+MakeFolder = Callable[..., Path]
+
+
+MakeImage = Callable[..., Path]
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if "packing" in p.name or p.name == "out"]
+
+
+def test_images_without_class_folders_are_without_labels(
+    tmp_path: Path, make_image: MakeImage
+) -> None:
+    make_image(tmp_path / "src" / "1.jpg")
+    assert recognise(str(tmp_path / "src")) == ("images", "images without labels")
+    with pytest.raises(TesseraError, match="lies in no class folder"):
+        pack(str(tmp_path / "src"), tmp_path / "out", format="image_folder")
+
+
+@pytest.mark.parametrize("stray", ["1.jpg", "train/1.jpg", "other/cat/1.jpg"])
+def test_images_beside_the_class_folders_are_refused(
+    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage, stray: str
+) -> None:
+    source = make_folder(tmp_path / "pets", ["train/cat", "train/dog"], 3)
+    make_image(source / stray)
+    with pytest.raises(TesseraError, match=f"the image {stray} lies in no class folder"):
+        pack(str(source), tmp_path / "out")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("folder", ["bird", "train/bird", "test/cat"])
+def test_an_empty_class_folder_is_refused_by_name(
+    tmp_path: Path, make_folder: MakeFolder, folder: str
+) -> None:
+    splits = "/" in folder
+    places = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
+    source = make_folder(tmp_path / "pets", places, 3)
+    (source / folder).mkdir()
+    with pytest.raises(TesseraError, match=f"the class folder {folder} holds no image"):
+        pack(str(source), tmp_path / "out")
+    assert left_behind(tmp_path) == []
+
+
+def test_a_folder_of_classes_called_test_is_a_class(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    card = pack(str(make_folder(tmp_path / "x", ["test", "other"], 4)), tmp_path / "out")
+    assert card.classes == ("other", "test")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "x", ["train/a", "val/a", "valid/a"], 3)
+    with pytest.raises(TesseraError, match="two folders for val"):
+        pack(str(source), tmp_path / "out")
+
+
+def test_hidden_files_are_passed_over_and_others_counted(
+    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
+    make_image(source / ".cache" / "1.jpg")
+    make_image(source / "cat" / "deep" / "down" / "1.jpg", seed=99)
+    (source / "cat" / ".DS_Store").write_text("x")
+    (source / "README.txt").write_text("x")
+    (source / "dog" / "loop").symlink_to(source)
+    said: list[str] = []
+    card = pack(str(source), tmp_path / "out", notify=said.append)
+    assert sum(split.samples for split in card.splits.values()) == 9
+    assert said == [
+        f"reading {source} as image_folder: 2 class folders",
+        "1 files that are not named like images are left out",
+    ]
+
+
+def test_one_folder_is_said_to_be_no_class(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    said: list[str] = []
+    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", notify=said.append)
+    assert any("all lie in cat: one folder is no choice of classes" in line for line in said)

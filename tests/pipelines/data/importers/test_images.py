@@ -1,0 +1,64 @@
+"""Folders of images without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sample_sources as made
+
+from models.core.errors import TesseraError
+from pipelines.data.importers import images
+
+
+def test_images_alone_are_read(tmp_path: Path) -> None:
+    for name in (
+        "a.jpg",
+        "train/b.png",
+        "train/deep/c.jpg",
+        "valid/d.jpg",
+        "TEST/e.jpg",
+        "x/f.jpg",
+    ):
+        made.image(tmp_path / "set" / name)
+    (tmp_path / "set" / "notes.txt").write_text("x")
+    source = images.read(str(tmp_path / "set"), {})
+    assert (source.task, source.classes, source.annotate) == ("images", (), None)
+    assert {item.origin: item.split for item in source.items} == {
+        "TEST/e.jpg": "test",
+        "a.jpg": None,
+        "train/b.png": "train",
+        "train/deep/c.jpg": "train",
+        "valid/d.jpg": "val",
+        "x/f.jpg": None,
+    }
+    assert source.notes == ("1 files that are not named like images are left out",)
+    assert source.load(source.items[0]) == source.files(source.items[0])[0].read_bytes()
+    with pytest.raises(TesseraError, match="no folder"):
+        images.read(str(tmp_path / "none"), {})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TesseraError, match="has no images"):
+        images.read(str(tmp_path / "empty"), {})
+
+
+@pytest.mark.parametrize(
+    ("paths", "fits"),
+    [
+        (["a.jpg", "b.png"], True),
+        (["train/a.jpg", "val/b.jpg", "test/c.jpg"], True),
+        (["images/a.jpg"], True),
+        (["cat/a.jpg", "dog/b.jpg"], False),
+        (["train/cat/a.jpg", "train/dog/b.jpg"], False),
+        (["images/a.jpg", "masks/b.jpg"], False),
+        (["images/a.jpg", "labels/b.json"], False),
+        (["a.txt"], False),
+    ],
+)
+def test_images_are_what_remains(tmp_path: Path, paths: list[str], fits: bool) -> None:
+    for path in paths:
+        if path.endswith(("jpg", "png")):
+            made.image(tmp_path / path)
+        else:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text("{}")
+    assert bool(images.recognises(str(tmp_path))) == fits
