@@ -1,1 +1,1 @@
-"""What every family is made of: the contract, search spaces, shared layers."""
+"""The contract of families and tasks, and what it needs: errors, search spaces, weights, export."""

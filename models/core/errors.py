@@ -1,6 +1,6 @@
-"""The one error that a user reads: a line of what was given, and a line of how to mend it.
+"""The one error that a user reads: one line with what is wrong, one with how to correct it.
 
-Lowest module of all: every layer may raise it; only `jobs` prints it.
+The lowest module of all: every layer may raise it; only `jobs` prints it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 
 class TesseraError(Exception):
-    """A mistake or a refusal that the user can act on. Never shown with a traceback.
+    """An error that the user can act on. Never printed with a traceback.
 
-    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage". File names and keys of others
-    stand in messages: what can't be printed, and so could steer a terminal, is written as \\x1b.
+    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage". Messages may contain file names
+    and keys from untrusted data, so characters that could control a terminal are written as \\x1b.
     """
 
     exit_code = 1
@@ -25,12 +25,14 @@ class TesseraError(Exception):
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
 
-    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive the way through Ray
+    def __reduce__(
+        self,
+    ) -> tuple[object, ...]:  # so that Ray can pickle it with its keyword arguments
         return (_rebuild, (type(self), self.message, self.hint))
 
 
 class UsageError(TesseraError):
-    """The command was put together wrongly."""
+    """The command, a setting or an argument is wrong."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""The contract: a Task says what is asked, a Family says how it is answered.
+"""The contract: a Task is what a network is trained for, a Family is a network that does it.
 
 Knows nothing of files, network, cluster or tracking.
 
@@ -19,31 +19,31 @@ from models.core.errors import UsageError
 from models.core.spaces import Space
 
 Batch = dict[str, Any]
-"""`image` (B, C, H, W), uint8 from the loader and float from a transform on; `key`, a list of B
-names; `index` (B,), numbers in the split; `size` (B, 2), height and width as stored; `extent`
-(B, 2), how much of `image`, from its left upper corner, is picture; the task's own fields, with B
-rows each. A field of another length an image is a list of B tensors."""
+"""`image` (B, C, H, W), uint8 from the loader and float after a transform; `key`, a list of B names;
+`index` (B,), positions in the split; `size` (B, 2), height and width of the stored images; `extent`
+(B, 2), height and width of `image` without its padding on the right and below; and the task's own
+fields, with B rows each. A field whose length differs by image is a list of B tensors."""
 Losses = dict[str, Tensor]
-"""`loss` is the mean over the batch's images and is minimised; the others are only logged."""
+"""`loss`, the mean over the images of the batch, is minimised; the others are only logged."""
 Prediction = dict[str, Any]
-"""The answer for one image; its fields are the task's. Tensors are on the CPU."""
+"""The prediction for one image. The task defines its fields. Tensors are on the CPU."""
 Target = dict[str, Any]
-"""The truth of one image; its fields are the task's. Tensors are on the CPU."""
+"""The ground truth of one image. The task defines its fields. Tensors are on the CPU."""
 Record = dict[str, Any]
-"""What figures need to know of one image: prediction and truth compared. It goes from process to
-process, so it is small: numbers, texts, bytes, short tensors on the CPU."""
+"""What the metrics need of one image: prediction and truth, compared. Records are sent between
+processes, so they are small: numbers, strings, bytes, short tensors on the CPU."""
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A trained classifier: images uint8 (B, C, H, W) -> features (B, D), probabilities (B, K)."""
 Defaults = Mapping[str, Any]
-"""Dotted paths of the recipe and their values."""
+"""Dotted path of the recipe -> value."""
 C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network has to know of the data. `task` is what is read of a sample (`Task.reads`).
-    `mean` and `std` are of pixels scaled to 0..1; `counts` are images, objects or pixels of each
-    class in the training split, empty where there are no classes."""
+    """What a network needs to know of the data. `task` is the annotation that is read (`Task.reads`).
+    `mean` and `std` are of pixels scaled to 0..1. `counts` are the images, objects or pixels of each
+    class in the training split; empty if there are no classes."""
 
     task: str
     channels: int
@@ -63,8 +63,8 @@ class DataSpec:
 class BatchRng:
     """Random numbers for the rows of one global batch.
 
-    The numbers are drawn for the whole global batch and this rank's rows are cut out of them, so
-    what happens to a sample depends on seed, epoch and step, not on the number of ranks.
+    The numbers are drawn for the whole global batch, and each rank takes its rows of them. So the
+    augmentation of a sample depends on seed, epoch and step, not on the number of ranks.
     """
 
     seed: int
@@ -90,12 +90,12 @@ class BatchRng:
 
 
 Transform = Callable[[Batch, BatchRng], Batch]
-"""Takes a batch of uint8 images on the device and gives the batch that the network sees."""
+"""From a batch of uint8 images on the device to the batch that the network sees."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit: its name, and which way is better."""
+    """The name of a metric, and whether larger or smaller is better."""
 
     name: str
     direction: Literal["max", "min"]
@@ -106,8 +106,8 @@ class Metric:
 
 @dataclass(frozen=True)
 class View:
-    """How an image of `size` lies in what the network sees of it, `frame`: its pixel (y, x) is at
-    (y * scale[0] + shift[0], x * scale[1] + shift[1]). Sizes are (height, width)."""
+    """How an image of `size` was placed into the network's input of size `frame`: its pixel (y, x) is
+    at (y * scale[0] + shift[0], x * scale[1] + shift[1]). Sizes are (height, width)."""
 
     size: tuple[int, int]
     frame: tuple[int, int]
@@ -117,11 +117,11 @@ class View:
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture to look at: an image and what is said of it. Whoever draws it knows the colours.
+    """An image to be drawn with annotations or predictions. The drawing code chooses the colours.
 
     image   uint8 (C, H, W), on the CPU
     boxes   float (N, 4): left, top, right, bottom in its pixels; with `labels` (N,), and `scores`
-            (N,) where they are predicted
+            (N,) if they are predictions
     crowd   bool (N,): which boxes are regions of many objects
     masks   uint8 (N, H, W) of 0 and 1: the pixels of the N objects
     mask    uint8 (H, W): the class of each pixel, 255 for none
@@ -139,8 +139,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines to be drawn: name -> (x, y), all within 0..1. `diagonal` is drawn where the best lies
-    on it."""
+    """A line chart: name -> (x, y) values, all in 0..1. With `diagonal`, a line for y = x."""
 
     title: str
     x: str
@@ -150,96 +149,102 @@ class Chart:
 
 
 class Task(ABC):
-    """What is asked: the sample's fields, the figures, the default augmentation, the rendering."""
+    """What a network is trained for: annotations, augmentation, records, metrics, rendering.
+
+    A stateless object. A task can also be defined outside the project, beside its family.
+    """
 
     name: ClassVar[str]
+    """Lower case with underscores."""
     reads: ClassVar[str]
-    """What is read of a sample: a task of data sets (`card.ANNOTATION_EXTENSIONS`). Data of any task can
-    be read as "images", and those with instances as "detection"."""
+    """The annotations that are read, the kind of a data set (`card.ANNOTATION_EXTENSIONS`). Any data
+    set can be read as "images", and one with instance masks as "detection"."""
     primary: ClassVar[Metric]
+    """The metric that selects the best checkpoint."""
     extra_metrics: ClassVar[tuple[str, ...]] = ()
-    """Further figures to name beside the primary one, where there is no room for all."""
+    """Metrics shown beside the primary one where there is no room for all."""
     augment_settings: ClassVar[type[Any]]
-    """A frozen dataclass; the recipe's `augment` holds its fields."""
+    """A frozen dataclass: the settings under the recipe's `augment`."""
     eval_batch: ClassVar[int] = 256
-    """Images in a batch of an evaluation. Fixed: figures must not depend on the hardware."""
+    """Batch size of evaluations. Fixed, so that metrics don't depend on the hardware."""
     needs_judge: ClassVar[bool] = False
-    """Whether figures need a `Judge`; it is then consulted for each batch of an evaluation."""
+    """Whether the metrics need a `Judge`, which is then applied to each batch of an evaluation."""
     knows_classes: ClassVar[bool] = True
-    """Whether an answer is one of the classes that were trained on."""
+    """Whether predictions are limited to the classes of the training data."""
     writes_coco_results: ClassVar[bool] = False
-    """Whether answers are objects that can be written as COCO results."""
+    """Whether predictions are objects that can be written as COCO results."""
     takes_images: ClassVar[bool] = True
-    """Whether an answer is about an image that is given."""
+    """Whether a prediction belongs to an input image; False for generators."""
     bootstrap_samples: ClassVar[int] = 1000
-    """How often figures are made of other draws of the images, for their intervals."""
+    """Resamples of the images for confidence intervals."""
     resample_with_replacement: ClassVar[bool] = True
-    """Whether an image may be in such a draw twice; not where images are compared with each other."""
+    """Whether an image can occur twice in a resample; False if images are compared with each other."""
     output_name: ClassVar[str] = ""
-    """What `Family.exportable` answers with, where it is one tensor; where a prediction has a field
-    of that name, it is the same."""
+    """Name of the tensor that exported networks return. A prediction's field of that name has the
+    same values."""
 
     @property
     def headline_metrics(self) -> tuple[str, ...]:
+        """The primary metric and the extra ones."""
         return (self.primary.name, *self.extra_metrics)
 
     @abstractmethod
     def targets(self, batch: Batch) -> list[Target]:
-        """One an image: the truth that a prediction is compared with. `batch` is as the loader
-        gave it, or transformed."""
+        """The ground truth of each image. `batch` is from the loader, or transformed."""
 
     @abstractmethod
     def augment(self, settings: Any, data: DataSpec, *, train: bool) -> Transform:
-        """The transform on a whole batch of images with their truths, on the device. Ends with
-        normalised float images."""
+        """The transform of a batch with its annotations, on the device. It ends with normalised
+        float images. Without `train`, it applies only what belongs to an evaluation."""
 
     def prepare(self, settings: Any, data: DataSpec) -> Transform:
-        """The transform on images of which nothing is known, as they are given to be answered."""
+        """The transform of images without annotations, for predictions."""
         return self.augment(settings, data, train=False)
 
     def apply_judge(
         self, judge: Judge, predictions: Sequence[Prediction], targets: Sequence[Target]
     ) -> None:
-        """Adds to a batch's predictions and targets what a classifier says of their images."""
+        """Adds the judge's features and classes to a batch's predictions and targets."""
         return
 
     @abstractmethod
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """All that `metrics` has to know of an image. Made by the rank that predicted."""
+        """What `metrics` needs of one image. Called on the rank that predicted it."""
 
     @abstractmethod
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """Figures over all images, given in the data set's order: exact, whoever predicted them."""
+        """Metrics of all images. Records are in the data set's order, whichever rank predicted them."""
 
     def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
-        """Makes figures of any of the images, named by their places in `records`, each counted as
-        often as it is named. They are `metrics` of these records and, where the task knows classes,
-        those of each class, `FIGURE/CLASS`; a task overrides it where they can be made quicker than
-        from the records."""
-        return lambda places: self.metrics([records[place] for place in places], data)
+        """A function from positions in `records`, also repeated ones, to the metrics of these images.
+
+        It may add metrics by class, `METRIC/CLASS`. It is called for every resample of a bootstrap;
+        a task overrides this if it can share work between them.
+        """
+        return lambda positions: self.metrics([records[i] for i in positions], data)
 
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor | None:
-        """(K, K) int64 counts, row the truth, column the answer; None where there are no classes
-        to confuse."""
+        """The confusion matrix (K, K), int64: rows are true classes, columns predicted ones. None for
+        tasks without classes."""
         return None
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
-        """What a figure alone doesn't show, of all images."""
+        """Charts of all images for the report, like precision and recall."""
         return []
 
     @abstractmethod
     def error_score(self, record: Record) -> float:
-        """How wrong an answer is; the largest are shown as the worst mistakes."""
+        """How wrong a prediction is. Those with the largest scores are shown as worst mistakes."""
 
     def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
-        """The prediction for what the network saw, as one for the image itself."""
+        """A prediction at the network's input size, converted to the image's own size."""
         return prediction
 
     @abstractmethod
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
-        """A prediction as plain JSON with class names."""
+        """The prediction as plain JSON, with class names."""
 
     @abstractmethod
     def panels(
@@ -249,11 +254,11 @@ class Task(ABC):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """What to look at, side by side. `image` is uint8 (C, H, W), all of it picture; prediction
-        and target, where they are given, fit it."""
+        """Panels to draw side by side. `image` is uint8 (C, H, W) without padding; `prediction` and
+        `target` are at its size."""
 
     def sample_panels(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
-        """The images of a transformed training batch, as the network sees them."""
+        """Panels for the images of a transformed training batch, as the network sees them."""
         mean = torch.tensor(data.mean)[:, None, None]
         std = torch.tensor(data.std)[:, None, None]
         images = batch["image"].detach().float().cpu() * std + mean
@@ -261,80 +266,83 @@ class Task(ABC):
         return [self.panels(i, None, t, data) for i, t in zip(pixels, self.targets(batch))]
 
     def related_images(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
-        """Positions of other images to show beside one, the nearest first, with a caption each."""
+        """Positions of other images to show beside one, the most similar first, each with a caption."""
         return []
 
     def prediction_to_image(self, prediction: Prediction) -> Tensor | None:
-        """The answer as an image file: uint8 (C, H, W) colours, or (H, W) classes of pixels; None
-        where it is no image."""
+        """The prediction as an image: uint8 (C, H, W) with colours, or (H, W) with the class of each
+        pixel. None if it is not an image."""
         return None
 
     def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
-        """The objects of the answer as COCO results, but for `image_id`; `category_id` counts the
-        classes from 1."""
+        """The predicted objects as COCO results without `image_id`. `category_id` counts from 1."""
         return []
 
 
 class Family(ABC, Generic[C]):
-    """How it is answered. A stateless object; the network stays a plain `nn.Module`."""
+    """A network with its settings, loss and predictions. A stateless object; the network itself is a
+    plain `nn.Module`."""
 
     name: str = ""
-    """The file's name; `models.get` sets it."""
+    """The name of its file, or of its module outside the project. `models.get` sets it."""
     task: ClassVar[Task]
     variants: ClassVar[Mapping[str, Any]]
-    """Name -> config, a frozen dataclass. "tiny" is obligatory, "base" is the default."""
+    """Name -> config, a frozen dataclass. There must be "tiny", for tests, and "base", the default."""
     defaults: ClassVar[Defaults] = {}
-    """The settings this family is known to work with."""
+    """Settings of the recipe that are known to work with this family."""
     accepts_any_size: ClassVar[bool] = False
-    """Whether the network takes images of any size; else of the one that it was built for."""
+    """Whether the network takes images of any size, not only of the size that it was built for."""
     variant_defaults: ClassVar[Mapping[str, Defaults]] = {}
-    """What a variant needs otherwise than the family."""
+    """Variant -> settings that differ from `defaults`."""
 
     @abstractmethod
     def build(self, config: C, data: DataSpec) -> nn.Module:
-        """A fresh network. Its weights depend on torch's seed alone."""
+        """A new network. Its weights depend only on torch's seed."""
 
     def check(self, config: C, augment: Any) -> None:
-        """Raises a UsageError where the settings of network and augmentation don't go together.
-        Called for every recipe."""
+        """Raises UsageError if the settings of network and augmentation don't fit each other. Called
+        for every recipe."""
         return
 
     def warm_start(self, config: C, module: nn.Module) -> None:
-        """Loads the pretrained weights that the config names, if any. Called once, on every rank,
-        when a training begins; not when one goes on, nor when a trained model is loaded."""
+        """Loads the pretrained weights that the config names, if any. Called on every rank when a
+        training begins; not when one is resumed, nor when a trained model is loaded."""
         return
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """The losses of a transformed batch. A family of several parts has `updates` instead."""
+        """The losses of a transformed batch. A family with several parts overrides `updates` instead."""
         raise NotImplementedError(f"{type(self).__name__} has neither loss nor updates")
 
     @abstractmethod
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
-        """One prediction an image, for a transformed batch, in evaluation mode."""
+        """A prediction for each image of a transformed batch. The module is in evaluation mode."""
 
     def augment(self, settings: Any, data: DataSpec, *, train: bool) -> Transform:
+        """The task's transform, or one of the family's own."""
         return self.task.augment(settings, data, train=train)
 
     def search_space(self) -> Mapping[str, Space]:
+        """Dotted path of the recipe -> the values that a search tries by default."""
         return {}
 
     def parts(self, module: nn.Module) -> Mapping[str, nn.Module]:
-        """The parts that have an optimizer each; `optim.PART` in the recipe."""
+        """The parts with an optimizer each, set by `optim.PART` in the recipe."""
         return {"model": module}
 
     def updates(self, parts: Mapping[str, nn.Module], batch: Batch) -> Iterator[tuple[str, Losses]]:
-        """Yields (part, losses) once for each optimizer update; the loop applies it in between."""
+        """Yields (part, losses) for each optimizer update. The loop applies it before asking for the
+        next, so later losses see updated weights."""
         yield "model", self.loss(parts["model"], batch)
 
     def decode(self, module: nn.Module, codes: Tensor) -> list[Prediction]:
-        """What codes (B, D) stand for, for a network that encodes; a UsageError for any other."""
-        raise UsageError(f"a {self.name} makes no codes", hint="an autoencoder does")
+        """Predictions decoded from codes (B, D). Raises UsageError if the family has no codes."""
+        raise UsageError(f"{self.name} has no codes to decode", hint="use an autoencoder")
 
     def frozen(self, config: C, module: nn.Module, epoch: int) -> frozenset[str]:
-        """Names of the parameters that are not trained in this epoch."""
+        """Names of the parameters that this epoch doesn't train."""
         return frozenset()
 
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module | None:
-        """A module from uint8 images (B, H, W, C) to the answer, with the preprocessing in it,
-        for readers that have no Tessera; None where there is no such tensor."""
+        """A module from uint8 images (B, H, W, C) to one output tensor, with the preprocessing, for
+        programs without Tessera. None if the output is not one tensor."""
         return None

@@ -1,4 +1,4 @@
-"""Search spaces as plain data: dotted path of the recipe -> one of these. No tuner is imported."""
+"""Search spaces as plain data: a dotted path of the recipe -> one of these. Imports no tuner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Space = Uniform | LogUniform | Choice
 
 
 def examples(space: Space) -> tuple[Any, ...]:
-    """Values that lie in the space, its ends among them."""
+    """Values in the space, with its ends."""
     if isinstance(space, Choice):
         return space.values
     return (space.low, space.high)

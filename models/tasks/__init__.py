@@ -1,1 +1,1 @@
-"""What is asked of a network: one file a task."""
+"""The tasks, one file each: annotations, augmentation, metrics and rendering of predictions."""

@@ -1,13 +1,13 @@
 """Classification: one class for each image.
 
-In: uint8 images with a `label` each; later the probabilities of the classes. Out: the images as the
-network sees them, the figures, and the answers as JSON. Must not know any network.
+In: uint8 images with a `label` each; later the predicted probabilities. Out: the images as the
+network sees them, the metrics, and predictions as JSON. Must not know any network.
 
     B images, N images of a whole split, C channels, H height, W width, K classes
 
-A sample has `label`, an int in [0, K). A batch has `label` (B,) int64, and `target` (B, K) float
-where labels are smoothed. A prediction has `probabilities` (K,) float32 on the CPU and `label`, the
-most probable class.
+A sample has `label`, an int in [0, K). A batch has `label` (B,) int64, and `target` (B, K) float with
+label smoothing. A prediction has `probabilities` (K,) float32 on the CPU and `label`, the most
+probable class.
 """
 
 from __future__ import annotations
@@ -40,20 +40,19 @@ from models.metrics.average_precision import NAMED_CLASSES, metric_names
 CALIBRATION_BINS = 15
 """As in Guo et al., On Calibration of Modern Neural Networks, 2017."""
 CHARTED_CLASSES = 10
-"""More lines couldn't be told apart."""
+"""More lines would be hard to distinguish."""
 
 
 @dataclass(frozen=True)
 class ClassificationAugment:
-    """What is done to training images. `flip`: mirror every second image, left to right.
-    `crop_padding`: shift by up to so many pixels each way, the edge mirrored. `cutout`: side in
-    pixels of a square that is blanked, 0 for none. `label_smoothing`: share of the probability
-    that is spread over all classes."""
-
     flip: bool = False
+    """Mirror half of the training images, left to right."""
     crop_padding: int = 0
+    """Shift training images by up to so many pixels each way. The border is filled by reflection."""
     cutout: int = 0
+    """Side in pixels of a random square that is blanked; 0 for none."""
     label_smoothing: float = 0.0
+    """Probability that is spread evenly over all classes."""
 
     def __post_init__(self) -> None:
         for name, value in {"crop_padding": self.crop_padding, "cutout": self.cutout}.items():
@@ -85,11 +84,11 @@ class Classification(Task):
         return _Augment(settings if train else ClassificationAugment(), data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`probabilities` (K,), `predicted` and `label`, the class indices of answer and truth."""
+        """`probabilities` (K,), `predicted` and `label`, the indices of the predicted and the true class."""
         predicted, label, classes = prediction["label"], target["label"], len(data.classes)
         for name, index in (("target", label), ("prediction", predicted)):
             if not 0 <= index < classes:
-                raise TesseraError(f"a {name} is of class {index}, but there are {classes} classes")
+                raise TesseraError(f"a {name} has class {index}, but there are {classes} classes")
         return {
             "probabilities": prediction["probabilities"],
             "predicted": predicted,
@@ -98,18 +97,20 @@ class Classification(Task):
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`accuracy`; `loss`, the mean negative log-likelihood in nats; `precision`, `recall` and
-        `f1`, macro averages over the classes that occur; `calibration_error`, expected, over 15
-        bins; `top5` where there are more than 5 classes. Sums are exact, so neither the order of
-        the images nor the number of threads moves a digit."""
+        `f1`, macro averages over the classes that occur; `calibration_error`, the expected
+        calibration error over 15 bins; `top5` if there are more than 5 classes.
+
+        Sums are exact, so the order of the images and the number of threads change no digit.
+        """
         metrics = self.bootstrap_metrics(records, data)(range(len(records)))
         return {name: value for name, value in metrics.items() if "/" not in name}
 
     def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
-        """Also `recall/CLASS` and `precision/CLASS`, of the first 50 classes, where they occur."""
+        """Also `recall/CLASS` and `precision/CLASS` of the first 50 classes, if they occur."""
         if not records:
-            raise TesseraError("there is no answer to make figures of")
+            raise TesseraError("there are no predictions to compute metrics of")
         classes, names = len(data.classes), metric_names(data.classes[:NAMED_CLASSES])
         probabilities = torch.stack([r["probabilities"] for r in records]).double()
         truth = torch.tensor([r["label"] for r in records])
@@ -117,21 +118,21 @@ class Classification(Task):
         confidence = probabilities.gather(1, predicted[:, None])[:, 0]
         losses = torch.tensor([self.error_score(r) for r in records], dtype=torch.float64)
         best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
+        correct = predicted == truth
         in_best = (best == truth[:, None]).any(1)
 
-        def metrics(places: Sequence[int]) -> dict[str, float]:
-            chosen = torch.as_tensor(places, dtype=torch.int64)
-            label, answer = truth[chosen], predicted[chosen]
-            matrix = _count(label, answer, classes)
-            found = {
+        def metrics(positions: Sequence[int]) -> dict[str, float]:
+            chosen = torch.as_tensor(positions, dtype=torch.int64)
+            matrix = _count(truth[chosen], predicted[chosen], classes)
+            values = {
                 "accuracy": int(matrix.diagonal().sum()) / len(chosen),
                 "loss": math.fsum(losses[chosen].tolist()) / len(chosen),
                 **_macro(matrix),
-                "calibration_error": _calibration_error(confidence[chosen], answer == label),
+                "calibration_error": _calibration_error(confidence[chosen], correct[chosen]),
             }
             if classes > 5:
-                found["top5"] = int(in_best[chosen].sum()) / len(chosen)
-            return found | _by_class(matrix, names)
+                values["top5"] = int(in_best[chosen].sum()) / len(chosen)
+            return values | _by_class(matrix, names)
 
         return metrics
 
@@ -141,7 +142,7 @@ class Classification(Task):
         return _count(truth, predicted, len(data.classes))
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
-        """Precision by recall, of up to 10 classes; accuracy by confidence."""
+        """Precision and recall of up to 10 classes; accuracy by confidence."""
         probabilities = torch.stack([r["probabilities"] for r in records]).double()
         truth = torch.tensor([r["label"] for r in records])
         names = metric_names(data.classes)
@@ -167,7 +168,7 @@ class Classification(Task):
         return -math.log(max(probability, torch.finfo(torch.float32).tiny))
 
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
-        """`class`, its `probability`, and `top5`, the five most probable of them."""
+        """`class`, its `probability`, and `top5`, the five most probable classes with theirs."""
         probabilities = prediction["probabilities"]
         best = probabilities.argsort(descending=True, stable=True)[:5].tolist()
         top5 = [{"class": data.classes[k], "probability": float(probabilities[k])} for k in best]
@@ -180,7 +181,7 @@ class Classification(Task):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """The image with its class, the answer, or both where they differ."""
+        """The image, captioned with its class, the predicted one, or both if they differ."""
         truth = data.classes[target["label"]] if target else ""
         if prediction is None:
             return [Panel(image, truth)]
@@ -194,25 +195,24 @@ CLASSIFICATION = Classification()
 
 
 def _count(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """(K, K) int64, row the truth, column the answer, from two of (N,) int64."""
+    """(K, K) int64, rows are true classes, columns predicted ones, from two of (N,) int64."""
     pairs = truth * classes + predicted
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def _by_class(matrix: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Recall of each class that occurs, precision of each that was answered."""
+    """Recall of each class that occurs, precision of each that was predicted."""
     hits = matrix.diagonal().tolist()
-    found = {}
+    values = {}
     for kind, totals in (("recall", matrix.sum(1)), ("precision", matrix.sum(0))):
         for name, hit, total in zip(names, hits, totals.tolist()):
             if total:
-                found[f"{kind}/{name}"] = hit / total
-    return found
+                values[f"{kind}/{name}"] = hit / total
+    return values
 
 
 def _macro(matrix: Tensor) -> dict[str, float]:
-    """Means over the classes that occur in truth or predictions; 0/0 counts as 0, as in
-    scikit-learn."""
+    """Means over the classes that occur in truth or predictions. 0/0 is 0, as in scikit-learn."""
     hits = matrix.diagonal().tolist()
     truths, predictions = matrix.sum(1).tolist(), matrix.sum(0).tolist()
     rows = [row for row in zip(hits, truths, predictions) if row[1] or row[2]]
@@ -226,35 +226,35 @@ def _macro(matrix: Tensor) -> dict[str, float]:
 
 
 def _precision_recall(scores: Tensor, truth: Tensor) -> tuple[list[float], list[float]]:
-    """Recalls and precisions where the images from each score on are taken, from the highest."""
+    """Recalls and precisions with each score as threshold, from the highest."""
     scores, order = scores.sort(descending=True, stable=True)
     hits = truth[order].cumsum(0).double()
-    taken = torch.arange(1, len(scores) + 1)
+    accepted = torch.arange(1, len(scores) + 1)
     last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
-    return (hits / hits[-1])[last].tolist(), (hits / taken)[last].tolist()
+    return (hits / hits[-1])[last].tolist(), (hits / accepted)[last].tolist()
 
 
-def _reliability(confidence: Tensor, right: Tensor) -> tuple[list[float], list[float]]:
-    """Mean confidence and accuracy of each bin that has an image."""
+def _reliability(confidence: Tensor, correct: Tensor) -> tuple[list[float], list[float]]:
+    """Mean confidence and accuracy of each bin with an image."""
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS)
-    taken = [bins == number for number in sorted(set(bins.tolist()))]
+    members = [bins == number for number in sorted(set(bins.tolist()))]
     return (
-        [float(confidence[one].mean()) for one in taken],
-        [float(right[one].double().mean()) for one in taken],
+        [float(confidence[one].mean()) for one in members],
+        [float(correct[one].double().mean()) for one in members],
     )
 
 
-def _calibration_error(confidence: Tensor, right: Tensor) -> float:
-    """Mean distance of confidence and accuracy. `confidence` (N,) float64, `right` (N,) bool."""
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Mean gap between confidence (N,) float64 and accuracy, from `correct` (N,) bool."""
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS)
     gaps: list[list[float]] = [[] for _ in range(CALIBRATION_BINS + 1)]
-    for place, gap in zip(bins.tolist(), (confidence - right.double()).tolist()):
-        gaps[place].append(gap)
+    for number, gap in zip(bins.tolist(), (confidence - correct.double()).tolist()):
+        gaps[number].append(gap)
     return math.fsum(abs(math.fsum(gap)) for gap in gaps) / len(confidence)
 
 
 class _Augment:
-    """The transform: one gather for shift and mirror, then the normalisation."""
+    """The transform: one gather for shift and mirror, then normalisation, then cutout."""
 
     def __init__(self, settings: ClassificationAugment, data: DataSpec) -> None:
         self._settings = settings
@@ -265,31 +265,31 @@ class _Augment:
         self._scale = (1 / (255 * std)).float()
         self._offset = (-mean / std).float()
 
-    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
+    def __call__(self, batch: Batch, rng: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         self._scale = self._scale.to(images.device)
         self._offset = self._offset.to(images.device)
         if self._settings.flip or self._settings.crop_padding:
-            images = self._shift(images, draws)
+            images = self._shift(images, rng)
         images = torch.addcmul(self._offset, images.float(), self._scale)
         if self._settings.cutout:
-            images = self._cut(images, draws)
+            images = self._cut(images, rng)
         batch = {**batch, "image": images}
         smoothing = self._settings.label_smoothing
         if smoothing:
-            sure = F.one_hot(batch["label"], self._classes).float()
-            batch["target"] = sure * (1 - smoothing) + smoothing / self._classes
+            target = F.one_hot(batch["label"], self._classes).float()
+            batch["target"] = target * (1 - smoothing) + smoothing / self._classes
         return batch
 
-    def _shift(self, images: Tensor, draws: BatchRng) -> Tensor:
-        """Shifts and mirrors each image by its own draw."""
+    def _shift(self, images: Tensor, rng: BatchRng) -> Tensor:
+        """Shifts and mirrors each image at random."""
         count, channels, height, width = images.shape
         padding = self._settings.crop_padding
-        offset = draws.integers(2 * padding + 1, 2) - padding
+        offset = rng.integers(2 * padding + 1, 2) - padding
         rows = _reflect(torch.arange(height) + offset[:, :1], height)
         columns = torch.arange(width).expand(count, -1)
         if self._settings.flip:
-            mirrored = draws.uniform(1) < 0.5
+            mirrored = rng.uniform(1) < 0.5
             columns = torch.where(mirrored, width - 1 - columns, columns)
         columns = _reflect(columns + offset[:, 1:], width)
         rows = rows.to(images.device, non_blocking=True)
@@ -298,11 +298,11 @@ class _Augment:
         pixels = pixels[:, None].expand(-1, channels, -1)
         return images.flatten(2).gather(2, pixels).view_as(images)
 
-    def _cut(self, images: Tensor, draws: BatchRng) -> Tensor:
-        """Blanks a square of each image; part of it may lie outside."""
+    def _cut(self, images: Tensor, rng: BatchRng) -> Tensor:
+        """Blanks a random square of each image; part of it can lie outside."""
         height, width = images.shape[-2:]
         side = self._settings.cutout
-        corner = draws.uniform(2) * torch.tensor([height, width]) - side / 2
+        corner = rng.uniform(2) * torch.tensor([height, width]) - side / 2
         top, left = corner.round().to(images.device, non_blocking=True)[:, :, None].unbind(1)
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
@@ -313,5 +313,5 @@ class _Augment:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Indices beyond an edge, mirrored back at it."""
+    """Indices beyond an edge, reflected back into the image."""
     return (size - 1) - ((size - 1) - index.abs()).abs()

@@ -1,13 +1,14 @@
-"""Detection: where the objects of an image are, and what they are.
+"""Detection: the boxes and classes of the objects of an image.
 
-In: uint8 images with the boxes of their objects; later the boxes that a network found. Out: the
-images as the network sees them, the figures, and the answers as JSON. Must not know any network.
+In: uint8 images with the boxes of their objects; later the predicted boxes. Out: the images as the
+network sees them, the metrics, and predictions as JSON. Must not know any network.
 
     B images, C channels, H height, W width, N objects of an image
 
-Boxes are float (N, 4): left, top, right, bottom in pixels of what the network saw. A batch has
-lists of B tensors: `boxes`, `labels` (N,) int64, `crowd` (N,) bool: many objects in one box, neither
-trained on nor missed. A prediction has `boxes`, `scores` (N,) and `labels`, the most certain first.
+Boxes are float (N, 4): left, top, right, bottom in pixels of the network's input. A batch has lists
+of B tensors: `boxes`, `labels` (N,) int64, `crowd` (N,) bool. A crowd is one box around many objects;
+it is neither trained on nor counted as missed. A prediction has `boxes`, `scores` (N,) and `labels`,
+sorted by score, the highest first.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from models.transforms.geometry import inside
 from models.transforms.object_augment import ObjectAugment, ObjectAugmentSettings
 
 SHOWN_SCORE = 0.25
-"""Objects that are less certain are not drawn, nor counted as mistakes of an image."""
+"""Objects with a lower score are not drawn, and don't count in `error_score`."""
 
 
 class Detection(Task):
@@ -51,7 +52,7 @@ class Detection(Task):
     writes_coco_results = True
 
     def targets(self, batch: Batch) -> list[Target]:
-        """`size` (H, W) of the picture, `boxes`, `labels` and `crowd`."""
+        """`size` (H, W) of the image without padding, `boxes`, `labels` and `crowd`."""
         sizes = batch["extent"].tolist()
         fields = [[one.cpu() for one in batch[name]] for name in ("boxes", "labels", "crowd")]
         return [
@@ -60,18 +61,17 @@ class Detection(Task):
         ]
 
     def augment(self, settings: ObjectAugmentSettings, data: DataSpec, *, train: bool) -> Transform:
-        """A mosaic takes the other three images from the rows of the same rank, so with another
-        number of ranks it is made of others: no rank has the pixels of another."""
+        """A mosaic takes its other three images from the rows of the same rank, because a rank doesn't
+        have the pixels of another. So mosaics do depend on the number of ranks."""
         return ObjectAugment(settings if train else ObjectAugmentSettings(), data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """As `average_precision` has it."""
+        """The record that `average_precision` describes."""
         for name, labels in (("target", target["labels"]), ("prediction", prediction["labels"])):
             wrong = labels[(labels < 0) | (labels >= len(data.classes))]
             if len(wrong):
                 raise TesseraError(
-                    f"a {name} is of class {int(wrong[0])}, but there are "
-                    f"{len(data.classes)} classes"
+                    f"a {name} has class {int(wrong[0])}, but there are {len(data.classes)} classes"
                 )
         return {
             "size": target["size"],
@@ -84,9 +84,9 @@ class Detection(Task):
         }
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """COCO's: `map` over overlaps from 0.5 to 0.95, `map50`, `map75`, and `map/CLASS`."""
+        """COCO's: `map` over IoU thresholds from 0.5 to 0.95, `map50`, `map75`, and `map/CLASS`."""
         if not records:
-            raise TesseraError("there is no answer to make figures of")
+            raise TesseraError("there are no predictions to compute metrics of")
         return average_precision.metrics(records, data.classes)
 
     def bootstrap_metrics(
@@ -95,24 +95,24 @@ class Detection(Task):
         return average_precision.bootstrap_metrics(records, data.classes)
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
-        """Precision by recall at an overlap of 0.5, of up to 10 classes."""
+        """Precision and recall of up to 10 classes at an IoU of 0.5."""
         lines = average_precision.curves(records, data.classes)
         return [Chart("Precision and recall of boxes", "recall", "precision", lines)]
 
     def error_score(self, record: Record) -> float:
-        """1 - F1 of the objects drawn, at an overlap of 0.5; 0 where nothing is and nothing is
-        found."""
+        """1 - F1 of the objects that would be drawn, at an IoU of 0.5; 0 if there are no objects and
+        none is predicted."""
         shown = record["scores"] >= SHOWN_SCORE
         boxes, labels = record["boxes"][shown], record["labels"][shown]
         truth, crowd = record["true_boxes"], record["true_crowd"]
-        # as in COCO, of a box on a crowd only the box itself counts
-        found = torch.where(crowd, share_inside(boxes, truth), pairwise_iou(boxes, truth))
-        found = found * (labels[:, None] == record["true_labels"])
-        hits, wrong, missed = _match(found, crowd)
+        # as in COCO, on a crowd the share of the box inside it counts instead of the IoU
+        ious = torch.where(crowd, share_inside(boxes, truth), pairwise_iou(boxes, truth))
+        ious = ious * (labels[:, None] == record["true_labels"])
+        hits, wrong, missed = _match(ious, crowd)
         return (wrong + missed) / (2 * hits + wrong + missed) if wrong + missed else 0.0
 
     def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
-        """Boxes in pixels of the image, cut to it; what lies outside of it is no object."""
+        """Boxes in pixels of the image, clipped to it. Objects entirely outside are dropped."""
         shift = torch.tensor([view.shift[1], view.shift[0]] * 2)
         scale = torch.tensor([view.scale[1], view.scale[0]] * 2)
         height, width = view.size
@@ -148,7 +148,7 @@ class Detection(Task):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """The truth, and beside it what was found with a score of 0.25 or more."""
+        """The truth, and beside it the predictions with a score of 0.25 or more."""
         panels = []
         if target is not None:
             panels.append(self._panel(image, f"{len(target['boxes'])} in truth", target))
@@ -158,21 +158,25 @@ class Detection(Task):
             panels.append(self._panel(image, f"{int(shown.sum())} found", kept))
         return panels or [Panel(image)]
 
-    def _panel(self, image: Tensor, caption: str, said: dict[str, Any]) -> Panel:
+    def _panel(self, image: Tensor, caption: str, objects: dict[str, Any]) -> Panel:
         return Panel(
-            image, caption, boxes=said["boxes"], labels=said["labels"], scores=said.get("scores")
+            image,
+            caption,
+            boxes=objects["boxes"],
+            labels=objects["labels"],
+            scores=objects.get("scores"),
         )
 
 
 DETECTION = Detection()
 
 
-def _match(found: Tensor, crowd: Tensor) -> tuple[int, int, int]:
-    """Objects found, mistakes and misses, from overlaps (N, M) of answers, the most certain first,
-    with truths of the same class. An answer on a crowd is neither."""
+def _match(ious: Tensor, crowd: Tensor) -> tuple[int, int, int]:
+    """True positives, false positives and false negatives, from IoUs (N, M) of predictions, sorted
+    by score, with true objects of the same class. Predictions on a crowd don't count."""
     free = ~crowd
     hits = wrong = 0
-    for row in found:
+    for row in ious:
         possible = row * free
         if possible.numel() and float(possible.max()) >= 0.5:
             free[int(possible.argmax())] = False

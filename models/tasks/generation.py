@@ -1,17 +1,17 @@
 """Generation: new images like those of a data set.
 
-In: uint8 images; later as many made ones, and what a classifier of the same data, the judge, says
-of both. Out: the images as the discriminator sees them, the figures, and made images as files. Must
-not know any network, nor which classifier judges.
+In: uint8 images; later as many fake ones, and the outputs of the judge, a classifier of the same
+data, for both. Out: the images as the discriminator sees them, the metrics, and fake images as files.
+Must not know any network, nor which classifier judges.
 
     B images, N images of a whole split, C channels, H height, W width, D features, K classes of
     the judge
 
-A sample has only its image. A prediction has `image`, uint8 (C, H, W); it answers to no sample: the
-i-th made image stands beside the i-th real one only so that there are as many. Once the judge was
-consulted, it also has its `features` (D,), `predicted`, the most probable of the judge's `classes`, and
-the `confidence` of that. What is gathered of an image is 8 D bytes: 10 MB of 10,000 images with the
-128 features of a small classifier.
+A sample has only its image. A prediction has `image`, uint8 (C, H, W). It doesn't belong to a sample:
+the i-th fake image comes with the i-th real one only so that there are as many of both. After
+`apply_judge` it also has its `features` (D,), `predicted`, the most probable of the judge's
+`classes`, and the `confidence` in it. A record takes 8 D bytes: 10 MB for 10,000 images with the 128
+features of a small classifier.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ from models.core.family import (
 
 @dataclass(frozen=True)
 class GenerationAugment:
-    """What is done to training images. `flip`: mirror every second image, left to right."""
-
     flip: bool = False
+    """Mirror half of the training images, left to right."""
 
 
 class Generation(Task):
@@ -58,8 +57,7 @@ class Generation(Task):
     takes_images = False
 
     def targets(self, batch: Batch) -> list[Target]:
-        """`image` (C, H, W): all that the network was shown, what was padded too, because that is
-        what it imitates."""
+        """`image` (C, H, W) with its padding, because the generator learns that too."""
         return [{"image": image} for image in batch["image"].detach().cpu()]
 
     def augment(self, settings: GenerationAugment, data: DataSpec, *, train: bool) -> Transform:
@@ -74,7 +72,7 @@ class Generation(Task):
         rows = zip(predictions, fake, predicted_classes.tolist(), confidences.tolist())
         for prediction, features, predicted, confidence in rows:
             prediction.update(
-                features=features.clone(),  # a view would carry its whole batch through pickle
+                features=features.clone(),  # pickling a view would pickle the whole batch
                 predicted=predicted,
                 confidence=confidence,
                 classes=probabilities.shape[1],
@@ -83,11 +81,11 @@ class Generation(Task):
             target["features"] = features.clone()
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`made` and `real`, features (D,) of a made and a real image; `predicted`, `classes` and
-        `confidence` of the made one."""
+        """`fake` and `real`, features (D,) of a fake and a real image; `predicted`, `classes` and
+        `confidence` of the fake one."""
         if "features" not in prediction or "features" not in target:
             raise TesseraError(
-                "what was made was not judged",
+                "the fake images were not judged",
                 hint="name a classifier of the same data: --set judge=models:/NAME@ALIAS",
             )
         known = ("predicted", "classes", "confidence")
@@ -98,13 +96,16 @@ class Generation(Task):
         }
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """`frechet`; `class_share_min` and `class_share_max`, the shares of the made images that
-        the judge takes for its rarest and its commonest class; `class_entropy` of these shares, 1
-        where all are equal; `confidence`, the mean probability of the class predicted. Shares and
-        confidence are exact sums; `frechet` is in float64, and another order of the images would
-        move its last digits."""
+        """`frechet`, the Fréchet distance of the judge's features; `class_share_min` and
+        `class_share_max`, the shares of the fake images in the judge's rarest and most frequent
+        class; `class_entropy` of all these shares, 1 if they are equal; `confidence`, the mean
+        probability of the predicted class.
+
+        Shares and confidence are exact sums. `frechet` is computed in float64: another order of the
+        images would change its last digits.
+        """
         if not records:
-            raise TesseraError("there is no image to make figures of")
+            raise TesseraError("there are no images to compute metrics of")
         count, classes = len(records), records[0]["classes"]
         predicted_classes = torch.tensor([r["predicted"] for r in records])
         shares = [n / count for n in torch.bincount(predicted_classes, minlength=classes).tolist()]
@@ -121,11 +122,11 @@ class Generation(Task):
         }
 
     def error_score(self, record: Record) -> float:
-        """How little the judge is sure of what the made image shows, in 0..1."""
+        """1 - the judge's confidence, in 0..1."""
         return 1 - float(record["confidence"])
 
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
-        """`height` and `width` of the made image; itself it is a file."""
+        """`height` and `width` of the fake image, which itself is a file."""
         height, width = prediction["image"].shape[-2:]
         return {"height": height, "width": width}
 
@@ -136,7 +137,7 @@ class Generation(Task):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """The made image alone: no real one is its truth. Without a prediction, the real one."""
+        """The fake image, or without a prediction the real one."""
         if prediction is None:
             return [Panel(image)]
         caption = ""
@@ -158,9 +159,9 @@ def frechet_distance(fake: Tensor, real: Tensor) -> float:
 
         |m - r|² + tr(A + B - 2 (A B)^½)
 
-    In float64. With the covariances as A = P'P and B = Q'Q the trace of (A B)^½ is the sum of the
-    singular values of P Q', so no root of a matrix is taken, and sets of fewer images than features
-    are no exception. A set of one image has no spread.
+    In float64. With the covariances as A = P'P and B = Q'Q, the trace of (A B)^½ is the sum of the
+    singular values of P Q'. So no matrix root is needed, and sets with fewer images than features
+    are possible. The covariance of a single image is 0.
     """
     mean_fake, root_fake = _gaussian(fake)
     mean_real, root_real = _gaussian(real)
@@ -171,7 +172,7 @@ def frechet_distance(fake: Tensor, real: Tensor) -> float:
 
 
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and P (min(N, D), D), of which P'P is the covariance."""
+    """Mean (D,), and P (min(N, D), D) with the covariance P'P."""
     values = features.double()
     mean = values.mean(0)
     centred = (values - mean) / math.sqrt(max(len(values) - 1, 1))
@@ -179,17 +180,17 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Augment:
-    """The transform: every second image mirrored, then the normalisation."""
+    """The transform: half of the images mirrored, then normalisation."""
 
     def __init__(self, flip: bool, data: DataSpec) -> None:
         self._flip = flip
         self._std = torch.tensor(data.std)[:, None, None]
         self._mean = torch.tensor(data.mean)[:, None, None]
 
-    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
+    def __call__(self, batch: Batch, rng: BatchRng) -> Batch:
         images: Tensor = batch["image"]
         self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         if self._flip:
-            mirrored = (draws.uniform(1, 1, 1) < 0.5).to(images.device, non_blocking=True)
+            mirrored = (rng.uniform(1, 1, 1) < 0.5).to(images.device, non_blocking=True)
             images = torch.where(mirrored, images.flip(-1), images)
         return {**batch, "image": (images.float() / 255 - self._mean) / self._std}

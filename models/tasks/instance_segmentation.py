@@ -1,12 +1,12 @@
-"""Instance segmentation: which pixels each object of an image has, and what it is.
+"""Instance segmentation: the pixels and the class of each object of an image.
 
-In: uint8 images with the boxes and masks of their objects; later those that a network found. Out:
-the images as the network sees them, the figures, and the answers as JSON. Must not know any network.
+In: uint8 images with the boxes and masks of their objects; later the predicted ones. Out: the images
+as the network sees them, the metrics, and predictions as JSON. Must not know any network.
 
     B images, H height, W width, N objects of an image
 
-It is detection with masks: uint8 (N, H, W) of 0 and 1, in a batch a list of B, in a target and a
-prediction of the size of the picture. A record has run lengths instead, COCO's compressed ones.
+It is detection with masks, uint8 (N, H, W) of 0 and 1: in a batch a list of B, in a target and a
+prediction at the size of the image without padding. Records have COCO's compressed run lengths.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InstanceSegmentation(Detection):
     eval_batch = 8
 
     def targets(self, batch: Batch) -> list[Target]:
-        """Detection's, and `masks`."""
+        """As for detection, with `masks`."""
         targets = super().targets(batch)
         for target, masks in zip(targets, batch["masks"]):
             height, width = target["size"]
@@ -61,16 +61,16 @@ class InstanceSegmentation(Detection):
             masks = side["masks"]
             if masks.shape[-2:] != target["size"]:
                 raise TesseraError(
-                    f"{name} are {tuple(masks.shape[-2:])}, the picture is {target['size']}"
+                    f"{name} have {tuple(masks.shape[-2:])} pixels, the image has {target['size']}"
                 )
             record[name] = run_lengths(masks)
         return record
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """COCO's of masks: `mask_map` over overlaps from 0.5 to 0.95, `mask_map50`, `mask_map75`,
-        and `mask_map/CLASS`; of boxes `box_map`, `box_map50`, `box_map75`, `box_map/CLASS`."""
+        """COCO's for masks: `mask_map` over IoU thresholds from 0.5 to 0.95, `mask_map50`,
+        `mask_map75` and `mask_map/CLASS`; and for boxes `box_map`, `box_map50` and so on."""
         if not records:
-            raise TesseraError("there is no answer to make figures of")
+            raise TesseraError("there are no predictions to compute metrics of")
         return self.bootstrap_metrics(records, data)(range(len(records)))
 
     def bootstrap_metrics(
@@ -78,29 +78,29 @@ class InstanceSegmentation(Detection):
     ) -> Callable[[Sequence[int]], dict[str, float]]:
         masks = average_precision.bootstrap_metrics(records, data.classes, "segm")
         boxes = average_precision.bootstrap_metrics(records, data.classes, "bbox")
-        return lambda places: {
-            **{f"mask_{name}": value for name, value in masks(places).items()},
-            **{f"box_{name}": value for name, value in boxes(places).items()},
+        return lambda positions: {
+            **{f"mask_{name}": value for name, value in masks(positions).items()},
+            **{f"box_{name}": value for name, value in boxes(positions).items()},
         }
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
-        """Precision by recall at an overlap of 0.5, of masks and of boxes."""
+        """Precision and recall of masks and of boxes, at an IoU of 0.5."""
         lines = average_precision.curves(records, data.classes, "segm")
         masks = Chart("Precision and recall of masks", "recall", "precision", lines)
         return [masks, *super().charts(records, data)]
 
     def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
-        """Boxes and masks in the image's own pixels. An object outside of it is none."""
+        """Boxes and masks in pixels of the image. Objects entirely outside are dropped."""
         restored = super().to_original_size(prediction, view)
         return restored | {"masks": _restore_masks(restored["masks"], view)}
 
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`objects`, each with `class`, `score`, `box`, and `mask`: `size` (height, width) and
         `counts`, COCO's compressed run lengths."""
-        answer = super().prediction_to_json(prediction, data)
-        for found, mask in zip(answer["objects"], _segmentations(prediction["masks"])):
+        result = super().prediction_to_json(prediction, data)
+        for found, mask in zip(result["objects"], _segmentations(prediction["masks"])):
             found["mask"] = mask
-        return answer
+        return result
 
     def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
         objects = super().prediction_to_coco(prediction)
@@ -108,14 +108,14 @@ class InstanceSegmentation(Detection):
             found["segmentation"] = mask
         return objects
 
-    def _panel(self, image: Tensor, caption: str, said: dict[str, Any]) -> Panel:
+    def _panel(self, image: Tensor, caption: str, objects: dict[str, Any]) -> Panel:
         return Panel(
             image,
             caption,
-            boxes=said["boxes"],
-            labels=said["labels"],
-            scores=said.get("scores"),
-            masks=said["masks"],
+            boxes=objects["boxes"],
+            labels=objects["labels"],
+            scores=objects.get("scores"),
+            masks=objects["masks"],
         )
 
 
@@ -127,7 +127,7 @@ def run_lengths(masks: Tensor) -> list[bytes]:
     import numpy as np
     from pycocotools import mask as coco
 
-    # One after the other: a copy in Fortran's order of all masks could be gigabytes.
+    # One by one: a Fortran-ordered copy of all masks could take gigabytes.
     return [coco.encode(np.asfortranarray(mask))["counts"] for mask in masks.cpu().numpy()]
 
 
@@ -139,13 +139,13 @@ def _segmentations(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def _restore_masks(masks: Tensor, view: View) -> Tensor:
-    """uint8 (N, H, W) of the image, 0 where the network saw nothing of it."""
+    """uint8 (N, H, W) at the size of the image, 0 where the network didn't see it."""
     height, width = view.size
     if view.scale != (1.0, 1.0):
         inner = [round(side * scale) for side, scale in zip(view.size, view.scale)]
         cut = masks[:, : inner[0], : inner[1]]
         large = torch.zeros(len(masks), height, width, dtype=torch.uint8)
-        for into, mask in zip(large, cut):  # one at a time, as numbers they are four times as large
+        for into, mask in zip(large, cut):  # one by one: as float32 they take four times the memory
             shape = (height, width)
             into.copy_(F.interpolate(mask[None, None].float(), shape, mode="bilinear")[0, 0] >= 0.5)
         return large
@@ -153,6 +153,6 @@ def _restore_masks(masks: Tensor, view: View) -> Tensor:
     whole = torch.zeros(len(masks), height, width, dtype=torch.uint8)
     top, left = max(0, down), max(0, right)
     seen = masks[:, top : top + height, left : left + width]
-    at = (max(0, -down), max(0, -right))
-    whole[:, at[0] : at[0] + seen.shape[1], at[1] : at[1] + seen.shape[2]] = seen
+    row, column = max(0, -down), max(0, -right)
+    whole[:, row : row + seen.shape[1], column : column + seen.shape[2]] = seen
     return whole

@@ -1,15 +1,15 @@
 """Semantic segmentation: a class for each pixel.
 
-In: uint8 images with the class of each pixel; later the classes that a network says. Out: the images
-as the network sees them, the figures, and the answers as JSON. Must not know any network.
+In: uint8 images with the class of each pixel; later the predicted classes. Out: the images as the
+network sees them, the metrics, and predictions as JSON. Must not know any network.
 
     B images, C channels, H height, W width, K classes
-    P patches of one image, h height and w width of what the network sees
+    P patches of one image, h height and w width of the network's input
 
 A batch has `mask` uint8 (B, H, W), 255 where a pixel has no class. A training batch with several
 patches of each image has `image` (B, P, C, h, w) and `mask` (B, P, h, w). A prediction has `mask`
-uint8 (H, W), for the picture without what was added to fill a frame, and `confidence`, the mean
-probability of the classes that are said.
+uint8 (H, W), for the image without padding, and `confidence`, the mean probability of the predicted
+classes.
 """
 
 from __future__ import annotations
@@ -40,30 +40,33 @@ from models.core.family import (
 from models.metrics.average_precision import NAMED_CLASSES, metric_names
 
 IGNORED = 255
-"""The pixel has no class."""
+"""The value of pixels without a class."""
 SHOWN_PATCHES = 4
-"""Patches of one image that are shown."""
+"""Patches of one image that are drawn."""
 
 
 @dataclass(frozen=True)
 class SegmentationAugment:
-    """What is done to training images; their masks follow. `patch`: side in pixels of a square that
-    is cut out at a random place, 0 for the whole image. `patches`: so many of them of each image, in
-    one step. `flip`, `flip_vertical`: mirror every second patch. `rotate`: by a multiple of 90
-    degrees. `zoom`: larger or smaller by up to this share. `elastic`: standard deviation in pixels
-    of random shifts on a 3x3 grid, between which the picture is bent (Ronneberger et al., U-Net,
-    2015, took 10). `brightness`: added, up to this share of the range; `contrast`: changed by up to
-    this share. Where a patch reaches over the edge, the picture is mirrored and has no class."""
-
     patch: int = 0
+    """Side in pixels of the random squares that are cut out for training; 0 takes the whole image.
+    Beyond the edge the image is reflected, and its pixels have no class."""
     patches: int = 1
+    """Patches of each image in one step."""
     flip: bool = False
+    """Mirror half of the patches, left to right."""
     flip_vertical: bool = False
+    """Mirror half of the patches, top to bottom."""
     rotate: bool = False
+    """Rotate by a random multiple of 90 degrees."""
     zoom: float = 0.0
+    """Enlarge or reduce by up to this share."""
     elastic: float = 0.0
+    """Standard deviation in pixels of random shifts on a 3x3 grid, between which the image is
+    deformed smoothly (Ronneberger et al., U-Net, 2015, use 10)."""
     brightness: float = 0.0
+    """Brighten or darken by up to this share of the pixels' range."""
     contrast: float = 0.0
+    """Change the contrast by up to this share."""
 
     def __post_init__(self) -> None:
         if self.patch < 0 or self.elastic < 0:
@@ -98,35 +101,37 @@ class SemanticSegmentation(Task):
         return _Augment(settings if train else None, data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`counts` (K, K) int64 of the pixels that have a class: row the truth, column the
-        answer."""
+        """`counts` (K, K) int64 of the pixels with a class: rows are true classes, columns predicted
+        ones."""
         classes = len(data.classes)
-        said, truth = prediction["mask"], target["mask"]
-        if said.shape != truth.shape:
+        predicted, truth = prediction["mask"], target["mask"]
+        if predicted.shape != truth.shape:
             raise TesseraError(
-                f"a prediction is of {tuple(said.shape)} pixels, its target of {tuple(truth.shape)}"
+                f"a prediction has {tuple(predicted.shape)} pixels, its target {tuple(truth.shape)}"
             )
         known = truth != IGNORED
-        said, truth = said[known].long(), truth[known].long()
-        for name, found in (("target", truth), ("prediction", said)):
-            if found.numel() and int(found.max()) >= classes:
+        predicted, truth = predicted[known].long(), truth[known].long()
+        for name, mask in (("target", truth), ("prediction", predicted)):
+            if mask.numel() and int(mask.max()) >= classes:
                 raise TesseraError(
-                    f"a {name} has the class {int(found.max())}, but there are {classes} classes"
+                    f"a {name} has the class {int(mask.max())}, but there are {classes} classes"
                 )
-        counts = torch.bincount(truth * classes + said, minlength=classes**2)
+        counts = torch.bincount(truth * classes + predicted, minlength=classes**2)
         return {"counts": counts.reshape(classes, classes)}
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """`miou`, the mean over classes of the intersection over union, `dice`, the mean over
-        classes of 2 * intersection / (truth + answer), and `pixel_accuracy`, each of all pixels of
-        all images together; and `iou/CLASS`. A class that is in no truth and in no answer does not
-        count; pixels without a class don't either. Counts are whole numbers, so the figures depend
-        on nothing else."""
+        """`miou`, the mean over classes of intersection over union, `dice`, the mean over classes of
+        2 * intersection / (truth + prediction), and `pixel_accuracy`, each over the pixels of all
+        images together; and `iou/CLASS`.
+
+        Pixels without a class don't count, nor do classes in no truth and no prediction. Counts are
+        integers, so the order of the images changes no digit.
+        """
         matrix = self.confusion(records, data)
         total = int(matrix.sum())
         if not total:
             raise TesseraError(
-                "no pixel of these images has a class: there is nothing to make figures of"
+                "no pixel of these images has a class, so there is nothing to compute metrics of"
             )
         names = metric_names(data.classes)
         ious = _ious(matrix)
@@ -146,12 +151,12 @@ class SemanticSegmentation(Task):
         return matrix
 
     def error_score(self, record: Record) -> float:
-        """1 - the mean IoU of the image's own classes; 0 where no pixel has one."""
+        """1 - the mean IoU of the classes in the image; 0 if no pixel has a class."""
         ious = _ious(record["counts"])
         return 1 - math.fsum(ious.values()) / len(ious) if ious else 0.0
 
     def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
-        """The mask in the image's own size. What the network did not see has no class."""
+        """The mask at the size of the image. Pixels that the network didn't see have no class."""
         mask = prediction["mask"]
         axes = zip(view.size, view.scale, view.shift, mask.shape)
         rows, columns = (_seen(*axis) for axis in axes)
@@ -160,7 +165,7 @@ class SemanticSegmentation(Task):
         return {**prediction, "mask": found.masked_fill(unseen, IGNORED)}
 
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
-        """`shares`, how much of the picture each class has, and `confidence`."""
+        """`shares`, the share of the pixels in each class, and `confidence`."""
         counts = torch.bincount(prediction["mask"].flatten().long(), minlength=IGNORED + 1)
         known = counts[: len(data.classes)].tolist()
         total = sum(known) or 1
@@ -174,7 +179,7 @@ class SemanticSegmentation(Task):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """The image with the truth on it, where it is known, beside that with the answer."""
+        """The image with the truth, if it is known, and the image with the prediction."""
         panels = []
         if target is not None:
             panels.append(Panel(image, "truth", mask=target["mask"]))
@@ -187,7 +192,7 @@ class SemanticSegmentation(Task):
         return panels
 
     def sample_panels(self, batch: Batch, data: DataSpec) -> list[list[Panel]]:
-        """Of each image some patches, each with its truth."""
+        """The first patches of each image, with their truths."""
         images, masks = batch["image"], batch["mask"]
         if images.ndim == 4:
             return super().sample_panels(batch, data)
@@ -199,7 +204,7 @@ class SemanticSegmentation(Task):
         return groups
 
     def prediction_to_image(self, prediction: Prediction) -> Tensor:
-        """(H, W): the classes by their numbers, 255 for none."""
+        """(H, W): the index of each pixel's class, 255 for none."""
         mask: Tensor = prediction["mask"]
         return mask
 
@@ -208,26 +213,26 @@ SEMANTIC_SEGMENTATION = SemanticSegmentation()
 
 
 def _ious(matrix: Tensor) -> dict[int, float]:
-    """Intersection over union of each class that is in truth or answers."""
+    """Intersection over union of each class in truth or predictions."""
     hits = matrix.diagonal().tolist()
-    truths, saids = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    truths, predictions = matrix.sum(1).tolist(), matrix.sum(0).tolist()
     return {
-        k: hit / (truth + said - hit)
-        for k, (hit, truth, said) in enumerate(zip(hits, truths, saids))
-        if truth or said
+        k: hit / (truth + predicted - hit)
+        for k, (hit, truth, predicted) in enumerate(zip(hits, truths, predictions))
+        if truth or predicted
     }
 
 
-def _seen(size: int, scale: float, shift: int, given: int) -> Tensor:
-    """Where each of an image's `size` pixels along an axis is among the `given` ones of a
-    prediction; -1 where it is not."""
-    at = ((torch.arange(size, dtype=torch.float64) + 0.5) * scale + shift).floor().long()
-    return torch.where(at < given, at, -1).clamp(min=-1)
+def _seen(size: int, scale: float, shift: int, predicted: int) -> Tensor:
+    """For each of an image's `size` pixels along an axis, its index among the `predicted` ones; -1 if
+    the network didn't see it."""
+    index = ((torch.arange(size, dtype=torch.float64) + 0.5) * scale + shift).floor().long()
+    return torch.where(index < predicted, index, -1).clamp(min=-1)
 
 
 class _Augment:
-    """The transform: patches are taken out of the image, then normalised and changed in colour.
-    Without settings images are normalised as they are."""
+    """The transform: cuts patches, normalises them, and changes brightness and contrast. Without
+    settings, it only normalises."""
 
     def __init__(self, settings: SegmentationAugment | None, data: DataSpec) -> None:
         self._settings = settings
@@ -236,7 +241,7 @@ class _Augment:
         self._scale, self._offset = (1 / (255 * std)).float(), (-mean / std).float()
         self._std = std.float()
 
-    def __call__(self, batch: Batch, draws: BatchRng) -> Batch:
+    def __call__(self, batch: Batch, rng: BatchRng) -> Batch:
         image: Tensor = batch["image"]
         self._scale, self._offset, self._std = (
             constant.to(image.device) for constant in (self._scale, self._offset, self._std)
@@ -244,10 +249,10 @@ class _Augment:
         settings = self._settings
         if settings is None:
             return {**batch, "image": self._normalise(image)}
-        image, mask = self._patches(batch, settings, draws)  # (B, C, P, h, w), (B, P, h, w)
+        image, mask = self._patches(batch, settings, rng)  # (B, C, P, h, w), (B, P, h, w)
         image = self._normalise(image.transpose(1, 2))
         if settings.brightness or settings.contrast:
-            image = self._recolour(image, settings, draws)
+            image = self._recolour(image, settings, rng)
         if settings.patches == 1:
             image, mask = image[:, 0], mask[:, 0]
         frame = torch.tensor(mask.shape[-2:]).expand(len(mask), 2).to(batch["extent"].device)
@@ -257,16 +262,16 @@ class _Augment:
         return torch.addcmul(self._offset, image.float(), self._scale)
 
     def _patches(
-        self, batch: Batch, settings: SegmentationAugment, draws: BatchRng
+        self, batch: Batch, settings: SegmentationAugment, rng: BatchRng
     ) -> tuple[Tensor, Tensor]:
         image, mask = batch["image"], batch["mask"]
         high, wide = image.shape[-2:]
         frame = (settings.patch or high, settings.patch or wide)
-        places = _places(settings, frame, batch["extent"].cpu(), draws).to(image.device)
+        positions = _positions(settings, frame, batch["extent"].cpu(), rng).to(image.device)
         edges = batch["extent"].to(image.device)[:, None, None, None, :]
-        inside = ((places > -0.5) & (places < edges - 0.5)).all(-1)
-        # Beyond an edge the picture is mirrored, as often as is needed.
-        at = (edges - ((places + 0.5).remainder(2 * edges) - edges).abs() - 0.5).clamp(min=0)
+        inside = ((positions > -0.5) & (positions < edges - 0.5)).all(-1)
+        # Beyond an edge the image is reflected, repeatedly if needed.
+        at = (edges - ((positions + 0.5).remainder(2 * edges) - edges).abs() - 0.5).clamp(min=0)
         at = at.minimum(edges - 1)
         nearest = at.round().long()
         pixels = (nearest[..., 0] * wide + nearest[..., 1]).flatten(1)
@@ -282,29 +287,29 @@ class _Augment:
             seen = image.flatten(2).gather(2, pixels)
         return seen.view(*image.shape[:2], *inside.shape[1:]), found
 
-    def _recolour(self, image: Tensor, settings: SegmentationAugment, draws: BatchRng) -> Tensor:
-        change = (2 * draws.uniform(settings.patches, 2) - 1).to(image.device)
+    def _recolour(self, image: Tensor, settings: SegmentationAugment, rng: BatchRng) -> Tensor:
+        change = (2 * rng.uniform(settings.patches, 2) - 1).to(image.device)
         brighter, stronger = change[:, :, :, None, None, None].unbind(2)
         shift = settings.brightness * brighter / self._std
         return image * (1 + settings.contrast * stronger) + shift
 
 
-def _places(
-    settings: SegmentationAugment, frame: tuple[int, int], extent: Tensor, draws: BatchRng
+def _positions(
+    settings: SegmentationAugment, frame: tuple[int, int], extent: Tensor, rng: BatchRng
 ) -> Tensor:
-    """Where the pixels of the patches come from, (B, P, h, w, 2): row and column in the image, whole
-    numbers at the centres of its pixels."""
+    """Source positions of the patches' pixels, (B, P, h, w, 2): row and column in the image, integers
+    at the centres of pixels."""
     patches = settings.patches
-    turns = draws.integers(4, patches) if settings.rotate else torch.zeros(len(extent), patches)
-    mirrored = (draws.uniform(patches, 2) < 0.5) & torch.tensor(
+    turns = rng.integers(4, patches) if settings.rotate else torch.zeros(len(extent), patches)
+    mirrored = (rng.uniform(patches, 2) < 0.5) & torch.tensor(
         [settings.flip_vertical, settings.flip]
     )
-    zoom = torch.exp((2 * draws.uniform(patches, 1) - 1) * math.log1p(settings.zoom))
+    zoom = torch.exp((2 * rng.uniform(patches, 1) - 1) * math.log1p(settings.zoom))
     turned = (turns % 2 == 1)[:, :, None]
     sides = torch.tensor(frame, dtype=torch.float32)
     covered = torch.where(turned, sides.flip(0), sides) / zoom
     room = extent[:, None] - covered
-    corner = torch.where(room < 0, room / 2, draws.uniform(patches, 2) * (room.floor() + 1)).floor()
+    corner = torch.where(room < 0, room / 2, rng.uniform(patches, 2) * (room.floor() + 1)).floor()
 
     rows, columns = (torch.arange(side) + 0.5 - side / 2 for side in frame)
     offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
@@ -313,9 +318,9 @@ def _places(
     offsets = torch.where(turned[..., None, None], quarter, offsets)
     around = 1 - 2 * (turns >= 2).float()
     offsets = offsets * (around[..., None] / zoom)[:, :, None, None, :]
-    places = offsets + (corner + covered / 2 - 0.5)[:, :, None, None, :]
+    positions = offsets + (corner + covered / 2 - 0.5)[:, :, None, None, :]
     if settings.elastic:
-        shifts = draws.normal(patches, 2, 3, 3).flatten(0, 1) * settings.elastic
+        shifts = rng.normal(patches, 2, 3, 3).flatten(0, 1) * settings.elastic
         smooth = F.interpolate(shifts, size=frame, mode="bicubic", align_corners=True)
-        places = places + smooth.view(-1, patches, 2, *frame).movedim(2, -1)
-    return places
+        positions = positions + smooth.view(-1, patches, 2, *frame).movedim(2, -1)
+    return positions

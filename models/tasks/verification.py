@@ -1,16 +1,17 @@
-"""Verification: whether two images show the same, and which of the known ones an image shows.
+"""Verification: whether two images show the same thing, and which of the known ones an image shows.
 
 In: uint8 images with a `label` each; later an embedding of each image. Out: the images as the
-network sees them, the figures, and the answers as JSON. Must not know any network. The classes of
-the images that are compared need not be those of the training.
+network sees them, the metrics, and predictions as JSON. Must not know any network. The classes of
+the images that are compared can differ from those of the training.
 
     B images, N images of a whole split, K classes of them, D numbers of an embedding
 
 A sample has `label`, an int in [0, K); a batch has `label` (B,) int64. A prediction has `embedding`
-(D,) float32 of unit length, on the CPU. How alike two images are is the cosine of their embeddings.
+(D,) float32 of unit length, on the CPU. The similarity of two images is the cosine of their
+embeddings.
 
-All figures are exact functions of the embeddings, rounded to multiples of 2^-24: their products are
-then whole numbers that float64 adds without rounding, in whatever order.
+All metrics are exact functions of the embeddings, rounded to multiples of 2^-24: their products are
+then integers, which float64 adds without rounding in any order.
 """
 
 from __future__ import annotations
@@ -41,30 +42,30 @@ from models.core.family import (
 from models.tasks.classification import CLASSIFICATION, ClassificationAugment
 
 BINS = 1 << 16
-"""Similarities from -1 to 1 are counted in so many bins: a threshold is known to 2^-15 = 0.00003."""
+"""Bins for similarities from -1 to 1, so thresholds have a resolution of 2^-15 = 0.00003."""
 SHOTS = 5
 EPISODES = 100
 NEIGHBOURS = 8
-"""So many are named as related to an image."""
+"""Images returned as related to an image."""
 _GRID = 1 << 24
 _BLOCK = 1 << 22
-"""Similarities held in memory at a time, 32 MiB."""
+"""Similarities in memory at a time: 32 MiB."""
 
 
 @dataclass(frozen=True)
 class VerificationAugment:
-    """What is done to training images. `flip`: mirror every second image, left to right.
-    `crop_padding`: shift by up to so many pixels each way, the edge mirrored. `rotate`: turn by up
-    to so many degrees each way. `shear`: slant by up to so many pixels a pixel. `zoom`: make each
-    side longer or shorter by up to this share. `cutout`: side in pixels of a square that is blanked,
-    0 for none."""
-
     flip: bool = False
+    """Mirror half of the training images, left to right."""
     crop_padding: int = 0
+    """Shift training images by up to so many pixels each way. The border is filled by reflection."""
     rotate: float = 0.0
+    """Rotate by up to so many degrees each way."""
     shear: float = 0.0
+    """Shear by up to so many pixels for each pixel."""
     zoom: float = 0.0
+    """Make each side longer or shorter by up to this share."""
     cutout: int = 0
+    """Side in pixels of a random square that is blanked; 0 for none."""
 
     def __post_init__(self) -> None:
         self.as_classification()
@@ -101,9 +102,9 @@ class Verification(Task):
         if not (train and settings.warps):
             return plain
 
-        def warped(batch: Batch, draws: BatchRng) -> Batch:
-            batch = plain(batch, draws)
-            return {**batch, "image": _warp(batch["image"], settings, draws)}
+        def warped(batch: Batch, rng: BatchRng) -> Batch:
+            batch = plain(batch, rng)
+            return {**batch, "image": _warp(batch["image"], settings, rng)}
 
         return warped
 
@@ -113,57 +114,59 @@ class Verification(Task):
         return {"embedding": prediction["embedding"], "label": label, "class": _name(label, data)}
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """Over all pairs of two images, which are accepted as one class from a similarity on:
-        `eer`, the equal error rate, where as large a share of the pairs of two classes is accepted
-        as is refused of those of one; `threshold`, the similarity there; `tar_far_1e2` and
-        `tar_far_1e3`, the share of the pairs of one class that is accepted where at most 0.01 and
-        0.001 of the others are.
+        """Of all pairs of images, where a pair is accepted as one class above a similarity:
 
-        `recall_at_1`: of the images that have another of their class, the share whose nearest image
-        is one of these; a draw with another class counts as a miss. `few_shot_5`, where two classes
-        have more than 5 images: accuracy by the nearest of the classes' prototypes, the normalised
-        means of 5 images each, on all other images of these classes (Snell et al., Prototypical
-        Networks for Few-shot Learning, 2017); the mean of 100 draws by a fixed seed.
+        - `eer`, the equal error rate, and `threshold`, its similarity: there the share of accepted
+          pairs of two classes equals the share of rejected pairs of one class
+        - `tar_far_1e2`, `tar_far_1e3`: the share of accepted pairs of one class where at most 0.01 or
+          0.001 of the others are accepted
 
-        Time goes with N^2: about 2 s for 10,000 images of D = 64 on one core. Raises TesseraError
-        where there is no pair of one class, or none of two."""
+        `recall_at_1`: of the images with another one of their class, the share whose nearest image is
+        of that class; a tie with another class is a miss. `few_shot_5`, if at least two classes have
+        more than 5 images: the accuracy of the nearest class prototype, the normalised mean of 5
+        images, on all other images of these classes (Snell et al., Prototypical Networks for
+        Few-shot Learning, 2017); the mean over 100 random choices with a fixed seed.
+
+        Time grows with N^2: about 2 s for 10,000 images of D = 64 on one core. Raises TesseraError if
+        there is no pair of one class, or none of two.
+        """
         labels, rows = _sort(records)
-        found = _compare_all(labels, rows)
-        same, other = int(found.same.sum()), int(found.other.sum())
+        pairs = _compare_all(labels, rows)
+        same, other = int(pairs.same.sum()), int(pairs.other.sum())
         if not same or not other:
             raise TesseraError(
-                f"among the {len(records)} images of the split are no two of "
+                f"the {len(records)} images of the split have no two of "
                 + ("different classes" if same else "one class"),
-                hint="verification compares images of a class with each other, and with others",
+                hint="verification compares images of one class with each other and with others",
             )
-        # The share that is accepted from each edge of a bin on; from the last edge on it is none.
-        tar, far = (_from_each_edge(counts) for counts in (found.same, found.other))
+        # The accepted share with each edge of a bin as threshold; at the last edge it is 0.
+        tar, far = (_from_each_edge(counts) for counts in (pairs.same, pairs.other))
         eer, threshold = _equal_error(far, 1 - tar)
         metrics = {"eer": eer, "threshold": threshold}
         for name, rate in (("tar_far_1e2", 1e-2), ("tar_far_1e3", 1e-3)):
             metrics[name] = float(tar[(far <= rate).nonzero()[0, 0]])
-        metrics["recall_at_1"] = found.hits / found.sought
+        metrics["recall_at_1"] = pairs.hits / pairs.queries
         accuracy = _few_shot(labels, rows)
         return metrics if accuracy is None else {**metrics, f"few_shot_{SHOTS}": accuracy}
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
-        """Which share of the pairs of one class is accepted, by that of the others."""
-        found = _compare_all(*_sort(records))
-        tar, far = (_from_each_edge(counts).tolist() for counts in (found.same, found.other))
+        """The ROC curve: accepted pairs of one class over accepted pairs of two classes."""
+        pairs = _compare_all(*_sort(records))
+        tar, far = (_from_each_edge(counts).tolist() for counts in (pairs.same, pairs.other))
         return [Chart("Accepted pairs", "of two classes", "of one class", {"": (far, tar)})]
 
     def error_score(self, record: Record) -> float:
-        """0: of one image alone nothing can be right or wrong. What is shown as the worst mistakes
-        are the first images, each beside those that seem most alike."""
+        """0, because a single image can't be right or wrong. The report therefore shows the first
+        images, each beside the most similar ones."""
         return 0.0
 
     def related_images(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
-        """The nearest other images, captioned "SIMILARITY CLASS"."""
+        """The most similar other images, captioned "SIMILARITY CLASS"."""
         embeddings = torch.stack([record["embedding"] for record in records])
-        likeness = embeddings @ embeddings[position]
-        order = likeness.argsort(descending=True, stable=True)[: NEIGHBOURS + 1].tolist()
+        similarity = embeddings @ embeddings[position]
+        order = similarity.argsort(descending=True, stable=True)[: NEIGHBOURS + 1].tolist()
         return [
-            (i, f"{float(likeness[i]):.2f} {records[i]['class']}") for i in order if i != position
+            (i, f"{float(similarity[i]):.2f} {records[i]['class']}") for i in order if i != position
         ][:NEIGHBOURS]
 
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
@@ -177,17 +180,17 @@ class Verification(Task):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """The image with its class, where that is known."""
+        """The image, captioned with its class if that is known."""
         return [Panel(image, _name(target["label"], data) if target else "")]
 
 
 VERIFICATION = Verification()
 
 
-def _warp(images: Tensor, settings: VerificationAugment, draws: BatchRng) -> Tensor:
-    """(B, C, H, W): each turned, slanted and zoomed by its own draw about its middle; the edge is
-    mirrored."""
-    angle, slant, *zooms = (draws.uniform(4) * 2 - 1).unbind(1)
+def _warp(images: Tensor, settings: VerificationAugment, rng: BatchRng) -> Tensor:
+    """(B, C, H, W): each rotated, sheared and zoomed at random about its centre, with reflection at
+    the edges."""
+    angle, slant, *zooms = (rng.uniform(4) * 2 - 1).unbind(1)
     angle = angle * math.radians(settings.rotate)
     high, wide = (torch.exp(zoom * math.log1p(settings.zoom)) for zoom in zooms)
     sine, cosine, slant = angle.sin(), angle.cos(), slant * settings.shear
@@ -203,18 +206,18 @@ def _warp(images: Tensor, settings: VerificationAugment, draws: BatchRng) -> Ten
 
 
 def _name(label: int, data: DataSpec) -> str:
-    """The class's name; its number where it is none of those that were trained on."""
+    """The name of the class, or its index if it is not one of the training classes."""
     return data.classes[label] if 0 <= label < len(data.classes) else f"class {label}"
 
 
 def _sort(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
-    """Labels (N,) and embeddings (N, D), whole numbers as float64, in an order of their own: by
-    class, then by value. Nothing depends on the order in which they came."""
+    """Labels (N,) and embeddings (N, D), integers as float64, sorted by class and then by value, so
+    that nothing depends on the order of the records."""
     if not records:
-        raise TesseraError("there is no answer to make figures of")
+        raise TesseraError("there are no predictions to compute metrics of")
     stacked = torch.stack([record["embedding"] for record in records])
     if not stacked.isfinite().all():
-        raise TesseraError("embeddings are not finite", hint="train with a lower rate")
+        raise TesseraError("embeddings are not finite", hint="train with a lower learning rate")
     rows = (stacked.double() * _GRID).round()
     labels = [int(record["label"]) for record in records]
     first, raw = rows[:, 0].tolist(), [row.tobytes() for row in rows.numpy()]
@@ -222,19 +225,19 @@ def _sort(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
     return torch.tensor(labels)[order], rows[order]
 
 
-class _Found(NamedTuple):
-    """Pairs of one class, and of two, by similarity: (BINS,) int64 each, every pair twice. Images
-    that have another of their class, and for how many of these the nearest is one."""
+class _Pairs(NamedTuple):
+    """Pairs of one class (`same`) and of two (`other`) by similarity: (BINS,) int64 each, every pair
+    twice. `queries`: images with another one of their class; `hits`: those whose nearest image is."""
 
     same: Tensor
     other: Tensor
-    sought: int
+    queries: int
     hits: int
 
 
-def _compare_all(labels: Tensor, rows: Tensor) -> _Found:
-    """Every image with every other. `labels` (N,) are sorted, so that the images of a class are
-    columns beside each other."""
+def _compare_all(labels: Tensor, rows: Tensor) -> _Pairs:
+    """Compares every image with every other. `labels` (N,) are sorted, so the images of a class are
+    adjacent columns."""
     count = len(rows)
     same, total = torch.zeros(2, BINS, dtype=torch.int64)
     begins = torch.searchsorted(labels, labels)
@@ -257,18 +260,21 @@ def _compare_all(labels: Tensor, rows: Tensor) -> _Found:
         own.diagonal(start - low).fill_(True)
         near.masked_fill_(own, -torch.inf)
         hits += int((nearest_own > products.amax(1)).sum())
-    return _Found(same, total - same, int((ends - begins > 1).sum()), hits)
+    return _Pairs(same, total - same, int((ends - begins > 1).sum()), hits)
 
 
 def _from_each_edge(counts: Tensor) -> Tensor:
-    """(BINS + 1,) float64: the share that lies at or above each edge of the bins."""
+    """(BINS + 1,) float64: the share at or above each edge of the bins."""
     below = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return (below[-1] - below).double() / int(below[-1])
 
 
 def _equal_error(far: Tensor, frr: Tensor) -> tuple[float, float]:
-    """(equal error rate, similarity there) from the false accept and false reject rates at each
-    edge. Between two edges they go in a line; where they are equal at several, the middle counts."""
+    """(equal error rate, its similarity) from the false accept and false reject rates at each edge.
+
+    Interpolates linearly between two edges; if the rates are equal at several edges, takes the
+    middle of these.
+    """
     first = int((frr >= far).nonzero()[0, 0])
     last = int((frr <= far).nonzero()[-1, 0])
     if first <= last:
@@ -282,10 +288,10 @@ def _equal_error(far: Tensor, frr: Tensor) -> tuple[float, float]:
 
 
 def _few_shot(labels: Tensor, rows: Tensor) -> float | None:
-    """Mean accuracy of `EPISODES` draws; None where less than two classes have images enough."""
+    """Mean accuracy over `EPISODES` random choices; None if fewer than two classes have enough images."""
     numbers, sizes = _number(labels)
-    fitting = (sizes > SHOTS)[numbers]
-    rows, (labels, sizes) = rows[fitting], _number(labels[fitting])
+    enough = (sizes > SHOTS)[numbers]
+    rows, (labels, sizes) = rows[enough], _number(labels[enough])
     count, classes = len(rows), len(sizes)
     if classes < 2:
         return None
@@ -293,23 +299,23 @@ def _few_shot(labels: Tensor, rows: Tensor) -> float | None:
     starts = sizes.cumsum(0) - sizes
     hits, step = 0, max(_BLOCK // classes, 1)
     for _ in range(EPISODES):
-        drawn = (labels + torch.rand(count, generator=generator, dtype=torch.float64)).argsort()
-        chosen = drawn[starts[:, None] + torch.arange(SHOTS)]
+        shuffled = (labels + torch.rand(count, generator=generator, dtype=torch.float64)).argsort()
+        chosen = shuffled[starts[:, None] + torch.arange(SHOTS)]
         prototypes = rows[chosen].sum(1)
         prototypes /= (prototypes**2).sum(1, keepdim=True).sqrt().clamp_min(1)
-        asked = torch.ones(count, dtype=torch.bool).index_fill_(0, chosen.flatten(), False)
-        queries = asked.nonzero()[:, 0]
+        is_query = torch.ones(count, dtype=torch.bool).index_fill_(0, chosen.flatten(), False)
+        queries = is_query.nonzero()[:, 0]
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
-            likeness = rows[part] @ prototypes.T
-            truth = likeness.gather(1, labels[part, None])
-            others = likeness.scatter_(1, labels[part, None], -torch.inf)
+            similarity = rows[part] @ prototypes.T
+            truth = similarity.gather(1, labels[part, None])
+            others = similarity.scatter_(1, labels[part, None], -torch.inf)
             hits += int((truth[:, 0] > others.amax(1)).sum())
     return hits / (EPISODES * (count - SHOTS * classes))
 
 
 def _number(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted labels (N,) as numbers from 0 without gaps (N,), and how many there are of each."""
+    """Sorted labels (N,) renumbered from 0 without gaps, and the number of images of each."""
     if not len(labels):
         return labels, labels
     new = torch.cat([labels.new_zeros(1), (labels[1:] != labels[:-1]).long()])

@@ -94,7 +94,7 @@ def test_a_pickle_is_not_executed(tmp_path, protocol):
     bare = tmp_path / "bare.pt"
     bare.write_bytes(pickle.dumps(Payload(str(marker)), protocol=protocol))
     for file in (path, bare):
-        with pytest.raises(TesseraError, match="hold more than weights"):
+        with pytest.raises(TesseraError, match="contain more than weights"):
             read_weights(str(file))
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the control: the payload works
@@ -124,13 +124,13 @@ def test_what_is_not_there(tmp_path, output_name):
 
 
 def test_half_a_reply_is_refused(stored, output_name):
-    with pytest.raises(TesseraError, match=r"bytes came|can't be read"):
+    with pytest.raises(TesseraError, match=r"received .* bytes|can't be read"):
         read_weights(f"{output_name}/cut/w.safetensors")
 
 
 @pytest.mark.parametrize("source", ["w.pkl", "w", "ftp://host/w.pth", "s3://bucket/w.safetensors"])
 def test_unknown_kinds_are_refused(source):
-    with pytest.raises(UsageError, match="is not known"):
+    with pytest.raises(UsageError, match="is not supported"):
         read_weights(source)
 
 

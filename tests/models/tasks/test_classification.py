@@ -113,11 +113,11 @@ def test_a_probability_of_zero_is_a_finite_loss():
 def test_labels_out_of_range_are_refused():
     few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
     good = {"probabilities": torch.tensor([1.0, 0.0, 0.0]), "label": 0}
-    with pytest.raises(TesseraError, match="a target is of class 7, but there are 3 classes"):
+    with pytest.raises(TesseraError, match="a target has class 7, but there are 3 classes"):
         CLASSIFICATION.make_record(good, {"label": 7}, few)
-    with pytest.raises(TesseraError, match="a prediction is of class 3"):
+    with pytest.raises(TesseraError, match="a prediction has class 3"):
         CLASSIFICATION.make_record({**good, "label": 3}, {"label": 0}, few)
-    with pytest.raises(TesseraError, match="no answer"):
+    with pytest.raises(TesseraError, match="no predictions"):
         CLASSIFICATION.metrics([], few)
 
 

@@ -61,14 +61,14 @@ def test_figures_name_the_classes():
     half = DETECTION.metrics([good, record(said((LEFT, 0.9, 0)), truth)], DATA)
     assert half["map/red"] == pytest.approx(1)
     assert half["map/white"] == pytest.approx(51 / 101)
-    with pytest.raises(TesseraError, match="no answer"):
+    with pytest.raises(TesseraError, match="no predictions"):
         DETECTION.metrics([], DATA)
 
 
 def test_a_class_that_is_none_is_refused():
-    with pytest.raises(TesseraError, match="target is of class 2"):
+    with pytest.raises(TesseraError, match="target has class 2"):
         record(said(), true((LEFT, 2, False)))
-    with pytest.raises(TesseraError, match="prediction is of class -1"):
+    with pytest.raises(TesseraError, match="prediction has class -1"):
         record(said((LEFT, 0.5, -1)), true())
 
 

@@ -103,7 +103,7 @@ def test_one_class_only():
     assert found["class_entropy"] == 0
     sole = GENERATION.metrics([{**record(0), "classes": 1}], DATA)
     assert all(math.isfinite(value) for value in sole.values())
-    with pytest.raises(TesseraError, match="no image"):
+    with pytest.raises(TesseraError, match="no images"):
         GENERATION.metrics([], DATA)
 
 

@@ -96,7 +96,7 @@ class TestFigures:
         assert metrics(false, right)["mask_map50"] == pytest.approx(0.5)
 
     def test_need_masks_of_the_pictures_size(self):
-        with pytest.raises(TesseraError, match="picture is"):
+        with pytest.raises(TesseraError, match="the image has"):
             TASK.make_record(said(mask(0, 0, 5, 5, (20, 20)), scores=[0.5]), said(), DATA)
 
     def test_run_lengths_are_cocos(self):

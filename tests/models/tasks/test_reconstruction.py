@@ -199,7 +199,7 @@ def test_an_image_off_by_half_a_level_is_not_rounded_to_the_right_one():
 
 
 def test_no_records_have_no_figures():
-    with pytest.raises(TesseraError, match="no answer"):
+    with pytest.raises(TesseraError, match="no predictions"):
         RECONSTRUCTION.metrics([], DATA)
 
 
@@ -245,7 +245,7 @@ def test_panels_show_what_was_seen_only_where_it_was_corrupted():
     assert torch.equal(plain[1].image, image)
     made["seen"] = 255 - image
     corrupted = RECONSTRUCTION.panels(image, made, target, DATA)
-    assert [p.caption for p in corrupted] == ["original", "what is seen", "20.0 dB"]
+    assert [p.caption for p in corrupted] == ["original", "input", "20.0 dB"]
     assert torch.equal(corrupted[1].image, 255 - image)
     (decoded,) = RECONSTRUCTION.panels(image, prediction(image / 255), None, DATA)
     assert decoded.caption == "from a code"

@@ -10,9 +10,9 @@ from models.tasks.upscaling import (
     SHOWN_PIXELS,
     UPSCALING,
     UpscalingAugment,
+    crop_to_multiple,
     enlarge,
     reduce,
-    whole_multiple,
 )
 
 DATA = DataSpec("images", 3, 40, 48, (), (0.5, 0.4, 0.3), (0.3, 0.2, 0.25))
@@ -51,7 +51,7 @@ def transformed(batch: dict, train: bool, seed: int = 0, data: DataSpec = DATA, 
 
 
 def by_bicubic(image: torch.Tensor, scale: int) -> dict:
-    low = reduce(whole_multiple(image, scale), scale).to(torch.uint8)
+    low = reduce(crop_to_multiple(image, scale), scale).to(torch.uint8)
     return {"image": enlarge(low, scale), "low": low}
 
 
@@ -102,12 +102,12 @@ def test_a_perfect_answer_and_bicubic_itself():
     metrics = UPSCALING.metrics(records, DATA)
     assert metrics["psnr_gain"] == pytest.approx((100 - records[1]["psnr"]) / 2)
     assert UPSCALING.metrics(records[::-1], DATA) == metrics
-    with pytest.raises(TesseraError, match="no answer"):
+    with pytest.raises(TesseraError, match="no predictions"):
         UPSCALING.metrics([], DATA)
 
 
 def test_an_answer_of_another_size_is_refused():
-    with pytest.raises(TesseraError, match="is the truth"):
+    with pytest.raises(TesseraError, match="its target"):
         UPSCALING.make_record(by_bicubic(texture(20, 20), 2), {"image": texture(30, 30)}, DATA)
 
 
@@ -128,7 +128,7 @@ def test_evaluation_sees_whole_images_each_of_its_own_size():
         alone = transformed(batch_of(image), train=False, scale=2)
         height, width = alone["extent"][0].tolist()
         assert torch.equal(seen["image"][row, :, :height, :width], alone["image"][0])
-        assert torch.equal(targets[row]["image"], whole_multiple(image, 2))
+        assert torch.equal(targets[row]["image"], crop_to_multiple(image, 2))
     std, mean = (torch.tensor(v)[:, None, None] for v in (DATA.std, DATA.mean))
     pixels = (seen["image"][0] * std + mean) * 255
     torch.testing.assert_close(pixels, reduce(images[0], 2), atol=1e-3, rtol=0)
@@ -218,7 +218,7 @@ def test_panels_show_the_middle_as_given_by_bicubic_by_the_network_and_the_truth
     image = texture(200, 130)
     prediction = by_bicubic(image, 2)
     panels = UPSCALING.panels(image, prediction, {"image": image}, DATA)
-    assert [p.caption.split()[0] for p in panels] == ["given", "bicubic", "network", "truth"]
+    assert [p.caption.split()[0] for p in panels] == ["input", "bicubic", "network", "truth"]
     assert all(panel.image.shape == (3, SHOWN_PIXELS, SHOWN_PIXELS) for panel in panels)
     assert torch.equal(panels[3].image, image[:, 52:148, 17:113])
     users = UPSCALING.panels(prediction["low"], prediction, None, DATA)

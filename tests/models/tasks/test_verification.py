@@ -155,7 +155,7 @@ def test_what_is_no_embedding_is_refused():
     records[1]["embedding"] = torch.tensor([float("nan"), 0.0, 0.0])
     with pytest.raises(TesseraError, match="not finite"):
         VERIFICATION.metrics(records, SPEC)
-    with pytest.raises(TesseraError, match="no answer"):
+    with pytest.raises(TesseraError, match="no predictions"):
         VERIFICATION.metrics([], SPEC)
 
 

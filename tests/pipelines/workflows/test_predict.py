@@ -129,7 +129,7 @@ def test_a_model_refuses_what_it_cannot_do(images: list[str], tmp_path: Path) ->
         outputs(predictor("dcgan"), predict.PredictionOptions(tuple(images)))
     codes = tmp_path / "codes.jsonl"
     codes.write_text('{"code": [1, 2]}\n')
-    with pytest.raises(UsageError, match="makes no codes"):
+    with pytest.raises(UsageError, match="has no codes"):
         outputs(predictor("cnn"), predict.PredictionOptions(decode=codes))
     options = predict.PredictionOptions(tuple(images), gallery=tmp_path)
     with pytest.raises(UsageError, match="can't be compared"):
