@@ -41,14 +41,14 @@ class Data(_Frozen):
     path: str = ""
     """The packed data set: a folder or an address."""
     digest: str = ""
-    """Digest of the data set. Filled in when it is opened; a data set with another one is refused."""
+    """Digest of the data set. Filled in when it is opened; another data set is refused."""
     height: int | None = Field(default=None, ge=1)
     """Height in pixels of what the network sees; by default that of the largest image."""
     width: int | None = Field(default=None, ge=1)
     """Width in pixels of what the network sees; by default that of the largest image."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     """How an image of another size is fitted: `stretch` scales both sides, `crop` cuts the middle
-    out, `pad` keeps the shape, shrinks the image if it is too large and fills the rest of the frame."""
+    out, `pad` keeps the shape, shrinks the image if it is too large and fills the rest."""
     loader_workers: int = Field(default=0, ge=0)
     """Decoding processes of each worker; 0 decodes in a thread beside the training."""
     cache: Literal["auto", "none", "memory", "device"] = "auto"
@@ -209,7 +209,7 @@ class Recipe(_Frozen):
         return _typed("augment", models.get(self.family).task.augment_settings, self.augment)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
-        """The recipe with other values at dotted paths; `*` stands for any name, as in `optim.*.lr`.
+        """The recipe with other values at dotted paths; `*` stands for any name: `optim.*.lr`.
 
         Raises UsageError for a path that isn't there, with the nearest one at any depth.
         """

@@ -85,8 +85,8 @@ class Jobs:
         environment: Mapping[str, str],
         metadata: Mapping[str, str],
     ) -> str:
-        """Starts `entrypoint`, a shell command, on the cluster; returns the job's id. With `source`,
-        the packages in that folder are uploaded and the command runs in the copy."""
+        """Starts `entrypoint`, a shell command, on the cluster; returns the job's id. With
+        `source`, the packages in that folder are uploaded and the command runs in the copy."""
         runtime: dict[str, Any] = {"env_vars": dict(environment)}
         with tempfile.TemporaryDirectory() as staged:
             if source:

@@ -1,11 +1,12 @@
-"""ROOM: Ray Tune. Which settings are tried next, and which trials are stopped.
+"""Ray Tune: which settings are tried next, and which trials are stopped early.
 
 In: a space as plain data, and a function that trains one trial. Out: calls of `on_event` with what
-became of each. A trial's function runs in a process of its own beside the driver and takes no CPU:
-the workers that it starts take them. Must not know what is trained, or where it is tracked.
+happens to each trial. A trial's function runs in its own process beside the driver and takes no
+CPU, which is left to the workers that it starts. Must not know what is trained, or where it is
+tracked.
 
-What Tune keeps of a search is unpickled when it is restored, so a folder that others can write to
-is refused.
+Tune unpickles the state of a search when it is restored, which can execute code. So a folder that
+others can write to is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from models.core.errors import TesseraError, UsageError
 from models.core.spaces import Choice, Space, Uniform
@@ -27,22 +28,38 @@ from models.core.spaces import Choice, Space, Uniform
 EPOCH = "epoch"
 VALUE = "value"
 _TRIAL_CPUS = 0.01
-"""None would be refused; Tune's default of 1 would leave the workers waiting for ever."""
+"""Tune refuses 0, and its default of 1 would leave a trial's workers waiting forever."""
 _NODE_SHARE = 0.0001
-_END_SECONDS = "3600"
+_THREAD_TIMEOUT_SECONDS = "3600"
 
-Report = Callable[[int, float], None]
-"""Called with an epoch and its metric; raises SystemExit if the trial has to stop."""
 Payload = TypeVar("Payload")
-Body = Callable[[Payload, str, dict[str, Any], Report], None]
-"""Trains one trial, given a payload, the trial's id, its settings and `Report`."""
+Report = Callable[[int, float], None]
+"""Called with an epoch and its metric. Raises SystemExit if the trial should stop."""
+TrainTrial: TypeAlias = Callable[[Payload, str, dict[str, Any], Report], None]
+"""Trains one trial: from the search's payload, the trial's id and its settings."""
 OnEvent = Callable[[str, str, dict[str, Any]], None]
-"""Called with an event ("start", "result", "complete", "error"), the trial's id, and details."""
+"""Called with what happened ("start", "result", "complete" or "error"), the trial's id, details."""
 
 
 @dataclass(frozen=True)
 class TunerOptions:
-    """What the tuner searches, and how. `folder` is Tune's own folder of the search."""
+    """How a search runs.
+
+    Args:
+        folder: Where Tune keeps its state; its name is the name of Tune's experiment.
+        space: Path of a setting -> its values.
+        search: "grid", "random" or "optuna".
+        scheduler: "asha" or "none".
+        trials: Number of trials; a grid ignores it.
+        at_once: Trials that run at the same time.
+        direction: "max" or "min": which metric is better.
+        most_epochs: Epochs of a full training.
+        grace_epochs: Epochs before a trial may be stopped.
+        reduction: ASHA keeps one of so many trials at each rung.
+        budget_seconds: When the search ends, finished or not.
+        keep_processes: Whether the next trial runs in the process of the one before. Only if
+            the trial's function leaves nothing running behind.
+    """
 
     folder: Path
     space: Mapping[str, Space]
@@ -57,22 +74,23 @@ class TunerOptions:
     seed: int
     budget_seconds: float | None = None
     keep_processes: bool = False
-    """A trial's process goes on with the next one, if the body leaves nothing behind that runs."""
 
 
 def run(
-    body: Body[Payload],
+    train_trial: TrainTrial[Payload],
     payload: Payload,
     options: TunerOptions,
     on_event: OnEvent,
     *,
     restore: bool,
 ) -> None:
-    """Runs the search to its end. Of trials that fail `on_event` is told; the search goes on. A Ctrl-C
-    ends it as KeyboardInterrupt, once Tune has written what it needs to go on."""
+    """Runs the search to its end. A trial that fails is reported to `on_event`, and the search
+    continues. Raises KeyboardInterrupt after a Ctrl-C, once Tune has saved its state."""
     from ray import tune
 
-    trainable = tune.with_resources(_trainable(body, payload, options.space), _resources())
+    trainable = tune.with_resources(
+        _trainable(train_trial, payload, options.space), _trial_resources()
+    )
     path = str(options.folder.absolute())
     if restore:
         check_owned(options.folder)
@@ -81,19 +99,22 @@ def run(
         tuner = _tuner(trainable, options)
     _listeners.append(on_event)
     try:
-        with _interrupted():
+        with _interruptible():
             tuner.fit()
     finally:
         _listeners.remove(on_event)
 
 
 @contextmanager
-def _interrupted() -> Iterator[None]:
-    """Makes a KeyboardInterrupt again of a Ctrl-C that Tune has taken. It takes the first for itself,
-    puts the handler back that there was, and ends as if the search were over; without a Ctrl-C it
-    leaves its own handler behind, which nobody listens to any more."""
+def _interruptible() -> Iterator[None]:
+    """Raises the KeyboardInterrupt that Tune swallows.
+
+    Tune handles the first Ctrl-C itself: it restores the handler that it found and returns as if
+    the search were over. Without a Ctrl-C it leaves its own handler installed. So a handler of ours
+    that is installed afterwards shows that there was a Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # there Tune takes none
+        yield  # Tune handles signals in the main thread only
         return
 
     def own(number: int, frame: Any) -> None:
@@ -102,41 +123,42 @@ def _interrupted() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, own)
     try:
         yield
-        taken = signal.getsignal(signal.SIGINT) is own
+        interrupted = signal.getsignal(signal.SIGINT) is own
     finally:
         signal.signal(signal.SIGINT, before)
-    if taken:
+    if interrupted:
         raise KeyboardInterrupt
 
 
 def can_restore(folder: Path) -> bool:
-    """Whether Tune wrote anything of the search."""
+    """Whether Tune saved any state of the search."""
     from ray import tune
 
     return bool(tune.Tuner.can_restore(str(folder.absolute())))
 
 
 def check_owned(folder: Path) -> None:
-    """Refuses state that somebody else may have written: reading it executes it. Below a folder
-    that only its owner can enter, files may be writable by a group, as some systems make them."""
+    """Raises TesseraError if somebody else may have written the state: reading it executes it.
+    Within a folder that only its owner can enter, files may be writable by the group, as some
+    systems create them."""
     private = not folder.parent.stat().st_mode & 0o077
     for path in (folder.parent, folder, *folder.rglob("*")):
-        found = path.lstat()
-        loose = (
+        status = path.lstat()
+        writable_by_others = (
             not private
-            and not stat.S_ISLNK(found.st_mode)
-            and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            and not stat.S_ISLNK(status.st_mode)
+            and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         )
-        if found.st_uid != os.getuid() or loose:
+        if status.st_uid != os.getuid() or writable_by_others:
             raise TesseraError(
-                f"{path} can be written by others, and what Ray Tune keeps of a search is executed "
+                f"{path} can be written by others, and Ray Tune's state of a search is executed "
                 "when it is read",
-                hint="go on only with a search of your own: chown and chmod go-w, if it is",
+                hint="resume only a search of your own; if it is, use chown and chmod go-w",
             )
 
 
 def _trainable(
-    body: Body[Payload], payload: Payload, space: Mapping[str, Space]
+    train_trial: TrainTrial[Payload], payload: Payload, space: Mapping[str, Space]
 ) -> Callable[[dict[str, Any]], None]:
     def trial(config: dict[str, Any]) -> None:
         from ray import tune
@@ -144,18 +166,18 @@ def _trainable(
         def report(epoch: int, value: float) -> None:
             tune.report({EPOCH: epoch, VALUE: value})
 
-        # A process that is kept goes on when the body has ended. Tune gives up after 2 s, and with it
-        # the next trial.
-        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _END_SECONDS
-        number = tune.get_context().get_trial_id()
-        assert number is not None
-        body(payload, number, decode(config, space), report)
+        # A kept process continues when the function has returned. By default Tune waits 2 s for
+        # that, and then gives up the next trial too.
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_SECONDS
+        trial_id = tune.get_context().get_trial_id()
+        assert trial_id is not None
+        train_trial(payload, trial_id, decode(config, space), report)
 
     return trial
 
 
-def _resources() -> dict[str, float]:
-    """On this node, where the search's folder is."""
+def _trial_resources() -> dict[str, float]:
+    """Puts trials on this node, where the search's folder is."""
     import ray
 
     here = ray.util.get_node_ip_address()
@@ -171,7 +193,7 @@ def _tuner(trainable: Any, options: TunerOptions) -> Any:
         tune_config=tune.TuneConfig(
             metric=VALUE,
             mode=options.direction,
-            search_alg=_search(options),
+            search_alg=_search_algorithm(options),
             scheduler=_scheduler(options),
             num_samples=1 if options.search == "grid" else options.trials,
             max_concurrent_trials=options.at_once,
@@ -182,14 +204,14 @@ def _tuner(trainable: Any, options: TunerOptions) -> Any:
             name=options.folder.name,
             storage_path=str(options.folder.parent.absolute()),
             verbose=0,
-            # A trial whose process dies is started once more, and goes on from its checkpoint.
+            # A trial whose process dies is started once more and resumes from its checkpoint.
             failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_listener(options.space)],
+            callbacks=[_callback(options.space)],
         ),
     )
 
 
-def _search(options: TunerOptions) -> Any:
+def _search_algorithm(options: TunerOptions) -> Any:
     if options.search != "optuna":
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -214,7 +236,7 @@ def _scheduler(options: TunerOptions) -> Any:
     if options.scheduler == "none":
         return FIFOScheduler()
     return ASHAScheduler(
-        time_attr=EPOCH,  # Tune's own count begins anew when a search is restored
+        time_attr=EPOCH,  # Tune's own iteration count starts again when a search is restored
         max_t=options.most_epochs,
         grace_period=options.grace_epochs,
         reduction_factor=options.reduction,
@@ -222,7 +244,8 @@ def _scheduler(options: TunerOptions) -> Any:
 
 
 def _encode(space: Mapping[str, Space], *, grid: bool) -> dict[str, Any]:
-    """Choices as JSON text: a value may be a list, which no tuner takes."""
+    """The space in Tune's classes. Choices are JSON text, because no search algorithm takes a list
+    as a value."""
     from ray import tune
 
     encoded: dict[str, Any] = {}
@@ -238,7 +261,7 @@ def _encode(space: Mapping[str, Space], *, grid: bool) -> dict[str, Any]:
 
 
 def decode(config: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, Any]:
-    """The settings that were sampled."""
+    """The sampled settings, from what `_encode` made."""
     return {
         path: json.loads(config[path]) if isinstance(values, Choice) else float(config[path])
         for path, values in space.items()
@@ -246,40 +269,40 @@ def decode(config: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, A
 
 
 _listeners: list[OnEvent] = []
-"""Of the search that runs in this process. A listener is kept with Tune's state and comes back from
-there, so it holds nothing of this process."""
+"""Of the searches that run in this process. Tune pickles its callbacks with its state and restores
+them from there, so a callback must not hold a listener itself."""
 
 
-def _tell(what: str, trial: str, about: dict[str, Any]) -> None:
+def _notify(what: str, trial_id: str, details: dict[str, Any]) -> None:
     for on_event in _listeners:
-        on_event(what, trial, about)
+        on_event(what, trial_id, details)
 
 
-def _listener(space: Mapping[str, Space]) -> Any:
+def _callback(space: Mapping[str, Space]) -> Any:
     from ray import tune
 
-    class Listener(tune.Callback):  # type: ignore[misc]
+    class Callback(tune.Callback):  # type: ignore[misc]
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._tell("start", trial, {"settings": decode(trial.config, space)})
+            self._notify("start", trial, {"settings": decode(trial.config, space)})
 
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
         ) -> None:
             if VALUE in result:
-                self._tell("result", trial, {EPOCH: result[EPOCH], VALUE: result[VALUE]})
+                self._notify("result", trial, {EPOCH: result[EPOCH], VALUE: result[VALUE]})
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._tell("complete", trial, {})
+            self._notify("complete", trial, {})
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
-            self._tell("error", trial, {"reason": lines[-1].strip()[:300] if lines else ""})
+            self._notify("error", trial, {"reason": lines[-1].strip()[:300] if lines else ""})
 
-        def _tell(self, what: str, trial: Any, about: dict[str, Any]) -> None:
-            from pipelines.cluster import (
-                tuner as cluster_tuner,  # this class is pickled with copies of its globals
-            )
+        def _notify(self, what: str, trial: Any, details: dict[str, Any]) -> None:
+            # Imported here: this class is pickled with copies of the module's globals, so the
+            # `_listeners` that it would see directly are not those of the module.
+            from pipelines.cluster import tuner
 
-            cluster_tuner._tell(what, trial.trial_id, about)
+            tuner._notify(what, trial.trial_id, details)
 
-    return Listener()
+    return Callback()

@@ -1,12 +1,12 @@
-"""Checkpoints and models on disk: directories that say themselves whether they are whole.
+"""Checkpoints and models on disk: directories that show themselves whether they are intact.
 
 In: tensors, recipe, card, progress. Out: a directory with a manifest of checksums, and back.
 Nothing in it is ever unpickled: tensors are safetensors, the rest is JSON. Must not know where the
 directory goes afterwards.
 
-    weights.safetensors    the weights that answer (the EMA's where there is one)
+    weights.safetensors    the weights for predictions (the EMA's if there is one)
     training.safetensors   the weights that are trained, only with an EMA
-    optimizer.safetensors  the optimizers' tensors; optimizer.json has their numbers
+    optimizer.safetensors  the optimizers' tensors; optimizer.json has their other state
     recipe.json  card.json  progress.json
     manifest.json          size and sha256 of every file; its own sha256 is the directory's digest
 """
@@ -40,12 +40,23 @@ MODEL_FILES = ("weights.safetensors", "recipe.json", "card.json")
 
 
 class DamagedError(TesseraError):
-    """A directory whose files are not what its manifest says."""
+    """A directory whose files differ from its manifest."""
 
 
 @dataclass
 class Progress:
-    """How far a training is. `consumed` samples of `epoch` are done, `seen` in all epochs."""
+    """How far a training is.
+
+    Args:
+        epoch: Epochs that are complete.
+        consumed: Samples of the next epoch that are trained already.
+        step: Optimizer steps in all epochs.
+        seen: Samples in all epochs.
+        best_value: Best primary metric on the validation split; None before the first epoch.
+        best_step: Step of the checkpoint with that value.
+        best_epoch: Its epoch, counted from 1.
+        stale_epochs: Epochs since the best value last improved.
+    """
 
     epoch: int = 0
     consumed: int = 0
@@ -59,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """A checkpoint that was read. `optimizers` is part -> flat state, as `pack_optimizer` makes."""
+    """A checkpoint in memory. `optimizers` is part -> state, as `pack_optimizer` returns it."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -72,7 +83,7 @@ class State:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network as files: everything that an answer depends on."""
+    """A trained network: all that its predictions depend on. `digest` is that of its files."""
 
     weights: dict[str, Tensor]
     recipe: Recipe
@@ -95,7 +106,8 @@ def save(
     card: Card,
     progress: Progress,
 ) -> Path:
-    """Writes `folder/step-NNNNNNNNN`, whole or not at all."""
+    """Writes the folder `step-NNNNNNNNN` below `folder`, complete or not at all; returns its path.
+    Raises TesseraError if it can't be written."""
     target = folder / name_of(progress.step)
     scratch = folder / f".{target.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir(parents=True)
@@ -114,20 +126,20 @@ def save(
         _write(scratch / "card.json", card.to_json())
         _write(scratch / "progress.json", json.dumps(asdict(progress), indent=1))
         _seal(scratch)
-        if target.exists():  # the same step, done again after a restart
+        if target.exists():  # the same step, repeated after a restart
             shutil.rmtree(target)
         scratch.rename(target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise TesseraError(
             f"checkpoint {target} can't be written: {error.strerror or error}",
-            hint="the checkpoint before is intact; free some space and use --resume",
+            hint="the checkpoint before it is intact; free some space and use --resume",
         ) from error
     return target
 
 
 def load(path: Path) -> State:
-    """Reads a checkpoint; raises DamagedError unless every byte is what was written."""
+    """Reads a checkpoint. Raises DamagedError unless every byte is what was written."""
     verify(path)
     try:
         weights = load_file(path / "weights.safetensors")
@@ -150,22 +162,22 @@ def load(path: Path) -> State:
 
 
 def newest(folder: Path) -> tuple[State | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that is not."""
+    """The newest intact checkpoint, and a line for each newer one that is damaged."""
     notices: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return load(path), notices
         except TesseraError as error:
-            notices.append(f"checkpoint {path.name} is damaged and left out: {error.message}")
+            notices.append(f"checkpoint {path.name} is damaged and ignored: {error.message}")
     return None, notices
 
 
-def adopt(source: Path, target: Path) -> str:
-    """Puts copies of the newest and the best checkpoint of `source` in place of all of `target`'s;
-    gives the digest of the newest. Every byte is compared with what was written."""
+def copy_checkpoints(source: Path, target: Path) -> str:
+    """Replaces the checkpoints in `target` by copies of the newest and the best one in `source`;
+    returns the digest of the newest. The checksums of the copies are verified."""
     state, notices = newest(source)
     if state is None:
-        raise TesseraError(f"{source} has no checkpoint that is whole", hint="; ".join(notices))
+        raise TesseraError(f"{source} has no intact checkpoint", hint="; ".join(notices))
     best = name_of(state.progress.best_step) if state.progress.best_step else state.path.name
     scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -187,7 +199,7 @@ def adopt(source: Path, target: Path) -> str:
 
 
 def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
-    """Leaves the newest `keep` checkpoints and the best; removes leftovers of crashed writes."""
+    """Removes all but the newest `keep` checkpoints and the best, and parts of crashed writes."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
@@ -196,8 +208,8 @@ def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
 
 
 def write_model(checkpoint: Path, target: Path) -> str:
-    """Makes the directory that is registered from a verified checkpoint; gives its digest, which
-    covers whatever else lies in `target` already (the form that other tools read)."""
+    """Writes the directory to register, from a checkpoint that is verified first; returns its
+    digest. The digest also covers files that are in `target` already, such as the exported form."""
     verify(checkpoint)
     target.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
@@ -206,30 +218,32 @@ def write_model(checkpoint: Path, target: Path) -> str:
 
 
 def read_model(path: Path, digest: str | None = None) -> Model:
-    """Reads a model directory; raises DamagedError unless its files have `digest`."""
-    found = check_digest(path, digest) if digest is not None else verify(path)
+    """Reads a model directory. Raises DamagedError unless its files match its manifest, and
+    `digest` if one is given."""
+    actual = check_digest(path, digest) if digest is not None else verify(path)
     try:
         weights = load_file(path / "weights.safetensors")
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"the model's weights can't be read: {error}") from None
     recipe, card = read_identity(path)
-    return Model(weights, recipe, card, found)
+    return Model(weights, recipe, card, actual)
 
 
 def check_digest(path: Path, digest: str) -> str:
     """Raises DamagedError unless every file is the one that was registered under `digest`."""
-    found = verify(path)
-    if found != digest:
+    actual = verify(path)
+    if actual != digest:
         raise DamagedError(
-            f"the model's files are not those that were registered: digest {found[:12]}…, "
+            f"the model's files are not those that were registered: digest {actual[:12]}…, "
             f"registered {digest[:12]}…",
             hint="don't use this version; register the model again from its run",
         )
-    return found
+    return actual
 
 
 def verify(path: Path) -> str:
-    """Compares every file with the manifest; gives the manifest's own sha256."""
+    """Compares every file with the manifest; returns the sha256 of the manifest itself. Raises
+    DamagedError that names a file which differs."""
     try:
         raw = (path / MANIFEST).read_bytes()
         entries = json.loads(raw)["files"]
@@ -238,17 +252,19 @@ def verify(path: Path) -> str:
         raise DamagedError(f"{path.name} has no readable {MANIFEST}") from None
     for name, size_bytes, sha256 in items:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DamagedError(f"{MANIFEST} names {name!r}, which lies outside")
+            raise DamagedError(f"{MANIFEST} names {name!r}, which is outside of the folder")
         file = path / name
         if not file.is_file():
             raise DamagedError(f"file {name} is missing")
         if file.stat().st_size != size_bytes or _sha256(file) != sha256:
-            raise DamagedError(f"file {name} is not what was written: its checksum differs")
+            raise DamagedError(
+                f"file {name} has changed since it was written: its checksum differs"
+            )
     return hashlib.sha256(raw).hexdigest()
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name, and the rest as plain data."""
+    """An optimizer's state: its tensors by name, and the rest as plain JSON."""
     state = optimizer.state_dict()
     tensors = {}
     plain: dict[str, dict[str, Any]] = {}
@@ -262,8 +278,8 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]) -> None:
-    """Puts a packed state back into an optimizer of the same parameters. Rate, momentum and the like
-    stay as it was built with: they are the recipe's, which may have changed."""
+    """Loads a packed state into an optimizer of the same parameters. Learning rate, momentum and
+    the like stay as the optimizer was built: they come from the recipe, which may have changed."""
     tensors, numbers = packed
     groups = [
         {**saved, **{name: value for name, value in built.items() if name != "params"}}
@@ -275,15 +291,15 @@ def unpack_optimizer(optimizer: Optimizer, packed: tuple[dict[str, Tensor], Any]
         index, name = key.split("/", 1)
         parameter = parameters[int(index)]
         if value.shape == parameter.shape:
-            # Fused kernels go through memory in order: a channels_last weight with a contiguous
-            # momentum would silently be given other weights' momentum.
+            # Fused kernels read both in memory order. With a contiguous momentum, a channels_last
+            # weight would silently get the momentum of other weights.
             value = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def read_identity(path: Path) -> tuple[Recipe, Card]:
-    """Recipe and card of a checkpoint or a model whose files were verified."""
+    """Recipe and card of a checkpoint or model directory. Verify its files first."""
     try:
         tree = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
         text = (path / "card.json").read_text(encoding="utf-8")
@@ -294,7 +310,8 @@ def read_identity(path: Path) -> tuple[Recipe, Card]:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # A shared tensor would be refused, a channels_last one stored in another order than it is read.
+    # safetensors refuses tensors that share memory, and a channels_last one would be stored in
+    # another order than it is read. The clone costs the memory of one copy of the weights.
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
     _sync(path)
 

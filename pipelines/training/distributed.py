@@ -1,7 +1,7 @@
-"""torch.distributed, as functions of a `World`; with a world of one each is a plain identity.
+"""torch.distributed, as functions of a `World`. With a world of one, each returns its argument.
 
 In: tensors, objects, modules and the `World`. Out: the same, agreed among the ranks. The process
-group is there already (Ray Train or a test made it). Must not know what is being trained.
+group exists already: Ray Train or a test created it. Must not know what is trained.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pipelines.interfaces import World
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:
-    """The module under DistributedDataParallel. Buffers are not broadcast at each step: ranks
-    gather their own statistics and `average_buffers` merges them where they are read."""
+    """The module under DistributedDataParallel. Buffers are not broadcast in each step, which would
+    cost a collective call: each rank has its own statistics, and `average_buffers` merges them
+    before they are used."""
     if world.size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
-    # Renamed on the way from torch 2.11 to 2.15.
+    # Renamed between torch 2.11 and 2.15.
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         module,
@@ -37,7 +38,7 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
 
 @contextmanager
 def no_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Gradients stay on their rank within this block (all but the last part of a batch)."""
+    """Within this block, gradients are not synchronised: for all but the last piece of a batch."""
     with ExitStack() as stack:
         for module in modules:
             if hasattr(module, "no_sync"):
@@ -68,8 +69,8 @@ def average_buffers(module: nn.Module, world: World) -> None:
 
 
 def gather(value: Any, world: World) -> list[Any] | None:
-    """Every rank's value, in rank order, on rank 0; None elsewhere. Any picklable value: it goes
-    only between the processes of one training."""
+    """Every rank's value, in rank order, on rank 0; None elsewhere. The value is pickled, which is
+    safe between the processes of one training."""
     if world.size == 1:
         return [value]
     gathered: list[Any] | None = [None] * world.size if world.leads else None
@@ -77,7 +78,7 @@ def gather(value: Any, world: World) -> list[Any] | None:
     return gathered
 
 
-def everyones(value: Any, world: World) -> list[Any]:
+def all_gather(value: Any, world: World) -> list[Any]:
     """Every rank's value, in rank order, on every rank."""
     if world.size == 1:
         return [value]

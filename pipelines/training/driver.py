@@ -254,7 +254,7 @@ def _check_recipe(checkpoint: Path, recipe: Recipe, changing: Sequence[str] = ()
 
 
 def _changed_settings(run: Run, recipe: Recipe) -> dict[str, str]:
-    """Tags for settings of a resumed run that differ from its params, which MLflow never changes."""
+    """Tags for settings of a resumed run that differ from its params, which never change."""
     before, now = run.recipe().flat(), recipe.flat()
     return {f"{tag_names.RESUMED_PREFIX}{p}": now[p] for p in now if now[p] != before.get(p)}
 

@@ -1,6 +1,6 @@
-"""What a machine is, in words.
+"""A description of this machine.
 
-In: nothing. Out: one line, as it stands beside a measured figure and in a model's lineage.
+In: nothing. Out: one line, for measured results and a model's lineage.
 """
 
 from __future__ import annotations

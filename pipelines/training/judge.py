@@ -1,9 +1,9 @@
-"""A trained classifier as the judge of images that another network made.
+"""A trained classifier that judges images which another network made.
 
 In: the folder of a registered classifier. Out: a `Judge`, from images to features and
-probabilities. Features are what goes into the last layer, as with the Inception network of the
+probabilities. The features are the input of the last layer, as with the Inception network of the
 Fréchet distance (https://arxiv.org/abs/1706.08500), but of a network that was trained on the same
-kind of images. Must not know who is judged, or why.
+kind of images. Must not know which network made the images.
 
     B images, C channels, H height, W width, D features, K classes
 """
@@ -23,8 +23,12 @@ from pipelines.training import checkpoints
 
 
 def open_judge(folder: Path, digest: str, data: DataSpec, device: str) -> Judge:
-    """The classifier in `folder`, for images as in `data`. In fp32. Raises TesseraError where it is
-    no classifier, or of images with other channels."""
+    """The classifier in `folder`, in fp32 on `device`, for images as in `data`.
+
+    Raises:
+        DamagedError: The files don't have the `digest`.
+        TesseraError: The model is not a classifier, or its images have other channels.
+    """
     model = checkpoints.read_model(folder, digest)
     recipe = model.recipe
     family = models.get(recipe.family)
@@ -36,7 +40,7 @@ def open_judge(folder: Path, digest: str, data: DataSpec, device: str) -> Judge:
     own = model.card.spec(recipe.data.height, recipe.data.width, reads=family.task.reads)
     if own.channels != data.channels:
         raise TesseraError(
-            f"the judge sees images of {own.channels} channels, these have {data.channels}",
+            f"the judge takes images of {own.channels} channels, these have {data.channels}",
             hint="name a classifier of the same data",
         )
     module = family.build(recipe.config(), own)
@@ -58,7 +62,7 @@ def open_judge(folder: Path, digest: str, data: DataSpec, device: str) -> Judge:
 
 
 def _fit(images: Tensor, data: DataSpec) -> Tensor:
-    """uint8 images in the size that the judge sees."""
+    """Scales uint8 images (B, C, H, W) to the size that the judge was trained on."""
     size = (data.height, data.width)
     if tuple(images.shape[-2:]) == size:
         return images
@@ -67,21 +71,21 @@ def _fit(images: Tensor, data: DataSpec) -> Tensor:
 
 
 def _watch_last_layer(module: nn.Module) -> list[tuple[nn.Module, Tensor]]:
-    """A list that during a forward has the layer that came last, and its input: of the layers that
-    multiply by weights, among them convolutions, which end some networks."""
-    found: list[tuple[nn.Module, Tensor]] = []
+    """A list that holds, after a forward pass, the last layer that ran and its input. Only linear
+    layers and convolutions count; some networks end with a convolution."""
+    last: list[tuple[nn.Module, Tensor]] = []
 
-    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found[:] = [(layer, given[0])]
+    def remember(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        last[:] = [(layer, inputs[0])]
 
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.register_forward_pre_hook(note)
-    return found
+            layer.register_forward_pre_hook(remember)
+    return last
 
 
-def _features(layer: nn.Module, given: Tensor) -> Tensor:
-    """(B, D) from a layer's input: the mean over the places in the image, where it has some."""
+def _features(layer: nn.Module, x: Tensor) -> Tensor:
+    """(B, D) from a layer's input: the mean over the positions in the image, if there are any."""
     if isinstance(layer, nn.Conv2d):
-        given = given.flatten(2).transpose(1, 2)
-    return given.reshape(len(given), -1, given.shape[-1]).mean(1)
+        x = x.flatten(2).transpose(1, 2)
+    return x.reshape(len(x), -1, x.shape[-1]).mean(1)

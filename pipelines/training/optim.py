@@ -1,7 +1,7 @@
 """Optimizers and the learning rate.
 
-In: a part of the network and its settings. Out: an optimizer; the rate as a pure function of the
-samples seen, so it has no state to save and a change of the batch size doesn't stretch it.
+In: a part of the network and its settings. Out: an optimizer, and the learning rate as a pure
+function of the samples seen: there is no state to save, and another batch size doesn't stretch it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ def build(module: nn.Module, settings: Optim) -> Optimizer:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Sets the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def factor(schedule: Schedule, seen: int, total: int) -> float:
-    """What the base rate is multiplied with after `seen` of `total` samples.
+    """Factor of the base learning rate after `seen` of `total` samples.
 
-    `one_cycle` rises and falls by cosine and begins at 1/25 (https://arxiv.org/abs/1708.07120);
-    the others rise in a line to the base rate in the warm-up.
+    `one_cycle` rises from 1/25 and falls along cosines (https://arxiv.org/abs/1708.07120); the
+    others rise linearly during the warmup.
     """
     progress = min(seen / total, 1.0) if total else 1.0
     if progress < schedule.warmup:
@@ -59,4 +60,5 @@ def factor(schedule: Schedule, seen: int, total: int) -> float:
 
 
 def _cosine(start: float, end: float, share: float) -> float:
+    """From `start` at share 0 to `end` at share 1."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

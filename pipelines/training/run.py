@@ -159,8 +159,8 @@ def locked(run: Lockable, *, patience_seconds: float = 0.0) -> Iterator[None]:
 
 
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Metric name -> [(step, value), …]. A step that was repeated after a restart counts once, with
-    its first value."""
+    """Metric name -> [(step, value), …]. A step that was repeated after a restart counts once,
+    with its first value."""
     curves: dict[str, dict[int, float]] = {}
     for event, _ in read_events(run.event_log):
         if event["kind"] == "metrics":

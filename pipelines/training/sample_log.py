@@ -1,11 +1,15 @@
-"""Which samples a training has used: the proof that each was used once in every epoch.
+"""A log of the samples of each training step, which proves that each is used once in every epoch.
 
-In: the samples of each step, from every rank. Out: a line a step in `sample_log/ATTEMPT-RANK.jsonl` of
-the run's folder, and read again, the samples of each epoch. Must not know what is trained.
+In: the samples of each step, from every rank. Out: a line for each step in
+`sample_log/ATTEMPT-RANK.jsonl` of the run's folder; read back, the samples of each epoch. Must not
+know what is trained.
 
-A training that was killed does the steps since its last checkpoint again. What the killed attempt
-wrote of those steps never reached the weights that are kept, so an attempt that begins at step s
-takes back all lines from s on of those before it.
+A training that was killed repeats the steps since its last checkpoint. What the killed attempt did
+in those steps never reached the saved weights, so its lines don't count:
+
+    attempt 0   steps 0 1 2 3 4          killed; its last checkpoint was after step 2
+    attempt 1           begins at 3: 3 4 5
+    read back   steps 0 1 2 | 3 4 5      lines 3 and 4 of attempt 0 are dropped
 """
 
 from __future__ import annotations
@@ -22,11 +26,11 @@ FOLDER = "sample_log"
 
 
 class SampleLog:
-    """This rank's file. A line is with the operating system before `note` returns, so it outlives
-    the process, though not the machine."""
+    """This rank's file. `write_step` returns after the line was written to the operating system, so
+    it survives a crash of the process, but not of the machine."""
 
     def __init__(self, run_dir: Path, world: World, *, step: int) -> None:
-        """Called by all ranks. `step` is the number of steps that the weights have had."""
+        """Called by all ranks. `step` is the number of steps that the weights were trained for."""
         folder = run_dir / FOLDER
         attempt = None
         if world.leads:
@@ -49,7 +53,10 @@ class SampleLog:
 
 
 def read(run_dir: Path) -> dict[int, list[int]]:
-    """Epoch -> the samples of its steps that count, in the order of the steps and ranks."""
+    """Epoch -> samples of its steps that count, in the order of steps and ranks.
+
+    Raises TesseraError if a rank's file of an attempt is missing.
+    """
     kept: dict[int, tuple[int, list[int]]] = {}
     attempts: dict[str, list[Path]] = {}
     for path in sorted((run_dir / FOLDER).iterdir()):
@@ -59,9 +66,11 @@ def read(run_dir: Path) -> dict[int, list[int]]:
         begins = {part[0]["begins"] for part in parts}
         ranks = {part[0]["ranks"] for part in parts}
         if len(begins) != 1 or ranks != {len(parts)}:
-            raise TesseraError(f"the ledger of {run_dir} has an attempt whose ranks don't agree")
+            raise TesseraError(
+                f"the sample log of {run_dir} has an attempt whose ranks don't agree"
+            )
         first = begins.pop()
-        kept = {step: said for step, said in kept.items() if step < first}
+        kept = {step: line for step, line in kept.items() if step < first}
         for part in parts:
             for line in part[1:]:
                 _, samples = kept.setdefault(line["step"], (line["epoch"], []))

@@ -27,7 +27,7 @@ class NotFiniteError(TesseraError):
 
 @dataclass(frozen=True)
 class WindowMeans:
-    """Over all ranks. `data_wait_share` is the share of the time that was spent waiting for data."""
+    """Over all ranks. `data_wait_share` is the share of the time spent waiting for data."""
 
     losses: dict[str, float]
     images_per_second: float

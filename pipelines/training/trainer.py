@@ -361,10 +361,10 @@ def _explain_norm_error(batch: Batch) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TesseraError(
-            f"a rank has {len(batch['key'])} image of a batch, and the network can't normalise over "
-            "it: its feature maps have shrunk to one pixel",
-            hint="choose train.batch_size so that the last batch of an epoch has several images for "
-            "each worker, or a smaller train.accumulate, or larger images: data.height, data.width",
+            f"a rank has {len(batch['key'])} image of a batch, and the network can't normalise "
+            "over it: its feature maps have shrunk to one pixel",
+            hint="choose train.batch_size so that the last batch of an epoch has several images "
+            "for each worker, or a smaller train.accumulate, or larger images: data.height, data.width",
         ) from None
 
 

@@ -82,7 +82,7 @@ def _copy_weights(current: Population, spec: SearchSpec, board: Leaderboard) -> 
     for name, donor in current.donors.items():
         member = current.member(name)
         change = member.changes[-1]
-        change["checkpoint"] = checkpoints.adopt(folder(donor), folder(name))
+        change["checkpoint"] = checkpoints.copy_checkpoints(folder(donor), folder(name))
         board.on_event("exploit", name, {"donor": donor, **_about(member)})
 
 

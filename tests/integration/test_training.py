@@ -232,7 +232,7 @@ def test_resume_refuses_other_settings(undisturbed: Outcome) -> None:
 
 def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(TesseraError, match="the cluster has 4 CPUs"):
+    with pytest.raises(TesseraError, match="there are 4 CPUs"):
         train.train(small(digits, 5), progress=False)
     assert time.monotonic() - began < 10
 

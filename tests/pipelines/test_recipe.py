@@ -1,4 +1,4 @@
-"""The recipe: one frozen tree, both ways through JSON and YAML, and errors that name the mend."""
+"""The recipe: one frozen tree, to JSON and YAML and back, and errors with a hint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_round_trip_through_json_and_yaml(tmp_path: Path) -> None:
     assert recipes.read(file).to_json() == recipe.to_json()
 
 
-def test_a_variant_brings_its_own_settings_and_overrides_win() -> None:
+def test_a_variant_has_its_own_settings_and_overrides_win() -> None:
     four = recipes.start("cnn", "four-conv")
     assert four.model["channels"] == (32, 64, 128, 128)
     assert (four.optim["model"].kind, four.optim["model"].lr) == ("sgd", 0.01)
@@ -30,7 +30,7 @@ def test_a_variant_brings_its_own_settings_and_overrides_win() -> None:
     assert changed.optim["model"].momentum == 0.9
 
 
-def test_changing_the_variant_takes_its_settings() -> None:
+def test_another_variant_changes_the_settings() -> None:
     changed = recipes.start("cnn", "four-conv").with_overrides({"variant": "keras-style"})
     assert changed == recipes.start("cnn", "keras-style")
 
@@ -44,7 +44,7 @@ def test_overrides_from_the_command_line(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"optim.model.lrr": 1}, "did you mean 'optim.model.lr'"),
         ({"train.epochs": "many"}, "train.epochs = 'many'"),
@@ -55,14 +55,14 @@ def test_overrides_from_the_command_line(text: str, value: object) -> None:
         ({"schedule.kind": "cosin"}, "schedule.kind = 'cosin'"),
     ],
 )
-def test_a_wrong_override_is_named_with_its_mend(change: dict[str, object], said: str) -> None:
+def test_a_wrong_override_is_refused_with_a_hint(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         recipes.start("cnn").with_overrides(change)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("family: cnnn", "did you mean 'cnn'"),
         ("family: cnn\ntrian: {epochs: 3}", "did you mean 'train'"),
@@ -75,12 +75,12 @@ def test_a_wrong_override_is_named_with_its_mend(change: dict[str, object], said
         ("family: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_mend(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_is_refused_with_a_hint(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
         recipes.read(file)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_tree_is_frozen_and_flat_is_complete() -> None:
@@ -92,7 +92,7 @@ def test_the_tree_is_frozen_and_flat_is_complete() -> None:
     assert flat["family"] == "cnn"
 
 
-def test_a_star_stands_for_any_name() -> None:
+def test_a_star_matches_any_name() -> None:
     changed = recipes.start("dcgan").with_overrides({"optim.*.lr": 0.5})
     assert len(changed.optim) == 2
     assert {part.lr for part in changed.optim.values()} == {0.5}

@@ -1,4 +1,4 @@
-"""An embedded cluster that doesn't start at once, or doesn't answer any more."""
+"""An embedded cluster whose port is taken, or whose head doesn't answer any more."""
 
 from __future__ import annotations
 
@@ -11,58 +11,60 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[3]
-STOPPED = """
+HANGING_HEAD = """
 import os, signal, sys, time
 import psutil
-from pipelines import cluster
+from pipelines.cluster import connection
 
-os.environ.update(cluster.settings())
-cluster.connect(cpus=1)
+os.environ.update(connection.settings())
+connection.connect(cpus=1)
 for process in psutil.Process().children(recursive=True):
     if process.name() == "gcs_server":
         print(process.pid, flush=True)
         if {stop}:
             process.send_signal(signal.SIGSTOP)
-cluster.SHUTDOWN_SECONDS = 5.0
+connection.SHUTDOWN_SECONDS = 5.0
 began = time.monotonic()
-cluster.disconnect()
+connection.disconnect()
 print(time.monotonic() - began, flush=True)
 os._exit(0)
 """
-TAKEN = """
+TAKEN_PORT = """
 import os, socket
-from pipelines import cluster
 from models.core.errors import TesseraError
+from pipelines.cluster import connection
 
-os.environ.update(cluster.settings())
-taken, free = socket.create_server(("127.0.0.1", 0)), cluster._free_port
-ports = [taken.getsockname()[1]] * cluster.START_ATTEMPTS
-cluster._free_port = lambda: ports[0]
+os.environ.update(connection.settings())
+taken, free_port = socket.create_server(("127.0.0.1", 0)), connection._free_port
+ports = [taken.getsockname()[1]] * connection.START_ATTEMPTS
+connection._free_port = lambda: ports[0]
 try:
-    cluster.connect(cpus=1)
+    connection.connect(cpus=1)
 except TesseraError as error:
     print(error.message.splitlines()[0])
-cluster._free_port = lambda: ports.pop() if len(ports) == cluster.START_ATTEMPTS else free()
-print(cluster.connect(cpus=1), len(ports))
-cluster.disconnect()
+connection._free_port = (
+    lambda: ports.pop() if len(ports) == connection.START_ATTEMPTS else free_port()
+)
+print(connection.connect(cpus=1), len(ports))
+connection.disconnect()
 """
 
 
-def test_a_port_that_another_takes_is_given_up_for_another_one() -> None:
+def test_a_start_on_a_taken_port_is_tried_again_on_another() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TAKEN], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", TAKEN_PORT], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     refused, started = done.stdout.splitlines()
-    assert refused.startswith("Ray didn't start here, 3 times: ")
+    assert refused.startswith("Ray could not be started here in 3 attempts: ")
     assert started == "True 2"
 
 
 @pytest.mark.parametrize("stop", [True, False])
-def test_a_head_that_does_not_answer_is_left(stop: bool) -> None:
-    """Stopped, as one that hangs: found in a run of all tests, where Ray waited for ever."""
+def test_disconnect_does_not_wait_for_a_head_that_hangs(stop: bool) -> None:
+    """The head is stopped with SIGSTOP. Ray's own shutdown would wait for it forever."""
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED.format(stop=stop)],
+        [sys.executable, "-c", HANGING_HEAD.format(stop=stop)],
         cwd=ROOT,
         capture_output=True,
         text=True,

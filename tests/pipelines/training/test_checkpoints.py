@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and every damage is seen."""
+"""Checkpoints are complete or absent, and any damage is detected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def save(folder: Path, step: int, *, best: int | None = None) -> tuple[Path, nn.
     return path, module
 
 
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     path, module = save(tmp_path, 3)
     state = checkpoints.load(path)
     for name, tensor in module.state_dict().items():
@@ -62,7 +62,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
-def test_an_optimizer_goes_on_as_if_never_stored(kind: str) -> None:
+def test_a_stored_optimizer_continues_exactly(kind: str) -> None:
     settings = recipes.Optim(kind=kind, lr=0.1, weight_decay=0.01)  # type: ignore[arg-type]
     torch.manual_seed(0)
     data = torch.randn(6, 5, 3, 4, 4)
@@ -97,7 +97,7 @@ def test_an_optimizer_goes_on_as_if_never_stored(kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters()))
 
 
-def test_the_newest_good_one_is_used_and_the_damaged_are_named(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_named(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     newest = tmp_path / "step-000000003"
@@ -110,31 +110,31 @@ def test_the_newest_good_one_is_used_and_the_damaged_are_named(tmp_path: Path) -
     assert "step-000000003" in notices[0]
 
 
-def test_a_training_takes_over_another_s_newest_and_best(tmp_path: Path) -> None:
-    """Whole and in place of its own, or its own stay."""
+def test_the_newest_and_best_checkpoint_are_copied(tmp_path: Path) -> None:
+    """They replace the checkpoints in the target, which stay if the copy fails."""
     source, target = tmp_path / "source", tmp_path / "target"
     for step in (1, 2, 3):
         save(source, step, best=1)
     own, _ = save(target, 4)
-    digest = checkpoints.adopt(source, target)
+    digest = checkpoints.copy_checkpoints(source, target)
     assert {p.name for p in target.iterdir()} == {"step-000000001", "step-000000003"}
     assert digest == checkpoints.verify(source / "step-000000003")
     assert digest == checkpoints.verify(target / "step-000000003")
-    assert checkpoints.adopt(source, target) == digest  # it was cut off, and is done again
+    assert checkpoints.copy_checkpoints(source, target) == digest  # repeated after an interruption
 
     (source / "step-000000001" / "weights.safetensors").write_bytes(b"")
     shutil.rmtree(target)
     own, _ = save(target, 4)
     with pytest.raises(DamagedError, match="weights"):
-        checkpoints.adopt(source, target)
+        checkpoints.copy_checkpoints(source, target)
     checkpoints.verify(own)
     assert {p.name for p in tmp_path.iterdir()} == {"source", "target"}
-    with pytest.raises(TesseraError, match="no checkpoint that is whole"):
-        checkpoints.adopt(tmp_path / "none", target)
+    with pytest.raises(TesseraError, match="no intact checkpoint"):
+        checkpoints.copy_checkpoints(tmp_path / "none", target)
 
 
-def test_every_bit_flip_is_seen(tmp_path: Path) -> None:
-    """300 single-bit flips over all files; `torch.load` took 297 of 300 such for good."""
+def test_every_bit_flip_is_detected(tmp_path: Path) -> None:
+    """300 single-bit flips over all files; `torch.load` accepted 297 of 300 such flips."""
     path, _ = save(tmp_path, 1)
     digest = checkpoints.verify(path)
     files = sorted(path.iterdir())
@@ -156,7 +156,7 @@ def test_every_bit_flip_is_seen(tmp_path: Path) -> None:
     checkpoints.check_digest(path, digest)  # the control: with every bit back it is good
 
 
-def test_a_crash_at_any_file_leaves_the_one_before(
+def test_a_crash_at_any_file_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
@@ -186,7 +186,7 @@ def test_a_crash_at_any_file_leaves_the_one_before(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_is_said_and_leaves_the_one_before(
+def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)

@@ -1,5 +1,5 @@
-"""A trained classifier that judges made images: what it says, whom it refuses, and a training of two
-parts that it judges."""
+"""A classifier that judges generated images: its predictions, what it refuses, and the training of
+a GAN that it judges."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from pipelines.workflows import judges
 
 WORK = Path(__file__).parents[2] / "support" / "rank_work.py"
 MADE = DataSpec("images", 1, 8, 8, (), (0.3,), (0.4,))
-"""What a generator that is trained on the digits sees of them."""
+"""The data spec of a generator that is trained on the digits."""
 
 
 def write(digits: Path, folder: Path, family: str = "cnn", **changes: Any) -> str:
-    """A registered model's files, of a network that learned nothing; gives their digest."""
+    """Writes the files of a registered, untrained model; returns their digest."""
     recipe = recipes.start(family, "tiny").with_overrides({"data.path": str(digits), **changes})
     card = cards.read(digits)
     torch.manual_seed(5)
@@ -67,7 +67,7 @@ def images(count: int = 5, side: int = 8) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def test_it_says_what_the_classifier_says(judge_files: tuple[Path, str]) -> None:
+def test_probabilities_are_those_of_the_classifier(judge_files: tuple[Path, str]) -> None:
     folder, digest = judge_files
     features, probabilities = training_judge.open_judge(folder, digest, MADE, "cpu")(images())
     model = checkpoints.read_model(folder, digest)
@@ -116,7 +116,9 @@ def test_images_of_another_size_are_scaled(judge_files: tuple[Path, str]) -> Non
     assert judge(large)[1].shape == (5, 10)
 
 
-def test_who_is_refused(judge_files: tuple[Path, str], digits: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_judge_are_refused(
+    judge_files: tuple[Path, str], digits: Path, tmp_path: Path
+) -> None:
     folder, digest = judge_files
     with pytest.raises(TesseraError, match="1 channels, these have 3"):
         training_judge.open_judge(folder, digest, replace(MADE, channels=3), "cpu")
@@ -137,7 +139,7 @@ def registry(tmp_path: Path, judge_files: tuple[Path, str]) -> MemoryRegistry:
     return registry
 
 
-def test_it_is_fetched_once_and_whole(
+def test_a_judge_is_fetched_once_and_completely(
     registry: MemoryRegistry, judge_files: tuple[Path, str], tmp_path: Path
 ) -> None:
     _, digest = judge_files
@@ -175,7 +177,7 @@ def gan(digits: Path, digest: str, **changes: Any) -> Recipe:
 
 
 def fit(recipe: Recipe, folder: Path, judge: Path) -> dict[str, Any]:
-    """Trains here, in a run's folder with its judge; gives summary, events and last weights."""
+    """Trains in this process; returns the summary, all events and the last weights."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(judge, folder / JUDGE)
     emit = EventLog(folder / "events.jsonl")
@@ -239,13 +241,13 @@ def test_resume_of_two_parts_is_exact(
     assert resumed["metrics"] == whole["metrics"]
 
 
-def test_accumulation_takes_each_part_in_step(
+def test_accumulation_updates_both_parts_together(
     trained: tuple[Path, dict[str, Any]],
     digits: Path,
     judge_files: tuple[Path, str],
     tmp_path: Path,
 ) -> None:
-    """A generator draws its noise piece by piece, so the losses are others; their kind is not."""
+    """The generator draws noise for each piece, so the losses differ, but only a little."""
     changes = {"train.accumulate": 3, "train.epochs": 1}
     cut = fit(gan(digits, judge_files[1], **changes), tmp_path, judge_files[0])
     assert len(logged(cut)) == 8
@@ -254,10 +256,10 @@ def test_accumulation_takes_each_part_in_step(
 
 
 @pytest.mark.fault(15)
-def test_ranks_without_an_image_go_on(
+def test_a_rank_without_an_image_takes_part_in_every_update(
     digits: Path, judge_files: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """A last batch of one image for 2 ranks: one of them has nothing to count, in either part."""
+    """The last batch has one image for two ranks, so one of them counts none, in either part."""
     assert cards.read(digits).split("train").samples % 719 == 1
     shutil.copytree(judge_files[0], tmp_path / JUDGE)
     recipe = gan(digits, judge_files[1], **{"train.batch_size": 719, "train.epochs": 1})
@@ -275,13 +277,13 @@ def test_ranks_without_an_image_go_on(
     assert all(0.5 < loss < 3 for loss in losses), "means are over the images that count"
 
 
-def test_figures_do_not_depend_on_the_ranks(
+def test_metrics_do_not_depend_on_the_number_of_ranks(
     trained: tuple[Path, dict[str, Any]],
     digits: Path,
     judge_files: tuple[Path, str],
     tmp_path: Path,
 ) -> None:
-    """On the train split, whose 1,439 images are six batches, the last one short."""
+    """On the train split: 1,439 images are six batches, the last one short."""
     last = sorted((trained[0] / "checkpoints").glob("step-*"))[-1]
     payload = {
         "model": str(tmp_path / "model"),

@@ -1,165 +1,22 @@
-"""The driver's side of a training, with the substitutes that ship: no service is needed."""
+"""A run's folder: locked by one driver at a time, found by name or id."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
-from pipelines.cluster import workers
-from pipelines.data import card as cards
-from pipelines.interfaces import Emit
 from pipelines.recipe import Recipe
-from pipelines.tracking.memory import MemoryRegistry, MemoryTracker
-from pipelines.training import driver, registration, worker
 from pipelines.training import run as training_run
-from pipelines.training.payload import TrainingPayload, TrainingSummary
-from pipelines.training.run import Run
-from pipelines.training.setup import open_setup
 
 
 def small(digits: Path) -> Recipe:
-    return recipes.start("cnn", "tiny").with_overrides(
-        {
-            "data.path": str(digits),
-            "data.digest": cards.read(digits).digest,
-            "train.epochs": 2,
-            "workers.count": 0,
-        }
-    )
+    return recipes.start("cnn", "tiny").with_overrides({"data.path": str(digits)})
 
 
-def never(error: BaseException) -> bool:
-    return False
-
-
-def no_flavor(*args: Any, **kwargs: Any) -> str:
-    return "not asked for"
-
-
-def execute(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
-    return workers.run_local(worker.run, payload, emit)
-
-
-class Services:
-    def __init__(self, folder: Path) -> None:
-        self.tracker = MemoryTracker("run-1")
-        self.registry = MemoryRegistry(folder / "registry")
-
-    def launch(self, run: Run, recipe: Recipe, work: Any = execute) -> driver.Outcome:
-        return driver.launch(
-            run,
-            open_setup(recipe),
-            tracker=self.tracker,
-            registry=self.registry,
-            execute=work,
-            save_exportable=no_flavor,
-            is_permanent=never,
-        )
-
-
-@pytest.fixture
-def services(tmp_path: Path) -> Services:
-    return Services(tmp_path)
-
-
-def test_a_training_is_tracked_and_registered(
-    services: Services, digits: Path, tmp_path: Path
-) -> None:
-    recipe = small(digits)
-    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
-    outcome = services.launch(run, recipe)
-    tracker = services.tracker
-    assert tracker.status == "FINISHED"
-    assert tracker.logged_params == recipe.flat()
-    assert {d["split"] for d in tracker.datasets} == {"train", "val"}
-    assert {d["digest"] for d in tracker.datasets} == {cards.read(digits).digest}
-    assert tracker.logged_tags["tessera.version.torch"]
-    assert ("val/accuracy", 2) in tracker.points
-    assert {Path(a).name for a in tracker.artifacts} == {
-        "training_samples.png",
-        "confusion_matrix.png",
-        "worst_mistakes.png",
-        "learning_curves.png",
-        "val-00001.png",
-        "val-00002.png",
-    }
-    assert tracker.images == {("val", step): f"val-{step:05d}.png" for step in (1, 2)}
-    version = services.registry.version("digits", registration.CHALLENGER)
-    assert version.number == outcome.version.number == 1
-    assert json.loads(version.tags["tessera.recipe"]) == recipe.model_dump(mode="json")
-    assert json.loads(version.tags["tessera.classes"]) == [str(i) for i in range(10)]
-    assert version.tags["tessera.data_digest"] == cards.read(digits).digest
-    assert version.tags["tessera.servable"] == "no: not asked for"
-    again = services.launch(training_run.find(tmp_path / "runs", "run-1"), recipe)
-    assert again.version.number == 1, "a finished run is not registered twice"
-    assert all(len(points) == 1 for points in tracker.points.values())
-
-
-def test_a_failed_training_is_noted_and_not_registered(
-    services: Services, digits: Path, tmp_path: Path
-) -> None:
-    recipe = small(digits)
-    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
-
-    def fail(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
-        raise TesseraError("no such luck")
-
-    with pytest.raises(TesseraError, match="no such luck"):
-        services.launch(run, recipe, fail)
-    assert services.tracker.status == "FAILED"
-    assert services.registry.versions("digits") == []
-
-
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
-def test_a_training_that_is_told_to_stop_is_killed_and_resumes(
-    services: Services, digits: Path, tmp_path: Path, signal: type[BaseException]
-) -> None:
-    recipe = small(digits)
-    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
-
-    def stop(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
-        raise signal
-
-    with pytest.raises(signal):
-        services.launch(run, recipe, stop)
-    assert services.tracker.status == "KILLED"
-    services.launch(training_run.find(tmp_path / "runs", run.name), recipe)
-    assert services.tracker.status == "FINISHED"
-
-
-def test_another_recipe_than_asked_for_is_refused(
-    services: Services, digits: Path, tmp_path: Path
-) -> None:
-    recipe = small(digits)
-    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
-
-    def other(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
-        changed = recipe.with_overrides({"optim.model.lr": 0.123})
-        return execute(replace(payload, recipe=changed), emit)
-
-    with pytest.raises(TesseraError, match=r"optim\.model\.lr was .*, is 0\.123"):
-        services.launch(run, recipe, other)
-    assert services.registry.versions("digits") == []
-
-
-def test_a_resumed_run_keeps_its_params_and_tags_what_changed(
-    services: Services, digits: Path, tmp_path: Path
-) -> None:
-    recipe = small(digits)
-    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
-    services.launch(run, recipe)
-    services.launch(run, recipe.with_overrides({"workers.max_failures": 9}))
-    assert services.tracker.logged_params["workers.max_failures"] == "3"
-    assert services.tracker.logged_tags["tessera.resumed.workers.max_failures"] == "9"
-
-
-def test_never_two_drivers_on_one_run(digits: Path, tmp_path: Path) -> None:
+def test_a_second_driver_of_a_run_is_refused(digits: Path, tmp_path: Path) -> None:
     run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
     with (
         training_run.locked(run),
@@ -171,7 +28,7 @@ def test_never_two_drivers_on_one_run(digits: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_is_found_by_name_or_id_and_the_nearest_named(digits: Path, tmp_path: Path) -> None:
+def test_a_run_is_found_by_name_or_id(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match="has no runs yet"):
         training_run.find(tmp_path, "any")
     run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")

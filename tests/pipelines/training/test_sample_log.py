@@ -1,4 +1,4 @@
-"""The ledger says which samples reached the weights that are kept."""
+"""The sample log has the samples that reached the saved weights."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def write(folder: Path, begins: int, lines: list[tuple[int, int, list[int]]]) ->
     book.close()
 
 
-def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
+def test_repeated_steps_count_once(tmp_path: Path) -> None:
     write(tmp_path, 0, [(0, 0, [3, 1]), (1, 0, [0]), (2, 1, [1, 3])])
     write(tmp_path, 1, [(1, 0, [0]), (2, 1, [0, 3])])
     write(tmp_path, 3, [(3, 1, [1])])
     assert sample_log.read(tmp_path) == {0: [3, 1, 0], 1: [0, 3, 1]}
 
 
-def test_a_step_that_was_lost_is_missed(tmp_path: Path) -> None:
-    """The control: an attempt that goes on too late leaves a hole."""
+def test_a_lost_step_leaves_a_gap(tmp_path: Path) -> None:
+    """Control: an attempt that begins too late."""
     write(tmp_path, 0, [(0, 0, [3, 1])])
     write(tmp_path, 2, [(2, 1, [1, 3])])
     assert sample_log.read(tmp_path) == {0: [3, 1], 1: [1, 3]}
 
 
-def test_a_lost_file_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_file_of_a_rank_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, 0, [(0, 0, [3, 1])])
     file = tmp_path / sample_log.FOLDER / "0000-0000.jsonl"
     file.write_text(file.read_text().replace('"ranks":1', '"ranks":2'))

@@ -1,4 +1,4 @@
-"""The ranks of a machine decode into the same memory, and nothing of it stays behind."""
+"""The ranks of a machine share a buffer, and no file of it is left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPEC = DataSpec("classification", 1, 4, 4, ("a", "b"))
 
 
 def work(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    """Each rank writes its own sample, and waits until it sees those of all."""
+    """Each rank writes its own sample, then waits until it sees those of all ranks."""
     shared = share_pixels(world.size, SPEC, world)
     if shared is None:
         return {"shared": False}
@@ -35,19 +35,19 @@ def work(world: World, payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_three_ranks_see_what_each_has_written() -> None:
+def test_three_ranks_see_each_other_s_samples() -> None:
     answers = gloo_ranks.run(Path(__file__), "work", 3, {})
     assert [answer["seen"] for answer in answers] == [[1, 2, 3]] * 3
     assert len({answer["path"] for answer in answers}) == 1
     assert not any(answer["named"] for answer in answers), "a killed rank would leave it behind"
 
 
-def test_a_rank_alone_keeps_its_own() -> None:
+def test_a_single_rank_shares_nothing() -> None:
     assert share_pixels(3, SPEC, World()) is None
 
 
-def test_a_file_that_is_made_has_a_name_until_it_is_taken_away() -> None:
-    """The control of the test above."""
+def test_a_buffer_has_a_file_until_it_is_unlinked() -> None:
+    """Control of the tests above."""
     made = pixel_cache.create(3, SPEC)
     assert made is not None
     assert made.path is not None

@@ -1,4 +1,4 @@
-"""The loop, in this process and on gloo ranks: what each setting does, and exact resume."""
+"""The training loop, in this process and on gloo ranks: each setting, and exact resume."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def small(digits: Path, **changes: Any) -> Recipe:
 
 
 def fit(recipe: Recipe, folder: Path, **more: Any) -> dict[str, Any]:
-    """Trains here; gives the summary with every event and the final weights."""
+    """Trains in this process; returns the summary, all events and the final weights."""
     folder.mkdir(parents=True, exist_ok=True)
     emit = EventLog(folder / "events.jsonl")
     summary = worker.run(rank_work.payload_for(recipe, folder, **more), World(), emit)
@@ -69,7 +69,7 @@ def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return fit(small(digits), tmp_path_factory.mktemp("plain"))
 
 
-def test_it_learns_and_says_what_it_did(plain: dict[str, Any]) -> None:
+def test_the_loss_falls_and_every_epoch_is_logged(plain: dict[str, Any]) -> None:
     assert len(losses(plain)) == 3 * 15
     assert losses(plain)[-1] < losses(plain)[0] * 0.75
     pictures = [e["path"] for e in plain["events"] if e["kind"] == "artifact"]
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights(
     assert not equal(plain, fit(small(digits, seed=1), tmp_path / "other"))
 
 
-def test_accumulation_is_the_same_training(
+def test_accumulation_changes_losses_by_rounding_only(
     plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
     cut = fit(small(digits, **{"train.accumulate": 3}), tmp_path)
@@ -123,7 +123,7 @@ def test_resume_is_exact(changes: dict[str, Any], step: int, digits: Path, tmp_p
     assert losses(resumed) == losses(whole)[step:]
 
 
-def test_a_damaged_newest_checkpoint_is_left_out_and_said(
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_notice(
     plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
     recipe = small(digits, **{"checkpoint.keep": 99})
@@ -151,10 +151,10 @@ def test_resume_with_another_seed_batch_or_data_is_refused(digits: Path, tmp_pat
         fit(recipe.with_overrides({"data.digest": "0" * 64}), tmp_path)
 
 
-def test_in_pieces_it_comes_to_the_same(
+def test_a_training_in_pieces_is_the_same_training(
     plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
-    """The rate is on its way to the last epoch, wherever it stops; only then it answers."""
+    """The learning rate follows the whole schedule wherever it stops; only the end has metrics."""
     for epoch in (1, 2):
         piece = fit(small(digits), tmp_path, until_epoch=epoch)
         assert (piece["epochs"], piece["ended"], piece["metrics"]) == (epoch, False, {})
@@ -175,10 +175,10 @@ def test_in_pieces_it_comes_to_the_same(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_may_change_is_in_effect_after_a_resume(
+def test_a_changed_setting_takes_effect_after_a_resume(
     change: dict[str, Any], plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
-    """The optimizer's own numbers in the checkpoint would have kept momentum and decay."""
+    """The optimizer's state in the checkpoint has the old momentum and weight decay."""
     fit(small(digits), tmp_path, until_epoch=1)
     (path,) = change
     changed = small(digits).with_overrides(change)
@@ -195,18 +195,20 @@ def test_patience_stops_early(digits: Path, tmp_path: Path) -> None:
     still = {"optim.model.lr": 1e-12, "train.patience": 2, "train.epochs": 9}
     result = fit(small(digits, **still), tmp_path)
     assert result["epochs"] == 3
-    assert result["epoch"] == 3  # of equals the later one
+    assert result["epoch"] == 3  # of equal epochs the later one
 
 
-def test_the_average_answers(digits: Path, tmp_path: Path) -> None:
+def test_the_moving_average_is_saved_beside_the_trained_weights(
+    digits: Path, tmp_path: Path
+) -> None:
     fit(small(digits, **{"train.ema": 0.9}), tmp_path)
     folder = sorted(tmp_path.glob("checkpoints/step-*"))[-1]
     state = checkpoints.load(folder)
     assert any(not torch.equal(state.weights[k], state.training[k]) for k in state.weights)
 
 
-def test_frozen_parameters_do_not_move(digits: Path, tmp_path: Path) -> None:
-    """Transfer learning: another network's weights, all frozen but a new head."""
+def test_frozen_parameters_do_not_change(digits: Path, tmp_path: Path) -> None:
+    """Transfer learning: the weights of another network, all frozen but a new head."""
     recipe = small(digits, family="resnet", **{"train.epochs": 1})
     fit(recipe, tmp_path / "first")
     learned = sorted(tmp_path.glob("first/checkpoints/step-*"))[-1] / "weights.safetensors"
@@ -219,7 +221,7 @@ def test_frozen_parameters_do_not_move(digits: Path, tmp_path: Path) -> None:
 
 
 def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path: Path) -> None:
-    """Two are on a real Ray in `test_training_integration.py`."""
+    """`integration/test_training.py` has two on a real Ray."""
     payload = {"recipe": small(digits).to_json(), "run_dir": str(tmp_path)}
     found = gloo_ranks.run(WORK, "train", 3, payload)[0]
     apart = max(abs(a - b) for a, b in zip(losses(plain), found["losses"], strict=True))
@@ -227,8 +229,8 @@ def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path:
 
 
 @pytest.mark.fault(15)
-def test_ranks_without_an_image_go_on(digits: Path, tmp_path: Path) -> None:
-    """A last batch of one image for 3 ranks: two of them have nothing to count."""
+def test_a_rank_without_an_image_takes_part_in_every_update(digits: Path, tmp_path: Path) -> None:
+    """The last batch has one image for three ranks, so two of them count none."""
     assert cards.read(digits).split("train").samples % 719 == 1
     changes = {"train.batch_size": 719, "train.epochs": 2}
     payload = {"recipe": small(digits, **changes).to_json(), "run_dir": str(tmp_path / "three")}
@@ -238,8 +240,10 @@ def test_ranks_without_an_image_go_on(digits: Path, tmp_path: Path) -> None:
     assert apart < 1e-4
 
 
-def test_one_image_that_can_t_be_normalised_is_refused(digits: Path, tmp_path: Path) -> None:
-    """On 8x8 pixels the last maps are one pixel: torch's own error would have Ray try it again."""
+def test_a_batch_of_one_image_that_can_not_be_normalised_is_refused(
+    digits: Path, tmp_path: Path
+) -> None:
+    """With 8x8 images the last feature maps are one pixel. Ray would retry torch's ValueError."""
     changes = {"train.batch_size": 1438, "variant": "base", "model.pools": 3}
     with pytest.raises(TesseraError, match=r"1 image of a batch.*normalise.*batch_size"):
         fit(small(digits, **changes), tmp_path)
@@ -256,10 +260,10 @@ def test_every_rank_stops_at_a_loss_that_is_not_finite(digits: Path, tmp_path: P
     assert not list(tmp_path.glob("checkpoints/step-*")), "such weights are never written"
 
 
-def test_evaluation_does_not_depend_on_the_ranks(
+def test_metrics_do_not_depend_on_the_number_of_ranks(
     plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
-    """On the train split, whose 1,439 images are six batches, the last one short."""
+    """On the train split: 1,439 images are six batches, the last one short."""
     fit(small(digits, **{"train.epochs": 1}), tmp_path)
     digest = checkpoints.write_model(
         sorted(tmp_path.glob("checkpoints/step-*"))[-1], tmp_path / "model"
