@@ -1,1 +1,1 @@
-"""Metrics that need more than a line: average precision and image quality."""
+"""Metrics that several tasks share, and metrics from outside the project."""

@@ -1,15 +1,15 @@
-"""Average precision of found objects, as COCO defines it.
+"""Average precision of predicted objects, as COCO defines it.
 
-In: a record an image, with what was found and what is there. Out: exact figures. The counting is
-pycocotools' (Lin et al., Microsoft COCO, 2014, and its reference code). Must not know any network.
+In: a record for each image, with predicted and true objects. Out: exact metrics. pycocotools does the
+counting (Lin et al., Microsoft COCO, 2014, and its reference code). Must not know any network.
 
-    N objects found in an image, M objects in truth, H height, W width
-    T thresholds of the overlap, R levels of the recall, K classes
+    N predicted objects of an image, M true objects, H height, W width
+    T IoU thresholds, R recall levels, K classes
 
-A record has `size` (H, W); of what was found `boxes` float (N, 4): left, top, right, bottom, `scores`
-(N,) and `labels` (N,); of the truth `true_boxes` (M, 4), `true_labels` (M,) and `true_crowd` (M,).
-To compare masks it also has `masks` and `true_masks`, lists of N and M run lengths: the bytes that
-`pycocotools.mask.encode` makes.
+A record has `size` (H, W); of the predictions `boxes` float (N, 4): left, top, right, bottom,
+`scores` (N,) and `labels` (N,); of the truth `true_boxes` (M, 4), `true_labels` (M,) and `true_crowd`
+(M,). To compare masks it also has `masks` and `true_masks`, lists of N and M run lengths: the bytes
+that `pycocotools.mask.encode` returns.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy as np
 from models.core.family import Record
 
 Kind = Literal["bbox", "segm"]
-MOST_FOUND = 100
-"""Of an image only the so many most certain objects of a class count, as in COCO."""
+MAX_DETECTIONS = 100
+"""Objects of an image and class that count, those with the highest scores, as in COCO."""
 NAMED_CLASSES = 50
-"""So many classes get a figure of their own."""
+"""At most so many classes get a metric of their own."""
 _EVERY_SIZE = ((0.0, 1e10),)
 
 
@@ -37,17 +37,19 @@ def metrics(
     classes: Sequence[str],
     kind: Kind = "bbox",
     *,
-    most_found: int = MOST_FOUND,
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, float]:
-    """`map`, the mean of the average precision over overlaps of 0.5, 0.55 … 0.95 and over the
-    classes that occur in truth; `map50` and `map75` at one overlap; `map/CLASS` for each of these
-    classes, of the first 50. All are 0 where there is no truth.
+    """`map`, the mean of the average precision over IoU thresholds of 0.5, 0.55 … 0.95 and over the
+    classes in the truth; `map50` and `map75` at one threshold; `map/CLASS` for the first 50 of these
+    classes. All are 0 if there are no true objects.
 
-    `most_found`: objects of an image and class that count, the most certain first. A crowd is
-    neither missed nor are objects in it wrong. Of equal scores the image that comes first counts
-    first.
+    `max_detections`: objects of an image and class that count, those with the highest scores. A crowd
+    doesn't count as missed, nor do predictions inside it as wrong. Equal scores are sorted by the
+    order of the images.
     """
-    return bootstrap_metrics(records, classes, kind, most_found=most_found)(range(len(records)))
+    return bootstrap_metrics(records, classes, kind, max_detections=max_detections)(
+        range(len(records))
+    )
 
 
 def bootstrap_metrics(
@@ -55,19 +57,19 @@ def bootstrap_metrics(
     classes: Sequence[str],
     kind: Kind = "bbox",
     *,
-    most_found: int = MOST_FOUND,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Callable[[Sequence[int]], dict[str, float]]:
-    """Makes `metrics` of any of the images, by their places in `records`. Answers and truths are
-    compared once, here: a selection only counts anew."""
-    evaluation = _evaluate(records, len(classes), kind, most_found)
-    # for each class, one area and each image: a dict, or None where there is nothing
+    """A function from positions in `records` to the `metrics` of these images. Predictions and truth
+    are matched once, here; the function only accumulates."""
+    evaluation = _evaluate(records, len(classes), kind, max_detections)
+    # for each class, one area range and each image: a dict, or None if there are no objects
     compared, count = evaluation.evalImgs, max(len(records), 1)
     names = metric_names(classes)
 
-    def of(places: Sequence[int]) -> dict[str, float]:
-        evaluation.params.imgIds = evaluation._paramsEval.imgIds = list(range(len(places)))
+    def of(positions: Sequence[int]) -> dict[str, float]:
+        evaluation.params.imgIds = evaluation._paramsEval.imgIds = list(range(len(positions)))
         evaluation.evalImgs = [
-            compared[start + place] for start in range(0, len(compared), count) for place in places
+            compared[start + i] for start in range(0, len(compared), count) for i in positions
         ]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
@@ -77,25 +79,25 @@ def bootstrap_metrics(
 
 
 def _metrics(evaluation: Any, names: Sequence[str]) -> dict[str, float]:
-    # (T, R, K): the precision, -1 for a class that doesn't occur
+    # precision (T, R, K), -1 for a class without true objects
     precision = evaluation.eval["precision"][:, :, :, 0, 0]
     overlaps = evaluation.params.iouThrs
-    found = {
+    values = {
         "map": _mean(precision),
         "map50": _mean(precision[np.isclose(overlaps, 0.5)]),
         "map75": _mean(precision[np.isclose(overlaps, 0.75)]),
     }
     occurring = [k for k in range(len(names)) if (precision[:, :, k] >= 0).any()]
     for k in occurring[:NAMED_CLASSES]:
-        found[f"map/{names[k]}"] = _mean(precision[:, :, k])
-    return found
+        values[f"map/{names[k]}"] = _mean(precision[:, :, k])
+    return values
 
 
 def curves(
     records: Sequence[Record], classes: Sequence[str], kind: Kind = "bbox", *, most: int = 10
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Class -> (recalls, precisions) at an overlap of 0.5, of the first `most` that occur."""
-    evaluation = _evaluate(records, len(classes), kind, MOST_FOUND)
+    """Class -> (recalls, precisions) at an IoU of 0.5, for the first `most` classes that occur."""
+    evaluation = _evaluate(records, len(classes), kind, MAX_DETECTIONS)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     precision = evaluation.eval["precision"][0, :, :, 0, 0]
@@ -106,18 +108,18 @@ def curves(
 
 
 def metric_names(classes: Iterable[str]) -> list[str]:
-    """A name for each class that can stand in the name of a figure: letters, digits, `_`, `-` and
-    single spaces; no two are the same."""
+    """For each class a unique name that can be part of a metric's name: letters, digits, `_`, `-` and
+    single spaces."""
     names: list[str] = []
     taken: set[str] = set()
     for name in classes:
         plain = re.sub(r"[^A-Za-z0-9_ -]", "_", " ".join(name.split()))[:80].strip() or "_"
-        tried, number = plain, 1
-        while tried.lower() in taken:
+        unique, number = plain, 1
+        while unique.lower() in taken:
             number += 1
-            tried = f"{plain}-{number}"
-        taken.add(tried.lower())
-        names.append(tried)
+            unique = f"{plain}-{number}"
+        taken.add(unique.lower())
+        names.append(unique)
     return names
 
 
@@ -126,16 +128,16 @@ def _mean(precision: np.ndarray[Any, Any]) -> float:
     return float(known.mean()) if known.size else 0.0
 
 
-def _evaluate(records: Sequence[Record], classes: int, kind: Kind, most_found: int) -> Any:
+def _evaluate(records: Sequence[Record], classes: int, kind: Kind, max_detections: int) -> Any:
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         truth = _as_coco(records, classes, kind, "true_")
-        answers = _as_coco(records, classes, kind, "")
-        evaluation = COCOeval(truth, answers, kind)
+        predictions = _as_coco(records, classes, kind, "")
+        evaluation = COCOeval(truth, predictions, kind)
         evaluation.params.imgIds = list(range(1, len(records) + 1))
         evaluation.params.catIds = list(range(1, classes + 1))
-        evaluation.params.maxDets = [most_found]
+        evaluation.params.maxDets = [max_detections]
         evaluation.params.areaRng = [list(span) for span in _EVERY_SIZE]
         evaluation.params.areaRngLbl = ["all"]
         evaluation.evaluate()
@@ -143,7 +145,7 @@ def _evaluate(records: Sequence[Record], classes: int, kind: Kind, most_found: i
 
 
 def _as_coco(records: Sequence[Record], classes: int, kind: Kind, side: str) -> Any:
-    """The objects of one side as pycocotools has them. Ids begin with 1: it takes 0 for none."""
+    """The predicted or the true objects as a COCO data set. Ids begin with 1: 0 means no match."""
     from pycocotools import mask as run_lengths
     from pycocotools.coco import COCO
 
@@ -157,19 +159,19 @@ def _as_coco(records: Sequence[Record], classes: int, kind: Kind, side: str) -> 
         more = np.asarray(record["true_crowd" if side else "scores"], np.float64).tolist()
         corners = boxes[:, :2].tolist()
         sizes = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).tolist()
-        for place, ((left, top), (wide, high)) in enumerate(zip(corners, sizes)):
+        for i, ((left, top), (wide, high)) in enumerate(zip(corners, sizes)):
             one: dict[str, Any] = {
                 "id": len(objects) + 1,
                 "image_id": image_id,
-                "category_id": labels[place] + 1,
+                "category_id": labels[i] + 1,
                 "bbox": [left, top, wide, high],
                 "area": wide * high,
-                "iscrowd": int(more[place]) if side else 0,
+                "iscrowd": int(more[i]) if side else 0,
             }
             if not side:
-                one["score"] = more[place]
+                one["score"] = more[i]
             if kind == "segm":
-                counts = record[f"{side}masks"][place]
+                counts = record[f"{side}masks"][i]
                 one["segmentation"] = {"size": [height, width], "counts": counts}
                 one["area"] = float(run_lengths.area(one["segmentation"]))
             objects.append(one)

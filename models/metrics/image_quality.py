@@ -1,12 +1,12 @@
-"""How near an image is to what it should be: mean squared error, PSNR, SSIM; luma, bicubic resizing.
+"""Similarity of two images: mean squared error, PSNR, SSIM; luma; bicubic resizing.
 
 In: images as float or uint8 tensors. Out: numbers, and images as float64. Everything is computed in
-float64, an image at a time, so a figure depends neither on the batch nor on the precision of the
-network. Must not know networks or tasks.
+float64 and one image at a time, so results don't depend on the batch or on the network's precision.
+Must not know networks or tasks.
 
     C channels, H height, W width
 
-`peak` is the largest value that a pixel can have: 255, or 1 for pixels scaled to 0..1.
+`peak` is the largest possible value of a pixel: 255, or 1 for pixels scaled to 0..1.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from torch import Tensor
 
 from models.core.errors import TesseraError
 
-MOST_DECIBELS = 100.0
-"""The PSNR of equal images, and the most that is given: means over images stay finite."""
+MAX_DECIBELS = 100.0
+"""The largest PSNR, which is that of equal images: means over images stay finite."""
 WINDOW, SIGMA = 11, 1.5
-"""SSIM's Gaussian window in pixels, as in the article."""
+"""SSIM's Gaussian window in pixels, as in the paper."""
 _SUPPORT = 4.0
-"""Pixels under the cubic kernel."""
+"""Width of the cubic kernel in pixels."""
 
 
 def mse(image: Tensor, other: Tensor) -> float:
-    """Mean squared difference of two images of one shape, in squared units of their pixels."""
+    """Mean squared difference of two images of the same shape."""
     first, second = _pair(image, other)
     return float((first - second).square().mean())
 
 
 def psnr(image: Tensor, other: Tensor, *, peak: float) -> float:
-    """Peak signal-to-noise ratio of two images of one shape in dB, at most `MOST_DECIBELS`."""
+    """Peak signal-to-noise ratio of two images of the same shape, in dB, at most `MAX_DECIBELS`."""
     return decibels(mse(image, other), peak=peak)
 
 
 def decibels(error: float, *, peak: float) -> float:
-    """The PSNR in dB that a mean squared error stands for, at most `MOST_DECIBELS`."""
+    """The PSNR in dB for a mean squared error, at most `MAX_DECIBELS`."""
     if error <= 0:
-        return MOST_DECIBELS
-    return min(10 * math.log10(peak * peak / error), MOST_DECIBELS)
+        return MAX_DECIBELS
+    return min(10 * math.log10(peak * peak / error), MAX_DECIBELS)
 
 
 def ssim(image: Tensor, other: Tensor, *, peak: float) -> float:
@@ -49,8 +49,8 @@ def ssim(image: Tensor, other: Tensor, *, peak: float) -> float:
     Assessment: From Error Visibility to Structural Similarity, 2004.
 
     Means, variances and covariance under a Gaussian window of 11 by 11 pixels with a standard
-    deviation of 1.5; the mean over the places where the window lies inside the image, and over the
-    channels. Where the image is smaller than the window, the window is cut to it.
+    deviation of 1.5; the mean over the positions where the window is inside the image, and over the
+    channels. If the image is smaller than the window, the window is cropped to it.
     """
     first, second = _pair(image, other)
     moments = torch.stack([first, second, first * first, second * second, first * second])
@@ -66,9 +66,8 @@ def ssim(image: Tensor, other: Tensor, *, peak: float) -> float:
 
 
 def luma(image: Tensor) -> Tensor:
-    """(3, H, W) of RGB in 0..255 -> (1, H, W) of float64 in 16..235, not rounded: Y of ITU-R BT.601
-    as MATLAB's rgb2ycbcr has it, by which articles on upscaling measure. Grey (1, H, W) stays as
-    it is."""
+    """RGB (3, H, W) in 0..255 -> (1, H, W) float64 in 16..235, not rounded: Y of ITU-R BT.601 as
+    MATLAB's rgb2ycbcr computes it, which papers on upscaling use. Grey (1, H, W) is unchanged."""
     pixels = image.double()
     if pixels.shape[-3] == 1:
         return pixels
@@ -77,11 +76,11 @@ def luma(image: Tensor) -> Tensor:
 
 
 def bicubic(image: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) -> (..., height, width), as MATLAB's imresize does it: the cubic kernel with
-    a = -0.5 (Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981), widened
-    where the image gets smaller, and the image mirrored at its edges.
+    """(..., H, W) -> (..., height, width), like MATLAB's imresize: the cubic kernel with a = -0.5
+    (Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981), widened for
+    reductions, with reflection at the edges.
 
-    A float tensor keeps its type, and its gradient; of whole numbers float64 is made. Not rounded
+    Float tensors keep their type and gradient; integers become float64. The result is not rounded
     and not clamped: the kernel overshoots.
     """
     pixels = image if image.is_floating_point() else image.double()
@@ -94,16 +93,16 @@ def _pair(image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     if image.shape != other.shape or image.ndim < 3 or not image.numel():
         raise TesseraError(
             f"images of shape {tuple(image.shape)} and {tuple(other.shape)} can't be compared",
-            hint="give two of one shape (C, H, W)",
+            hint="give two of the same shape (C, H, W)",
         )
     return image.double(), other.double()
 
 
 def _blur(images: Tensor, axis: int) -> Tensor:
-    """Gaussian means along an axis, where the window lies inside."""
+    """Gaussian means along an axis, at the positions where the window is inside."""
     side = min(WINDOW, images.shape[axis])
-    places = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    weights = torch.exp(-0.5 * (places / SIGMA) ** 2)
+    offsets = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    weights = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
     inside = images.shape[axis] - side + 1
     blurred = images.new_zeros(())
     for start, weight in enumerate((weights / weights.sum()).tolist()):
@@ -112,24 +111,24 @@ def _blur(images: Tensor, axis: int) -> Tensor:
 
 
 def _resize(pixels: Tensor, axis: int, size: int) -> Tensor:
-    given = pixels.shape[axis]
-    if given == size:
+    before = pixels.shape[axis]
+    if before == size:
         return pixels
-    near, weights = _contributions(given, size)
+    near, weights = _contributions(before, size)
     weights = weights.to(pixels)
     near = near.to(pixels.device)
     shape = [1] * pixels.ndim
     shape[axis] = size
     resized = torch.zeros((), dtype=pixels.dtype, device=pixels.device)
-    for place, weight in zip(near.T, weights.T):
-        resized = resized + pixels.index_select(axis, place) * weight.reshape(shape)
+    for index, weight in zip(near.T, weights.T):
+        resized = resized + pixels.index_select(axis, index) * weight.reshape(shape)
     return resized
 
 
-def _contributions(given: int, size: int) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis make up each new one, int64 (size, taps), and how much of each, float64
-    (size, taps)."""
-    scale = size / given
+def _contributions(before: int, size: int) -> tuple[Tensor, Tensor]:
+    """For each new pixel of an axis, the indices of its source pixels, int64 (size, taps), and their
+    weights, float64 (size, taps)."""
+    scale = size / before
     widened = max(1.0, 1 / scale)
     taps = math.ceil(_SUPPORT * widened) + 2
     centre = (torch.arange(size, dtype=torch.float64) + 0.5) / scale - 0.5
@@ -138,8 +137,8 @@ def _contributions(given: int, size: int) -> tuple[Tensor, Tensor]:
     weights = _cubic((centre[:, None] - near) / widened)
     weights = weights / weights.sum(1, keepdim=True)
     used = weights.any(0)
-    near = near.remainder(2 * given)
-    mirrored = torch.where(near < given, near, 2 * given - 1 - near)
+    near = near.remainder(2 * before)
+    mirrored = torch.where(near < before, near, 2 * before - 1 - near)
     return mirrored[:, used], weights[:, used]
 
 

@@ -1,1 +1,1 @@
-"""Augmentations and geometry of images, boxes and masks."""
+"""Augmentation of images together with their boxes and masks."""

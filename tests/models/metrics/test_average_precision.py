@@ -120,7 +120,7 @@ def test_only_the_most_certain_of_an_image_count():
     boxes = [(left, top, left + 15, top + 15) for left, top in places]
     one = record([(b, 0.9 - i / 100, 0) for i, b in enumerate(boxes)], [(b, 0) for b in boxes])
     assert metrics([one], CLASSES)["map"] == pytest.approx(1)
-    assert metrics([one], CLASSES, most_found=10)["map"] == pytest.approx(51 / 101)
+    assert metrics([one], CLASSES, max_detections=10)["map"] == pytest.approx(51 / 101)
 
 
 def encode(box) -> bytes:

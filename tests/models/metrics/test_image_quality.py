@@ -56,7 +56,7 @@ def test_bytes_are_compared_without_overflow():
 
 def test_equal_images_have_finite_figures():
     image = picture(3, 20, 20)
-    assert image_quality.psnr(image, image, peak=255) == image_quality.MOST_DECIBELS == 100
+    assert image_quality.psnr(image, image, peak=255) == image_quality.MAX_DECIBELS == 100
     assert image_quality.ssim(image, image, peak=255) == pytest.approx(1)
     nearly = image.double() + 1e-9
     assert image_quality.psnr(image.double(), nearly, peak=255) == 100

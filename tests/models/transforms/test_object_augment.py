@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.core.errors import UsageError
 from models.core.family import Batch, BatchRng, DataSpec
-from models.transforms.geometry import Place, inside
+from models.transforms.geometry import Placement, inside
 from models.transforms.object_augment import ObjectAugment, ObjectAugmentSettings
 
 HEIGHT, WIDTH, COUNT = 80, 100, 12
@@ -119,14 +119,14 @@ def test_an_object_that_loses_most_of_itself_is_dropped():
 def test_a_place_says_the_same_of_pixels_and_boxes():
     image = torch.zeros(1, 1, HEIGHT, WIDTH)
     image[..., 20:40, 10:60] = 1
-    place = Place(torch.tensor([[0.5, -1.0]]), torch.tensor([[4.0, 90.0]]))
-    moved = place.images(image)
-    box = place.boxes(torch.tensor([[10.0, 20.0, 60.0, 40.0]]), torch.tensor([0]))
+    placement = Placement(torch.tensor([[0.5, -1.0]]), torch.tensor([[4.0, 90.0]]))
+    moved = placement.images(image)
+    box = placement.boxes(torch.tensor([[10.0, 20.0, 60.0, 40.0]]), torch.tensor([0]))
     assert box.tolist() == [[30.0, 14.0, 80.0, 24.0]]
     expected = torch.zeros(HEIGHT, WIDTH)
     expected[14:24, 30:80] = 1
     torch.testing.assert_close(moved[0, 0], expected)
-    assert place.images(image * 7, nearest=True).unique().tolist() == [0.0, 7.0]
+    assert placement.images(image * 7, nearest=True).unique().tolist() == [0.0, 7.0]
 
 
 def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
