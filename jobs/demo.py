@@ -116,7 +116,7 @@ def _ask(model: str, data: Path, folder: Path) -> tuple[int, int]:
         path.write_bytes(sample.image)
         truth[path.name] = card.classes[sample.label]
     called = subprocess.run(
-        [sys.executable, "-m", "jobs.predict", model, str(folder)],
+        [sys.executable, "-m", "tessera", "predict", model, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

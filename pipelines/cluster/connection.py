@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import tessera
 from models.core.errors import TesseraError
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -61,7 +62,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
     quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if address:
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env=_runtime_env(), **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TesseraError(
                 f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}",
@@ -83,6 +84,13 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
     return True
 
 
+def _runtime_env() -> dict[str, Any]:
+    """What a worker does first: if a folder of the user's hides a package of ours, it imports ours."""
+    if not tessera.is_hidden_for_workers():
+        return {}
+    return {"worker_process_setup_hook": "tessera.use_own_packages"}
+
+
 def _start(cpus: int | None, quiet: dict[str, Any]) -> None:
     import ray
 
@@ -95,7 +103,7 @@ def _start(cpus: int | None, quiet: dict[str, Any]) -> None:
         num_cpus=cpus,
         include_dashboard=True,  # otherwise Ray continues without one if the port is taken
         dashboard_port=port,
-        runtime_env={"env_vars": own_address},
+        runtime_env={"env_vars": own_address, **_runtime_env()},
         **quiet,
     )
 

@@ -178,7 +178,7 @@ def test_synonyms_name_verbs_that_exist_and_none_twice() -> None:
 
 
 def test_a_dry_run_loads_no_service(digits: Path) -> None:
-    shown = start("train", "cnn", "--data", str(digits), "--dry-run")
+    shown = start("train", "cnn", "--data", str(digits), "--workers", "0", "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("family: cnn\n")
     assert "1,439 training images of 1 x 8 x 8" in shown.stdout
