@@ -28,6 +28,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
 
     import models
     from pipelines.evaluation import job
+    from pipelines.evaluation.payload import EvaluationPayload, ModelFiles
     from pipelines.interfaces import NullEmit, World
     from pipelines.training import checkpoints
     from pipelines.training.checkpoints import Progress
@@ -58,11 +59,10 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
         digests = {initial: checkpoints.write_model(fresh, initial), trained: found.digest}
         metrics = {}
         for folder, digest in digests.items():
-            asked = {"name": folder.name, "model": str(folder), "digest": digest}
-            payload: dict[str, Any] = {"models": [{**asked, "judge": str(judge)}], "data": data}
-            payload |= {"split": split, "intervals": False}
-            (one,) = job.evaluate_models(payload, World(), NullEmit())["models"]
-            metrics[folder] = {name: found["value"] for name, found in one["metrics"].items()}
+            files = ModelFiles(folder.name, folder, digest, judge)
+            payload = EvaluationPayload((files,), data, split, intervals=False)
+            (one,) = job.evaluate_models(payload, World(), NullEmit()).models
+            metrics[folder] = {name: estimate.value for name, estimate in one.metrics.items()}
     return {
         "model": f"models:/{version.name}/{version.number}",
         "judge": found.recipe.judge,

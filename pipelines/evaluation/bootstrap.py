@@ -1,16 +1,17 @@
-"""How sure a figure is: figures of other draws of the same images.
+"""Confidence intervals of metrics, by resampling the evaluated images.
 
-In: a `Task.bootstrap_metrics`, which makes figures of any of the images. Out: intervals, differences of two
-models with theirs, and McNemar's test. Must not know what is figured.
+In: a `Task.bootstrap_metrics`, which computes metrics of any subset of the images. Out: confidence
+intervals, differences of two models with theirs, and McNemar's test. Must not know the metrics.
 
-The images that were tested stand for all that could have been. Drawing as many of them again, some
-twice and some not at all, shows how a figure moves with the images (the percentile bootstrap: Efron,
-Bootstrap Methods: Another Look at the Jackknife, 1979). Where images are compared with each other a
-copy would be its own nearest; there each draw is a half of the images, none twice, which moves as
-much (the delete-half jackknife: Shao and Wu, A General Theory for Jackknife Variance Estimation,
-1989). Two models are compared on the same draws, so what an image does to both cancels out.
+The images of a test split are a sample of all possible images. Drawing as many of them again, with
+replacement, shows how much a metric varies with the sample (the percentile bootstrap: Efron,
+Bootstrap Methods: Another Look at the Jackknife, 1979). Some tasks compare images with each
+other, where a copy of an image would be its own nearest neighbour. There each sample is half of the
+images, without replacement, which has the same variance (the delete-half jackknife: Shao and Wu,
+A General Theory for Jackknife Variance Estimation, 1989). Two models are compared on the same
+samples, so what is common to both cancels out.
 
-    N images, R draws
+    N images, R bootstrap samples
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from models.core.errors import TesseraError
 
 CONFIDENCE = 0.95
 SEED = 20_240_229
-"""Of the draws: the same images always give the same intervals."""
+"""The same images always give the same intervals."""
 Array = np.ndarray[Any, Any]
-Selector = Callable[[Sequence[int]], dict[str, float]]
+SubsetMetrics = Callable[[Sequence[int]], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of all images, and between what it lies in 95 % of the draws."""
+    """A metric of all images, and its 95 % bootstrap confidence interval."""
 
     value: float
     low: float
@@ -42,7 +43,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model's figure less another's on the same images. `low` and `high` as in `Estimate`."""
+    """A metric of one model minus that of another on the same images, with its interval."""
 
     value: float
     low: float
@@ -51,43 +52,46 @@ class Difference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """How many images only the one and only the other classified rightly, and how probable it is
-    that these, or any more uneven, come of two that are as good (exact, two-sided)."""
+    """How many images only the first and only the second model classifies correctly, and the exact
+    two-sided p-value of the hypothesis that both are equally good."""
 
     only_first: int
     only_second: int
     p_value: float
 
 
-def resample_indices(count: int, bootstrap_samples: int, *, twice: bool = True) -> Iterator[Array]:
-    """Places of images, int64: N of them, or N / 2 different ones without `twice`."""
-    source = np.random.Generator(np.random.Philox(SEED))
+def resample_indices(
+    count: int, bootstrap_samples: int, *, with_replacement: bool = True
+) -> Iterator[Array]:
+    """Yields indices of images, int64: N with replacement, or N / 2 different ones without."""
+    rng = np.random.Generator(np.random.Philox(SEED))
     for _ in range(bootstrap_samples):
-        if twice:
-            yield source.integers(0, count, count)
+        if with_replacement:
+            yield rng.integers(0, count, count)
         else:
-            yield np.sort(source.permutation(count)[: max(count // 2, 1)])
+            yield np.sort(rng.permutation(count)[: max(count // 2, 1)])
 
 
 def resampled_metrics(
-    select: Selector, count: int, bootstrap_samples: int, *, twice: bool = True
+    select: SubsetMetrics, count: int, bootstrap_samples: int, *, with_replacement: bool = True
 ) -> dict[str, Array]:
-    """Each figure in each draw, float64 (R,); NaN in the draws that don't have it: a class may not
-    occur in one, and half of the images may be too few to be compared."""
-    found: dict[str, Array] = {}
-    for place, places in enumerate(resample_indices(count, bootstrap_samples, twice=twice)):
+    """Computes each metric in each bootstrap sample, float64 (R,). It is NaN in samples where it
+    isn't defined: a class may be missing, or there may be too few images to compare."""
+    resampled: dict[str, Array] = {}
+    samples = resample_indices(count, bootstrap_samples, with_replacement=with_replacement)
+    for number, indices in enumerate(samples):
         try:
-            metrics = select(places.tolist())
+            metrics = select(indices.tolist())
         except TesseraError:
             continue
         for name, value in metrics.items():
-            column = found.setdefault(name, np.full(bootstrap_samples, np.nan))
-            column[place] = value
-    return found
+            column = resampled.setdefault(name, np.full(bootstrap_samples, np.nan))
+            column[number] = value
+    return resampled
 
 
-def bounds(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The middle `confidence` of the draws that have the figure; NaN where none has."""
+def interval(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The percentile interval of the samples that have the metric; NaN if none has."""
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan
@@ -96,31 +100,32 @@ def bounds(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]
     return low, high
 
 
-def estimates(whole: Mapping[str, float], drawn: Mapping[str, Array]) -> dict[str, Estimate]:
-    """Each figure of all images with its interval."""
-    nothing = np.empty(0)
+def estimates(metrics: Mapping[str, float], resampled: Mapping[str, Array]) -> dict[str, Estimate]:
+    """Each metric of all images with its interval."""
+    missing = np.empty(0)
     return {
-        name: Estimate(value, *bounds(drawn.get(name, nothing))) for name, value in whole.items()
+        name: Estimate(value, *interval(resampled.get(name, missing)))
+        for name, value in metrics.items()
     }
 
 
 def differences(
-    whole: tuple[Mapping[str, float], Mapping[str, float]],
-    drawn: tuple[Mapping[str, Array], Mapping[str, Array]],
+    metrics: tuple[Mapping[str, float], Mapping[str, float]],
+    resampled: tuple[Mapping[str, Array], Mapping[str, Array]],
     confidence: float = CONFIDENCE,
 ) -> dict[str, Difference]:
-    """First less second, for each figure that both have; between what it lies with `confidence`."""
-    found = {}
-    for name, value in whole[0].items():
-        if name in whole[1] and name in drawn[0] and name in drawn[1]:
-            moved = drawn[0][name] - drawn[1][name]
-            found[name] = Difference(value - whole[1][name], *bounds(moved, confidence))
-    return found
+    """First minus second, for each metric that both have, with an interval of `confidence`."""
+    result = {}
+    for name, value in metrics[0].items():
+        if name in metrics[1] and name in resampled[0] and name in resampled[1]:
+            difference = resampled[0][name] - resampled[1][name]
+            result[name] = Difference(value - metrics[1][name], *interval(difference, confidence))
+    return result
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """McNemar, Note on the sampling error of the difference between correlated proportions, 1947;
-    exact, as a binomial test of the images on which the two differ."""
+    """McNemar's test (Note on the sampling error of the difference between correlated proportions,
+    1947), exact: a binomial test of the images on which the two models differ."""
     from scipy.stats import binomtest
 
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))

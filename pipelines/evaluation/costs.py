@@ -1,8 +1,8 @@
-"""What an answer costs: parameters, multiplications, time, memory, bytes on disk.
+"""What a prediction costs: parameters, operations, time, memory, bytes on disk.
 
-In: something that is asked, and something to ask it. Out: counts and measurements. What is asked is
-a function, a network or an `Evaluator` (`evaluation.py`); the figures are of all that it does, and of this
-machine, as busy as it is. Must not know networks, nor what is done with the figures.
+In: a function, network or `Evaluator`, and an input for it. Out: counts and measurements of all
+that it does, on this machine with its current load. Must not know networks, nor what the values
+are for.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch
 from torch import nn
 
 from models.core.errors import TesseraError
-from pipelines.evaluation.gradients import answering
+from pipelines.evaluation.gradients import eval_mode
 
 T = TypeVar("T")
 BETTER = 1.02
-"""A batch is better than another from so many times its images a second."""
+"""A batch size is better than another one if it has this many times its images per second."""
 
 
 class Latency(NamedTuple):
-    """Milliseconds from question to answer: the median, the 95th percentile, and how many calls."""
+    """Milliseconds per call: the median, the 95th percentile, and the number of calls."""
 
     p50_milliseconds: float
     p95_milliseconds: float
@@ -36,7 +36,7 @@ class Latency(NamedTuple):
 
 
 class Throughput(NamedTuple):
-    """Images a second at the batch size where they are most. `tried`: of every size."""
+    """Images per second at the best batch size; `tried` has those of every size."""
 
     images_per_second: float
     batch_size: int
@@ -44,46 +44,46 @@ class Throughput(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes. `peak_bytes`: what the device's allocator, or this whole process, had at once;
-    `growth_bytes`: how much of it was not there before the call."""
+    """Bytes. `peak_bytes`: the peak of the device's allocator, or of this whole process on a CPU;
+    `growth_bytes`: by how much it is above the level before the call."""
 
     peak_bytes: int
     growth_bytes: int
 
 
 def parameters(module: nn.Module) -> int:
-    """Trained or frozen; one that is used twice counts once. Buffers don't count."""
+    """Trained or frozen; a shared parameter counts once. Buffers don't count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def flops(ask: Callable[[T], object], example: T) -> int:
-    """Floating-point operations of a call, a multiplication and its addition being two: those of
-    convolutions, matrix products and attention, on any device the same. Not counted, as usual:
-    activations, norms, pools, sums, softmax, resizing, and kernels that PyTorch's counter doesn't
+def flops(predict: Callable[[T], object], example: T) -> int:
+    """Floating-point operations of a call: those of convolutions, matrix products and attention,
+    the same on any device. A multiplication and its addition are two. Not counted, as usual:
+    activations, norms, pooling, sums, softmax, resizing, and kernels that PyTorch's counter doesn't
     know, like those of deformable convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with _asked(ask), _plain_kernels(), FlopCounterMode(display=False) as counter:
-        ask(example)
+    with _no_gradients(predict), _plain_kernels(), FlopCounterMode(display=False) as counter:
+        predict(example)
     return int(counter.get_total_flops())
 
 
 @contextmanager
-def _asked(ask: object) -> Iterator[None]:
-    """Whatever is asked keeps no gradients; a network answers, and is not trained by being asked."""
-    with torch.no_grad(), answering(ask) if isinstance(ask, nn.Module) else nullcontext():
+def _no_gradients(predict: object) -> Iterator[None]:
+    """Disables gradients; a network is in eval mode, so calls don't change its statistics."""
+    with torch.no_grad(), eval_mode(predict) if isinstance(predict, nn.Module) else nullcontext():
         yield
 
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Recurrent layers, and attention layers that answer, go through kernels of their own, in which
-    the counter would see nothing. Without those they are matrix products."""
+    """Disables the fused kernels of recurrent layers and of attention in eval mode, which the
+    counter doesn't see into. Without them they are matrix products."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)  # `mkldnn.flags` warns of GPUs that aren't there
+    torch._C._set_mkldnn_enabled(False)  # `mkldnn.flags` warns about missing GPUs
     try:
         with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             yield
@@ -93,7 +93,7 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def latency(
-    ask: Callable[[T], object],
+    predict: Callable[[T], object],
     example: T,
     device: str,
     *,
@@ -102,17 +102,17 @@ def latency(
     most_calls: int = 1000,
     warm_up: int = 5,
 ) -> Latency:
-    """Of one call after the other, for `seconds`, but at least `least_calls` of them and no more than
-    `most_calls`, after `warm_up` that don't count. `example` is a batch of one image, where it shall
-    be the time of one."""
-    with _asked(ask):
-        times = _times(ask, example, device, seconds, least_calls, most_calls, warm_up)
+    """Measures consecutive calls for `seconds`, at least `least_calls` and at most `most_calls`,
+    after `warm_up` calls that don't count. For the latency of one image, `example` is a batch of
+    one."""
+    with _no_gradients(predict):
+        times = _times(predict, example, device, seconds, least_calls, most_calls, warm_up)
     middle, late = np.percentile(np.array(times) * 1000, (50, 95))
     return Latency(float(middle), float(late), len(times))
 
 
 def _times(
-    ask: Callable[[T], object],
+    predict: Callable[[T], object],
     example: T,
     device: str,
     seconds: float,
@@ -121,26 +121,26 @@ def _times(
     warm_up: int,
 ) -> list[float]:
     for _ in range(warm_up):
-        ask(example)
+        predict(example)
     times: list[float] = []
     _wait(device)
     end = time.perf_counter() + seconds
     while len(times) < least_calls or (time.perf_counter() < end and len(times) < most_calls):
         begin = time.perf_counter()
-        ask(example)
+        predict(example)
         _wait(device)
         times.append(time.perf_counter() - begin)
     return times
 
 
 def _wait(device: str) -> None:
-    """Until the device has done all that it was told."""
+    """Waits until the device has finished all its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def throughput(
-    ask: Callable[[T], object],
+    predict: Callable[[T], object],
     make_batch: Callable[[int], T],
     device: str,
     *,
@@ -148,18 +148,21 @@ def throughput(
     seconds: float = 1.0,
     most_calls: int = 200,
 ) -> Throughput:
-    """Images a second for batches of 1, 2, 4 … `largest` images, `seconds` or `most_calls` long each,
-    by the median of its calls. Ends where two
-    sizes in a row are no better than one before, or where memory doesn't suffice: on a CPU before it
-    is used up, as the system would end the process. Raises TesseraError where one image is too much."""
+    """Measures images per second for batches of 1, 2, 4 … `largest` images by the median of the
+    calls, for `seconds` or `most_calls` each.
+
+    Stops when two sizes in a row are not better than the best one before, or when memory runs out:
+    on a CPU before it does, because the system would kill the process. Raises TesseraError if one
+    image is too large.
+    """
     tried: dict[int, float] = {}
     best, size, on_cpu = 1, 1, torch.device(device).type == "cpu"
     while size <= largest and size <= 4 * best:
         try:
             batch = make_batch(size)
-            memory = peak_memory(ask, batch, device)
-            with _asked(ask):
-                times = _times(ask, batch, device, seconds, 3, most_calls, warm_up=0)
+            memory = peak_memory(predict, batch, device)
+            with _no_gradients(predict):
+                times = _times(predict, batch, device, seconds, 3, most_calls, warm_up=0)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -171,12 +174,12 @@ def throughput(
         tried[size] = size / float(np.median(times))
         if tried[size] >= tried[best] * BETTER:
             best = size
-        # The next size takes twice as much, and half of what is left is for others.
+        # The next size takes twice as much, and half of the free memory is left to other processes.
         if on_cpu and memory and 4 * memory.growth_bytes > _available_bytes():
             break
         size *= 2
     if not tried:
-        raise TesseraError("one image is too much for the memory", hint="give smaller images")
+        raise TesseraError("one image is too large for the memory", hint="use smaller images")
     return Throughput(tried[best], best, tried)
 
 
@@ -185,43 +188,43 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def peak_memory(ask: Callable[[T], object], example: T, device: str) -> Memory | None:
-    """Of one call. On a GPU it is what PyTorch's allocator gave out, the network's weights among it;
-    on a CPU the process's resident memory, Python and PyTorch among it, for which Linux is asked:
-    None where it doesn't tell. Forgets the peaks that were counted before."""
+def peak_memory(predict: Callable[[T], object], example: T, device: str) -> Memory | None:
+    """Measures one call. On a GPU it is the memory of PyTorch's allocator, including the weights.
+    On a CPU it is the resident memory of the process, including Python and PyTorch; None if Linux
+    doesn't report it. Resets the peaks that were counted before."""
     if torch.device(device).type == "cuda":
         _wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        with _asked(ask):
-            ask(example)
+        with _no_gradients(predict):
+            predict(example)
         _wait(device)
         peak = torch.cuda.max_memory_allocated(device)
         return Memory(peak, peak - before)
     try:
-        _give_back_freed()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
+        _return_freed_memory()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current level
         before = _status_bytes("VmRSS")
     except OSError:
         return None
-    with _asked(ask):
-        ask(example)
+    with _no_gradients(predict):
+        predict(example)
     peak = _status_bytes("VmHWM")
     return Memory(peak, max(0, peak - before))
 
 
-def _give_back_freed() -> None:
-    """What was freed but is kept by the C library would be used again, and no growth be seen."""
+def _return_freed_memory() -> None:
+    """Returns freed memory to the system: the C library would reuse it, which hides growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _status_bytes(name: str, file: str = "/proc/self/status") -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
+    if match is None:
         raise OSError(f"{file} has no {name}")
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024
 
 
 def _available_bytes() -> int:
@@ -229,5 +232,5 @@ def _available_bytes() -> int:
 
 
 def size_bytes(folder: Path) -> int:
-    """Of all files in a folder and below."""
+    """Bytes of all files in a folder and below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,8 +1,8 @@
-"""What an image would have to be like for a network to answer otherwise.
+"""Gradients of a network's output with respect to its input images.
 
-In: a network, and a function of images that asks it. Out: gradients of images. Must not know what is
-asked, nor what the gradients are for. The network is left as it was: each module's mode, which
-parameters are trained, their gradients.
+In: a network, and a function of images that calls it. Out: gradients of images. Must not know what
+they are for. The network is left unchanged: the mode of each module, which parameters require
+gradients, and their gradients.
 
     B images, C channels, H height, W width
 """
@@ -15,12 +15,12 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-Ask = Callable[[Tensor], Tensor]
+ImageFunction = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def answering(module: nn.Module) -> Iterator[None]:
-    """The network as it answers, not as it is trained."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Puts the network into eval mode, and each module back into its own mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -32,24 +32,25 @@ def answering(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """The network as it answers, and gradients of what goes into it only."""
+    """Eval mode, with gradients of the network's input only."""
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    # cuDNN has no gradients of recurrent layers that answer; torch's own layers have.
+    # cuDNN has no gradients of recurrent layers in eval mode; torch's own layers have.
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     flags = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     try:
         for parameter, _ in trained:
             parameter.requires_grad_(False)
-        with answering(module), flags, torch.enable_grad():
+        with eval_mode(module), flags, torch.enable_grad():
             yield
     finally:
         for parameter, was in trained:
             parameter.requires_grad_(was)
 
 
-def slope(ask: Ask, images: Tensor) -> Tensor:
-    """(B, C, H, W), of the answer's sum. Parameters get none, whether or not they are `frozen`."""
-    given = images.detach().clone().requires_grad_()
+def input_gradient(function: ImageFunction, images: Tensor) -> Tensor:
+    """Returns the gradient (B, C, H, W) of the sum of `function(images)`. Parameters get none,
+    whether they are `frozen` or not."""
+    inputs = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(ask(given).sum(), given)
-    return found
+        (gradient,) = torch.autograd.grad(function(inputs).sum(), inputs)
+    return gradient

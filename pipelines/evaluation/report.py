@@ -1,7 +1,7 @@
 """The report of an evaluation: one HTML page that opens offline, and its data as JSON.
 
-In: models with what was found of them. Out: `report.html`, `report.json` and pictures in a folder.
-Must not know how anything was measured, or where the files go.
+In: evaluated models and their comparisons. Out: `report.html`, `report.json` and images in a
+folder. Must not know how anything was measured, or where the files go.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from models.core.family import Batch, Panel
 from pipelines.evaluation import results, saliency
 from pipelines.evaluation.bootstrap import CONFIDENCE, Difference, Estimate
 from pipelines.evaluation.corruptions import STRENGTHS
+from pipelines.evaluation.evaluated import EvaluatedModel
 from pipelines.evaluation.results import Comparison, EvaluationResult
 from pipelines.interfaces import World
 from pipelines.training import previews
@@ -32,12 +33,11 @@ from pipelines.visuals import html, plots
 PAGE, DATA = "report.html", "report.json"
 WORST = 24
 LISTED_CLASSES = 100
-Examined = tuple[LoadedModel, Predictions, EvaluationResult]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, and what it lies between; `mark` is "better" or "worse" where a difference is sure."""
+    """A value and its interval; `mark` is "better" or "worse" if a difference is significant."""
 
     text: str
     span: str = ""
@@ -46,15 +46,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a name and a cell for each head."""
+    """Rows of a name and one cell per head."""
 
     heads: list[str]
     rows: list[tuple[str, list[Cell]]]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture in the page."""
+class Figure:
+    """An image in the page, with its data in `src`."""
 
     title: str
     src: str
@@ -62,28 +62,28 @@ class Shown:
 
 
 def write(
-    folder: Path, examined: Sequence[Examined], compared: Sequence[Comparison], split: str
+    folder: Path, evaluated: Sequence[EvaluatedModel], compared: Sequence[Comparison], split: str
 ) -> None:
-    """Makes the folder and writes page, data and pictures."""
+    """Creates the folder and writes page, data and images."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = [one for _, _, one in examined]
+    found = [one.result for one in evaluated]
     plain = {
         "models": [results.to_plain(one) for one in found],
         "comparisons": [results.to_plain(one) for one in compared],
     }
     text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
     (folder / DATA).write_text(text + "\n", encoding="utf-8")
-    shown = [list(_draw(folder, number, one, split)) for number, one in enumerate(examined)]
-    page = render(found, compared, shown)
+    figures = [list(_draw(folder, number, one, split)) for number, one in enumerate(evaluated)]
+    page = render(found, compared, figures)
     (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def render(
     found: Sequence[EvaluationResult],
     compared: Sequence[Comparison],
-    shown: Sequence[Sequence[Shown]],
+    figures: Sequence[Sequence[Figure]],
 ) -> str:
-    """The page. `shown` are each model's pictures."""
+    """Renders the page. `figures` are those of each model."""
     return html.render(
         Path(__file__).with_name("report.html.j2"),
         models=found,
@@ -95,16 +95,16 @@ def render(
         attacks=_attacks(found),
         costs=_costs(found),
         mcnemar=[(one.second, one.mcnemar) for one in compared if one.mcnemar],
-        shown=list(zip(found, shown)),
+        shown=list(zip(found, figures)),
         confidence=f"{CONFIDENCE:.0%}",
         strengths=STRENGTHS,
     )
 
 
 def _metrics(found: Sequence[EvaluationResult], compared: Sequence[Comparison]) -> Table:
-    """Figures of all images: each model's, then the first one's lead over each other."""
+    """Metrics of all images: of each model, then the first one's difference to each other."""
     names = [name for name in found[0].metrics if "/" not in name]
-    heads = [one.model for one in found] + [f"lead over {one.second}" for one in compared]
+    heads = [one.model for one in found] + [f"difference to {one.second}" for one in compared]
     rows = []
     for name in names:
         cells = [_estimate(one.metrics.get(name)) for one in found]
@@ -114,7 +114,7 @@ def _metrics(found: Sequence[EvaluationResult], compared: Sequence[Comparison]) 
 
 
 def _classes(found: Sequence[EvaluationResult]) -> Table | None:
-    """Figures `KIND/CLASS` by class, for each model and kind."""
+    """Metrics `NAME/CLASS` by class, for each model and name."""
     kinds: list[str] = []
     classes: list[str] = []
     for one in found:
@@ -135,13 +135,13 @@ def _classes(found: Sequence[EvaluationResult]) -> Table | None:
 
 
 def _slices(found: Sequence[EvaluationResult]) -> list[tuple[str, Table]]:
-    """For each thing that was sliced by, the primary figure of each slice."""
+    """For each trait or field, the primary metric of each slice."""
     primary = found[0].primary
     by: dict[str, list[tuple[str, list[Cell]]]] = {}
-    for place, part in enumerate(found[0].slices):
+    for index, part in enumerate(found[0].slices):
         cells = [Cell(f"{part.samples:,}")]
         for one in found:
-            own = one.slices[place].metrics if place < len(one.slices) else {}
+            own = one.slices[index].metrics if index < len(one.slices) else {}
             cells.append(_estimate(own.get(primary)))
         name = f"{part.name} ({part.span})" if part.span else part.name
         by.setdefault(part.by, []).append((name, cells))
@@ -166,7 +166,7 @@ def _attacks(found: Sequence[EvaluationResult]) -> Table | None:
     robust = [one.robustness for one in found if one.robustness and one.robustness.attacked]
     if len(robust) != len(found):
         return None
-    rows = [("as they are", [Cell(number(one.clean)) for one in robust])]
+    rows = [("unchanged", [Cell(number(one.clean)) for one in robust])]
     for name in robust[0].attacked:
         kind, _, levels = name.rpartition("_")
         row = [Cell(number(one.attacked.get(name, math.nan))) for one in robust]
@@ -217,65 +217,68 @@ def _cost(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _draw(folder: Path, number: int, one: Examined, split: str) -> Iterator[Shown]:
-    """A model's pictures, also as files."""
-    subject, answers, _ = one
-    task, data = subject.family.task, subject.data
+def _draw(folder: Path, number: int, one: EvaluatedModel, split: str) -> Iterator[Figure]:
+    """Draws a model's figures, each also as a file."""
+    model, predictions = one.model, one.predictions
+    task, data = model.family.task, model.data
 
-    def place(name: str) -> Path:
+    def path(name: str) -> Path:
         return folder / "pictures" / f"{name}-{number + 1}.png"
 
-    drawn = task.charts(answers.records, data)
-    if drawn:
-        plots.draw_charts(drawn, place("charts"))
-        yield Shown("Curves", _embedded(place("charts")))
-    matrix = task.confusion(answers.records, data)
+    charts = task.charts(predictions.records, data)
+    if charts:
+        plots.draw_charts(charts, path("charts"))
+        yield Figure("Curves", _embed(path("charts")))
+    matrix = task.confusion(predictions.records, data)
     if matrix is not None:
-        plots.confusion_matrix(matrix, data.classes, place("confusion_matrix"))
-        yield Shown("Confusion", _embedded(place("confusion_matrix")))
-    groups, note = _worst(subject, answers, split)
-    plots.grid(groups, data.classes, place("worst_mistakes"))
-    yield Shown("The worst mistakes", _embedded(place("worst_mistakes")), note)
+        plots.confusion_matrix(matrix, data.classes, path("confusion_matrix"))
+        yield Figure("Confusion", _embed(path("confusion_matrix")))
+    groups, note = _worst(model, predictions, split)
+    plots.grid(groups, data.classes, path("worst_mistakes"))
+    yield Figure("The worst mistakes", _embed(path("worst_mistakes")), note)
 
 
-def _worst(subject: LoadedModel, answers: Predictions, split: str) -> tuple[list[list[Panel]], str]:
-    """The answers that are most wrong; for a classifier also where it looked."""
-    family, data = subject.family, subject.data
-    worst = np.array([answers.indices[i] for i in answers.worst(family, WORST)], np.int64)
+def _worst(
+    model: LoadedModel, predictions: Predictions, split: str
+) -> tuple[list[list[Panel]], str]:
+    """Panels of the predictions with the largest error; a classifier's with a saliency map."""
+    family, data = model.family, model.data
+    rows = predictions.worst(family, WORST)
+    worst = np.array([predictions.indices[row] for row in rows], np.int64)
 
     def read(samples: np.ndarray[Any, Any]) -> list[Batch]:
         if not len(samples):
             return []
-        return [batch for _, batch in subject.loader(split, World(), only=samples).batches()]
+        return [batch for _, batch in model.loader(split, World(), only=samples).batches()]
 
-    groups = previews.panels_of(family, data, read, subject.evaluator, answers, worst)
+    groups = previews.panels_of(family, data, read, model.evaluator, predictions, worst)
     if family.task.name != "classification":
         return groups, ""
-    note, rows = "", iter(groups)
-    said = {
-        index: answers.records[place]["predicted"] for place, index in enumerate(answers.indices)
+    note, remaining = "", iter(groups)
+    predicted = {
+        index: record["predicted"]
+        for index, record in zip(predictions.indices, predictions.records, strict=True)
     }
     for batch in read(worst):
-        classes = torch.tensor([said[index] for index in batch["index"].tolist()])
-        heat = saliency.grad_cam(
-            subject.module, subject.evaluator.transform(batch)["image"], classes
-        )
+        classes = torch.tensor([predicted[index] for index in batch["index"].tolist()])
+        images = model.evaluator.transform(batch)["image"]
+        heat = saliency.grad_cam(model.module, images, classes)
         if heat is None:
             break
-        note = f"Beside each image where the network looked for its answer ({heat.kind})."
+        note = f"Beside each image: what the prediction depends on ({heat.kind})."
         for row, over in enumerate(heat.maps.cpu()):
             height, width = batch["extent"][row].tolist()
             image = batch["image"][row, :, :height, :width]
-            next(rows).append(Panel(_heated(image, over[:height, :width])))
+            next(remaining).append(Panel(_overlay(image, over[:height, :width])))
     return groups, note
 
 
-def _heated(image: Tensor, heat: Tensor) -> Tensor:
-    """The image in grey with a map (H, W) of 0..1 over it in red: uint8 (3, H, W)."""
+def _overlay(image: Tensor, heat: Tensor) -> Tensor:
+    """The image in grey with a map (H, W) of 0..1 in red over it: uint8 (3, H, W)."""
     grey = image.float().mean(0)
     red = torch.stack([grey * (1 - heat) + 255 * heat, grey * (1 - heat), grey * (1 - heat)])
     return red.round().clamp(0, 255).to(torch.uint8)
 
 
-def _embedded(path: Path) -> str:
+def _embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,7 +1,7 @@
-"""What was found of a model on a split, and of one model beside another, as plain data.
+"""The results of an evaluation as plain data.
 
-In: figures with their intervals. Out: `EvaluationResult`, `Comparison`, and both as JSON. Must not know
-how anything was measured. JSON has no NaN: what is not known is left out, or null.
+In: metrics with their intervals. Out: `EvaluationResult` of a model, `Comparison` of two, and both
+as JSON. Must not know how anything was measured. JSON has no NaN: an unknown value is null.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipelines.evaluation.bootstrap import Difference, Estimate, McNemar
 
 @dataclass(frozen=True)
 class SliceMetrics:
-    """Figures of a part of the images."""
+    """Headline metrics of a part of the images."""
 
     by: str
     name: str
@@ -27,8 +27,8 @@ class SliceMetrics:
 
 @dataclass(frozen=True)
 class Robustness:
-    """The primary figure on `samples` images that were spoiled. `clean` is of the same images as
-    they are; `corrupted` has a value for each strength; `attacked` one for each attack."""
+    """The primary metric of `samples` images: `clean`, `corrupted` by each kind at each strength,
+    and after each attack (`attacked`)."""
 
     samples: int
     clean: float
@@ -37,15 +37,14 @@ class Robustness:
 
     @property
     def mean(self) -> float:
-        """Over corruptions and strengths."""
+        """The mean over all corruptions and strengths."""
         values = [value for values in self.corrupted.values() for value in values]
         return math.fsum(values) / len(values) if values else math.nan
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All that was found of one model. `metrics` are of all images; `costs` are named with their
-    units."""
+    """Everything measured of a model. `metrics` are of all images; names of `costs` have units."""
 
     model: str
     digest: str
@@ -65,18 +64,18 @@ class EvaluationResult:
     judge_digest: str = ""
 
     def values(self) -> dict[str, float]:
-        """Every figure that a policy can speak of, by name."""
-        found = {name: estimate.value for name, estimate in self.metrics.items()}
+        """Every value that a policy can limit, by name."""
+        values = {name: estimate.value for name, estimate in self.metrics.items()}
         if self.robustness:
             if self.robustness.corrupted:
-                found["robustness"] = self.robustness.mean
-            found |= dict(self.robustness.attacked)
-        return found | dict(self.costs)
+                values["robustness"] = self.robustness.mean
+            values |= dict(self.robustness.attacked)
+        return values | dict(self.costs)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first model less the second, on the same images."""
+    """The first model minus the second, on the same images."""
 
     first: str
     second: str
@@ -84,33 +83,33 @@ class Comparison:
     mcnemar: McNemar | None = None
 
 
-def to_plain(found: EvaluationResult | Comparison) -> dict[str, Any]:
-    """JSON without NaN or infinity."""
-    plain: dict[str, Any] = _plain(asdict(found))
+def to_plain(result: EvaluationResult | Comparison) -> dict[str, Any]:
+    """Converts to JSON values, without NaN and infinity."""
+    plain: dict[str, Any] = _plain(asdict(result))
     return plain
 
 
 def read_result(plain: Mapping[str, Any]) -> EvaluationResult:
-    """`to_plain` read back."""
-    given = dict(plain)
-    given["metrics"] = _estimates(given["metrics"])
-    given["slices"] = tuple(
-        SliceMetrics(**{**one, "metrics": _estimates(one["metrics"])}) for one in given["slices"]
+    """Reads what `to_plain` returned."""
+    fields = dict(plain)
+    fields["metrics"] = _estimates(fields["metrics"])
+    fields["slices"] = tuple(
+        SliceMetrics(**{**one, "metrics": _estimates(one["metrics"])}) for one in fields["slices"]
     )
-    if given["robustness"]:
-        robust = given["robustness"]
-        given["robustness"] = Robustness(
+    if fields["robustness"]:
+        robust = fields["robustness"]
+        fields["robustness"] = Robustness(
             robust["samples"],
             _number(robust["clean"]),
             {kind: tuple(map(_number, values)) for kind, values in robust["corrupted"].items()},
             {kind: _number(value) for kind, value in robust["attacked"].items()},
         )
-    given["costs"] = {name: _number(value) for name, value in given["costs"].items()}
-    return EvaluationResult(**given)
+    fields["costs"] = {name: _number(value) for name, value in fields["costs"].items()}
+    return EvaluationResult(**fields)
 
 
 def read_comparison(plain: Mapping[str, Any]) -> Comparison:
-    """`to_plain` read back."""
+    """Reads what `to_plain` returned."""
     metrics = {
         name: Difference(*(_number(value[key]) for key in ("value", "low", "high")))
         for name, value in plain["metrics"].items()

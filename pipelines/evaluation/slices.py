@@ -1,6 +1,6 @@
-"""Parts of a data set, in which a network may be worse than on the whole.
+"""Parts of a data set in which a network may be worse than on the whole.
 
-In: what is known of each image. Out: named lists of places. Must not know the network.
+In: traits and keys of the images. Out: named lists of indices. Must not know the network.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from models.core.errors import UsageError
 from models.core.family import Batch
 
 MOST_VALUES = 12
-"""A field with more values that are no numbers makes no slices: they would be names of images."""
+"""A field of text with more values makes no slices: they probably are names of images."""
 THIRDS = ("lowest third", "middle third", "highest third")
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What an image is like: sides in pixels as stored, mean brightness in 0..1."""
+    """Sides of an image in pixels as stored, and its mean brightness in 0..1."""
 
     height: int
     width: int
@@ -33,31 +33,31 @@ class Traits:
 
 @dataclass(frozen=True)
 class Slice:
-    """Images that have something in common. `span` is what the values are between, where they are
-    numbers."""
+    """The indices of images that have something in common. `span` is the range of the values, if
+    they are numbers."""
 
     by: str
     name: str
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     span: str = ""
 
 
 def describe(batch: Batch) -> list[Traits]:
-    """One for each image of a batch as the loader gives it."""
+    """The traits of each image in a batch of the loader."""
     images: Tensor = batch["image"]
     sizes = batch["size"].tolist() if "size" in batch else [list(images.shape[-2:])] * len(images)
     extents = batch["extent"].tolist()
-    found = []
+    traits = []
     for image, (height, width), (high, wide) in zip(images, sizes, extents, strict=True):
         inside = image[:, :high, :wide].to(torch.float32)
-        found.append(Traits(int(height), int(width), float(inside.mean()) / 255))
-    return found
+        traits.append(Traits(int(height), int(width), float(inside.mean()) / 255))
+    return traits
 
 
 def make(
     traits: Sequence[Traits], keys: Sequence[str], fields: Mapping[str, Mapping[str, str]]
 ) -> list[Slice]:
-    """Slices by size and brightness, and by each field of `fields`: name -> key -> value."""
+    """Makes slices by size, by brightness, and by each field of `fields`: name -> key -> value."""
     columns: dict[str, Sequence[float | str]] = {}
     if traits:
         columns["size (√ pixels)"] = [(t.height * t.width) ** 0.5 for t in traits]
@@ -70,38 +70,41 @@ def make(
             columns[name] = known
         else:
             columns[name] = texts
-    found: list[Slice] = []
+    made: list[Slice] = []
     for name, column in columns.items():
-        found += _by_value(name, column) if isinstance(column[0], str) else _thirds(name, column)
-    return found
+        made += _by_value(name, column) if isinstance(column[0], str) else _thirds(name, column)
+    return made
 
 
 def read_fields(path: Path) -> dict[str, dict[str, str]]:
-    """Fields of samples from a CSV file with a column `key`: name -> key -> value."""
+    """Reads fields of samples from a CSV file with a column `key`: name -> key -> value."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} can't be read as CSV: {error}") from None
     if not rows or "key" not in rows[0]:
-        raise UsageError(f"{path} has no column 'key'", hint="give key,FIELD… with a line a sample")
+        raise UsageError(
+            f"{path} has no column 'key'",
+            hint="the header is key,FIELD,…, followed by one line per sample",
+        )
     names = [name for name in rows[0] if name and name != "key"]
     return {name: {row["key"]: row[name] or "" for row in rows} for name in names}
 
 
 def _thirds(name: str, column: Sequence[float | str]) -> list[Slice]:
-    """Three parts of about the same size; none where most values are the same."""
+    """Three parts of about the same size; none if most values are equal."""
     values = np.asarray(column, dtype=np.float64)
     edges = np.quantile(values, [1 / 3, 2 / 3])
     part = np.searchsorted(edges, values, side="left")
-    found = []
+    thirds = []
     for third, label in enumerate(THIRDS):
-        places = np.flatnonzero(part == third)
-        if len(places):
-            low, high = values[places].min(), values[places].max()
+        indices = np.flatnonzero(part == third)
+        if len(indices):
+            low, high = values[indices].min(), values[indices].max()
             span = f"{low:.3g} to {high:.3g}"
-            found.append(Slice(name, label, tuple(places.tolist()), span))
-    return found if len(found) > 1 else []
+            thirds.append(Slice(name, label, tuple(indices.tolist()), span))
+    return thirds if len(thirds) > 1 else []
 
 
 def _by_value(name: str, column: Sequence[float | str]) -> list[Slice]:

@@ -179,7 +179,8 @@ def measure(
     nothing in the registry."""
     from pipelines import recipe as recipes
     from pipelines.cluster import workers as cluster_workers
-    from pipelines.evaluation import job, results
+    from pipelines.evaluation import job
+    from pipelines.evaluation.payload import EvaluationPayload, ModelFiles
     from pipelines.interfaces import NullEmit
     from pipelines.storage.base import cache_payload
     from pipelines.training.run import JUDGE
@@ -187,32 +188,35 @@ def measure(
 
     context.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.home) as scratch:
-        told = []
-        for place, version in enumerate(versions):
-            own = Path(scratch) / str(place)
-            model = {
-                "name": f"models:/{version.name}/{version.number}",
-                "model": str(registry.download(version, own)),
-                "digest": services.registered_digest(version),
-            }
+        files = []
+        for number, version in enumerate(versions):
+            folder = Path(scratch) / str(number)
+            downloaded = registry.download(version, folder)
             recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
             if recipe.judge:
-                model["judge"] = str(own / JUDGE)
-                judges.fetch(recipe, registry, own / JUDGE)
-            told.append(model)
-        payload: dict[str, Any] = {
-            "models": told,
-            "data": data,
-            "split": split,
-            "cache": cache_payload(),
-            "intervals": options.intervals,
-            "robustness": options.robustness,
-            "costs": options.costs,
-            "fields": dict(options.fields or {}),
-            "confidence": options.confidence,
-            # Where the workers can write, whichever machine they are on.
-            "report": str(Path(scratch) / "report") if options.report else None,
-        }
+                judges.fetch(recipe, registry, folder / JUDGE)
+            files.append(
+                ModelFiles(
+                    name=f"models:/{version.name}/{version.number}",
+                    folder=downloaded,
+                    digest=services.registered_digest(version),
+                    judge=folder / JUDGE if recipe.judge else None,
+                )
+            )
+        # The workers can write to the home folder, whichever machine they are on.
+        report = Path(scratch) / "report" if options.report else None
+        payload = EvaluationPayload(
+            models=tuple(files),
+            data=data,
+            split=split,
+            intervals=options.intervals,
+            robustness=options.robustness,
+            costs=options.costs,
+            fields=dict(options.fields or {}),
+            confidence=options.confidence,
+            report=report,
+            cache=cache_payload(),
+        )
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
         with services.executor(
@@ -223,13 +227,10 @@ def measure(
             storage=storage,
             verbose=verbose,
         ) as execute:
-            result = execute(payload, NullEmit())
-        if options.report:
-            shutil.copytree(payload["report"], options.report, dirs_exist_ok=True)
-    return (
-        [results.read_result(plain) for plain in result["models"]],
-        [results.read_comparison(plain) for plain in result["comparisons"]],
-    )
+            results = execute(payload, NullEmit())
+        if report and options.report:
+            shutil.copytree(report, options.report, dirs_exist_ok=True)
+    return list(results.models), list(results.comparisons)
 
 
 def note(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import recipe as recipes
-from pipelines.evaluation import job
+from pipelines.evaluation import job, results
+from pipelines.evaluation.payload import EvaluationPayload, ModelFiles
 from pipelines.interfaces import NullEmit, World
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import EventLog, read_events
@@ -39,8 +40,8 @@ def train(world: World, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one model alone."""
-    found = examine(world, {**_one(payload), "intervals": False})
+    """The metrics of one model alone."""
+    found = evaluate_models(world, {**_one(payload), "intervals": False})
     if not found:
         return {}
     (one,) = found["models"]
@@ -48,8 +49,25 @@ def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:
     return {**one, "metrics": metrics}
 
 
-def examine(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(job.evaluate_models(payload, world, NullEmit())))
+def evaluate_models(world: World, payload: dict[str, Any]) -> dict[str, Any]:
+    """The results as the report's JSON has them."""
+    models = tuple(
+        ModelFiles(
+            one["name"],
+            Path(one["model"]),
+            one["digest"],
+            Path(one["judge"]) if "judge" in one else None,
+        )
+        for one in payload["models"]
+    )
+    report = Path(payload["report"]) if "report" in payload else None
+    typed = EvaluationPayload(**{**payload, "models": models, "report": report})
+    done = job.evaluate_models(typed, world, NullEmit())
+    plain = {
+        "models": [results.to_plain(one) for one in done.models],
+        "comparisons": [results.to_plain(one) for one in done.comparisons],
+    }
+    return json.loads(json.dumps(plain)) if world.leads else {}
 
 
 def _one(payload: dict[str, Any]) -> dict[str, Any]:

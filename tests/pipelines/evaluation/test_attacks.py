@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import models
 from models.core.errors import UsageError
 from models.core.family import Batch, BatchRng, DataSpec
-from pipelines.evaluation.attacks import KINDS, attacked, fgsm, pgd
+from pipelines.evaluation.attacks import KINDS, attack, fgsm, pgd
 from pipelines.evaluation.gradients import frozen
 
 CLASSIFIERS = [n for n in models.names() if models.get(n).task.name == "classification"]
@@ -55,7 +55,7 @@ def trained() -> tuple[nn.Module, Batch]:
 
 
 def test_fgsm_finds_the_optimum_of_a_linear_network() -> None:
-    """The logistic loss of w·x falls with it: the worst within the ball is x - epsilon sign(w), cut to
+    """The logistic loss of w·x falls with it: the worst in the ball is x - epsilon sign(w), cut to
     the range."""
     weights = torch.tensor([[1.0, -2.0], [0.5, -0.25]])
     images = torch.tensor([[[[0.2, 0.5], [0.02, 0.97]]]])
@@ -78,7 +78,7 @@ def test_it_is_the_loss_of_each_image_that_grows(trained: tuple[nn.Module, Batch
     family = models.get("cnn")
     losses = {}
     for kind in KINDS:
-        images = attacked(family, net, batch, SPEC, kind, EPSILON)
+        images = attack(family, net, batch, SPEC, kind, EPSILON)
         losses[kind] = F.cross_entropy(net(images), batch["label"], reduction="none").detach()
     noise = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(1)).sign()
     noisy = batch["image"] + allowed(SPEC) * noise
@@ -93,7 +93,7 @@ def test_more_epsilon_does_more(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     rights = []
     for epsilon in (0.0, EPSILON / 4, EPSILON, 4 * EPSILON):
-        images = attacked(models.get("cnn"), net, batch, SPEC, "pgd", epsilon)
+        images = attack(models.get("cnn"), net, batch, SPEC, "pgd", epsilon)
         rights.append(float((net(images).argmax(1) == batch["label"]).float().mean()))
         if not epsilon:
             assert torch.equal(images, batch["image"])
@@ -113,7 +113,7 @@ def test_every_classifier_is_attacked_and_left_as_it_was(name: str, kind: str) -
     parameters[0].requires_grad_(False)
     parameters[1].grad = torch.ones_like(parameters[1])
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    images = attacked(family, module, batch, SPEC, kind, EPSILON, steps=3)
+    images = attack(family, module, batch, SPEC, kind, EPSILON, steps=3)
     assert not images.requires_grad
     assert images.shape == batch["image"].shape
     low, high = limits(SPEC)
@@ -142,22 +142,22 @@ def test_a_network_is_restored_after_an_error(trained: tuple[nn.Module, Batch]) 
 def test_chance_depends_on_the_sample_alone(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     family = models.get("cnn")
-    whole = attacked(family, net, batch, SPEC, "pgd", EPSILON, steps=1)
+    whole = attack(family, net, batch, SPEC, "pgd", EPSILON, steps=1)
     rows = torch.tensor([90, 3, 17])
     part = {name: batch[name][rows] for name in ("image", "label", "index")}
-    again = attacked(family, net, part, SPEC, "pgd", EPSILON, steps=1)
+    again = attack(family, net, part, SPEC, "pgd", EPSILON, steps=1)
     torch.testing.assert_close(again, whole[rows])
     other = {**part, "index": part["index"] + 1}
-    assert not torch.equal(attacked(family, net, other, SPEC, "pgd", EPSILON, steps=1), again)
+    assert not torch.equal(attack(family, net, other, SPEC, "pgd", EPSILON, steps=1), again)
     smoothed = {**part, "target": torch.full((3, 4), 0.25)}
-    assert torch.equal(attacked(family, net, smoothed, SPEC, "pgd", EPSILON, steps=1), again)
+    assert torch.equal(attack(family, net, smoothed, SPEC, "pgd", EPSILON, steps=1), again)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_is_not_attacked(trained: tuple[nn.Module, Batch], kind: str) -> None:
     net, batch = trained
     framed = {**batch, "extent": torch.tensor([[10, 7]]).repeat(128, 1)}
-    images = attacked(models.get("cnn"), net, framed, SPEC, kind, EPSILON)
+    images = attack(models.get("cnn"), net, framed, SPEC, kind, EPSILON)
     changed = images != batch["image"]
     assert changed[:, :, :10, :7].float().mean() > 0.5
     assert not changed[:, :, 10:].any()
@@ -167,9 +167,9 @@ def test_a_frame_is_not_attacked(trained: tuple[nn.Module, Batch], kind: str) ->
 def test_under_no_grad_it_is_the_same(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     family = models.get("cnn")
-    expected = attacked(family, net, batch, SPEC, "fgsm", EPSILON)
+    expected = attack(family, net, batch, SPEC, "fgsm", EPSILON)
     with torch.no_grad():
-        assert torch.equal(attacked(family, net, batch, SPEC, "fgsm", EPSILON), expected)
+        assert torch.equal(attack(family, net, batch, SPEC, "fgsm", EPSILON), expected)
 
 
 def test_what_cant_be_attacked_is_refused(trained: tuple[nn.Module, Batch]) -> None:
@@ -182,7 +182,7 @@ def test_what_cant_be_attacked_is_refused(trained: tuple[nn.Module, Batch]) -> N
         (models.get("unet"), batch, "fgsm", EPSILON),
     ):
         with pytest.raises(UsageError):
-            attacked(family, net, given, SPEC, kind, epsilon)
+            attack(family, net, given, SPEC, kind, epsilon)
 
 
 @pytest.mark.gpu
@@ -199,6 +199,6 @@ def test_on_a_gpu(name: str) -> None:
         images = batch["image"].clone().requires_grad_()
         with pytest.raises(RuntimeError, match="cudnn RNN backward"):
             family.loss(module.eval(), {**batch, "image": images})["loss"].backward()
-    images = attacked(family, module, batch, SPEC, "pgd", EPSILON)
+    images = attack(family, module, batch, SPEC, "pgd", EPSILON)
     assert images.is_cuda
     assert (images != batch["image"]).float().mean() > 0.5

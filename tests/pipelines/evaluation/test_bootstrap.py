@@ -19,15 +19,15 @@ from pipelines.evaluation.bootstrap import McNemar
 DATA = DataSpec("classification", 1, 8, 8, tuple("abcdefgh"))
 
 
-def accuracy(right: Sequence[bool]) -> bootstrap.Selector:
+def accuracy(right: Sequence[bool]) -> bootstrap.SubsetMetrics:
     values = np.array(right)
-    return lambda places: {"accuracy": float(values[np.array(places)].mean())}
+    return lambda indices: {"accuracy": float(values[np.array(indices)].mean())}
 
 
 def test_the_interval_of_a_share_is_the_binomials() -> None:
     right = [True] * 400 + [False] * 100
     drawn = bootstrap.resampled_metrics(accuracy(right), 500, 2000)
-    low, high = bootstrap.bounds(drawn["accuracy"])
+    low, high = bootstrap.interval(drawn["accuracy"])
     spread = math.sqrt(0.8 * 0.2 / 500)
     assert low == pytest.approx(0.8 - 1.96 * spread, abs=0.004)
     assert high == pytest.approx(0.8 + 1.96 * spread, abs=0.004)
@@ -37,25 +37,25 @@ def test_the_interval_is_scipys() -> None:
     values = np.random.default_rng(0).exponential(size=200)
     drawn = bootstrap.resampled_metrics(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
-    ours = bootstrap.bounds(drawn["mean"])
+    ours = bootstrap.interval(drawn["mean"])
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
 
 
 def test_halves_without_repetition_are_as_wide() -> None:
     values = np.random.default_rng(0).normal(size=400)
 
-    def mean(places: Sequence[int]) -> dict[str, float]:
-        return {"mean": float(values[np.array(places)].mean())}
+    def mean(indices: Sequence[int]) -> dict[str, float]:
+        return {"mean": float(values[np.array(indices)].mean())}
 
     widths = []
-    for twice in (True, False):
-        low, high = bootstrap.bounds(
-            bootstrap.resampled_metrics(mean, 400, 2000, twice=twice)["mean"]
+    for with_replacement in (True, False):
+        low, high = bootstrap.interval(
+            bootstrap.resampled_metrics(mean, 400, 2000, with_replacement=with_replacement)["mean"]
         )
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
-    for places in bootstrap.resample_indices(11, 5, twice=False):
-        assert len(set(places.tolist())) == len(places) == 5
+    for indices in bootstrap.resample_indices(11, 5, with_replacement=False):
+        assert len(set(indices.tolist())) == len(indices) == 5
 
 
 def test_the_draws_are_the_same_every_time() -> None:
@@ -65,10 +65,10 @@ def test_the_draws_are_the_same_every_time() -> None:
 
 
 def test_a_figure_that_some_draws_lack() -> None:
-    def sometimes(places: Sequence[int]) -> dict[str, float]:
-        if 0 not in places:
+    def sometimes(indices: Sequence[int]) -> dict[str, float]:
+        if 0 not in indices:
             raise TesseraError("nothing to compare")
-        return {"a": 1.0, **({"b": 2.0} if 1 in places else {})}
+        return {"a": 1.0, **({"b": 2.0} if 1 in indices else {})}
 
     drawn = bootstrap.resampled_metrics(sometimes, 4, 200)
     assert 0.4 < np.isfinite(drawn["b"]).mean() < np.isfinite(drawn["a"]).mean() < 1
@@ -90,7 +90,7 @@ def test_two_that_answer_alike_differ_by_nothing() -> None:
     lead = bootstrap.differences((whole[0], whole[1]), (drawn[0], drawn[1]))["accuracy"]
     assert lead.value == pytest.approx(whole[0]["accuracy"] - whole[1]["accuracy"])
     assert lead.low > 0
-    assert bootstrap.bounds(drawn[1]["accuracy"])[1] > bootstrap.bounds(drawn[0]["accuracy"])[0]
+    assert bootstrap.interval(drawn[1]["accuracy"])[1] > bootstrap.interval(drawn[0]["accuracy"])[0]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_a_selection_has_the_figures_of_its_records(task: str, records: list[Rec
     """Made quicker than from the records, and the same to the last digit."""
     asked = models.get(task).task
     select = asked.bootstrap_metrics(records, DATA)
-    for places in ([0, 1, 2], list(range(len(records))), [5, 5, 5, 7, 1, 5]):
-        own = asked.metrics([records[place] for place in places], DATA)
-        found = select(places)
+    for indices in ([0, 1, 2], list(range(len(records))), [5, 5, 5, 7, 1, 5]):
+        own = asked.metrics([records[place] for place in indices], DATA)
+        found = select(indices)
         assert {name: found[name] for name in own} == own
     assert select(range(len(records))) == select(range(len(records)))
 

@@ -1,4 +1,4 @@
-"""The corruptions: reproducible, growing with their strength, and nothing but the picture touched."""
+"""The corruptions: reproducible, stronger with strength, and only the image changes."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_the_counter_alone_misses_recurrent_layers_and_transformers() -> None:
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_family_has_its_costs(name: str) -> None:
-    """By its `predict`, which is what an evaluation does; twice the images, twice the operations."""
+    """Counted of `predict`, as an evaluation does; twice the images, twice the operations."""
     family = models.get(name)
     module = examples.tiny(family).eval()
 
@@ -106,7 +106,7 @@ def test_parameters() -> None:
     assert costs.parameters(nn.Sequential(linear, linear, nn.BatchNorm2d(5))) == 217 + 10
 
 
-def test_a_network_is_not_trained_by_being_asked() -> None:
+def test_measuring_does_not_change_a_network() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout())
     before, images = net[0].running_mean.clone(), torch.ones(4, 3, 8, 8)
     costs.flops(net, images)
@@ -120,7 +120,7 @@ def test_a_network_is_not_trained_by_being_asked() -> None:
     assert not torch.equal(net[0].running_mean, before), "what a call in training would do"
 
 
-def test_latency_of_an_asker() -> None:
+def test_latency_of_an_evaluator() -> None:
     family = models.get("cnn")
     settings = family.task.augment_settings()
     ask = Evaluator(
@@ -156,7 +156,7 @@ def test_no_more_calls_are_made_than_tell_something() -> None:
 
 
 def test_throughput_picks_the_best_batch() -> None:
-    """A call costs 40 ms and 1 ms an image; beyond 4 images it's 30 ms an image. So 4 is best, and 16
+    """A call costs 40 ms and 1 ms per image, beyond 4 images 30 ms per image. So 4 is best, and 16
     is the last that is tried."""
     asked = []
 

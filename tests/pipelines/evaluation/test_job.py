@@ -1,4 +1,4 @@
-"""Models examined side by side: the same with any number of ranks, and the report of it."""
+"""Models evaluated side by side: the same with any number of ranks, and the report."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def payload(digits: Path, two: list[dict[str, str]], **more: Any) -> dict[str, A
     return {"models": two, "data": str(digits), "split": "test", **more}
 
 
-def test_what_is_found_does_not_depend_on_the_ranks(
+def test_results_do_not_depend_on_the_number_of_ranks(
     digits: Path, two: list[dict[str, str]]
 ) -> None:
     asked = payload(digits, two, robustness=40)
-    found = [gloo_ranks.run(WORK, "examine", size, asked)[0] for size in (1, 2)]
+    found = [gloo_ranks.run(WORK, "evaluate_models", size, asked)[0] for size in (1, 2)]
     assert found[0]["models"] == found[1]["models"]
     assert found[0] == found[1]
     good, poor = (results.read_result(one) for one in found[0]["models"])
@@ -98,18 +98,20 @@ def test_what_is_found_does_not_depend_on_the_ranks(
     assert good.robustness.attacked["pgd_8"] < good.robustness.clean
 
 
-def test_a_report_opens_offline_and_runs_nothing(
+def test_a_report_opens_offline_and_has_no_scripts(
     digits: Path, two: list[dict[str, str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "report"
     asked = payload(digits, two, robustness=20, costs=True, report=str(folder))
-    found = rank_work.examine(World(), asked)
+    found = rank_work.evaluate_models(World(), asked)
     assert json.loads((folder / "report.json").read_text()) == found
     page = (folder / "report.html").read_text()
     assert "<script" not in page
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page), "nothing from elsewhere"
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page), (
+        "nothing is loaded from elsewhere"
+    )
     assert "good <b>" not in page
-    assert html.escape("good <b>") in page, "names are other people's words"
+    assert html.escape("good <b>") in page, "names come from users"
     assert "default-src 'none'" in page
     pictures = sorted(path.name for path in (folder / "pictures").iterdir())
     assert pictures == [
@@ -120,7 +122,7 @@ def test_a_report_opens_offline_and_runs_nothing(
     value = found["models"][0]["metrics"]["accuracy"]["value"]
     assert f"{value:.4g}" in page
     costs = found["models"][0]["costs"]
-    assert costs.keys() == policy.COSTS, "a policy that names another would never be measured"
+    assert costs.keys() == policy.COSTS, "a policy that limits another one could never be measured"
     assert costs["latency_p50_ms"] <= costs["latency_p95_ms"]
     assert costs["size_bytes"] == sum(
         path.stat().st_size for path in Path(two[0]["model"]).rglob("*") if path.is_file()
@@ -135,27 +137,27 @@ def test_fields_make_slices(digits: Path, two: list[dict[str, str]]) -> None:
     keys = [key for _, batch in loader.batches() for key in batch["key"]]
     assert len(keys) == number
     fields = {"half": {key: "first" if place < 50 else "rest" for place, key in enumerate(keys)}}
-    found = rank_work.examine(World(), payload(digits, two[:1], fields=fields))["models"][0]
+    found = rank_work.evaluate_models(World(), payload(digits, two[:1], fields=fields))["models"][0]
     sizes = {part["name"]: part["samples"] for part in found["slices"] if part["by"] == "half"}
     assert sizes == {"first": 50, "rest": number - 50}
 
 
-def test_models_of_two_tasks_are_not_compared(
+def test_models_of_different_tasks_are_not_compared(
     digits: Path, two: list[dict[str, str]], tmp_path: Path
 ) -> None:
     other = model("autoencoder", digits, tmp_path / "other")
-    with pytest.raises(UsageError, match="no figure in common"):
-        rank_work.examine(World(), payload(digits, [two[0], other], intervals=False))
+    with pytest.raises(UsageError, match="no metric in common"):
+        rank_work.evaluate_models(World(), payload(digits, [two[0], other], intervals=False))
 
 
-def test_an_image_that_is_its_own_truth_is_not_spoiled(digits: Path, tmp_path: Path) -> None:
+def test_a_target_that_is_the_image_is_not_corrupted(digits: Path, tmp_path: Path) -> None:
     asked = payload(digits, [model("autoencoder", digits, tmp_path / "one")], robustness=20)
-    found = rank_work.examine(World(), {**asked, "intervals": False})["models"][0]
+    found = rank_work.evaluate_models(World(), {**asked, "intervals": False})["models"][0]
     assert found["robustness"] is None
 
 
-def test_plain_data_comes_back_as_it_was(digits: Path, two: list[dict[str, str]]) -> None:
-    found = rank_work.examine(World(), payload(digits, two, robustness=10))
+def test_results_survive_json(digits: Path, two: list[dict[str, str]]) -> None:
+    found = rank_work.evaluate_models(World(), payload(digits, two, robustness=10))
     for one in found["models"]:
         assert json.loads(json.dumps(results.to_plain(results.read_result(one)))) == one
     (compared,) = found["comparisons"]

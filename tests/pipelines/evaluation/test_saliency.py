@@ -41,7 +41,7 @@ def test_every_classifier_has_it(name: str) -> None:
 
 
 def squares(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images (N, 3, 32, 32) of noise, each with two bright squares of 10 pixels: the colour of one is
+    """Noise (N, 3, 32, 32); each with two bright squares of 10 pixels: the colour of one is
     its class (N,), the other is white; where they are, bool (N, 32, 32) each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 32, 32, generator=generator) * 0.3

@@ -27,15 +27,15 @@ def test_thirds_have_each_image_once() -> None:
     traits = [Traits(10, 10, value / 90) for value in range(90)]
     found = slices.make(traits, [str(n) for n in range(90)], {})
     assert [part.by for part in found] == ["brightness"] * 3, "all are of one size"
-    assert [len(part.places) for part in found] == [30, 30, 30]
-    assert sorted(place for part in found for place in part.places) == list(range(90))
+    assert [len(part.indices) for part in found] == [30, 30, 30]
+    assert sorted(index for part in found for index in part.indices) == list(range(90))
     assert found[0].span == "0 to 0.322"
 
 
 def test_values_that_are_mostly_the_same_make_fewer_parts() -> None:
     traits = [Traits(10, 10, 0.5)] * 9 + [Traits(10, 10, 0.9)]
     found = slices.make(traits, [str(n) for n in range(10)], {})
-    assert [len(part.places) for part in found] == [9, 1]
+    assert [len(part.indices) for part in found] == [9, 1]
 
 
 def test_fields_of_a_file(tmp_path: Path) -> None:
@@ -49,14 +49,14 @@ def test_fields_of_a_file(tmp_path: Path) -> None:
         ("side", "right"),
         *(("weight", third) for third in slices.THIRDS),
     ], "thirty names are no slices"
-    assert found[0].places == tuple(range(1, 30, 2))
+    assert found[0].indices == tuple(range(1, 30, 2))
 
 
 def test_samples_that_the_file_doesnt_name_are_in_no_part(tmp_path: Path) -> None:
     file = tmp_path / "fields.csv"
     file.write_text("key,side\na,left\nb,right\n")
     found = slices.make([], ["a", "b", "c"], slices.read_fields(file))
-    assert [part.places for part in found] == [(0,), (1,)]
+    assert [part.indices for part in found] == [(0,), (1,)]
 
 
 @pytest.mark.parametrize("text", ["", "name,side\na,left\n", "key,side\n"])
