@@ -118,7 +118,7 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
 def test_more_than_the_cluster_has_is_refused_at_once(home: Path, digits: Path) -> None:
     began = time.monotonic()
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--workers-per-trial", "5"]
-    with pytest.raises(TesseraError, match="5 workers .* don't fit: there are 4 CPUs"):
+    with pytest.raises(TesseraError, match=r"5 workers .* don't fit: there are 4 CPUs"):
         tune.command.main(arguments, standalone_mode=False)
     assert time.monotonic() - began < 10
     assert not list(Context.from_environment().searches_dir.glob("*")), (
