@@ -21,7 +21,7 @@ check: $(READY)
 
 # The documentation site, in build/site; a broken link fails it.
 docs: $(READY)
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # One of the peers, MosaicML's streaming, pins an older NumPy: it has an environment of its own, with
 # the same versions of everything else.
