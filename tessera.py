@@ -1,10 +1,27 @@
-"""Tessera's public Python API.
+"""Tessera's public Python API: from a folder of images to a promoted model.
 
-In: plain arguments. Out: results of the workflows. Loads nothing until it is used.
+    import tessera
+
+    data = tessera.pack("photos", to="data/photos")
+    run = tessera.train("resnet", data=data, set={"train.epochs": 3})
+    report = tessera.evaluate(run.version, data=data)
+    tessera.promote(run.version)
+    model = tessera.load("photos@champion")
+    for prediction in model.predict(["a.jpg", "b.jpg"]):
+        print(prediction.label, prediction.probability)
+
+Every function does what the verb of the same name does, with the same defaults. `data` is a path,
+an address or what `pack` returned; a model is a reference (`NAME`, `NAME/2`, `NAME@champion`) or a
+version that a function returned. Bad input raises `TesseraError` with the text that the command
+prints.
+
+In: plain arguments. Out: the typed results of `pipelines/workflows`. Importing this module loads
+nothing else of Tessera; a function is loaded when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +29,62 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from models.core.errors import TesseraError as TesseraError
+    from pipelines.workflows.context import Context as Context
+    from pipelines.workflows.evaluate import evaluate as evaluate
+    from pipelines.workflows.export import export as export
+    from pipelines.workflows.pack import pack as pack
+    from pipelines.workflows.predict import load as load
+    from pipelines.workflows.predict import predict as predict
+    from pipelines.workflows.promote import promote as promote
+    from pipelines.workflows.promote import rollback as rollback
+    from pipelines.workflows.train import train as train
+    from pipelines.workflows.tune import tune as tune
+
+_MODULES = {
+    "pack": "pipelines.workflows.pack",
+    "train": "pipelines.workflows.train",
+    "tune": "pipelines.workflows.tune",
+    "evaluate": "pipelines.workflows.evaluate",
+    "promote": "pipelines.workflows.promote",
+    "rollback": "pipelines.workflows.promote",
+    "predict": "pipelines.workflows.predict",
+    "load": "pipelines.workflows.predict",
+    "export": "pipelines.workflows.export",
+    "Context": "pipelines.workflows.context",
+    "TesseraError": "models.core.errors",
+}
+
+__all__ = [
+    "Context",
+    "TesseraError",
+    "evaluate",
+    "export",
+    "load",
+    "pack",
+    "predict",
+    "promote",
+    "rollback",
+    "train",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tessera' has no attribute {name!r}")
+    use_own_packages()
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next access doesn't come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # ── the command, and folders of the same names as Tessera's packages ──────────────────────────
 
@@ -60,10 +132,10 @@ def is_hidden_for_workers() -> bool:
 
 def use_own_packages() -> None:
     """Makes Tessera's packages the ones that are imported in this process. Does nothing if they are
-    already. Exits with one line if a hiding folder has been imported before."""
+    already. Raises ImportError if a hiding folder has been imported before."""
     in_the_way = _hidden()
     if imported := [name for name in in_the_way if name in sys.modules]:
-        raise SystemExit(f"tessera: {_explain(in_the_way[imported[0]])}")
+        raise ImportError(_explain(in_the_way[imported[0]]))
     if in_the_way and not any(isinstance(finder, _OwnPackages) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OwnPackages())
 
@@ -78,7 +150,10 @@ def _explain(folder: Path) -> str:
 
 def main() -> NoReturn:
     """The `tessera` command, which is also `python -m tessera`."""
-    use_own_packages()
+    try:
+        use_own_packages()
+    except ImportError as error:
+        raise SystemExit(f"tessera: {error}") from None
     from jobs.cli import main as command
 
     command()

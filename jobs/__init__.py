@@ -3,4 +3,7 @@
 
 import tessera
 
-tessera.use_own_packages()
+try:
+    tessera.use_own_packages()
+except ImportError as error:
+    raise SystemExit(f"tessera: {error}") from None

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from jobs.cli import run as run_command
 from jobs.shared import completion
 from pipelines.inference.export import FORMATS
-from pipelines.workflows.export import export
-
-if TYPE_CHECKING:
-    pass
-
 
 GROUP = "models"
 
@@ -59,25 +53,25 @@ def command(
     """
     from jobs.shared.terminal import show_facts, show_json
     from models.core.errors import UsageError
-    from pipelines.workflows.context import Context
+    from pipelines.workflows.export import export
 
     if form is None:
         raise UsageError("--format is missing", hint="--format onnx, or --format pt2")
-    found = export(Context.from_environment(), model, form, out=out, data=data, force=force)
+    done = export(model, format=form, out=out, data=data, force=force)
     if as_json:
-        show_json(found)
+        show_json(done.to_dict())
         return 0
-    same = "the same data as in training" if found["same_data"] else "other data than in training"
+    same = "the same data as in training" if done.same_data else "other data than in training"
     facts = {
-        "model": found["model"],
-        "file": f"{found['file']}, {found['size_bytes']:,} bytes",
-        "takes": f"{found['input']['dtype']} ({', '.join(map(str, found['input']['shape']))})",
-        "gives": found["output"],
-        "compared": f"on {found['images']:,} test images of {found['data']}, {same}",
-        "largest difference": f"{found['largest_difference']:.2g}",
+        "model": done.model,
+        "file": f"{done.file}, {done.size_bytes:,} bytes",
+        "takes": f"{done.input['dtype']} ({', '.join(map(str, done.input['shape']))})",
+        "gives": done.output,
+        "compared": f"on {done.images:,} test images of {done.data}, {same}",
+        "largest difference": f"{done.largest_difference:.2g}",
     }
-    if found["other_class"] is not None:
-        facts["other class"] = f"in {found['other_class']:,} images"
+    if done.other_class is not None:
+        facts["other class"] = f"in {done.other_class:,} images"
     show_facts(facts)
     return 0
 

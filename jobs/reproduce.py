@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from jobs.cli import run as run_command
 from jobs.shared import completion
 from pipelines.workflows.reproduce import TOLERANCE, reproduce
-
-if TYPE_CHECKING:
-    pass
-
 
 GROUP = "models"
 
@@ -41,24 +35,18 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
     Nothing is registered. The exit status is 1 if the model isn't reproduced.
     """
     from jobs.shared.terminal import show_facts, show_json, show_next
-    from pipelines.workflows import model_reference, services
-    from pipelines.workflows.context import Context
 
-    context = Context.from_environment()
-    version = model_reference.resolve(services.open_registry(context), model)
-    found = reproduce(
-        context, version, data=data, tolerance=tolerance, verbose=verbose, progress=not as_json
-    )
+    done = reproduce(model, data=data, tolerance=tolerance, verbose=verbose, progress=not as_json)
     if as_json:
-        show_json(found)
+        show_json(done.to_dict())
     else:
-        shown = {**found, "differences": "; ".join(found["differences"]) or "none known"}
+        shown = {**done.to_dict(), "differences": "; ".join(done.differences) or "none known"}
         shown["metrics"] = ", ".join(
-            f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in found["metrics"].items()
+            f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in done.metrics.items()
         )
         show_facts(shown)
         show_next(f"tessera lineage {model}")
-    return 0 if found["reproduced"] else 1
+    return 0 if done.reproduced else 1
 
 
 if __name__ == "__main__":

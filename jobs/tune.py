@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,16 +9,12 @@ import click
 from jobs.cli import run as run_command
 from jobs.shared import completion
 from jobs.shared.settings_options import SettingsCommand, settings_options
-from pipelines.workflows.context import Context
 
 if TYPE_CHECKING:
-    from pipelines.recipe import Recipe
-    from pipelines.search.trials import Trial
-    from pipelines.workflows.search_board import SearchSpec
+    from pipelines.workflows.tune import SearchResult
 
 SEARCHES = ("random", "optuna", "grid")
 SCHEDULERS = ("asha", "pbt", "none")
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 GROUP = "training"
@@ -119,106 +111,85 @@ def command(
     """
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
-    from pipelines.search import space as search_space
-    from pipelines.workflows import search_board, tune
-    from pipelines.workflows.tune import _ask, _refit
+    from pipelines.workflows import tune
 
-    context = Context.from_environment()
     if resume:
         if what or data:
             raise UsageError("--resume takes what the search was begun with", hint="leave it out")
-        spec = search_board.find(context, resume)
-    else:
-        search_space.check_choices(kind, scheduler)
-        changes = {**dict(map(recipes.parse_override, overrides)), "workers.count": workers}
-        spec = _ask(
-            context,
-            _choose(context, what, variant, data, changes),
-            space=Path(space) if space else None,
-            search=kind,
-            scheduler=scheduler,
-            trials=trials,
-            seed=seed,
-            experiment=experiment,
-            grace=grace,
-            reduction=reduction,
-            interval=interval,
-            fixed=changes,
-            budget_seconds=_seconds(budget) if budget else None,
+        result = tune.resume(
+            resume, refit=refit, model=model, verbose=verbose, progress=not as_json
         )
-    recipe = recipes.build(json.loads(spec.recipe))
-    facts = tune.run(context, spec, recipe, restore=bool(resume), verbose=verbose, quiet=as_json)
-    if refit:
-        made = _refit(
-            context, spec, recipe, facts["winner"], model=model, verbose=verbose, quiet=as_json
-        )
-        facts["model"] = f"models:/{made.version.name}/{made.version.number}"
-        facts["refit"] = dict(made.metrics)
-    _show(spec, recipe, facts, as_json)
-    return 0
-
-
-def _choose(
-    context: Context,
-    what: str | None,
-    variant: str | None,
-    data: str | None,
-    changes: dict[str, Any],
-) -> Recipe:
-    from models.core.errors import UsageError
-    from pipelines.workflows import train
-
+        return _show(result, as_json)
     if not what:
         raise UsageError(
             "nothing to search for", hint="name a family or a recipe: tessera families"
         )
-    return train.make_recipe(what, data, variant, changes)
+    result = tune.tune(
+        what,
+        data=data,
+        variant=variant,
+        set=dict(map(recipes.parse_override, overrides)),
+        trials=trials,
+        workers_per_trial=workers,
+        search=kind,
+        scheduler=scheduler,
+        space=space,
+        budget=budget,
+        grace=grace,
+        reduction=reduction,
+        interval=interval,
+        seed=seed,
+        refit=refit,
+        model=model,
+        experiment=experiment,
+        verbose=verbose,
+        progress=not as_json,
+    )
+    return _show(result, as_json)
 
 
-def _seconds(text: str) -> float:
-    from models.core.errors import UsageError
-
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if not found or not float(found[1]):
-        raise UsageError(f"--budget {text}", hint="give a time like 90s, 30m or 2h")
-    return float(found[1]) * SECONDS[found[2]]
-
-
-def _show(spec: SearchSpec, recipe: Recipe, facts: Mapping[str, Any], as_json: bool) -> None:
-    import models
+def _show(result: SearchResult, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json, show_next
-    from pipelines.workflows import search_board, services
+    from pipelines.workflows import services
+    from pipelines.workflows.search_board import settings_text
 
-    metric = models.get(recipe.family).task.primary
-    trials: list[Trial] = facts["trials"]
-    best: Trial = facts["winner"]
+    best, outcome = result.winner, result.outcome
+    registered = f"models:/{outcome.version.name}/{outcome.version.number}" if outcome else ""
     if as_json:
-        plain = {**facts, "winner": vars(best), "trials": [vars(t) for t in trials]}
-        show_json(plain)
-        return
-    click.echo(f"\ntrial  status    epochs  val {metric.name:<12}  settings")
-    for trial in trials:
+        facts: dict[str, Any] = {
+            "search": result.name,
+            "winner": vars(best),
+            "trials": [vars(trial) for trial in result.trials],
+            "page": result.page,
+        }
+        if outcome:
+            facts |= {"model": registered, "refit": dict(outcome.metrics)}
+        show_json(facts)
+        return 0
+    click.echo(f"\ntrial  status    epochs  val {result.metric:<12}  settings")
+    for trial in result.trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         click.echo(
             f"{trial.number:>5}  {trial.status:<8}  {len(trial.curve):>6}  {value:<16}  "
-            f"{search_board.settings_text(trial.settings)}"
+            f"{settings_text(trial.settings)}"
         )
     click.echo()
     shown = {
-        "search": spec.name,
-        "winner": f"trial {best.number}: val {metric.name} {best.value:.4f}",
-        "settings": search_board.settings_text(best.settings),
-        "recipe": str(spec.folder / "winner.yaml"),
-        "page": services.page(facts["page"]),
+        "search": result.name,
+        "winner": f"trial {best.number}: val {result.metric} {best.value:.4f}",
+        "settings": settings_text(best.settings),
+        "recipe": str(result.recipe),
+        "page": services.page(result.page),
     }
-    if "model" in facts:
-        shown["refit"] = f"val {metric.name} {facts['refit'][metric.name]:.4f}"
-        shown["model"] = facts["model"]
+    if outcome:
+        shown["refit"] = f"val {result.metric} {outcome.metrics[result.metric]:.4f}"
+        shown["model"] = registered
     show_facts(shown)
-    if "model" in facts:
-        show_next(f"tessera evaluate {facts['model'].removeprefix('models:/')} --data DIR")
+    if outcome:
+        show_next(f"tessera evaluate {registered.removeprefix('models:/')} --data DIR")
     else:
-        show_next(f"tessera train {shown['recipe']} --data DIR")
+        show_next(f"tessera train {result.recipe} --data DIR")
+    return 0
 
 
 if __name__ == "__main__":

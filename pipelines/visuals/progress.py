@@ -101,7 +101,8 @@ class Display:
             self.metric = event["metric"]
             self.bar.update(self.task, description="starting workers", total=None, facts="")
             self.say(f"run {event['name']}")
-            self.say(f"watch {event['page']}")
+            if event["page"]:
+                self.say(f"watch {event['page']}")
         elif kind == "advance":
             self._advance(event)
         elif kind == "notice":

@@ -1,9 +1,16 @@
-"""Exports a registered version to one file and compares its predictions with the model's."""
+"""Exports a registered version to one file and compares the file's predictions with the model's.
+
+In: a version and a format. Out: the file and an `ExportedModel`; no file if the predictions differ.
+Must not print, nor read the environment.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,82 +23,134 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 MOST_IMAGES = 1000
-"""Of the test split, from its beginning, are compared."""
-
+"""At most so many images of the test split, from its start, are compared."""
 
 BATCH = 32
-"""Images that are compared at once, at most. Neither 1 nor 2, which the graph was made with."""
+"""Images in a batch that is compared, at most. Neither 1 nor 2: the graph was traced with these, and
+one that is fixed to them would pass."""
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What `export` wrote.
+
+    Args:
+        model: The version, as `models:/NAME/NUMBER`.
+        format: `onnx` or `pt2`.
+        file: Path of the file.
+        size_bytes: Its size.
+        input: What it takes: `dtype`, `layout`, `shape`, `fit`.
+        output: Name of what it returns.
+        data: The data set on whose test images the predictions were compared.
+        same_data: Whether that is the one that the model was trained on.
+        images: How many images were compared.
+        largest_difference: Of a predicted number, the file's and the model's.
+        other_class: Images for which the file predicts another class; None without classes.
+    """
+
+    model: str
+    format: str
+    file: str
+    size_bytes: int
+    input: Mapping[str, Any]
+    output: str
+    data: str
+    same_data: bool
+    images: int
+    largest_difference: float
+    other_class: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `tessera export --json` prints."""
+        return asdict(self)
 
 
 def export(
-    context: Context,
-    model: str,
-    form: str,
+    model: str | Version,
     *,
-    out: Path | None = None,
-    data: str | None = None,
+    format: str,
+    out: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
     force: bool = False,
-) -> dict[str, Any]:
-    """Writes the file, or raises and leaves none. Gives what `--json` prints."""
-    import tempfile
+    context: Context | None = None,
+) -> ExportedModel:
+    """Writes a registered model to a file that needs no Tessera.
 
-    from models.core.errors import UsageError
+    Args:
+        model: A reference (`NAME`, `NAME/2`, `NAME@champion`) or a version.
+        format: `onnx` for ONNX Runtime, `pt2` for `torch.export.load`.
+        out: The file; NAME-NUMBER.FORMAT in the current folder by default.
+        data: A packed data set on whose test images to compare; by default the model's own.
+        force: Whether an existing file is overwritten.
+        context: Where MLflow is; from the environment by default.
+
+    Raises TesseraError, and leaves no file, if the model can't be exported, or if the file's
+    predictions differ from the model's.
+    """
     from pipelines.inference import export as inference_export
     from pipelines.inference.predictor import Predictor
     from pipelines.storage.atomic import replace_file
     from pipelines.training import checkpoints
     from pipelines.training.setup import data_spec
     from pipelines.workflows import model_reference, services
+    from pipelines.workflows.context import Context
 
-    inference_export.check_installed(form)
+    inference_export.check_installed(format)
+    context = context or Context.from_environment()
     registry = services.open_registry(context)
     version = model_reference.resolve(registry, model)
-    out = out or Path(f"{version.name}-{version.number}.{form}")
-    if out.exists() and not out.is_file():
-        raise UsageError(f"{out} is no file", hint="name another")
-    if out.exists() and not force:
-        raise UsageError(f"{out} is already there", hint="name another, or --force")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} is no folder", hint="make it first")
+    file = Path(out) if out else Path(f"{version.name}-{version.number}.{format}")
+    _check_file(file, force=force)
     with tempfile.TemporaryDirectory() as folder:
         files = registry.download(version, Path(folder))
         found = checkpoints.read_model(files, services.registered_digest(version))
-    where, card = _data_of(found, data)
+    where, card = _data_of(found, os.fspath(data) if data else None)
     predictor = Predictor(found.recipe, data_spec(found.recipe, found.card), found.weights)
     metadata = describe(found, version, predictor)
-    seen = predictor.data
-    with replace_file(out, f".{form}") as part:
+    spec = predictor.data
+    with replace_file(file, f".{format}") as part:
         inference_export.write(
             predictor.exportable,
-            (seen.height, seen.width, seen.channels),
+            (spec.height, spec.width, spec.channels),
             part,
-            form=form,
+            form=format,
             output=metadata["output"],
             metadata=metadata,
         )
-        comparison = inference_export.compare(
-            inference_export.load(part, form),
+        check = inference_export.compare(
+            inference_export.load(part, format),
             pairs(predictor, found, where, card),
-            classes=bool(seen.classes) and predictor.task.knows_classes,
+            classes=bool(spec.classes) and predictor.task.knows_classes,
         )
-        _insist(comparison, form)
-    return {
-        "model": f"models:/{version.name}/{version.number}",
-        "format": form,
-        "file": str(out),
-        "size_bytes": out.stat().st_size,
-        "input": metadata["input"],
-        "output": metadata["output"],
-        "data": where,
-        "same_data": card.digest == found.card.digest,
-        "images": comparison.images,
-        "largest_difference": comparison.largest,
-        "other_class": comparison.other_class,
-    }
+        _require_same_predictions(check, format)
+    return ExportedModel(
+        model=f"models:/{version.name}/{version.number}",
+        format=format,
+        file=str(file),
+        size_bytes=file.stat().st_size,
+        input=metadata["input"],
+        output=metadata["output"],
+        data=where,
+        same_data=card.digest == found.card.digest,
+        images=check.images,
+        largest_difference=check.largest,
+        other_class=check.other_class,
+    )
+
+
+def _check_file(file: Path, *, force: bool) -> None:
+    from models.core.errors import UsageError
+
+    if file.exists() and not file.is_file():
+        raise UsageError(f"{file} is not a file", hint="name another")
+    if file.exists() and not force:
+        raise UsageError(f"{file} is already there", hint="name another, or --force")
+    if not file.parent.is_dir():
+        raise UsageError(f"{file.parent} is not a folder", hint="create it first")
 
 
 def _data_of(found: Model, data: str | None) -> tuple[str, Card]:
-    """Where the test images are, and their card."""
+    """The location of the test images, and their card."""
     from models.core.errors import UsageError
     from pipelines.data import card as cards
     from pipelines.storage.base import absolute_location
@@ -115,8 +174,8 @@ def _data_of(found: Model, data: str | None) -> tuple[str, Card]:
 def pairs(
     predictor: Predictor, found: Model, where: str, card: Card
 ) -> Iterator[tuple[Array, Array]]:
-    """Batches of test images, uint8 (B, H, W, C), each with what the model answers. The first image
-    is a batch of its own."""
+    """Batches of test images, uint8 (B, H, W, C), each with the model's predictions. The
+    first image is a batch of its own."""
     import dataclasses
 
     import numpy as np
@@ -145,7 +204,7 @@ def pairs(
 
 
 def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, Any]:
-    """What the file says of itself."""
+    """The metadata that is written into the file."""
     data, recipe = predictor.data, found.recipe
     return {
         "model": version.name,
@@ -169,8 +228,8 @@ def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, 
     }
 
 
-def _insist(comparison: ExportCheck, form: str) -> None:
-    """A TesseraError where the file doesn't answer as the model does."""
+def _require_same_predictions(comparison: ExportCheck, form: str) -> None:
+    """Raises TesseraError if the file's predictions differ from the model's."""
     from models.core.errors import TesseraError
     from models.core.serving import ABSOLUTE, RELATIVE
 

@@ -1,11 +1,17 @@
-"""Trains a registered version again from its lineage and compares the two."""
+"""Trains a registered version again from its own recipe and data, and compares the two.
+
+In: a version. Out: a `Reproduction`; nothing is registered. Must not print, nor read the
+environment.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +24,56 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 TOLERANCE = 0.02
+"""By default metrics may differ by this share, if machine or libraries are different."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a second training compares with the first.
+
+    Args:
+        model: The version, as `models:/NAME/NUMBER`.
+        reproduced: Whether the weights are the same bit for bit; or the metrics within `tolerance`,
+            if machine or libraries are different.
+        weights: The largest difference of the weights, in words.
+        differences: What is different about machine and libraries.
+        metrics: Name -> (the version's, the second training's), on the validation split.
+        tolerance: As a share of the metric.
+    """
+
+    model: str
+    reproduced: bool
+    weights: str
+    differences: tuple[str, ...]
+    metrics: Mapping[str, tuple[float, float]]
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `tessera reproduce --json` prints."""
+        return asdict(self)
 
 
 def reproduce(
-    context: Context,
-    version: Version,
+    model: str | Version,
     *,
-    data: str | None,
-    tolerance: float,
+    data: str | os.PathLike[str] | None = None,
+    tolerance: float = TOLERANCE,
     verbose: bool = False,
     progress: bool | Listener = True,
-) -> dict[str, Any]:
-    """Trains as the version was trained. Raises TesseraError where its files or its data are others
-    than it was registered with."""
+    context: Context | None = None,
+) -> Reproduction:
+    """Trains a registered version again.
+
+    Args:
+        model: A reference (`NAME`, `NAME/2`, `NAME@champion`) or a version.
+        data: Where its data set lies now, if it was moved.
+        tolerance: By how much metrics may differ, as a share, if machine or libraries are different.
+        verbose: Whether to show Ray's own output.
+        progress: True for a display on stderr, False for none, or a `Listener`.
+        context: Where MLflow and Ray are; from the environment by default.
+
+    Raises TesseraError if its files or its data are not those that it was registered with.
+    """
     import models
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
@@ -41,15 +84,18 @@ def reproduce(
     from pipelines.training.payload import TrainingSummary
     from pipelines.training.setup import worker_group
     from pipelines.visuals.progress import show_progress
-    from pipelines.workflows import judges, services, train
+    from pipelines.workflows import judges, model_reference, services, train
+    from pipelines.workflows.context import Context
 
+    context = context or Context.from_environment()
+    registry = services.open_registry(context)
+    version = model_reference.resolve(registry, model)
     digest = services.registered_digest(version)
     recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
     if data:
-        recipe = recipe.with_overrides({"data.path": absolute_location(data)})
+        recipe = recipe.with_overrides({"data.path": absolute_location(os.fspath(data))})
     setup = train.prepare(context, recipe)
     recipe = setup.recipe
-    registry = services.open_registry(context)
     again: dict[str, Tensor] = {}
 
     def keep(best: Path, summary: TrainingSummary) -> None:
@@ -57,7 +103,7 @@ def reproduce(
 
     context.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.home, prefix=".reproduce-") as scratch:
-        model = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
+        registered = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
         run = training_run.find_or_create(Path(scratch), recipe, name="again", model=version.name)
         judges.fetch(recipe, registry, run.folder / training_run.JUDGE)
         tracker = MemoryTracker()
@@ -74,7 +120,14 @@ def reproduce(
                 verbose=verbose,
             ) as execute,
         ):
-            listener({"kind": "run", "name": "again", "metric": primary, "page": ""})
+            listener(
+                {
+                    "kind": "run",
+                    "name": f"{version.name}/{version.number} again",
+                    "metric": primary,
+                    "page": "",
+                }
+            )
             trained = training_driver.train(
                 run,
                 setup,
@@ -89,21 +142,21 @@ def reproduce(
     metrics = {
         n: (float(was[f"val/{n}"]), v) for n, v in trained.metrics.items() if f"val/{n}" in was
     }
-    apart = largest_difference(model.weights, again)
+    apart = largest_difference(registered.weights, again)
     differences = changed(before, tracker.logged_tags)
     close = all(math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9) for a, b in metrics.values())
-    return {
-        "model": f"models:/{version.name}/{version.number}",
-        "reproduced": apart == 0.0 or (bool(differences) and bool(metrics) and close),
-        "weights": "the same, bit for bit" if apart == 0.0 else f"up to {apart:.3g} apart",
-        "differences": differences,
-        "metrics": metrics,
-        "tolerance": tolerance,
-    }
+    return Reproduction(
+        model=f"models:/{version.name}/{version.number}",
+        reproduced=apart == 0.0 or (bool(differences) and bool(metrics) and close),
+        weights="the same, bit for bit" if apart == 0.0 else f"up to {apart:.3g} apart",
+        differences=tuple(differences),
+        metrics=metrics,
+        tolerance=tolerance,
+    )
 
 
 def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """0.0 only where every tensor has the same bits; infinite where they aren't the same tensors."""
+    """0.0 only if every tensor has the same bits; infinite if names, shapes or dtypes differ."""
     import torch
 
     if one.keys() != other.keys():
@@ -124,7 +177,7 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What of machine and libraries is another than in the run that the version comes from."""
+    """What is different about machine and libraries, compared with the version's own run."""
     names = [tag_names.HARDWARE, tag_names.PYTHON]
     names += sorted(n for n in {*before, *now} if n.startswith(tag_names.LIBRARY_PREFIX))
     return [

@@ -12,9 +12,11 @@ know how a trial is trained.
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,8 @@ if TYPE_CHECKING:
     from pipelines.training.driver import Outcome
     from pipelines.workflows.search_board import SearchSpec
 
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines import tag_names
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from models.core.family import Metric
     from pipelines.cluster.tuner import TunerOptions
+    from pipelines.interfaces import Listener
     from pipelines.recipe import Recipe
     from pipelines.search.space import TrialCapacity
     from pipelines.tracking.mlflow_runs import MlflowTracker
@@ -51,17 +53,189 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        name: The search, as `resume` takes it.
+        folder: Has the best trial's recipe as `winner.yaml`, and a run folder for each trial.
+        metric: What was compared, on the validation split.
+        winner: The best trial.
+        trials: All trials, the best first.
+        page: The search in MLflow.
+        outcome: The training with the best settings in full; None without `refit`.
+    """
+
+    name: str
+    folder: Path
+    metric: str
+    winner: Trial
+    trials: tuple[Trial, ...]
+    page: str
+    outcome: Outcome | None = None
+
+    @property
+    def recipe(self) -> Path:
+        """A file with the best trial's recipe, which `train` takes."""
+        return self.folder / "winner.yaml"
+
+
+def tune(
+    what: str | os.PathLike[str] | Recipe,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    set: Mapping[str, Any] | None = None,
+    trials: int = 20,
+    workers_per_trial: int = 1,
+    search: str = "random",
+    scheduler: str = "asha",
+    space: str | os.PathLike[str] | None = None,
+    budget: str | float | None = None,
+    grace: int | None = None,
+    reduction: float = 3.0,
+    interval: int | None = None,
+    seed: int = 0,
+    refit: bool = False,
+    model: str | None = None,
+    experiment: str = "tessera",
+    verbose: bool = False,
+    progress: bool | Listener = True,
+    context: Context | None = None,
+) -> SearchResult:
+    """Searches the settings of a family, or of a recipe, with a training for each trial.
+
+    Args:
+        what: A family, the name or the file of a recipe, or a recipe.
+        data: A packed data set: a folder, an address, or what `pack` returned.
+        variant: A variant of the family.
+        set: Settings that are the same in all trials, by dotted path.
+        trials: How many.
+        workers_per_trial: Data-parallel workers of a trial; 0 trains in the trial's own process.
+        search: `random`, `optuna` or `grid`.
+        scheduler: What stops weak trials early: `asha`, `pbt` or `none`.
+        space: The search space as a YAML file; the family's own by default.
+        budget: Seconds after which no more trials begin, or a text such as "30m".
+        grace: Epochs before a trial may be stopped.
+        reduction: ASHA keeps one of this many trials at each rung.
+        interval: Epochs of a generation of PBT.
+        seed: Of the search.
+        refit: Whether the best settings are trained in full and registered, as `model`.
+        experiment: MLflow experiment of the search and its trials.
+        verbose: Whether to show Ray's own output.
+        progress: True for a display on stderr, False for none, or a `Listener`.
+        context: Where runs, MLflow and Ray are; from the environment by default.
+
+    Raises TesseraError if the recipe can't be searched, or if every trial failed.
+    """
+    from pipelines.workflows import train
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    search_space.check_choices(search, scheduler)
+    changes = {**(set or {}), "workers.count": workers_per_trial}
+    spec = make_spec(
+        context,
+        train.make_recipe(what, data, variant, changes),
+        space=space,
+        search=search,
+        scheduler=scheduler,
+        trials=trials,
+        seed=seed,
+        experiment=experiment,
+        grace=grace,
+        reduction=reduction,
+        interval=interval,
+        fixed=changes,
+        budget_seconds=parse_seconds(budget) if budget else None,
+    )
+    return _finish(context, spec, False, refit, model, verbose, progress)
+
+
+def resume(
+    search: str,
+    *,
+    refit: bool = False,
+    model: str | None = None,
+    verbose: bool = False,
+    progress: bool | Listener = True,
+    context: Context | None = None,
+) -> SearchResult:
+    """Continues an interrupted search, by its name. The arguments are those of `tune`."""
+    from pipelines.workflows import search_board
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    spec = search_board.find(context, search)
+    return _finish(context, spec, True, refit, model, verbose, progress)
+
+
+def _finish(
+    context: Context,
+    spec: SearchSpec,
+    restore: bool,
+    refit_winner: bool,
+    model: str | None,
+    verbose: bool,
+    progress: bool | Listener,
+) -> SearchResult:
+    import models
+    from pipelines import recipe as recipes
+    from pipelines.visuals.progress import show_progress
+
+    recipe = recipes.build(json.loads(spec.recipe))
+    with show_progress(progress) as listener:
+        facts = run(context, spec, recipe, restore=restore, verbose=verbose, listener=listener)
+    result = SearchResult(
+        name=spec.name,
+        folder=spec.folder,
+        metric=models.get(recipe.family).task.primary.name,
+        winner=facts["winner"],
+        trials=tuple(facts["trials"]),
+        page=facts["page"],
+    )
+    if not refit_winner:
+        return result
+    outcome = refit(
+        context, spec, recipe, result.winner, model=model, verbose=verbose, progress=progress
+    )
+    return replace(result, outcome=outcome)
+
+
+def parse_seconds(budget: str | float) -> float:
+    """Seconds from a text such as "90s", "30m", "2h" or "1d". Raises UsageError otherwise."""
+    from models.core.errors import UsageError
+
+    if isinstance(budget, int | float):
+        return float(budget)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", budget.strip())
+    if not match or not float(match[1]):
+        raise UsageError(f"--budget {budget}", hint="give a time like 90s, 30m or 2h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def run(
-    context: Context, spec: SearchSpec, recipe: Recipe, *, restore: bool, verbose: bool, quiet: bool
+    context: Context,
+    spec: SearchSpec,
+    recipe: Recipe,
+    *,
+    restore: bool,
+    verbose: bool,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Runs a search to its end. Returns `search`, `winner`, `trials` (best first) and `page`."""
     import models
-    from jobs.shared.terminal import say
     from pipelines.cluster import connection, workers
     from pipelines.training import run as training_run
     from pipelines.training.setup import worker_group
 
-    tell: Callable[[str], None] = (lambda text: None) if quiet else say
+    def tell(text: str) -> None:
+        listener({"kind": "message", "text": text})
+
     group = worker_group(recipe)
     with ExitStack() as held:
         if restore:  # before anything is changed
@@ -218,7 +392,7 @@ def parent_run(context: Context, spec: SearchSpec, recipe: Recipe) -> Iterator[M
         tracker.finish(status)
 
 
-def _refit(
+def refit(
     context: Context,
     spec: SearchSpec,
     recipe: Recipe,
@@ -226,29 +400,29 @@ def _refit(
     *,
     model: str | None,
     verbose: bool,
-    quiet: bool,
+    progress: bool | Listener,
 ) -> Outcome:
     """Trains the best settings in full and registers the model. A population's member changed its
     settings on the way: its own run is continued to its last epoch and registered."""
-    from pipelines.workflows import train, tune
+    from pipelines.workflows import train
 
     winner = recipe.with_overrides(best.settings)
     options: dict[str, Any] = {
         "experiment": spec.experiment,
         "verbose": verbose,
-        "progress": not quiet,
+        "progress": progress,
         "tags": {tag_names.SEARCH: spec.name, tag_names.TRIAL: best.id},
     }
     if spec.scheduler == "pbt":
-        return train.continue_run(context, tune.run_of(spec, best), winner, model=model, **options)
+        return train.continue_run(context, run_of(spec, best), winner, model=model, **options)
     return train.train(winner, context=context, model=model, **options)
 
 
-def _ask(
+def make_spec(
     context: Context,
     recipe: Recipe,
     *,
-    space: Path | None,
+    space: str | os.PathLike[str] | None,
     scheduler: str,
     trials: int,
     grace: int | None,
@@ -263,7 +437,7 @@ def _ask(
 
     setup = train.prepare(context, recipe)
     recipe = setup.recipe
-    found = search_space.space_of(recipe, space, fixed=fixed)
+    found = search_space.space_of(recipe, Path(space) if space else None, fixed=fixed)
     epochs = recipe.train.epochs
     length = interval or population.default_interval_epochs(epochs)
     if scheduler == "pbt":
