@@ -48,7 +48,7 @@ def squares(count: int = 8, data: DataSpec = GREY, seed: int = 0, **augment):
 @pytest.mark.parametrize(
     "shape", [(1, 8, 8), (3, 9, 13), (1, 28, 28), (3, 17, 70), (3, 1, 1), (1, 5, 33)]
 )
-def test_learns_from_one_image_of_any_size(shape, variational):
+def test_trains_on_a_single_image_of_any_size(shape, variational):
     data = DataSpec("images", *shape, (), (0.5,) * shape[0], (0.2,) * shape[0])
     net = build(data, variational=variational).train()
     batch = {"image": torch.randn(1, *shape), "clean": torch.rand(1, *shape)}
@@ -65,12 +65,12 @@ def test_learns_from_one_image_of_any_size(shape, variational):
     assert max(net.core[1:]) <= 8
 
 
-def test_a_large_image_has_no_larger_core():
+def test_large_images_have_the_same_smallest_map():
     net = build(DataSpec("images", 3, 480, 640, (), (0.5,) * 3, (0.5,) * 3), width=64)
     assert net.core == (256, 4, 5)
 
 
-def test_learns_pictures_by_heart():
+def test_overfits_a_few_images():
     net, batch = build(), squares()
     optimizer = torch.optim.Adam(net.parameters(), 0.005)
     found = []
@@ -84,7 +84,7 @@ def test_learns_pictures_by_heart():
     assert found[-1] < 0.1 * flat, "better than the mean of all"
 
 
-def test_what_is_no_picture_does_not_count():
+def test_padding_does_not_count_in_the_loss():
     net, batch = build(), squares()
     batch["extent"][:, 0], batch["extent"][:, 1] = 9, 7
     loss = FAMILY.loss(net, batch)["loss"]
@@ -97,7 +97,7 @@ def test_what_is_no_picture_does_not_count():
     assert prediction["image"].shape == (1, 9, 7)
 
 
-def test_a_code_takes_no_more_bits_than_it_says():
+def test_predictions_are_decoded_from_rounded_codes():
     net, batch = build(code_bits=16).eval(), squares()
     exact = build(code_bits=32).eval()
     for one, other in zip(FAMILY.predict(net, batch), FAMILY.predict(exact, batch)):
@@ -107,7 +107,7 @@ def test_a_code_takes_no_more_bits_than_it_says():
 
 
 @pytest.mark.parametrize("bits", [16, 32])
-def test_a_code_is_all_that_is_needed(bits):
+def test_the_code_alone_gives_the_reconstruction(bits):
     net, batch = build(code_bits=bits).eval(), squares()
     predictions = FAMILY.predict(net, batch)
     decoded = FAMILY.decode(net, torch.stack([p["code"] for p in predictions]))
@@ -122,7 +122,7 @@ def test_huge_codes_stay_finite():
     assert all(torch.isfinite(p["code"]).all() for p in FAMILY.predict(net, batch))
 
 
-def test_the_distance_is_that_of_two_normal_distributions():
+def test_kl_agrees_with_torch_distributions():
     net, batch = build(variational=True), squares()
     with torch.no_grad():
         found = net.to_code(net.down(batch["image"]).flatten(1))
@@ -135,7 +135,7 @@ def test_the_distance_is_that_of_two_normal_distributions():
     torch.testing.assert_close(distance, expected)
 
 
-def test_the_variational_loss_is_weighed():
+def test_the_variational_loss_is_weighted_by_beta():
     batch, values = squares(), 16 * 12
     parts = []
     for beta in (0.0, 0.5):
@@ -148,7 +148,7 @@ def test_the_variational_loss_is_weighed():
     assert set(FAMILY.loss(build(), batch)) == {"loss"}
 
 
-def test_codes_are_drawn_in_training_only():
+def test_codes_are_sampled_in_training_only():
     net, batch = build(variational=True), squares()
 
     def made(seed: int) -> torch.Tensor:
@@ -162,7 +162,7 @@ def test_codes_are_drawn_in_training_only():
     assert torch.equal(made(0), made(1))
 
 
-def test_variants_say_what_is_corrupted():
+def test_variants_set_the_corruption():
     settings = {v: recipes.start("autoencoder", v).augment_settings() for v in FAMILY.variants}
     assert settings["denoising"].noise > 0
     assert settings["inpainting"].mask > 0
@@ -174,7 +174,7 @@ def test_variants_say_what_is_corrupted():
 @pytest.mark.parametrize(
     "wrong", [{"code": 0}, {"width": 0}, {"beta": -1.0}, {"beta": float("nan")}, {"code_bits": 8}]
 )
-def test_wrong_settings_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(UsageError, match=rf"model\.{name} = "):
         recipes.start("autoencoder").with_overrides({f"model.{name}": wrong[name]})
@@ -188,7 +188,7 @@ def test_codes_of_another_length_or_not_finite_are_refused():
         FAMILY.decode(net, torch.full((1, 16), float("nan")))
 
 
-def test_an_image_of_another_size_is_said():
+def test_an_image_of_another_size_is_refused():
     with pytest.raises(UsageError, match="20 by 20 pixels for an autoencoder of 16 by 12"):
         build()(torch.zeros(1, 1, 20, 20))
 
@@ -206,7 +206,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("variant", ["base", "tiny", "variational"])
-def test_answers_can_be_decoded_again(variant, paths, tmp_path):
+def test_written_codes_can_be_decoded(variant, paths, tmp_path):
     """As tessera predict does it: a line an image, and from these lines the pictures once more."""
     recipe = recipes.start("autoencoder", variant)
     torch.manual_seed(3)

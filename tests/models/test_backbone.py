@@ -36,7 +36,7 @@ def build(name: str, data: DataSpec, **settings) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_takes_small_grey_images_and_published_weights(name):
+def test_works_on_small_grey_images_and_loads_published_weights(name):
     net = build(name, spec(channels=1))
     assert net.training
     assert net(torch.randn(1, 1, 32, 32)).shape == (1, 5)
@@ -51,7 +51,7 @@ def test_takes_small_grey_images_and_published_weights(name):
     assert own.keys() == published.keys()
 
 
-def test_the_stem_keeps_what_small_images_have():
+def test_the_stem_keeps_the_size_of_small_images():
     net, bare = build("resnet18", spec()), build("resnet18", spec(), adapt=False)
     image = torch.zeros(1, 3, 32, 32)
     assert net.maxpool(net.conv1(image)).shape[-1] == 32
@@ -61,7 +61,7 @@ def test_the_stem_keeps_what_small_images_have():
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
-def test_norms_follow_a_short_training(name):
+def test_norms_adapt_in_a_short_training(name):
     """After 50 steps on the same images the statistics are theirs."""
     torch.manual_seed(1)
     images = 3 + torch.randn(16, 3, 32, 32)
@@ -88,7 +88,7 @@ def test_the_head_is_found():
 @pytest.mark.parametrize(
     ("name", "near"), [("resnet19", "resnet18"), ("mobilenet_v3_smal", "mobilenet_v3_small")]
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name, near):
+def test_an_unknown_name_suggests_the_nearest(name, near):
     with pytest.raises(UsageError, match=f"did you mean '{near}'"):
         build(name, spec())
 
@@ -102,20 +102,20 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, near):
         ("inception_v3", spec(size=32), "output size"),
     ],
 )
-def test_a_size_that_a_network_does_not_take_is_refused(name, data, why):
+def test_an_image_size_that_does_not_work_is_refused(name, data, why):
     with pytest.raises(UsageError, match=why) as raised:
         build(name, data)
     assert "data.height" in raised.value.hint
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
-def test_without_timm_it_says_what_to_install():
+def test_without_timm_the_error_names_the_extra():
     with pytest.raises(TesseraError, match=r"tessera-train\[timm\]"):
         build("timm/resnet18", spec())
     assert "timm" not in sys.modules
 
 
-def test_networks_of_timm():
+def test_networks_of_timm_train():
     pytest.importorskip("timm")
     net = build("timm/resnet18", spec(channels=1))
     assert net(torch.randn(1, 1, 32, 32)).shape == (1, 5)

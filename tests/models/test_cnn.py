@@ -1,4 +1,4 @@
-"""The articles' networks as they were printed, on their sizes and on sizes that are too small."""
+"""The papers' networks, on their image sizes and on sizes that are too small for them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ARTICLES = {
 
 
 @pytest.mark.parametrize("name", ARTICLES)
-def test_is_the_articles_network(name):
+def test_has_the_layers_of_the_paper(name):
     """Written out layer by layer as printed (flatten corrected), with the same weights in order."""
     data, printed = ARTICLES[name]
     ours = CNN.build(CNN.variants[name], data)
@@ -84,7 +84,7 @@ def test_is_the_articles_network(name):
 @pytest.mark.parametrize("variant", sorted(CNN.variants))
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 33])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_works_on_any_size(variant, size, channels):
+def test_works_on_any_image_size(variant, size, channels):
     data = spec(channels, size, classes=3)
     module = CNN.build(CNN.variants[variant], data)
     loss = CNN.loss(
@@ -94,20 +94,20 @@ def test_works_on_any_size(variant, size, channels):
     assert torch.isfinite(loss["loss"])
 
 
-def test_works_on_sides_that_differ():
+def test_works_on_images_that_are_not_square():
     data = DataSpec("classification", 3, 40, 9, ("a", "b"))
     for config in CNN.variants.values():
         assert CNN.build(config, data).eval()(torch.randn(2, *data.shape)).shape == (2, 2)
 
 
-def test_tiny_has_nothing_that_depends_on_the_split_of_a_batch():
+def test_tiny_does_not_depend_on_the_split_of_a_batch():
     """The tests of worker equality rely on it."""
     module = CNN.build(CNN.variants["tiny"], spec(1, 8))
     assert not list(module.buffers())
     assert not any(m.p for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout2d))
 
 
-def test_variants_have_their_articles_optimizers():
+def test_variants_have_the_optimizers_of_their_papers():
     lenet = recipes.start("cnn", "lenet-dropout")
     assert (lenet.optim["model"].kind, lenet.optim["model"].momentum) == ("sgd", 0.5)
     assert recipes.start("cnn", "keras-style").optim["model"].kind == "adam"
@@ -127,7 +127,7 @@ def test_variants_have_their_articles_optimizers():
         {"pools": -1},
     ],
 )
-def test_wrong_settings_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(UsageError, match="model"):
         CnnConfig(**settings)
     (path, value), *_ = settings.items()
@@ -135,7 +135,7 @@ def test_wrong_settings_are_refused(settings):
         recipes.start("cnn").with_overrides({f"model.{path}": value})
 
 
-def test_mirrored_answers_are_those_of_the_image_and_its_mirror_image() -> None:
+def test_mirror_averages_the_image_and_its_mirror_image() -> None:
     torch.manual_seed(0)
     plain = CNN.build(CnnConfig(channels=(4,)), spec(1, 8)).eval()
     mirrored = CNN.build(CnnConfig(channels=(4,), mirror=True), spec(1, 8)).eval()

@@ -103,7 +103,7 @@ def test_overfits_one_batch(family):
     assert losses[-1] < losses[0] * share
 
 
-def test_predictions_have_the_tasks_fields_and_render(family, tmp_path):
+def test_predictions_have_metrics_json_and_panels(family, tmp_path):
     task, data, raw = family.task, examples.spec(family), examples.raw_batch(family)
     batch = examples.train_batch(family)
     predictions = family.predict(examples.tiny(family).eval(), batch)
@@ -113,9 +113,9 @@ def test_predictions_have_the_tasks_fields_and_render(family, tmp_path):
         task.apply_judge(examples.judge, predictions, targets)
     records = [task.make_record(p, t, data) for p, t in zip(predictions, targets)]
     assert all(len(pickle.dumps(record)) < 20_000 for record in records)
-    figures = task.metrics(records, data)
-    assert task.primary.name in figures
-    assert all(math.isfinite(value) for value in figures.values())
+    metrics = task.metrics(records, data)
+    assert task.primary.name in metrics
+    assert all(math.isfinite(value) for value in metrics.values())
     assert all(math.isfinite(task.error_score(record)) for record in records)
     groups = []
     for image, prediction, target in zip(raw["image"], predictions, targets):
@@ -130,7 +130,7 @@ def test_predictions_have_the_tasks_fields_and_render(family, tmp_path):
     plots.grid(groups, data.classes, tmp_path / "answers.png")
 
 
-def test_training_samples_can_be_shown(family, tmp_path):
+def test_training_samples_can_be_drawn(family, tmp_path):
     """With all augmentation that the family's own recipe has."""
     data, count = examples.spec(family), 8
     transform = family.augment(recipes.start(family.name).augment_settings(), data, train=True)
@@ -139,7 +139,7 @@ def test_training_samples_can_be_shown(family, tmp_path):
     plots.grid(family.task.sample_panels(batch, data), data.classes, tmp_path / "samples.png")
 
 
-def test_prediction_does_not_depend_on_the_others_in_the_batch(family):
+def test_predictions_do_not_depend_on_the_rest_of_the_batch(family):
     module = examples.tiny(family).eval()
     batch = examples.train_batch(family)
     together = family.predict(module, batch)
@@ -179,19 +179,19 @@ def test_weights_survive_a_file_bit_for_bit(family, tmp_path):
     assert all(torch.equal(v, other.state_dict()[n]) for n, v in module.state_dict().items())
 
 
-def test_servable_agrees_with_predict_and_exports_for_any_batch_size(family):
+def test_exportable_agrees_with_predict_for_any_batch_size(family):
     module, data = examples.tiny(family).train(), examples.spec(family)
     exportable = family.exportable(module, data)
     if exportable is None:
-        pytest.skip(f"{family.name} has no tensor to serve")
+        pytest.skip(f"{family.name} can't be exported")
     output_name = family.task.output_name
-    assert output_name, "what is served has a name"
-    assert module.training, "serving must not change the network that is being trained"
+    assert output_name, "an exported tensor needs a name"
+    assert module.training, "exporting must not change the network in training"
     assert not exportable.training
     images = examples.raw_batch(family)["image"].permute(0, 2, 3, 1).contiguous()
     predictions = family.predict(module.eval(), examples.train_batch(family))
     if output_name not in predictions[0]:
-        pytest.skip(f"{family.name} serves no field of a prediction: its own tests hold it")
+        pytest.skip(f"{family.name} exports no field of a prediction: its own tests check it")
     expected = torch.stack([p[output_name] for p in predictions])
     with torch.no_grad():
         torch.testing.assert_close(exportable(images), expected)

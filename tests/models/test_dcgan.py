@@ -30,7 +30,7 @@ def ask(module: torch.nn.Module, indices: list[int], **fields) -> torch.Tensor:
 @pytest.mark.parametrize(
     "shape", [(1, 28, 28), (3, 33, 20), (1, 8, 8), (3, 17, 64), (1, 4, 5)], ids=str
 )
-def test_images_of_any_size_are_made_in_their_size(shape, norm):
+def test_images_of_any_size_are_generated_in_that_size(shape, norm):
     data = DataSpec("images", *shape, (), (0.5,) * shape[0], (0.2,) * shape[0])
     module = network(data, channels=(4, 8, 12), generator_norm=norm, discriminator_norm=norm)
     fake = ask(module, [0, 1])
@@ -43,7 +43,7 @@ def test_images_of_any_size_are_made_in_their_size(shape, norm):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_the_article_network_begins_at_four_by_four():
+def test_radford_has_the_layers_of_the_paper():
     data = DataSpec("images", 3, 64, 64, (), (0.5,) * 3, (0.2,) * 3)
     module = FAMILY.build(FAMILY.variants["radford"], data)
     assert module.generator.start == (1024, 4, 4)
@@ -51,7 +51,7 @@ def test_the_article_network_begins_at_four_by_four():
     assert kernels == [(1024, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 3, 4, 4)]
 
 
-def test_weights_begin_as_in_the_article():
+def test_weights_are_initialised_as_in_the_paper():
     module = network(channels=(32, 64))
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
@@ -59,7 +59,7 @@ def test_weights_begin_as_in_the_article():
             assert abs(float(parameter.detach().mean())) < 0.002, name
 
 
-def test_a_sample_is_the_same_in_any_company():
+def test_a_fake_image_does_not_depend_on_the_rest_of_the_batch():
     module = network().eval()
     together = ask(module, [3, 4, 5, 600])
     for place, index in enumerate((3, 4, 5, 600)):
@@ -70,7 +70,7 @@ def test_a_sample_is_the_same_in_any_company():
         assert not torch.equal(ask(module, [3, 4], seed=seed), together[:2]), seed
 
 
-def test_black_and_white_are_the_data_sets():
+def test_fake_images_are_normalised_like_real_ones():
     """What the discriminator gets of a made image is what it would get of it as a real one."""
     module = network().eval()
     latent = torch.randn(4, 8)
@@ -80,7 +80,7 @@ def test_black_and_white_are_the_data_sets():
     torch.testing.assert_close(shown, (pixels - 0.3) / 0.2)
 
 
-def test_losses_of_a_discriminator_that_knows_nothing():
+def test_losses_of_an_untrained_discriminator():
     module = network()
     torch.nn.init.zeros_(module.discriminator.head.weight)
     batch = {"image": torch.randn(6, 1, 12, 12)}
@@ -93,7 +93,7 @@ def test_losses_of_a_discriminator_that_knows_nothing():
     }
 
 
-def test_each_update_is_of_its_part_alone():
+def test_each_update_has_gradients_of_its_part_only():
     module = network()
     updates = FAMILY.updates(FAMILY.parts(module), {"image": torch.randn(6, 1, 12, 12)})
     for expected, other in (
@@ -125,7 +125,7 @@ def test_the_generator_learns_from_the_discriminators_new_weights():
     assert found[1] < found[0] / 10
 
 
-def test_it_learns_to_make_what_it_is_shown():
+def test_learns_to_generate_two_kinds_of_images():
     """Images that are white on one side, of either kind: made ones become alike."""
     module = network(DataSpec("images", 1, 8, 8, (), (0.5,), (0.5,)), discriminator_norm="none")
     images = torch.full((32, 1, 8, 8), -1.0)
@@ -162,7 +162,7 @@ def test_it_learns_to_make_what_it_is_shown():
         ({"generator_norm": "layer"}, "model.generator_norm"),
     ],
 )
-def test_settings_that_make_no_network_are_refused(changes, named):
+def test_invalid_settings_are_refused(changes, named):
     with pytest.raises(UsageError, match=named):
         DcganConfig(**changes)
 

@@ -28,7 +28,7 @@ def images(count: int = 6) -> torch.Tensor:
     return torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
-def test_embeddings_have_unit_length_and_the_asked_dimensions():
+def test_embeddings_have_unit_length_and_the_set_dimensions():
     with torch.no_grad():
         found = network(dimensions=7).eval()(images())
     assert found.shape == (6, 7)
@@ -63,7 +63,7 @@ def test_the_margin_is_finite_and_falls_everywhere(cosine):
     assert 0 < float(given.grad[0, 0]) < 1000
 
 
-def test_classes_without_training_images_don_t_matter():
+def test_classes_without_training_images_do_not_count():
     labels = torch.tensor([0, 2, 3, 0, 2, 3])
     batch = {"image": images(), "label": labels}
     module = network()
@@ -79,12 +79,12 @@ def test_classes_without_training_images_don_t_matter():
         assert EMBEDDING.loss(every, batch)["loss"] != loss
 
 
-def test_one_class_has_nothing_to_tell_apart():
+def test_a_single_training_class_is_refused():
     with pytest.raises(TesseraError, match="nothing to compare"):
         network(data=dataclasses.replace(SPEC, counts=(5, 0, 0, 0)))
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_is_active_in_training_only():
     module = network(dropout=0.5)
     with torch.no_grad():
         assert not torch.equal(module.train()(images()), module(images()))
@@ -92,7 +92,7 @@ def test_dropout_is_for_training_alone():
 
 
 @pytest.mark.parametrize("backbone", ["rnn", "vit", "resnet"])
-def test_other_classifiers_are_backbones(backbone):
+def test_any_plain_classifier_can_be_the_backbone(backbone):
     data = dataclasses.replace(SPEC, height=16, width=16)
     module = network(data=data, backbone=backbone)
     batch = {"image": torch.randn(4, 1, 16, 16), "label": torch.tensor([0, 2, 3, 2])}
@@ -101,7 +101,7 @@ def test_other_classifiers_are_backbones(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "resnet", "vit", "rnn", "densenet", "vgg", "alexnet"])
-def test_with_a_projection_the_embedding_is_what_the_last_layer_took(backbone):
+def test_with_a_projection_the_embedding_is_the_input_of_the_last_layer(backbone):
     data = dataclasses.replace(SPEC, height=32, width=32)
     module = network(data=data, backbone=backbone, projection=20)
     given = torch.randn(4, 1, 32, 32)
@@ -127,7 +127,7 @@ def module_settings(backbone: str):
     return EmbeddingConfig(backbone=backbone, backbone_variant="tiny").find_backbone()
 
 
-def test_one_image_can_be_trained_on_with_a_projection():
+def test_a_single_image_can_be_trained_on_with_a_projection():
     module = network(projection=20)
     one = {"image": images(1), "label": torch.tensor([2])}
     assert EMBEDDING.loss(module, one)["loss"].isfinite()
@@ -150,12 +150,12 @@ def test_one_image_can_be_trained_on_with_a_projection():
         ({"dropout": 1.0}, r"model\.dropout = 1"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         EmbeddingConfig(**settings)
 
 
-def test_turned_images_are_classes_of_their_own():
+def test_turned_images_are_separate_classes():
     labels = torch.tensor([0, 2, 3, 2])
     module = network(turns=8, head="cosine").eval()
     given = images(4)
@@ -177,7 +177,7 @@ def test_turned_images_are_classes_of_their_own():
     assert alone(given, labels)[0].shape == (4, 4)
 
 
-def test_the_turns_of_an_image_can_be_joined():
+def test_join_turns_concatenates_embeddings():
     single, joined = (network(turns=8, join_turns=join).eval() for join in (False, True))
     given = images(4)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_the_turns_of_an_image_can_be_joined():
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
 
 
-def test_only_square_images_are_turned():
+def test_turning_needs_square_images():
     """Those that are only embedded may have any shape."""
     wide = torch.zeros(2, 1, 12, 16)
     module = network(data=dataclasses.replace(SPEC, width=16), turns=4)
@@ -199,7 +199,7 @@ def test_only_square_images_are_turned():
     assert module(wide).shape == (2, 16)
 
 
-def test_embeddings_lie_about_the_origin_and_one_image_can_be_trained_with():
+def test_embeddings_are_centred_and_a_single_image_can_be_trained_on():
     """Whatever they have in common says nothing of the image."""
     module = network()
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_embeddings_lie_about_the_origin_and_one_image_can_be_trained_with():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_halves_of_two_images_are_of_a_class_for_each_pair():
+def test_halves_make_a_class_for_each_pair():
     labels = torch.tensor([0, 2, 3, 2, 0, 3, 2])
     module = network(halves=True, turns=4, head="cosine").eval()
     given = images(7)
@@ -236,7 +236,7 @@ def test_halves_of_two_images_are_of_a_class_for_each_pair():
     assert loss.isfinite()
 
 
-def test_halves_of_too_many_classes_are_refused():
+def test_too_many_classes_with_halves_are_refused():
     names = tuple(map(str, range(600)))
     many = dataclasses.replace(SPEC, classes=names, counts=(1,) * 600)
     with pytest.raises(UsageError, match="360,000 classes of 600"):

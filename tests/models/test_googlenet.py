@@ -25,7 +25,7 @@ def batch(count: int = 6) -> dict[str, torch.Tensor]:
     return {"image": torch.randn(count, *SPEC.shape), "label": torch.arange(count) % 3}
 
 
-def test_the_loss_is_the_articles():
+def test_the_loss_follows_the_paper():
     net, given = network(), batch()
     outputs = net(given["image"])
     main, second, first = (F.cross_entropy(o, given["label"]) for o in outputs)
@@ -36,7 +36,7 @@ def test_the_loss_is_the_articles():
     assert losses["accuracy"] == right
 
 
-def test_smoothed_labels_reach_all_heads():
+def test_label_smoothing_applies_to_all_heads():
     net, given = network(), batch()
     target = torch.full((6, 3), 1 / 3)
     outputs = net(given["image"])
@@ -46,7 +46,7 @@ def test_smoothed_labels_reach_all_heads():
     torch.testing.assert_close(found, expected)
 
 
-def test_answers_have_one_head():
+def test_predictions_use_the_main_head_only():
     net, given = network().eval(), batch()
     losses = GOOGLENET.loss(net, given)
     assert torch.equal(losses["loss"], losses["main_loss"])

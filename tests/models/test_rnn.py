@@ -31,7 +31,7 @@ def test_rows_are_steps():
         assert torch.equal(steps[:, row], image[:, :, row].flatten(1))
 
 
-def test_patches_are_steps_from_left_to_right_and_down():
+def test_patches_are_steps_in_row_order():
     image = torch.randn(3, 2, 12, 10)
     steps = sequence(image, 4, 4)
     assert steps.shape == (3, 9, 32)
@@ -42,7 +42,7 @@ def test_patches_are_steps_from_left_to_right_and_down():
     assert not edge[..., 2:].any()
 
 
-def test_last_is_the_end_of_each_direction():
+def test_read_last_takes_the_last_step_of_each_direction():
     net = build(read="last", bidirectional=True, layers=1).eval()
     image = torch.randn(2, 2, 12, 10)
     _, (states, _) = net.recurrent(sequence(image, 1, 10))
@@ -68,7 +68,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_served_exported_and_in_half_precision_it_answers_the_same(kind):
+def test_exported_and_half_precision_outputs_agree(kind):
     net = build(**kind).train()
     images = torch.randint(0, 256, (4, 12, 10, 2), dtype=torch.uint8)
     output_name = RNN.exportable(net, spec())
@@ -94,7 +94,7 @@ def test_trains_in_half_precision(kind):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-def test_the_bare_layer_is_not_exported_cleanly():
+def test_control_torchs_own_layer_is_not_exported_cleanly():
     """The control: why what is served has another."""
     net = build(layers=1).eval()
     with pytest.warns(UserWarning, match="assigned during export"):

@@ -79,19 +79,19 @@ def test_every_variant_enlarges_colour_and_grey_by_every_scale(variant, scale):
 
 
 @pytest.mark.parametrize(("scale", "millions"), [(2, 1.37), (3, 1.55), (4, 1.52)])
-def test_edsr_has_the_size_of_the_published_baseline(scale, millions):
+def test_edsr_has_as_many_parameters_as_published(scale, millions):
     count = sum(p.numel() for p in built("edsr", scale=scale).parameters())
     assert round(count / 1e6, 2) == millions
 
 
-def test_begins_near_bicubic_enlarging():
+def test_begins_close_to_bicubic_interpolation():
     found = metrics(built(), discs(48, 48), discs(40, 32, seed=1))
     assert abs(found["psnr_gain"]) < 0.2
     far = metrics(built(bicubic=False), discs(48, 48))
     assert far["psnr_gain"] < -5, "the control: without it, nothing is known at the beginning"
 
 
-def test_learns_to_be_better_than_bicubic():
+def test_learns_to_exceed_bicubic_interpolation():
     module = built().train()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     for step in range(60):
@@ -103,7 +103,7 @@ def test_learns_to_be_better_than_bicubic():
     assert metrics(module.eval(), discs(48, 48), discs(48, 48, seed=1))["psnr_gain"] > 0.3
 
 
-def test_scales_that_differ_are_refused_with_the_recipe():
+def test_a_recipe_with_different_scales_is_refused():
     recipe = recipes.start("super_resolution")
     with pytest.raises(UsageError, match=r"model.scale = 3, but augment.scale = 2"):
         recipe.with_overrides({"model.scale": 3})
@@ -112,13 +112,13 @@ def test_scales_that_differ_are_refused_with_the_recipe():
         assert (changed.config().scale, changed.augment_settings().scale) == (scale, scale)
 
 
-def test_scales_that_differ_are_refused_by_the_loss_too():
+def test_the_loss_refuses_different_scales():
     batch = seen(batch_of(discs(48, 48)), train=True, scale=2, patch=24)
     with pytest.raises(UsageError, match=r"model.scale and augment.scale"):
         FAMILY.loss(built(scale=3), batch)
 
 
-def test_the_loss_is_the_mean_over_images_however_they_are_cut():
+def test_the_loss_of_a_batch_is_the_mean_over_its_images():
     batch = seen(batch_of(*(discs(48, 48, seed=s) for s in range(4))), train=True, patch=24)
     net = built()
     whole = float(FAMILY.loss(net, batch)["loss"].detach())
@@ -127,7 +127,7 @@ def test_the_loss_is_the_mean_over_images_however_they_are_cut():
     assert whole == pytest.approx((first + 3 * rest) / 4, rel=1e-5)
 
 
-def test_images_of_different_sizes_in_a_batch_are_answered_as_alone():
+def test_predictions_do_not_depend_on_padding():
     images = [discs(48, 40), discs(23, 31, seed=1), discs(2, 3, seed=2)]
     net = built()
     together = FAMILY.predict(net, seen(batch_of(*images), train=False))
@@ -139,7 +139,7 @@ def test_images_of_different_sizes_in_a_batch_are_answered_as_alone():
         assert prediction["image"].shape == (3, height, width)
 
 
-def test_a_large_image_is_answered_in_tiles_as_if_at_once():
+def test_tiles_give_the_result_of_the_whole_image():
     image = discs(200, 170)
     whole, tiled = built(tile=512), built(tile=64, overlap=32)
     batch = seen(batch_of(image), train=False)
@@ -151,7 +151,7 @@ def test_a_large_image_is_answered_in_tiles_as_if_at_once():
 
 
 @pytest.mark.parametrize("data", [DATA, GREY], ids=["colour", "grey"])
-def test_a_users_file_of_any_size_is_enlarged_as_it_is(tmp_path, data):
+def test_a_users_file_of_any_size_is_enlarged(tmp_path, data):
     recipe = recipes.start("super_resolution", "tiny")
     predictor = Predictor(recipe, data, built("tiny", data).state_dict())
     image = discs(61, 90, data.channels)
@@ -179,6 +179,6 @@ def test_a_users_file_of_any_size_is_enlarged_as_it_is(tmp_path, data):
         ({"tile": 64, "overlap": 40}, "model.overlap"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, named):
+def test_invalid_settings_are_refused(settings, named):
     with pytest.raises(UsageError, match=named):
         SuperResolutionConfig(**settings)

@@ -1,4 +1,4 @@
-"""U-Net: the article's layers, its losses against their definitions, any image size."""
+"""U-Net: the paper's layers, its losses against their definitions, any image size."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_article_has_its_layers():
+def test_paper_has_the_layers_of_the_paper():
     """Widths, 23 convolutions and 31 million weights of figure 1 of Ronneberger et al., 2015."""
     data = DataSpec("semantic_segmentation", 1, 512, 512, ("membrane", "cell"))
     module = UNET.build(UNET.variants["paper"], data)
@@ -62,7 +62,7 @@ def test_the_article_has_its_layers():
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
 @pytest.mark.parametrize("up", ["transpose", "bilinear"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (8, 8), (33, 20)])
-def test_works_on_any_size(norm, up, size):
+def test_works_on_any_image_size(norm, up, size):
     """Also one image alone, in training."""
     module = net(spec(*size), norm=norm, up=up, depth=3)
     images = noise(1, 3, *size)
@@ -81,7 +81,7 @@ def test_padding_is_by_reflection():
     assert torch.equal(reflect(image[..., :1, :1], 2), image[..., :1, :1].expand(-1, -1, 4, 4))
 
 
-def test_each_pixel_sees_far_and_near():
+def test_each_pixel_depends_on_near_and_far_pixels():
     """The lowest level reaches further than the convolutions of the first alone."""
     module = net(spec(64, 64), norm="none").eval()
     image = noise(1, 3, 64, 64).requires_grad_()
@@ -110,7 +110,7 @@ def plain_losses(logits, mask, weights):
     return sum(entropies) / len(entropies), sum(dices) / len(dices)
 
 
-def test_losses_are_as_defined():
+def test_losses_agree_with_their_definitions():
     logits = noise(4, 3, 6, 5)
     mask = torch.randint(0, 4, (4, 6, 5), generator=torch.Generator().manual_seed(1))
     mask[mask == 3] = 255
@@ -130,7 +130,7 @@ def test_losses_are_as_defined():
     assert float(first) == pytest.approx(float(cross), rel=1e-5)
 
 
-def test_a_perfect_answer_loses_nothing_and_a_wrong_one_much():
+def test_losses_of_perfect_and_wrong_predictions():
     mask = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8)
     sure = 50.0 * F.one_hot(mask.long() % 255, 3).movedim(-1, 1)
     assert float(losses_of(sure, mask, torch.ones(3), 1.0)["loss"]) < 1e-6
@@ -138,7 +138,7 @@ def test_a_perfect_answer_loses_nothing_and_a_wrong_one_much():
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_without_a_known_pixel_the_loss_is_zero_and_finite(norm):
+def test_without_pixels_with_a_class_the_loss_is_zero(norm):
     module = net(spec(), norm=norm)
     mask = torch.full((2, 32, 32), 255, dtype=torch.uint8)
     losses = UNET.loss(module, {"image": noise(2, 3, 32, 32), "mask": mask})
@@ -163,7 +163,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images():
     torch.testing.assert_close(whole, torch.stack(each).mean())
 
 
-def test_patches_are_images():
+def test_patches_count_like_images():
     module = net(spec(16, 16), norm="group")
     images, masks = noise(6, 3, 16, 16), torch.randint(0, 3, (6, 16, 16)).to(torch.uint8)
     flat = UNET.loss(module, {"image": images, "mask": masks})["loss"]
@@ -171,7 +171,7 @@ def test_patches_are_images():
     assert torch.equal(UNET.loss(module, patches)["loss"], flat)
 
 
-def test_class_weights():
+def test_class_weights_balance_the_classes():
     data = spec(counts=(90, 9, 1))
     assert weights_of(data, "none").tolist() == [1, 1, 1]
     balanced = weights_of(data, "balanced")
@@ -186,7 +186,7 @@ def test_class_weights():
     assert "class_weights" not in net(data).state_dict()
 
 
-def test_a_picture_is_answered_without_what_fills_its_frame():
+def test_predictions_do_not_depend_on_padding():
     """The same answer whatever is beside the picture, or in the batch."""
     module = net(spec(), norm="batch").eval()
     images = noise(3, 3, 32, 32)
@@ -204,7 +204,7 @@ def test_a_picture_is_answered_without_what_fills_its_frame():
     assert 1 / 3 < alone["confidence"] <= 1
 
 
-def test_large_images_are_answered_in_tiles():
+def test_large_images_are_predicted_in_tiles():
     """What the network gets is no larger than a tile, and the answer is nearly that of the whole."""
     module = net(spec(96, 80), tile=48, overlap=24).eval()
     whole = net(spec(96, 80)).eval()
@@ -225,7 +225,7 @@ def test_large_images_are_answered_in_tiles():
     assert sizes == [(48, 48)]
 
 
-def test_learns_what_only_the_surroundings_tell():
+def test_learns_from_the_context_of_a_pixel():
     """Squares are of one class or the other by what is far from their middle: a frame around them."""
     torch.manual_seed(0)
     data = DataSpec("semantic_segmentation", 1, 32, 32, ("ground", "plain", "framed"))
@@ -257,7 +257,7 @@ def test_learns_what_only_the_surroundings_tell():
     assert UNET.task.metrics(records, data)["miou"] > 0.75
 
 
-def test_the_recipes_augmentation_trains():
+def test_trains_with_the_default_augmentation():
     """Patches from images of several sizes in one batch, through transform and loss."""
     settings = recipes.start("unet").with_overrides(
         {"augment.patch": 16, "augment.patches": 2, "augment.rotate": True, "augment.zoom": 0.2}
@@ -275,7 +275,7 @@ def test_the_recipes_augmentation_trains():
     assert settings.data.fit == "pad"
 
 
-def test_what_is_served_agrees_with_predict_and_exports_for_any_batch_size():
+def test_exportable_agrees_with_predict_for_any_batch_size():
     """Probabilities of each pixel, of which a prediction has the best."""
     data = spec(20, 24)
     module = net(data).train()
@@ -299,7 +299,7 @@ def test_what_is_served_agrees_with_predict_and_exports_for_any_batch_size():
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
-def test_answers_are_in_the_images_own_size(fit, tmp_path):
+def test_predictions_have_the_size_of_the_image(fit, tmp_path):
     """Padded images are not even resized: the answer is the network's own."""
     data = spec(24, 24)
     recipe = recipes.start("unet", "tiny").with_overrides({"data.fit": fit})
@@ -342,6 +342,6 @@ def test_answers_are_in_the_images_own_size(fit, tmp_path):
         {"tile": 0},
     ],
 )
-def test_wrong_settings_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(UsageError, match=r"model|tile"):
         UnetConfig(**settings)

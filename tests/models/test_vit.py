@@ -19,7 +19,7 @@ def build(height: int = 16, width: int = 16, channels: int = 3, **settings) -> n
     return VIT.build(config, DataSpec("classification", channels, height, width, ("a", "b")))
 
 
-def test_a_block_is_torchs_encoder_layer():
+def test_a_block_agrees_with_torchs_encoder_layer():
     """Pre-norm, with the same weights."""
     torch.manual_seed(0)
     ours = Block(VitConfig(width=32, heads=4, expansion=2), 0.0).eval()
@@ -45,14 +45,14 @@ def test_a_block_is_torchs_encoder_layer():
         ((28, 28), 7, 7, 16), ((28, 28), 5, 5, 36), ((20, 33), 8, 8, 15), ((4, 4), 9, 9, 1),
     ],
 )  # fmt: skip
-def test_patches_are_of_any_size(size, patch, side, count):
+def test_any_patch_size_works(size, patch, side, count):
     net = build(*size, patch=patch)
     assert net.patches.kernel_size == (side, side)
     assert net.positions.shape == (count, 32)
     assert net.eval()(torch.randn(2, 3, *size)).shape == (2, 2)
 
 
-def test_every_pixel_counts():
+def test_every_pixel_has_an_influence():
     """Also those of patches that are partly outside."""
     net = build(13, 18, patch=4).eval()
     image = torch.randn(1, 3, 13, 18, requires_grad=True)
@@ -72,11 +72,11 @@ def test_positions_differ_and_order_matters():
     torch.testing.assert_close(net(image), net(turned))
 
 
-def test_positions_are_no_weights():
+def test_positions_are_not_trained():
     assert "positions" not in build().state_dict()
 
 
-def test_depth_is_stochastic_in_training_alone():
+def test_drop_path_is_active_in_training_only():
     net, image = build(drop_path=0.9), torch.randn(64, 3, 16, 16)
     assert [block.drop_path.p for block in net.blocks] == [0.0, 0.45, 0.9]
     torch.manual_seed(0)

@@ -38,7 +38,7 @@ def test_strides_follow_from_the_number_of_stages():
     assert YoloConfig(channels=(8, 8, 8, 8), scales=1).strides == (16,)
 
 
-def test_a_map_of_each_scale_has_its_points():
+def test_the_grid_has_the_points_of_each_scale():
     for scales, points in ((3, 16**2 + 8**2 + 4**2), (1, 4**2)):
         outputs, grid = tiny(scales=scales)(batch()["image"])
         assert outputs.objects.shape == (4, points)
@@ -47,7 +47,7 @@ def test_a_map_of_each_scale_has_its_points():
         assert grid.points.shape == (points, 2)
 
 
-def test_a_new_network_finds_next_to_nothing_and_classes_as_often_as_they_are():
+def test_a_new_network_predicts_few_objects_and_the_class_frequencies():
     outputs, _ = tiny()(batch()["image"])
     assert outputs.objects.sigmoid().mean().item() == pytest.approx(0.01, rel=0.5)
     shares = outputs.classes.softmax(-1).mean((0, 1))
@@ -56,7 +56,7 @@ def test_a_new_network_finds_next_to_nothing_and_classes_as_often_as_they_are():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (7, 5)])
-def test_images_of_any_size_are_answered_inside_of_their_extent(size):
+def test_boxes_are_inside_images_of_any_size(size):
     net = tiny(conf_threshold=0.0).eval()
     height, width = size
     images = torch.randn(2, 3, height, width)
@@ -77,7 +77,7 @@ def gradients(net: Net, losses: dict[str, Tensor]) -> list[Tensor | None]:
     return [parameter.grad for parameter in net.parameters()]
 
 
-def test_a_batch_without_objects_reaches_every_parameter():
+def test_a_batch_without_objects_has_gradients_everywhere():
     """With DistributedDataParallel a parameter that isn't used would stop the training."""
     net = tiny().train()
     losses = FAMILY.loss(net, without_objects(batch()))
@@ -85,7 +85,7 @@ def test_a_batch_without_objects_reaches_every_parameter():
     assert all(g is not None and torch.isfinite(g).all() for g in gradients(net, losses))
 
 
-def test_one_image_and_one_class():
+def test_a_single_image_and_a_single_class():
     data = dataclasses.replace(DATA, classes=("cell",), counts=())
     given = batch(2)
     given = {name: value[1:] for name, value in given.items()}
@@ -97,7 +97,7 @@ def test_one_image_and_one_class():
     assert set(prediction["labels"].tolist()) <= {0}
 
 
-def test_boxes_of_one_class_that_overlap_are_one():
+def test_overlapping_boxes_of_one_class_are_suppressed():
     net = tiny(conf_threshold=0.0).eval()
     few = tiny(conf_threshold=0.0, nms_iou=0.1, max_detections=7).eval()
     many, one = (FAMILY.predict(n, batch())[1] for n in (net, few))
@@ -110,7 +110,7 @@ def test_boxes_of_one_class_that_overlap_are_one():
     assert (box_iou(many["boxes"], many["boxes"]).fill_diagonal_(0) > 0.1).any()
 
 
-def test_finds_the_objects_that_it_has_seen():
+def test_overfits_a_few_images():
     """The whole way: trained on eight painted images, it finds what is painted in them."""
     family = models.get("yolo")
     assert isinstance(family, Yolo)
@@ -140,6 +140,6 @@ def test_finds_the_objects_that_it_has_seen():
         ("box_weight", 0.0),
     ],
 )
-def test_wrong_settings_are_refused_by_name(name, value):
+def test_invalid_settings_are_refused_by_name(name, value):
     with pytest.raises(UsageError, match=f"model.{name}"):
         YoloConfig(**{name: value})

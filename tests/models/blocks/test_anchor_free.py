@@ -55,14 +55,14 @@ def knowing(truth: Truths) -> Outputs:
 BIG, OTHER = (8.0, 8.0, 40.0, 40.0), (44.0, 40.0, 60.0, 60.0)
 
 
-def test_points_are_the_middles_of_their_cells():
+def test_points_are_the_centres_of_their_cells():
     grid = points()
     assert grid.points[:2].tolist() == [[4.0, 4.0], [12.0, 4.0]]
     assert grid.points[64].tolist() == [8.0, 8.0]
     assert grid.strides.tolist() == [8.0] * 64 + [16.0] * 16
 
 
-def test_a_distance_is_the_mean_of_its_bins():
+def test_a_distance_is_the_expected_value_of_its_bins():
     logits = torch.full((1, 80, 4, BINS), -100.0)
     logits[..., 1], logits[..., 2] = 0.0, 0.0  # one and a half strides
     boxes = anchor_free.boxes_of(logits, points())
@@ -70,13 +70,13 @@ def test_a_distance_is_the_mean_of_its_bins():
     assert boxes[0, 64].tolist() == [-16.0, -16.0, 32.0, 32.0]
 
 
-def test_a_score_is_p_of_an_object_times_p_of_the_class():
+def test_a_score_is_p_object_times_p_class():
     objects, classes = torch.zeros(1, 2), torch.tensor([[[0.0, 0.0], [100.0, 0.0]]])
     scores = anchor_free.scores_of(Outputs(objects, classes, torch.zeros(1, 2, 4, BINS)))
     assert scores.tolist() == [[[0.25, 0.25], [0.5, pytest.approx(0)]]]
 
 
-def test_the_best_aligned_points_inside_answer():
+def test_the_best_aligned_points_inside_are_assigned():
     grid, truth = points(), truths([(BIG, 0), (OTHER, 1)])
     boxes = torch.tensor(BIG).expand(1, 80, 4).clone()
     scores = torch.full((1, 80, CLASSES), 0.1)
@@ -94,7 +94,7 @@ def test_the_best_aligned_points_inside_answer():
     assert (owner[0, outside] == -1).all()
 
 
-def test_a_point_of_two_truths_answers_for_the_one_it_overlaps_more():
+def test_a_point_in_two_objects_goes_to_the_higher_iou():
     grid, inner = points(), (8.0, 8.0, 24.0, 24.0)
     truth = truths([(BIG, 0), (inner, 1)])
     boxes = torch.tensor(inner).expand(1, 80, 4).clone()
@@ -104,7 +104,7 @@ def test_a_point_of_two_truths_answers_for_the_one_it_overlaps_more():
     assert (owner == 0).any()
 
 
-def test_an_object_smaller_than_a_cell_has_a_point():
+def test_an_object_smaller_than_a_cell_gets_a_point():
     for left in range(0, 60, 5):
         truth = truths([((left, 30.0, left + 2.0, 32.0), 0)])
         owner = anchor_free.assign(
@@ -113,7 +113,7 @@ def test_an_object_smaller_than_a_cell_has_a_point():
         assert (owner == 0).any(), left
 
 
-def test_a_perfect_answer_has_no_loss_and_a_wrong_one_has_each():
+def test_losses_are_zero_for_perfect_and_positive_for_wrong_outputs():
     truth = truths([(BIG, 0), (OTHER, 2)], [(OTHER, 1)])
     losses = anchor_free.losses(knowing(truth), points(), truth, 200, Weights())
     assert all(float(value) < 1e-3 for value in losses.values()), losses
@@ -121,7 +121,7 @@ def test_a_perfect_answer_has_no_loss_and_a_wrong_one_has_each():
     assert all(float(value.detach()) > 0.1 for value in poor.values()), poor
 
 
-def test_objectness_is_taught_the_overlap():
+def test_the_target_of_objectness_is_the_iou():
     """At a point that answers for an object the loss is least where P(object) is the overlap."""
     truth, logits = truths([(BIG, 0)]), outputs()
     grid = points()
@@ -136,7 +136,7 @@ def test_objectness_is_taught_the_overlap():
     torch.testing.assert_close(gradient[0], expected)
 
 
-def test_images_weigh_the_same_however_the_batch_is_cut():
+def test_the_loss_of_a_batch_is_the_mean_over_its_images():
     images = ([(BIG, 0), (OTHER, 2)], [], [(OTHER, 1)])
     logits = outputs(3)
     together = anchor_free.losses(logits, points(), truths(*images), 10, Weights())
@@ -150,7 +150,7 @@ def test_images_weigh_the_same_however_the_batch_is_cut():
         torch.testing.assert_close(value, torch.stack([one[name] for one in alone]).mean())
 
 
-def test_without_objects_every_answer_has_a_gradient():
+def test_without_objects_every_output_has_a_gradient():
     logits = outputs(2)
     losses = anchor_free.losses(logits, points(), truths([], []), 10, Weights())
     losses["loss"].backward()
@@ -160,7 +160,7 @@ def test_without_objects_every_answer_has_a_gradient():
     assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in logits)
 
 
-def test_crowds_are_neither_taught_nor_held_against_a_point():
+def test_crowds_do_not_count_in_the_losses():
     found = knowing(truths([(BIG, 0)]))
     in_crowd = anchor_free.losses(found, points(), truths([(BIG, 0)], crowd=True), 10, Weights())
     nowhere = anchor_free.losses(found, points(), truths([]), 10, Weights())
@@ -169,7 +169,7 @@ def test_crowds_are_neither_taught_nor_held_against_a_point():
 
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 64.0, 64.0), (0.0, 0.0, 500.0, 500.0)])
-def test_sides_farther_than_the_bins_reach_are_finite(box):
+def test_distances_beyond_the_bins_have_finite_losses(box):
     logits = outputs()
     losses = anchor_free.losses(logits, points(), truths([(box, 0)]), 10, Weights())
     losses["loss"].backward()

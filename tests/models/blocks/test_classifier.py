@@ -29,7 +29,7 @@ def network() -> nn.Module:
     return CNN.build(CNN.variants["tiny"], SPEC).eval()
 
 
-def test_smoothed_labels_are_label_smoothing():
+def test_smoothed_targets_agree_with_label_smoothing():
     settings = CNN.task.augment_settings(label_smoothing=0.1)
     images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
     transform = CNN.augment(settings, SPEC, train=True)
@@ -45,7 +45,7 @@ def test_smoothed_labels_are_label_smoothing():
     assert losses["accuracy"] == (said == seen["label"]).float().mean()
 
 
-def test_a_prediction_carries_only_its_own_row():
+def test_a_pickled_prediction_has_only_its_own_row():
     predictions = CNN.predict(network(), batch(512))
     assert len(pickle.dumps(predictions[0])) < 2000
     assert all(p["probabilities"].dtype == torch.float32 for p in predictions)
@@ -53,7 +53,7 @@ def test_a_prediction_carries_only_its_own_row():
     assert not predictions[0]["probabilities"].requires_grad
 
 
-def test_the_served_network_is_a_copy():
+def test_the_exported_network_is_a_copy():
     module = network().train()
     output_name = CNN.exportable(module, SPEC)
     before = output_name(torch.zeros(1, 8, 8, 1, dtype=torch.uint8))

@@ -99,7 +99,7 @@ def trained_weights(family) -> dict[str, torch.Tensor]:
     return module.state_dict()
 
 
-def test_losses_are_torchvisions(family):
+def test_losses_agree_with_torchvision(family):
     ours = examples.tiny(family).train()
     reference = theirs(family, ours).train()
     batch = examples.train_batch(family)
@@ -114,7 +114,7 @@ def test_losses_are_torchvisions(family):
     torch.testing.assert_close(losses["loss"], sum(expected.values()))
 
 
-def test_answers_are_torchvisions(family):
+def test_predictions_agree_with_torchvision(family):
     ours = trained(family).eval()
     reference = theirs(family, ours).eval()
     batch = examples.train_batch(family)
@@ -131,7 +131,7 @@ def test_answers_are_torchvisions(family):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_resnet50_fpn_has_torchvisions_layout(name):
+def test_resnet50_fpn_has_torchvisions_parameters(name):
     """So that its weights on COCO fit."""
     from torchvision.models import detection
 
@@ -144,7 +144,7 @@ def test_resnet50_fpn_has_torchvisions_layout(name):
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in reference.items()}
 
 
-def test_weights_of_2020_have_other_names():
+def test_older_weights_files_are_renamed():
     """torchvision's files for these networks are from then."""
     renamed = {
         "backbone.fpn.inner_blocks.2.weight": "backbone.fpn.inner_blocks.2.0.weight",
@@ -166,12 +166,12 @@ class TestWarmStart:
         family.warm_start(config, module)
         return config, module
 
-    def test_takes_the_same_network_whole(self, family, tmp_path):
+    def test_loads_all_weights_of_the_same_network(self, family, tmp_path):
         given = examples.tiny(family, seed=1).state_dict()
         _, module = self.start(family, given, tmp_path / "w.safetensors")
         assert all(torch.equal(t, given[n]) for n, t in module.state_dict().items())
 
-    def test_heads_stay_new_where_there_are_other_classes(self, family, tmp_path):
+    def test_heads_for_other_classes_stay_new(self, family, tmp_path):
         data = dataclasses.replace(examples.spec(family), classes=("a", "b", "c", "d", "e"))
         given = family.build(family.variants["tiny"], data).state_dict()
         _, module = self.start(family, given, tmp_path / "w.safetensors")
@@ -179,17 +179,17 @@ class TestWarmStart:
         for name, tensor in module.state_dict().items():
             assert torch.equal(tensor, (fresh if name.startswith(rcnn.HEADS) else given)[name])
 
-    def test_masks_are_learned_on_a_detector(self, tmp_path):
+    def test_a_mask_network_loads_a_detector(self, tmp_path):
         given = examples.tiny(models.get("faster_rcnn"), seed=1).state_dict()
         _, module = self.start(models.get("mask_rcnn"), given, tmp_path / "w.safetensors")
         assert all(torch.equal(module.state_dict()[name], t) for name, t in given.items())
 
-    def test_a_segmenter_is_a_detector_too(self, tmp_path):
+    def test_a_detector_loads_a_mask_network(self, tmp_path):
         given = examples.tiny(models.get("mask_rcnn"), seed=1).state_dict()
         _, module = self.start(models.get("faster_rcnn"), given, tmp_path / "w.safetensors")
         assert all(torch.equal(given[name], t) for name, t in module.state_dict().items())
 
-    def test_a_classifier_becomes_the_body(self, tmp_path):
+    def test_a_classifier_is_loaded_into_the_body(self, tmp_path):
         from torchvision.models import resnet18
 
         family = models.get("faster_rcnn")
@@ -212,11 +212,11 @@ class TestWarmStart:
         expected = {f"backbone.body.{n}" for n, _ in module.backbone.body.named_parameters()}
         assert family.frozen(whole, module, 0) == expected
 
-    def test_weights_of_something_else_are_refused(self, family, tmp_path):
+    def test_weights_of_another_network_are_refused(self, family, tmp_path):
         with pytest.raises(TesseraError, match="none of their layers"):
             self.start(family, {"layer.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
 
-    def test_nothing_learned_is_not_frozen(self, family):
+    def test_freezing_without_weights_is_refused(self, family):
         config = dataclasses.replace(family.variants["tiny"], freeze="backbone")
         with pytest.raises(UsageError, match="random values"):
             family.warm_start(config, examples.tiny(family))
@@ -260,7 +260,7 @@ def test_every_parameter_is_used_in_each_step(family, change):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_what_lies_in_a_crowd_is_no_background():
+def test_anchors_in_a_crowd_are_not_background():
     family = models.get("faster_rcnn")
     module = examples.tiny(family).train()
     crowd = torch.tensor([[0.0, 0, 32, 64]])
@@ -288,7 +288,7 @@ def test_crowds_are_not_trained_on():
     assert len(target["boxes"]) == len(target["masks"]) == len(target["crowd"]) == 1
 
 
-def test_images_in_one_frame_keep_to_their_own_size(family):
+def test_predictions_stay_inside_each_image(family):
     """With fit=pad: what is found in a picture lies in it, and no other size changes it."""
     module, batch = trained(family).eval(), examples.train_batch(family)
     batch["extent"][3] = torch.tensor([40, 30])
@@ -316,7 +316,7 @@ def test_images_of_any_size(family):
         assert all(torch.equal(value, expected[name]) for name, value in prediction.items())
 
 
-def test_settings_that_cant_be():
+def test_invalid_settings_are_refused():
     for wrong, message in (
         ({"anchors": ((16,), (32,))}, "each of 4 levels"),
         ({"anchors": ((16,), (32,), (64,), (96, 128))}, "of one length"),
@@ -332,7 +332,7 @@ def test_settings_that_cant_be():
         MaskRcnnConfig(mask_channels=())
 
 
-def test_settings_come_from_a_command_line(family):
+def test_settings_can_be_overridden(family):
     path, value = recipes.parse_override("model.anchors=[[8, 12], [16, 24], [32, 48], [64, 96]]")
     config = recipes.start(family.name).with_overrides({path: value}).config()
     assert config.anchors == ((8, 12), (16, 24), (32, 48), (64, 96))

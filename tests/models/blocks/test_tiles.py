@@ -24,7 +24,7 @@ def convolutions(radius: int, scale: int = 1) -> nn.Module:
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (31, 100), (33, 16), (20, 9), (1, 70)])
 @pytest.mark.parametrize("overlap", [0, 1, 5, 16])
-def test_what_looks_at_one_pixel_gives_the_image_back(size, overlap):
+def test_a_pixelwise_network_gives_the_same_result(size, overlap):
     image = picture(*size)
     made = in_tiles(image, lambda tiles: tiles * 2, tile=32, overlap=overlap)
     torch.testing.assert_close(made, image * 2)
@@ -39,7 +39,7 @@ def test_output_of_another_scale(size):
 
 @pytest.mark.parametrize("scale", [1, 3])
 @torch.no_grad()
-def test_a_local_network_sees_no_seams(scale):
+def test_a_local_network_has_no_seams(scale):
     """Its receptive field reaches a quarter of the overlap; one that reaches further sees them."""
     image = picture(90, 75)
     net = convolutions(radius=4, scale=scale)
@@ -53,7 +53,7 @@ def test_a_local_network_sees_no_seams(scale):
     )
 
 
-def test_tiles_are_small_and_few_at_once():
+def test_tiles_are_of_the_set_size_and_few_at_once():
     shapes = []
 
     def run(tiles):
@@ -67,7 +67,7 @@ def test_tiles_are_small_and_few_at_once():
     assert shapes == [(1, 3, 32, 32)]
 
 
-def test_blending_is_between_what_the_tiles_say():
+def test_blended_values_are_between_those_of_the_tiles():
     """Each tile says something else: in the overlap the answer goes from one to the other."""
     calls = []
 
@@ -83,7 +83,7 @@ def test_blending_is_between_what_the_tiles_say():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(32, 17), (32, -1), (0, 0)])
-def test_impossible_tiles_are_refused(tile, overlap):
+def test_invalid_tile_settings_are_refused(tile, overlap):
     with pytest.raises(UsageError, match="can't overlap"):
         in_tiles(picture(8, 8), lambda t: t, tile=tile, overlap=overlap)
 

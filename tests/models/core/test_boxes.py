@@ -13,13 +13,13 @@ def drawn(count: int, seed: int) -> torch.Tensor:
     return torch.cat([corners, corners + sides], 1)
 
 
-def test_overlaps_are_those_of_torchvision():
+def test_iou_agrees_with_torchvision():
     boxes, others = drawn(20, 0), drawn(30, 1)
     torch.testing.assert_close(pairwise_iou(boxes, others), box_iou(boxes, others))
     torch.testing.assert_close(iou(boxes, boxes + 3), box_iou(boxes, boxes + 3).diagonal())
 
 
-def test_complete_iou_and_its_gradient_are_those_of_torchvision():
+def test_complete_iou_and_its_gradient_agree_with_torchvision():
     boxes, others = drawn(40, 0).requires_grad_(), drawn(40, 1)
     theirs = complete_box_iou_loss(boxes, others, reduction="none")
     ours = 1 - complete_iou(boxes, others)
@@ -37,7 +37,7 @@ def test_boxes_without_an_area_are_finite():
     assert float(areas(torch.tensor([8.0, 8.0, 5.0, 5.0]))) == 0
 
 
-def test_covered_is_the_share_of_the_first():
+def test_share_inside_is_relative_to_the_first_box():
     small, large = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 100.0, 100.0]])
     assert float(share_inside(small, large)) == 0.5
     assert float(share_inside(large, small)) < 0.01

@@ -60,7 +60,7 @@ def output_name(tmp_path):
     server.server_close()
 
 
-def test_reads_a_path_and_an_address(stored, output_name):
+def test_reads_a_path_and_a_url(stored, output_name):
     assert same(read_weights(str(stored)))
     assert same(read_weights(stored.as_uri()))
     assert same(read_weights(f"{output_name}/w.safetensors?download=true"))
@@ -102,7 +102,7 @@ def test_a_pickle_is_not_executed(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_damage_is_an_error(tmp_path, suffix):
+def test_damaged_files_are_an_error(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
         torch.save(TENSORS, path)
@@ -115,7 +115,7 @@ def test_damage_is_an_error(tmp_path, suffix):
             read_weights(str(path))
 
 
-def test_what_is_not_there(tmp_path, output_name):
+def test_missing_files_are_an_error(tmp_path, output_name):
     for source in (str(tmp_path / "no.pth"), f"{output_name}/no.pth", "http://127.0.0.1:1/no.pth"):
         with pytest.raises(TesseraError, match="can't be read"):
             read_weights(source)
@@ -123,13 +123,13 @@ def test_what_is_not_there(tmp_path, output_name):
         read_weights("http://127.0.0.1:1/no.pth")
 
 
-def test_half_a_reply_is_refused(stored, output_name):
+def test_a_truncated_download_is_an_error(stored, output_name):
     with pytest.raises(TesseraError, match=r"received .* bytes|can't be read"):
         read_weights(f"{output_name}/cut/w.safetensors")
 
 
 @pytest.mark.parametrize("source", ["w.pkl", "w", "ftp://host/w.pth", "s3://bucket/w.safetensors"])
-def test_unknown_kinds_are_refused(source):
+def test_unknown_suffixes_and_schemes_are_refused(source):
     with pytest.raises(UsageError, match="is not supported"):
         read_weights(source)
 
@@ -146,7 +146,7 @@ def network(classes: int) -> nn.Module:
     )
 
 
-def test_only_the_head_may_differ():
+def test_only_the_head_can_differ():
     given = network(5).state_dict()
     assert load_weights(network(5), given, "fc", "w") == []
     assert load_weights(network(2), given, "fc", "w") == ["fc.weight", "fc.bias"]

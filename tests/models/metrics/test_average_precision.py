@@ -30,7 +30,7 @@ def record(found=(), truth=(), crowd=()) -> dict:
     }
 
 
-def test_all_found_is_one(capsys):
+def test_perfect_predictions_have_map_one(capsys):
     both = [(LEFT, 0), (RIGHT, 1)]
     one = record([(LEFT, 0.9, 0), (RIGHT, 0.8, 1)], both)
     found = metrics([one, record()], CLASSES)
@@ -39,7 +39,7 @@ def test_all_found_is_one(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_overlap_decides_at_which_thresholds_a_box_counts():
+def test_a_box_counts_at_thresholds_below_its_iou():
     wide = (10.0, 10.0, 30.0, 40.0)  # 20 by 20 of 20 by 30: an overlap of 2/3
     found = metrics([record([(wide, 0.9, 0)], [(LEFT, 0)])], CLASSES)
     assert found["map50"] == pytest.approx(1)
@@ -47,7 +47,7 @@ def test_overlap_decides_at_which_thresholds_a_box_counts():
     assert found["map"] == pytest.approx(4 / 10)  # 0.5, 0.55, 0.6, 0.65
 
 
-def test_a_mistake_before_the_find_costs_precision():
+def test_a_false_positive_with_a_higher_score_costs_precision():
     """Precision 1/2 at every recall; after the find it costs nothing."""
     truth = [(LEFT, 0)]
     before = record([(EMPTY, 0.9, 0), (LEFT, 0.5, 0)], truth)
@@ -56,24 +56,24 @@ def test_a_mistake_before_the_find_costs_precision():
     assert metrics([after], CLASSES)["map"] == pytest.approx(1)
 
 
-def test_half_of_the_objects_found():
+def test_half_of_the_objects_predicted():
     """Precision 1 at the recalls 0, 0.01 … 0.5, which are 51 of 101."""
     one = record([(LEFT, 0.9, 0)], [(LEFT, 0), (RIGHT, 0)])
     assert metrics([one], CLASSES)["map"] == pytest.approx(51 / 101)
 
 
-def test_an_object_is_found_once_only():
+def test_a_second_box_on_an_object_is_wrong():
     twice = record([(LEFT, 0.9, 0), (LEFT, 0.8, 0), (RIGHT, 0.7, 0)], [(LEFT, 0), (RIGHT, 0)])
     # the second is a mistake: at recalls above 0.5 the precision is 2/3
     assert metrics([twice], CLASSES)["map"] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
-def test_another_class_is_a_mistake_and_unknown_classes_have_no_figure():
+def test_another_class_is_wrong_and_absent_classes_have_no_metric():
     found = metrics([record([(LEFT, 0.9, 1)], [(LEFT, 0)])], CLASSES)
     assert found == {"map": 0.0, "map50": 0.0, "map75": 0.0, "map/red": 0.0}
 
 
-def test_a_crowd_is_no_miss_and_what_is_found_in_it_no_mistake():
+def test_crowds_do_not_count():
     crowd = (50.0, 0.0, 100.0, 50.0)
     truth = [(LEFT, 0), (crowd, 0)]
     found = [(RIGHT, 0.9, 0), (LEFT, 0.5, 0)]
@@ -85,14 +85,14 @@ def test_a_crowd_is_no_miss_and_what_is_found_in_it_no_mistake():
 
 @pytest.mark.parametrize("found", [(), [(LEFT, 0.9, 0)]])
 @pytest.mark.parametrize("truth", [(), [(RIGHT, 0)]])
-def test_nothing_found_or_nothing_there_is_finite(found, truth):
+def test_no_predictions_or_no_truth_is_finite(found, truth):
     values = metrics([record(found, truth)], CLASSES)
     assert {"map", "map50", "map75"} <= values.keys()
     assert set(values.values()) == {0.0}
     assert set(metrics([], CLASSES).values()) == {0.0}
 
 
-def test_order_of_images_and_objects_moves_no_digit():
+def test_the_order_of_images_and_objects_changes_no_digit():
     rng = random.Random(0)
 
     def box() -> tuple[float, ...]:
@@ -115,7 +115,7 @@ def test_order_of_images_and_objects_moves_no_digit():
     assert metrics(again, CLASSES) == first
 
 
-def test_only_the_most_certain_of_an_image_count():
+def test_only_the_highest_scores_of_an_image_count():
     places = [(20.0 * (i % 5), 20.0 * (i // 5)) for i in range(20)]
     boxes = [(left, top, left + 15, top + 15) for left, top in places]
     one = record([(b, 0.9 - i / 100, 0) for i, b in enumerate(boxes)], [(b, 0) for b in boxes])
@@ -141,7 +141,7 @@ def test_masks_are_compared_by_their_pixels():
     assert metrics([crowd], CLASSES, "segm")["map"] == pytest.approx(1)
 
 
-def test_names_of_classes_are_legal_and_distinct():
+def test_metric_names_are_valid_and_unique():
     from mlflow.utils.validation import _validate_metric_name
 
     classes = ("RBC", "rbc", "a/b", "a b", "a:b", "..", "", "Zelle/ü", "RBC-2", "x" * 300, "\n")
@@ -152,7 +152,7 @@ def test_names_of_classes_are_legal_and_distinct():
         _validate_metric_name(f"val/map/{name}")
 
 
-def test_only_so_many_classes_have_a_figure_of_their_own():
+def test_at_most_fifty_classes_have_their_own_metric():
     classes = [f"class {k}" for k in range(60)]
     records = [record([(LEFT, 0.9, k)], [(LEFT, k)]) for k in range(60)]
     found = metrics(records, classes)

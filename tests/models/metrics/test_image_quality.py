@@ -29,7 +29,7 @@ def picture(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 33), (3, 11, 12)])
 @pytest.mark.parametrize("peak", [255, 1])
-def test_likeness_is_scikit_images(shape, peak):
+def test_metrics_agree_with_scikit_image(shape, peak):
     first, second = (picture(*shape, seed=s).double() / (255 / peak) for s in (0, 1))
     arrays = first.numpy(), second.numpy()
     assert image_quality.mse(first, second) == pytest.approx(np.mean((arrays[0] - arrays[1]) ** 2))
@@ -54,7 +54,7 @@ def test_bytes_are_compared_without_overflow():
     assert 0 < image_quality.ssim(black, white, peak=255) < 0.001
 
 
-def test_equal_images_have_finite_figures():
+def test_equal_images_have_finite_metrics():
     image = picture(3, 20, 20)
     assert image_quality.psnr(image, image, peak=255) == image_quality.MAX_DECIBELS == 100
     assert image_quality.ssim(image, image, peak=255) == pytest.approx(1)
@@ -63,18 +63,18 @@ def test_equal_images_have_finite_figures():
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 40), (1, 1, 1)])
-def test_the_window_is_cut_to_smaller_images(shape):
+def test_the_window_is_cropped_to_smaller_images(shape):
     first = picture(*shape)
     assert image_quality.ssim(first, first, peak=255) == pytest.approx(1)
     assert -1 <= image_quality.ssim(first, torch.zeros_like(first), peak=255) < 0.9
 
 
-def test_images_of_two_shapes_are_refused():
+def test_images_of_different_shapes_are_refused():
     with pytest.raises(TesseraError, match=r"\(1, 8, 8\) and \(3, 8, 8\)"):
         image_quality.mse(picture(1, 8, 8), picture(3, 8, 8))
 
 
-def test_luma_is_that_of_bt601():
+def test_luma_agrees_with_bt601():
     """MATLAB's documentation: black 16, white 235; the primaries by the standard's weights."""
     colours = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     image = torch.tensor(colours).T.reshape(3, 1, 5).byte()
@@ -102,7 +102,7 @@ def mirrored_and_resized(channel: np.ndarray, height: int, width: int) -> np.nda
 @pytest.mark.parametrize(
     ("height", "width"), [(20, 15), (10, 8), (13, 7), (80, 60), (41, 61), (40, 9), (40, 30), (1, 1)]
 )
-def test_resizing_is_mirrored_bicubic(height, width):
+def test_resizing_agrees_with_reflected_bicubic(height, width):
     image = picture(2, 40, 30).double()
     made = image_quality.bicubic(image, height, width)
     assert made.dtype == torch.float64
@@ -112,7 +112,7 @@ def test_resizing_is_mirrored_bicubic(height, width):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-3)
 
 
-def test_resizing_is_torchs_antialiased_bicubic_inside():
+def test_resizing_agrees_with_torch_away_from_the_edges():
     image = picture(3, 48, 36).double()
     ours = image_quality.bicubic(image, 24, 18)
     theirs = F.interpolate(image[None], (24, 18), mode="bicubic", antialias=True)[0]

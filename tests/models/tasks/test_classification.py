@@ -50,7 +50,7 @@ def pictures(count: int, seed: int = 0) -> dict:
 
 
 @pytest.mark.parametrize("absent", [6, None])
-def test_figures_agree_with_scikit_learn(absent):
+def test_metrics_agree_with_scikit_learn(absent):
     from sklearn import metrics as sklearn_metrics
 
     records, probabilities, truth = answers(absent=absent)
@@ -88,7 +88,7 @@ def test_calibration_error_agrees_with_scikit_learn():
     assert metrics["calibration_error"] > 0.02
 
 
-def test_figures_do_not_depend_on_the_order_or_the_threads():
+def test_metrics_do_not_depend_on_order_or_threads():
     records, *_ = answers()
     metrics = CLASSIFICATION.metrics(records, SPEC)
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(3)).tolist()
@@ -97,13 +97,13 @@ def test_figures_do_not_depend_on_the_order_or_the_threads():
     assert CLASSIFICATION.metrics(shuffled, SPEC) == metrics
 
 
-def test_top5_only_where_it_says_something():
+def test_top5_needs_more_than_five_classes():
     few = DataSpec("classification", 1, 8, 8, ("a", "b", "c"))
     records, *_ = answers(classes=3, absent=None)
     assert "top5" not in CLASSIFICATION.metrics(records, few)
 
 
-def test_a_probability_of_zero_is_a_finite_loss():
+def test_a_probability_of_zero_gives_a_finite_loss():
     prediction = {"probabilities": torch.tensor([1.0, 0.0]), "label": 0}
     right, wrong = compared([prediction, prediction], [{"label": 0}, {"label": 1}])
     assert CLASSIFICATION.error_score(right) == 0
@@ -121,7 +121,7 @@ def test_labels_out_of_range_are_refused():
         CLASSIFICATION.metrics([], few)
 
 
-def test_answer_and_caption_have_the_names():
+def test_json_and_captions_have_class_names():
     prediction = {"probabilities": torch.tensor([0.1, 0.6, 0.3]), "label": 1}
     spec = DataSpec("classification", 1, 8, 8, ("cat", "dog", "owl"))
     answer = CLASSIFICATION.prediction_to_json(prediction, spec)
@@ -155,7 +155,7 @@ def test_without_augmentation_images_are_only_normalised():
         assert batch["image"].dtype == torch.uint8
 
 
-def test_shift_and_mirror_give_parts_of_the_mirrored_image():
+def test_shift_and_mirror_give_crops_of_the_reflected_image():
     """Each result is one of the crops of the reflection-padded image or of its mirror image."""
     plain = DataSpec("classification", 3, 12, 10, CLASSES, (0.0,), (1.0,))
     batch = pictures(64)
@@ -176,7 +176,7 @@ def test_shift_and_mirror_give_parts_of_the_mirrored_image():
     assert len(shifts) > 15
 
 
-def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
+def test_augmentation_does_not_depend_on_the_ranks():
     batch = pictures(12)
     settings = ClassificationAugment(flip=True, crop_padding=2, cutout=4, label_smoothing=0.1)
     transform = CLASSIFICATION.augment(settings, SPEC, train=True)
@@ -190,7 +190,7 @@ def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
     assert not torch.equal(again["image"], whole["image"])
 
 
-def test_cutout_blanks_a_square_of_the_mean():
+def test_cutout_sets_a_square_to_the_mean():
     batch = pictures(200)
     batch["image"] = torch.full_like(batch["image"], 255)
     seen = CLASSIFICATION.augment(ClassificationAugment(cutout=4), SPEC, train=True)(
@@ -217,11 +217,11 @@ def test_smoothed_targets_sum_to_one():
         ({"label_smoothing": 1.0}, "label_smoothing = 1.0"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         ClassificationAugment(**settings)
 
 
-def test_more_padding_than_image_is_refused():
+def test_padding_larger_than_the_image_is_refused():
     with pytest.raises(UsageError, match="give at most 9"):
         CLASSIFICATION.augment(ClassificationAugment(crop_padding=10), SPEC, train=True)

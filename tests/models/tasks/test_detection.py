@@ -37,7 +37,7 @@ def record(prediction, target):
     return DETECTION.make_record(prediction, target, DATA)
 
 
-def test_targets_are_cut_to_the_extent_and_on_the_cpu():
+def test_targets_have_the_size_without_padding_and_are_on_the_cpu():
     batch = {
         "extent": torch.tensor([[80, 60], [100, 100]]),
         "boxes": [torch.tensor([LEFT]), torch.zeros(0, 4)],
@@ -51,7 +51,7 @@ def test_targets_are_cut_to_the_extent_and_on_the_cpu():
     assert second["labels"].tolist() == []
 
 
-def test_figures_name_the_classes():
+def test_metrics_name_the_classes():
     truth = true((LEFT, 0, False), (RIGHT, 1, False))
     good = record(said((LEFT, 0.9, 0), (RIGHT, 0.8, 1)), truth)
     metrics = DETECTION.metrics([good], DATA)
@@ -65,7 +65,7 @@ def test_figures_name_the_classes():
         DETECTION.metrics([], DATA)
 
 
-def test_a_class_that_is_none_is_refused():
+def test_labels_out_of_range_are_refused():
     with pytest.raises(TesseraError, match="target has class 2"):
         record(said(), true((LEFT, 2, False)))
     with pytest.raises(TesseraError, match="prediction has class -1"):
@@ -87,13 +87,13 @@ def test_a_class_that_is_none_is_refused():
         (said(), true((LEFT, 0, True)), 0),
     ],
 )
-def test_badness_is_one_less_f1(prediction, target, expected):
+def test_error_score_is_one_minus_f1(prediction, target, expected):
     assert DETECTION.error_score(record(prediction, target)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("size", [(40, 50), (160, 120), (64, 300)])
-def test_boxes_go_back_to_where_the_image_has_the_object(fit, size):
+def test_boxes_are_converted_to_the_image_size(fit, size):
     """A rectangle is painted, the image fitted, and its box there is taken back."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     middle = (size[0] // 2, size[1] // 2)
@@ -111,7 +111,7 @@ def test_boxes_go_back_to_where_the_image_has_the_object(fit, size):
     )
 
 
-def test_what_lies_outside_of_the_image_is_no_object():
+def test_objects_outside_the_image_are_dropped():
     prediction = said(([0.0, 0.0, 9.0, 9.0], 0.9, 0), ([5.0, 5.0, 50.0, 200.0], 0.8, 1))
     restored = DETECTION.to_original_size(prediction, View((40, 60), (96, 96), shift=(28, 18)))
     assert restored["boxes"].tolist() == [[0.0, 0.0, 32.0, 40.0]]
@@ -120,7 +120,7 @@ def test_what_lies_outside_of_the_image_is_no_object():
     assert len(DETECTION.to_original_size(said(), View((40, 60), (96, 96)))["boxes"]) == 0
 
 
-def test_answers_are_plain_json_with_class_names():
+def test_predictions_are_plain_json_with_class_names():
     prediction = said((LEFT, 0.875, 1), (RIGHT, 0.5, 0))
     answer = DETECTION.prediction_to_json(prediction, DATA)
     assert answer == {
@@ -144,7 +144,7 @@ def test_coco_results_are_read_by_pycocotools(capsys):
     assert len(coco.loadRes([result | {"image_id": 1}]).anns) == 1
 
 
-def test_panels_show_the_truth_beside_what_is_certain_enough():
+def test_panels_show_the_truth_and_predictions_above_the_threshold():
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     prediction = said((LEFT, 0.9, 0), (RIGHT, 0.1, 1))
     truth, found = DETECTION.panels(image, prediction, true((LEFT, 0, False)), DATA)

@@ -35,19 +35,19 @@ def by_scipy(fake: torch.Tensor, real: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("fake", "real", "size"), [(200, 200, 16), (500, 300, 64), (40, 900, 3)])
-def test_the_distance_is_scipys(fake, real, size):
+def test_the_distance_agrees_with_scipy(fake, real, size):
     one, other = features(fake, size, 0), features(real, size, 1)
     assert frechet_distance(one, other) == pytest.approx(by_scipy(one, other), rel=1e-9)
     assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-12)
 
 
-def test_the_distance_in_one_dimension_is_its_formula():
+def test_the_distance_in_one_dimension_follows_the_formula():
     one, other = torch.tensor([[1.0], [3.0]]), torch.tensor([[10.0], [14.0], [12.0]])
     expected = (2 - 12) ** 2 + (math.sqrt(2) - 2) ** 2
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_set_has_no_distance_to_itself():
+def test_the_distance_of_a_set_to_itself_is_zero():
     values = features(100, 32, 0)
     assert 0 <= frechet_distance(values, values) < 1e-9
     assert 0 <= frechet_distance(values, values.flip(0)) < 1e-9
@@ -55,7 +55,7 @@ def test_a_set_has_no_distance_to_itself():
     assert 0 <= frechet_distance(few, few.flip(0)) < 1e-9
 
 
-def test_fewer_images_than_features():
+def test_the_distance_of_fewer_images_than_features():
     """Where covariances are singular: against the roots of the eigenvalues of A^½ B A^½."""
     fake, real = features(7, 40, 0).double(), features(9, 40, 1).double()
     a, b = torch.cov(fake.T), torch.cov(real.T)
@@ -67,7 +67,7 @@ def test_fewer_images_than_features():
     assert frechet_distance(fake, real) == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_image_and_images_that_are_all_the_same():
+def test_the_distance_of_one_image_and_of_identical_images():
     one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 6.0]])
     assert frechet_distance(one, other) == 25
     assert frechet_distance(one.expand(8, -1), other.expand(3, -1)) == 25
@@ -84,7 +84,7 @@ def record(predicted: int, confidence: float = 0.9, seed: int = 0) -> dict:
     }
 
 
-def test_shares_of_the_classes():
+def test_class_shares_and_entropy():
     saids = [0, 0, 0, 1, 1, 1, 1, 3]
     found = GENERATION.metrics([record(s, s / 4, i) for i, s in enumerate(saids)], DATA)
     assert found["class_share_min"] == 0
@@ -97,7 +97,7 @@ def test_shares_of_the_classes():
     assert even["class_entropy"] == 1
 
 
-def test_one_class_only():
+def test_entropy_of_a_judge_with_one_class():
     found = GENERATION.metrics([record(2, seed=i) for i in range(3)], DATA)
     assert found["class_share_max"] == 1
     assert found["class_entropy"] == 0
@@ -115,7 +115,7 @@ def judge(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return images.float().sum((1, 3)), probabilities
 
 
-def test_the_judge_sees_made_and_real_images():
+def test_the_judge_sees_fake_and_real_images():
     fake = [torch.full((1, 4, 6), value, dtype=torch.uint8) for value in (0, 255)]
     real = torch.full((2, 1, 4, 6), 3, dtype=torch.uint8)
     predictions, targets = [{"image": image} for image in fake], GENERATION.targets({"image": real})
@@ -129,13 +129,13 @@ def test_the_judge_sees_made_and_real_images():
     assert [GENERATION.error_score(r) for r in records] == [0, 0]
 
 
-def test_without_a_judge_it_is_said_what_is_missing():
+def test_without_a_judge_the_error_names_the_setting():
     image = torch.zeros(1, 4, 6, dtype=torch.uint8)
     with pytest.raises(TesseraError, match=r"not judged.*judge=models:/"):
         GENERATION.make_record({"image": image}, {"image": image}, DATA)
 
 
-def test_a_real_image_is_never_shown_as_the_truth_of_a_made_one():
+def test_panels_show_the_fake_image_alone():
     real, fake = (torch.full((1, 4, 6), v, dtype=torch.uint8) for v in (1, 2))
     prediction = {"image": fake, "predicted": 7, "confidence": 0.987}
     (panel,) = GENERATION.panels(real, prediction, {"image": real}, DATA)
@@ -147,7 +147,7 @@ def test_a_real_image_is_never_shown_as_the_truth_of_a_made_one():
     assert GENERATION.prediction_to_json(prediction, DATA) == {"height": 4, "width": 6}
 
 
-def test_every_second_image_is_mirrored_in_training_only():
+def test_half_of_the_images_are_mirrored_in_training_only():
     images = torch.arange(24, dtype=torch.uint8).reshape(1, 1, 4, 6).repeat(200, 1, 1, 1)
     batch = {"image": images}
     plain = (images.float() / 255 - 0.2) / 0.5

@@ -1,5 +1,5 @@
-"""Instance segmentation: masks follow their images, figures are counted on pixels, answers can be read
-by COCO's tools."""
+"""Instance segmentation: metrics count pixels, COCO's tools read the predictions, and masks are converted
+to the size of the image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from pycocotools import mask as coco
 
 from models.core.errors import TesseraError
-from models.core.family import BatchRng, DataSpec, View
+from models.core.family import View
 from models.tasks.instance_segmentation import INSTANCE_SEGMENTATION as TASK
 from models.tasks.instance_segmentation import run_lengths
-from models.transforms.mask_augment import MaskAugmentSettings, boxes_of
+from models.transforms.mask_augment import boxes_of
 from pipelines.data import rle
 from pipelines.data.images import fit_image, view
 
@@ -54,8 +54,8 @@ def metrics(*pairs):
     return TASK.metrics([TASK.make_record(p, t, DATA) for p, t in pairs], DATA)
 
 
-class TestFigures:
-    def test_of_perfect_answers_are_one(self):
+class TestMetrics:
+    def test_are_one_for_perfect_predictions(self):
         one, other = mask(2, 3, 12, 9), mask(14, 4, 28, 18)
         truth = said(one, other, labels=[0, 2])
         found = metrics((said(other, one, labels=[2, 0], scores=[0.9, 0.8]), truth))
@@ -66,7 +66,7 @@ class TestFigures:
         }
         assert all(value == pytest.approx(1) for value in found.values())
 
-    def test_masks_are_compared_by_their_pixels(self):
+    def test_compare_the_pixels_of_masks(self):
         """A frame of the right outline, of which 24 of 100 pixels are there."""
         whole, frame = mask(0, 0, 10, 10), mask(0, 0, 10, 10)
         frame[1:9, 1:9] = 0
@@ -78,7 +78,7 @@ class TestFigures:
         assert found["mask_map"] == pytest.approx(0.7)
         assert found["mask_map75"] == pytest.approx(1)
 
-    def test_crowds_are_neither_missed_nor_wrong(self):
+    def test_ignore_crowds(self):
         objects = (mask(0, 0, 8, 8), mask(10, 0, 30, 20))
         inside = mask(12, 2, 20, 10)
         answer = said(inside, objects[0], scores=[0.9, 0.8])
@@ -87,7 +87,7 @@ class TestFigures:
         found = metrics((answer, said(*objects)))
         assert found["mask_map50"] < 0.6
 
-    def test_of_images_without_objects_are_finite(self):
+    def test_are_finite_without_objects(self):
         empty = (said(scores=[]), said())
         assert metrics(empty)["mask_map"] == 0
         right = (said(mask(0, 0, 9, 9), scores=[0.9]), said(mask(0, 0, 9, 9)))
@@ -95,18 +95,18 @@ class TestFigures:
         assert metrics(empty, right)["mask_map50"] == pytest.approx(1)
         assert metrics(false, right)["mask_map50"] == pytest.approx(0.5)
 
-    def test_need_masks_of_the_pictures_size(self):
+    def test_need_masks_of_the_image_size(self):
         with pytest.raises(TesseraError, match="the image has"):
             TASK.make_record(said(mask(0, 0, 5, 5, (20, 20)), scores=[0.5]), said(), DATA)
 
-    def test_run_lengths_are_cocos(self):
+    def test_run_lengths_agree_with_coco(self):
         pixels = torch.rand(3, 17, 23, generator=torch.Generator().manual_seed(0)) < 0.3
         for counts, expected in zip(run_lengths(pixels.byte()), pixels):
             assert np.array_equal(decoded(counts, 17, 23), expected.numpy())
 
 
-class TestAnswers:
-    def test_have_cocos_run_lengths(self):
+class TestPredictions:
+    def test_have_run_lengths_in_json(self):
         answer = TASK.prediction_to_json(said(mask(3, 4, 12, 9), labels=[1], scores=[0.75]), DATA)
         (found,) = json.loads(json.dumps(answer))["objects"]
         assert (found["class"], found["score"]) == ("dog", 0.75)
@@ -115,30 +115,30 @@ class TestAnswers:
         pixels = decoded(found["mask"]["counts"].encode(), 20, 30)
         assert np.array_equal(pixels, mask(3, 4, 12, 9).numpy())
 
-    def test_are_coco_results(self):
+    def test_can_be_written_as_coco_results(self):
         prediction = said(mask(3, 4, 12, 9), labels=[1], scores=[0.75])
         (found,) = json.loads(json.dumps(TASK.prediction_to_coco(prediction)))
         assert found["bbox"] == [3, 4, 9, 5]
         assert found["category_id"] == 2
         assert coco.area(found["segmentation"]) == 45
 
-    def test_of_no_objects_are_empty(self):
+    def test_are_empty_without_objects(self):
         assert TASK.prediction_to_json(said(scores=[]), DATA) == {"objects": []}
         assert TASK.prediction_to_coco(said(scores=[])) == []
 
-    def test_are_shown_beside_the_truth(self):
+    def test_are_drawn_beside_the_truth(self):
         truth = said(mask(0, 0, 9, 9), mask(10, 0, 20, 9))
         answer = said(mask(0, 0, 9, 9), mask(1, 1, 9, 9), scores=[0.9, 0.1])
         panels = TASK.panels(torch.zeros(3, 20, 30, dtype=torch.uint8), answer, truth, DATA)
         assert [len(panel.masks) for panel in panels] == [2, 1]
 
 
-class TestRestore:
+class TestOriginalSize:
     """Masks go the way back that `fit_image` went with the image."""
 
     @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
     @pytest.mark.parametrize("size", [(20, 30), (90, 50), (31, 64), (150, 200)])
-    def test_takes_masks_back_to_the_image(self, fit, size):
+    def test_masks_match_the_image(self, fit, size):
         frame = (64, 48)
         height, width = size
         middle = (width // 3, height // 3, width * 2 // 3, height * 2 // 3)
@@ -163,121 +163,10 @@ class TestRestore:
         overlap = boxes_of(restored["masks"])[0] - restored["boxes"][0]
         assert overlap.abs().max() <= 4
 
-    def test_leaves_out_what_lies_outside_of_the_image(self):
+    def test_objects_outside_the_image_are_dropped(self):
         """A crop continues a small image by its edge; there may be found something too."""
         where = View((10, 10), (20, 30), shift=(5, 10))
         prediction = said(mask(0, 0, 8, 4), mask(12, 6, 18, 12), scores=[0.9, 0.8])
         restored = TASK.to_original_size(prediction, where)
         assert restored["scores"].tolist() == pytest.approx([0.8])
         assert torch.equal(restored["masks"][0], mask(2, 1, 8, 7, (10, 10)))
-
-
-def painted(count=6, extent=(64, 64), seed=0):
-    """Images in which each object is a bright patch of its own shape."""
-    generator = torch.Generator().manual_seed(seed)
-    data = DataSpec("instance_segmentation", 3, 64, 64, ("a", "b"))
-    images = torch.zeros(count, 3, 64, 64, dtype=torch.uint8)
-    batch = {"key": [str(i) for i in range(count)], "index": torch.arange(count)}
-    fields = {"boxes": [], "labels": [], "crowd": [], "masks": []}
-    for image in images:
-        masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
-        for pixels, left in zip(masks, (3, 22)):
-            top = int(torch.randint(3, extent[0] - 20, (1,), generator=generator))
-            pixels[top : top + 12, left : left + 9] = 1
-            pixels[top : top + 4, left : left + 14] = 1
-        image[:] = masks.amax(0) * 255
-        fields["masks"].append(masks)
-        fields["boxes"].append(boxes_of(masks))
-        fields["labels"].append(torch.tensor([0, 1]))
-        fields["crowd"].append(torch.tensor([False, True]))
-    sizes = torch.tensor([list(extent)] * count)
-    return data, batch | fields | {"image": images, "size": sizes, "extent": sizes.clone()}
-
-
-def augmented(settings, batch, data, *, total=None, rows=None):
-    count = len(batch["key"])
-    draws = BatchRng(7, total or count, rows or slice(0, count))
-    plain = dataclasses.replace(data, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return TASK.augment(MaskAugmentSettings(**settings), plain, train=True)(batch, draws)
-
-
-WAYS = {
-    "flip": {"flip": True},
-    "flip_vertical": {"flip_vertical": True},
-    "rotate": {"rotate": True},
-    "zoom": {"zoom": 0.6},
-    "shift": {"shift": 0.3},
-    "mosaic": {"mosaic": 0.7, "zoom": 0.3},
-    "all": {"flip": True, "flip_vertical": True, "rotate": True, "zoom": 0.5, "shift": 0.2},
-}
-
-
-class TestAugment:
-    @pytest.mark.parametrize("way", WAYS)
-    @pytest.mark.parametrize("extent", [(64, 64), (48, 40)])
-    def test_masks_follow_the_image(self, way, extent):
-        data, batch = painted(extent=extent)
-        seen = augmented(WAYS[way], batch, data)
-        assert not torch.equal(seen["image"], batch["image"] / 255), "nothing was done"
-        pixels = bright = 0
-        for image, masks, boxes in zip(seen["image"], seen["masks"], seen["boxes"]):
-            assert torch.equal(boxes, boxes_of(masks))
-            assert masks.dtype == torch.uint8
-            union = masks.amax(0).bool() if len(masks) else torch.zeros(64, 64, dtype=torch.bool)
-            pixels += int((union & (image[0] > 0.5)).sum())
-            bright += int((union | (image[0] > 0.5)).sum())
-        # bilinear pixels are half bright at an edge; dropped objects are still to be seen
-        assert pixels / bright > (0.85 if way in ("zoom", "shift", "mosaic", "all") else 0.999)
-
-    def test_a_turn_keeps_the_picture_where_it_is(self):
-        data, batch = painted(extent=(40, 40))
-        seen = augmented({"rotate": True}, batch, data)
-        assert not seen["image"][:, :, 40:].any()
-        assert not seen["image"][:, :, :, 40:].any()
-        assert torch.equal(seen["extent"], batch["extent"])
-        before = [int(m.sum()) for m in batch["masks"]]
-        assert [int(m.sum()) for m in seen["masks"]] == before
-        turned = [not torch.equal(a, b) for a, b in zip(seen["masks"], batch["masks"])]
-        assert any(turned)
-        assert not all(turned)
-
-    def test_an_object_that_leaves_the_image_is_dropped(self):
-        data, batch = painted(count=40)
-        seen = augmented({"shift": 0.9}, batch, data)
-        counts = [len(masks) for masks in seen["masks"]]
-        assert min(counts) < 2
-        for name in ("boxes", "labels", "crowd"):
-            assert [len(value) for value in seen[name]] == counts
-        assert all(m.any(2).any(1).all() for m in seen["masks"])
-        crowds = torch.cat(seen["crowd"])
-        assert torch.equal(torch.cat(seen["labels"]) == 1, crowds)
-
-    def test_does_not_depend_on_the_ranks(self):
-        data, batch = painted()
-        settings = WAYS["all"] | {"brightness": 0.2, "contrast": 0.3, "colour": 0.1}
-        whole = augmented(settings, batch, data)
-        half = {name: value[3:] for name, value in batch.items()}
-        mine = augmented(settings, half, data, total=6, rows=slice(3, 6))
-        for name in ("image", "extent"):
-            torch.testing.assert_close(mine[name], whole[name][3:])
-        for name in ("boxes", "masks", "labels"):
-            assert all(torch.equal(a, b) for a, b in zip(mine[name], whole[name][3:]))
-
-    def test_leaves_the_given_batch_as_it_is(self):
-        data, batch = painted()
-        kept = [m.clone() for m in batch["masks"]]
-        images = batch["image"].clone()
-        augmented(WAYS["all"], batch, data)
-        assert torch.equal(batch["image"], images)
-        assert all(torch.equal(a, b) for a, b in zip(batch["masks"], kept))
-
-    def test_images_without_objects(self):
-        data, batch = painted()
-        empty = {
-            name: [v[:0] for v in value] if name in ("boxes", "labels", "crowd", "masks") else value
-            for name, value in batch.items()
-        }
-        for settings in WAYS.values():
-            seen = augmented(settings, empty, data)
-            assert all(m.shape == (0, 64, 64) for m in seen["masks"])
-            assert all(b.shape == (0, 4) for b in seen["boxes"])

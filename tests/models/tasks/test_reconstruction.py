@@ -43,7 +43,7 @@ def transformed(batch, *, train: bool = True, seed: int = 0, **settings):
     return transform(batch, BatchRng(seed, count, slice(0, count)))
 
 
-def test_without_settings_the_network_sees_what_it_answers():
+def test_without_settings_input_and_target_are_equal():
     batch = raw()
     made = transformed(batch)
     torch.testing.assert_close(made["clean"], batch["image"] / 255)
@@ -53,7 +53,7 @@ def test_without_settings_the_network_sees_what_it_answers():
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_noise_is_to_be_undone(train):
+def test_noise_is_in_the_input_only(train):
     batch = raw()
     batch["image"] = torch.full_like(batch["image"], 128)
     made = transformed(batch, train=train, noise=0.1)
@@ -69,7 +69,7 @@ def test_noise_is_to_be_undone(train):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
-def test_squares_are_blanked(train, share):
+def test_mask_blanks_random_squares(train, share):
     batch = raw()
     batch["image"].clamp_(min=200)
     made = transformed(batch, train=train, mask=share)
@@ -88,7 +88,7 @@ def test_squares_are_blanked(train, share):
     torch.testing.assert_close(seen[elsewhere], made["clean"][elsewhere])
 
 
-def test_a_users_image_is_left_as_it_is():
+def test_a_users_image_is_not_corrupted():
     settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.5, mask=0.5)
     batch = raw()
     made = RECONSTRUCTION.prepare(settings, DATA)(batch, BatchRng(0, 6, slice(0, 6)))
@@ -96,7 +96,7 @@ def test_a_users_image_is_left_as_it_is():
     assert "seen" not in made
 
 
-def test_an_evaluation_moves_nothing():
+def test_evaluations_do_not_mirror_or_shift():
     batch = raw()
     made = transformed(batch, train=False, flip=True, crop_padding=3)
     assert torch.equal(made["clean"], batch["image"] / 255)
@@ -124,12 +124,12 @@ def test_images_are_mirrored_and_shifted_inside_their_extent():
     assert {way[0] for way in found} == {False, True}
 
 
-def test_one_pixel_can_be_shifted():
+def test_images_of_one_pixel_can_be_shifted():
     made = transformed(raw(4, extents=(1, 1)), flip=True, crop_padding=5)
     assert torch.equal(made["clean"], raw(4, extents=(1, 1))["image"] / 255)
 
 
-def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
+def test_augmentation_does_not_depend_on_the_ranks():
     batch = raw()
     settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.2, mask=0.3)
     transform = RECONSTRUCTION.augment(settings, DATA, train=True)
@@ -144,18 +144,18 @@ def test_what_happens_to_an_image_does_not_depend_on_the_ranks():
 @pytest.mark.parametrize(
     "wrong", [{"crop_padding": -1}, {"noise": -0.1}, {"noise": math.inf}, {"mask": 1.0}]
 )
-def test_wrong_settings_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(UsageError, match=rf"augment\.{name} = "):
         ReconstructionAugment(**wrong)
 
 
-def test_a_shift_beyond_the_image_is_refused():
+def test_padding_larger_than_the_image_is_refused():
     with pytest.raises(UsageError, match="28 by 21 pixels"):
         RECONSTRUCTION.augment(ReconstructionAugment(crop_padding=21), DATA, train=True)
 
 
-def test_targets_are_the_images_themselves():
+def test_targets_are_the_images_without_padding():
     batch = raw(extents=(11, 15))
     expected = [image[:, :11, :15] for image in batch["image"]]
     for given in (batch, transformed(batch, train=False, noise=0.3, mask=0.5)):
@@ -168,7 +168,7 @@ def prediction(image: torch.Tensor, numbers: int = 8, **more):
     return {"image": image, "code": code, "bits": 16 * numbers, **more}
 
 
-def test_figures_are_means_over_the_images():
+def test_metrics_are_means_over_the_images():
     batch = raw(4)
     targets = RECONSTRUCTION.targets(batch)
     made = [(t["image"] / 255 + 0.02 * i).clamp(0, 1) for i, t in enumerate(targets)]
@@ -191,14 +191,14 @@ def test_figures_are_means_over_the_images():
     assert RECONSTRUCTION.error_score(records[0]) == records[0]["mse"]
 
 
-def test_an_image_off_by_half_a_level_is_not_rounded_to_the_right_one():
+def test_reconstructions_are_not_rounded_to_bytes():
     (target,) = RECONSTRUCTION.targets(raw(1))
     made = (target["image"] + 0.4) / 255
     record = RECONSTRUCTION.make_record(prediction(made), target, DATA)
     assert record["mse"] == pytest.approx((0.4 / 255) ** 2, rel=1e-3)
 
 
-def test_no_records_have_no_figures():
+def test_metrics_of_no_records_are_refused():
     with pytest.raises(TesseraError, match="no predictions"):
         RECONSTRUCTION.metrics([], DATA)
 
@@ -207,7 +207,7 @@ def test_no_records_have_no_figures():
 @pytest.mark.parametrize(
     "size", [(28, 21), (20, 13), (40, 60), (10, 50), (29, 21), (7, 21), (1, 1)]
 )
-def test_a_reconstruction_gets_the_size_of_its_image(fit, size):
+def test_reconstructions_are_converted_to_the_image_size(fit, size):
     """A network that answers just what it sees gives the image again, as far as it saw it."""
     rows, columns = (torch.arange(side) / 100 for side in size)
     image = (100 + 50 * (rows[:, None] + columns).sin()).expand(3, -1, -1).round().byte()
@@ -228,7 +228,7 @@ def test_a_reconstruction_gets_the_size_of_its_image(fit, size):
     assert int(shown.sum()) == 3 * kept
 
 
-def test_an_answer_is_plain_json():
+def test_predictions_are_plain_json():
     image = torch.rand(3, 28, 21)
     answer = RECONSTRUCTION.prediction_to_json(prediction(image, 4, mse=0.01), DATA)
     assert json.loads(json.dumps(answer)) == answer
@@ -236,7 +236,7 @@ def test_an_answer_is_plain_json():
     assert set(RECONSTRUCTION.prediction_to_json(prediction(image, 4), DATA)) == {"code", "bits"}
 
 
-def test_panels_show_what_was_seen_only_where_it_was_corrupted():
+def test_panels_show_the_input_if_it_was_corrupted():
     image = torch.randint(0, 256, DATA.shape, dtype=torch.uint8)
     made = prediction(image / 255, mse=0.01)
     target = {"image": image}
@@ -251,7 +251,7 @@ def test_panels_show_what_was_seen_only_where_it_was_corrupted():
     assert decoded.caption == "from a code"
 
 
-def test_training_samples_are_what_is_seen_beside_what_is_asked():
+def test_sample_panels_show_target_and_corrupted_input():
     batch = raw(3, extents=(11, 15))
     (group, *_) = RECONSTRUCTION.sample_panels(transformed(batch), DATA)
     assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
@@ -262,7 +262,7 @@ def test_training_samples_are_what_is_seen_beside_what_is_asked():
     assert torch.equal(group[1].image, made["seen"][0, :, :11, :15])
 
 
-def test_the_picture_is_rounded():
+def test_the_image_file_is_rounded():
     values = torch.tensor([0.0, 0.4, 0.6, 254.6, 255.0, 300, -20]) / 255
     made = RECONSTRUCTION.prediction_to_image(prediction(values.reshape(1, 1, 7)))
     assert made.flatten().tolist() == [0, 0, 1, 255, 255, 255, 0]

@@ -57,7 +57,7 @@ def records(predictions, truths):
 
 
 @pytest.mark.parametrize("absent", [(), (4,), (3, 4)])
-def test_figures_agree_with_scikit_learn(absent):
+def test_metrics_agree_with_scikit_learn(absent):
     from sklearn import metrics as sklearn_metrics
 
     truths = masks(4, absent)
@@ -80,7 +80,7 @@ def test_figures_agree_with_scikit_learn(absent):
     assert torch.equal(TASK.confusion(found, SPEC), torch.from_numpy(expected))
 
 
-def test_a_class_only_in_answers_counts_as_wrong():
+def test_a_class_only_in_predictions_has_an_iou_of_zero():
     truth = torch.zeros(2, 4, dtype=torch.uint8)
     answer = truth.clone()
     answer[0, 0] = 3
@@ -90,13 +90,13 @@ def test_a_class_only_in_answers_counts_as_wrong():
     assert metrics["miou"] == 7 / 16
 
 
-def test_figures_do_not_depend_on_the_order():
+def test_metrics_do_not_depend_on_the_order():
     truths = masks(6)
     found = records(said(truths), truths)
     assert TASK.metrics(found[::-1], SPEC) == TASK.metrics(found, SPEC)
 
 
-def test_pixels_without_a_class_count_nowhere():
+def test_pixels_without_a_class_are_ignored():
     truth = torch.full((3, 3), 255, dtype=torch.uint8)
     (empty,) = records([{"mask": torch.ones(3, 3, dtype=torch.uint8)}], [truth])
     assert int(empty["counts"].sum()) == 0
@@ -108,7 +108,7 @@ def test_pixels_without_a_class_count_nowhere():
     assert TASK.metrics([*some, empty], SPEC) == TASK.metrics(some, SPEC)
 
 
-def test_badness_is_greatest_where_most_is_wrong():
+def test_error_score_grows_with_wrong_pixels():
     truths = masks(3)
     right = [{"mask": torch.where(t == 255, 0, t)} for t in truths]
     wrong = [{"mask": (r["mask"] + 1) % 5} for r in right]
@@ -118,7 +118,7 @@ def test_badness_is_greatest_where_most_is_wrong():
     assert 0 < TASK.error_score(some) < 1
 
 
-def test_what_does_not_fit_is_refused():
+def test_masks_of_another_size_or_class_are_refused():
     truth = torch.zeros(3, 3, dtype=torch.uint8)
     with pytest.raises(TesseraError, match=r"\(2, 3\) pixels, its target \(3, 3\)"):
         TASK.make_record({"mask": truth[:2]}, {"mask": truth}, SPEC)
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused():
         TASK.make_record({"mask": truth + 5}, {"mask": truth}, SPEC)
 
 
-def test_answer_picture_and_panels():
+def test_json_image_and_panels():
     mask = torch.tensor([[0, 0, 1], [2, 0, 255]], dtype=torch.uint8)
     prediction = {"mask": mask, "confidence": 0.75}
     answer = TASK.prediction_to_json(prediction, SPEC)
@@ -150,7 +150,7 @@ def test_answer_picture_and_panels():
 
 @pytest.mark.parametrize("size", [(40, 30), (10, 17), (24, 24), (9, 60)])
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
-def test_restore_undoes_the_fitting(size, fit):
+def test_to_original_size_undoes_each_fit(size, fit):
     """A mask that is fitted as an image is, whole blocks of it, comes back."""
     mask = torch.zeros(1, *size, dtype=torch.uint8)
     mask[:, size[0] // 2 :] += 1
@@ -179,7 +179,7 @@ def test_restore_undoes_the_fitting(size, fit):
         assert all(back["mask"][r, c] == mask[0, r, c] for r, c in corners)
 
 
-def test_restore_of_a_larger_frame_and_a_shift():
+def test_to_original_size_of_a_shifted_image():
     mask = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
     seen = View((2, 6), (3, 4), shift=(1, -1))
     back = TASK.to_original_size({"mask": mask, "confidence": 1.0}, seen)["mask"]
@@ -245,14 +245,14 @@ def test_evaluation_only_normalises():
     assert "mask" not in TASK.prepare(EVERYTHING, spec)(unknown, rows(3))
 
 
-def test_without_settings_the_whole_image_stays():
+def test_without_settings_images_are_unchanged():
     batch = batch_of(2, 20, 16)
     seen = transformed(SegmentationAugment(), batch)
     torch.testing.assert_close(seen["image"] * 255, batch["image"].float())
     assert torch.equal(seen["mask"], batch["mask"])
 
 
-def test_patches_are_cut_out_as_they_are():
+def test_patches_are_crops_of_the_image():
     """Each patch is one of those that the turned and mirrored image has, its mask the same one."""
     batch = batch_of(6, 21, 17)
     batch["mask"] = torch.randint(0, 251, (6, 21, 17), generator=generator()).to(torch.uint8)
@@ -289,7 +289,7 @@ def _turned(pixels: torch.Tensor, turn: int, flip: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [EVERYTHING, SegmentationAugment(patch=8, zoom=0.5)])
-def test_mask_and_image_stay_together(settings):
+def test_masks_follow_the_image(settings):
     """Of a picture of two halves the mask says in nearly every pixel which one it is."""
     settings = dataclasses.replace(settings, brightness=0.0, contrast=0.0)
     batch = batch_of(8, 40, 32)
@@ -303,7 +303,7 @@ def test_mask_and_image_stay_together(settings):
     assert float(agree[mask != 255].float().mean()) > 0.99
 
 
-def test_zoom_shows_more_and_less_of_the_picture():
+def test_zoom_shows_more_or_less_of_the_image():
     batch = batch_of(64, 40, 40)
     ramp = torch.arange(40, dtype=torch.uint8).expand(64, 1, 40, 40)
     batch["image"] = ramp
@@ -314,7 +314,7 @@ def test_zoom_shows_more_and_less_of_the_picture():
     assert float(steps.min()) < 0.8 < 1.25 < float(steps.max())
 
 
-def test_elastic_bends_smoothly():
+def test_elastic_deforms_smoothly():
     batch = batch_of(32, 40, 40)
     batch["image"] = torch.arange(40, dtype=torch.uint8).expand(32, 1, 40, 40)
     seen = transformed(SegmentationAugment(elastic=2.0), batch)["image"] * 255
@@ -325,7 +325,7 @@ def test_elastic_bends_smoothly():
 
 
 @pytest.mark.parametrize("elastic", [0.0, 1.0])
-def test_patches_lie_in_the_picture_where_it_is_large_enough(elastic):
+def test_patches_are_inside_images_that_are_large_enough(elastic):
     """What was added to fill the frame is never seen: its pixels are 0, those of pictures are not;
     where the picture is too small it is mirrored and has no class."""
     extents = [[24, 20], [12, 9], [5, 24], [1, 1]]
@@ -349,7 +349,7 @@ def test_patches_lie_in_the_picture_where_it_is_large_enough(elastic):
     assert known[3].tolist() == [1] * 6
 
 
-def test_a_whole_image_that_is_turned_keeps_its_frame():
+def test_a_rotated_whole_image_keeps_its_frame():
     batch = batch_of(16, 20, 12)
     seen = transformed(SegmentationAugment(rotate=True), batch)
     assert seen["image"].shape == (16, 1, 20, 12)
@@ -358,7 +358,7 @@ def test_a_whole_image_that_is_turned_keeps_its_frame():
 
 
 @pytest.mark.parametrize("settings", [EVERYTHING, SegmentationAugment(flip=True, contrast=0.1)])
-def test_what_happens_to_a_sample_does_not_depend_on_the_ranks(settings):
+def test_augmentation_does_not_depend_on_the_ranks(settings):
     batch = batch_of(7, 24, 24)
     whole = transformed(settings, batch)
     for start, count in ((0, 4), (4, 2), (6, 1)):
@@ -370,7 +370,7 @@ def test_what_happens_to_a_sample_does_not_depend_on_the_ranks(settings):
     assert not torch.equal(again["image"], whole["image"])
 
 
-def test_colours_change_and_classes_stay():
+def test_brightness_and_contrast_do_not_change_masks():
     spec = dataclasses.replace(SPEC, mean=(0.5,), std=(0.25,))
     batch = batch_of(40, 8, 8)
     batch["image"] = torch.full_like(batch["image"], 255)
@@ -384,7 +384,7 @@ def test_colours_change_and_classes_stay():
     assert 1.13 < float(shown.max()) <= 1.2 + 1e-6
 
 
-def test_samples_show_some_patches_with_their_truth():
+def test_sample_panels_show_patches_with_their_truth():
     batch = batch_of(3, 24, 24)
     shown = TASK.sample_panels(transformed(dataclasses.replace(EVERYTHING, patches=6), batch), SPEC)
     assert [len(group) for group in shown] == [4, 4, 4]
@@ -408,6 +408,6 @@ def test_samples_show_some_patches_with_their_truth():
         ({"contrast": 2.0}, "augment.contrast = 2.0"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         SegmentationAugment(**settings)

@@ -55,7 +55,7 @@ def by_bicubic(image: torch.Tensor, scale: int) -> dict:
     return {"image": enlarge(low, scale), "low": low}
 
 
-def test_figures_are_those_of_scikit_image_on_luma_without_the_border():
+def test_metrics_agree_with_scikit_image_on_cropped_luma():
     from skimage.color import rgb2ycbcr
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -78,7 +78,7 @@ def test_figures_are_those_of_scikit_image_on_luma_without_the_border():
     assert record["ssim"] == pytest.approx(likeness[5:-5, 5:-5].mean())
 
 
-def test_the_small_image_is_what_pillow_makes_of_it():
+def test_reducing_agrees_with_pillow():
     from PIL import Image
 
     image = texture(40, 48)
@@ -91,7 +91,7 @@ def test_the_small_image_is_what_pillow_makes_of_it():
     assert (reduce(image, 2) - theirs)[inside].abs().max() <= 1
 
 
-def test_a_perfect_answer_and_bicubic_itself():
+def test_metrics_of_a_perfect_and_of_a_bicubic_prediction():
     image = texture(40, 48)
     plain = by_bicubic(image, 2)
     perfect = {**plain, "image": image}
@@ -106,20 +106,20 @@ def test_a_perfect_answer_and_bicubic_itself():
         UPSCALING.metrics([], DATA)
 
 
-def test_an_answer_of_another_size_is_refused():
+def test_a_prediction_of_another_size_is_refused():
     with pytest.raises(TesseraError, match="its target"):
         UPSCALING.make_record(by_bicubic(texture(20, 20), 2), {"image": texture(30, 30)}, DATA)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (3, 3), (5, 4)])
-def test_images_smaller_than_border_and_scale(size, channels):
+def test_metrics_of_images_smaller_than_the_border(size, channels):
     image = texture(*size, channels=channels)
     record = UPSCALING.make_record(by_bicubic(image, 4), {"image": image}, DATA)
     assert all(np.isfinite(value) for value in record.values())
 
 
-def test_evaluation_sees_whole_images_each_of_its_own_size():
+def test_evaluations_see_whole_images_in_their_own_sizes():
     images = [texture(40, 48), texture(21, 33, seed=1), texture(1, 5, seed=2)]
     seen = transformed(batch_of(*images), train=False, scale=2)
     assert seen["extent"].tolist() == [[20, 24], [10, 16], [1, 2]]
@@ -134,7 +134,7 @@ def test_evaluation_sees_whole_images_each_of_its_own_size():
     torch.testing.assert_close(pixels, reduce(images[0], 2), atol=1e-3, rtol=0)
 
 
-def test_targets_are_the_pictures_without_what_fills_the_frame():
+def test_targets_are_the_images_without_padding():
     images = [texture(40, 48), texture(21, 33, seed=1)]
     for target, image in zip(UPSCALING.targets(batch_of(*images)), images):
         assert torch.equal(target["image"], image)
@@ -149,7 +149,7 @@ def test_a_users_image_is_not_reduced():
     assert "high" not in prepared
 
 
-def test_training_sees_patches_and_what_they_were_reduced_from():
+def test_training_sees_reduced_patches_and_their_originals():
     batch = batch_of(texture(40, 48), texture(21, 33, seed=1))
     seen = transformed(batch, train=True, scale=3, patch=24, patches=5)
     assert seen["image"].shape == (2, 5, 3, 8, 8)
@@ -167,7 +167,7 @@ def numbered(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_patches_are_squares_of_the_image_mirrored_and_turned(turned):
+def test_patches_are_mirrored_and_rotated_crops(turned):
     image = numbered(30, 37)
     settings = {"patch": 8, "patches": 200, "flip": turned, "turn": turned}
     seen = transformed(batch_of(image), train=True, **settings)
@@ -191,7 +191,7 @@ def test_patches_are_squares_of_the_image_mirrored_and_turned(turned):
     assert (min(tops), max(tops), min(lefts), max(lefts)) == (0, 22, 0, 29)
 
 
-def test_patches_lie_inside_the_picture_and_smaller_ones_are_mirrored():
+def test_patches_are_inside_the_image_or_reflected():
     batch = batch_of(numbered(40, 40), numbered(5, 3))
     seen = transformed(batch, train=True, patch=16, patches=20)
     small = (seen["high"][1] * 255).round()
@@ -202,7 +202,7 @@ def test_patches_lie_inside_the_picture_and_smaller_ones_are_mirrored():
     assert steps.max() <= 1, "no jump where it is mirrored"
 
 
-def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
+def test_augmentation_does_not_depend_on_the_ranks():
     batch = batch_of(*(texture(40, 48, seed=s) for s in range(5)))
     transform = UPSCALING.augment(UpscalingAugment(patch=16), DATA, train=True)
     whole = transform(batch, BatchRng(3, 5, slice(0, 5)))
@@ -214,7 +214,7 @@ def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
     assert not torch.equal(other["high"], whole["high"])
 
 
-def test_panels_show_the_middle_as_given_by_bicubic_by_the_network_and_the_truth():
+def test_panels_show_input_bicubic_prediction_and_truth():
     image = texture(200, 130)
     prediction = by_bicubic(image, 2)
     panels = UPSCALING.panels(image, prediction, {"image": image}, DATA)
@@ -231,7 +231,7 @@ def test_panels_show_the_middle_as_given_by_bicubic_by_the_network_and_the_truth
     assert torch.equal(UPSCALING.prediction_to_image(prediction), prediction["image"])
 
 
-def test_samples_are_a_patch_and_its_truth():
+def test_sample_panels_show_a_patch_and_its_target():
     batch = batch_of(texture(40, 48), texture(21, 33, seed=1))
     seen = transformed(batch, train=True, patch=24, patches=3)
     for row, (low, high) in enumerate(UPSCALING.sample_panels(seen, DATA)):
@@ -249,6 +249,6 @@ def test_samples_are_a_patch_and_its_truth():
         ({"patches": 0}, "augment.patches = 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, named):
+def test_invalid_settings_are_refused(settings, named):
     with pytest.raises(UsageError, match=named):
         UpscalingAugment(**settings)

@@ -96,7 +96,7 @@ def test_few_shot_agrees_with_brute_force():
     assert 0.4 < metric < 0.95
 
 
-def test_figures_depend_on_neither_order_nor_threads_nor_blocks(monkeypatch):
+def test_metrics_do_not_depend_on_order_threads_or_blocks(monkeypatch):
     records = scattered(count=120)
     metrics = VERIFICATION.metrics(records, SPEC)
     shuffled = random.Random(1).sample(records, len(records))
@@ -107,7 +107,7 @@ def test_figures_depend_on_neither_order_nor_threads_nor_blocks(monkeypatch):
     assert VERIFICATION.metrics(records[1:], SPEC) != metrics
 
 
-def test_classes_far_apart_are_told_apart():
+def test_metrics_of_well_separated_classes():
     """The threshold lies in the middle of the gap."""
     labels = torch.arange(40) % 4
     metrics = VERIFICATION.metrics(compared(torch.eye(4)[labels], labels), SPEC)
@@ -116,21 +116,21 @@ def test_classes_far_apart_are_told_apart():
     assert metrics["threshold"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_one_embedding_for_all_is_worth_nothing():
+def test_metrics_of_identical_embeddings():
     labels = torch.arange(40) % 4
     metrics = VERIFICATION.metrics(compared(torch.ones(40, 3), labels), SPEC)
     assert metrics["eer"] == 0.5
     assert all(metrics[name] == 0 for name in ("tar_far_1e2", "recall_at_1", "few_shot_5"))
 
 
-def test_opposite_embeddings_are_counted():
+def test_pairs_of_opposite_embeddings_count():
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
     metrics = VERIFICATION.metrics(compared(rows, torch.tensor([0, 0, 1, 1])), SPEC)
     assert (metrics["eer"], metrics["recall_at_1"]) == (0, 1)
     assert "few_shot_5" not in metrics
 
 
-def test_classes_with_few_images():
+def test_few_shot_needs_enough_images():
     """One with a single image is only another's other; those with up to 5 are in no draw."""
     labels = torch.tensor([0] * 8 + [1] * 7 + [2] * 5 + [3])
     records = compared(torch.eye(4)[labels] + 0.01 * torch.arange(21.0)[:, None].sin(), labels)
@@ -150,7 +150,7 @@ def test_a_split_without_pairs_is_refused(labels, message):
         VERIFICATION.metrics(records, SPEC)
 
 
-def test_what_is_no_embedding_is_refused():
+def test_embeddings_that_are_not_finite_are_refused():
     records = compared(torch.eye(3), torch.tensor([0, 0, 1]))
     records[1]["embedding"] = torch.tensor([float("nan"), 0.0, 0.0])
     with pytest.raises(TesseraError, match="not finite"):
@@ -166,7 +166,7 @@ def test_ten_thousand_images_take_seconds():
     assert time.process_time() - started < 10
 
 
-def test_the_nearest_are_related():
+def test_related_images_are_the_most_similar():
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.96, 0.28]])
     records = compared(rows, torch.tensor([0, 1, 2, 9]))
     assert VERIFICATION.related_images(records, 0) == [
@@ -180,7 +180,7 @@ def test_the_nearest_are_related():
     assert 7 not in [position for position, _ in related]
 
 
-def test_answer_and_captions():
+def test_json_and_captions():
     prediction = {"embedding": torch.tensor([0.6, 0.8])}
     assert VERIFICATION.prediction_to_json(prediction, SPEC) == {
         "embedding": [pytest.approx(0.6), pytest.approx(0.8)]
@@ -229,7 +229,7 @@ def moments(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     )
 
 
-def test_images_are_turned_slanted_and_zoomed_by_as_much_as_is_said():
+def test_rotation_shear_and_zoom_are_as_large_as_set():
     """A bright bar, twice as far from the left and right edges as its image is high."""
     image = torch.zeros(1, 41, 81, dtype=torch.uint8)
     image[:, 19:22, 30:51] = 255
@@ -258,7 +258,7 @@ def _steepness(images: torch.Tensor) -> torch.Tensor:
     return torch.rad2deg(torch.atan2(2 * both, columns - rows) / 2) % 180
 
 
-def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
+def test_augmentation_does_not_depend_on_the_ranks():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
     batch = {"image": images, "label": torch.arange(12) % 5}
@@ -273,7 +273,7 @@ def test_what_happens_to_a_sample_does_not_depend_on_the_ranks():
 
 
 @pytest.mark.parametrize("settings", [{"rotate": 200.0}, {"shear": -0.1}, {"zoom": 0.6}])
-def test_wrong_settings_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     (name,) = settings
     with pytest.raises(UsageError, match=rf"augment\.{name} = "):
         VerificationAugment(**settings)
