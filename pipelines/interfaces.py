@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class World:
-    """The place of a worker in its group.
+    """Which worker of a group this is, and its device.
 
     Args:
         rank: 0 for the worker that leads, which writes files and reports results.

@@ -171,14 +171,7 @@ def train(
     status, delivery_seconds = "FAILED", DELIVERY_SECONDS
     failed_events = 0
     try:
-        payload = TrainingPayload(
-            recipe=setup.recipe,
-            card=setup.card,
-            run_dir=run.folder,
-            until_epoch=until_epoch,
-            changing=run.changing,
-            cache=cache_payload(),
-        )
+        payload = _payload(run, setup, until_epoch)
         summary = execute(payload, StoppableEmit(event_log, stop) if stop else event_log)
         best = run.folder / CHECKPOINTS / summary.checkpoint
         _check_recipe(best.with_name(summary.newest), setup.recipe)
@@ -206,6 +199,17 @@ def train(
         median_speed(run),
         failed_events,
         tracker.link(),
+    )
+
+
+def _payload(run: Run, setup: TrainingSetup, until_epoch: int | None) -> TrainingPayload:
+    return TrainingPayload(
+        recipe=setup.recipe,
+        card=setup.card,
+        run_dir=run.folder,
+        until_epoch=until_epoch,
+        changing=run.changing,
+        cache=cache_payload(),
     )
 
 
