@@ -82,6 +82,25 @@ def replace_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yields a new, empty folder beside `path`. When the block ends without an error it becomes
+    `path`, in place of a folder that is there; otherwise it is removed.
+
+    A process that is killed leaves `.NAME-XXXXXXXX`. Between the removal of an old folder and the
+    rename there is neither: a folder can't be exchanged in one step. Raises OSError.
+    """
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _is_stream(path: Path) -> bool:
     return bool(_STREAMS.fullmatch(str(path))) or (path.exists() and not path.is_file())
 

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.recipe import Recipe
+from pipelines.storage.atomic import replace_folder
 
 MANIFEST = "manifest.json"
 MODEL_FILES = ("weights.safetensors", "recipe.json", "card.json")
@@ -109,28 +109,24 @@ def save(
     """Writes the folder `step-NNNNNNNNN` below `folder`, complete or not at all; returns its path.
     Raises TesseraError if it can't be written."""
     target = folder / name_of(progress.step)
-    scratch = folder / f".{target.name}-{uuid.uuid4().hex[:8]}"
-    scratch.mkdir(parents=True)
     try:
-        _save_tensors(weights, scratch / "weights.safetensors")
-        if training is not None:
-            _save_tensors(training, scratch / "training.safetensors")
-        tensors: dict[str, Tensor] = {}
-        numbers: dict[str, Any] = {}
-        for part, optimizer in optimizers.items():
-            packed, numbers[part] = pack_optimizer(optimizer)
-            tensors.update({f"{part}/{key}": value for key, value in packed.items()})
-        _save_tensors(tensors, scratch / "optimizer.safetensors")
-        _write(scratch / "optimizer.json", json.dumps(numbers, indent=1))
-        _write(scratch / "recipe.json", recipe.to_json())
-        _write(scratch / "card.json", card.to_json())
-        _write(scratch / "progress.json", json.dumps(asdict(progress), indent=1))
-        _seal(scratch)
-        if target.exists():  # the same step, repeated after a restart
-            shutil.rmtree(target)
-        scratch.rename(target)
+        # A folder that is there has the same step, from before a restart.
+        with replace_folder(target) as part_folder:
+            _save_tensors(weights, part_folder / "weights.safetensors")
+            if training is not None:
+                _save_tensors(training, part_folder / "training.safetensors")
+            tensors: dict[str, Tensor] = {}
+            numbers: dict[str, Any] = {}
+            for part, optimizer in optimizers.items():
+                packed, numbers[part] = pack_optimizer(optimizer)
+                tensors.update({f"{part}/{key}": value for key, value in packed.items()})
+            _save_tensors(tensors, part_folder / "optimizer.safetensors")
+            _write(part_folder / "optimizer.json", json.dumps(numbers, indent=1))
+            _write(part_folder / "recipe.json", recipe.to_json())
+            _write(part_folder / "card.json", card.to_json())
+            _write(part_folder / "progress.json", json.dumps(asdict(progress), indent=1))
+            _seal(part_folder)
     except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise TesseraError(
             f"checkpoint {target} can't be written: {error.strerror or error}",
             hint="the checkpoint before it is intact; free some space and use --resume",
@@ -179,22 +175,17 @@ def copy_checkpoints(source: Path, target: Path) -> str:
     if state is None:
         raise TesseraError(f"{source} has no intact checkpoint", hint="; ".join(notices))
     best = name_of(state.progress.best_step) if state.progress.best_step else state.path.name
-    scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        for name in {state.path.name, best}:
-            shutil.copytree(source / name, scratch / name)
-            verify(scratch / name)
-        digest = verify(scratch / state.path.name)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.rename(target)
+        with replace_folder(target) as copies:
+            for name in {state.path.name, best}:
+                shutil.copytree(source / name, copies / name)
+                verify(copies / name)
+            digest = verify(copies / state.path.name)
     except OSError as error:
         raise TesseraError(
             f"checkpoint {state.path} can't be copied: {error.strerror or error}",
             hint="free some space and use --resume",
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return digest
 
 

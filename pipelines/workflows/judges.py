@@ -35,13 +35,12 @@ def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
     """Puts the files of the recipe's judge, if it has one, into `folder`."""
     if not recipe.judge or folder.exists():
         return
+    from pipelines.storage.atomic import replace_folder
     from pipelines.training import checkpoints
     from pipelines.workflows import model_reference
 
     with tempfile.TemporaryDirectory() as scratch:
         found = registry.download(model_reference.resolve(registry, recipe.judge), Path(scratch))
         checkpoints.check_digest(found, recipe.judge_digest)
-        unfinished = folder.with_name(f".{folder.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(found, unfinished)
-        unfinished.rename(folder)
+        with replace_folder(folder) as copy:
+            shutil.copytree(found, copy, dirs_exist_ok=True)

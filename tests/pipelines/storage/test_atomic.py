@@ -109,3 +109,18 @@ def test_replace_file_gives_a_path_of_the_same_kind(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert target.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_replace_folder_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint"
+    for content in ("old", "new"):
+        with atomic.replace_folder(target) as part:
+            (part / "file").write_text(content)
+            assert part.parent == tmp_path
+            assert (target / "file").exists() == (content == "new")
+        assert (target / "file").read_text() == content
+    with suppress(KeyboardInterrupt), atomic.replace_folder(target) as part:
+        (part / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert (target / "file").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
