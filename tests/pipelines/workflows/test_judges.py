@@ -36,7 +36,7 @@ def test_the_whole_way(
     assert "--set judge=models:/" in refused.err
     absent = call(*gan, "--set", "judge=models:/nobody")
     assert absent.status == 1
-    assert "no registered model 'nobody'" in absent.err
+    assert "no model is registered yet" in absent.err
     assert not list(Context.from_environment().runs_dir.glob("dcgan-*")), (
         "what is refused leaves nothing behind"
     )
