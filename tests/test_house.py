@@ -6,6 +6,7 @@ The rules themselves are explained in CONTRIBUTING.md.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -47,6 +48,11 @@ HEAVY = {
     *("fsspec", "s3fs", "pycocotools", "onnx", "onnxscript", "onnxruntime"),
 }
 """Libraries that no module of ours loads when it is imported."""
+
+IMPORT_LINE = re.compile(
+    rf"^\s*((?:from (?:{'|'.join(OURS)})[\w.]* import|import (?:{'|'.join(OURS)})\b)[^;\n#]*)", re.M
+)
+"""An import of ours, alone on its line or before a semicolon."""
 
 MOST_LINES = 450
 NOT_MIRRORED = ("support", "integration", "faults", "docs", "benchmarks", "deploy")
@@ -285,6 +291,70 @@ def test_mlflow_folder_shadows_nothing() -> None:
     assert not list((ROOT / "mlflow").rglob("*.py"))
 
 
+# ── programs in strings ───────────────────────────────────────────────────────────────────────
+
+
+def test_programs_in_strings_import_what_exists() -> None:
+    """Tests and benchmarks run programs that are written in strings, which no checker reads."""
+    files = {*TESTS.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")} - {Path(__file__)}
+    check(problem for path in files for problem in _unknown_imports(path))
+
+
+def _unknown_imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for line in IMPORT_LINE.findall(node.value):
+                if problem := _unknown_import(line):
+                    yield f"{name_of(path)}:{node.lineno}: {line}: {problem}"
+
+
+def _unknown_import(line: str) -> str | None:
+    """What is wrong with an import of ours; None if it resolves, or if it is no Python."""
+    try:
+        (statement,) = ast.parse(line).body
+    except SyntaxError:  # prose, or a line that a bracket continues
+        return None
+    if isinstance(statement, ast.Import):
+        wrong = [alias.name for alias in statement.names if not _is_module(alias.name)]
+        return f"there is no module {wrong[0]}" if wrong else None
+    assert isinstance(statement, ast.ImportFrom)
+    assert statement.module is not None
+    if not _is_module(statement.module):
+        return f"there is no module {statement.module}"
+    wrong = [a.name for a in statement.names if not _is_defined(statement.module, a.name)]
+    return f"{statement.module} has no {wrong[0]}" if wrong else None
+
+
+def _is_module(name: str) -> bool:
+    return (
+        name.split(".")[0] not in OURS
+        or name in MODULES
+        or (ROOT / name.replace(".", "/")).is_dir()
+    )
+
+
+def _is_defined(module: str, name: str) -> bool:
+    if _is_module(f"{module}.{name}"):
+        return True
+    return name in _names(MODULES[module]) if module in MODULES else False
+
+
+@cache
+def _names(path: Path) -> frozenset[str]:
+    """The names that a module defines or imports at any depth outside of functions."""
+    names: set[str] = set()
+    for node in _top(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+    if path == ROOT / "tessera.py":  # its names are loaded when used, from a table of strings
+        names |= {str(n.value) for n in ast.walk(tree(path)) if isinstance(n, ast.Constant)}
+    return frozenset(names)
+
+
 # ── tests mirror modules ──────────────────────────────────────────────────────────────────────
 
 
@@ -324,6 +394,17 @@ def test_the_reader_of_imports_sees_functions_and_classes(tmp_path: Path) -> Non
     file.write_text("import a\ndef f():\n    from ray import b\nclass C:\n    import c\n")
     assert set(imports(file)) == {"a", "ray.b", "c"}
     assert set(imports(file, top_only=True)) == {"a", "c"}
+
+
+def test_an_import_in_a_string_is_resolved() -> None:
+    known = ["import tessera", "from pipelines.data import card, shards", "import models.core"]
+    assert not any(map(_unknown_import, known))
+    assert _unknown_import("from pipelines.data.card import Nothing")
+    assert _unknown_import("from pipelines.nothing import Card")
+    assert _unknown_import("import jobs.nothing")
+    assert IMPORT_LINE.findall("x = 1\n  from models import get; get()\n") == [
+        "from models import get"
+    ]
 
 
 def test_a_circle_is_found() -> None:
