@@ -32,9 +32,14 @@ BETTER, WORSE = 2, 1
 
 @pytest.fixture(scope="module")
 def home(own_home: Path, digits: Path) -> Path:
-    """Two versions: a poor one, and a good one that is champion after it."""
+    """Two versions of `digits`: a poor one, and a good one that is champion after it. `fresh` has
+    the same two and no champion."""
+    registry = services.open_registry(Context.from_environment())
     for epochs in (3, 10):
         number = fit(digits, epochs)
+        version = registry.version("digits", number)
+        folder = registry.download(version, own_home / f"version-{number}")
+        registry.register("fresh", folder, run_id=version.run_id, tags=dict(version.tags))
         assert promote.promote(f"digits/{number}").passed
     return own_home
 
@@ -60,8 +65,6 @@ def champion(call: Call, model: str = "digits") -> int | None:
 def test_the_decision_is_a_run_with_all_that_led_to_it(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
-    for epochs in (3, 10):
-        fit(digits, epochs, model="fresh")
     before = dict(services.open_registry(Context.from_environment()).version("fresh", WORSE).tags)
     dry = call("promote", f"fresh/{WORSE}", "--dry-run")
     assert (dry.status, "would be promoted" in dry.out) == (0, True)
