@@ -29,6 +29,9 @@ from pipelines.tracking import mlflow_runs
 if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
 
+SERVICES = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server"}
+"""Fixtures that start processes; a test that needs one is slow."""
+
 RAY_IS_HELD = pytest.StashKey[bool]()
 
 
@@ -55,8 +58,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first, so that the worker processes end together; of them first those that
-    share the Ray cluster."""
+    """Marks what needs a service as slow, and sorts the slow files first, so that the worker
+    processes end together; of them those first that share the Ray cluster."""
+    for item in items:
+        needs = SERVICES & set(getattr(item, "fixturenames", ()))
+        if needs or item.path.parent.name == "integration":
+            item.add_marker("slow")
     groups = {item: _group(item.nodeid.split("::")[0]) for item in items}
     slow = {groups[item] for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (groups[item] != "ray", groups[item] not in slow))

@@ -144,6 +144,7 @@ def test_photos_are_the_same_at_every_time(
     assert in_blob == in_tar == {path.read_bytes() for path in jpegs}
 
 
+@pytest.mark.slow
 def test_without_raw_data_a_set_is_left_out(tmp_path: Path) -> None:
     said = run("data_loading.py", "--data", tmp_path, "--work", tmp_path, "--results", tmp_path)
     assert "cifar10 is left out" in said
@@ -165,6 +166,7 @@ def test_bars_are_of_the_same_round(data_loading: ModuleType) -> None:
     assert data_loading.share(entry, "a", "c") is None
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_is_said(data_loading: ModuleType, tmp_path: Path) -> None:
     one = data_loading.Contender("ours", tmp_path / "nothing", None, tmp_path)
     one.turn(0.0, 0.1)

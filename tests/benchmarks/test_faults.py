@@ -26,6 +26,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "outcome"), [("die", "died"), ("lie", "wrong"), ("fail", "other"), ("hang", "hung")]
 )

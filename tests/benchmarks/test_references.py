@@ -66,6 +66,7 @@ def test_principal_components_are_scikit_learns(
     assert found["compression"] == 63 * 8 / (components * 16)
 
 
+@pytest.mark.slow
 def test_it_is_a_script(packed: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "pca", str(packed), "--components", "4", "--split", "val"],

@@ -166,6 +166,7 @@ def test_a_card_from_elsewhere_sends_a_reader_nowhere(where: str, root: str, tak
     open_storage(root)  # the control: as an address of the user's own it is one
 
 
+@pytest.mark.slow
 @pytest.mark.fault(12)
 def test_a_card_of_many_shards_is_read_in_time(make_set: MakeSet) -> None:
     _, card = make_set(3)
@@ -267,6 +268,7 @@ def test_a_pipe_in_a_data_set_is_not_waited_for(name: str, make_set: MakeSet) ->
             way(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.control(11)
 def test_a_pipe_is_waited_for_without_the_look(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -174,6 +174,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "WEBP", "TIFF"])
 def test_a_bomb_is_refused_and_takes_no_memory(form: str) -> None:

@@ -50,6 +50,7 @@ print("ended", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.control(15)
 def test_stock_webdataset_hangs_with_three_shards_on_two_ranks(
     make_set: MakeSet, tmp_path: Path

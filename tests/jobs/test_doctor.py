@@ -34,6 +34,7 @@ def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_all_is_well_here(tmp_path: Path) -> None:
     said = run(tmp_path, "--json")
     findings = {f["check"]: f for f in json.loads(said.stdout)}
@@ -56,6 +57,7 @@ def test_all_is_well_here(tmp_path: Path) -> None:
     assert "a Ray started here" in findings["ray"]["found"]
 
 
+@pytest.mark.slow
 def test_a_ray_that_never_answers_ends_at_the_limit(tmp_path: Path) -> None:
     before = {p.pid for p in psutil.process_iter()}
     with socket.create_server(("127.0.0.1", 0)) as silent:

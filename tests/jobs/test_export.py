@@ -29,6 +29,8 @@ from pipelines.training.setup import data_spec
 from pipelines.workflows import export, services, train
 from pipelines.workflows.context import Context
 
+pytestmark = pytest.mark.slow
+
 CROOKED = '''"""A cnn whose exported network forgets to divide the pixels by their deviation."""
 from models.cnn import Cnn
 

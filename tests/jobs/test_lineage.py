@@ -18,6 +18,8 @@ from pipelines.training import hardware
 from pipelines.workflows import evaluate, promote, reproduce, services, train
 from pipelines.workflows.context import Context
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def home(own_home: Path, digits: Path) -> Path:

@@ -27,6 +27,8 @@ from pipelines.training import loaded_model
 from pipelines.workflows import evaluate, promote, services, train
 from pipelines.workflows.context import Context
 
+pytestmark = pytest.mark.slow
+
 BETTER, WORSE = 2, 1
 
 

@@ -35,6 +35,7 @@ def build(name: str, data: DataSpec, **settings) -> nn.Module:
     return BACKBONE.build(BackboneConfig(name=name, **settings), data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_works_on_small_grey_images_and_loads_published_weights(name):
     net = build(name, spec(channels=1))
@@ -60,6 +61,7 @@ def test_the_stem_keeps_the_size_of_small_images():
     assert repr(large) == repr(bare)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
 def test_norms_adapt_in_a_short_training(name):
     """After 50 steps on the same images the statistics are theirs."""

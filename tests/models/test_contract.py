@@ -95,6 +95,7 @@ def test_every_parameter_gets_a_gradient(family):
     assert not without
 
 
+@pytest.mark.slow
 def test_overfits_one_batch(family):
     share = OVERFITS.get(family.task.name)
     if share is None:
@@ -179,6 +180,7 @@ def test_weights_survive_a_file_bit_for_bit(family, tmp_path):
     assert all(torch.equal(v, other.state_dict()[n]) for n, v in module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_exportable_agrees_with_predict_for_any_batch_size(family):
     module, data = examples.tiny(family).train(), examples.spec(family)
     exportable = family.exportable(module, data)
@@ -260,6 +262,7 @@ def trained_by_two(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks_stay_bit_identical(family, trained_by_two):
     first, second = (load_file(trained_by_two / f"{family.name}-{r}.safetensors") for r in (0, 1))
     assert first.keys() == second.keys()

@@ -125,6 +125,7 @@ def test_the_generator_learns_from_the_discriminators_new_weights():
     assert found[1] < found[0] / 10
 
 
+@pytest.mark.slow
 def test_learns_to_generate_two_kinds_of_images():
     """Images that are white on one side, of either kind: made ones become alike."""
     module = network(DataSpec("images", 1, 8, 8, (), (0.5,), (0.5,)), discriminator_norm="none")

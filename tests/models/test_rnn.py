@@ -67,6 +67,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_exported_and_half_precision_outputs_agree(kind):
     net = build(**kind).train()

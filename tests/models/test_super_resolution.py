@@ -91,6 +91,7 @@ def test_begins_close_to_bicubic_interpolation():
     assert far["psnr_gain"] < -5, "the control: without it, nothing is known at the beginning"
 
 
+@pytest.mark.slow
 def test_learns_to_exceed_bicubic_interpolation():
     module = built().train()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)

@@ -225,6 +225,7 @@ def test_large_images_are_predicted_in_tiles():
     assert sizes == [(48, 48)]
 
 
+@pytest.mark.slow
 def test_learns_from_the_context_of_a_pixel():
     """Squares are of one class or the other by what is far from their middle: a frame around them."""
     torch.manual_seed(0)

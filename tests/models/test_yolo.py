@@ -110,6 +110,7 @@ def test_overlapping_boxes_of_one_class_are_suppressed():
     assert (box_iou(many["boxes"], many["boxes"]).fill_diagonal_(0) > 0.1).any()
 
 
+@pytest.mark.slow
 def test_overfits_a_few_images():
     """The whole way: trained on eight painted images, it finds what is painted in them."""
     family = models.get("yolo")

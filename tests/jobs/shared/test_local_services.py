@@ -77,6 +77,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         tessera(folder, "down")
 
 
+@pytest.mark.slow
 def test_up_is_healthy_and_up_again_changes_nothing(home: Path) -> None:
     before = tessera(home, "status", "--json")
     assert before.returncode == 0
@@ -130,6 +131,7 @@ def test_mlflow_serves_the_embedded_store(home: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     """Ours that succeeds, ours that fails, and Ray's own command, all at once."""
     known = state(home)["environment"]
@@ -158,6 +160,7 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
     assert "classification" in said["ray"][0]
 
 
+@pytest.mark.slow
 def test_control_c_asks_and_stops_the_job(home: Path) -> None:
     """A first Ctrl-C with "n" follows on, a second with "y" stops."""
     keyboard, terminal = pty.openpty()
@@ -194,6 +197,7 @@ def test_control_c_asks_and_stops_the_job(home: Path) -> None:
         os.close(terminal)
 
 
+@pytest.mark.slow
 def test_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs last: it ends what the others use."""
     running = members(home, monkeypatch)

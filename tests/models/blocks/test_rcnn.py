@@ -130,6 +130,7 @@ def test_predictions_agree_with_torchvision(family):
             assert torch.equal(prediction["masks"], (one["masks"][:, 0] >= 0.5).byte())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_resnet50_fpn_has_torchvisions_parameters(name):
     """So that its weights on COCO fit."""

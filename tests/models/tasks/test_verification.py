@@ -159,6 +159,7 @@ def test_embeddings_that_are_not_finite_are_refused():
         VERIFICATION.metrics([], SPEC)
 
 
+@pytest.mark.slow
 def test_ten_thousand_images_take_seconds():
     records = scattered(count=10_000)
     started = time.process_time()

@@ -214,6 +214,7 @@ def _from_tar(name: str, inner: str, every: int = 1) -> list[Image.Image]:
         return [Image.open(io.BytesIO(file.read())).convert("RGB") for file in opened if file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "inner", "every", "bars"),
     [
@@ -243,6 +244,7 @@ def _mnist(name: str) -> Iterator[Image.Image]:
     return map(Image.fromarray, pixels.reshape(-1, 28, 28))
 
 
+@pytest.mark.slow
 def test_strokes_on_an_empty_ground_give_few_false_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """MNIST has no image twice; 8 of its 10,000 test images are in a pair all the same."""
     images = {"train": list(_mnist("train")), "test": list(_mnist("t10k"))}

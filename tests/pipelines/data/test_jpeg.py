@@ -265,6 +265,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_bomb_is_refused_from_its_header(progressive: bool) -> None:

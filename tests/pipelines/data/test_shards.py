@@ -77,6 +77,7 @@ def test_a_tar_reader_sees_only_regular_members(
     } == {ord("0")}
 
 
+@pytest.mark.slow
 def test_stock_webdataset_reads_the_shards(written: tuple[Path, SplitCard]) -> None:
     """In its own process, because importing webdataset is slow."""
     folder, card = written

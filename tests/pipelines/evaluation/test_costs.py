@@ -155,6 +155,7 @@ def test_no_more_calls_are_made_than_tell_something() -> None:
     assert len(asked) == 41, "one of them for its memory"
 
 
+@pytest.mark.slow
 def test_throughput_picks_the_best_batch() -> None:
     """A call costs 40 ms and 1 ms per image, beyond 4 images 30 ms per image. So 4 is best, and 16
     is the last that is tried."""

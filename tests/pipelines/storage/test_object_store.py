@@ -237,6 +237,7 @@ def uploaded(s3: str, make_set: Callable[..., tuple[Path, Card]]) -> Card:
     return card
 
 
+@pytest.mark.slow
 def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> None:
     here = pack.pack("digits", tmp_path / "digits", shard_samples=300)
     there = pack.pack("digits", s3, shard_samples=300)

@@ -68,6 +68,7 @@ def services(tmp_path: Path) -> Services:
     return Services(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_is_tracked_and_registered(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:

@@ -220,6 +220,7 @@ def test_frozen_parameters_do_not_change(digits: Path, tmp_path: Path) -> None:
     assert all(k.startswith("fc.") for k in moved), moved
 
 
+@pytest.mark.slow
 def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path: Path) -> None:
     """`integration/test_training.py` has two on a real Ray."""
     payload = {"recipe": small(digits).to_json(), "run_dir": str(tmp_path)}

@@ -101,6 +101,7 @@ def test_hostile_captions_and_class_names_are_only_text(tmp_path):
     assert all(pixels_of(path).std() > 1 for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 10, 100, 400])
 def test_confusion_matrix_at_any_number_of_classes(tmp_path, count):
     path = tmp_path / "matrix.png"
@@ -157,6 +158,7 @@ def test_invalid_images_and_matrices_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_global_state_stays_untouched(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from pipelines.visuals import plots\n"

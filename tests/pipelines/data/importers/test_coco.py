@@ -302,6 +302,7 @@ def nuclei(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_real_nuclei_have_their_true_counts_and_masks(nuclei: Path) -> None:
     """Counts are those of the set's SOURCE.md; masks and areas are pycocotools'."""
     source = coco.read(str(nuclei), {})

@@ -89,6 +89,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", list(TARGETS))
 def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) -> None:
     """Never another exception, never long, and within bounds of memory."""

@@ -130,6 +130,7 @@ def test_many_classes_are_readable(tmp_path: Path, count: int) -> None:
     assert len(html) < 2_000_000
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_whatever_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def labelled_none(count: int, width: int, height: int) -> list[Given]:
     return [(f"k{n:05d}", noise(n, width, height), None) for n in range(count)]
 
 
+@pytest.mark.slow
 def test_long_words_do_not_make_the_page_large(tmp_path: Path) -> None:
     """Beside the images, which are bounded by themselves, all lists and names are."""
     word = '"' * 5000  # each is written with five characters

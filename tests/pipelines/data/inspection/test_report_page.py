@@ -88,6 +88,7 @@ class Opened:
         self.page.wait_for_timeout(300)  # an error handler of an image runs late
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", WIDTHS)
 def test_nothing_runs_and_nothing_overflows(

@@ -79,6 +79,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unlink", [True, False])
 def test_a_killed_process_leaves_no_file_once_all_have_it_open(unlink: bool) -> None:
     done = subprocess.run(

@@ -122,6 +122,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         next(LoaderProcesses(fail, 1).items(range(3)))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_a_clear_error() -> None:
     def die(number: int) -> int:
         if number == 2:
@@ -193,6 +194,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.slow
 def test_processes_end_when_their_parent_is_killed() -> None:
     """At once, even if they are busy."""
     parent = subprocess.Popen(

@@ -80,6 +80,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", list(REAL))
 def test_the_real_sets_are_recognised_by_their_names_alone(tmp_path: Path, place: str) -> None:
     """The files are empty, at most 30 a folder: recognising a format reads no image."""

@@ -145,6 +145,7 @@ def test_an_empty_output_folder_is_taken(tmp_path: Path, make_folder: MakeFolder
     )
 
 
+@pytest.mark.slow
 def test_a_killed_pack_leaves_no_half_set_and_the_next_one_works(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
