@@ -29,7 +29,7 @@ GROUP = "training"
 @click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(seed: int, verbose: bool, as_json: bool) -> int:
-    """Pack the bundled digits, train, evaluate, promote, and predict with what was promoted."""
+    """Pack the bundled digits, train a model, evaluate it, promote it, and predict with it."""
     from jobs.shared.terminal import show_facts, show_json
     from pipelines.data import card as cards
     from pipelines.promotion import champions

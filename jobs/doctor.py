@@ -64,8 +64,8 @@ GROUP = "services"
 def command(as_json: bool, timeout_seconds: float, question: str | None, verbose: bool) -> int:
     """Check versions, GPU, Ray, MLflow, storage, disk, shared memory and clock.
 
-    Ray, MLflow and the storage are also checked from a worker: on RAY_ADDRESS, on what
-    `tessera up` started, or on a Ray started for it. On a cluster elsewhere use
+    Ray, MLflow and the storage are also checked from a worker: on the cluster at RAY_ADDRESS, on
+    what `tessera up` started, or on a Ray that is started for the check. For a remote cluster use
     `tessera submit doctor`. The exit status is 1 if a check fails.
     """
     del verbose

@@ -14,7 +14,7 @@ GROUP = "services"
 @click.command(short_help="Stop the local Ray and MLflow.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(verbose: bool) -> None:
-    """End the local Ray head and MLflow server, with all jobs that run there."""
+    """Stop the local Ray and MLflow that `tessera up` started, with all jobs that run there."""
     del verbose
     home = Context.from_environment().home
     with local_services.alone(home):

@@ -17,7 +17,7 @@ GROUP = "data"
 
 
 @click.command(short_help="Show what is in a packed data set.")
-@click.argument("where", metavar="DIR_OR_URL")
+@click.argument("where", metavar="DIR")
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -35,8 +35,9 @@ GROUP = "data"
 def command(where: str, html: Path | None, samples: int, as_json: bool, verbose: bool) -> None:
     """Show a packed data set, and check that its shards are all there.
 
-    Sizes and indices are checked, not every byte; tessera verify does that. The page is one file
-    that opens offline: samples with their boxes and masks, classes, sizes, leakage, rejected ones.
+    This checks sizes and indices, not every byte, as tessera verify does. The HTML page is one file
+    that opens offline: samples with their boxes and masks, classes, sizes, near duplicates and
+    rejected samples.
     """
     from pipelines.data import card as cards
     from pipelines.data.inspection import survey

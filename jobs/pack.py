@@ -110,9 +110,9 @@ def command(
 ) -> None:
     """Pack SOURCE into WebDataset shards.
 
-    SOURCE is a folder of images in one of the known formats, or the word digits for the bundled set.
-    Splits train, val and test are taken where the source has them; else they are cut from train by
-    the seed. A pack that was stopped goes on when the same command is given again.
+    SOURCE is a folder of images in one of the known formats, or the word digits for the bundled
+    set. Existing splits are kept; a missing val or test split is taken from train (seeded). An
+    interrupted pack resumes when the same command is run again.
     """
     from pipelines.workflows.pack import pack
 

@@ -54,8 +54,11 @@ GROUP = "models"
 @click.option("--strict", is_flag=True, help="Exit with status 1 if an input can't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:
-    """Let MODEL (NAME@alias, NAME/3 or models:/…; NAME alone is its newest version) answer for files,
-    folders and globs: one JSON line for each input, in order."""
+    """Predict images with MODEL (NAME, NAME/2 or NAME@alias).
+
+    PATHS are files, folders and globs. Each input gets one line of JSON on stdout, in order. NAME
+    alone is the newest version.
+    """
     from pipelines.storage.atomic import write_atomic
     from pipelines.workflows.predict import predict
 

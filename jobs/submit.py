@@ -51,16 +51,17 @@ GROUP = "services"
 def command(
     no_wait: bool, as_json: bool, verbose: bool, verb: str, arguments: tuple[str, ...]
 ) -> int:
-    """Run VERB with its ARGUMENTS as a job on a running Ray cluster, for example
-    `tessera submit train cnn --data DIR`.
+    """Run VERB with its ARGUMENTS as a job on a running Ray cluster.
+
+    For example: tessera submit train cnn --data DIR
 
     The cluster is RAY_API_SERVER_ADDRESS, RAY_ADDRESS if that begins with http, or what
-    `tessera up` started. The job's log is followed and its exit status returned; Ctrl-C asks
+    `tessera up` started. The command follows the job's log and exits with its status; Ctrl-C asks
     before it stops the job.
 
-    A relative path is taken from the folder you are in: options that name a path, and arguments
-    with a slash that exist here, are sent as absolute ones, so the cluster's machines must see the
-    same files under the same names.
+    Relative paths are made absolute, from the current folder: options that name a path, and
+    arguments with a slash that exist here. The cluster's machines must see the same files under the
+    same paths.
     """
     del verbose
     check(verb, arguments)

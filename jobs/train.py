@@ -59,7 +59,11 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Train a family, or a recipe, and register the best checkpoint as `challenger`."""
+    """Train FAMILY or RECIPE, and register the best checkpoint as `challenger`.
+
+    `tessera families` lists the families. RECIPE is the name of a measured recipe (`tessera families
+    --recipes`) or a YAML file.
+    """
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
     from pipelines.workflows import train

@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Start a local Ray head and an MLflow server.
 
-    Both listen on loopback only. MLflow shows what jobs logged without a server, too. Logs and the
-    record of what runs are in .tessera. `tessera down` ends both.
+    Both listen on loopback only. MLflow also shows what was logged without a server. Logs and the
+    record of the services are in .tessera. `tessera down` stops both.
     """
     del verbose  # read by jobs.cli.run
     home = Context.from_environment().home

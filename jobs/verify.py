@@ -21,8 +21,8 @@ GROUP = "data"
 def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> int:
     """Check every byte of a packed data set: the folder or address DIR.
 
-    Each index, each shard and each sample is compared with its checksum. What differs is listed by
-    name, and the exit status is 1. A remote set is downloaded for it, and not kept.
+    Each index, each shard and each sample is compared with its checksum. Differences are listed,
+    and the exit status is then 1. A remote data set is downloaded for the check and not kept.
     """
     del verbose
     from pipelines.data.inspection import verify

@@ -118,3 +118,47 @@ def test_the_command_works_in_a_folder_with_packages_of_these_names(
     assert "train digits" not in tessera("train digits --data data --dry-run")
     tessera("evaluate digits --data data --robustness 0 --report report")
     assert (project / "report" / "report.html").is_file()
+
+
+SNIPPET = """
+import sys, time
+began = time.perf_counter()
+import tessera
+assert time.perf_counter() - began < 0.5
+assert not {"torch", "ray", "mlflow", "click", "numpy"} & set(sys.modules)
+data = tessera.pack("digits", to="data/digits")
+options = {"train.epochs": 1, "workers.count": 0}
+run = tessera.train("cnn", variant="tiny", data=data, set=options, progress=False)
+report = tessera.evaluate(run.version, data=data)
+tessera.promote(run.version)
+model = tessera.load("digits@challenger")
+from PIL import Image
+Image.new("L", (8, 8)).save("a.png")
+for prediction in model.predict(["a.png"]):
+    print(prediction.label, prediction.probability)
+print(tessera.__file__)
+"""
+
+
+def test_the_python_api_works_in_such_a_folder(installed: Path, project: Path) -> None:
+    (project / "script.py").write_text(SNIPPET)
+    said = _run([installed / "bin" / "python", "script.py"], project).splitlines()
+    assert said[-1].startswith(str(installed))
+    assert 0 <= float(said[-2].split()[1]) <= 1
+
+
+def test_python_imports_tessera_s_own_or_says_what_is_in_the_way(
+    installed: Path, project: Path
+) -> None:
+    own = "import tessera\nprint(tessera.Context.__module__)\n"
+    (project / "script.py").write_text(own)
+    python = installed / "bin" / "python"
+    assert _run([python, "script.py"], project) == "pipelines.workflows.context\n"
+    (project / "models" / "__init__.py").write_text("")
+    (project / "script.py").write_text(f"import models\n{own}")
+    done = subprocess.run(
+        [python, "script.py"], cwd=project, capture_output=True, text=True, check=False
+    )
+    line = done.stderr.splitlines()[-1]
+    folder = project / "models"
+    assert line.startswith(f"ImportError: the folder {folder} hides Tessera's package 'models'")
