@@ -6,6 +6,8 @@ Must not know what runs on the cluster, nor MLflow or WebDataset.
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import socket
 import sys
@@ -136,6 +138,13 @@ def job_id() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_job_id())
+
+
+def submission_id() -> str | None:
+    """Id of the submitted Ray job that this process belongs to; None outside of one."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submitted: str | None = config.get("metadata", {}).get("job_submission_id")
+    return submitted
 
 
 def cluster_resources() -> Resources:

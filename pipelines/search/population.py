@@ -32,14 +32,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import models
 from models.core.errors import UsageError
 from models.core.family import DataSpec
 from models.core.spaces import Choice, LogUniform, Space, examples
 from pipelines.recipe import Recipe
-from pipelines.search.trials import is_better
+from pipelines.search.trials import SettingsChange, is_better
 from pipelines.storage.atomic import write_json_atomic
 
 QUANTILE = 0.25
@@ -49,16 +49,6 @@ RESAMPLE = 0.25
 FACTORS = (0.8, 1.2)
 OPTIMIZER = ("lr", "momentum", "weight_decay")
 MIN_SIZE = 2
-
-
-class SettingsChange(TypedDict):
-    """The settings of a member from `epoch` on (counted from 1). If it copied weights: the id of
-    the `donor`, and the digest of the `checkpoint` once it is copied."""
-
-    epoch: int
-    settings: dict[str, Any]
-    donor: NotRequired[str]
-    checkpoint: NotRequired[str]
 
 
 @dataclass

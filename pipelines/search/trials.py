@@ -11,19 +11,26 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from models.core.errors import TesseraError
 from models.core.family import Metric
 from pipelines.storage.atomic import write_json_atomic
 
-if TYPE_CHECKING:
-    from pipelines.search.population import SettingsChange
-
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 TRIALS = "trials.json"
 """In a search's folder: the state of its trials."""
+
+
+class SettingsChange(TypedDict):
+    """The settings of a member from `epoch` on (counted from 1). If it copied weights: the id of
+    the `donor`, and the digest of the `checkpoint` once it is copied."""
+
+    epoch: int
+    settings: dict[str, Any]
+    donor: NotRequired[str]
+    checkpoint: NotRequired[str]
 
 
 @dataclass

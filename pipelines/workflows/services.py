@@ -6,7 +6,6 @@ MLflow are loaded when a function needs them.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -69,8 +68,7 @@ def open_tracker(
 
 def tags_of(recipe: Recipe) -> dict[str, str]:
     """What a run says of what it trains, and of the Ray job that does."""
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    job = submitted.get("metadata", {}).get("job_submission_id")
+    job = connection.submission_id()
     return {tag_names.FAMILY: recipe.family, **({tag_names.RAY_SUBMISSION: job} if job else {})}
 
 

@@ -37,7 +37,7 @@ from pipelines.workflows import services
 if TYPE_CHECKING:
     from pipelines.cluster.tuner import Report
     from pipelines.recipe import Recipe
-    from pipelines.search.population import SettingsChange
+    from pipelines.search.trials import SettingsChange
     from pipelines.training.run import Run
     from pipelines.workflows.context import Context
 
