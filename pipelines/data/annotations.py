@@ -1,11 +1,11 @@
-"""What is said of an image: objects with boxes and masks, or the class of each pixel.
+"""Annotations of an image: objects with boxes and masks, or the class of each pixel.
 
-In: what an importer read, or bytes from a shard. Out: checked annotations, and the one form in which
-each lies in a shard. Must not know formats of sources, shards or cards.
+In: annotations from an importer, or bytes from a shard. Out: checked annotations, and their
+encoding in a shard. Must not know formats of sources, shards or cards.
 
-In a shard objects are JSON, `{"boxes":[[l,t,r,b],…],"crowd":[0,…],"labels":[0,…],"masks":["…",…]}`
-with `masks` only where there are some; classes of pixels are an 8-bit grey PNG. Equal annotations
-have equal bytes.
+In a shard, objects are JSON,
+`{"boxes":[[l,t,r,b],…],"crowd":[0,…],"labels":[0,…],"masks":["…",…]}`, with `masks` only if there
+are any; classes of pixels are an 8-bit grey PNG. Equal annotations have equal bytes.
 
     N objects, H height, W width
 """
@@ -26,22 +26,22 @@ from pipelines.data.safe_parsers import is_number, read_json
 from pipelines.data.sample_error import SampleError
 
 IGNORED = 255
-"""The value of a mask's pixels that have no class and are not counted."""
+"""The value of pixels without a class, which count nowhere."""
 MAX_JSON_BYTES = 64 << 20
 ROUNDING = 0.5
-"""How far, in pixels, a box may stick out of its image to be cut off at the edge: rounded
-coordinates do. One that sticks out further is refused."""
+"""Boxes that exceed their image by at most this many pixels, as rounded coordinates do, are
+clipped; others are refused."""
 
 
 @dataclass(frozen=True)
 class Objects:
     """The objects of one image; there may be none.
 
-    boxes   float64 (N, 4): left, top, right, bottom in pixels, from the image's left upper corner
-    labels  int64 (N,) class indices
+    boxes   float64 (N, 4): left, top, right, bottom in pixels, from the image's upper left corner
+    labels  int64 (N,): class indices
     crowd   bool (N,): regions of many objects, which are not trained on
-    masks   for each object its pixels as COCO's compressed run lengths (columns first), ASCII; None
-            where the source has boxes only
+    masks   the pixels of each object as COCO's compressed RLE in ASCII; None if the source only has
+            boxes
     """
 
     boxes: np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Mask:
-    """The class of each pixel: uint8 (H, W), `IGNORED` where there is none."""
+    """The class of each pixel: uint8 (H, W), `IGNORED` for pixels without a class."""
 
     pixels: np.ndarray[Any, Any]
 
@@ -61,9 +61,9 @@ Annotation = Objects | Mask
 
 
 def check(annotation: Annotation, *, height: int, width: int, classes: int, where: str) -> None:
-    """Raises BadAnnotation where it doesn't fit an image of that size and that many classes.
+    """Raises SampleError if an annotation doesn't fit an image of that size and that many classes.
 
-    No objects at all are a legal negative. `where` names the image in the message.
+    An image without objects is valid. `where` names the image in the message.
     """
     if isinstance(annotation, Mask):
         _check_pixels(annotation.pixels, height, width, classes, where)
@@ -79,12 +79,12 @@ def check(annotation: Annotation, *, height: int, width: int, classes: int, wher
 
 
 def check_masked(annotation: Annotation, where: str) -> None:
-    """Raises BadAnnotation where objects whose pixels are asked for have only boxes."""
+    """Raises SampleError if objects have boxes but no masks, for tasks that need masks."""
     if isinstance(annotation, Objects) and annotation.masks is None and len(annotation.boxes):
         raise SampleError(
             "missing mask",
             f"{where}: its objects have boxes and no masks",
-            hint="pack it as a set of detection, or give every object a mask",
+            hint="pack it for detection, or give every object a mask",
         )
 
 
@@ -93,11 +93,11 @@ def _check_pixels(
 ) -> None:
     check_mask_size(pixels.shape, (height, width), where)
     values = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
-    strange = values[(values >= classes) & (values != IGNORED)]
-    if len(strange):
+    invalid = values[(values >= classes) & (values != IGNORED)]
+    if len(invalid):
         raise SampleError(
             "unknown class",
-            f"{where}: its mask has the value {strange[0]}, and there are {classes} classes",
+            f"{where}: its mask has the value {invalid[0]}, and there are {classes} classes",
             hint=f"0 to {classes - 1} and {IGNORED} (ignored) are allowed",
         )
     if values.tolist() == [IGNORED]:
@@ -105,7 +105,7 @@ def _check_pixels(
 
 
 def check_mask_size(shape: tuple[int, ...], size: tuple[int, int], where: str) -> None:
-    """Raises BadAnnotation where a mask's shape is not its image's (height, width)."""
+    """Raises SampleError if the shape of a mask isn't (height, width) of its image."""
     if shape != size:
         raise SampleError(
             "mask of another size",
@@ -123,15 +123,15 @@ def _check_counts(objects: Objects, where: str) -> None:
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise SampleError("counts differ", f"{where} has {listed}")
     if boxes.shape != (len(boxes), 4):
-        raise SampleError("no box", f"{where}: boxes of the shape {boxes.shape} are none")
+        raise SampleError("no box", f"{where}: boxes have the shape {boxes.shape}, not (N, 4)")
 
 
 def _check_labels(labels: np.ndarray[Any, Any], classes: int, where: str) -> None:
-    strange = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(strange):
+    invalid = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(invalid):
         raise SampleError(
             "unknown class",
-            f"{where}: object {strange[0]} has the class {labels[strange[0]]}, and there are "
+            f"{where}: object {invalid[0]} has the class {labels[invalid[0]]}, and there are "
             f"{classes} classes",
             hint=f"0 to {classes - 1} are allowed",
         )
@@ -159,25 +159,25 @@ def _check_boxes(boxes: np.ndarray[Any, Any], height: int, width: int, where: st
     if len(boxes) and boxes.max() <= 1 < min(height, width):
         raise SampleError(
             "box normalised",
-            f"{where}: all box coordinates lie within 0 and 1, as shares of the image do",
+            f"{where}: all box coordinates are between 0 and 1, so they are normalised",
             hint="a box is left, top, right, bottom in pixels: multiply by width and height",
         )
 
 
 def clip(boxes: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:
-    """Boxes (N, 4) cut off at the edges of the image, where they stick out by at most `ROUNDING`;
-    the others stay as they are, for `check` to refuse."""
+    """Boxes (N, 4) clipped to the image if they exceed it by at most `ROUNDING`; the others stay as
+    they are, for `check` to refuse."""
     edges = np.array([width, height, width, height], np.float64)
     cut = np.clip(boxes, 0, edges)
     return np.where(np.abs(boxes - cut) <= ROUNDING, cut, boxes)
 
 
 def encode(annotation: Annotation) -> tuple[str, bytes]:
-    """(extension, bytes) of what lies in the shard."""
+    """(extension, bytes) of the annotation in a shard."""
     if isinstance(annotation, Mask):
         return "mask.png", encode_png(annotation.pixels)
     fields: dict[str, Any] = {
-        # -0.0 equals 0.0 and is written otherwise.
+        # -0.0 equals 0.0 but is written differently.
         "boxes": (annotation.boxes.astype(np.float64) + 0.0).tolist(),
         "labels": annotation.labels.tolist(),
         "crowd": annotation.crowd.astype(int).tolist(),
@@ -190,7 +190,7 @@ def encode(annotation: Annotation) -> tuple[str, bytes]:
 
 
 def decode_objects(data: bytes, *, height: int, width: int, classes: int, where: str) -> Objects:
-    """Objects from `encode`'s JSON, checked. Raises BadAnnotation."""
+    """Objects from `encode`'s JSON, checked. Raises SampleError."""
     try:
         fields = read_json(data, "the JSON", MAX_JSON_BYTES)
     except TesseraError as error:
@@ -228,7 +228,7 @@ def _numbers(given: Any, what: str, where: str) -> np.ndarray[Any, Any]:
     if not isinstance(given, list) or not all(
         type(value) is int and abs(value) < 1 << 53 for value in given
     ):
-        raise _unreadable(where, f"{what} are not whole numbers")
+        raise _unreadable(where, f"{what} are not integers")
     return np.array(given, np.int64)
 
 
@@ -245,12 +245,14 @@ def _unreadable(where: str, why: str) -> SampleError:
 def decode_mask(data: bytes, *, height: int, width: int, classes: int, where: str) -> Mask:
     """The class of each pixel from `encode`'s PNG, checked. Raises TesseraError."""
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
-        raise _unreadable(where, "its mask is no PNG")
+        raise _unreadable(where, "its mask is not a PNG")
     size = (int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
     check_mask_size(size, (height, width), where)
-    # Of anything else the way to pixels would change the values.
+    # Decoding any other PNG would change the values.
     if data[24:26] != b"\x08\x00" or b"tRNS" in data or b"eXIf" in data:
-        raise _unreadable(where, "its mask is no 8-bit grey PNG without transparency and rotation")
+        raise _unreadable(
+            where, "its mask is not an 8-bit grey PNG without transparency and rotation"
+        )
     mask = Mask(np.array(open_image(data, f"{where}: its mask")))
     check(mask, height=height, width=width, classes=classes, where=where)
     return mask
@@ -259,10 +261,10 @@ def decode_mask(data: bytes, *, height: int, width: int, classes: int, where: st
 def resize(
     annotation: Annotation, size_from: tuple[int, int], size_to: tuple[int, int]
 ) -> Annotation:
-    """The annotation for the image scaled from one (height, width) to another.
+    """The annotation for an image resized from one (height, width) to another.
 
-    Boxes are scaled; of masks the nearest pixel is taken. An object so small that its mask would
-    have no pixel left keeps one, in its middle.
+    Boxes are scaled, masks are sampled at the nearest pixel. An object too small for a pixel in the
+    new mask keeps one, in its middle.
     """
     if size_from == size_to:
         return annotation
@@ -290,12 +292,12 @@ def _resize_mask(
 
 
 def _nearest(size: int, new: int) -> np.ndarray[Any, Any]:
-    """For each of `new` places the nearest of `size`."""
+    """For each of `new` positions, the nearest of `size` positions."""
     return (2 * np.arange(new) + 1) * size // (2 * new)
 
 
 def count(annotation: Annotation, classes: int) -> list[int]:
-    """Objects, without crowds, or pixels of each class."""
+    """Number of objects, without crowds, or of pixels of each class."""
     if isinstance(annotation, Mask):
         counts = np.bincount(annotation.pixels.ravel(), minlength=256)[:classes]
     else:

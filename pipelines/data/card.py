@@ -88,8 +88,8 @@ class ImageCard(_Frozen):
 
 
 class NearDuplicates(_Frozen):
-    """Near duplicates in different splits, listed in `near_duplicates.jsonl`: `near` pairs of `images`
-    images. Images with identical pixels are rejected during packing and don't count."""
+    """Near duplicates in different splits, listed in `near_duplicates.jsonl`: `near` pairs of
+    `images` images. Images with identical pixels are rejected during packing and don't count."""
 
     near: Count = 0
     images: Count = 0

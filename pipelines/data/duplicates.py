@@ -9,12 +9,12 @@ Perceptual Image Hash Functions", 2010). Mirroring an image flips the signs of t
 frequencies, so a mirrored copy is found without a second fingerprint. Everything is computed with
 integers: an image has the same fingerprint on every machine.
 
-What the limits achieve, asserted by `tests/pipelines/data/test_duplicates.py`: of photos, every copy
-is found that was re-encoded (JPEG quality 30 and more), resized (by 0.5 to 2), mirrored or
+What the limits achieve, asserted by `tests/pipelines/data/test_duplicates.py`: of photos, every
+copy is found that was re-encoded (JPEG quality 30 and more), resized (by 0.5 to 2), mirrored or
 brightened, and 98 % of those cropped by 2 % at each side, but none cropped by 5 %. Of images of 32
 by 32 pixels, 94 % are found at quality 30 and nearly all at 50, but none cropped by a pixel at each
-side. CIFAR-10 has 73 pairs between train and test, and each shows the same scene; in MNIST 12 of 600
-million pairs are false.
+side. CIFAR-10 has 73 pairs between train and test, and each shows the same scene; in MNIST 12 of
+600 million pairs are false.
 
     N images
 """
@@ -95,8 +95,8 @@ def find_pairs(
     duplicate in another split is in a pair with the nearest one. So there are at most twice as many
     pairs as images, however many are alike. Of images of one split with the same pixels only the
     first is compared for near duplicates. No image that has a near duplicate is missed; if it has
-    more than `ENOUGH`, the one reswapped may not be the nearest. A million images against a tenth of
-    them take 40 s on one core.
+    more than `ENOUGH`, the one reswapped may not be the nearest. A million images against a tenth
+    of them take 40 s on one core.
     """
     order: dict[str, int] = {split: index for index, split in enumerate(SPLITS)}
     names = sorted((name for name in prints if len(prints[name])), key=lambda n: order[n])

@@ -1,12 +1,13 @@
-"""COCO's run lengths: a mask as the lengths of its runs of 0 and 1, columns first.
+"""COCO's run-length encoding (RLE): a mask as the lengths of its runs of 0 and 1, column by column.
 
-In: run lengths as text or numbers, from anywhere. Out: pixels, and the text of COCO's masks. Must
-not know what the masks are of. Nothing here trusts its input: pycocotools reads beyond its buffers
-when the lengths don't add up to the image, so text is read here.
+In: run lengths as text or numbers, untrusted. Out: pixels, and COCO's text. Must not know what the
+masks show. pycocotools reads beyond its buffers if the lengths don't add up to the image, so text
+is parsed here.
 
-The text holds a number in groups of 5 bits, low ones first, each a character from `0` on; the sixth
-bit says that more follow, the highest bit of the last group is the sign. From the fourth number on
-it is the difference to the last but one. (pycocotools, `common/maskApi.c`, `rleToString`.)
+In the text, a number is written in groups of 5 bits, low bits first, each as a character from `0`
+on; the sixth bit means that more groups follow, and the highest bit of the last group is the sign.
+From the fourth number on, the difference to the number two before is written. (pycocotools,
+`common/maskApi.c`, `rleToString`.)
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from typing import Any
 import numpy as np
 
 Counts = np.ndarray[Any, Any]
-"""int64 run lengths, the first of zeros: it alone may be 0."""
+"""int64 run lengths, beginning with zeros; only the first may be 0."""
 _GROUPS = 7
-"""Of 5 bits; more than any length in an image that is read here needs."""
+"""Most groups of 5 bits in a number: more than a length in any allowed image needs."""
 
 
 def parse(text: bytes, height: int, width: int) -> Counts:
-    """Run lengths from COCO's text. Raises ValueError for all but lengths that fill the image."""
+    """Run lengths from COCO's text. Raises ValueError if they don't fill the image."""
     groups = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not len(groups):
         raise ValueError("it is empty")
     if groups.min() < 0 or groups.max() > 63:
-        raise ValueError("it has other characters than run lengths have")
+        raise ValueError("it has characters that run lengths don't have")
     more = (groups & 32) != 0
     if more[-1]:
-        raise ValueError("it is cut short")
+        raise ValueError("it is truncated")
     ends = np.flatnonzero(~more)
     starts = np.concatenate(([0], ends[:-1] + 1))
     sizes = ends - starts + 1
@@ -46,7 +47,7 @@ def parse(text: bytes, height: int, width: int) -> Counts:
 
 
 def check(counts: Sequence[int] | Counts, height: int, width: int) -> Counts:
-    """The run lengths as int64, without runs of 0. Raises ValueError where they don't fill the
+    """The run lengths as int64, without empty runs. Raises ValueError if they don't fill the
     image."""
     values = np.asarray(counts, np.int64)
     if values.ndim != 1 or not len(values) or values.min() < 0 or values.max() > height * width:
@@ -59,7 +60,7 @@ def check(counts: Sequence[int] | Counts, height: int, width: int) -> Counts:
 
 
 def _merge(values: Counts) -> Counts:
-    """The same pixels without runs of 0 in between."""
+    """The same pixels without empty runs in between."""
     ends = np.cumsum(values)
     ones = np.arange(len(values)) & 1
     kept = values > 0
@@ -85,7 +86,7 @@ def write(counts: Counts) -> bytes:
 
 
 def of_mask(mask: np.ndarray[Any, Any]) -> Counts:
-    """Run lengths of a mask (H, W); what isn't 0 is 1."""
+    """Run lengths of a mask (H, W); values other than 0 count as 1."""
     flat = np.asarray(mask, bool).T.reshape(-1)
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(edges, prepend=0, append=len(flat))
@@ -104,11 +105,11 @@ def area(counts: Counts) -> int:
 
 
 def box(counts: Counts, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the pixels that are 1, of which there must be some."""
+    """Left, top, right, bottom of the pixels that are 1. There must be at least one."""
     ends = np.cumsum(counts)
     starts, stops = ends[0::2][: len(counts) // 2], ends[1::2] - 1
     left, right = starts[0] // height, stops[-1] // height
-    if (starts // height != stops // height).any():  # a run goes on in the next column
+    if (starts // height != stops // height).any():  # a run continues in the next column
         top, bottom = 0, height - 1
     else:
         top, bottom = (starts % height).min(), (stops % height).max()

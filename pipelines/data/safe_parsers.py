@@ -1,9 +1,10 @@
-"""JSON, XML, YAML and CSV from anywhere, read without what makes them dangerous.
+"""Parsers of JSON, XML, YAML and CSV from untrusted sources.
 
-In: bytes, and what to call them. Out: plain values. Must not know what they mean. Refused, each as
-one TesseraError: more bytes than the limit, endless depth, broken UTF-8; in JSON NaN, Infinity and
-a key that is there twice; in XML a DTD and entities; in YAML aliases, and no value is anything but
-text.
+In: bytes, and a name for them in messages. Out: plain values. Must not know what they mean.
+
+Each of these raises one TesseraError: more bytes than the limit, too deep nesting, broken UTF-8; in
+JSON NaN, Infinity and duplicate keys; in XML a DTD and entities; in YAML aliases. YAML values are
+always text.
 """
 
 from __future__ import annotations
@@ -24,34 +25,37 @@ _MAX_DEPTH = 64
 
 
 def read_json(data: bytes, where: str, limit: int) -> Any:
-    """The value. Numbers too large for a float are infinite: whoever takes floats looks."""
+    """The value. A number too large for a float becomes infinite: callers check for that."""
     _check_size(data, where, limit)
     try:
         return json.loads(data, object_pairs_hook=_single, parse_constant=_refuse)
     except RecursionError:
-        raise TesseraError(f"{where} can't be read: it is too deep") from None
-    except ValueError as error:  # also broken UTF-8, and numbers of thousands of digits
+        raise TesseraError(f"{where} can't be read: it is nested too deeply") from None
+    except ValueError as error:  # also broken UTF-8 and numbers with thousands of digits
         raise TesseraError(f"{where} can't be read: {error}") from None
 
 
 def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("it has a duplicate key")
     return fields
 
 
 def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of JSON is a number that a float holds exactly, or a float."""
+    """Whether a JSON value is a float, or an integer that a float can represent exactly."""
     return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
 
 
 def read_xml(data: bytes, where: str) -> Element:
-    """The root element. Nothing is fetched, and no entity stands for anything."""
+    """The root element. Nothing is fetched, and entities aren't expanded.
+
+    Expat with handlers rather than defusedxml, which limits neither depth nor size.
+    """
     _check_size(data, where, MAX_XML_BYTES)
     builder, depth = TreeBuilder(), 0
 
@@ -59,7 +63,7 @@ def read_xml(data: bytes, where: str) -> Element:
         nonlocal depth
         depth += 1
         if depth > _MAX_DEPTH:
-            raise TesseraError(f"{where} can't be read: it is too deep")
+            raise TesseraError(f"{where} can't be read: it is nested too deeply")
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
@@ -68,7 +72,7 @@ def read_xml(data: bytes, where: str) -> Element:
         builder.end(tag)
 
     def refuse(*_: object) -> None:
-        raise TesseraError(f"{where} has a DTD, which is refused", hint="remove its DOCTYPE")
+        raise TesseraError(f"{where} has a DTD, which is not allowed", hint="remove its DOCTYPE")
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
@@ -77,39 +81,41 @@ def read_xml(data: bytes, where: str) -> Element:
     try:
         parser.Parse(data, True)
         return builder.close()
-    # An encoding that nobody knows is a LookupError, one of several bytes a ValueError.
+    # An unknown encoding is a LookupError, a multi-byte one a ValueError.
     except (expat.ExpatError, LookupError, ValueError) as error:
         raise TesseraError(f"{where} can't be read: {error}") from None
 
 
 def read_yaml(data: bytes, where: str) -> Any:
-    """The value, made of dictionaries, lists and text: `no` is "no" and `1` is "1"."""
+    """The value, of dictionaries, lists and text: `no` is "no" and `1` is "1"."""
     import yaml
 
     _check_size(data, where, MAX_YAML_BYTES)
     try:
         depth = 0
-        # Before anything is built: the time goes with the square of the depth.
+        # Before anything is built: building takes time quadratic in the depth.
         for token in yaml.scan(data, yaml.BaseLoader):
             if isinstance(token, yaml.AliasToken):
-                raise TesseraError(f"{where} has an alias, which is refused", hint="write it out")
+                raise TesseraError(
+                    f"{where} has an alias, which is not allowed", hint="repeat the value instead"
+                )
             kind = type(token).__name__
             depth += kind.endswith("StartToken") - kind.endswith("EndToken")
             if depth > _MAX_DEPTH:
-                raise TesseraError(f"{where} can't be read: it is too deep")
+                raise TesseraError(f"{where} can't be read: it is nested too deeply")
         return yaml.load(data, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise TesseraError(f"{where} can't be read: {' '.join(str(error).split())}") from None
 
 
 def read_csv(data: bytes, where: str, delimiter: str) -> Iterator[list[str]]:
-    """The rows, the header too."""
+    """The rows, with the header."""
     _check_size(data, where, MAX_CSV_BYTES)
     try:
         text = data.decode("utf-8-sig")
         yield from csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     except UnicodeDecodeError as error:
-        raise TesseraError(f"{where} is no UTF-8: {error}", hint="save it as UTF-8") from None
+        raise TesseraError(f"{where} is not UTF-8: {error}", hint="save it as UTF-8") from None
     except csv.Error as error:
         raise TesseraError(f"{where} can't be read: {error}") from None
 

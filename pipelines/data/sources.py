@@ -20,9 +20,9 @@ from pipelines.data.annotations import Annotation
 from pipelines.data.card import Split
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""Files of these names are taken for images; what they are is told by their content."""
+"""Suffixes of image files. Their content decides which format they have."""
 TABLES = (".csv", ".tsv")
-"""Files of these names are taken for tables, which may have labels."""
+"""Suffixes of tables, which may have labels."""
 MAX_FILE_BYTES = 256 << 20
 
 
@@ -30,12 +30,12 @@ MAX_FILE_BYTES = 256 << 20
 class Item:
     """One image of a source, not yet read.
 
-    key      names the sample in the shards (`samples.make_key`)
-    origin   where a person finds it, mostly a path relative to the source
-    label    its class, for classification; None for other tasks
-    split    None where the source knows none
-    row      where the importer finds it
-    problem  (reason, details) where the listing shows already that it can't be packed
+    key      names the sample in the shards (`images.make_key`)
+    origin   names the image for the user, mostly as a path relative to the source
+    label    its class index, for classification; None for other tasks
+    split    None if the source doesn't assign one
+    row      its position in the source, for the importer
+    problem  (reason, details) if the listing already shows that it can't be packed
     """
 
     key: str
@@ -52,13 +52,13 @@ def _no_files(item: Item) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """What an importer found. It goes to other processes, so its functions are functions of a
+    """What an importer reads. It goes to other processes, so its functions are functions of a
     module, or `functools.partial` of such.
 
-    load      gives an item's image file as bytes, or raises TesseraError
-    annotate  gives what is said of the image, for tasks other than classification and `images`;
-              raises TesseraError, best a `SampleError`. It need not check what `annotations.check` does
-    files     the files that an item is made of: a pack that goes on looks whether they are the same
+    load      returns the image file of an item as bytes, or raises TesseraError
+    annotate  returns the annotation of an item, for tasks other than classification and `images`;
+              raises TesseraError, preferably SampleError. `annotations.check` is called afterwards
+    files     the files that an item comes from: a resumed pack checks whether they have changed
     notes     lines for the user
     """
 
@@ -90,15 +90,15 @@ class Importer(Protocol):
 
 
 def find_files(folder: Path) -> Iterator[str]:
-    """Paths, relative to `folder` and sorted, of the regular files below it, without hidden ones.
+    """Paths of the regular files below `folder`, relative to it and sorted, without hidden ones.
 
-    Links are followed, each folder once.
+    Links are followed; each folder is visited once.
     """
     yield from _walk(folder, "", set())
 
 
 def find_images(folder: Path) -> Iterator[str]:
-    """Those of `find_files` that are named like images."""
+    """The files of `find_files` with the suffix of an image."""
     return (path for path in find_files(folder) if is_image(path))
 
 
@@ -112,10 +112,10 @@ def find_folders(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    place = folder.stat()
-    if (place.st_dev, place.st_ino) in seen:  # a link to a folder above would never end
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:  # a link to a parent folder would never end
         return
-    seen.add((place.st_dev, place.st_ino))
+    seen.add((status.st_dev, status.st_ino))
     for entry in _scan(folder):
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", seen)
@@ -127,7 +127,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             visible = [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
-            # A link in a circle is no error of `exists`, but one of `is_dir`.
+            # For a circular link `exists` is False, while `is_dir` raises.
             visible = [e for e in visible if not e.is_symlink() or os.path.exists(e.path)]
     except OSError as error:
         raise TesseraError(f"{folder} can't be read: {error.strerror}") from None
@@ -135,11 +135,11 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def read_file(path: Path, origin: str, limit: int = MAX_FILE_BYTES) -> bytes:
-    """A source's file, of at most `limit` bytes; not a pipe, which would be waited for."""
+    """The content of a file of at most `limit` bytes. A pipe is refused: reading it would block."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TesseraError(f"{origin} is no regular file")
+                raise TesseraError(f"{origin} is not a regular file")
             data = file.read(limit + 1)
     except OSError as error:
         raise TesseraError(f"{origin} can't be read: {error.strerror}") from None

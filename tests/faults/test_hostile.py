@@ -109,7 +109,8 @@ def forge(folder: Path, place: tuple[str | int, ...], value: Any) -> None:
 def test_a_card_that_lies_is_an_error_of_ours(
     name: str, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every way at least one says so; none of them fails in another way, hangs or runs anything."""
+    """By every way at least one says so; none of them fails in another way, hangs or runs
+    anything."""
     folder, _ = make_set(6, shard_samples=3)
     monkeypatch.chdir(folder)
     for way in WAYS:
@@ -304,14 +305,14 @@ def test_what_is_no_image_file_is_passed_over(
 def test_a_pipe_among_shards_or_annotations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "wds").mkdir()
     os.mkfifo(tmp_path / "wds" / "train-0.tar")
-    with pytest.raises(TesseraError, match=r"train-0\.tar of .* is no regular file"):
+    with pytest.raises(TesseraError, match=r"train-0\.tar of .* is not a regular file"):
         pack.pack(str(tmp_path / "wds"), tmp_path / "out", format="webdataset")
     for number in range(6):
         save(tmp_path / "masks" / "images" / f"{number}.jpg", noise(number))
         save(tmp_path / "masks" / "masks" / f"{number}.png", noise(number, channels=1) % 2 * 255)
     (tmp_path / "masks" / "masks" / "0.png").unlink()
     os.mkfifo(tmp_path / "masks" / "masks" / "0.png")
-    with pytest.raises(TesseraError, match=r"masks/0\.png is no regular file"):
+    with pytest.raises(TesseraError, match=r"masks/0\.png is not a regular file"):
         pack.pack(str(tmp_path / "masks"), tmp_path / "out", format="masks")
 
 
@@ -332,7 +333,8 @@ def test_a_table_s_names_are_no_way_out(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_packed_is_packed_as_it_was_read(
     tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in the shard was checked: the bytes that were looked at are those that are written."""
+    """What is in the shard was checked: the bytes that were looked at are those that are
+    written."""
     from pipelines.data.importers import image_folder
 
     source = make_folder(tmp_path / "in", ["a", "b"], 4)

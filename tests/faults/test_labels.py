@@ -1,4 +1,5 @@
-"""What is said of images, where it can't be right, and what trains on it without a word elsewhere."""
+"""What is said of images, where it can't be right, and what trains on it without a word
+elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ network = fasterrcnn_mobilenet_v3_large_320_fpn(
     weights=None, weights_backbone=None, num_classes=3
 ).train()
 for right, label in (("9", 1), ("nan", 1), ("9", -1), ("inf", 1)):
-    target = {"boxes": torch.tensor([[1.0, 2.0, float(right), 9.0]]), "labels": torch.tensor([label])}
+    boxes = torch.tensor([[1.0, 2.0, float(right), 9.0]])
+    target = {"boxes": boxes, "labels": torch.tensor([label])}
     losses = network([torch.rand(3, 32, 32)], [target])
     print(right, label, bool(torch.isfinite(sum(losses.values()))), flush=True)
 """

@@ -1,5 +1,5 @@
-"""What is said of images wrongly, in sets whose checksums are right: it reaches no network, whatever
-the kind of data; and what becomes of it where nothing is checked."""
+"""What is said of images wrongly, in sets whose checksums are right: it reaches no network,
+whatever the kind of data; and what becomes of it where nothing is checked."""
 
 from __future__ import annotations
 
@@ -249,7 +249,8 @@ WRONG: dict[str, tuple[list[list[float]], list[int]]] = {
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("family", ["yolo", "faster_rcnn", "mask_rcnn"])
 def test_without_the_check_it_is_trained_on(family: str, name: str) -> None:
-    """Silently, or to a loss that is no number; only a grid's class is looked up, and isn't found."""
+    """Silently, or to a loss that is no number; only a grid's class is looked up, and isn't
+    found."""
     found = models.get(family)
     (boxes, labels), batch = WRONG[name], examples.train_batch(found, 2)
     batch["boxes"], batch["labels"] = [torch.tensor(boxes).float()] * 2, [torch.tensor(labels)] * 2
@@ -267,8 +268,8 @@ def test_without_the_check_it_is_trained_on(family: str, name: str) -> None:
 
 @pytest.mark.control(24, 27)
 def test_without_the_check_a_mask_says_other_things() -> None:
-    """16 bits become the brightest, which is ignored; a mask of nothing but that has no loss; a class
-    that there is not is an error of an index, which names no sample."""
+    """16 bits become the brightest, which is ignored; a mask of nothing but that has no loss; a
+    class that there is not is an error of an index, which names no sample."""
     deep = Image.open(io.BytesIO(MASKS["of 16 bits"])).point(lambda value: value * 300)
     assert set(np.asarray(deep.convert("L")).ravel().tolist()) == {0, IGNORED}
     scores = torch.randn(1, 3, SIDE, SIDE)

@@ -1,6 +1,6 @@
-"""Sources with a defect, packed the whole way: a bad sample is refused with its key and counted against
-the budget, a bad file is named and leaves nothing, and what is only empty is taken where that is
-legal. What each reader says of each value is in its own tests."""
+"""Sources with a defect, packed the whole way: a bad sample is refused with its key and counted
+against the budget, a bad file is named and leaves nothing, and what is only empty is taken where
+that is legal. What each reader says of each value is in its own tests."""
 
 from __future__ import annotations
 

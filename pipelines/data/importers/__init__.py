@@ -17,7 +17,8 @@ from models.core.errors import UsageError, unknown
 from pipelines.data.sources import Importer
 
 REQUIRED = ("OPTIONS", "read")
-"""What an importer from outside must have. It is always named, so nothing asks what it recognises."""
+"""What an importer from outside must have. It is always named, so nothing asks what it
+recognises."""
 
 
 def names() -> list[str]:

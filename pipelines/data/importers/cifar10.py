@@ -1,9 +1,9 @@
-"""CIFAR-10 and CIFAR-100 in the files of their makers, the "python" and the "binary" version.
+"""CIFAR-10 and CIFAR-100 in their original files, in the "python" or the "binary" version.
 
-In: cifar-10-batches-py, cifar-10-batches-bin, cifar-100-python or cifar-100-binary, or a folder
-around one. Out: a `Source` with train and test; val is cut from train. The python version is read
-without unpickling (`safe_pickle`). CIFAR-10 as a folder of images is read by `image_folder`. A.
-Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+In: cifar-10-batches-py, cifar-10-batches-bin, cifar-100-python or cifar-100-binary, or the folder
+that contains one. Out: a `Source` with train and test. The python version is read without
+unpickling (`safe_pickle`). CIFAR-10 as a folder of images is read by `image_folder`. A. Krizhevsky,
+"Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipelines.data.sources import Item, Source, read_file
 
 NAME = "cifar10"
 OPTIONS: Mapping[str, str] = {
-    "labels": "fine (100 classes, the default) or coarse (20), for CIFAR-100"
+    "labels": "for CIFAR-100: fine (100 classes, the default) or coarse (20)"
 }
 _PIXELS = 3 * 32 * 32
 _Array = np.ndarray[Any, Any]
 
 
 class _Form(NamedTuple):
-    """A version: its files by split, the file of names, and how many labels a binary row has."""
+    """A version: its files by split, the files with class names, and labels in each binary row."""
 
     train: tuple[str, ...]
     test: str
@@ -85,7 +85,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     for split, name in _files_of(form):
         path = folder / name
         if not path.is_file():
-            raise TesseraError(f"{folder} has no {name}", hint="unpack the archive anew")
+            raise TesseraError(f"{folder} has no {name}", hint="unpack the archive again")
         data = read_file(path, name, safe_pickle.MAX_BYTES)
         pixels[name], labels = _batch(data, form, kind, name)
         if labels and not 0 <= min(labels) <= max(labels) < len(classes):
@@ -105,7 +105,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 
 
 def _find(source: str) -> list[tuple[Path, _Form]]:
-    """(folder, form) of each version: the names of its batches and of its classes are there."""
+    """(folder, form) of each version whose first batch and class names exist."""
     found = []
     for folder in nearby(source, 1):
         for form in _FORMS:
@@ -132,7 +132,7 @@ def _names(folder: Path, form: _Form, kind: str) -> tuple[str, ...]:
         listed = content.get("label_names", content.get(f"{kind}_label_names"))
         names = [_text(name) for name in listed] if isinstance(listed, list) else []
     if not names or not all(name.isprintable() for name in names) or len(set(names)) != len(names):
-        raise TesseraError(f"{where} has no list of the classes' names")
+        raise TesseraError(f"{where} has no list of class names")
     return tuple(names)
 
 
@@ -143,7 +143,7 @@ def _text(value: object) -> str:
 def _fields(data: bytes, where: str) -> dict[str, Any]:
     content = safe_pickle.read(data, where)
     if not isinstance(content, dict):
-        raise TesseraError(f"{where} holds no dictionary")
+        raise TesseraError(f"{where} has no dictionary")
     return {_text(key): value for key, value in content.items()}
 
 
@@ -153,8 +153,8 @@ def _batch(data: bytes, form: _Form, kind: str, where: str) -> tuple[_Array, lis
         size = form.labels + _PIXELS
         if len(data) % size:
             raise TesseraError(
-                f"{where} has {len(data)} bytes, which is no multiple of {size}",
-                hint="fetch it anew",
+                f"{where} has {len(data)} bytes, which is not a multiple of {size}",
+                hint="download it again",
             )
         rows = np.frombuffer(data, np.uint8).reshape(-1, size)
         column = form.labels - 1 if kind == "fine" else 0
@@ -163,7 +163,7 @@ def _batch(data: bytes, form: _Form, kind: str, where: str) -> tuple[_Array, lis
     pixels = content.get("data")
     labels = content.get("labels", content.get(f"{kind}_labels"))
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
-        raise TesseraError(f"{where} has no data of {_PIXELS} bytes a row")
+        raise TesseraError(f"{where} has no `data` with {_PIXELS} bytes a row")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise TesseraError(f"{where} has no list of labels")
     if len(labels) != len(pixels):

@@ -1,15 +1,14 @@
-"""COCO: images, and a JSON file a split with boxes, polygons, run lengths of both forms, and crowds.
+"""COCO: images with a JSON file for each split; boxes, polygons, both kinds of run lengths, crowds.
 
 In: SOURCE/annotations/instances_train2017.json or SOURCE/instances_val.json, with images in
-SOURCE/train2017, SOURCE/images/…, SOURCE/train or where `file_name` says; or Roboflow's
-SOURCE/train/_annotations.coco.json. Out: a `Source` for instance segmentation where each object has
-a segmentation, else for detection. Classes are the categories by their id. The split is told by the
-file's name, or by its folder's. T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", ECCV
-2014.
+SOURCE/train2017, SOURCE/images/…, SOURCE/train or at `file_name`; or Roboflow's
+SOURCE/train/_annotations.coco.json. Out: a `Source` for instance segmentation if each object has a
+segmentation, else for detection. Classes are the categories in the order of their ids. The name of
+the JSON file or of its folder gives the split. T.-Y. Lin et al., "Microsoft COCO: Common Objects in
+Context", ECCV 2014.
 
-A box or polygon that sticks out of its image by at most half a pixel is cut off at the edge, as
-rounded coordinates need it; one that sticks out further is a bad annotation. Masks are pycocotools'
-to the pixel.
+A box or polygon that exceeds its image by at most half a pixel, as rounded coordinates do, is
+clipped; one that exceeds it further is an error. Masks equal those of pycocotools in every pixel.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from pipelines.data.sources import Item, Source, find_folders, read_file
 NAME = "coco"
 TASKS = ("instance_segmentation", "detection")
 OPTIONS: Mapping[str, str] = {
-    "task": "detection leaves masks out; by default masks are kept where all objects have one",
+    "task": "detection drops the masks; by default they are kept if every object has one",
     "images": "folder that file_name is relative to",
     "train": "JSON file of the split train",
     "val": "JSON file of the split val",
@@ -60,7 +59,7 @@ _ROBOFLOW = "_annotations.coco.json"
 
 
 class _Row(NamedTuple):
-    """An image's size as the JSON says it (0 where it doesn't), and its annotations."""
+    """An image's size in the JSON (0 if it isn't there), and its annotations."""
 
     height: int
     width: int
@@ -73,10 +72,10 @@ def recognises(source: str) -> str:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Reads the JSON files, of up to 1 GiB each; what is said of an image is looked at later.
+    """Reads the JSON files, of up to 1 GiB each; annotations are checked later, one by one.
 
-    Raises TesseraError for JSON that isn't COCO's, for categories that differ between the files,
-    and for annotations of images that aren't listed.
+    Raises TesseraError for JSON that isn't COCO, for categories that differ between the files, and
+    for annotations of images that aren't listed.
     """
     folder = need_folder(source)
     given: list[tuple[Split | None, Path]] = [
@@ -85,7 +84,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     files = given or _find(folder)
     if not files:
         raise TesseraError(
-            f"{source} has no annotations in COCO's form",
+            f"{source} has no COCO annotations",
             hint="name them instances_train.json or annotations/instances_val2017.json, or give "
             "the options train, val, test",
         )
@@ -121,7 +120,10 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         load=partial(load, root),
         annotate=partial(_annotate, root, rows, numbers, task == "instance_segmentation"),
         files=partial(_files, root, tuple(path for _, path in files)),
-        notes=tuple(f"{path.name} is {split or 'of no split'}" for split, path in files),
+        notes=tuple(
+            f"{path.name} has the split {split}" if split else f"{path.name} has no split"
+            for split, path in files
+        ),
     )
 
 
@@ -133,7 +135,7 @@ def _given(folder: Path, name: str) -> Path:
 
 
 def _find(folder: Path) -> list[tuple[Split | None, Path]]:
-    """(split, file) by the usual names, train first."""
+    """(split, file) of the files with a usual name, train first."""
     if not folder.is_dir():
         return []
     inner = find_folders(folder)
@@ -163,14 +165,14 @@ def _files(root: Path, jsons: tuple[Path, ...], item: Item) -> tuple[Path, ...]:
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lists of objects that a COCO file has."""
+    """The lists in a COCO file."""
     data = read_file(path, path.name, MAX_JSON_BYTES)
     content = read_json(data, path.name, MAX_JSON_BYTES)
     for name in ("images", "annotations", "categories"):
         rows = content.get(name) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise TesseraError(
-                f"{path.name} is no COCO file: it has no list of {name}",
+                f"{path.name} is not a COCO file: it has no list of {name}",
                 hint="it is an object with the lists images, annotations and categories",
             )
     return dict(content)
@@ -185,7 +187,7 @@ def _categories(content: dict[str, list[dict[str, Any]]], where: str) -> dict[in
         if names.setdefault(number, name) != name:
             raise TesseraError(f"{where}: two categories have the id {number}")
     if not names or len(set(names.values())) != len(names):
-        raise TesseraError(f"{where}: it has no categories, or two of one name")
+        raise TesseraError(f"{where}: it has no categories, or two with the same name")
     return names
 
 
@@ -205,7 +207,7 @@ def _rows(content: dict[str, list[dict[str, Any]]], where: str) -> list[tuple[st
         number = row.get("image_id")
         if not isinstance(number, int | str) or number not in found:
             raise TesseraError(
-                f"{where}: annotation {str(row.get('id'))[:50]} is of the image "
+                f"{where}: annotation {str(row.get('id'))[:50]} belongs to the image "
                 f"{str(number)[:50]!r}, which is not listed"
             )
         found[number][1].objects.append(row)
@@ -213,7 +215,7 @@ def _rows(content: dict[str, list[dict[str, Any]]], where: str) -> list[tuple[st
 
 
 def _prefix(folder: Path, path: Path, names: Sequence[str]) -> str:
-    """The folder, relative to the source and with its slash, in which the first images lie."""
+    """The folder of the first images, relative to the source and with a slash at its end."""
     match = _FILE.fullmatch(path.name)
     words = [match[1]] if match else []
     if match and (split := split_of(match[1])):
@@ -275,7 +277,7 @@ def _crowd(annotation: Mapping[str, Any], where: str) -> bool:
 
 
 def _box(given: Any, mask: rle.Counts | None, height: int, where: str) -> list[float]:
-    """Left, top, right, bottom; of the mask where the file has no box."""
+    """Left, top, right, bottom; those of the mask if the file has no box."""
     if given is None and mask is not None and rle.area(mask):
         return [float(value) for value in rle.box(mask, height)]
     if not isinstance(given, list) or len(given) != 4 or not all(map(is_number, given)):

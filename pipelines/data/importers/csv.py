@@ -1,9 +1,9 @@
-"""A table of images: a CSV file with a path and a label a row, and if need be a split.
+"""A table of images: a CSV file with a path and a label in each row, and optionally a split.
 
 In: a folder with one such file, or the file itself; paths are relative to its folder, or to the
-option `images`. Out: a `Source` for classification. Classes are the labels in the order of their
-characters, or by number where all are whole numbers. A row without label, with an unknown split, or
-with a file that isn't there or lies outside of the source, is an item that can't be packed.
+option `images`. Out: a `Source` for classification. Classes are the labels in alphabetical order,
+or in numerical order if all are integers. A row without a label, with an unknown split, or with a
+file that is missing or outside the source is rejected.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pipelines.data.sources import Item, Source, is_image, read_file
 
 NAME = "csv"
 OPTIONS: Mapping[str, str] = {
-    "path_column": "column with the images' paths",
+    "path_column": "column with the paths of the images",
     "label_column": "column with the labels",
     "split_column": "column with train, val or test",
-    "delimiter": "what separates columns; by default the comma, semicolon or tabulator of the header",
+    "delimiter": "column separator; by default the comma, semicolon or tab of the header",
     "images": "folder that paths are relative to",
 }
 _COLUMNS = {
@@ -58,7 +58,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         if len(row) != len(header):
             raise TesseraError(
                 f"{path.name}, row {number}: {len(row)} columns, the header has {len(header)}",
-                hint="mend the row, or put quotes around a text with the delimiter in it",
+                hint="fix the row, or put quotes around text that contains the delimiter",
             )
         split = row[split_at].strip() if split_at is not None else ""
         listed.append((row[at].strip(), row[label_at].strip(), split))
@@ -66,7 +66,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     numbers = {name: number for number, name in enumerate(classes)}
     items = [_item(root, number, row, numbers) for number, row in enumerate(listed, 2)]
     if not items or not classes:
-        raise TesseraError(f"{path.name} has no labelled images below its header")
+        raise TesseraError(f"{path.name} has no labelled images")
     return Source(
         name=path.resolve().parent.name,
         task="classification",
@@ -84,7 +84,7 @@ def _item(root: Path, number: int, row: tuple[str, str, str], numbers: Mapping[s
     if not label:
         problem = ("missing label", f"row {number} ({name!r}) has no label")
     elif word and not split:
-        problem = ("unknown split", f"row {number} ({name!r}) is of the split {word!r}")
+        problem = ("unknown split", f"row {number} ({name!r}) has the split {word!r}")
     key = make_key(os.path.splitext(name)[0].encode("utf-8", "surrogatepass"))
     return Item(key, name, numbers.get(label), split, number, problem)
 
@@ -112,7 +112,7 @@ def _table(source: str) -> Path:
 
 
 def _fits(path: Path) -> bool:
-    """Whether the header has paths and labels by their usual names, and images are named."""
+    """Whether the header has usual names for paths and labels, and the first path is an image."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).rpartition(b"\n")[0]
     try:
@@ -128,7 +128,7 @@ def _fits(path: Path) -> bool:
 def _delimiter(path: Path, options: Mapping[str, str]) -> str:
     with path.open("rb") as file:
         first = file.readline(_HEAD_BYTES).decode("latin-1")
-    # Of equals the first: a header of one column has none of them.
+    # The first of equals: a header with one column has no separator.
     usual = max(",;\t", key=first.count)
     given = options.get("delimiter", usual)
     given = {"tab": "\t", "\\t": "\t"}.get(given, given)
@@ -140,29 +140,29 @@ def _delimiter(path: Path, options: Mapping[str, str]) -> str:
 def _columns(
     header: Sequence[str], options: Mapping[str, str], where: str
 ) -> tuple[int, int, int | None]:
-    """Places of path, label and split in a row."""
+    """Positions of path, label and split in a row."""
     names = [name.strip().lower() for name in header]
-    places: dict[str, int | None] = {}
+    positions: dict[str, int | None] = {}
     for option, usual in _COLUMNS.items():
         wanted = [options[option].strip().lower()] if option in options else list(usual)
         found = [names.index(name) for name in wanted if name in names]
         if not found and (option in options or option != "split_column"):
             raise UsageError(
                 f"{where} has no column {' or '.join(wanted)}",
-                hint=f"its first row has {', '.join(header)[:200] or 'nothing'}: if that is the header, "
-                f"give --option {option}=NAME; else add a header",
+                hint=f"its first row has {', '.join(header)[:200] or 'nothing'}: if that is the "
+                f"header, give --option {option}=NAME; otherwise add a header",
             )
-        places[option] = found[0] if found else None
-    path, label = places["path_column"], places["label_column"]
+        positions[option] = found[0] if found else None
+    path, label = positions["path_column"], positions["label_column"]
     assert path is not None
     assert label is not None
-    return path, label, places["split_column"]
+    return path, label, positions["split_column"]
 
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
     found = {label for label in labels if label}
-    if strange := next((label for label in found if not label.isprintable()), None):
-        raise TesseraError(f"the label {strange[:100]!r} can't be printed")
+    if unprintable := next((label for label in found if not label.isprintable()), None):
+        raise TesseraError(f"the label {unprintable[:100]!r} can't be printed")
     if all(label.isascii() and label.isdigit() and len(label) < 10 for label in found):
         return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))

@@ -1,8 +1,8 @@
-"""scikit-learn's bundled handwritten digits: 1,797 grey images of 8 by 8, asked for by the word
+"""scikit-learn's bundled handwritten digits: 1,797 grey images of 8 by 8 pixels, as source
 `digits`.
 
-In: the word. Out: a `Source` without splits; values 0..16 become 0..255. E. Alpaydin and C. Kaynak,
-"Optical Recognition of Handwritten Digits", UCI 1998, CC BY 4.0.
+In: the word `digits`. Out: a `Source` without splits; values 0..16 become 0..255. E. Alpaydin and
+C. Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ OPTIONS: Mapping[str, str] = {}
 
 
 def recognises(source: str) -> str:
-    return "the handwritten digits that scikit-learn brings along" if source == NAME else ""
+    return "the handwritten digits bundled with scikit-learn" if source == NAME else ""
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Reads nothing but the installed package; `source` is the word itself."""
+    """Reads the images from the installed package."""
     from sklearn.datasets import load_digits
 
     bundled = load_digits()

@@ -1,8 +1,8 @@
 """A folder for each class: SOURCE/CLASS/…/IMAGE.jpg, or SOURCE/train/CLASS/…, SOURCE/test/CLASS/….
 
-In: a folder. Out: a `Source` for classification. Classes are the names of the class folders in the
-order of their characters, as torchvision's `ImageFolder` has them. Hidden files are passed over;
-files that aren't named like images are passed over and counted.
+In: a folder. Out: a `Source` for classification. Classes are the names of the class folders in
+alphabetical order, as in torchvision's `ImageFolder`. Hidden files are ignored; files without the
+suffix of an image are ignored and counted.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def recognises(source: str) -> str:
     places = [place for part in _parts(folder, splits) for place in find_folders(part)]
     first = {place: next(find_images(place), None) for place in places}
     names = {place.name for place in places if first[place]}
-    # One folder is no choice of classes: it holds images without labels, or what a table names.
+    # A single folder has no classes: its images have no labels, or a table has them.
     if len(names) < 2 or _is_other_layout(first) or "train" in names <= SPLIT_NAMES.keys():
         return ""
     return f"{len(names)} class folders" + (f" in each of {', '.join(splits)}" if splits else "")
 
 
 def _is_other_layout(first: Mapping[Path, str | None]) -> bool:
-    """Whether folders, with their first images, are those of a set whose labels are files."""
+    """Whether the folders, given with their first images, have labels in files instead."""
     for place, path in first.items():
         if path is None and place.name.lower() in LABEL_NAMES:
             return True
@@ -55,10 +55,8 @@ def _is_other_layout(first: Mapping[Path, str | None]) -> bool:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Lists the files; images are read one at a time by `load`.
-
-    Raises TesseraError for a class folder without images and for images outside of them.
-    """
+    """Lists the files. Raises TesseraError for a class folder without images, and for images that
+    are in no class folder."""
     folder = Path(source)
     if not folder.is_dir():
         raise TesseraError(f"there is no folder {source}")
@@ -72,11 +70,11 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         if not is_image(path):
             others += 1
             continue
-        split, name = _place(path, splits)
+        split, name = _split_and_class(path, splits)
         if name not in numbers:
             raise TesseraError(
-                f"{source}: the image {path} lies in no class folder",
-                hint="move it to one, or out of the source",
+                f"{source}: the image {path} is in no class folder",
+                hint="move it into one, or out of the source",
             )
         items.append(Item(make_key(os.path.splitext(path)[0]), path, numbers[name], split))
     if not items:
@@ -84,7 +82,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             f"{source} has no images in class folders", hint="it must be SOURCE/CLASS/IMAGE.jpg"
         )
     _check_filled(folder, places, items, depth=2 if splits else 1)
-    notes = (f"{others} files that are not named like images are left out",) if others else ()
+    notes = (f"{others} files without the suffix of an image are left out",) if others else ()
     name = folder.resolve().name
     return Source(
         name=name,
@@ -97,8 +95,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     )
 
 
-def _place(path: str, splits: Mapping[str, Split]) -> tuple[Split | None, str]:
-    """(split, class) of an image by its path; the class is empty where it lies in none."""
+def _split_and_class(path: str, splits: Mapping[str, Split]) -> tuple[Split | None, str]:
+    """(split, class) of an image from its path; the class is empty if it is in no class folder."""
     first, *rest = path.split("/")
     if not splits:
         return None, first if rest else ""
@@ -111,7 +109,7 @@ def _check_filled(folder: Path, places: list[Path], items: list[Item], *, depth:
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise TesseraError(
-            f"{folder}: the class folder {empty[0]}{more} holds no image",
+            f"{folder}: the class folder {empty[0]}{more} has no images",
             hint="add images or remove the folder",
         )
 
@@ -125,18 +123,18 @@ def _files(folder: Path, item: Item) -> tuple[Path, ...]:
 
 
 def _find_splits(folder: Path) -> dict[str, Split]:
-    """Folder name -> split; empty where the class folders lie in `folder` itself."""
+    """Folder name -> split; empty if the class folders are in `folder` itself."""
     found: dict[str, Split] = {}
     for place in find_folders(folder):
         split = SPLIT_NAMES.get(place.name.lower())
         if split in found.values():
             raise TesseraError(
                 f"{folder} has two folders for {split}, {place.name} is one of them",
-                hint="put them together",
+                hint="merge them",
             )
         if split:
             found[place.name] = split
-    # A class may be called "test": only with class folders in a `train` are they splits.
+    # A class may be named "test": these are splits only if there is a `train` with class folders.
     train = next((name for name, split in found.items() if split == "train"), None)
     return found if train and find_folders(folder / train) else {}
 

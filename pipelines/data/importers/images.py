@@ -1,8 +1,8 @@
 """Images without labels: for autoencoders, GANs and super-resolution.
 
-In: any folder of images, flat or nested; what lies in train, val or test is of that split. Out: a
-`Source` of the task `images`. It is recognised where no other format is; by `--format images` it
-takes any folder with images.
+In: any folder of images, flat or nested; folders train, val and test are the splits. Out: a
+`Source` of the task `images`. It is recognised if no other format is; `--format images` reads any
+folder with images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def recognises(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir() or next(find_images(folder), None) is None:
         return ""
-    # Folders of these names say that there are labels, even where they can't be made out.
+    # These names mean that there are labels, even if no format can read them.
     labelled = any(inner.name.lower() in LABEL_NAMES for inner in find_folders(folder))
     labelled |= any(path.lower().endswith(TABLES) for path in find_files(folder))
     others = (importers.get(name) for name in importers.names() if name != NAME)
@@ -50,7 +50,7 @@ def recognises(source: str) -> str:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Lists the files. Raises TesseraError where there is no image."""
+    """Lists the files. Raises TesseraError if there is no image."""
     folder = need_folder(source)
     files = list(find_files(folder))
     items = [
@@ -61,12 +61,10 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not items:
         raise no_images(source)
     others = len(files) - len(items)
-    notes = [f"{others} files that are not named like images are left out"] if others else []
+    notes = [f"{others} files without the suffix of an image are left out"] if others else []
     folders = {item.origin.split("/")[0] for item in items if "/" in item.origin}
     if len(folders) == 1 and not any(item.split or "/" not in item.origin for item in items):
-        notes.append(
-            f"all lie in {folders.pop()}: one folder is no choice of classes, so no labels"
-        )
+        notes.append(f"all are in {folders.pop()}: with a single folder there are no classes")
     return Source(
         name=folder.resolve().name,
         task="images",

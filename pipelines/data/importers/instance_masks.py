@@ -1,8 +1,8 @@
 """An image with a mask file for each of its objects, as the Data Science Bowl 2018 has nuclei.
 
-In: SOURCE/ID/images/x.png with SOURCE/ID/masks/*.png, or SOURCE/stage1_train/ID/…; a mask is an
-image whose pixels other than 0 are the object's. Out: a `Source` for instance segmentation of one
-class. Boxes are those of the masks. J. C. Caicedo et al., "Nucleus segmentation across imaging
+In: SOURCE/ID/images/x.png with SOURCE/ID/masks/*.png, or SOURCE/stage1_train/ID/…; the object's
+pixels are those that are not 0. Out: a `Source` for instance segmentation with one class. Boxes are
+those of the masks. J. C. Caicedo et al., "Nucleus segmentation across imaging
 experiments: the 2018 Data Science Bowl", Nature Methods 16, 2019.
 """
 
@@ -33,16 +33,16 @@ from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source, find_folders, find_images
 
 NAME = "instance_masks"
-OPTIONS: Mapping[str, str] = {"class": "name of the one class; by default object"}
+OPTIONS: Mapping[str, str] = {"class": "name of the only class; default object"}
 _STAGE = re.compile(r"(stage[0-9]_)?(\w+)")
 
 
 def recognises(source: str) -> str:
     folder = Path(source)
-    if not folder.is_dir() or coco.recognises(source):  # made of these files, and says more
+    if not folder.is_dir() or coco.recognises(source):  # made from these files, and more precise
         return ""
     for place, _ in _places(folder):
-        # Of a folder of many, the first tell.
+        # There may be many: the first ones suffice.
         first = filter(_is_sample, find_folders(place)[:5])
         if any(len(list_stems(inner / "images")) == 1 for inner in first):
             return f"{place.name}/ID/images with {place.name}/ID/masks"
@@ -50,8 +50,7 @@ def recognises(source: str) -> str:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Lists the files; a sample folder without an image, or with several, is an item that can't be
-    packed."""
+    """Lists the files. A sample folder without an image, or with several, is rejected."""
     folder = need_folder(source)
     items: list[Item] = []
     masks: list[tuple[str, ...]] = []
@@ -61,13 +60,13 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             images = [f"{name}/images/{path}" for path in find_images(inner / "images")]
             problem = None
             if len(images) != 1:
-                problem = ("missing image", f"{name}/images holds {len(images)} images, not 1")
+                problem = ("missing image", f"{name}/images has {len(images)} images, not 1")
             origin = images[0] if images else f"{name}/images"
             items.append(Item(make_key(name), origin, None, split, len(masks), problem))
             masks.append(tuple(f"{name}/masks/{path}" for path in find_images(inner / "masks")))
     if not items:
         raise TesseraError(
-            f"{source} has no masks of objects",
+            f"{source} has no object masks",
             hint="it must be SOURCE/ID/images/x.png with SOURCE/ID/masks/*.png",
         )
     return Source(
@@ -82,7 +81,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 
 
 def _places(folder: Path) -> list[tuple[Path, Split | None]]:
-    """(folder of sample folders, split): the source, or those of its folders named for a split."""
+    """(folder with sample folders, split): the source, and its folders named after a split."""
     places: list[tuple[Path, Split | None]] = [(folder, None)]
     for inner in find_folders(folder):
         match = _STAGE.fullmatch(inner.name)

@@ -1,16 +1,17 @@
-"""Images with a mask of their size, whose pixels are classes: binary, class values, palette, colours.
+"""Images with a mask of the same size, whose pixels are classes: binary, values, palette or
+colours.
 
-In: SOURCE/images/x.jpg with SOURCE/masks/x.png (or image, imgs with mask, label, labels), each in a
-folder named for a split or not, in either order; or x.jpg with x_mask.png beside it. Out: a `Source`
-for semantic segmentation. What a mask means is found by reading all of them, unless the options
-`classes` or `colours` say it:
+In: SOURCE/images/x.jpg with SOURCE/masks/x.png (or image, imgs with mask, label, labels), with or
+without folders for the splits, above or below; or x.jpg with x_mask.png beside it. Out: a `Source`
+for semantic segmentation. The classes are inferred from all masks, unless the option `colours`
+gives them:
 
-- pixels of 0 and 255 only: two classes, background and foreground (or what `classes` says)
-- other grey values, and the entries of a palette: class values as they are; 255 is ignored
-- colours: each is a class; `colours` says which, else they are numbered by red, green and blue and
-  named #rrggbb. A colour that is not in `colours` is a bad annotation.
+- only 0 and 255: two classes, background and foreground (or the names in `classes`)
+- other grey values, and the entries of a palette: the values are the classes; 255 is ignored
+- colours: each is a class, named in `colours`, else #rrggbb in the order of red, green and blue. A
+  colour that is not in `colours` is an error.
 
-Masks are PNG, BMP, GIF or TIFF: JPEG changes values and is refused.
+Masks are PNG, BMP, GIF or TIFF files: JPEG changes values and is refused.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from pipelines.data.sources import Item, Source, find_folders
 NAME = "masks"
 OPTIONS: Mapping[str, str] = {
     "classes": "names of the classes by their values, with commas",
-    "colours": "the classes' colours: road=#804080,sky=#4682b4; a colour named ignored has no class",
-    "split": "train, val or test: the split of all images, where folders don't tell",
+    "colours": "colours of the classes: road=#804080,sky=#4682b4; the name ignored means no class",
+    "split": "train, val or test: the split of all images",
 }
 _IMAGES = ("images", "image", "imgs", "img", "JPEGImages")
 _MASKS = ("masks", "mask", "labels", "label", "annotations", "SegmentationClass")
@@ -64,20 +65,20 @@ def recognises(source: str) -> str:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Lists images and masks, and reads all masks where no option says what they mean.
+    """Lists images and masks, and reads all masks unless `colours` is given.
 
-    An image without a mask is an item that can't be packed.
+    An image without a mask is rejected.
     """
     folder = need_folder(source)
-    told: Split | None = None
+    fixed: Split | None = None
     if "split" in options:
-        told = split_of(choose(options, "split", ("train", "val", "test"), "train"))
+        fixed = split_of(choose(options, "split", ("train", "val", "test"), "train"))
     items: list[Item] = []
     paths: list[str] = []
     found = _find(source)
     if len(found) != 1:
         raise TesseraError(
-            f"{source} holds {len(found) or 'no'} sets of images with masks",
+            f"{source} has {len(found) or 'no'} sets of images with masks",
             hint="it must be SOURCE/images/x.jpg with SOURCE/masks/x.png, or x_mask.png beside x",
         )
     for images, masks, split in found[0]:
@@ -86,7 +87,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             origin = (images / image).relative_to(folder).as_posix()
             problem = None if mask else ("missing mask", f"{origin} has no mask")
             key = make_key(os.path.splitext(origin)[0])
-            items.append(Item(key, origin, None, told or split, len(paths), problem))
+            items.append(Item(key, origin, None, fixed or split, len(paths), problem))
             paths.append((masks / mask).relative_to(folder).as_posix() if mask else "")
     if "colours" in options:
         mask_classes = parse_colours(options["colours"])
@@ -105,12 +106,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     )
 
 
-_Pair = tuple[Path, Path, Split | None]
+_Folders = tuple[Path, Path, Split | None]
 
 
-def _find(source: str) -> list[list[_Pair]]:
-    """For each set in the source its (images, masks, split) folders."""
-    found: dict[Path, list[_Pair]] = {}
+def _find(source: str) -> list[list[_Folders]]:
+    """For each set in the source, its folders."""
+    found: dict[Path, list[_Folders]] = {}
     for root in nearby(source):
         if not any(root.is_relative_to(other) for other in found):
             pairs = [pair for pair in _folders(root) if _pair(*pair[:2])[0]]
@@ -119,10 +120,10 @@ def _find(source: str) -> list[list[_Pair]]:
     return list(found.values())
 
 
-def _folders(root: Path) -> Iterator[_Pair]:
+def _folders(root: Path) -> Iterator[_Folders]:
     """(images, masks, split): root/images with root/masks, root/train/images with
-    root/train/masks, root/images/train with root/masks/train; the same folder for files side by
-    side."""
+    root/train/masks, root/images/train with root/masks/train; or the same folder twice for files
+    beside each other."""
     parts = [(place, split_of(place.name)) for place in find_folders(root)]
     for place, split in [(root, None), *(part for part in parts if part[1])]:
         images = next((place / name for name in _IMAGES if (place / name).is_dir()), None)
@@ -138,7 +139,7 @@ def _folders(root: Path) -> Iterator[_Pair]:
 
 
 def _pair(images: Path, masks: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """(image, mask) by their names, and the images without a mask."""
+    """(image, mask) with matching names, and the images without a mask."""
     first, second = list_stems(images), list_stems(masks)
     suffixes = [s for s in _SUFFIXES if s or images != masks]
     taken = {stem + suffix for stem in first for suffix in suffixes} if images == masks else set()
@@ -155,7 +156,7 @@ def _pair(images: Path, masks: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _read_masks(folder: Path, paths: Sequence[str]) -> Iterator[tuple[str, MaskPixels]]:
-    """Masks that can be read; the others are found when they are asked for."""
+    """The masks that can be read; the others are rejected when they are packed."""
     for path in filter(None, paths):
         try:
             yield path, read_mask(read_inside(folder, path), path)

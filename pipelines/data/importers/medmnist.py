@@ -1,11 +1,11 @@
-"""MedMNIST: images and labels of three splits in one .npz file.
+"""MedMNIST: images and labels of three splits in an .npz file.
 
-In: the file, or a folder with one. Out: a `Source` for classification. Classes are numbers, as the
-file has no names. Sets of several labels an image or of
-volumes are refused by name. J. Yang et al., "MedMNIST v2", Scientific Data 10, 2023.
+In: the file, or a folder with one. Out: a `Source` for classification. Classes are numbers, since
+the file has no names. Sets with several labels an image, or of volumes, are refused. J. Yang et
+al., "MedMNIST v2", Scientific Data 10, 2023.
 
-The arrays are read by their headers and never unpickled. An array that claims more than 16 GiB, or
-unfolds to over 100 times its bytes, is refused before it is read.
+The arrays are read according to their headers and never unpickled. An array that claims more than
+16 GiB, or decompresses to over 100 times its size, is refused before it is read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
                         Item(f"{split}/{row:06d}", f"{split}_images[{row}]", label, split, row)
                         for row, label in enumerate(labels)
                     ]
-    # What zipfile and NumPy's reader of headers raise on damaged bytes.
+    # What zipfile and NumPy's header parser raise on damaged bytes.
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -73,7 +73,9 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         TypeError,
         MemoryError,
     ) as error:
-        raise TesseraError(f"{path.name} can't be read: {error}", hint="fetch it anew") from None
+        raise TesseraError(
+            f"{path.name} can't be read: {error}", hint="download it again"
+        ) from None
     if not items:
         raise TesseraError(f"{path.name} has no images")
     classes = tuple(str(n) for n in range(max(item.label or 0 for item in items) + 1))
@@ -101,18 +103,18 @@ def _read_split(archive: zipfile.ZipFile, split: Split) -> tuple[_Array, list[in
     images = _read_array(archive, f"{split}_images")
     labels = _read_array(archive, f"{split}_labels")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
-        raise TesseraError(f"{split}_images is {images.dtype} of shape {images.shape}, no images")
+        raise TesseraError(f"{split}_images is {images.dtype} of shape {images.shape}, not images")
     if images.ndim == 4 and images.shape[3] != 3:
         raise TesseraError(
-            f"{split}_images has the shape {images.shape}: volumes are not read here",
-            hint="sets whose names end in 3D have volumes; take one of the others",
+            f"{split}_images has the shape {images.shape}: volumes are not supported",
+            hint="sets whose names end in 3D have volumes; use another one",
         )
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2):
-        raise TesseraError(f"{split}_labels is {labels.dtype} of shape {labels.shape}, no labels")
+        raise TesseraError(f"{split}_labels is {labels.dtype} of shape {labels.shape}, not labels")
     if labels.ndim == 2 and labels.shape[1] != 1:
         raise TesseraError(
-            f"{split}_labels has {labels.shape[1]} labels an image: only one is read here",
-            hint="ChestMNIST is such a set; take one with a single label",
+            f"{split}_labels has {labels.shape[1]} labels an image: only one is supported",
+            hint="ChestMNIST is such a set; use one with a single label",
         )
     if len(labels) != len(images):
         raise TesseraError(f"{len(images)} {split}_images and {len(labels)} {split}_labels")
@@ -125,19 +127,19 @@ def _read_split(archive: zipfile.ZipFile, split: Split) -> tuple[_Array, list[in
 def _read_array(archive: zipfile.ZipFile, name: str) -> _Array:
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > MAX_BYTES:
-        raise TesseraError(f"{name} says it holds {info.file_size} bytes: too many")
+        raise TesseraError(f"{name} claims {info.file_size} bytes: too many")
     if info.file_size > max(_SMALL_BYTES, MAX_RATIO * info.compress_size):
-        raise TesseraError(f"{name} unfolds to over {MAX_RATIO} times its bytes: refused")
+        raise TesseraError(f"{name} decompresses to over {MAX_RATIO} times its size: refused")
     with archive.open(info) as file:
         shape, fortran, dtype = _read_header(file)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or min(shape, default=1) < 0 or math.prod(shape[1:]) > MAX_PIXELS:
             raise TesseraError(f"{name} is an array of {dtype} of shape {shape}: refused")
         if size != info.file_size - file.tell():
-            raise TesseraError(f"{name} says it holds {size} bytes and holds another number")
+            raise TesseraError(f"{name} claims {size} bytes and has another number")
         data = file.read(size)
     if len(data) != size:
-        raise TesseraError(f"{name} is cut short", hint="fetch it anew")
+        raise TesseraError(f"{name} is truncated", hint="download it again")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -1,8 +1,8 @@
-"""The idx files of MNIST and of sets in its form (Fashion-MNIST, KMNIST), with or without .gz.
+"""The idx files of MNIST, Fashion-MNIST, KMNIST and the like, with or without .gz.
 
-In: a folder with `train-images-idx3-ubyte` and its siblings, or torchvision's folder around `raw`.
-Out: a `Source` with train and test; val is cut from train. Y. LeCun, L. Bottou, Y. Bengio and
-P. Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998.
+In: a folder with `train-images-idx3-ubyte` and the others, or torchvision's folder with `raw` in
+it. Out: a `Source` with train and test. Y. LeCun, L. Bottou, Y. Bengio and P. Haffner,
+"Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _splits(found: Mapping[tuple[Split, str], Path]) -> list[Split]:
 
 
 def _find(folder: Path) -> dict[tuple[Split, str], Path]:
-    """Paths by (split, "images" or "labels"); an unpacked file goes before its .gz."""
+    """Paths by (split, "images" or "labels"); a decompressed file comes before its .gz."""
     found: dict[tuple[Split, str], Path] = {}
     for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
         if not place.is_dir():
@@ -108,21 +108,21 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
             return _parse_idx(file, path.name, dimensions)
     except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise TesseraError(f"{path.name} can't be read: {reason}", hint="fetch it anew") from None
+        raise TesseraError(
+            f"{path.name} can't be read: {reason}", hint="download it again"
+        ) from None
 
 
 def _parse_idx(file: IO[bytes], name: str, dimensions: int) -> np.ndarray[Any, Any]:
     head = file.read(4 + 4 * dimensions)
     if len(head) != 4 + 4 * dimensions or head[:4] != bytes([0, 0, _UBYTE, dimensions]):
-        raise TesseraError(f"{name} is no idx file of {dimensions} dimensions of bytes")
+        raise TesseraError(f"{name} is not an idx file of bytes with {dimensions} dimensions")
     shape = tuple(np.frombuffer(head, ">u4", offset=4).tolist())
     size = math.prod(shape)
     if size > _MAX_BYTES or math.prod(shape[1:]) > MAX_PIXELS:
-        raise TesseraError(f"{name} says it holds {' by '.join(map(str, shape))} pixels: too many")
-    data = file.read(size + 1)  # never more, whatever a .gz would unfold to
+        raise TesseraError(f"{name} claims {' by '.join(map(str, shape))} pixels: too many")
+    data = file.read(size + 1)  # never more, however large a .gz would become
     if len(data) != size:
         more = "more" if len(data) > size else len(data)
-        raise TesseraError(
-            f"{name} says it holds {size} bytes and holds {more}", hint="fetch it anew"
-        )
+        raise TesseraError(f"{name} claims {size} bytes and has {more}", hint="download it again")
     return np.frombuffer(data, np.uint8).reshape(shape)

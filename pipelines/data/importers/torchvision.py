@@ -1,11 +1,12 @@
-"""Any data set of torchvision that lies on disk: `--format torchvision:NAME`.
+"""Any data set of torchvision that is on disk: `--format torchvision:NAME`.
 
-In: the folder that torchvision calls `root`, and the name of a class of `torchvision.datasets`. Out:
-a `Source` for classification where the targets are numbers, for semantic segmentation where they
-are images. Files that the data set names go in untouched; what it makes itself becomes PNG.
+In: the folder that torchvision calls `root`, and the name of a class of `torchvision.datasets`.
+Out: a `Source` for classification if the targets are numbers, for semantic segmentation if they are
+images. Image files are packed unchanged; images that the data set only has in memory become PNG.
 
-Its code runs here, and some of it unpickles. While it runs, a guard lets a pickle build nothing but
-arrays, and lets nothing connect or start: `download=False` is given, and held.
+torchvision's code runs here, and some of it unpickles. While it runs, a guard allows pickles to
+build arrays only, and no connection and no process to be started: `download=False` is passed and
+enforced.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pipelines.data.sources import Item, Source
 
 NAME = "torchvision"
 OPTIONS: Mapping[str, str] = {
-    "name": "the class of torchvision.datasets; --format torchvision:NAME says the same"
+    "name": "a class of torchvision.datasets; --format torchvision:NAME is short for it"
 }
 _WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "trainval"),
@@ -40,19 +41,19 @@ _WORDS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _LISTS = ("samples", "imgs", "_samples", "_image_files", "_images", "images")
-"""Where data sets without a `loader` keep their paths."""
+"""Attributes in which data sets without a `loader` have their paths."""
 Arguments = tuple[tuple[str, Any], ...]
 
 
 def recognises(source: str) -> str:
-    return ""  # nothing tells which class it is
+    return ""  # the files don't tell which class it is
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Makes the data set for each split that it has.
+    """Opens the data set for each split that exists.
 
-    Raises UsageError for an unknown name, TesseraError for what isn't there, and for targets that
-    are neither numbers nor images.
+    Raises UsageError for an unknown name, TesseraError for missing files and for targets that are
+    neither numbers nor images.
     """
     name, root = options.get("name", ""), str(Path(source).resolve())
     kind = _kind(name)
@@ -97,7 +98,7 @@ def _kind(name: str) -> type[Any]:
 
 
 def _arguments(name: str, kind: type[Any], root: str) -> dict[Split | None, Arguments]:
-    """What each split that is there is made with."""
+    """The arguments of the data set's class for each split that exists."""
     known = inspect.signature(kind).parameters
     fixed: dict[str, Any] = {}
     if "root" in known:
@@ -132,7 +133,7 @@ def _arguments(name: str, kind: type[Any], root: str) -> dict[Split | None, Argu
 
 
 def _path(path: Any) -> Any:
-    """In the place of a data set's loader: the file itself is taken, not its pixels."""
+    """Replaces a data set's loader: returns the file's path instead of its pixels."""
     return os.fspath(path)
 
 
@@ -144,7 +145,7 @@ def _make(name: str, root: str, arguments: Arguments) -> Any:
             return _kind(name)(**dict(arguments))
         except (TesseraError, MemoryError):
             raise
-        except Exception as error:  # data sets raise all kinds for files that aren't there
+        except Exception as error:  # data sets raise all kinds of errors for missing files
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise TesseraError(f"{what} can't be opened: {reason}") from None
 
@@ -164,7 +165,7 @@ def _get(name: str, made: Any, row: int) -> tuple[Any, Any]:
 
 
 def _number(name: str, target: Any) -> tuple[int, bool]:
-    """(class, False) of a class number, (largest class, True) of a mask."""
+    """(class, False) for a class number, (largest class, True) for a mask."""
     if isinstance(target, Image.Image):
         pixels = np.asarray(target)
         return int(pixels[pixels != IGNORED].max(initial=0)), True
@@ -176,13 +177,13 @@ def _number(name: str, target: Any) -> tuple[int, bool]:
         raise TesseraError(
             f"torchvision's {name} has the target {str(target)[:50]!r}, which is neither a class "
             "nor a mask",
-            hint="sets with boxes are read by coco, voc and yolo",
+            hint="for boxes use the formats coco, voc and yolo",
         )
     return number, False
 
 
 def _path_of(made: Any, sample: Any, row: int) -> str:
-    """The sample's file where the data set names one."""
+    """The sample's file, if the data set names one."""
     if isinstance(sample, str):
         return sample
     for attribute in _LISTS:
@@ -211,7 +212,7 @@ def _load(name: str, root: str, arguments: Mapping[Split | None, Arguments], ite
     if path:
         return read_inside(Path(root), os.path.relpath(path, root))
     if not isinstance(sample, Image.Image):
-        raise TesseraError(f"{item.origin} is a {type(sample).__name__}, no image")
+        raise TesseraError(f"{item.origin} is a {type(sample).__name__}, not an image")
     return encode_png(np.asarray(sample if sample.mode in ("L", "RGB") else sample.convert("RGB")))
 
 
@@ -220,5 +221,5 @@ def _annotate(
 ) -> Mask:
     _, target = _get(name, _make(name, root, arguments[item.split]), item.row)
     if not isinstance(target, Image.Image) or target.mode not in ("L", "P"):
-        raise SampleError("unreadable mask", f"{item.origin} has a mask that is not 8 bits deep")
+        raise SampleError("unreadable mask", f"{item.origin} has a mask that is not 8-bit")
     return Mask(np.array(target))

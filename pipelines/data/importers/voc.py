@@ -1,14 +1,14 @@
-"""PASCAL VOC: an XML file an image with boxes, and lists of names for the splits.
+"""PASCAL VOC: an XML file with boxes for each image, and lists of names for the splits.
 
 In: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/train.txt, or one
-around it; also annotations/ with images/, with or without lists. Out: a `Source` for detection.
-Classes are the names of all objects in the order of their characters. Segmentations of VOC are read
+that contains it; also annotations/ with images/, with or without lists. Out: a `Source` for
+detection. Classes are the names of all objects in alphabetical order. VOC's segmentations are read
 by `masks`. M. Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 88, 2010.
 
-VOC counts pixels from 1 and names the last one in the box: 1, 1, 2, 2 are four pixels. So left and
-top are taken less 1, and 0 is read as 1, as tools that count from 0 write it. A box whose sides
-coincide in the file is without area all the same: no annotator means one pixel. The images are
-found by the name of the XML file; its fields `path` and `filename` are never used.
+VOC counts pixels from 1 and includes the last one: the box 1, 1, 2, 2 has four pixels. So 1 is
+subtracted from left and top; a 0, which tools that count from 0 write, stays. A box whose sides
+coincide in the file has no area: no annotator means a single pixel. Images are found by the name of
+the XML file; its fields `path` and `filename` are never used.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from pipelines.data.sources import Item, Source, read_file
 
 NAME = "voc"
 OPTIONS: Mapping[str, str] = {
-    "difficult": "objects marked as difficult: crowd (not trained on, the default), keep, drop",
-    "classes": "names of the classes, with commas; by default those that occur",
+    "difficult": "objects marked difficult: crowd (default, not trained on), keep or drop",
+    "classes": "names of the classes, with commas; default those that occur",
 }
 _FOLDERS = (("Annotations", "JPEGImages"), ("annotations", "images"), ("Annotations", "images"))
 _NUMBER = re.compile(r"\s*[-+]?[0-9]{1,12}(\.[0-9]{0,20})?\s*", re.ASCII)
@@ -58,12 +58,12 @@ def recognises(source: str) -> str:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Reads every XML file once for the classes, and again for its boxes when asked."""
+    """Reads every XML file once for its classes, and again for its boxes when it is packed."""
     folder = need_folder(source)
     found = _find(source)
     if len(found) != 1:
         raise TesseraError(
-            f"{source} holds {len(found) or 'no'} sets in VOC's form",
+            f"{source} has {len(found) or 'no'} data sets in VOC format",
             hint="give the folder that has Annotations and JPEGImages",
         )
     root, annotations, images = found[0]
@@ -83,12 +83,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         except TesseraError as error:
             problem = (getattr(error, "reason", "unreadable annotation"), error.message)
         if stem not in stems:
-            problem = ("missing image", f"{path} has no image of its name in {images}")
+            problem = ("missing image", f"{path} has no image of the same name in {images}")
         origin = f"{prefix}{images}/{stems.get(stem, stem)}"
         items.append(Item(make_key(os.fsencode(stem)), origin, None, splits.get(stem), 0, problem))
     left = len(names - set(chosen))
     if left:
-        notes.append(f"{left} annotations that no list in ImageSets names are left out")
+        notes.append(f"{left} annotations that are in no list of ImageSets are left out")
     classes = _classes(options, seen)
     name = root.resolve().name
     numbers = {name: number for number, name in enumerate(classes)}
@@ -100,7 +100,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 
 
 def _find(source: str) -> list[tuple[Path, str, str]]:
-    """(root, folder of annotations, folder of images) of each set in VOC's form."""
+    """(root, folder of annotations, folder of images) of each data set in VOC format."""
     found = []
     for root in nearby(source):
         for notes, images in _FOLDERS:
@@ -113,7 +113,7 @@ def _find(source: str) -> list[tuple[Path, str, str]]:
 
 
 def _splits(root: Path) -> tuple[dict[str, Split], list[str]]:
-    """Split by name, from ImageSets/Main; `trainval` counts where there is no `train`."""
+    """Split by name, from ImageSets/Main; `trainval` is used if there is no `train`."""
     lists = root / "ImageSets" / "Main"
     splits: dict[str, Split] = {}
     for split in SPLIT_ORDER:
@@ -129,13 +129,13 @@ def _splits(root: Path) -> tuple[dict[str, Split], list[str]]:
                 continue
             name = words[0]
             if "/" in name or "\0" in name:
-                raise TesseraError(f"{path.name} names {name[:100]!r}, which is no file name")
+                raise TesseraError(f"{path.name} names {name[:100]!r}, which is not a file name")
             if splits.setdefault(name, split) != split:
                 raise TesseraError(
                     f"{name} is in the lists {splits[name]} and {split}",
-                    hint="an image may be in one split only",
+                    hint="an image may only be in one split",
                 )
-    return splits, [f"the splits are those of ImageSets/Main: {_counts(splits)}"] if splits else []
+    return splits, [f"splits from ImageSets/Main: {_counts(splits)}"] if splits else []
 
 
 def _counts(splits: Mapping[str, Split]) -> str:
@@ -147,13 +147,15 @@ def _classes(options: Mapping[str, str], seen: Iterable[str]) -> tuple[str, ...]
     if "classes" not in options:
         if not seen:
             raise TesseraError(
-                "no annotation of the source has an object",
-                hint="name the classes: the option classes=NAME,NAME",
+                "the annotations have no objects",
+                hint="give the classes: --option classes=NAME,NAME",
             )
         return tuple(sorted(seen))
     given = tuple(name.strip() for name in options["classes"].split(","))
     if not all(given) or len(set(given)) != len(given):
-        raise UsageError(f"the option classes {options['classes']!r} has an empty or doubled name")
+        raise UsageError(
+            f"the option classes {options['classes']!r} has an empty or duplicate name"
+        )
     return given
 
 
@@ -201,7 +203,7 @@ def _annotate(
             continue
         name = _class(found)
         if name not in numbers:
-            raise SampleError("unknown class", f"{path}: object {number} is a {name!r}")
+            raise SampleError("unknown class", f"{path}: object {number} has the class {name!r}")
         boxes.append(_box(found, f"{path}: object {number} ({name})"))
         labels.append(numbers[name])
         crowd.append(marked and difficult == "crowd")
@@ -213,11 +215,11 @@ def _annotate(
 
 
 def _box(found: Element, where: str) -> list[float]:
-    """Left, top, right, bottom, counted from 0."""
+    """Left, top, right, bottom, from 0."""
     left, top, right, bottom = (_number(found.find(f"bndbox/{s}"), math.nan) for s in _SIDES)
     if left == right or top == bottom:
         shown = ", ".join(f"{side:g}" for side in (left, top, right, bottom))
-        raise SampleError("box without area", f"{where} has the box ({shown}): without area")
+        raise SampleError("box without area", f"{where} has the box ({shown}), without area")
     return [left - (left >= 1), top - (top >= 1), right, bottom]
 
 

@@ -1,8 +1,8 @@
-"""WebDataset shards of others: `--format webdataset`, a folder or an address with `.tar` files.
+"""Existing WebDataset shards, used in place: a folder or an address with `.tar` files.
 
-They stay where they lie; an index and a card are made of them. Splits are told by folders or file
-names with train, val (valid, validation) or test in them; without, whole shards are cut off for val
-and test, a tenth each, chosen by a hash of seed and path.
+In: the location of the shards. Out: only an index and a card are written, by `packing/in_place.py`.
+Folders or file names with train, val (valid, validation) or test in them assign the splits. A
+missing val or test split gets a tenth of the train shards, chosen by a hash of seed and path.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pipelines.storage.open import open_storage
 
 NAME = "webdataset"
 OPTIONS: Mapping[str, str] = {
-    "image": "extensions of the image: jpg,jpeg,png,webp",
+    "image": "extensions of the image; default jpg,jpeg,png,webp",
     "label": "cls, txt, json:FIELD, or none",
-    "classes": "names of the classes, in order: NAME,NAME,…; else what the data says",
-    "extra": "what becomes of samples with other members: refuse, or skip the members",
-    "keys": "member, or shard where shards repeat keys",
-    "shards": "the shards, for web servers, which list nothing: train-{000..012}.tar,val.tar",
+    "classes": "names of the classes in order, with commas; default the labels that occur",
+    "extra": "other members: refuse their samples (default), or skip the members",
+    "keys": "member (default), or shard to prefix keys with the shard's name if they repeat",
+    "shards": "the shards, for web servers without a listing: train-{000..012}.tar,val.tar",
 }
 
 

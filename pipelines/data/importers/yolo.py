@@ -1,16 +1,16 @@
-"""YOLO: a text file an image, with a line an object: class, and box or polygon in shares of the image.
+"""YOLO: a text file for each image, with a class and a normalised box or polygon in each line.
 
 In: SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt, or SOURCE/train/images with
-SOURCE/train/labels, or either without splits. Out: a `Source` for instance segmentation where the
-first file with objects has polygons, else for detection. Classes are `names` of data.yaml (or the
-only other .yaml), or the lines of classes.txt or obj.names. Its `train`, `val` and `test` say which
-folder is which split, where they name folders of the source; elsewhere no path of it leads. Folders
-that it doesn't name are told by their own names. An image without a text file has no objects, as
-YOLO has it.
+SOURCE/train/labels, or either without splits. Out: a `Source` for instance segmentation if the
+first file with objects has polygons, else for detection. Classes are `names` in data.yaml (or in
+the only other .yaml), or the lines of classes.txt or obj.names. The yaml's `train`, `val` and
+`test` assign folders of the source to splits; paths outside the source are ignored, and folders
+that aren't listed are assigned by their names. As in YOLO, an image without a text file has no
+objects.
 
-`class cx cy w h` is a box by its middle and size; `class x1 y1 x2 y2 x3 y3 …` a polygon. A polygon
-gives a box too, so a file with both is read for detection. Boxes that stick out by at most half a
-pixel are cut off at the edge.
+`class cx cy w h` is a box by its centre and size, `class x1 y1 x2 y2 x3 y3 …` a polygon. Polygons
+have boxes too, so a file with both is read for detection. Boxes that exceed the image by at most
+half a pixel are clipped.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from pipelines.data.sources import Item, Source, find_files, is_image, read_file
 NAME = "yolo"
 TASKS = ("instance_segmentation", "detection")
 OPTIONS: Mapping[str, str] = {
-    "task": "detection or instance_segmentation; by default what the first objects are",
-    "classes": "names of the classes, with commas, where no file has them",
+    "task": "detection or instance_segmentation; by default that of the first objects",
+    "classes": "names of the classes, with commas, if no file has them",
 }
 MAX_TEXT_BYTES = 16 << 20
 _NUMBER = re.compile(r"[-+]?[0-9]{1,12}(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,3})?", re.ASCII)
@@ -56,22 +56,22 @@ _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt"
 
 def recognises(source: str) -> str:
     roots = _find(source)
-    return f"images and YOLO's labels in {roots[0].name}" if len(roots) == 1 else ""
+    return f"images and YOLO labels in {roots[0].name}" if len(roots) == 1 else ""
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Lists images; text files are read when their annotation is asked for."""
+    """Lists the images; text files are read when their images are packed."""
     folder = need_folder(source)
     roots = _find(source)
     if len(roots) != 1:
         raise TesseraError(
-            f"{source} holds {len(roots) or 'no'} sets in YOLO's form",
+            f"{source} has {len(roots) or 'no'} data sets in YOLO format",
             hint="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt",
         )
     root = roots[0]
-    said, where = _read_yaml(root)
-    classes = _names(root, options, said, where)
-    roles, notes = _roles(root, said, where)
+    content, where = _read_yaml(root)
+    classes = _names(root, options, content, where)
+    roles, notes = _roles(root, content, where)
     files = list(find_files(root))
     texts = {path for path in files if path.endswith(".txt")}
     items = []
@@ -87,7 +87,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     polygons = first is not None and len(_lines(root, texts, first)[0].split()) != 5
     task = choose(options, "task", TASKS, TASKS[not polygons])
     if unlabelled:
-        notes.append(f"images without a text file, so without objects: {unlabelled}")
+        notes.append(f"{unlabelled} images have no text file, so no objects")
     return Source(
         name=folder.resolve().name,
         task=task,
@@ -113,7 +113,7 @@ def _find(source: str) -> list[Path]:
             if whole and any(path.endswith(".txt") for path in find_files(labels)):
                 found.append(root)
                 break
-    # A split of a set is no set of its own.
+    # A split is not a data set of its own.
     return [root for root in found if root.parent not in found]
 
 
@@ -135,7 +135,7 @@ def _files(root: Path, texts: frozenset[str], item: Item) -> tuple[Path, ...]:
 
 
 def _read_yaml(root: Path) -> tuple[dict[str, object], str]:
-    """What data.yaml says, and what the file is called; nothing where there is none."""
+    """The content of data.yaml, and the file's name; empty if there is none."""
     yamls = sorted(path for end in ("*.yaml", "*.yml") for path in root.glob(end))
     chosen = [path for path in yamls if path.stem == "data"] or yamls
     if len(chosen) != 1:
@@ -146,44 +146,44 @@ def _read_yaml(root: Path) -> tuple[dict[str, object], str]:
 
 
 def _roles(
-    root: Path, said: Mapping[str, object], where: str
+    root: Path, content: Mapping[str, object], where: str
 ) -> tuple[dict[str, Split], list[str]]:
-    """Folder below `root` -> split, as data.yaml says; and lines on what it names that isn't here."""
+    """Folder below `root` -> split, from data.yaml; and notes on folders in it that don't exist."""
     roles: dict[str, Split] = {}
     notes = []
     for split in SPLITS:
-        value = said.get(split)
+        value = content.get(split)
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str) or not text.strip():
                 continue
             parts = [part for part in text.strip().split("/") if part not in ("", ".", "..")]
-            # From the whole path to its end: what stands before is where its author had it.
-            tails = ["/".join(parts[at:]) for at in range(len(parts))]
+            # From the whole path to its last part: it may begin with a folder of its author's.
+            tails = ["/".join(parts[start:]) for start in range(len(parts))]
             found = next((tail for tail in tails if (root / tail).is_dir()), None)
             if found is None:
-                notes.append(f"{where} has {split}: {text}, which is no folder here")
+                notes.append(f"{where} has {split}: {text}, which is not a folder here")
             elif roles.setdefault(found, split) != split:
                 raise TesseraError(
-                    f"{where} says that {found} is {roles[found]} and {split}",
-                    hint="an image belongs to one split",
+                    f"{where} lists {found} as {roles[found]} and {split}",
+                    hint="an image may only be in one split",
                 )
     return roles, notes
 
 
 def _role(path: str, roles: Mapping[str, Split]) -> Split | None:
-    """By the innermost folder that has a role."""
+    """The split of the innermost folder in `roles`."""
     fitting = [folder for folder in roles if path.startswith(f"{folder}/")]
     return roles[max(fitting, key=len)] if fitting else None
 
 
 def _names(
-    root: Path, options: Mapping[str, str], said: Mapping[str, object], where: str
+    root: Path, options: Mapping[str, str], content: Mapping[str, object], where: str
 ) -> tuple[str, ...]:
     found: list[object] = []
     if "classes" in options:
         found, where = list(options["classes"].split(",")), "the option classes"
     elif where:
-        names = said.get("names")
+        names = content.get("names")
         if isinstance(names, dict):
             found = _in_order(names, where)
         elif isinstance(names, list):
@@ -192,8 +192,8 @@ def _names(
         path = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
         if path is None:
             raise TesseraError(
-                f"{root} doesn't say what its classes are called",
-                hint="add data.yaml with names, or classes.txt; or the option classes=NAME,NAME",
+                f"{root} has no names of classes",
+                hint="add data.yaml with names, or classes.txt, or give --option classes=NAME,NAME",
             )
         where = path.name
         text = read_file(path, where, MAX_TEXT_BYTES).decode("utf-8", "replace")
@@ -202,14 +202,14 @@ def _names(
         raise TesseraError(f"{where} has no list of names", hint="names: [cat, dog]")
     classes = tuple(name.strip() if isinstance(name, str) else "" for name in found)
     if not all(name and name.isprintable() for name in classes):
-        raise TesseraError(f"{where} has a class without a name that can be printed")
+        raise TesseraError(f"{where} has a class whose name is empty or can't be printed")
     if len(set(classes)) != len(classes):
-        raise TesseraError(f"{where} has two classes of one name")
+        raise TesseraError(f"{where} has two classes with the same name")
     return classes
 
 
 def _in_order(names: dict[str, object], where: str) -> list[object]:
-    """Names by their numbers, which are 0, 1, 2, …"""
+    """Names by their numbers, which must be 0, 1, 2, …"""
     if set(names) != {str(number) for number in range(len(names))}:
         raise TesseraError(f"{where}: the numbers of its names are not 0, 1, 2, …")
     return [names[str(number)] for number in range(len(names))]
@@ -223,7 +223,7 @@ def _lines(root: Path, texts: set[str] | frozenset[str], item: Item) -> list[str
     try:
         text = data.decode("ascii")
     except UnicodeDecodeError as error:
-        raise SampleError("unreadable annotation", f"{path} is no text: {error}") from None
+        raise SampleError("unreadable annotation", f"{path} is not text: {error}") from None
     return [line for line in text.split("\n") if line.strip()]
 
 
@@ -245,7 +245,7 @@ def _annotate(
         labels.append(label)
         if with_masks:
             if len(values) == 4:
-                raise SampleError("unreadable mask", f"{where} is a box, and others are polygons")
+                raise SampleError("unreadable mask", f"{where} is a box, while others are polygons")
             masks.append(rle.write(draw([corners.ravel().tolist()], height, width, where)))
     return Objects(
         clip(np.array(boxes, np.float64).reshape(-1, 4), height, width),
@@ -258,25 +258,25 @@ def _annotate(
 def _parse(
     line: str, classes: int, where: str
 ) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """(class, shares): x, y, width, height or the corners of a polygon."""
+    """(class, values in 0..1): x, y, width, height, or the corners of a polygon."""
     first, *rest = line.split()
     if not first.isdigit() or len(first) > 9 or int(first) >= classes:
         raise SampleError(
-            "unknown class", f"{where}: {first[:30]!r} is none of the classes 0 to {classes - 1}"
+            "unknown class", f"{where}: {first[:30]!r} is not a class from 0 to {classes - 1}"
         )
     if len(rest) != 4 and (len(rest) < 6 or len(rest) % 2):
         raise SampleError(
             "unreadable annotation",
             f"{where} has {len(rest)} numbers after the class; a box has 4, a polygon an even "
-            "number from 6 on",
+            "number of at least 6",
         )
     if not all(map(_NUMBER.fullmatch, rest)):
-        raise SampleError("unreadable annotation", f"{where} has something that is no number")
+        raise SampleError("unreadable annotation", f"{where} has a value that is not a number")
     values = np.array([float(text) for text in rest])
     if not (np.abs(values) <= 2).all():
         raise SampleError(
             "box outside the image",
             f"{where} has numbers far from 0 to 1",
-            hint="YOLO's coordinates are shares of the image's width and height",
+            hint="YOLO's coordinates are divided by the image's width and height",
         )
     return int(first), values

@@ -1,7 +1,7 @@
 """Test images that a network may have seen before: in the data set it was trained on.
 
-In: the data set of a training and the one of a test, which may be the same. Out: how many images of the
-test look like one that was trained on or chosen by. Must not know the network.
+In: the data set of a training and the one of a test, which may be the same. Out: how many images of
+the test look like one that was trained on or chosen by. Must not know the network.
 
 A data set that was packed here says itself which of its images look alike. Of two data sets the
 images are all compared, by the same fingerprints (`leakage.py`).

@@ -49,7 +49,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Bin:
-    """A bar of a histogram: its place and height as shares of the drawing, and what it stands for."""
+    """A bar of a histogram: its place and height as shares of the drawing, and what it stands
+    for."""
 
     left: float
     width: float

@@ -2,9 +2,10 @@
 
 In: a split of a card. Out: lines for the user. Must not know Ray.
 
-Samples are read by their index, so any number of shards gives each sample exactly once, whatever the
-number of GPUs and loader workers. On a local disk the size of a shard doesn't matter either. A remote
-shard is fetched as a whole: small ones wait for many requests, large ones delay the first batch.
+Samples are read by their index, so any number of shards gives each sample exactly once, whatever
+the number of GPUs and loader workers. On a local disk the size of a shard doesn't matter either. A
+remote shard is fetched as a whole: small ones wait for many requests, large ones delay the first
+batch.
 """
 
 from __future__ import annotations

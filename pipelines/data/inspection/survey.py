@@ -1,8 +1,8 @@
 """What is to be seen in a packed data set: samples, sizes, pairs across splits, rejected ones.
 
 In: a folder or an address with a card. Out: `Survey`, plain data and decoded images. Must not know
-how it is shown. It is bounded whatever the data set's size: of each split so many samples are looked
-at, evenly spread; of a remote set only those of a few shards, because each is fetched whole.
+how it is shown. It is bounded whatever the data set's size: of each split so many samples are
+looked at, evenly spread; of a remote set only those of a few shards, because each is fetched whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which format a source has.
 
-In: a source, and the format and options that the user gives. Out: the importer and its options. Must
-not know how a format is read.
+In: a source, and the format and options that the user gives. Out: the importer and its options.
+Must not know how a format is read.
 """
 
 from __future__ import annotations

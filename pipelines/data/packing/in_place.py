@@ -1,8 +1,8 @@
 """Index and card of WebDataset shards that stay where they lie.
 
 In: the address of shards. Out: an index of each split, and a card. Splits are named by folders or
-file names with train, val (valid, validation) or test in them; without, whole shards are cut off for
-val and test, a tenth each, chosen by a hash of seed and path.
+file names with train, val (valid, validation) or test in them; without, whole shards are cut off
+for val and test, a tenth each, chosen by a hash of seed and path.
 """
 
 from __future__ import annotations

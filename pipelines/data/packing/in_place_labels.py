@@ -1,7 +1,7 @@
 """Classes as foreign shards write them.
 
-In: the bytes of a label member. Out: a number or a name, and later the class index of each. Must not
-know tars. JSON is read strictly, and nothing is evaluated.
+In: the bytes of a label member. Out: a number or a name, and later the class index of each. Must
+not know tars. JSON is read strictly, and nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Label:
 
 
 def parse_label(data: bytes, where: str, label: Label, classes: Sequence[str] = ()) -> int | str:
-    """A class number, or a name. Raises Rejected for what is neither, and with `classes` for what is
-    none of them."""
+    """A class number, or a name. Raises Rejected for what is neither, and with `classes` for what
+    is none of them."""
     value = _field(data, where, label.field) if label.field else _text(data, where)
     if isinstance(value, str):
         value = _number_or_name(value, where)

@@ -1,8 +1,8 @@
 """WebDataset shards that somebody else made, indexed where they lie.
 
-In: a folder or an address with tars, and what their members mean. Out: an index and a card that name
-them; not a byte of a shard is copied or changed, and `ShardReader` reads them like our own. Must not
-know how options are written.
+In: a folder or an address with tars, and what their members mean. Out: an index and a card that
+name them; not a byte of a shard is copied or changed, and `ShardReader` reads them like our own.
+Must not know how options are written.
 
 A sample is the members that follow each other and have the same name up to the first dot of the
 last part, as in WebDataset. Of these the image is opened, once, to see that it decodes, and the
@@ -164,7 +164,7 @@ def _scan(
     where = f"shard {path} of {storage.where}"
     if not storage.remote:
         if not Path(storage.where, path).is_file():  # a pipe would be waited for
-            raise TesseraError(f"{where} is no regular file")
+            raise TesseraError(f"{where} is not a regular file")
         with Path(storage.where, path).open("rb") as file:
             return _read(file, path, where, layout, counted)
     with tempfile.NamedTemporaryFile(dir=folder) as copy:

@@ -48,7 +48,8 @@ def pack(
     """Packs `source` into `to`, a new folder or an address, and returns the card.
 
     shard_samples    most samples in a shard; by default as many as fit in 64 MiB
-    resize, quality  images whose shorter side has more than `resize` pixels are shrunk; `quality` is
+    resize, quality  images whose shorter side has more than `resize` pixels are shrunk; `quality`
+    is
                      that of the JPEGs that this makes
     allow_rejected   how many samples may fail their check: a number, or a share such as "0.5%"
     near_duplicates  whether to look for near duplicates across the splits

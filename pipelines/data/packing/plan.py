@@ -26,7 +26,8 @@ from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
 from pipelines.data.sources import Item, Source
 
 SHARE = 0.1
-"""Share of each train class that a missing `val` or `test` gets: of three images or more, at least one."""
+"""Share of each train class that a missing `val` or `test` gets: of three images or more, at least
+one."""
 SAMPLED = 32
 """Images that are loaded to estimate how many samples fill a shard of `SHARD_BYTES`."""
 _FORM = 1

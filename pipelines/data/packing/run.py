@@ -50,7 +50,8 @@ def map_here(
 
 
 class PackRun:
-    """One pack of a plan. `map_tasks` makes the shards elsewhere; None makes them in this process."""
+    """One pack of a plan. `map_tasks` makes the shards elsewhere; None makes them in this
+    process."""
 
     def __init__(
         self,

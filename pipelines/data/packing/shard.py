@@ -36,7 +36,8 @@ TWO_SPLITS = "image in two splits"
 _EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _QUALITY = 90
 _REDUCING_GAP = 3.0
-"""Pillow shrinks by integer factors first, to this many times the size; the result looks the same."""
+"""Pillow shrinks by integer factors first, to this many times the size; the result looks the
+same."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ is below `.packing/` and is removed at the end.
     pack photos --to data/photos   writes data/.photos.packing/{train/000000.tar, .packing/…}
     killed
     the same command again         finds .packing/plan with the same digest, keeps finished shards
-    done                           data/.photos.packing is renamed to data/photos, .packing is removed
+    done                           renamed to data/photos, without .packing
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Stage:
         self.replaced = False
 
     def begin(self, plan: str) -> bool:
-        """Whether an interrupted pack of the same plan can be resumed; otherwise removes its files."""
+        """Whether an interrupted pack of the same plan can be resumed; otherwise removes its
+        files."""
         if not self.fresh and self.storage.read(_PLAN) == plan.encode():
             return True
         self.replaced = not self.fresh

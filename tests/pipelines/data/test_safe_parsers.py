@@ -123,7 +123,7 @@ def test_yaml_tags_make_nothing(tmp_path: object) -> None:
 
 @pytest.mark.parametrize("data", [b'a,"b', b"a,\xff", b'"a"b,c', b"a" * 200_000])
 def test_csv_with_a_fault_is_refused(data: bytes) -> None:
-    with pytest.raises(TesseraError, match=r"^x\.csv (can't be read|is no UTF-8)"):
+    with pytest.raises(TesseraError, match=r"^x\.csv (can't be read|is not UTF-8)"):
         list(read_csv(data, "x.csv", ","))
 
 

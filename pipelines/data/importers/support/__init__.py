@@ -1,1 +1,1 @@
-"""What importers share. No formats: the folder above is their registry."""
+"""What importers share. The formats themselves are in the folder above."""

@@ -1,8 +1,7 @@
-"""Masks as COCO files have them: polygons, run lengths as numbers, run lengths as text.
+"""Masks in COCO files: polygons, run lengths as numbers, run lengths as text.
 
-In: what stands in an annotation's `segmentation`, or corners of polygons. Out: run lengths. Must not
-know files. Every number is checked before pycocotools, which draws the polygons, sees it: it trusts
-what it is given.
+In: the `segmentation` of an annotation, or corners of polygons. Out: run lengths. Must not know
+files. pycocotools, which draws the polygons, trusts its input, so every number is checked before.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pipelines.data.sample_error import SampleError
 
 
 def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:
-    """Run lengths of an object's mask. Raises BadAnnotation."""
+    """Run lengths of an object's mask. Raises SampleError."""
     if isinstance(given, list):
         return draw(given, height, width, where)
     if not isinstance(given, dict):
@@ -28,7 +27,7 @@ def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:
     if size != [height, width]:
         raise SampleError(
             "mask of another size",
-            f"{where}: its mask is of the size {str(size)[:50]} (rows, columns), the image is "
+            f"{where}: its mask has the size {str(size)[:50]} (rows, columns), the image is "
             f"{height} by {width}",
         )
     try:
@@ -37,7 +36,7 @@ def read_mask(given: Any, height: int, width: int, where: str) -> rle.Counts:
         if not isinstance(counts, list) or not all(
             type(value) is int and 0 <= value <= height * width for value in counts
         ):
-            raise ValueError("counts are neither text nor whole numbers of the image's size")
+            raise ValueError("counts are neither text nor integers within the image's size")
         return rle.check(counts, height, width)
     except ValueError as error:
         raise _unreadable(where, f"can't be read: {error}") from None

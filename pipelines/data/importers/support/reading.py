@@ -1,7 +1,7 @@
-"""What importers share: names of splits, and files of a source that never lie outside of it.
+"""What importers share: names of splits, and safe access to the files of a source.
 
-In: a source's folder and names from its files. Out: paths, bytes, sizes of images. Must not know any
-format.
+In: a source's folder and names from its files. Out: paths inside the source, bytes, sizes of
+images. Must not know any format.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ LABEL_NAMES = frozenset(
         *("segmentationclass", "segmentationobject"),
     }
 )
-"""Names that folders of images, and of what is said of them, have where the two lie apart."""
+"""Usual names of the folders of images and of labels, if they are separate."""
 _ORIENTATION = 0x0112
 _SPLIT = re.compile(r"(train|val|valid|validation|test)[-_]?[0-9]*", re.I)
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder or file is named after: "train", "valid", "val2017"; else None."""
+    """The split in the name of a folder or file: "train", "valid", "val2017"; else None."""
     match = _SPLIT.fullmatch(name)
     return SPLIT_NAMES[match[1].lower()] if match else None
 
@@ -54,8 +54,8 @@ def need_folder(source: str) -> Path:
 
 
 def nearby(source: str, depth: int = 2) -> list[Path]:
-    """The folder, and the folders in it, down to `depth`: archives unpack to a folder in a folder.
-    Below a folder of very many folders nothing is looked for."""
+    """The folder, and the folders in it down to `depth`: archives often unpack to nested folders.
+    Levels with more than 64 folders are not searched."""
     folder = Path(source)
     found = [folder] if folder.is_dir() else []
     level = found
@@ -68,7 +68,7 @@ def nearby(source: str, depth: int = 2) -> list[Path]:
 
 
 def choose(options: Mapping[str, str], name: str, allowed: Iterable[str], default: str) -> str:
-    """An option's value; UsageError where it is none of `allowed`."""
+    """The value of an option. Raises UsageError if it isn't one of `allowed`."""
     value = options.get(name, default)
     if value not in (known := list(allowed)):
         raise UsageError(
@@ -78,38 +78,38 @@ def choose(options: Mapping[str, str], name: str, allowed: Iterable[str], defaul
 
 
 def is_plain(name: str) -> bool:
-    """Whether a relative path stays, as it is written, in its folder."""
+    """Whether a path, as it is written, is relative and stays in its folder."""
     parts = name.replace("\\", "/").split("/")
     return bool(name) and "\0" not in name and ".." not in parts and not os.path.isabs(name)
 
 
 def locate(folder: Path, name: str) -> Path:
-    """A file that a source names. Raises Rejected where it lies outside of `folder`, also by a
-    link."""
+    """The path of a file that is named in a source. Raises SampleError if it is outside `folder`,
+    links included."""
     path = folder / name
     if is_plain(name):
         inside = os.path.realpath(folder)
         if os.path.commonpath([inside, os.path.realpath(path)]) == inside:
             return path
-    raise SampleError(OUTSIDE, f"{name!r} lies outside of {folder}")
+    raise SampleError(OUTSIDE, f"{name!r} is outside {folder}")
 
 
 OUTSIDE = "path outside the source"
 
 
 def find_problem(folder: Path, name: str) -> tuple[str, str] | None:
-    """What `Item.problem` says of a file that a source names, before it is read."""
+    """The `Item.problem` of a file that is named in a source, without reading it."""
     if not is_plain(name):
-        return OUTSIDE, f"{name!r} lies outside of {folder}"
+        return OUTSIDE, f"{name!r} is outside {folder}"
     try:
         found = (folder / name).is_file()
-    except OSError:  # a name longer than file names are
+    except OSError:  # the name is too long
         found = False
     return None if found else ("missing image", f"there is no {name!r} in {folder}")
 
 
 def load(folder: Path, item: Item) -> bytes:
-    """`Source.load` where an item's origin is its image's path in `folder`."""
+    """`Source.load` for items whose origin is the path of the image in `folder`."""
     return read_inside(folder, item.origin)
 
 
@@ -118,7 +118,7 @@ def read_inside(folder: Path, name: str) -> bytes:
 
 
 def list_stems(folder: Path) -> dict[str, str]:
-    """Names of the images in `folder` by their names without suffix; of two the first counts."""
+    """Name without suffix -> name of the images in `folder`; the first of two counts."""
     stems: dict[str, str] = {}
     with os.scandir(folder) as entries:
         for name in sorted(entry.name for entry in entries):
@@ -128,31 +128,31 @@ def list_stems(folder: Path) -> dict[str, str]:
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header. Raises TesseraError."""
+    """(height, width) of the image after EXIF rotation, from its header. Raises TesseraError."""
     form = sniff(data)
-    # A PNG's orientation may stand behind its pixels; a TIFF's size is upright in some Pillows.
+    # A PNG's orientation may come after its pixels; some Pillow versions rotate a TIFF's size.
     if form in (None, "TIFF") or (form == "PNG" and b"eXIf" in data):
         return open_image(data, where).size[::-1]
     try:
         with Image.open(io.BytesIO(data), formats=[form or ""]) as image:
             width, height = image.size
             turned = form != "PNG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception:  # the message is made in one place
+    except Exception:  # opening it raises the proper error
         return open_image(data, where).size[::-1]
     return (width, height) if turned else (height, width)
 
 
 def check_stated_size(stated: tuple[int, int], true: tuple[int, int], where: str) -> None:
-    """BadAnnotation where an annotation is of an image of another (height, width)."""
+    """Raises SampleError if an annotation is for an image of another (height, width)."""
     if stated != true:
         raise SampleError(
             "annotation of another size",
-            f"{where}: its annotation is of an image {stated[1]} wide and {stated[0]} high, the "
+            f"{where}: its annotation is for an image {stated[1]} wide and {stated[0]} high, the "
             f"image is {true[1]} wide and {true[0]} high",
         )
 
 
 def no_images(source: str | Path) -> TesseraError:
     return TesseraError(
-        f"{source} has no images", hint=f"files named {' '.join(sorted(IMAGE_SUFFIXES))} count"
+        f"{source} has no images", hint=f"images are files named {' '.join(sorted(IMAGE_SUFFIXES))}"
     )

@@ -1,9 +1,9 @@
-"""Pickles of plain values and byte arrays, read without unpickling.
+"""Reads pickles of plain values and byte arrays without unpickling.
 
-In: a pickle, as old data sets have their numbers in. Out: dictionaries, lists, text, whole numbers
-and uint8 arrays. Must not know what they mean. `pickletools` tells the operations, and the few that
-such a pickle needs are done here; anything else is refused by its name. Nothing is imported or
-called: the names of NumPy's own builders are only compared.
+In: a pickle of an old data set. Out: dictionaries, lists, text, integers and uint8 arrays. Must not
+know what they mean. `pickletools` lists the operations, and the few that such a pickle needs are
+interpreted here; any other is refused. Nothing is imported or called: the names of NumPy's array
+constructors are only compared.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class _Name(str):
 
 
 class _Mark:
-    """What MARK leaves on the stack."""
+    """The MARK on the stack."""
 
 
 class _Built:
-    """An array or a type of numbers that is being built: its builder's name and arguments."""
+    """An array or dtype that is being built: name and arguments of its constructor."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.name, self.arguments = name, arguments
@@ -57,7 +57,7 @@ class _Built:
 
 
 def read(data: bytes, where: str) -> Any:
-    """The value. Text of Python 2 comes as bytes. Raises TesseraError that begins with `where`."""
+    """The value. Python 2 strings are returned as bytes. Raises TesseraError."""
     if len(data) > MAX_BYTES:
         raise TesseraError(f"{where} is larger than {MAX_BYTES >> 20} MiB")
     try:
@@ -71,8 +71,8 @@ def read(data: bytes, where: str) -> Any:
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = str(error).split("\n")[0][:200]
         raise TesseraError(
-            f"{where} is no pickle of plain values and byte arrays: {reason}",
-            hint="nothing is ever unpickled here; fetch the file anew, or convert it",
+            f"{where} is not a pickle of plain values and byte arrays: {reason}",
+            hint="other pickles are never loaded; download the file again, or convert it",
         ) from None
 
 
@@ -166,12 +166,12 @@ _MAKERS: dict[str, Callable[[list[Any]], Any]] = {"TUPLE": tuple, "LIST": list, 
 
 def _global(name: str) -> _Name:
     if name not in _NAMES:
-        raise ValueError(f"it asks for {name[:100]!r}")
+        raise ValueError(f"it uses {name[:100]!r}")
     return _Name(name)
 
 
 def _call(name: _Name, arguments: tuple[Any, ...]) -> Any:
-    if name == _ENCODE:  # bytes, as Python 3 writes them for Python 2
+    if name == _ENCODE:  # bytes in a pickle for Python 2, written by Python 3
         text, encoding = arguments
         if encoding != "latin1":
             raise ValueError(f"it has bytes written in {encoding!r}")
@@ -180,7 +180,8 @@ def _call(name: _Name, arguments: tuple[Any, ...]) -> Any:
 
 
 def _finish(value: Any) -> Any:
-    """The value with its arrays made; they may stand in it or in its dictionary, not deeper."""
+    """The value with its arrays; arrays may be the value or values of its dictionary, not
+    deeper."""
     if isinstance(value, dict):
         return {key: _array(v) if isinstance(v, _Built) else v for key, v in value.items()}
     return _array(value) if isinstance(value, _Built) else value
@@ -196,7 +197,7 @@ def _array(built: _Built) -> np.ndarray[Any, Any]:
         raise ValueError(f"it has a {built.name} where a value must be")
     _of(shape, tuple)
     if _of(kind, _Built).name != "numpy dtype" or kind.arguments[0] not in ("u1", b"u1", "|u1"):
-        raise ValueError("it has an array of other numbers than bytes")
+        raise ValueError("it has an array of another dtype than uint8")
     raw = _of(raw, bytes | bytearray)  # type: ignore[arg-type]
     if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) != len(raw):
         raise ValueError(f"it has an array of shape {shape} and {len(raw)} bytes")

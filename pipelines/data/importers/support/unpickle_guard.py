@@ -1,9 +1,9 @@
-"""A guard for code of others that reads files: in it a pickle builds nothing but arrays.
+"""A guard for third-party code that reads files: pickles can build arrays only.
 
-In: nothing. Out: a context. Must not know whose code runs. Python tells its audit hooks of every
-name that a pickle asks for, of connections and of processes that are started; a hook that raises
-stops them. A hook can't be taken away again, so it looks whether its thread is in the context. It
-is no sandbox: it stops what a file does, not a hostile program.
+In: nothing. Out: a context manager. Must not know which code runs in it. Python calls its audit
+hooks for every name that a pickle loads, for connections and for new processes; a hook that raises
+prevents them. A hook can't be removed, so it checks whether its thread is in the context. This is
+not a sandbox: it stops what a file does, not a hostile program.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _here = threading.local()
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Within it, TesseraError that begins with `what` for a pickle that asks for anything but
-    NumPy's builders of arrays, for a connection, and for a new process."""
+    """Inside it, a pickle that loads anything but NumPy's array constructors, a connection and a
+    new process raise TesseraError. `what` names the data set in the message."""
     _install()
     before = getattr(_here, "what", "")
     _here.what = what
@@ -56,8 +56,8 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "pickle.find_class" and arguments not in _ALLOWED:
         raise TesseraError(
-            f"{what} holds a pickle that asks for {'.'.join(map(str, arguments))}: refused",
-            hint="nothing is built from pickles but arrays; fetch the data set anew",
+            f"{what} has a pickle that loads {'.'.join(map(str, arguments))}: refused",
+            hint="pickles may build arrays only; download the data set again",
         )
     if event in _REFUSED:
-        raise TesseraError(f"{what} would do {event}: refused", hint="nothing is fetched here")
+        raise TesseraError(f"{what} would do {event}: refused", hint="nothing is downloaded here")

@@ -102,7 +102,7 @@ def test_a_planted_pickle_does_not_run(tmp_path: Path, protocol: int, name: str)
     folder = made.cifar_python(tmp_path / "set")
     planted = pickle.dumps({b"data": _Planted(tmp_path / "marker"), b"labels": []}, protocol)
     (folder / name).write_bytes(planted)
-    with pytest.raises(TesseraError, match=rf"^{name} is no pickle of plain values.*asks for"):
+    with pytest.raises(TesseraError, match=rf"^{name} is not a pickle of plain values.*uses"):
         cifar10.read(str(folder), {})
     assert not (tmp_path / "marker").exists()
     pickle.loads(planted)[b"data"].close()  # the control
@@ -123,7 +123,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     folder = made.cifar_binary(tmp_path / "bin")
     path = folder / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(TesseraError, match=r"^test_batch\.bin .*no multiple of 3073"):
+    with pytest.raises(TesseraError, match=r"^test_batch\.bin .*not a multiple of 3073"):
         cifar10.read(str(folder), {})
     path.write_bytes(b"\xff" * 3073)
     with pytest.raises(TesseraError, match="labels from 255 to 255, there are 10"):
@@ -137,9 +137,9 @@ def test_labels_and_pixels_must_agree(tmp_path: Path) -> None:
         (pixels, labels[1:], "6 images and 5 labels"),
         (pixels, [*labels[1:], "a"], "no list of labels"),
         (pixels, [*labels[1:], True], "no list of labels"),
-        (pixels[:, 1:], labels, "no data of 3072"),
-        (pixels.astype(np.int64), labels, "other numbers than bytes"),
-        ([1, 2], labels, "no data of 3072"),
+        (pixels[:, 1:], labels, "no `data` with 3072"),
+        (pixels.astype(np.int64), labels, "another dtype than uint8"),
+        ([1, 2], labels, "no `data` with 3072"),
         (pixels, [*labels[1:], 10], "labels from"),
     ]
     for data, numbers, says in cases:

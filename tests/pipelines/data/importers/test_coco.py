@@ -212,10 +212,13 @@ def test_an_image_of_another_size_than_stated_is_refused(tmp_path: Path) -> None
         (lambda c: c["images"].append(c["images"][0]), "two images have the id 7"),
         (lambda c: c["images"][0].pop("file_name"), "has no id or no file_name"),
         (lambda c: c["images"][0].update(id=[1]), "has no id or no file_name"),
-        (lambda c: c["annotations"][0].update(image_id=99), "of the image '99', which is not"),
+        (
+            lambda c: c["annotations"][0].update(image_id=99),
+            "belongs to the image '99', which is not",
+        ),
         (lambda c: c["annotations"][0].update(image_id=[7]), "which is not listed"),
         (lambda c: c["categories"].append({"id": 3, "name": "x"}), "two categories have the id 3"),
-        (lambda c: c["categories"].append({"id": 4, "name": "dog"}), "two of one name"),
+        (lambda c: c["categories"].append({"id": 4, "name": "dog"}), "two with the same name"),
         (lambda c: c["categories"].append({"id": "4", "name": "x"}), "has no id or no name"),
         (lambda c: c["categories"].append({"id": 4, "name": "x"}), "has other categories"),
         (lambda c: c["categories"].clear(), "no categories"),
@@ -243,10 +246,10 @@ def test_images_that_are_not_there_or_elsewhere_can_t_be_packed(tmp_path: Path) 
     problems = [item.problem[0] if item.problem else "" for item in source.items]
     outside = "path outside the source"
     assert problems == ["missing image", outside, outside, "", outside]
-    with pytest.raises(TesseraError, match="lies outside"):
+    with pytest.raises(TesseraError, match="is outside"):
         source.load(source.items[3])
     for item in source.items[1:3]:
-        with pytest.raises(TesseraError, match="lies outside"):
+        with pytest.raises(TesseraError, match="is outside"):
             source.load(item)
 
 

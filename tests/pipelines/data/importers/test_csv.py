@@ -51,7 +51,7 @@ def test_rows_with_a_fault_can_t_be_packed(tmp_path: Path) -> None:
     found = [item.problem[0] if item.problem else "" for item in source.items]
     assert found == [problem for _, problem in rows]
     assert [item.row for item in source.items] == list(range(2, 2 + len(rows)))
-    with pytest.raises(TesseraError, match="lies outside"):
+    with pytest.raises(TesseraError, match="is outside"):
         source.load(source.items[-1])
 
 
@@ -93,7 +93,7 @@ def test_columns_delimiter_and_folder_may_be_given(tmp_path: Path) -> None:
         (b"path,label\na.jpg,x,y\n", "row 2: 3 columns"),
         (b"path,label\na.jpg,\n", "no labelled images"),
         (b'path,label\n"a.jpg,x', "can't be read"),
-        (b"path,label\n\xff.jpg,x\n", "is no UTF-8"),
+        (b"path,label\n\xff.jpg,x\n", "is not UTF-8"),
         (b"path,label\na.jpg,\x1b[31m\n", "can't be printed"),
     ],
 )

@@ -26,7 +26,7 @@ def test_images_without_class_folders_are_without_labels(
 ) -> None:
     make_image(tmp_path / "src" / "1.jpg")
     assert recognise(str(tmp_path / "src")) == ("images", "images without labels")
-    with pytest.raises(TesseraError, match="lies in no class folder"):
+    with pytest.raises(TesseraError, match="is in no class folder"):
         pack(str(tmp_path / "src"), tmp_path / "out", format="image_folder")
 
 
@@ -36,7 +36,7 @@ def test_images_beside_the_class_folders_are_refused(
 ) -> None:
     source = make_folder(tmp_path / "pets", ["train/cat", "train/dog"], 3)
     make_image(source / stray)
-    with pytest.raises(TesseraError, match=f"the image {stray} lies in no class folder"):
+    with pytest.raises(TesseraError, match=f"the image {stray} is in no class folder"):
         pack(str(source), tmp_path / "out")
     assert left_behind(tmp_path) == []
 
@@ -49,7 +49,7 @@ def test_an_empty_class_folder_is_refused_by_name(
     places = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
     source = make_folder(tmp_path / "pets", places, 3)
     (source / folder).mkdir()
-    with pytest.raises(TesseraError, match=f"the class folder {folder} holds no image"):
+    with pytest.raises(TesseraError, match=f"the class folder {folder} has no images"):
         pack(str(source), tmp_path / "out")
     assert left_behind(tmp_path) == []
 
@@ -81,7 +81,7 @@ def test_hidden_files_are_passed_over_and_others_counted(
     assert sum(split.samples for split in card.splits.values()) == 9
     assert said == [
         f"reading {source} as image_folder: 2 class folders",
-        "1 files that are not named like images are left out",
+        "1 files without the suffix of an image are left out",
     ]
 
 
@@ -90,4 +90,4 @@ def test_one_folder_is_said_to_be_no_class(
 ) -> None:
     said: list[str] = []
     pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", notify=said.append)
-    assert any("all lie in cat: one folder is no choice of classes" in line for line in said)
+    assert any("all are in cat: with a single folder there are no classes" in line for line in said)

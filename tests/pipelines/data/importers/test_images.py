@@ -32,7 +32,7 @@ def test_images_alone_are_read(tmp_path: Path) -> None:
         "valid/d.jpg": "val",
         "x/f.jpg": None,
     }
-    assert source.notes == ("1 files that are not named like images are left out",)
+    assert source.notes == ("1 files without the suffix of an image are left out",)
     assert source.load(source.items[0]) == source.files(source.items[0])[0].read_bytes()
     with pytest.raises(TesseraError, match="no folder"):
         images.read(str(tmp_path / "none"), {})

@@ -17,7 +17,7 @@ from pipelines.data import importers
 from pipelines.data.packing.pack import pack
 
 ROOT = Path(__file__).parents[4]
-DICOM_FOLDER = '''"""A format of one folder a class, with the class in the file's name: cat_1.jpg."""
+DICOM_FOLDER = '''"""A folder of images with the class in the name of the file: cat_1.jpg."""
 
 from functools import partial
 from pathlib import Path

@@ -53,13 +53,13 @@ def test_mnist_packs_with_val_cut_from_train(tmp_path: Path) -> None:
 
 def spoiled(data: bytes) -> dict[str, tuple[bytes, str]]:
     return {
-        "empty": (b"", "is no idx file"),
-        "head": (data[:10], "is no idx file"),
-        "kind": (data[:2] + b"\x0d" + data[3:], "is no idx file"),
-        "short": (data[:-1], "and holds"),
-        "long": (data + b"x", "holds more"),
+        "empty": (b"", "is not an idx file"),
+        "head": (data[:10], "is not an idx file"),
+        "kind": (data[:2] + b"\x0d" + data[3:], "is not an idx file"),
+        "short": (data[:-1], "and has"),
+        "long": (data + b"x", "has more"),
         "huge": (data[:4] + b"\xff" * 12 + data[16:], "too many"),
-        "html": (b"<html>" * 9, "is no idx file"),
+        "html": (b"<html>" * 9, "is not an idx file"),
     }
 
 
@@ -90,7 +90,7 @@ def test_a_gz_bomb_is_not_unfolded(tmp_path: Path) -> None:
     path = tmp_path / "set" / "train-labels-idx1-ubyte.gz"
     bomb = idx(np.zeros(20, np.uint8)) + b"\0" * (64 << 20)
     path.write_bytes(gzip.compress(bomb, mtime=0))
-    with pytest.raises(TesseraError, match="says it holds 20 bytes and holds more"):
+    with pytest.raises(TesseraError, match="claims 20 bytes and has more"):
         mnist.read(str(tmp_path / "set"), {})
 
 

@@ -42,8 +42,8 @@ def test_both_layouts_and_both_forms_are_read(
     assert source.task == ("instance_segmentation" if polygons else "detection")
     assert Counter(item.split for item in source.items) == {"train": 3, "val": 3}
     assert source.notes == (
-        "data.yaml has train: /etc, which is no folder here",
-        "images without a text file, so without objects: 2",
+        "data.yaml has train: /etc, which is not a folder here",
+        "2 images have no text file, so no objects",
     )
     found = annotated(source)
     assert found.labels.tolist() == [1, 0]
@@ -67,7 +67,7 @@ def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
     assert (source.task, found.masks, len(found.boxes)) == ("detection", None, 2)
     (folder / "labels" / "train" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     assert len(annotated(source, 1).boxes) == 1
-    with pytest.raises(SampleError, match="line 1 is a box, and others are polygons"):
+    with pytest.raises(SampleError, match="line 1 is a box, while others are polygons"):
         annotated(yolo.read(str(folder), {}), 1)
 
 
@@ -161,7 +161,7 @@ def test_names_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
 def test_names_may_stand_in_a_text_file_or_an_option(tmp_path: Path) -> None:
     folder = made.yolo(tmp_path / "set")
     (folder / "data.yaml").unlink()
-    with pytest.raises(TesseraError, match="what its classes are called"):
+    with pytest.raises(TesseraError, match="has no names of classes"):
         yolo.read(str(folder), {})
     assert yolo.read(str(folder), {"classes": "a, b"}).classes == ("a", "b")
     (folder / "classes.txt").write_text("cat\ndog\n\n")
@@ -182,7 +182,7 @@ def test_the_yaml_says_which_folder_is_which_split(tmp_path: Path, before: str) 
         ("train", "val"),
     }
     (folder / "data.yaml").write_text(where.replace("images/train", "images/first"))
-    with pytest.raises(TesseraError, match="images/first is train and val"):
+    with pytest.raises(TesseraError, match="lists images/first as train and val"):
         yolo.read(str(folder), {})
 
 
@@ -193,5 +193,5 @@ def test_links_out_of_the_source_are_not_read(tmp_path: Path) -> None:
     text = folder / "labels" / "train" / "0.txt"
     text.unlink()
     text.symlink_to(secret)
-    with pytest.raises(TesseraError, match="lies outside"):
+    with pytest.raises(TesseraError, match="is outside"):
         yolo.read(str(folder), {})

@@ -1,5 +1,5 @@
-"""The page about a data set in a real browser: nothing planted runs, nothing overflows, and it needs
-no network."""
+"""The page about a data set in a real browser: nothing planted runs, nothing overflows, and it
+needs no network."""
 
 from __future__ import annotations
 

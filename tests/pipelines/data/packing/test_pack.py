@@ -198,8 +198,8 @@ def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
     }
     assert card.source == "image_folder:pets, unseen: emu, owl, snowy"
     assert said[-1] == (
-        "test has the classes emu, owl, snowy and no others, train and val have the rest: 20 images "
-        "are left out"
+        "test has the classes emu, owl, snowy and no others, train and val have the rest: "
+        "20 images are left out"
     )
     assert not verify(tmp_path / "out").differences
     pack(str(source), tmp_path / "again", unseen=["emu,emu", "owl, snowy"], shard_samples=3)

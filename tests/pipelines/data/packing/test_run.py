@@ -193,7 +193,8 @@ def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Pat
 
 
 def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
-    """Also where size and time of its file stay, as after a disk that couldn't be read for a while."""
+    """Also where size and time of its file stay, as after a disk that couldn't be read for a
+    while."""
     file = pets / "cat" / "003.jpg"
     good, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     file.write_bytes(b"x" * len(good))
@@ -226,7 +227,8 @@ from models.core.errors import TesseraError
 from pipelines.data.packing.pack import pack
 import webdataset, torch
 
-source, to, stride, begin = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), {"open", "os.rename", "os.remove", "os.mkdir"}
+source, to, stride = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+begin = {"open", "os.rename", "os.remove", "os.mkdir"}
 kill_at = [0]
 def count(event, args):
     if event in begin and (event != "open" or args[2] & os.O_ACCMODE):
