@@ -1,1 +1,1 @@
-"""How good a trained network is, and how sure that is: what `tessera evaluate` reports."""
+"""Evaluation of trained models: metrics with intervals, slices, robustness, costs, a report."""

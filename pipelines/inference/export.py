@@ -1,13 +1,13 @@
-"""ROOM: ONNX. A network as one file that answers without Tessera, and what that file answers.
+"""ROOM: ONNX. Exports a network to one file that predicts without Tessera.
 
 In: a module from uint8 images to one tensor (`models/core/serving.py`). Out: `write` makes an ONNX
-or a pt2 file of it, `load` reads one back as anybody would, `compare` says how far its answers are
-from those expected. Must not know which network it is, nor where the images come from.
+or a pt2 file of it, `load` reads one as other programs would, `compare` measures how far its output
+is from the expected one. Must not know which network it is, nor where the images come from.
 
     B images, H height, W width, C channels
 
-Both are made of the same graph, which torch.export records: no pickle, no code. Height and
-width are fixed, the batch is free. What there is to say of the file lies in it.
+Both formats have the same graph, which torch.export records: no pickle, no code. Height and width
+are fixed, the batch size is free. The file contains its own metadata.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from torch import nn
 
     Array = np.ndarray[Any, Any]
-    Ask = Callable[[Array], Array]
-    """uint8 images (B, H, W, C) -> answers (B, …)."""
+    Network = Callable[[Array], Array]
+    """uint8 images (B, H, W, C) -> output (B, …)."""
 
 FORMATS = ("onnx", "pt2")
 INPUT = "images"
 METADATA = "tessera.json"
-"""The name, in a pt2 file, of what is said of it; in an ONNX file these are its metadata."""
+"""The entry of a pt2 file with its metadata; an ONNX file has them as metadata properties."""
 MOST_BYTES = 2_000_000_000
-"""Of the weights in an ONNX file: protobuf ends at 2 GiB, graph included."""
+"""The most that the weights in an ONNX file may take: protobuf is limited to 2 GiB."""
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """How a file answered `images` images. `largest` is the largest absolute difference, and
-    `within` says whether each is tolerable. `other_class` counts the images in which the most
-    probable class, in a segmentation that of any pixel, is another; None where there are no
-    classes."""
+    """The outputs of a file beside the expected ones, for `images` images. `largest` is the largest
+    absolute difference, and `within` says whether all are within tolerance. `other_class` counts
+    the images whose most probable class differs (in a segmentation: that of any pixel); None
+    without classes."""
 
     images: int
     largest: float
@@ -51,7 +51,7 @@ class ExportCheck:
 
 
 def check_installed(form: str) -> None:
-    """A TesseraError where libraries are missing that `form` needs."""
+    """Raises TesseraError if a library that the format needs is missing."""
     if form != "onnx":
         return
     try:
@@ -74,14 +74,14 @@ def write(
     output: str,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes `module` to the file `to`. `shape` is (H, W, C), `output` the name of its answer,
-    `metadata` plain data. A TesseraError where no graph can be made of it."""
+    """Writes `module` to the file `to`. `shape` is (H, W, C), `output` the name of the output,
+    `metadata` plain data. Raises TesseraError if the network can't be recorded as a graph."""
     import torch
 
     from models.core.serving import plain_copy, suppress_export_noise
 
     plain = plain_copy(module)
-    # A batch of one would be frozen into the graph.
+    # torch.export would make a batch of one a constant of the graph.
     example = torch.zeros(2, *shape, dtype=torch.uint8)
     step, hint = "recorded as a graph", ""
     try:
@@ -93,12 +93,12 @@ def write(
                 _write_onnx(graph, example, to, output, metadata)
             else:
                 step = "written as pt2"
-                graph.example_inputs = None  # they would be pickled, and nothing needs them
+                graph.example_inputs = None  # they would be pickled, and are not needed
                 extra = {METADATA: json.dumps(dict(metadata), indent=1)}
                 torch.export.save(graph, to, extra_files=extra)
     except (OSError, TesseraError):
         raise
-    except Exception as error:  # neither library has a common one
+    except Exception as error:  # neither library has a common base error
         raise TesseraError(f"this network can't be {step}: {_line(error)}", hint=hint) from error
 
 
@@ -111,7 +111,7 @@ def _write_onnx(
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size_bytes > MOST_BYTES:
         raise TesseraError(
-            f"the weights take {size_bytes:,} bytes, an ONNX file has room for {MOST_BYTES:,}",
+            f"the weights take {size_bytes:,} bytes, and an ONNX file can hold {MOST_BYTES:,}",
             hint="use --format pt2",
         )
     program = torch.onnx.export(
@@ -121,7 +121,7 @@ def _write_onnx(
         verbose=False,
         input_names=[INPUT],
         output_names=[output],
-        dynamic_shapes=({0: "batch"},),  # the name that the graph's own symbol gets
+        dynamic_shapes=({0: "batch"},),  # the name that replaces the graph's own symbol
     )
     assert program is not None
     for name, value in metadata.items():
@@ -129,79 +129,82 @@ def _write_onnx(
     program.save(str(to), external_data=False)
 
 
-def load(path: Path, form: str) -> Ask:
-    """The file's own answers, on the CPU, by the runtime it is meant for."""
-    ask = _load_onnx(path) if form == "onnx" else _load_pt2(path)
+def load(path: Path, form: str) -> Network:
+    """Returns the file as a function, on the CPU, with the runtime that it is made for. It
+    raises TesseraError if the runtime fails."""
+    network = _load_onnx(path) if form == "onnx" else _load_pt2(path)
 
-    def told(images: Array) -> Array:
+    def run(images: Array) -> Array:
         try:
-            return ask(images)
-        except Exception as error:  # the runtimes' own
+            return network(images)
+        except Exception as error:  # of the runtime's own types
             raise TesseraError(
-                f"the file doesn't answer a batch of {len(images)}: {_line(error)}"
+                f"the file fails for a batch of {len(images)}: {_line(error)}"
             ) from error
 
-    return told
+    return run
 
 
-def _load_onnx(path: Path) -> Ask:
+def _load_onnx(path: Path) -> Network:
     import onnxruntime
 
-    # Of a machine without a GPU it would say on stderr that it has found none.
+    # Otherwise it warns on stderr that it has found no GPU.
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def ask(images: Array) -> Array:
-        answer: Array = session.run(None, {INPUT: images})[0]
-        return answer
+    def run(images: Array) -> Array:
+        output: Array = session.run(None, {INPUT: images})[0]
+        return output
 
-    return ask
+    return run
 
 
-def _load_pt2(path: Path) -> Ask:
+def _load_pt2(path: Path) -> Network:
     import torch
 
     from models.core.serving import suppress_export_noise
 
     with suppress_export_noise():
-        network = torch.export.load(path).module()
+        module = torch.export.load(path).module()
 
-    def ask(images: Array) -> Array:
+    def run(images: Array) -> Array:
         with torch.no_grad():
-            answer: Array = network(torch.from_numpy(images)).numpy()
-        return answer
+            output: Array = module(torch.from_numpy(images)).numpy()
+        return output
 
-    return ask
+    return run
 
 
-def compare(ask: Ask, pairs: Iterable[tuple[Array, Array]], *, classes: bool) -> ExportCheck:
-    """`pairs` are batches of images and the answers (B, …) to be expected; with `classes` the last
-    axis of an answer has the probability of each class."""
+def compare(
+    network: Network, pairs: Iterable[tuple[Array, Array]], *, classes: bool
+) -> ExportCheck:
+    """Compares a network with `pairs` of images and expected outputs (B, …). With `classes` the
+    last axis of an output has the probability of each class."""
     import numpy as np
 
     from models.core.serving import ABSOLUTE, RELATIVE
 
-    images = other = 0
+    count = other = 0
     largest, within = 0.0, True
-    for asked, expected in pairs:
-        given = ask(asked)
-        images += len(asked)
-        if given.shape != expected.shape:
+    for images, expected in pairs:
+        output = network(images)
+        count += len(images)
+        if output.shape != expected.shape:
             raise TesseraError(
-                f"the file answers {given.shape} where the model answers {expected.shape}"
+                f"the file's output has shape {output.shape}, the model's {expected.shape}"
             )
-        difference = np.abs(given.astype(np.float64) - expected)
-        # What is no number is nowhere near one: `<=` is false of it, and max() would pass it over.
+        difference = np.abs(output.astype(np.float64) - expected)
+        # NaN counts as infinitely far: `<=` is false for it, and max() would ignore it.
         within &= bool((difference <= ABSOLUTE + RELATIVE * np.abs(expected)).all())
         worst = float(difference.max(initial=0.0))
         largest = max(largest, math.inf if math.isnan(worst) else worst)
         if classes:
-            differs = given.argmax(-1) != expected.argmax(-1)
-            other += int(differs.reshape(len(asked), -1).any(1).sum())
-    return ExportCheck(images, largest, within, other if classes else None)
+            differs = output.argmax(-1) != expected.argmax(-1)
+            other += int(differs.reshape(len(images), -1).any(1).sum())
+    return ExportCheck(count, largest, within, other if classes else None)
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in a line that isn't long."""
+    """The error in one short line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"

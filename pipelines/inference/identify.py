@@ -1,7 +1,7 @@
-"""Who is it? Embeddings compared with those of known ones.
+"""Identifies images by their embeddings.
 
-In: a predictor that embeds; a folder with a subfolder of images for each name. Out: for an embedding,
-whose it is nearest to. Must not know where the network came from or where the answers go.
+In: a predictor of embeddings; a folder with a subfolder of images for each name. Out: for a
+prediction, the nearest names. Must not know where the network comes from or where the results go.
 
     G names, D numbers of an embedding
 """
@@ -26,25 +26,27 @@ Identify = Callable[[Prediction], dict[str, Any]]
 
 
 def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -> Identify:
-    """Learns the names in `folder`, each from the normalised mean of its images' embeddings.
+    """Computes a prototype per name in `folder`: the normalised mean of its images' embeddings.
 
-    What is given tells of a prediction `class`, the nearest name, `similarity` to it (a cosine),
-    `known`, whether that is at least `threshold` (left out where that is None), and `top5`, the five
-    nearest. Raises UsageError for a model that gives no embeddings and a folder without names,
-    TesseraError for an image that can't be read."""
+    The returned function maps a prediction to `class`, the nearest name, `similarity` to it
+    (cosine), `known`, whether that is at least `threshold` (left out if that is None), and `top5`,
+    the five nearest. Raises UsageError for a model without embeddings and a folder without names, and
+    TesseraError for an image that can't be read.
+    """
     _check(predictor)
     folders = find_folders(folder)
     if not folders:
         raise UsageError(
-            f"{folder} has no folders", hint="put the images of each into a folder of its name"
+            f"{folder} has no subfolders",
+            hint="put the images of each name into a folder of that name",
         )
-    names = [place.name for place in folders]
-    prototypes = torch.stack([_prototype(predictor, place) for place in folders])
+    names = [one.name for one in folders]
+    prototypes = torch.stack([_prototype(predictor, one) for one in folders])
 
     def identify(prediction: Prediction) -> dict[str, Any]:
-        likeness = prototypes @ prediction["embedding"]
-        order = likeness.argsort(descending=True, stable=True)[:SHOWN].tolist()
-        top5 = [{"class": names[i], "similarity": float(likeness[i])} for i in order]
+        similarities = prototypes @ prediction["embedding"]
+        order = similarities.argsort(descending=True, stable=True)[:SHOWN].tolist()
+        top5 = [{"class": names[i], "similarity": float(similarities[i])} for i in order]
         known = {} if threshold is None else {"known": top5[0]["similarity"] >= threshold}
         return {**top5[0], **known, "top5": top5}
 
@@ -52,11 +54,11 @@ def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -
 
 
 class PairSimilarity:
-    """Tells of each prediction after the first `similarity` to that (a cosine), and `same`, whether
-    it is at least `threshold` (left out where that is None)."""
+    """Maps each prediction after the first to its `similarity` to the first (cosine), and to
+    `same`, whether that is at least `threshold` (left out if that is None)."""
 
     def __init__(self, predictor: Predictor, threshold: float | None) -> None:
-        """Raises UsageError for a model that gives no embeddings."""
+        """Raises UsageError for a model without embeddings."""
         _check(predictor)
         self._threshold = threshold
         self._first: Tensor | None = None
@@ -74,8 +76,9 @@ class PairSimilarity:
 def _check(predictor: Predictor) -> None:
     if predictor.task.name != "verification":
         raise UsageError(
-            f"this model does {predictor.task.name.replace('_', ' ')}: its answers can't be compared",
-            hint="train one that gives embeddings: tessera train embedding --data DIR",
+            f"the task of this model is {predictor.task.name.replace('_', ' ')}: "
+            "it has no embeddings",
+            hint="train a model with embeddings: tessera train embedding --data DIR",
         )
 
 
@@ -83,10 +86,10 @@ def _prototype(predictor: Predictor, folder: Path) -> Tensor:
     """(D,) of unit length."""
     paths = [folder / name for name in find_images(folder)]
     if not paths:
-        raise TesseraError(f"{folder} has no images", hint="put some in, or remove the folder")
+        raise TesseraError(f"{folder} has no images", hint="add some, or remove the folder")
     total = torch.zeros(())
-    for found in predictor.predict(paths):
-        if found.prediction is None:
-            raise TesseraError(str(found.output["error"]), hint="mend or remove it")
-        total = total + found.prediction["embedding"].double()
+    for result in predictor.predict(paths):
+        if result.prediction is None:
+            raise TesseraError(str(result.output["error"]), hint="repair or remove it")
+        total = total + result.prediction["embedding"].double()
     return F.normalize(total, dim=0).float()

@@ -1,9 +1,9 @@
-"""Answers for images that nobody labelled.
+"""Predicts images without labels.
 
-In: a trained network as weights, recipe and data spec; paths of images. Out: one plain dict an
-input, in order, also for an input that can't be read; and the image with its answer written in.
-Images are decoded, resized and normalised as in training, by the same functions. Must not know
-where the network came from or where the answers go.
+In: a trained network as weights, recipe and data spec; paths of images. Out: one plain dictionary
+per input, in order, also for an input that can't be read; and the image with its prediction drawn
+on it. Images are decoded, resized and normalised by the same functions as in training. Must not
+know where the network comes from or where the predictions go.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from pipelines.visuals import draw as visuals_draw
 
 MAX_FILE_BYTES = 512 * 2**20
 DRAWN_PIXELS = (256, 1024)
-"""A drawn image's longer side is brought between these."""
+"""A drawn image is scaled so that its longer side is between these."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result for one input. `output` is plain JSON: `path` and the task's fields, or `error`;
-    `prediction` is for the image in its own size, None where there is an error."""
+    """The result for one input. `output` is plain JSON: `path` and the task's fields, or `error`.
+    `prediction` is for the image at its original size, None if there is an error."""
 
     path: Path
     output: dict[str, Any]
@@ -47,7 +47,7 @@ class Result:
 
 
 class Predictor:
-    """A trained network that answers. In fp32, whatever it was trained in."""
+    """A trained network for predictions, in fp32, whatever precision it was trained in."""
 
     def __init__(
         self,
@@ -57,12 +57,13 @@ class Predictor:
         *,
         device: str = "cpu",
     ) -> None:
-        """`data` is what the network was trained on. Weights of another network are refused."""
+        """`data` is the spec of the training data. Raises TesseraError for weights of another
+        network."""
         self._family = models.get(recipe.family)
         self._task = self._family.task
         self._data = data
         self._fit = recipe.data.fit
-        # Padded is only what has to fit a frame together with others; alone an image is its own.
+        # Padding only makes images of a batch equally large. A single image needs none.
         fixed = bool(recipe.data.height or recipe.data.width) or not self._family.accepts_any_size
         self._own_size = self._fit == "pad" and not fixed
         self._device = device
@@ -74,7 +75,7 @@ class Predictor:
             line = " ".join(str(error).split())[:300]
             raise TesseraError(
                 f"the weights are not those of a {recipe.family} {recipe.variant}: {line}",
-                hint="the model is damaged or was put together by hand: register it again",
+                hint="the model is damaged or was assembled by hand: register it again",
             ) from None
         self._module = module.to(device).eval()
 
@@ -87,37 +88,39 @@ class Predictor:
         return self._data
 
     def predict(self, paths: Iterable[Path]) -> Iterator[Result]:
-        """What is found of each path, in order."""
+        """Yields the result of each path, in order. Raises UsageError for a network that generates
+        images."""
         if not self._task.takes_images:
             raise UsageError(
-                f"a {self._family.name} makes images and isn't asked about some",
+                f"a {self._family.name} generates images and takes none",
                 hint="say how many: --samples 64",
             )
         remaining = iter(paths)
-        many = 1 if self._own_size else min(64, self._task.eval_batch)
-        while chunk := list(itertools.islice(remaining, many)):
+        chunk_size = 1 if self._own_size else min(64, self._task.eval_batch)
+        while chunk := list(itertools.islice(remaining, chunk_size)):
             images: list[Tensor] = []
             errors: dict[int, str] = {}
-            for place, path in enumerate(chunk):
+            for index, path in enumerate(chunk):
                 try:
                     images.append(read_image(path, self._data.channels))
                 except TesseraError as error:
-                    errors[place] = str(error)
+                    errors[index] = str(error)
             predictions = iter(self._predict(images))
-            for place, path in enumerate(chunk):
-                if place in errors:
-                    yield Result(path, {"path": str(path), "error": errors[place]})
+            for index, path in enumerate(chunk):
+                if index in errors:
+                    yield Result(path, {"path": str(path), "error": errors[index]})
                     continue
                 prediction = next(predictions)
-                answer = self._task.prediction_to_json(prediction, self._data)
-                yield Result(path, {"path": str(path), **answer}, prediction)
+                fields = self._task.prediction_to_json(prediction, self._data)
+                yield Result(path, {"path": str(path), **fields}, prediction)
 
     @torch.no_grad()
     def generate(self, count: int, seed: int) -> Iterator[Prediction]:
-        """New images, of a network that makes them. The first of them don't depend on `count`."""
+        """Generates images. The first ones don't depend on `count`. Raises UsageError for a network
+        that doesn't generate."""
         if self._task.takes_images:
             raise UsageError(
-                f"a {self._family.name} answers about images and makes none up",
+                f"a {self._family.name} takes images and generates none",
                 hint="name images, or leave --samples out",
             )
         step = self._task.eval_batch
@@ -128,39 +131,40 @@ class Predictor:
 
     @torch.no_grad()
     def decode(self, codes: Sequence[Sequence[float]]) -> list[Prediction]:
-        """What codes stand for, of a network that encodes."""
+        """Decodes codes to images, with a network that encodes."""
         return self._family.decode(self._module, torch.tensor(codes).to(self._device))
 
     @cached_property
     def exportable(self) -> nn.Module:
-        """The network with its preprocessing in it, for readers that have no Tessera; a TesseraError
-        where an answer is not one tensor."""
-        made = self._family.exportable(self._module, self._data)
-        if made is None:
+        """The network including its preprocessing, for programs without Tessera. Raises
+        TesseraError if its output is not one tensor."""
+        module = self._family.exportable(self._module, self._data)
+        if module is None:
             names = [
                 n for n in models.names() if type(models.get(n)).exportable != Family.exportable
             ]
             raise TesseraError(
-                f"a {self._family.name} has no answer that is one tensor of one size: there is "
-                "nothing to export",
+                f"a {self._family.name} can't be exported: its output is not one tensor of fixed "
+                "size",
                 hint=f"these can be exported: {', '.join(names)}",
             )
-        return made
+        return module
 
     @torch.no_grad()
-    def tensor(self, images: Tensor) -> Tensor:
-        """What `exportable` has to answer for images (B, C, H, W) uint8 in the size that the network
-        sees: what is predicted for them, or of a task whose predictions have no such field what
-        the network itself gives."""
-        found = self._predict(list(images))
-        if all(self._task.output_name in prediction for prediction in found):
-            return torch.stack([prediction[self._task.output_name] for prediction in found])
-        answer: Tensor = self.exportable(images.permute(0, 2, 3, 1))
-        return answer
+    def exported_output(self, images: Tensor) -> Tensor:
+        """The output that `exportable` must have for uint8 images (B, C, H, W) in the size that the
+        network sees: the task's prediction, or the network's own output if predictions don't have
+        that field."""
+        predictions = self._predict(list(images))
+        name = self._task.output_name
+        if all(name in prediction for prediction in predictions):
+            return torch.stack([prediction[name] for prediction in predictions])
+        output: Tensor = self.exportable(images.permute(0, 2, 3, 1))
+        return output
 
     @torch.no_grad()
     def _predict(self, images: Sequence[Tensor]) -> list[Prediction]:
-        """Predictions for images (C, H, W) uint8 of any size, one each, in the images' own size."""
+        """Predicts uint8 images (C, H, W) of any size, one each, at their original size."""
         if not images:
             return []
         views = [self._view(image) for image in images]
@@ -170,7 +174,7 @@ class Predictor:
         count = len(images)
         batch = {
             "image": torch.stack(fitted),
-            "key": [str(place) for place in range(count)],
+            "key": [str(index) for index in range(count)],
             "index": torch.arange(count),
             "size": sizes,
             "extent": extents(sizes, *frame, self._fit),
@@ -186,15 +190,13 @@ class Predictor:
 
 
 def read_image(path: Path, channels: int) -> Tensor:
-    """uint8 (C, H, W) from a file; TesseraError where it can't be read."""
+    """Reads uint8 (C, H, W) from a file. Raises TesseraError if it can't be read."""
     return decode_image(read_file(path), channels, where=str(path))
 
 
 def expand(inputs: Iterable[str | Path]) -> Iterator[Path]:
-    """Files as they are; the images below a folder, sorted; the files that a glob matches, sorted.
-
-    An input that gives nothing comes out as it is, so that its line can say so.
-    """
+    """Yields files as they are, the images below a folder, and the files that match a glob, both
+    sorted. An input without files is yielded as it is, and results in an error line of its own."""
     for text in inputs:
         path = Path(text)
         if path.is_dir():
@@ -208,25 +210,25 @@ def expand(inputs: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file; anything else is a TesseraError that doesn't block."""
+    """Reads a regular file. Raises TesseraError for anything else, and never blocks."""
     try:
         if path.is_dir():
-            raise TesseraError(f"{path} is a folder without images, or not to be read in full")
+            raise TesseraError(f"{path} is a folder without images, or can't be listed")
         if not path.exists():
             raise TesseraError(f"{path} doesn't exist")
         if not path.is_file():
-            raise TesseraError(f"{path} is no regular file")
+            raise TesseraError(f"{path} is not a regular file")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise TesseraError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+            raise TesseraError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TesseraError(f"{path} can't be read: {reason}") from None
 
 
-def draw(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:
-    """Panels side by side, RGB, each with its caption on a band below it. Small images are enlarged
-    without smoothing, so that their pixels can be seen."""
+def draw_panels(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:
+    """Draws panels side by side, each with its caption below. Small images are enlarged without
+    smoothing, so their pixels stay visible."""
     low, high = DRAWN_PIXELS
     longest = max(max(panel.image.shape[-2:]) for panel in panels)
     side = high if longest > high else longest * max(1, low // longest)
@@ -247,14 +249,14 @@ def draw(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:
     for (tile, caption), width in zip(tiles, widths):
         canvas.paste(tile, (left + (width - tile.width) // 2, 0))
         text = _shorten(caption, letters, width - size)
-        place = (left + size // 2, height + size)
-        pen.text(place, text, fill="black", font=letters, anchor="lm")
+        position = (left + size // 2, height + size)
+        pen.text(position, text, fill="black", font=letters, anchor="lm")
         left += width + gap
     return canvas
 
 
 def save_image(pixels: Tensor | None, to: Path) -> bool:
-    """Writes uint8 (C, H, W) or (H, W) as PNG; False where there is none."""
+    """Writes uint8 (C, H, W) or (H, W) as PNG. Returns False for None."""
     if pixels is None:
         return False
     array = pixels.cpu().numpy()
@@ -265,8 +267,8 @@ def save_image(pixels: Tensor | None, to: Path) -> bool:
 
 
 def image_file_name(path: Path, taken: set[str]) -> str:
-    """A file name for the picture of `path`: plain characters, no folder in it, not one of `taken`
-    (letter case apart), to which it is added."""
+    """Returns a file name for the drawn image of `path`: plain characters, no folder, and not in
+    `taken` (ignoring case), to which it is added."""
     stem = re.sub(r"[^\w.-]+", "_", path.stem).strip("._")[:80] or "image"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     name = next(name for name in names if name.lower() not in taken)
@@ -275,22 +277,22 @@ def image_file_name(path: Path, taken: set[str]) -> str:
 
 
 def _images_or_itself(folder: Path) -> Iterator[Path]:
-    whole = False
+    is_complete = False
     try:
         for name in find_images(folder):
             yield folder / name
-            whole = True
+            is_complete = True
     except TesseraError:  # a folder that can't be listed
-        whole = False
-    if not whole:
+        is_complete = False
+    if not is_complete:
         yield folder
 
 
-def _shorten(text: str, font: Any, room: float) -> str:
-    """`text` as one line that is at most `room` pixels wide."""
+def _shorten(text: str, font: Any, max_pixels: float) -> str:
+    """`text` on one line of at most `max_pixels`."""
     text = " ".join(text.split())
-    if font.getlength(text) <= room:
+    if font.getlength(text) <= max_pixels:
         return text
-    while text and font.getlength(text + "…") > room:
+    while text and font.getlength(text + "…") > max_pixels:
         text = text[:-1]
     return text + "…"

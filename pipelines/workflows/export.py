@@ -200,7 +200,7 @@ def pairs(
         for some in (images[:1], images[1:]) if number == 0 else (images,):
             if len(some):
                 asked = some.permute(0, 2, 3, 1).contiguous().numpy()
-                yield asked, predictor.tensor(some).numpy()
+                yield asked, predictor.exported_output(some).numpy()
 
 
 def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, Any]:

@@ -395,7 +395,7 @@ class _Files:
         if image is None:
             raise UsageError(f"predictions of {task.name} can't be drawn")
         panels = task.panels(image, prediction, None, data)
-        inference_predictor.draw(panels, data.classes).save(to)
+        inference_predictor.draw_panels(panels, data.classes).save(to)
 
     def close(self) -> None:
         """Writes the COCO results, which are one file."""

@@ -93,7 +93,7 @@ def write(name: str, form: str, to: Path, variant: str = "tiny") -> None:
 
 def pair(name: str, count: int, variant: str = "tiny") -> tuple[export.Array, export.Array]:
     images = images_of(name)[:count]
-    answers = predictor_of(name, variant).tensor(images)
+    answers = predictor_of(name, variant).exported_output(images)
     return images.permute(0, 2, 3, 1).contiguous().numpy(), answers.numpy()
 
 
@@ -121,7 +121,7 @@ def answered(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
-def test_a_file_answers_without_tessera_as_the_model_does(
+def test_a_file_predicts_without_tessera_as_the_model_does(
     name: str, answered: tuple[str, Path]
 ) -> None:
     form, folder = answered
@@ -131,7 +131,7 @@ def test_a_file_answers_without_tessera_as_the_model_does(
 
 
 @pytest.mark.slow
-def test_a_file_says_what_it_is(answered: tuple[str, Path]) -> None:
+def test_a_file_has_its_metadata(answered: tuple[str, Path]) -> None:
     form, folder = answered
     told = json.loads((folder / f"cnn.{form}.json").read_text())
     if form == "onnx":
@@ -147,8 +147,8 @@ def test_a_file_says_what_it_is(answered: tuple[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NOT_EXPORTED))
-def test_a_family_without_such_an_answer_is_refused(name: str) -> None:
-    with pytest.raises(TesseraError, match="nothing to export") as refused:
+def test_a_family_without_a_single_output_is_refused(name: str) -> None:
+    with pytest.raises(TesseraError, match="can't be exported") as refused:
         _ = predictor_of(name).exportable
     assert refused.value.hint == f"these can be exported: {', '.join(EXPORTED)}"
 
@@ -158,7 +158,7 @@ def test_a_family_without_such_an_answer_is_refused(name: str) -> None:
     [("rnn", "gru"), ("rnn", "bidirectional"), ("autoencoder", "variational")],
 )
 @pytest.mark.slow
-def test_variants_whose_layers_are_others(name: str, variant: str, tmp_path: Path) -> None:
+def test_variants_with_other_layers(name: str, variant: str, tmp_path: Path) -> None:
     """Codes of the autoencoder are rounded to 16 bits: a last bit may turn one of them."""
     write(name, "onnx", tmp_path / "x.onnx", variant)
     ask = export.load(tmp_path / "x.onnx", "onnx")
@@ -182,7 +182,7 @@ def test_other_weights_are_noticed(form: str, tmp_path: Path) -> None:
     assert swapped.other_class == 5
 
 
-def test_what_is_tolerable() -> None:
+def test_tolerances() -> None:
     images = np.zeros((2, 1, 1, 1), np.uint8)
     expected = np.array([[0.0, 10.0], [0.0, 10.0]], np.float32)
 
@@ -196,7 +196,7 @@ def test_what_is_tolerable() -> None:
     assert not found([0, 10], [0, 10.02]).within
     broken = found([0, 10], [math.nan, 10])
     assert (broken.within, broken.largest) == (False, math.inf)
-    with pytest.raises(TesseraError, match=r"\(1, 2\) where the model answers \(2, 2\)"):
+    with pytest.raises(TesseraError, match=r"shape \(1, 2\), the model's \(2, 2\)"):
         found([0, 10])
 
 
@@ -229,7 +229,7 @@ class Stubborn(nn.Module):
 
 
 @pytest.mark.parametrize("form", export.FORMATS)
-def test_a_network_that_no_graph_can_say(
+def test_a_network_that_cannot_be_recorded(
     form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TesseraError, match="can't be recorded as a graph: ") as refused:
@@ -238,11 +238,11 @@ def test_a_network_that_no_graph_can_say(
     assert capfd.readouterr() == ("", "")
 
 
-def test_weights_that_no_onnx_file_has_room_for(
+def test_weights_that_are_too_large_for_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "MOST_BYTES", 100)
-    with pytest.raises(TesseraError, match="has room for 100") as refused:
+    with pytest.raises(TesseraError, match="can hold 100") as refused:
         write("cnn", "onnx", tmp_path / "x.onnx")
     assert "pt2" in refused.value.hint
 

@@ -72,7 +72,7 @@ def version(**metrics: float) -> Version:
     return Version("colours", 1, "", tags)
 
 
-def test_whose_it_is(predictor: Predictor, gallery: Path, tmp_path: Path) -> None:
+def test_the_nearest_name_is_found(predictor: Predictor, gallery: Path, tmp_path: Path) -> None:
     identify = build_gallery(predictor, gallery, 0.5)
     for seed, name in enumerate(COLOURS):
         (found,) = predictor.predict([paint(tmp_path / "new.png", name, 50 + seed)])
@@ -100,7 +100,7 @@ def test_a_prototype_is_the_normalised_mean(predictor: Predictor, gallery: Path)
 
 
 @pytest.mark.parametrize(("threshold", "known"), [(-1.0, True), (1.01, False), (None, None)])
-def test_known_is_from_the_threshold_on(
+def test_known_depends_on_the_threshold(
     predictor: Predictor, gallery: Path, threshold: float | None, known: bool | None
 ) -> None:
     (found,) = predictor.predict([gallery / "green" / "0.png"])
@@ -109,11 +109,11 @@ def test_known_is_from_the_threshold_on(
     assert ("known" in said) == (threshold is not None)
 
 
-def test_a_gallery_that_can_t_be_used_is_refused_by_name(
+def test_an_unusable_gallery_is_refused_by_name(
     predictor: Predictor, gallery: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bare").mkdir()
-    with pytest.raises(UsageError, match="bare has no folders"):
+    with pytest.raises(UsageError, match="bare has no subfolders"):
         build_gallery(predictor, tmp_path / "bare", None)
     (gallery / "rusty" / "bad.png").write_bytes(b"no image")
     with pytest.raises(TesseraError, match=r"rusty/bad\.png"):
@@ -127,9 +127,9 @@ def test_other_models_are_refused(gallery: Path) -> None:
     recipe = recipes.start("cnn", "tiny")
     weights = models.get("cnn").build(recipe.config(), SPEC).state_dict()
     classifier = Predictor(recipe, SPEC, weights)
-    with pytest.raises(UsageError, match="does classification: its answers can't be compared"):
+    with pytest.raises(UsageError, match="is classification: it has no embeddings"):
         build_gallery(classifier, gallery, None)
-    with pytest.raises(UsageError, match="does classification"):
+    with pytest.raises(UsageError, match="is classification"):
         PairSimilarity(classifier, None)
 
 
@@ -139,7 +139,7 @@ def outputs(
     return [result.to_dict() for result in TrainedModel(predictor, version).run(options)]
 
 
-def test_predict_says_who_and_whether_the_same(
+def test_predict_identifies_and_compares(
     predictor: Predictor, gallery: Path, tmp_path: Path
 ) -> None:
     paths = [paint(tmp_path / f"{n}.png", c, 70 + n) for n, c in enumerate(["rusty", "rusty"])]
@@ -171,6 +171,6 @@ def test_predict_says_who_and_whether_the_same(
         ({"paths": ("a",), "compare": True, "gallery": Path()}, "don't go together"),
     ],
 )
-def test_what_doesn_t_go_together_is_refused(asked: dict, message: str) -> None:
+def test_options_that_exclude_each_other_are_refused(asked: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         PredictionOptions(**{"paths": (), **asked})

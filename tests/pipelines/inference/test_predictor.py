@@ -15,7 +15,7 @@ import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
-from pipelines.inference.predictor import Predictor, draw, expand, image_file_name
+from pipelines.inference.predictor import Predictor, draw_panels, expand, image_file_name
 
 SPEC = DataSpec(
     "classification", 3, 12, 16, ("cat", "dog", "owl"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.3)
@@ -40,7 +40,7 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (16, 12)) -> 
     return path
 
 
-def test_answers_are_the_networks(predictor, tmp_path):
+def test_predictions_are_the_networks(predictor, tmp_path):
     paths = [write_image(tmp_path / f"{seed}.png", seed) for seed in range(7)]
     exportable = models.get("cnn").exportable(network(), SPEC)
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
@@ -61,7 +61,7 @@ def test_images_of_any_size_are_resized(predictor, tmp_path):
 
 
 @pytest.mark.fault(20, 21, 25)
-def test_each_input_has_its_line_in_order(predictor, tmp_path):
+def test_each_input_has_a_result_in_order(predictor, tmp_path):
     good = [write_image(tmp_path / f"good-{seed}.png", seed) for seed in range(5)]
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(good[0].read_bytes()[:-40])
@@ -79,7 +79,7 @@ def test_each_input_has_its_line_in_order(predictor, tmp_path):
     reasons = {a["path"]: a["error"] for a in answers if "error" in a}
     assert "folder without images" in reasons[str(empty)]
     assert "doesn't exist" in reasons[str(tmp_path / "absent.png")]
-    assert "no regular file" in reasons[str(tmp_path / "pipe.png")]
+    assert "not a regular file" in reasons[str(tmp_path / "pipe.png")]
     alone = [next(iter(predictor.predict([path]))).output for path in good]
     for one, other in zip((a for a in answers if "error" not in a), alone, strict=True):
         assert one["path"] == other["path"]
@@ -93,7 +93,7 @@ def test_only_bad_inputs(predictor, tmp_path):
     assert list(predictor.predict([])) == []
 
 
-def test_is_lazy(predictor, tmp_path):
+def test_inputs_are_read_lazily(predictor, tmp_path):
     """A million paths are not listed before the first answer."""
     path, taken = write_image(tmp_path / "a.png"), []
 
@@ -133,10 +133,10 @@ def test_files_folders_and_globs(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (700, 100), (3000, 2000), (30, 600)])
-def test_draw_writes_below_the_image(size):
+def test_captions_are_drawn_below_the_image(size):
     image = torch.zeros(3, size[1], size[0], dtype=torch.uint8)
     caption = "a very long class name\nindeed, so long 99% that no picture has room for it at all"
-    drawn, other = (draw([Panel(image, text)], ("a",)) for text in (caption, "x"))
+    drawn, other = (draw_panels([Panel(image, text)], ("a",)) for text in (caption, "x"))
     assert drawn.size == other.size
     assert max(drawn.size) <= 1024 + 40
     assert max(drawn.size) >= 200
@@ -146,15 +146,15 @@ def test_draw_writes_below_the_image(size):
     assert np.array_equal(np.asarray(drawn)[:-40], np.asarray(other)[:-40])
 
 
-def test_draw_puts_panels_side_by_side():
+def test_panels_are_drawn_side_by_side():
     small = torch.full((1, 10, 10), 200, dtype=torch.uint8)
     large = torch.full((3, 20, 20), 100, dtype=torch.uint8)
-    drawn = np.asarray(draw([Panel(small), Panel(large)], ()))
+    drawn = np.asarray(draw_panels([Panel(small), Panel(large)], ()))
     assert (drawn == 200).all(2).sum() * 4 == (drawn == 100).all(2).sum() > 0
 
 
 @pytest.mark.fault(10)
-def test_picture_names_stay_in_the_folder_and_apart():
+def test_image_file_names_are_unique_and_stay_in_the_folder():
     taken: set[str] = set()
     inputs = ["x/a.png", "y/a.jpg", "A.png", "../..", "/etc/passwd", "..", ".", "a\nb\0.png", "-rf",
               "a/b/" + "n" * 300 + ".png", "猫.png", "con.tar.png"]  # fmt: skip
