@@ -22,7 +22,6 @@ nothing else of Tessera; a function is loaded when it is first used.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -119,17 +118,6 @@ def _hidden() -> dict[str, Path]:
     return found
 
 
-def is_hidden_for_workers() -> bool:
-    """Whether a Ray worker of this process would import a package from somewhere else: Ray puts the
-    current folder first on the `sys.path` of its workers."""
-    for name in _PACKAGES:
-        spec = PathFinder.find_spec(name, [os.getcwd(), *sys.path])
-        folders = list((spec and spec.submodule_search_locations) or [])
-        if folders and Path(folders[0]).resolve() != _ROOT / name:
-            return True
-    return False
-
-
 def use_own_packages() -> None:
     """Makes Tessera's packages the ones that are imported in this process. Does nothing if they are
     already. Raises ImportError if a hiding folder has been imported before."""
@@ -154,9 +142,8 @@ def main() -> NoReturn:
         use_own_packages()
     except ImportError as error:
         raise SystemExit(f"tessera: {error}") from None
-    from jobs.cli import main as command
-
-    command()
+    importlib.import_module("jobs.cli").main()
+    raise AssertionError("the command exits by itself")
 
 
 if __name__ == "__main__":

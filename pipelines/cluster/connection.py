@@ -14,9 +14,10 @@ import sys
 import threading
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
-import tessera
 from models.core.errors import TesseraError
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -87,10 +88,15 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
 
 
 def _runtime_env() -> dict[str, Any]:
-    """What a worker does first: if a folder of the user's hides a package of ours, it imports ours."""
-    if not tessera.is_hidden_for_workers():
-        return {}
-    return {"worker_process_setup_hook": "tessera.use_own_packages"}
+    """What Ray's workers are told. Ray puts the current folder first on their `sys.path`: if one of
+    the user's folders hides a package of ours there, a worker first makes sure to import ours."""
+    root = Path(__file__).resolve().parents[2]
+    for name in ("models", "pipelines"):
+        spec = PathFinder.find_spec(name, [os.getcwd(), *sys.path])
+        folders = list((spec and spec.submodule_search_locations) or [])
+        if folders and Path(folders[0]).resolve() != root / name:
+            return {"worker_process_setup_hook": "tessera.use_own_packages"}
+    return {}
 
 
 def _start(cpus: int | None, quiet: dict[str, Any]) -> None:

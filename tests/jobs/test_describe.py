@@ -20,8 +20,7 @@ def test_every_setting_is_described_with_type_and_default(family: str) -> None:
     assert set(settings) == set(tree) - {"family", "variant"}
     assert all(one.default == tree[path] for path, one in settings.items())
     assert [one.path for one in found.settings if not one.type] == []
-    core = [one for one in found.settings if one.section not in ("model", "augment")]
-    assert [one.path for one in core if not one.help] == []
+    assert [one.path for one in found.settings if not one.help] == []
     assert {variant.name for variant in found.variants} == set(models.get(family).variants)
 
 

@@ -1,0 +1,19 @@
+"""A link is printed with what is missing if nobody answers there."""
+
+from __future__ import annotations
+
+import socket
+
+from pipelines.workflows import services
+
+
+def test_a_link_says_if_nothing_answers() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        link = f"http://127.0.0.1:{held.getsockname()[1]}/#/experiments/1"
+        assert services.page(link) == f"{link} (once `tessera up` runs)"
+        held.listen()
+        assert services.page(link) == link
+    assert services.page("https://name.invalid/x") == (
+        "https://name.invalid/x (does not answer now)"
+    )
