@@ -175,8 +175,8 @@ def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.Mon
     for words, status, part in (
         ("digits", 2, "--format onnx, or --format pt2"),
         ("digits --format tflite", 2, "'tflite'"),
-        ("digits --format pt2 --out none/x.pt2", 2, "none is no folder"),
-        ("digits --format pt2 --out /dev/null --force", 2, "/dev/null is no file"),
+        ("digits --format pt2 --out none/x.pt2", 2, "none is not a folder"),
+        ("digits --format pt2 --out /dev/null --force", 2, "/dev/null is not a file"),
         ("digits/7 --format pt2", 1, "it has versions 1"),
         ("digits --format pt2 --data none", 1, "is not a packed data set"),
     ):
