@@ -4,7 +4,7 @@ In: the data set of a training and the one of a test, which may be the same. Out
 the test look like one that was trained on or chosen by. Must not know the network.
 
 A data set that was packed here says itself which of its images look alike. Of two data sets the
-images are all compared, by the same fingerprints (`leakage.py`).
+images are all compared, by the same fingerprints (`duplicates.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def seen_before(
 
 
 def _fingerprints(where: str | Path, card: Card, split: str) -> duplicates.Array:
-    """uint8 (N, `leakage.SIZE`) of a split's images."""
+    """uint8 (N, `duplicates.SIZE`) of a split's images."""
     reader = ShardReader(where, card, split)
     try:
         rows = [

@@ -28,7 +28,7 @@ from pipelines.visuals.draw import draw, hex_colour
 
 TEMPLATE = "report.html.j2"
 IMAGE_BYTES = 5_500_000
-"""All embedded images together; what comes later is named and not shown."""
+"""Of all embedded images together; later ones are listed without the image."""
 LISTED_CLASSES, LISTED_ROWS = 1000, 200
 MOST_BINS = 24
 FEW_CLASSES, ENDS = 40, 10
@@ -68,17 +68,17 @@ class Histogram:
 
 def render(survey: Survey) -> str:
     """The page."""
-    card, shelf = survey.card, _Shelf(card_classes(survey.card))
+    card, budget = survey.card, _ImageBudget(card_classes(survey.card))
     return html.render(
         Path(__file__).with_name(TEMPLATE),
         card=card,
         facts=list(facts(card)),
-        splits=[_split(split, card, shelf) for split in survey.splits],
+        splits=[_split(split, card, budget) for split in survey.splits],
         classes=class_table(card, [split.name for split in survey.splits]),
         charts=_charts(survey.splits),
         shape=_shape(survey.splits),
         one_size=_one_size(card),
-        pairs=[_pair(row, left, right, shelf) for row, left, right in survey.pairs],
+        pairs=[_pair(row, left, right, budget) for row, left, right in survey.pairs],
         rejected=survey.rejected[:LISTED_ROWS],
         rejected_count=max(card.rejected, len(survey.rejected)),
         reasons=survey.reasons,
@@ -90,7 +90,7 @@ def card_classes(card: Card) -> tuple[str, ...]:
 
 
 def facts(card: Card) -> Iterator[tuple[str, str]]:
-    """Name and value of what the card says of the whole."""
+    """Name and value of the facts about the whole data set."""
     image = card.image
     shards = [shard for split in card.splits.values() for shard in split.shards]
     total = sum(shard.size_bytes for shard in shards)
@@ -184,8 +184,8 @@ def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
     )
 
 
-class _Shelf:
-    """Makes the embedded images, and no more of them than fit."""
+class _ImageBudget:
+    """Encodes images for the page, as long as they fit."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = classes
@@ -216,35 +216,35 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _split(split: SplitSurvey, card: Card, shelf: _Shelf) -> dict[str, Any]:
+def _split(split: SplitSurvey, card: Card, budget: _ImageBudget) -> dict[str, Any]:
     shards = card.split(split.name).shards
     return {
         "name": split.name,
         "samples": split.samples,
         "shards": len(shards),
         "size": megabytes(sum(shard.size_bytes for shard in shards)),
-        "shown": [_tile(sample, shelf) for sample in split.shown],
+        "shown": [_tile(sample, budget) for sample in split.shown],
     }
 
 
-def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
+def _tile(sample: Sample, budget: _ImageBudget) -> dict[str, Any]:
     annotation, labels = sample.annotation, []
     if isinstance(annotation, Objects):
         labels = annotation.labels.tolist()
     elif isinstance(annotation, Mask):
         values = np.flatnonzero(np.bincount(annotation.pixels.ravel())).tolist()
-        labels = [value for value in values if value < len(shelf.classes)]
+        labels = [value for value in values if value < len(budget.classes)]
     elif sample.label >= 0:
         labels = [sample.label]
     present = sorted(set(labels), key=lambda label: (-labels.count(label), label))
     chips = []
     for label in present:
         times = labels.count(label)
-        name = shelf.classes[label] + (f" {_TIMES} {times}" if times > 1 else "")
+        name = budget.classes[label] + (f" {_TIMES} {times}" if times > 1 else "")
         chips.append((name, hex_colour(label)))
     nothing = "no objects" if isinstance(annotation, Objects) and not labels else ""
     return {
-        "picture": shelf.picture(sample),
+        "picture": budget.picture(sample),
         "key": html.line(unquote(sample.key)),
         "size": f"{sample.image.width} {_TIMES} {sample.image.height}",
         "chips": chips[:6],
@@ -253,12 +253,14 @@ def _tile(sample: Sample, shelf: _Shelf) -> dict[str, Any]:
     }
 
 
-def _pair(row: PairRow, left: Sample | None, right: Sample | None, shelf: _Shelf) -> dict[str, Any]:
+def _pair(
+    row: PairRow, left: Sample | None, right: Sample | None, budget: _ImageBudget
+) -> dict[str, Any]:
     missing = "not opened for this page"
     sides = [
         {
             # Bare: what is drawn on an image would hide that it is the other's copy.
-            "picture": shelf.picture(sample and replace(sample, annotation=None), missing),
+            "picture": budget.picture(sample and replace(sample, annotation=None), missing),
             "split": html.line(side.split),
             "key": html.line(unquote(side.key)),
             "origin": html.line(side.origin),

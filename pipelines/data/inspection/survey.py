@@ -1,4 +1,4 @@
-"""What is to be seen in a packed data set: samples, sizes, pairs across splits, rejected ones.
+"""A survey of a packed data set: samples, sizes, near duplicates, rejected samples.
 
 In: a folder or an address with a card. Out: `Survey`, plain data and decoded images. Must not know
 how it is shown. It is bounded whatever the data set's size: of each split so many samples are
@@ -34,7 +34,7 @@ REMOTE_SHARDS = 3
 SHOWN_PAIRS = 24
 NAMED_REASONS = 10
 _EMPTY = -1
-"""Stands among the classes for "nothing in this image"."""
+"""The class of images without objects."""
 
 
 class Side(BaseModel):
@@ -64,8 +64,7 @@ class RejectedRow(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with what is said of it. `label` is the class of the whole image, -1 where it has
-    none."""
+    """An image with its annotation. `label` is the class of the whole image, or -1."""
 
     split: str
     key: str

@@ -1,11 +1,11 @@
-"""Every byte of a packed data set against its card and its index.
+"""Checks every byte of a packed data set against its card and its index.
 
-In: a folder or an address. Out: what differs, by name. Must not know tasks' annotations: that they
-are what was packed is what the checksums say.
+In: a folder or an address. Out: a line for each difference. Must not know annotations: the
+checksums show that they are those that were packed.
 
-A shard is read once: its checksum, and for each sample its own checksum, the members it is made of
-and, for classes, that what lies in the tar is what the index says. A remote shard is downloaded for
-it and not taken from the cache.
+Each shard is read once. Checked are its checksum, and for each sample its checksum, its members
+and, for classification, whether the class in the tar is that of the index. A remote shard is
+downloaded anew, not taken from the cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.storage.base import CacheSettings, Storage
 from pipelines.storage.open import open_shards, open_storage
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were checked, and of all."""
+"""Called with the number of bytes checked, and of all bytes."""
 
 
 class Row(NamedTuple):
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked, and a line for each thing that differs."""
+    """What was checked, and a line for each difference."""
 
     shards: int
     samples: int
@@ -97,7 +97,7 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
 
 
 class _Table:
-    """A split's index, for several threads, and what differs in it."""
+    """The index of a split, shared by threads, and its differences."""
 
     def __init__(self, place: Storage, card: Card, name: Split) -> None:
         self.split = card.splits[name]
@@ -107,7 +107,7 @@ class _Table:
         self._index: Index | None = None
         self._differences: list[str] = []
         self._whole = card.task == "classification"
-        """Whether the classes of all samples can be counted."""
+        """Whether the classes of all samples can still be counted."""
         try:
             if found := _whole(place, self.split):
                 self._differences.append(f"index {self.split.index}: {found}")
@@ -117,7 +117,7 @@ class _Table:
             self._whole = False
 
     def rows(self, number: int) -> Rows | None:
-        """A shard's rows; None where they can't be trusted."""
+        """The rows of a shard; None if they are damaged."""
         if self._index is None:
             return None
         with self._lock:
@@ -133,18 +133,18 @@ class _Table:
             return rows
 
     def close(self) -> list[str]:
-        """What differs, once all shards were looked at."""
+        """The differences, once all shards are checked."""
         if self._index is not None:
             self._index.close()
-        said = self.split.class_counts
-        if self._whole and said and dict(zip(self._classes, self._counts.tolist())) != said:
+        expected = self.split.class_counts
+        if self._whole and expected and dict(zip(self._classes, self._counts.tolist())) != expected:
             other = f"split {self._name}: the index counts other classes than the card"
             return [*self._differences, other]
         return self._differences
 
 
 def _whole(place: Storage, split: SplitCard) -> str:
-    """What is wrong with the index file as a whole."""
+    """What is wrong with the index file; empty if nothing is."""
     if place.remote:  # its checksum is checked on the way into the cache
         return ""
     path = place.fetch(split.index, size_bytes=split.index_bytes, sha256=split.index_sha256)
@@ -195,7 +195,7 @@ def _opened(place: Storage, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
 def _read_through(
     file: BinaryIO, shard: Shard, rows: Rows | None, card: Card
 ) -> tuple[str, list[str]]:
-    """What is wrong with the shard as a whole, and the samples that differ, by key."""
+    """What is wrong with the shard as a whole, and the keys of the samples that differ."""
     digest, at, wrong = hashlib.sha256(), 0, []
     for row in map(Row._make, () if rows is None else rows.tolist()):
         gap = row.offset - at
@@ -215,7 +215,7 @@ def _read_through(
 
 
 def _misfit(data: bytes, row: Row, card: Card) -> str:
-    """How the members of a sample are others than its row of the index says."""
+    """How the members of a sample differ from its row of the index; empty if they don't."""
     note = ANNOTATION_EXTENSIONS[card.task]
     name = _member(data, row.image, row.image_size)
     if name.rpartition(b".")[0] != row.key:

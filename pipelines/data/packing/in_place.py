@@ -1,8 +1,8 @@
-"""Index and card of WebDataset shards that stay where they lie.
+"""Index and card of existing WebDataset shards, which are used in place.
 
-In: the address of shards. Out: an index of each split, and a card. Splits are named by folders or
-file names with train, val (valid, validation) or test in them; without, whole shards are cut off
-for val and test, a tenth each, chosen by a hash of seed and path.
+In: the location of the shards. Out: an index of each split, and a card. Folders or file names with
+train, val (valid, validation) or test in them assign the splits. A missing val or test split gets a
+tenth of the train shards, chosen by a hash of seed and path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.storage.base import Storage, absolute_location, check_path
 from pipelines.storage.open import open_storage
 
 SHARE = 0.1
-"""Share of the train shards that a missing `val` or `test` gets, at least one of three."""
+"""Share of the train shards that a missing `val` or `test` gets: of three or more, at least one."""
 
 
 MAX_SHARDS = 100_000
@@ -56,11 +56,11 @@ def index(
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Card:
-    """Makes index and card of the shards at `source`, in `to`, and gives the card.
+    """Writes index and card of the shards at `source` to `to`, and returns the card.
 
-    Raises TesseraError, and leaves nothing behind, for a tar that is damaged or has what is refused
-    (links, devices, sparse members, names that lead elsewhere), a key that is there twice, and more
-    rejected samples than allowed. The same shards give the same digest.
+    The same shards give the same digest. Raises TesseraError, and leaves nothing behind, for a tar
+    that is damaged or has refused members (links, devices, sparse files, unsafe names), a duplicate
+    key, and more rejected samples than allowed.
     """
     layout = read_options(options)
     storage = open_storage(source)
@@ -71,7 +71,7 @@ def index(
         found = in_place_scan.scan_all(storage, splits, layout, progress)
         rejected = _judge(found, allow_rejected, staged.storage)
         for extension, count in _count_skipped(found).items():
-            notify(f"passed over: {count:,} members .{extension}")
+            notify(f"skipped: {count:,} members .{extension}")
         with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
             card = in_place_scan.make_card(found, splits, layout, Path(folder))
             for of_split in card.splits.values():
@@ -90,7 +90,7 @@ def index(
 
 
 def read_options(options: Mapping[str, str]) -> SampleLayout:
-    """Raises UsageError for a value that an option hasn't."""
+    """What the options say about the shards. Raises UsageError for an unknown value."""
     image = options.get("image", "jpg,jpeg,png,webp").lower().split(",")
     kind, _, field = options.get("label", "cls").partition(":")
     if kind not in ("cls", "txt", "json", "none") or bool(field) != (kind == "json"):
@@ -107,7 +107,7 @@ def read_options(options: Mapping[str, str]) -> SampleLayout:
 
 
 def find_shards(storage: Storage, given: str) -> list[str]:
-    """Paths of the tars, sorted, or those that `given` lists."""
+    """Paths of the tars, sorted; those that `given` lists, if any."""
     found = [path for text in given.split(",") if text for path in _expand(text.strip())]
     if not found:
         names = storage.names()
@@ -115,7 +115,7 @@ def find_shards(storage: Storage, given: str) -> list[str]:
         packed = [path for path in names if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]
         if not found:
             what = f"only {packed[0]}, which is compressed" if packed else "no .tar in it"
-            raise TesseraError(f"{storage.where} has {what}", hint="shards are plain tars")
+            raise TesseraError(f"{storage.where} has {what}", hint="shards are uncompressed tars")
     for path in found:
         check_path(path, storage.where)
     return sorted(found)
@@ -154,7 +154,7 @@ def _expand(text: str) -> list[str]:
         return [text]
     low, high = int(match[1]), int(match[2])
     if not 0 <= high - low < MAX_SHARDS:
-        raise UsageError(f"{match[0]} is no range of shards", hint="as in {000..012}")
+        raise UsageError(f"{match[0]} is not a range of shards", hint="for example {000..012}")
     width = len(match[1])
     return [
         f"{text[: match.start()]}{n:0{width}}{text[match.end() :]}" for n in range(low, high + 1)
@@ -178,10 +178,10 @@ def _judge(found: Mapping[str, ScannedShard], allowed: str, storage: Storage) ->
         rejections.check(storage)
     except ResumableError as error:
         unknown = any(row[2] == "unknown member" for s in found.values() for row in s.rejected)
-        hint = "; pass other members over: --option extra=skip" if unknown else ""
+        hint = "; skip other members: --option extra=skip" if unknown else ""
         raise TesseraError(
             error.message,
-            hint=f"mend them, or leave them out: --allow-rejected {rejections.count}{hint}",
+            hint=f"fix them, or leave them out: --allow-rejected {rejections.count}{hint}",
         ) from None
     return rejections.count
 

@@ -1,7 +1,7 @@
-"""Classes as foreign shards write them.
+"""Labels in existing WebDataset shards.
 
 In: the bytes of a label member. Out: a number or a name, and later the class index of each. Must
-not know tars. JSON is read strictly, and nothing is evaluated.
+not know tars. JSON is parsed safely, and nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _MAX_DIGITS = 9
 
 @dataclass(frozen=True)
 class Label:
-    """The extension of the member that says the class; for JSON the field that does."""
+    """The extension of the member that has the class, and for JSON its field."""
 
     extension: str
     field: str = ""
 
     @property
     def limit(self) -> int:
-        """In bytes."""
+        """Most bytes of the member."""
         return _MAX_JSON_BYTES if self.field else _MAX_TEXT_BYTES
 
 
 def parse_label(data: bytes, where: str, label: Label, classes: Sequence[str] = ()) -> int | str:
-    """A class number, or a name. Raises Rejected for what is neither, and with `classes` for what
-    is none of them."""
+    """A class number, or a name. Raises SampleError for what is neither, and with `classes` for
+    what is none of them."""
     value = _field(data, where, label.field) if label.field else _text(data, where)
     if isinstance(value, str):
         value = _number_or_name(value, where)

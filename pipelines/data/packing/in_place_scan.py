@@ -1,4 +1,4 @@
-"""WebDataset shards that somebody else made, indexed where they lie.
+"""Scans existing WebDataset shards to index them in place.
 
 In: a folder or an address with tars, and what their members mean. Out: an index and a card that
 name them; not a byte of a shard is copied or changed, and `ShardReader` reads them like our own.
@@ -40,18 +40,18 @@ from pipelines.data.sources import MAX_FILE_BYTES
 from pipelines.storage.base import Storage
 
 Progress = Callable[[int, int], None]
-"""Called with the number of samples looked at, and of all as far as can be told."""
+"""Called with the number of samples done, and an estimate of all."""
 
 
 @dataclass(frozen=True)
 class SampleLayout:
-    """What the members of a sample are.
+    """Which members of a sample are its image and its label.
 
     image     extensions of the image, lower case, without the first dot
-    label     how the class is written, or None for data without
-    classes   names of the classes; empty where the data tells
-    skip      whether members of other extensions are passed over; else their sample is rejected
-    by_shard  whether a key gets its shard's name before it, for sets that repeat keys
+    label     where the class is; None for data without labels
+    classes   names of the classes; empty to take those that occur
+    skip      whether to skip members with other extensions; else their samples are rejected
+    by_shard  whether to prefix keys with the shard's name, for data sets that repeat keys
     """
 
     image: frozenset[str]

@@ -1,9 +1,9 @@
-"""The members of a tar that somebody else wrote.
+"""The members of an untrusted tar.
 
-In: an open file. Out: names and places of regular files; contents are not read. Must not know
+In: an open file. Out: names and positions of regular files; contents are not read. Must not know
 samples. GNU tar and Python's tarfile (GNU and pax formats) are understood, as far as `path` goes.
-Links, devices, pipes, sparse members, names that lead elsewhere or can't be shown are refused by
-name, and so is a tar that ends too early or has zeros in its midst, where others see its end.
+Links, devices, pipes, sparse members and unsafe or unprintable names are refused by name, and so is
+a tar that ends too early or has zeros in the middle, where other readers would stop.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _parse(header: bytes, where: str) -> tuple[bytes, str, int]:
         raise damaged(f"{where} is no tar, or damaged: no ustar header")
     if _number(header[148:156], where) != sum(header) - sum(header[148:156]) + 8 * 32:
         raise damaged(f"{where}: a header's checksum differs")
-    # GNU's magic has blanks where POSIX has a version, and other things in the place of the prefix.
+    # GNU's magic has blanks where POSIX has a version, and other fields where the prefix would be.
     prefix = header[345:500].split(b"\0")[0] if header[262:263] == b"\0" else b""
     short = header[:100].split(b"\0")[0]
     name = _decode(prefix + b"/" + short if prefix else short, where)
@@ -163,5 +163,5 @@ def _check_name(name: str, where: str) -> None:
 def _check_end(file: int, at: int, where: str) -> None:
     while block := os.pread(file, _CHUNK, at):
         if block.count(0) != len(block):
-            raise damaged(f"{where} has zeros in its midst, at byte {at:,} or before")
+            raise damaged(f"{where} has zeros in the middle, at byte {at:,} or before")
         at += len(block)

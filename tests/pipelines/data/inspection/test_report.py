@@ -198,4 +198,4 @@ def test_the_histograms_of_all_splits_have_one_range(tmp_path: Path) -> None:
 def test_the_template_is_installed_with_the_package() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     data = config["tool"]["setuptools"]["package-data"]
-    assert any(fnmatch(report.TEMPLATE, pattern) for pattern in data.get("pipelines.data", []))
+    assert any(fnmatch(report.TEMPLATE, pattern) for pattern in data["*"])

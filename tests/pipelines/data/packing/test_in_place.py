@@ -182,8 +182,8 @@ def test_images_alone_have_no_classes(tmp_path: Path) -> None:
         ({"label": "xml"}, "label=xml"),
         ({"extra": "run"}, "extra=run"),
         ({"keys": "x"}, "keys=x"),
-        ({"shards": "a{5..1}.tar"}, "no range"),
-        ({"shards": "a{0..999999999}.tar"}, "no range"),
+        ({"shards": "a{5..1}.tar"}, "not a range"),
+        ({"shards": "a{0..999999999}.tar"}, "not a range"),
     ],
 )
 def test_options_are_checked(

@@ -205,7 +205,7 @@ def boxes(*box: float) -> Objects:
         (Mask(np.full((30, 40), 7, np.uint8)), "unknown class"),
     ],
 )
-def test_a_bad_annotation_is_in_the_receipt(tmp_path: Path, note: Annotation, reason: str) -> None:
+def test_a_bad_annotation_is_in_the_record(tmp_path: Path, note: Annotation, reason: str) -> None:
     job = spec(photo(), "detection", note, where=str(tmp_path))
     record = pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))
     assert [(row["key"], row["reason"]) for row in record.rejected] == [("a", reason)]
@@ -222,7 +222,7 @@ def test_an_annotation_that_can_t_be_read_is_told_from_an_image(tmp_path: Path) 
     assert (row["reason"], row["detail"]) == ("unreadable annotation", "a.xml is no XML")
 
 
-def test_a_receipt_says_what_lies_in_the_shard(tmp_path: Path) -> None:
+def test_a_record_describes_its_shard(tmp_path: Path) -> None:
     job = spec(photo(), where=str(tmp_path))
     items = tuple(Item(key, f"{key}.jpg", label) for key, label in (("a", 1), ("b", 5), ("c", 0)))
     shard_plan = ShardPlan("val", "val/000003.tar", items)
