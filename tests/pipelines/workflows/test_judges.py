@@ -51,7 +51,7 @@ def test_the_whole_way(
     judge = registry.version("digits", 2)
     assert recipe["judge"] == "models:/digits/2", "the newest, by its number from now on"
     assert recipe["judge_digest"] == judge.tags["tessera.digest"]
-    assert version.tags["tessera.servable"].startswith("no: dcgan")
+    assert version.tags["tessera.servable"].startswith("no: a prediction of dcgan")
     (folder,) = Context.from_environment().runs_dir.glob("dcgan-*")
     assert checkpoints.verify(folder / JUDGE) == recipe["judge_digest"]
 
@@ -69,7 +69,7 @@ def test_the_whole_way(
     assert call("evaluate", "digits-generation/2", "--data", digits).status == 0
     verdict = call("promote", "digits-generation/2")
     assert verdict.status == 1
-    assert "its judge differs it" in verdict.out
+    assert "its judge differs from that of the champion" in verdict.out
     champion = champions.current_champion(registry, "digits-generation")
     assert champion is not None
     assert champion.number == 1
