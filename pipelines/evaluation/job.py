@@ -144,7 +144,7 @@ def _slices(
 ) -> tuple[SliceMetrics, ...]:
     """The task's headline metrics of each slice."""
     task = model.family.task
-    found = []
+    made = []
     for part in slices.make(predictions.details, predictions.keys, fields):
         records = [predictions.records[index] for index in part.indices]
         try:
@@ -160,8 +160,8 @@ def _slices(
         )
         headline = {name: metrics[name] for name in task.headline_metrics if name in metrics}
         estimates = bootstrap.estimates(headline, resampled)
-        found.append(SliceMetrics(part.by, part.name, part.span, len(records), estimates))
-    return tuple(found)
+        made.append(SliceMetrics(part.by, part.name, part.span, len(records), estimates))
+    return tuple(made)
 
 
 def _check_comparable(first: EvaluationResult, other: EvaluationResult) -> None:

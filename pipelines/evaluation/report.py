@@ -66,58 +66,58 @@ def write(
 ) -> None:
     """Creates the folder and writes page, data and images."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = [one.result for one in evaluated]
+    evaluations = [one.result for one in evaluated]
     plain = {
-        "models": [results.to_plain(one) for one in found],
+        "models": [results.to_plain(one) for one in evaluations],
         "comparisons": [results.to_plain(one) for one in compared],
     }
     text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
     (folder / DATA).write_text(text + "\n", encoding="utf-8")
     figures = [list(_draw(folder, number, one, split)) for number, one in enumerate(evaluated)]
-    page = render(found, compared, figures)
+    page = render(evaluations, compared, figures)
     (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def render(
-    found: Sequence[EvaluationResult],
+    evaluations: Sequence[EvaluationResult],
     compared: Sequence[Comparison],
     figures: Sequence[Sequence[Figure]],
 ) -> str:
     """Renders the page. `figures` are those of each model."""
     return html.render(
         Path(__file__).with_name("report.html.j2"),
-        models=found,
-        first=found[0],
-        metrics=_metrics(found, compared),
-        classes=_classes(found),
-        slices=_slices(found),
-        corruptions=_corruptions(found),
-        attacks=_attacks(found),
-        costs=_costs(found),
+        models=evaluations,
+        first=evaluations[0],
+        metrics=_metrics(evaluations, compared),
+        classes=_classes(evaluations),
+        slices=_slices(evaluations),
+        corruptions=_corruptions(evaluations),
+        attacks=_attacks(evaluations),
+        costs=_costs(evaluations),
         mcnemar=[(one.second, one.mcnemar) for one in compared if one.mcnemar],
-        shown=list(zip(found, figures)),
+        shown=list(zip(evaluations, figures)),
         confidence=f"{CONFIDENCE:.0%}",
         strengths=STRENGTHS,
     )
 
 
-def _metrics(found: Sequence[EvaluationResult], compared: Sequence[Comparison]) -> Table:
+def _metrics(evaluations: Sequence[EvaluationResult], compared: Sequence[Comparison]) -> Table:
     """Metrics of all images: of each model, then the first one's difference to each other."""
-    names = [name for name in found[0].metrics if "/" not in name]
-    heads = [one.model for one in found] + [f"difference to {one.second}" for one in compared]
+    names = [name for name in evaluations[0].metrics if "/" not in name]
+    heads = [one.model for one in evaluations] + [f"difference to {one.second}" for one in compared]
     rows = []
     for name in names:
-        cells = [_estimate(one.metrics.get(name)) for one in found]
-        cells += [_difference(name, one.metrics.get(name), found[0]) for one in compared]
+        cells = [_estimate(one.metrics.get(name)) for one in evaluations]
+        cells += [_difference(name, one.metrics.get(name), evaluations[0]) for one in compared]
         rows.append((name, cells))
     return Table(heads, rows)
 
 
-def _classes(found: Sequence[EvaluationResult]) -> Table | None:
+def _classes(evaluations: Sequence[EvaluationResult]) -> Table | None:
     """Metrics `NAME/CLASS` by class, for each model and name."""
     kinds: list[str] = []
     classes: list[str] = []
-    for one in found:
+    for one in evaluations:
         for name in one.metrics:
             kind, slash, of = name.partition("/")
             if slash:
@@ -125,34 +125,34 @@ def _classes(found: Sequence[EvaluationResult]) -> Table | None:
                 classes += [of] if of not in classes else []
     if not classes:
         return None
-    many = len(found) > 1
-    heads = [f"{kind}: {one.model}" if many else kind for kind in kinds for one in found]
+    many = len(evaluations) > 1
+    heads = [f"{kind}: {one.model}" if many else kind for kind in kinds for one in evaluations]
     rows = [
-        (of, [_estimate(one.metrics.get(f"{kind}/{of}")) for kind in kinds for one in found])
+        (of, [_estimate(one.metrics.get(f"{kind}/{of}")) for kind in kinds for one in evaluations])
         for of in classes[:LISTED_CLASSES]
     ]
     return Table(heads, rows)
 
 
-def _slices(found: Sequence[EvaluationResult]) -> list[tuple[str, Table]]:
+def _slices(evaluations: Sequence[EvaluationResult]) -> list[tuple[str, Table]]:
     """For each trait or field, the primary metric of each slice."""
-    primary = found[0].primary
+    primary = evaluations[0].primary
     by: dict[str, list[tuple[str, list[Cell]]]] = {}
-    for index, part in enumerate(found[0].slices):
+    for index, part in enumerate(evaluations[0].slices):
         cells = [Cell(f"{part.samples:,}")]
-        for one in found:
+        for one in evaluations:
             own = one.slices[index].metrics if index < len(one.slices) else {}
             cells.append(_estimate(own.get(primary)))
         name = f"{part.name} ({part.span})" if part.span else part.name
         by.setdefault(part.by, []).append((name, cells))
-    heads = ["images", *(one.model for one in found)]
+    heads = ["images", *(one.model for one in evaluations)]
     return [(name, Table(heads, rows)) for name, rows in by.items()]
 
 
-def _corruptions(found: Sequence[EvaluationResult]) -> list[tuple[EvaluationResult, Table]]:
+def _corruptions(evaluations: Sequence[EvaluationResult]) -> list[tuple[EvaluationResult, Table]]:
     heads = [f"strength {strength}" for strength in STRENGTHS]
     tables = []
-    for one in found:
+    for one in evaluations:
         if one.robustness and one.robustness.corrupted:
             rows = [
                 (kind.replace("_", " "), [Cell(number(value)) for value in values])
@@ -162,27 +162,30 @@ def _corruptions(found: Sequence[EvaluationResult]) -> list[tuple[EvaluationResu
     return tables
 
 
-def _attacks(found: Sequence[EvaluationResult]) -> Table | None:
-    robust = [one.robustness for one in found if one.robustness and one.robustness.attacked]
-    if len(robust) != len(found):
+def _attacks(evaluations: Sequence[EvaluationResult]) -> Table | None:
+    robust = [one.robustness for one in evaluations if one.robustness and one.robustness.attacked]
+    if len(robust) != len(evaluations):
         return None
     rows = [("unchanged", [Cell(number(one.clean)) for one in robust])]
     for name in robust[0].attacked:
         kind, _, levels = name.rpartition("_")
         row = [Cell(number(one.attacked.get(name, math.nan))) for one in robust]
         rows.append((f"{kind.upper()}, {levels} of 255", row))
-    return Table([one.model for one in found], rows)
+    return Table([one.model for one in evaluations], rows)
 
 
-def _costs(found: Sequence[EvaluationResult]) -> Table | None:
-    names = [name for name in found[0].costs if any(name in one.costs for one in found)]
+def _costs(evaluations: Sequence[EvaluationResult]) -> Table | None:
+    names = [name for name in evaluations[0].costs if any(name in one.costs for one in evaluations)]
     if not names:
         return None
     rows = [
-        (name.replace("_", " "), [Cell(_cost(one.costs.get(name, math.nan))) for one in found])
+        (
+            name.replace("_", " "),
+            [Cell(_cost(one.costs.get(name, math.nan))) for one in evaluations],
+        )
         for name in names
     ]
-    return Table([one.model for one in found], rows)
+    return Table([one.model for one in evaluations], rows)
 
 
 def _estimate(estimate: Estimate | None) -> Cell:

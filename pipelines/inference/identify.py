@@ -30,8 +30,8 @@ def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -
 
     The returned function maps a prediction to `class`, the nearest name, `similarity` to it
     (cosine), `known`, whether that is at least `threshold` (left out if that is None), and `top5`,
-    the five nearest. Raises UsageError for a model without embeddings and a folder without names, and
-    TesseraError for an image that can't be read.
+    the five nearest. Raises UsageError for a model without embeddings and a folder without names,
+    and TesseraError for an image that can't be read.
     """
     _check(predictor)
     folders = find_folders(folder)

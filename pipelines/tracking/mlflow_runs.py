@@ -136,14 +136,14 @@ def open_run(
         )
     client = connect(uri)
     experiment_id = _experiment_id(client, experiment, artifact_root)
-    found = client.search_runs(
+    runs = client.search_runs(
         [experiment_id],
         filter_string=f"tags.`{tag_names.RUN}` = '{name}'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )
-    if found:
-        tracker = MlflowTracker(client, experiment_id, found[0].info.run_id, ui)
+    if runs:
+        tracker = MlflowTracker(client, experiment_id, runs[0].info.run_id, ui)
         tracker.tags(tags)
     else:
         all_tags = {**_context_tags(), **tags, tag_names.RUN: name}
@@ -317,8 +317,8 @@ def _context_tags() -> dict[str, str]:
 def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         location = None
         root = artifact_root
         if client.tracking_uri.startswith("sqlite:///"):
@@ -332,14 +332,14 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process was faster
-    if found.lifecycle_stage == "deleted":
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+    if experiment.lifecycle_stage == "deleted":
         raise TesseraError(
             f"experiment {name!r} was deleted in MLflow",
-            hint=f"restore it: mlflow experiments restore -x {found.experiment_id}, "
+            hint=f"restore it: mlflow experiments restore -x {experiment.experiment_id}, "
             "or name another experiment",
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _ping(uri: str) -> None:
@@ -389,10 +389,10 @@ def _prepare_database(path: Path, *, upgrade: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_name(path.name + ".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = _stamp(path)
-            if found >= 0 and found != wanted:
+            stamp = _stamp(path)
+            if stamp >= 0 and stamp != wanted:
                 _make_tables(path, wanted)
-            if found < 0:
+            if stamp < 0:
                 # Created elsewhere and moved here: an interrupted set-up leaves no partial file.
                 with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
                     _make_tables(Path(scratch) / path.name, wanted)
