@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from models.core.errors import UsageError
+from models.core.export import ExportModule, unwrap
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import ExportModule, unwrap
 from models.core.spaces import Choice, LogUniform, Space
 from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, inside

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from models.blocks.transfer import check_channels, check_choice
 from models.core.errors import UsageError
+from models.core.export import unwrap
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import unwrap
 from models.core.spaces import Choice, LogUniform, Space
 from models.tasks.generation import GENERATION
 

@@ -43,8 +43,8 @@ import models
 from models.blocks.classifier import Classifier
 from models.blocks.transfer import check_choice, check_shares, last_layer
 from models.core.errors import TesseraError, UsageError, unknown
+from models.core.export import ExportModule
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import ExportModule
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.verification import VERIFICATION
 

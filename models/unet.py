@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from models.blocks.tiles import check_tiles, in_tiles
 from models.blocks.transfer import check_choice, check_shares
 from models.core.errors import UsageError
+from models.core.export import ExportModule, unwrap
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
-from models.core.serving import ExportModule, unwrap
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.core.export import ExportModule
 from models.core.family import Batch, DataSpec, Defaults, Family, Losses, Prediction
-from models.core.serving import ExportModule
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.classification import CLASSIFICATION
 

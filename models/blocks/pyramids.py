@@ -123,7 +123,7 @@ def _norm(name: str) -> Callable[[int], nn.Module]:
 
 
 def fit_weights(
-    found: Mapping[str, Tensor], module: nn.Module, heads: tuple[str, ...], source: str
+    loaded: Mapping[str, Tensor], module: nn.Module, heads: tuple[str, ...], source: str
 ) -> dict[str, Tensor]:
     """The tensors of a file under the names of `module`, and the module's own where the file has none.
 
@@ -133,16 +133,16 @@ def fit_weights(
     colours.
     """
     own = module.state_dict()
-    tensors = {_rename(name): tensor for name, tensor in found.items()}
+    tensors = {_rename(name): tensor for name, tensor in loaded.items()}
     if not any(name.startswith("backbone.") for name in tensors):
         body = {n: t for n, t in own.items() if not n.startswith("backbone.body.")}
-        given = {f"backbone.body.{n}": t for n, t in tensors.items() if not n.startswith("fc.")}
-        if not given.keys() & own.keys():
+        in_body = {f"backbone.body.{n}": t for n, t in tensors.items() if not n.startswith("fc.")}
+        if not in_body.keys() & own.keys():
             raise TesseraError(
                 f"weights {source!r} are of another network: it has none of their layers",
                 hint="use those of a classifier or a detector with the same model.body",
             )
-        tensors = body | given
+        tensors = body | in_body
     fit_first_kernels(tensors, module)
     new = [head for head in heads if not _fits(tensors, own, head)]
     if not any(name.startswith("roi_heads.mask_") for name in tensors):
@@ -160,7 +160,7 @@ def _fits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str) -
 
 def _rename(name: str) -> str:
     for old, new in OLD_NAMES:
-        if found := re.fullmatch(old, name):
-            shifted = int(found[1]) - 1 if "{}" in new else 0
-            return found.expand(new).format(shifted)
+        if match := re.fullmatch(old, name):
+            shifted = int(match[1]) - 1 if "{}" in new else 0
+            return match.expand(new).format(shifted)
     return name

@@ -195,10 +195,10 @@ class Rcnn(Family[C], Generic[C]):
         return [_prediction(f, s) for f, s in zip(module(batch["image"], sizes), sizes)]
 
     def warm_start(self, config: C, module: nn.Module) -> None:
-        found = read_pretrained(config)
-        if not found:
+        loaded = read_pretrained(config)
+        if not loaded:
             return
-        tensors = pyramids.fit_weights(found, module, HEADS, config.weights)
+        tensors = pyramids.fit_weights(loaded, module, HEADS, config.weights)
         load_weights(module, tensors, HEADS[0], config.weights)
 
     def frozen(self, config: C, module: nn.Module, epoch: int) -> frozenset[str]:
@@ -238,17 +238,17 @@ def _targets(batch: Batch) -> list[dict[str, Tensor]]:
     return targets
 
 
-def _prediction(found: Mapping[str, Tensor], size: tuple[int, int]) -> Prediction:
+def _prediction(detections: Mapping[str, Tensor], size: tuple[int, int]) -> Prediction:
     """Sorted by score, for an image of (height, width)."""
-    found = {name: value.float().cpu() for name, value in found.items()}
-    order = found["scores"].argsort(descending=True, stable=True)
+    detections = {name: value.float().cpu() for name, value in detections.items()}
+    order = detections["scores"].argsort(descending=True, stable=True)
     prediction: Prediction = {
-        "boxes": found["boxes"][order],
-        "scores": found["scores"][order],
-        "labels": found["labels"][order].long() - 1,
+        "boxes": detections["boxes"][order],
+        "scores": detections["scores"][order],
+        "labels": detections["labels"][order].long() - 1,
     }
-    if "masks" in found:
-        prediction["masks"] = paste(found["masks"][order, 0], prediction["boxes"], size)
+    if "masks" in detections:
+        prediction["masks"] = paste(detections["masks"][order, 0], prediction["boxes"], size)
     return prediction
 
 
@@ -357,9 +357,9 @@ def _proposer(*settings: Any) -> Any:
                     label[crowded & (label == 0)] = -1
             return labels, boxes
 
-        def compute_loss(self, objectness: Any, deltas: Any, labels: Any, wanted: Any) -> Any:
+        def compute_loss(self, objectness: Any, deltas: Any, labels: Any, targets: Any) -> Any:
             if any(bool((label >= 0).any()) for label in labels):
-                return super().compute_loss(objectness, deltas, labels, wanted)
+                return super().compute_loss(objectness, deltas, labels, targets)
             return objectness.sum() * 0, deltas.sum() * 0
 
     return Proposer(*settings)

@@ -73,10 +73,10 @@ class Transfer(Classifier[P], Generic[P]):
         return name
 
     def warm_start(self, config: P, module: nn.Module) -> None:
-        found = read_pretrained(config)
-        if not found:
+        loaded = read_pretrained(config)
+        if not loaded:
             return
-        tensors = {self.rename(name): tensor for name, tensor in found.items()}
+        tensors = {self.rename(name): tensor for name, tensor in loaded.items()}
         fit_first_kernels(tensors, module)
         own, heads = module.state_dict(), self.head_names(module)
         for head in heads:
@@ -207,5 +207,5 @@ def last_layer(net: nn.Module) -> str:
     """Name of the layer that returns the logits: the last linear layer or convolution, in the order
     in which the layers were made."""
     kinds = (nn.Linear, nn.Conv2d)
-    found: list[str] = [name for name, module in net.named_modules() if isinstance(module, kinds)]
-    return found[-1]
+    layers: list[str] = [name for name, module in net.named_modules() if isinstance(module, kinds)]
+    return layers[-1]

@@ -72,13 +72,13 @@ def metrics(
     """
     values = task.metrics(records, data)
     for name in names:
-        found = _compute(name, records, data)
-        for metric in found.keys() & values.keys():
+        own = _compute(name, records, data)
+        for metric in own.keys() & values.keys():
             raise TesseraError(
                 f"the metric {name!r} is called {metric!r}, like one of {task.name}'s metrics",
                 hint="rename the function",
             )
-        values |= found
+        values |= own
     return values
 
 

@@ -98,14 +98,14 @@ class InstanceSegmentation(Detection):
         """`objects`, each with `class`, `score`, `box`, and `mask`: `size` (height, width) and
         `counts`, COCO's compressed run lengths."""
         result = super().prediction_to_json(prediction, data)
-        for found, mask in zip(result["objects"], _segmentations(prediction["masks"])):
-            found["mask"] = mask
+        for one, mask in zip(result["objects"], _segmentations(prediction["masks"])):
+            one["mask"] = mask
         return result
 
     def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
         objects = super().prediction_to_coco(prediction)
-        for found, mask in zip(objects, _segmentations(prediction["masks"])):
-            found["segmentation"] = mask
+        for one, mask in zip(objects, _segmentations(prediction["masks"])):
+            one["segmentation"] = mask
         return objects
 
     def _panel(self, image: Tensor, caption: str, objects: dict[str, Any]) -> Panel:
@@ -150,9 +150,9 @@ def _restore_masks(masks: Tensor, view: View) -> Tensor:
             into.copy_(F.interpolate(mask[None, None].float(), shape, mode="bilinear")[0, 0] >= 0.5)
         return large
     down, right = view.shift
-    whole = torch.zeros(len(masks), height, width, dtype=torch.uint8)
+    large = torch.zeros(len(masks), height, width, dtype=torch.uint8)
     top, left = max(0, down), max(0, right)
     seen = masks[:, top : top + height, left : left + width]
     row, column = max(0, -down), max(0, -right)
-    whole[:, row : row + seen.shape[1], column : column + seen.shape[2]] = seen
-    return whole
+    large[:, row : row + seen.shape[1], column : column + seen.shape[2]] = seen
+    return large

@@ -209,9 +209,9 @@ def _uncrop(image: Tensor, axis: int, length: int, shift: int) -> Tensor:
         return image.narrow(axis, shift, length)
     shape = list(image.shape)
     shape[axis] = length
-    whole = image.new_zeros(shape)
-    whole.narrow(axis, -shift, current).copy_(image)
-    return whole
+    large = image.new_zeros(shape)
+    large.narrow(axis, -shift, current).copy_(image)
+    return large
 
 
 class _Augment:

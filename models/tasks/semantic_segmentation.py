@@ -160,9 +160,9 @@ class SemanticSegmentation(Task):
         mask = prediction["mask"]
         axes = zip(view.size, view.scale, view.shift, mask.shape)
         rows, columns = (_seen(*axis) for axis in axes)
-        found = mask[rows.clamp(min=0)][:, columns.clamp(min=0)]
+        restored = mask[rows.clamp(min=0)][:, columns.clamp(min=0)]
         unseen = (rows < 0)[:, None] | (columns < 0)
-        return {**prediction, "mask": found.masked_fill(unseen, IGNORED)}
+        return {**prediction, "mask": restored.masked_fill(unseen, IGNORED)}
 
     def prediction_to_json(self, prediction: Prediction, data: DataSpec) -> dict[str, Any]:
         """`shares`, the share of the pixels in each class, and `confidence`."""
@@ -275,8 +275,8 @@ class _Augment:
         at = at.minimum(edges - 1)
         nearest = at.round().long()
         pixels = (nearest[..., 0] * wide + nearest[..., 1]).flatten(1)
-        found = mask.flatten(1).gather(1, pixels).view_as(inside)
-        found = found.masked_fill(~inside, IGNORED)
+        classes = mask.flatten(1).gather(1, pixels).view_as(inside)
+        classes = classes.masked_fill(~inside, IGNORED)
         if settings.zoom or settings.elastic:
             # -1..1 from the first pixel's centre to the last one's, the column first
             grid = 2 * at / torch.tensor([max(high - 1, 1), max(wide - 1, 1)]).to(at) - 1
@@ -285,7 +285,7 @@ class _Augment:
         else:
             pixels = pixels[:, None].expand(-1, image.shape[1], -1)
             seen = image.flatten(2).gather(2, pixels)
-        return seen.view(*image.shape[:2], *inside.shape[1:]), found
+        return seen.view(*image.shape[:2], *inside.shape[1:]), classes
 
     def _recolour(self, image: Tensor, settings: SegmentationAugment, rng: BatchRng) -> Tensor:
         change = (2 * rng.uniform(settings.patches, 2) - 1).to(image.device)

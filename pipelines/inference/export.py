@@ -1,6 +1,6 @@
 """ROOM: ONNX. Exports a network to one file that predicts without Tessera.
 
-In: a module from uint8 images to one tensor (`models/core/serving.py`). Out: `write` makes an ONNX
+In: a module from uint8 images to one tensor (`models/core/export.py`). Out: `write` makes an ONNX
 or a pt2 file of it, `load` reads one as other programs would, `compare` measures how far its output
 is from the expected one. Must not know which network it is, nor where the images come from.
 
@@ -78,7 +78,7 @@ def write(
     `metadata` plain data. Raises TesseraError if the network can't be recorded as a graph."""
     import torch
 
-    from models.core.serving import plain_copy, suppress_export_noise
+    from models.core.export import plain_copy, suppress_export_noise
 
     plain = plain_copy(module)
     # torch.export would make a batch of one a constant of the graph.
@@ -162,7 +162,7 @@ def _load_onnx(path: Path) -> Network:
 def _load_pt2(path: Path) -> Network:
     import torch
 
-    from models.core.serving import suppress_export_noise
+    from models.core.export import suppress_export_noise
 
     with suppress_export_noise():
         module = torch.export.load(path).module()
@@ -182,7 +182,7 @@ def compare(
     last axis of an output has the probability of each class."""
     import numpy as np
 
-    from models.core.serving import ABSOLUTE, RELATIVE
+    from models.core.export import ABSOLUTE, RELATIVE
 
     count = other = 0
     largest, within = 0.0, True

@@ -29,7 +29,7 @@ def save_exportable(
     batch size is free. The graph is stored with torch.export: no pickle, no code. Returns None, or
     one line that says why this network can't be exported; `directory` is then unchanged.
     """
-    from models.core.serving import suppress_export_noise
+    from models.core.export import suppress_export_noise
 
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as scratch:
@@ -57,7 +57,7 @@ def _write_flavor(
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from models.core.serving import plain_copy
+    from models.core.export import plain_copy
 
     plain = plain_copy(module)
     # torch.export would make a batch of one, and the strides of a slice, constants of the graph.
@@ -89,7 +89,7 @@ def _compare(module: nn.Module, example: np.ndarray[Any, Any], flavor: Path) -> 
     import numpy as np
     import torch
 
-    from models.core.serving import ABSOLUTE, RELATIVE, plain_copy
+    from models.core.export import ABSOLUTE, RELATIVE, plain_copy
 
     batch = torch.from_numpy(np.ascontiguousarray(np.resize(example, (3, *example.shape[1:]))))
     stored = torch.export.load(flavor / "data" / "model.pt2").module()

@@ -231,7 +231,7 @@ def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, 
 def _require_same_predictions(comparison: ExportCheck, form: str) -> None:
     """Raises TesseraError if the file's predictions differ from the model's."""
     from models.core.errors import TesseraError
-    from models.core.serving import ABSOLUTE, RELATIVE
+    from models.core.export import ABSOLUTE, RELATIVE
 
     if not comparison.within:
         raise TesseraError(

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import models
-from models.core.serving import ABSOLUTE
+from models.core.export import ABSOLUTE
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.packing import pack
