@@ -65,7 +65,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
     quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if address:
         try:
-            ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+            ray.init(address=address, runtime_env=_runtime_env() or None, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TesseraError(
                 f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}",
