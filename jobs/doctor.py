@@ -1,6 +1,6 @@
 """`tessera doctor`: is everything here that a job needs, seen from this machine and from a worker.
 
-In: the environment. Out: a line for each check, `ok`, `warn` or `fail`, with its mend. Ends in
+In: the environment. Out: a line for each check, `ok`, `warn` or `fail`, with a hint. Ends in
 bounded time: all that might hang runs in a process of its own, which is ended at a limit.
 """
 
@@ -75,7 +75,7 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
     use_local_services()
     context = Context.from_environment()
     findings = []
-    for finding in examine(context, timeout_seconds):
+    for finding in check_all(context, timeout_seconds):
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.state:<5} {finding.check:<15} {finding.found}")
@@ -128,7 +128,7 @@ def use_local_services() -> None:
             os.environ.setdefault(name, value)
 
 
-def examine(context: Context, timeout_seconds: float) -> Iterator[Finding]:
+def check_all(context: Context, timeout_seconds: float) -> Iterator[Finding]:
     yield from check_versions()
     yield check_disk(context.home)
     yield check_shared_memory()
@@ -198,7 +198,9 @@ def check_tracking(uri: str) -> Iterator[Finding]:
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
     reason = local_services.ask(f"{uri.rstrip('/')}/health")
-    hint = "start it with `tessera up`, mend MLFLOW_TRACKING_URI, or unset it for the embedded one"
+    hint = (
+        "start it with `tessera up`, correct MLFLOW_TRACKING_URI, or unset it for the embedded one"
+    )
     yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), hint)
     if not reason:
         yield check_clock("mlflow's clock", server_time(f"{uri.rstrip('/')}/health") - time.time())

@@ -345,6 +345,54 @@ def _names(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
+# ── the words ─────────────────────────────────────────────────────────────────────────────────
+
+WORDS = {
+    r"\bmend(s|ed|ing)?\b": "repair, correct, hint",
+    r"\bAsker\b": "Evaluator",
+    r"\bAsked\b": "options, request",
+    r"\bSubject\b": "LoadedModel",
+    r"\bbadness\b": "error_score",
+    r"\bspool": "event log",
+    r"\bShipper\b": "Uploader",
+    r"\bundelivered\b": "failed events",
+    r"\bSeat\b": "ChampionState",
+    r"\bOvertaken": "ConcurrentPromotionError",
+    r"\bDraws\(|: Draws\b": "BatchRng",
+    r"\bExamination\b": "evaluation job",
+    r"\bexamin(e|es|ed|ing)\b": "evaluate, check",
+    r"\btally\b": "statistics, counts",
+    r"\breceipts?\b": "shard records",
+    r"\benrol": "add to the gallery",
+    r"\bgalleries\b": "identify",
+    r"\bdrawn_twice\b": "resample_with_replacement",
+    r"\bresamples\b": "bootstrap_samples",
+    r"\bfrom_images\b": "takes_images",
+    r"\bconsult\b": "apply_judge",
+    r"\bgang\b": "persistent workers",
+    r"\bmade_sources\b": "sample_sources",
+    r"\bquietly\b": "suppress_…",
+    r"[Ll]ook-?alike": "near duplicate",
+    r"\b[Ww]hoever\b": "the user, the caller, code that",
+    r"\bgoes on with\b": "continues, resumes",
+    r"\btake(s|n)? over\b": "copy weights from, replace",
+    r"\bwhat is given\b": "the argument, the input",
+}
+"""Words that must not return, as regular expressions, and the words of the field in their place."""
+
+
+def test_the_words_of_the_field_are_used() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    own = [path for path in TESTS.rglob("*.py") if path != Path(__file__)]
+    check(
+        f"{name_of(path)}:{number} has {match[0]!r}, better: {instead}"
+        for path in [*FILES, *pages, *own]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for word, instead in WORDS.items()
+        if (match := re.search(word, line))
+    )
+
+
 # ── tests mirror modules ──────────────────────────────────────────────────────────────────────
 
 

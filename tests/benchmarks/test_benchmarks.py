@@ -182,11 +182,11 @@ def test_what_a_search_took_to_the_target_is_counted_right(
     bench = load("search_to_target", monkeypatch)
     told = {"a": [(1000, None), (2000, 0.5), (9000, 0.8)], "b": [(3000, None), (4000, 0.9)]}
     for name, events in {**told, "c": [(5000, None), (6000, 0.95)]}.items():
-        spool = EventLog(tmp_path / name / "events.jsonl")
+        log = EventLog(tmp_path / name / "events.jsonl")
         for time_ms, value in events:
             values = {"train/loss": 1.0} if value is None else {"val/accuracy": value}
-            spool({"kind": "metrics", "time_ms": time_ms, "step": 1, "values": values})
-        spool.close()
+            log({"kind": "metrics", "time_ms": time_ms, "step": 1, "values": values})
+        log.close()
     found = bench.records(tmp_path)
     one = bench.to_target(found, 0.9, 0.5)
     assert one == {"epochs": 4, "to_target": {"seconds": 3.5, "trials": 2, "epochs": 2}}

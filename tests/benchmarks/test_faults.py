@@ -31,7 +31,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ("kind", "outcome"), [("die", "died"), ("lie", "wrong"), ("fail", "other"), ("hang", "hung")]
 )
 def test_the_watcher_sees_what_must_never_be(faults: ModuleType, kind: str, outcome: str) -> None:
-    """And goes on with the next case."""
+    """And continues with the next case."""
     count = 1 if kind == "hang" else 2
     ended = faults.run(kind, count, patience=5.0 if kind == "hang" else 100.0)
     assert ended.counts == {outcome: count}

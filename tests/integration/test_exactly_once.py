@@ -42,8 +42,8 @@ def home(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    spool = folder / "events.jsonl"
-    return [event for event, _ in read_events(spool)] if spool.exists() else []
+    log = folder / "events.jsonl"
+    return [event for event, _ in read_events(log)] if log.exists() else []
 
 
 class Killer:

@@ -42,25 +42,27 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.stop()
 
 
-def receipts(place: Storage) -> int:
-    return sum(name.endswith(".json") for name in place.names(SHARDS))
+def shard_records(storage: Storage) -> int:
+    return sum(name.endswith(".json") for name in storage.names(SHARDS))
 
 
-def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[..., Path]) -> None:
+def test_a_pack_that_is_killed_twice_resumes(
+    tmp_path: Path, s3: str, make_folder: Callable[..., Path]
+) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 60)
-    place = open_storage(s3)
+    storage = open_storage(s3)
     command = [sys.executable, "-m", "jobs.pack", str(source), "--to", s3, "--shard-samples", "8"]
     before = 0
     for _ in range(2):
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
             deadline = time.monotonic() + 120
-            while receipts(place) < before + 3:
+            while shard_records(storage) < before + 3:
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             process.kill()
-        before = receipts(place)
-        assert place.size("card.json") is None
+        before = shard_records(storage)
+        assert storage.size("card.json") is None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = re.search(r"resuming: (\d+) of \d+ shards are packed", done.stderr)
@@ -73,5 +75,5 @@ def test_killed_twice_it_goes_on(tmp_path: Path, s3: str, make_folder: Callable[
         for path in (tmp_path / "here").rglob("*")
         if path.is_file()
     }
-    assert {name: place.read(name) for name in place.names()} == here
+    assert {name: storage.read(name) for name in storage.names()} == here
     assert not verify(s3).differences

@@ -1,9 +1,9 @@
 """Trainings on a real Ray, tracked in a real MLflow, and killed.
 
-The reference is a training on two workers that nobody disturbed. One whose worker was killed must
-end with the same weights, bit for bit, and one whose driver was killed goes on with another number
-of workers; both in one MLflow run without a repeated step. `test_training.py` has what needs no
-Ray, three ranks among it.
+The reference is an undisturbed training on two workers. A training whose worker was killed must end
+with the same weights, bit for bit. One whose driver was killed resumes with another number of
+workers. Both are one MLflow run without a repeated step. `tests/pipelines/training` has what needs
+no Ray.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def check_one_run(run: Run, epochs: int, steps: int) -> None:
 
 
 def events(run_folder: Path) -> list[dict[str, Any]]:
-    spool = run_folder / "events.jsonl"
-    return [event for event, _ in read_events(spool)] if spool.exists() else []
+    log = run_folder / "events.jsonl"
+    return [event for event, _ in read_events(log)] if log.exists() else []
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:

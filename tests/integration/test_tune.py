@@ -154,10 +154,8 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
     before = {t["id"] for t in json.loads((folder_of(name) / "trials.json").read_text())}
     assert len(done) < 4
-    spools = {
-        t["id"]: folder_of(name) / "trials" / t["run"] / "events.jsonl" for t in done.values()
-    }
-    trained = {trial: spool.read_bytes() for trial, spool in spools.items()}
+    logs = {t["id"]: folder_of(name) / "trials" / t["run"] / "events.jsonl" for t in done.values()}
+    trained = {trial: log.read_bytes() for trial, log in logs.items()}
     shutil.rmtree(folder_of(name) / "tune")
     shutil.copytree(lagging, folder_of(name) / "tune")
 
@@ -175,7 +173,7 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
         assert [epoch for epoch, _ in trial["curve"]] == steps
         if trial["id"] in done:
             assert trial["curve"] == done[trial["id"]]["curve"]
-            assert spools[trial["id"]].read_bytes() == trained[trial["id"]], "it was trained again"
+            assert logs[trial["id"]].read_bytes() == trained[trial["id"]], "it was trained again"
 
 
 def test_control_c_ends_it_as_what_can_go_on(

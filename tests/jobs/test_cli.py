@@ -1,4 +1,4 @@
-"""The command as a person meets it: help at once, and every mistake as a line with its mend."""
+"""The command as a user meets it: help at once, and every mistake as one line with a hint."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def home(trained_home: Path) -> Path:
 
 
 def said(done: Done, status: int, *parts: str) -> None:
-    """A mistake's form: a line that says what is wrong, perhaps one that mends it, no more."""
+    """A mistake is one line that says what is wrong, and at most one more with a hint."""
     assert done.status == status, done
     assert not done.out
     lines = done.err.splitlines()

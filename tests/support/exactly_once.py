@@ -1,7 +1,7 @@
 """The property that all of the data layer serves, as a check of one made-up case.
 
 In every epoch each sample is used once: whatever the numbers of samples, shards, batch, ranks and
-loader processes, and however often it is cut and goes on with others. `benchmarks/exactly_once.py`
+loader processes, and however often it is interrupted and resumed with others. `benchmarks/exactly_once.py`
 checks more cases than the tests do.
 """
 

@@ -27,13 +27,13 @@ def payload_for(recipe: Recipe, run_dir: Path, **more: Any) -> TrainingPayload:
 def train(world: World, payload: dict[str, Any]) -> dict[str, Any]:
     """Trains; returns the losses by step and the worker's summary."""
     run_dir = Path(payload["run_dir"])
-    spool = run_dir / "events.jsonl"
-    emit = EventLog(spool) if world.leads else NullEmit()
+    log = run_dir / "events.jsonl"
+    emit = EventLog(log) if world.leads else NullEmit()
     recipe = recipes.build(json.loads(payload["recipe"]))
     summary = worker.run(payload_for(recipe, run_dir), world, emit)
     losses = [
         event["values"]["train/loss"]
-        for event, _ in read_events(spool)
+        for event, _ in read_events(log)
         if "train/loss" in event.get("values", {})
     ]
     return {"losses": losses, **dataclasses.asdict(summary)}

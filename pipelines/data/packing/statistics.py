@@ -71,7 +71,7 @@ class ImageStatistics:
         return ImageCounts(sizes=self._sizes, colour=self._colour, pixels=self._pixels.tobytes())
 
     def merge(self, other: ImageCounts) -> None:
-        """Adds what another tally counted."""
+        """Adds the counts of another object."""
         if other.sizes:
             self._widen(other.sizes)
         self._colour |= other.colour

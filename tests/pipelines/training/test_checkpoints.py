@@ -220,6 +220,8 @@ def test_a_model_directory_has_one_digest(tmp_path: Path) -> None:
         file.write(" ")
     with pytest.raises(DamagedError, match=r"recipe\.json"):
         checkpoints.read_model(tmp_path / "other", digest)
-    checkpoints._seal(tmp_path / "other")  # whoever can write the files can write the manifest too
+    checkpoints._seal(
+        tmp_path / "other"
+    )  # an attacker who can write the files can write the manifest
     with pytest.raises(DamagedError, match="not those that were registered"):
         checkpoints.read_model(tmp_path / "other", digest)
