@@ -1,5 +1,4 @@
-"""What is said of images, where it can't be right, and what trains on it without a word
-elsewhere."""
+"""Wrong labels, and libraries that train on them without a message."""
 
 from __future__ import annotations
 
@@ -41,14 +40,14 @@ for right, label in (("9", 1), ("nan", 1), ("9", -1), ("inf", 1)):
 @pytest.mark.slow
 @pytest.mark.control(26, 27)
 def test_a_detector_trains_on_nan_and_minus_one_and_dies_of_infinity() -> None:
-    """What each box and label is checked for when it is packed, and again when it is read."""
+    """Why each box and label is checked when it is packed, and again when it is read."""
     done = subprocess.run([sys.executable, "-c", DETECTOR], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["9 1 True", "nan 1 False", "9 -1 True"]
     assert done.returncode < 0, "a process that ends by a signal"
 
 
 @pytest.mark.control(27)
-def test_a_label_of_minus_100_is_learned_by_nobody() -> None:
+def test_cross_entropy_ignores_the_label_minus_100() -> None:
     scores, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, -100])
     loss = torch.nn.functional.cross_entropy
     assert loss(scores, labels) == loss(scores[:3], labels[:3])
@@ -70,7 +69,7 @@ def test_stock_webdataset_loses_a_sample_without_a_label(tmp_path: Path) -> None
 def test_imagefolder_numbers_the_classes_of_each_split_by_itself(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
-    """The same class is another number in train than in val, and nothing says so."""
+    """A class has another index in train than in val, without a message."""
     from torchvision.datasets import ImageFolder
 
     make_folder(tmp_path, ["train/ant", "train/bee", "train/cat", "val/bee", "val/cat"], 3)
@@ -83,9 +82,7 @@ def test_imagefolder_numbers_the_classes_of_each_split_by_itself(
 
 
 @pytest.mark.fault(30)
-def test_a_single_class_is_taken_only_where_it_is_asked_for(
-    tmp_path: Path, make_folder: MakeFolder
-) -> None:
+def test_a_single_class_needs_an_explicit_format(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "in", ["cat"])
     card = pack.pack(str(source), tmp_path / "by-itself")
     assert (card.task, card.classes) == ("images", ())
@@ -95,7 +92,7 @@ def test_a_single_class_is_taken_only_where_it_is_asked_for(
 
 @pytest.mark.fault(30)
 def test_two_forms_of_one_name_are_one_class(tmp_path: Path, make_folder: MakeFolder) -> None:
-    """A letter and its mark are one character or two; nobody sees which."""
+    """An accented letter is one character or two, and looks the same."""
     names = ["caf\u00e9", "cafe\u0301"]
     source = make_folder(tmp_path / "in", names, 3)
     assert len(os.listdir(source)) == 2, "two folders of one name, without the guard two classes"

@@ -1,5 +1,5 @@
-"""What is said of images wrongly, in sets whose checksums are right: it reaches no network,
-whatever the kind of data; and what becomes of it where nothing is checked."""
+"""Wrong annotations in packed data sets whose checksums are right: none reaches a network; and what
+happens without the checks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def good(kind: str, number: int) -> Packed:
 
 
 def seal(folder: Path, kind: str, changed: Packed | None = None) -> Card:
-    """A data set of four samples, its third as it was changed, with checksums to fit."""
+    """A data set of four samples with matching checksums; the third is `changed`."""
     given = [good(kind, number) for number in range(4)]
     if changed:
         given[2] = changed
@@ -67,7 +67,7 @@ def read(way: str, folder: Path, card: Card, reads: str | None = None) -> list[A
         loader.close()
 
 
-def told(kind: str, **changes: Any) -> bytes:
+def objects_json(kind: str, **changes: Any) -> bytes:
     """Objects as JSON, with other fields."""
     fields = json.loads(annotations.encode(said(kind, 2))[1])
     kept = {name: value for name, value in {**fields, **changes}.items() if value is not None}
@@ -105,7 +105,7 @@ OBJECTS: dict[str, dict[str, Any] | bytes] = {
 EMPTY = rle.write(rle.of_mask(np.zeros((SIDE, SIDE), np.uint8))).decode()
 LARGER = rle.write(rle.of_mask(np.ones((SIDE + 1, SIDE), np.uint8))).decode()
 INSTANCES = {
-    "masks too few": {"masks": [json.loads(told("instance_segmentation"))["masks"][0]]},
+    "masks too few": {"masks": [json.loads(objects_json("instance_segmentation"))["masks"][0]]},
     "masks missing": {"masks": None},
     "mask without pixels": {"masks": [EMPTY, EMPTY]},
     "mask of another size": {"masks": [LARGER, LARGER]},
@@ -159,27 +159,28 @@ def forged(kind: str, name: str) -> Packed:
 
 
 def forged_with(kind: str, given: dict[str, Any] | bytes) -> Packed:
-    note = given if isinstance(given, bytes) else told(kind, **given)
+    note = given if isinstance(given, bytes) else objects_json(kind, **given)
     return good(kind, 2)._replace(note=("json", note))
 
 
 DEFECTS = [
     *(("classification", name) for name in LABELS),
     *(("detection", name) for name in OBJECTS),
-    *(("instance_segmentation", name) for name in (*OBJECTS, *INSTANCES)),
+    # Boxes and labels are read by the same function as for detection: one of each will do.
+    *(("instance_segmentation", name) for name in ("box NaN", "label -1", *INSTANCES)),
     *(("semantic_segmentation", name) for name in MASKS),
 ]
 
 
 @pytest.mark.fault(20, 24, 26, 27, 28)
 @pytest.mark.parametrize(("kind", "name"), DEFECTS, ids=[f"{k}, {n}" for k, n in DEFECTS])
-def test_what_is_said_wrongly_reaches_no_network(kind: str, name: str, tmp_path: Path) -> None:
+def test_a_wrong_annotation_reaches_no_network(kind: str, name: str, tmp_path: Path) -> None:
     card = seal(tmp_path, kind, forged(kind, name))
-    assert not verify.verify(tmp_path, workers=1).differences, "no checksum tells"
+    assert not verify.verify(tmp_path, workers=1).differences, "the checksums are right"
     for way in ("training", "evaluation"):
         with pytest.raises(TesseraError, match=r"sample s2\b"):
             read(way, tmp_path, card)
-        assert len(read(way, tmp_path, card, "images")) == 2, "of the images nothing is said"
+        assert len(read(way, tmp_path, card, "images")) == 2, "the images alone can be read"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +193,7 @@ def test_the_unchanged_sets_are_read(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.fault(26, 27)
 @pytest.mark.parametrize("name", ["box outside", "label -1", "mask of another size"])
-def test_instances_are_checked_where_boxes_alone_are_read(name: str, tmp_path: Path) -> None:
+def test_masks_are_checked_even_if_only_boxes_are_read(name: str, tmp_path: Path) -> None:
     card = seal(tmp_path, "instance_segmentation", forged("instance_segmentation", name))
     for way in ("training", "evaluation"):
         with pytest.raises(TesseraError, match=r"sample s2\b"):
@@ -215,8 +216,8 @@ def test_a_damaged_image_reaches_no_network(
 @pytest.mark.fault(26)
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("kind", ["detection", "instance_segmentation"])
-def test_a_box_too_thin_for_a_float_is_no_object(kind: str, fit: Any, tmp_path: Path) -> None:
-    """It has an area as it is written, and none as networks get it: a logarithm of 0."""
+def test_a_box_too_thin_for_float32_is_left_out(kind: str, fit: Any, tmp_path: Path) -> None:
+    """It has an area in the shard, and none in float32, where losses take its logarithm."""
     card = seal(tmp_path, kind, forged_with(kind, box(9, 2, 9.0000001, 12)))
     for side in (SIDE, SIDE - 1):
         loader = EvalLoader(
@@ -248,9 +249,8 @@ WRONG: dict[str, tuple[list[list[float]], list[int]]] = {
 @pytest.mark.control(26, 27)
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("family", ["yolo", "faster_rcnn", "mask_rcnn"])
-def test_without_the_check_it_is_trained_on(family: str, name: str) -> None:
-    """Silently, or to a loss that is no number; only a grid's class is looked up, and isn't
-    found."""
+def test_without_the_check_wrong_annotations_are_trained_on(family: str, name: str) -> None:
+    """Silently, or with a loss of NaN; only YOLO's label is an index, which is out of bounds."""
     found = models.get(family)
     (boxes, labels), batch = WRONG[name], examples.train_batch(found, 2)
     batch["boxes"], batch["labels"] = [torch.tensor(boxes).float()] * 2, [torch.tensor(labels)] * 2
@@ -267,9 +267,9 @@ def test_without_the_check_it_is_trained_on(family: str, name: str) -> None:
 
 
 @pytest.mark.control(24, 27)
-def test_without_the_check_a_mask_says_other_things() -> None:
-    """16 bits become the brightest, which is ignored; a mask of nothing but that has no loss; a
-    class that there is not is an error of an index, which names no sample."""
+def test_without_the_check_masks_change_their_meaning() -> None:
+    """16 bits become the brightest value, which is ignored; a mask of only that value has a loss of
+    NaN; an unknown class is an IndexError that names no sample."""
     deep = Image.open(io.BytesIO(MASKS["of 16 bits"])).point(lambda value: value * 300)
     assert set(np.asarray(deep.convert("L")).ravel().tolist()) == {0, IGNORED}
     scores = torch.randn(1, 3, SIDE, SIDE)
