@@ -10,8 +10,6 @@ benchmarks/results/search_to_target.json and the table in docs/reference/measure
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import shutil
 import statistics
@@ -19,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -42,37 +39,40 @@ augment.label_smoothing: {uniform: [0, 0.2]}
 model.dropout: {uniform: [0, 0.5]}
 """
 """Settings that a population may change in mid-training: all ways search the same."""
-WAYS: dict[str, tuple[list[str], int]] = {
-    "random": (["--scheduler", "none"], 1),
-    "random, double": (["--scheduler", "none"], 2),
-    "asha": (["--scheduler", "asha"], 1),
-    "optuna, asha": (["--search", "optuna", "--scheduler", "asha"], 1),
-    "pbt": (["--scheduler", "pbt"], 1),
+WAYS: dict[str, tuple[dict[str, str], int]] = {
+    "random": ({"scheduler": "none"}, 1),
+    "random, double": ({"scheduler": "none"}, 2),
+    "asha": ({"scheduler": "asha"}, 1),
+    "optuna, asha": ({"search": "optuna", "scheduler": "asha"}, 1),
+    "pbt": ({"scheduler": "pbt"}, 1),
 }
-"""Of each: what is asked of `tessera tune`, and how many times the trials."""
+"""Of each: arguments of `tune`, and the factor on the number of trials."""
 
 
 def search(data: Path, way: str, seed: int, options: Any, space: Path) -> dict[str, Any]:
     """One search; how long it took to the target, and what it came to."""
-    from jobs import tune
+    from pipelines import recipe as recipes
+    from pipelines.workflows.tune import tune
 
-    words, times = WAYS[way]
-    arguments = [str(options.recipe), "--data", str(data), "--space", str(space), *words]
-    arguments += ["--trials", str(options.trials * times), "--seed", str(seed)]
-    arguments += ["--workers-per-trial", "0", "--set", f"seed={seed}", "--json"]
-    for change in options.set:
-        arguments += ["--set", change]
-    said = io.StringIO()
+    how, times = WAYS[way]
     began = time.time()
-    with redirect_stdout(said):
-        tune.command.main(arguments, standalone_mode=False)
+    result = tune(
+        options.recipe,
+        data=data,
+        space=space,
+        trials=options.trials * times,
+        seed=seed,
+        workers_per_trial=0,
+        set={"seed": seed, **dict(map(recipes.parse_override, options.set))},
+        progress=False,
+        **how,
+    )
     seconds = time.time() - began
-    answer = json.loads(said.getvalue())
-    trials = Context.from_environment().searches_dir / answer["search"] / "trials"
+    trials = result.folder / "trials"
     return {
         "way": way,
         "seed": seed,
-        "best": answer["winner"]["value"],
+        "best": result.winner.value,
         "seconds": seconds,
         **to_target(records(trials), options.target, began),
     }

@@ -1,0 +1,78 @@
+"""Traces a registered version back to the run, the recipe, the data and the code behind it.
+
+In: a version. Out: every fact that the registry and its run have, as plain JSON. Must not print,
+nor read the environment.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipelines import tag_names
+
+if TYPE_CHECKING:
+    from pipelines.interfaces import Version
+    from pipelines.workflows.context import Context
+
+
+def trace(model: str | Version, *, context: Context | None = None) -> dict[str, Any]:
+    """The lineage of a model as `tessera lineage --json` prints it; what isn't known is empty.
+
+    Args:
+        model: A reference (`NAME`, `NAME/2`, `NAME@champion`) or a version.
+        context: Where MLflow is; from the environment by default.
+
+    Raises TesseraError if Tessera didn't register the version, or if its run was deleted.
+    """
+    from pipelines import recipe as recipes
+    from pipelines.promotion import gate
+    from pipelines.workflows import model_reference, services
+    from pipelines.workflows.context import Context
+
+    context = context or Context.from_environment()
+    version = model_reference.resolve(services.open_registry(context), model)
+    digest = services.registered_digest(version)
+    tracker = services.attach_tracker(context, version.run_id)
+    tags, _ = tracker.tags_and_params()
+    verdict = json.loads(version.tags.get(tag_names.VERDICT, "null"))
+    evaluation = gate.evaluation_of(version)
+    tree = json.loads(version.tags[tag_names.RECIPE])
+    recipe = dict(recipes.leaves(tree))
+    verdict_text = ""
+    if verdict:
+        word = "promoted" if verdict["passed"] else "refused"
+        verdict_text = f"{word}: {'; '.join(verdict['reasons'])}"
+    return {
+        "version": f"models:/{version.name}/{version.number}",
+        "aliases": ", ".join(version.aliases),
+        "files": f"sha256 {digest}",
+        "verdict": verdict_text,
+        "evaluated": (
+            f"{evaluation.samples:,} {evaluation.split} images of data {evaluation.data_digest}"
+            if evaluation
+            else ""
+        ),
+        "run": version.tags.get(tag_names.RUN, ""),
+        "checkpoint": version.tags.get(tag_names.CHECKPOINT, ""),
+        "page": tracker.link(),
+        "search": version.tags.get(tag_names.SEARCH, ""),
+        "trial": version.tags.get(tag_names.TRIAL, ""),
+        "family": f"{tree['family']}, {tree['variant']}",
+        "data": f"{version.tags.get(tag_names.DATA_NAME, '')} in {tree['data']['path']}",
+        "data digest": version.tags.get(tag_names.DATA_DIGEST, ""),
+        "judge": f"{tree['judge']}, sha256 {tree['judge_digest']}" if tree.get("judge") else "",
+        "code": tags.get("mlflow.source.git.commit", ""),
+        "command": tags.get("mlflow.source.name", ""),
+        "by": tags.get("mlflow.user", ""),
+        "ray job": tags.get(tag_names.RAY_SUBMISSION) or tags.get(tag_names.RAY_JOB, ""),
+        "workers": str(tree["workers"]["count"]),
+        "hardware": tags.get(tag_names.HARDWARE, ""),
+        "python": tags.get(tag_names.PYTHON, ""),
+        "libraries": {
+            name.removeprefix(tag_names.LIBRARY_PREFIX): value
+            for name, value in sorted(tags.items())
+            if name.startswith(tag_names.LIBRARY_PREFIX)
+        },
+        "recipe": recipe,
+    }
