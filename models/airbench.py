@@ -4,8 +4,8 @@ Jordan, "94 % on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv:2404.004
 KellerJordan/cifar10-airbench, is MIT). Written anew here; what makes it fast is the paper's:
 
 - a fixed first layer that whitens patches of 2x2 pixels. The paper computes its filters from the
-  training images. Here they are the mean and the differences of the pixels, in brightness and in two
-  opposed colours, each scaled to unit variance: these are the principal components of natural
+  training images. Here they are the mean and the differences of the pixels, in brightness and in
+  two opposed colours, each scaled to unit variance: these are the principal components of natural
   images in general, so no image has to be seen before the first step.
 - further convolutions begin as the identity
 - norms without a scale, and biases that learn 64 times as fast as the weights
@@ -92,7 +92,8 @@ class Net(nn.Module):
 
 
 class _Whiten(nn.Module):
-    """(B, C, H, W) -> (B, F, H, W): components of 2x2 patches, and their negatives, of unit variance."""
+    """(B, C, H, W) -> (B, F, H, W): components of 2x2 patches, and their negatives, of unit
+    variance."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -152,7 +153,7 @@ class Airbench(Classifier[AirbenchConfig]):
         "large": AirbenchConfig(channels=(128, 384, 384)),
     }
     defaults = {
-        # The paper's rate is 11.5 for a loss summed over 1,024 images; this is it for a mean over 256.
+        # The paper's rate of 11.5 is for a loss summed over 1,024 images.
         "optim.model.kind": "sgd",
         "optim.model.lr": 0.375,
         "optim.model.momentum": 0.85,

@@ -5,8 +5,8 @@
     image (B, C, H, W) -> stages, each half the size -> code (B, D) -> stages, each twice the size
     -> image (B, C, H, W) in 0..1
 
-The number of stages follows from the data: sides are halved, rounded up, at least once and until the
-longer one is at most 8. Channels are doubled from `width` up to 256.
+The number of stages follows from the data: sides are halved, rounded up, at least once and until
+the longer one is at most 8. Channels are doubled from `width` up to 256.
 
 - Hinton and Salakhutdinov, Reducing the Dimensionality of Data with Neural Networks, 2006
 - denoising: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders,
@@ -179,9 +179,9 @@ class Autoencoder(Family[AutoencoderConfig]):
         return Net(config, data)
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """The mean squared error over each image without its padding. Variational: plus `beta` times
-        `kl`, the KL divergence of the codes in nats, divided by the number of values of the image as
-        the sum of squared errors is."""
+        """The mean squared error over each image without its padding. Variational: plus `beta`
+        times `kl`, the KL divergence of the codes in nats, divided by the number of values of the
+        image as the sum of squared errors is."""
         output, _, divergence = module(batch["image"])
         clean: Tensor = batch["clean"]
         valid = inside(batch["extent"], *clean.shape[-2:]).to(clean.dtype)
@@ -209,8 +209,8 @@ class Autoencoder(Family[AutoencoderConfig]):
 
     @torch.no_grad()
     def decode(self, module: nn.Module, codes: Tensor) -> list[Prediction]:
-        """Images of the size that the network was trained on. Raises UsageError for codes of another
-        length, or with values that are not finite."""
+        """Images of the size that the network was trained on. Raises UsageError for codes of
+        another length, or with values that are not finite."""
         config = unwrap(module).config
         if codes.ndim != 2 or codes.shape[1] != config.code:
             raise UsageError(

@@ -5,11 +5,13 @@ network, and the object `FAMILY` that ties them together.
 
     B images, C channels, H height, W width, K classes, D features of one image
 
-    image (B, C, H, W) -> stages, each (B, channels[i], H_i, W_i) -> features (B, D) -> logits (B, K)
+    image (B, C, H, W) -> stages, each (B, channels[i], H_i, W_i) -> features (B, D) -> logits (B,
+    K)
 
 A stage is a convolution, a 2x2 max pool, a norm and a ReLU, then further convolutions of as many
 channels with a residual connection around each. The papers print pool and ReLU the other way round,
-which is the same function. They also give sizes for one image size; here sizes follow from the data:
+which is the same function. They also give sizes for one image size; here sizes follow from the
+data:
 
 - an unpadded convolution is padded if the feature map has become smaller than its kernel;
 - a pool is left out if the feature map is smaller than 2x2 pixels.
@@ -48,7 +50,8 @@ class CnnConfig:
     norm: bool = True
     """Batch norm after each convolution."""
     hidden: int = 0
-    """Units of a dense layer before the head; 0 takes the global maximum of each channel instead."""
+    """Units of a dense layer before the head; 0 takes the global maximum of each channel
+    instead."""
     map_dropout: float = 0.0
     """Dropout rate of whole channels after the last stage."""
     dropout: float = 0.0

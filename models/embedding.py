@@ -1,15 +1,16 @@
-"""Embeddings: any classifier of this folder, trained so that images of one class are close together.
+"""Embeddings: a classifier trained so that images of one class are close together.
 
-The embedding is the classifier's normalised output. In training, its cosine with a learned direction
-for each class is the logit of that class, with a margin for the true one: Deng et al., ArcFace:
-Additive Angular Margin Loss for Deep Face Recognition, 2019. After training the directions are not
-used: the similarity of two images is the cosine of their embeddings, whatever their classes.
+The embedding is the classifier's normalised output. In training, its cosine with a learned
+direction for each class is the logit of that class, with a margin for the true one: Deng et al.,
+ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019. After training the directions
+are not used: the similarity of two images is the cosine of their embeddings, whatever their
+classes.
 
 A few features are enough to tell a few classes apart, and they say little about other classes. So
 there are two ways to create more classes for training. `turns`: a rotated image counts as one of
-another class, as in Vinyals et al., Matching Networks for One Shot Learning, 2016. `halves`: so does
-the upper half of one image on the lower half of another; to tell all pairs of classes apart takes
-features of the parts of images, which also occur in unseen classes.
+another class, as in Vinyals et al., Matching Networks for One Shot Learning, 2016. `halves`: so
+does the upper half of one image on the lower half of another; to tell all pairs of classes apart
+takes features of the parts of images, which also occur in unseen classes.
 
 The layers before the last ones generalise better to other classes than the output, which is
 specialised to those of the training. With `projection`, the last layers are used in training only
@@ -72,13 +73,14 @@ class EmbeddingConfig:
     dropout: float = 0.0
     """Dropout rate of the embedding in training."""
     turns: int = 1
-    """Train with each image in so many orientations, each a class of its own: 4 for the rotations by
-    multiples of 90 degrees, 8 with their mirror images. An epoch takes as many times longer."""
+    """Train with each image in so many orientations, each a class of its own: 4 for the rotations
+    by multiples of 90 degrees, 8 with their mirror images. An epoch takes as many times longer."""
     join_turns: bool = False
-    """Concatenate the embeddings of all `turns` of an image: as many times the size and the time."""
+    """Concatenate the embeddings of all `turns` of an image: as many times the size and the
+    time."""
     halves: bool = False
-    """In training every second image gets the lower half of another one, and each pair of classes is
-    a class."""
+    """In training every second image gets the lower half of another one, and each pair of classes
+    is a class."""
 
     def __post_init__(self) -> None:
         if self.dimensions < 2:
@@ -210,8 +212,8 @@ def _take_last_layer(backbone: nn.Module, config: EmbeddingConfig) -> int:
 
 
 class _Norm(nn.BatchNorm1d):
-    """Batch norm that also takes a single image, which it normalises as in evaluation. Without a norm
-    all embeddings point in about the same direction."""
+    """Batch norm that also takes a single image, which it normalises as in evaluation. Without a
+    norm all embeddings point in about the same direction."""
 
     def forward(self, features: Tensor) -> Tensor:
         training = self.training and len(features) > 1

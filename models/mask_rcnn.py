@@ -1,7 +1,8 @@
 """Mask R-CNN: a two-stage detector that also predicts the pixels of each object.
 
-He et al., Mask R-CNN, 2017, built from torchvision's parts (BSD-3-Clause). `base` is a small network
-that trains from scratch on a CPU; `resnet50_fpn` is torchvision's, and its weights can be loaded:
+He et al., Mask R-CNN, 2017, built from torchvision's parts (BSD-3-Clause). `base` is a small
+network that trains from scratch on a CPU; `resnet50_fpn` is torchvision's, and its weights can be
+loaded:
 
     tessera train mask_rcnn --variant resnet50_fpn --set model.weights=FILE_OR_URL --data DIR
 

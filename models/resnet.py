@@ -1,8 +1,8 @@
 """Residual networks of 18, 34 and 50 layers, from scratch or pretrained.
 
 The networks are torchvision's (BSD-3-Clause), after He et al., Deep Residual Learning for Image
-Recognition, 2015, and its weights can be loaded. For images under 96 pixels the first convolution is
-3x3 without stride and without pool, as in that paper's networks for CIFAR-10.
+Recognition, 2015, and its weights can be loaded. For images under 96 pixels the first convolution
+is 3x3 without stride and without pool, as in that paper's networks for CIFAR-10.
 
     B images, C channels, H height, W width, K classes
 
@@ -33,8 +33,8 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 @dataclass(frozen=True)
 class ResNetConfig(PretrainedWithStem):
     freeze: FreezeStages = "none"  # type: ignore[assignment]
-    """"backbone" trains only the head; "gradual" begins like that and unfreezes one more stage, from
-    the last to the first, after every `unfreeze_every_epochs`. Both need `weights`."""
+    """"backbone" trains only the head; "gradual" begins like that and unfreezes one more stage,
+    from the last to the first, after every `unfreeze_every_epochs`. Both need `weights`."""
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     """Residual blocks of each stage, one to four stages."""
     bottleneck: bool = False

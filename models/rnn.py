@@ -1,8 +1,8 @@
 """Recurrent networks, LSTM and GRU, that read an image step by step, by rows or by patches.
 
-Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; Cho et al., Learning Phrase Representations
-using RNN Encoder-Decoder, 2014. Forget gates begin open, after Jozefowicz et al., An Empirical
-Exploration of Recurrent Network Architectures, 2015.
+Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; Cho et al., Learning Phrase
+Representations using RNN Encoder-Decoder, 2014. Forget gates begin open, after Jozefowicz et al.,
+An Empirical Exploration of Recurrent Network Architectures, 2015.
 
     B images, C channels, H height, W width, T steps, D values of one step, F features, K classes
 
@@ -35,8 +35,8 @@ class RnnConfig:
     cell: Cell = "lstm"
     """The recurrent cell."""
     patch: int = 0
-    """Side in pixels of the square patches that are the steps, from left to right and top to bottom;
-    0 takes the rows as steps."""
+    """Side in pixels of the square patches that are the steps, from left to right and top to
+    bottom; 0 takes the rows as steps."""
     hidden: int = 128
     """Size of the hidden state."""
     layers: int = 2
@@ -91,8 +91,8 @@ class Net(nn.Module):
 
 
 def sequence(image: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, H, W) -> (B, T, C * height * width): patches of that size, row by row. Other image sizes
-    are padded with zeros on the right and below."""
+    """(B, C, H, W) -> (B, T, C * height * width): patches of that size, row by row. Other image
+    sizes are padded with zeros on the right and below."""
     image = F.pad(image, (0, -image.shape[3] % width, 0, -image.shape[2] % height))
     count, channels = image.shape[:2]
     rows, columns = image.shape[2] // height, image.shape[3] // width

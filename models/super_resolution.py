@@ -10,10 +10,11 @@ Enhanced Deep Residual Networks for Single Image Super-Resolution, 2017).
     image (B, C, h, w) -> features (B, D, h, w) -> shuffled (B, C, h*S, w*S), added to the bicubic
 
 All of them work at the size of the small image and create the pixels of the large one at the end,
-S*S for each position. Unlike in the papers, a network adds to the bicubic interpolation of its input
-(`model.bicubic`): it begins at that quality, and needs minutes instead of hours to exceed it. It
-enlarges all colours; the paper's ESPCN enlarges luma alone. The loss is the mean absolute difference
-of pixels in 0..1, as in EDSR; the papers of ESPCN and SRResNet use the squared difference.
+S*S for each position. Unlike in the papers, a network adds to the bicubic interpolation of its
+input (`model.bicubic`): it begins at that quality, and needs minutes instead of hours to exceed it.
+It enlarges all colours; the paper's ESPCN enlarges luma alone. The loss is the mean absolute
+difference of pixels in 0..1, as in EDSR; the papers of ESPCN and SRResNet use the squared
+difference.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class SuperResolutionConfig:
     bicubic: bool = True
     """Add the output to the bicubic interpolation of the input."""
     tile: int = 256
-    """An image with a side longer than this, before enlarging, is predicted in tiles of that side."""
+    """An image with a side longer than this, before enlarging, is predicted in tiles of that
+    side."""
     overlap: int = 48
     """Pixels by which neighbouring tiles overlap, before enlarging."""
 

@@ -1,8 +1,8 @@
 """U-Net: a class for each pixel, from its surroundings and from the image as a whole.
 
-Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015, with padded
-convolutions, so that the output is as large as the image. Trained with cross-entropy and the soft
-Dice loss of Milletari et al., V-Net, 2016, extended to several classes.
+Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, 2015, with
+padded convolutions, so that the output is as large as the image. Trained with cross-entropy and the
+soft Dice loss of Milletari et al., V-Net, 2016, extended to several classes.
 
     B images, P patches of one image, C channels, H height, W width, K classes
     D depth, F channels of the first level
@@ -54,8 +54,8 @@ class UnetConfig:
     dice: float = 1.0
     """Weight of the Dice loss. The cross-entropy has weight 1."""
     class_weights: ClassWeights = "none"
-    """Weights of the classes in the cross-entropy: "balanced" is the inverse of the class's pixels in
-    the training split, "sqrt" the square root of that."""
+    """Weights of the classes in the cross-entropy: "balanced" is the inverse of the class's pixels
+    in the training split, "sqrt" the square root of that."""
     tile: int = 1024
     """An image with more than `tile` * `tile` pixels is predicted in tiles of that side."""
     overlap: int = 128
@@ -157,8 +157,8 @@ def reflect(image: Tensor, unit: int) -> Tensor:
 
 
 def weights_of(data: DataSpec, kind: ClassWeights) -> Tensor:
-    """(K,): the weight of a pixel of each class. The mean over the pixels of the training split is 1;
-    a class that it doesn't have gets 1."""
+    """(K,): the weight of a pixel of each class. The mean over the pixels of the training split is
+    1; a class that it doesn't have gets 1."""
     counts = torch.tensor(data.counts, dtype=torch.float64)
     if kind == "none" or len(counts) != len(data.classes) or not counts.any():
         return torch.ones(len(data.classes))

@@ -1,8 +1,8 @@
 """VGG networks of 11, 13, 16 and 19 layers, with or without batch norm.
 
-The networks are torchvision's (BSD-3-Clause), and its weights can be loaded: Simonyan and Zisserman,
-Very Deep Convolutional Networks for Large-Scale Image Recognition, 2014. For images under 96 pixels,
-pools that would leave less than 2x2 pixels are left out.
+The networks are torchvision's (BSD-3-Clause), and its weights can be loaded: Simonyan and
+Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, 2014. For images
+under 96 pixels, pools that would leave less than 2x2 pixels are left out.
 
     B images, C channels, H height, W width, K classes, S side of the last map, at most 7
 

@@ -89,7 +89,8 @@ class Net(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then two dense layers, each with a norm before and a residual connection around."""
+    """Attention, then two dense layers, each with a norm before and a residual connection
+    around."""
 
     def __init__(self, config: VitConfig, drop_path: float) -> None:
         from torchvision.ops import StochasticDepth

@@ -2,16 +2,16 @@
 
     B images, C channels, H height, W width, K classes, L scales, A points of all scales
 
-    image (B, C, H, W) -> stages of stride 2, 4, 8 … -> the last L feature maps -> a path from coarse
-    to fine and back, so that each scale sees the others -> at every point: P(object), its classes,
-    its distances to the four sides
+    image (B, C, H, W) -> stages of stride 2, 4, 8 … -> the last L feature maps -> a path from
+    coarse to fine and back, so that each scale sees the others -> at every point: P(object), its
+    classes, its distances to the four sides
 
-Written from the papers: one pass over a grid, and the score P(object) · P(class | object) (Redmon et
-al., 2016: https://arxiv.org/abs/1506.02640); feature maps of several scales (YOLOv3, 2018:
+Written from the papers: one pass over a grid, and the score P(object) · P(class | object) (Redmon
+et al., 2016: https://arxiv.org/abs/1506.02640); feature maps of several scales (YOLOv3, 2018:
 https://arxiv.org/abs/1804.02767); blocks that only half of the channels go through (Wang et al.,
 CSPNet, 2020: https://arxiv.org/abs/1911.11929); the path in both directions (Liu et al., PANet,
-2018: https://arxiv.org/abs/1803.01534); no anchors, and separate heads for class and box (Ge et al.,
-YOLOX, 2021: https://arxiv.org/abs/2107.08430). Assignment and losses are in
+2018: https://arxiv.org/abs/1803.01534); no anchors, and separate heads for class and box (Ge et
+al., YOLOX, 2021: https://arxiv.org/abs/2107.08430). Assignment and losses are in
 `blocks/anchor_free.py`.
 """
 
@@ -47,8 +47,8 @@ class YoloConfig:
     depth: int = 1
     """Blocks of each stage."""
     scales: int = 3
-    """How many of the last stages predict objects: of five stages three predict at strides 8, 16 and
-    32."""
+    """How many of the last stages predict objects: of five stages three predict at strides 8, 16
+    and 32."""
     head_channels: int = 64
     """Channels of the heads."""
     head_depth: int = 1
@@ -167,8 +167,8 @@ class Net(nn.Module):
 
 
 class _Head(nn.Module):
-    """Class and box have convolutions of their own. P(object), which is the expected IoU, is computed
-    from those of the box."""
+    """Class and box have convolutions of their own. P(object), which is the expected IoU, is
+    computed from those of the box."""
 
     def __init__(self, in_channels: int, config: YoloConfig, data: DataSpec) -> None:
         super().__init__()

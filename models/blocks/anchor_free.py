@@ -7,8 +7,8 @@ not know how the network is built, nor files or tasks.
     D bins of a distance
 
 A point has a position in pixels and the stride of its scale. There the network outputs logits:
-`objects` (B, A), `classes` (B, A, K), and `distances` (B, A, 4, D), from the point to the left, top,
-right and bottom side, in strides.
+`objects` (B, A), `classes` (B, A, K), and `distances` (B, A, 4, D), from the point to the left,
+top, right and bottom side, in strides.
 
 The score of a class is P(object) · P(class | object), and the target of P(object) is the IoU of the
 box with its object: "Pr(Class_i | Object) * Pr(Object) * IOU" in Redmon et al., You Only Look Once,
@@ -49,8 +49,8 @@ class Outputs(NamedTuple):
 
 
 class Truths(NamedTuple):
-    """The true objects, padded to the largest number in an image: `boxes` (B, M, 4), `labels` (B, M),
-    `valid` (B, M) bool, False for padding; and `crowds`, for each image boxes (·, 4)."""
+    """The true objects, padded to the largest number in an image: `boxes` (B, M, 4), `labels` (B,
+    M), `valid` (B, M) bool, False for padding; and `crowds`, for each image boxes (·, 4)."""
 
     boxes: Tensor
     labels: Tensor
@@ -69,7 +69,8 @@ class Weights:
 
 
 def grid(shapes: Sequence[tuple[int, int]], strides: Sequence[int], like: Tensor) -> Grid:
-    """The centres of the cells of feature maps with these shapes (height, width), scale by scale."""
+    """The centres of the cells of feature maps with these shapes (height, width), scale by
+    scale."""
     points, lengths = [], []
     for (height, width), stride in zip(shapes, strides):
         rows = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) * stride
@@ -81,7 +82,8 @@ def grid(shapes: Sequence[tuple[int, int]], strides: Sequence[int], like: Tensor
 
 
 def boxes_of(distances: Tensor, grid: Grid) -> Tensor:
-    """(B, A, 4, D) logits -> (B, A, 4) in pixels. A distance is the expected value over its bins."""
+    """(B, A, 4, D) logits -> (B, A, 4) in pixels. A distance is the expected value over its
+    bins."""
     bins = torch.arange(distances.shape[-1], device=distances.device, dtype=torch.float32)
     lengths = (distances.softmax(-1) @ bins) * grid.strides[:, None]
     return torch.cat([grid.points - lengths[..., :2], grid.points + lengths[..., 2:]], -1)
@@ -166,8 +168,8 @@ def losses(outputs: Outputs, grid: Grid, truth: Truths, topk: int, weights: Weig
 
 
 def _distribution_loss(distances: Tensor, box: Tensor, grid: Grid, point: Tensor) -> Tensor:
-    """(P, 4, D) -> (P,): distribution focal loss, the cross-entropy with the two bins around the true
-    distance (Li et al., Generalized Focal Loss, 2020: https://arxiv.org/abs/2006.04388)."""
+    """(P, 4, D) -> (P,): distribution focal loss, the cross-entropy with the two bins around the
+    true distance (Li et al., Generalized Focal Loss, 2020: https://arxiv.org/abs/2006.04388)."""
     last = distances.shape[-1] - 1
     points, strides = grid.points[point], grid.strides[point, None]
     true = torch.cat([points - box[:, :2], box[:, 2:] - points], 1) / strides
@@ -187,7 +189,8 @@ def _entropy(share: Tensor) -> Tensor:
 
 
 def _outside_of_crowds(boxes: Tensor, truth: Truths, owner: Tensor) -> Tensor:
-    """(B, A): 0 for a box that is assigned to no object and lies at least half in a crowd, else 1."""
+    """(B, A): 0 for a box that is assigned to no object and lies at least half in a crowd, else
+    1."""
     counted = torch.ones(boxes.shape[:2], device=boxes.device)
     for number, crowds in enumerate(truth.crowds):
         if len(crowds):

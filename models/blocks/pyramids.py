@@ -104,7 +104,8 @@ def small(
 
 
 def resnet(name: str, data: DataSpec, *, norm: str, features: int) -> nn.Module:
-    """torchvision's ResNet, with four stages and a fifth map of every second pixel of the fourth."""
+    """torchvision's ResNet, with four stages and a fifth map of every second pixel of the
+    fourth."""
     from torchvision.models import resnet
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
@@ -125,7 +126,8 @@ def _norm(name: str) -> Callable[[int], nn.Module]:
 def fit_weights(
     loaded: Mapping[str, Tensor], module: nn.Module, heads: tuple[str, ...], source: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file under the names of `module`, and the module's own where the file has none.
+    """The tensors of a file under the names of `module`, and the module's own where the file has
+    none.
 
     The file is a classifier's, whose layers become the body, or a whole detector's, also with the
     names of older files. Each of the `heads` stays new if one of its tensors has another shape, and

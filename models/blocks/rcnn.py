@@ -8,10 +8,12 @@ drawn.
 
     image (B, C, H, W) -> body: L feature maps, each half as large as the one before
       -> pyramid (B, D, ., .) -> anchors of each level -> proposals, boxes that may hold an object
-      -> regions cut from the pyramid -> class and box of each, and its mask if the network has masks
+      -> regions cut from the pyramid -> class and box of each, and its mask if the network has
+      masks
 
-Ren et al., Faster R-CNN, 2015; He et al., Mask R-CNN, 2017; Lin et al., Feature Pyramid Networks for
-Object Detection, 2017. The parameters have torchvision's names, so that its weights can be loaded.
+Ren et al., Faster R-CNN, 2015; He et al., Mask R-CNN, 2017; Lin et al., Feature Pyramid Networks
+for Object Detection, 2017. The parameters have torchvision's names, so that its weights can be
+loaded.
 """
 
 from __future__ import annotations
@@ -136,7 +138,8 @@ class Net(nn.Module):
         """Images (B, C, H, W) and the size (height, width) of each without its padding.
 
         Returns the losses by name in training; otherwise for each image `boxes` (N, 4), `scores`
-        (N,), `labels` (N,) counted from 1, and `masks` (N, 1, M, M), probabilities within the boxes.
+        (N,), `labels` (N,) counted from 1, and `masks` (N, 1, M, M), probabilities within the
+        boxes.
         """
         from torchvision.models.detection.image_list import ImageList
 
@@ -202,7 +205,8 @@ class Rcnn(Family[C], Generic[C]):
         load_weights(module, tensors, HEADS[0], config.weights)
 
     def frozen(self, config: C, module: nn.Module, epoch: int) -> frozenset[str]:
-        """At least the norms of a pretrained body: small batches would only worsen their statistics."""
+        """At least the norms of a pretrained body: small batches would only worsen their
+        statistics."""
         if not config.weights:
             return frozenset()
         body = [name for name, _ in module.named_parameters() if name.startswith("backbone.body.")]

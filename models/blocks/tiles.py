@@ -33,11 +33,11 @@ def in_tiles(
 ) -> Tensor:
     """The output of `run` for an image (1, C, H, W), as (1, K, H*S, W*S) float32.
 
-    `run` takes tiles (B, C, h, w) of one size, h and w at most `tile`, and returns (B, K, h*S, w*S).
-    Neighbours share at least `overlap` pixels. If a pixel of the output depends only on pixels at
-    most `overlap // 4` away, the result is that of the whole image, except for rounding. An image
-    with no side longer than a tile is run in one piece. Raises UsageError for an overlap of more
-    than half a tile.
+    `run` takes tiles (B, C, h, w) of one size, h and w at most `tile`, and returns (B, K, h*S,
+    w*S). Neighbours share at least `overlap` pixels. If a pixel of the output depends only on
+    pixels at most `overlap // 4` away, the result is that of the whole image, except for rounding.
+    An image with no side longer than a tile is run in one piece. Raises UsageError for an overlap
+    of more than half a tile.
     """
     check_tiles(tile, overlap)
     height, width = image.shape[-2:]
@@ -75,7 +75,8 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: in equal steps, except that the last one ends with the image."""
+    """Where tiles begin along a side: in equal steps, except that the last one ends with the
+    image."""
     if size <= tile:
         return [0]
     return [*range(0, size - tile, tile - overlap), size - tile]

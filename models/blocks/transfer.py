@@ -23,7 +23,8 @@ from models.core.weights import load_weights, read_weights
 Freeze = Literal["none", "backbone"]
 Stem = Literal["auto", "small", "large"]
 LARGE_PIXELS = 96
-"""Images with both sides at least this long get the first layers that the paper has for ImageNet."""
+"""Images with both sides at least this long get the first layers that the paper has for
+ImageNet."""
 WIDTH_DIVISORS = (1, 2, 4, 8)
 
 
@@ -31,9 +32,9 @@ WIDTH_DIVISORS = (1, 2, 4, 8)
 class Pretrained:
     weights: str = ""
     """Pretrained weights: the path, or http(s) or file URL, of a `.safetensors` file or a `.pth`
-    state dict. Read once, when a training begins; no code in it is executed. Layers of the head keep
-    their initial weights if their shape differs; for grey images the first kernels are summed over
-    their colours."""
+    state dict. Read once, when a training begins; no code in it is executed. Layers of the head
+    keep their initial weights if their shape differs; for grey images the first kernels are summed
+    over their colours."""
     weights_sha256: str = ""
     """The expected SHA-256 of the weights file, as 64 hex digits. Empty: not checked."""
     freeze: Freeze = "none"
@@ -48,8 +49,8 @@ class Pretrained:
 @dataclass(frozen=True)
 class PretrainedWithStem(Pretrained):
     stem: Stem = "auto"
-    """The first layers: "large" as in the paper, for images of 96 pixels and more; "small" keeps the
-    resolution of smaller images; "auto" chooses by the shorter side of the images."""
+    """The first layers: "large" as in the paper, for images of 96 pixels and more; "small" keeps
+    the resolution of smaller images; "auto" chooses by the shorter side of the images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

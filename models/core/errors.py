@@ -12,8 +12,9 @@ from collections.abc import Iterable
 class TesseraError(Exception):
     """An error that the user can act on. Never printed with a traceback.
 
-    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage". Messages may contain file names
-    and keys from untrusted data, so characters that could control a terminal are written as \\x1b.
+    `exit_code` is 1 for "refused or failed" and 2 for "wrong usage". Messages may contain file
+    names and keys from untrusted data, so characters that could control a terminal are written as
+    \\x1b.
     """
 
     exit_code = 1

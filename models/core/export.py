@@ -59,7 +59,8 @@ def unwrap(module: nn.Module) -> Any:
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """A copy on the CPU, in eval mode, without torch.compile's wrapper, as torch.export needs it."""
+    """A copy on the CPU, in eval mode, without torch.compile's wrapper, as torch.export needs
+    it."""
     inner: Any = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
     copied: nn.Module = copy.deepcopy(inner).cpu().eval()
     return copied.to(memory_format=torch.contiguous_format)

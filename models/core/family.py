@@ -19,10 +19,11 @@ from models.core.errors import UsageError
 from models.core.spaces import Space
 
 Batch = dict[str, Any]
-"""`image` (B, C, H, W), uint8 from the loader and float after a transform; `key`, a list of B names;
-`index` (B,), positions in the split; `size` (B, 2), height and width of the stored images; `extent`
-(B, 2), height and width of `image` without its padding on the right and below; and the task's own
-fields, with B rows each. A field whose length differs by image is a list of B tensors."""
+"""`image` (B, C, H, W), uint8 from the loader and float after a transform; `key`, a list of B
+names; `index` (B,), positions in the split; `size` (B, 2), height and width of the stored images;
+`extent` (B, 2), height and width of `image` without its padding on the right and below; and the
+task's own fields, with B rows each. A field whose length differs by image is a list of B
+tensors."""
 Losses = dict[str, Tensor]
 """`loss`, the mean over the images of the batch, is minimised; the others are only logged."""
 Prediction = dict[str, Any]
@@ -41,9 +42,9 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network needs to know of the data. `task` is the annotation that is read (`Task.reads`).
-    `mean` and `std` are of pixels scaled to 0..1. `counts` are the images, objects or pixels of each
-    class in the training split; empty if there are no classes."""
+    """What a network needs to know of the data. `task` is the annotation that is read
+    (`Task.reads`). `mean` and `std` are of pixels scaled to 0..1. `counts` are the images, objects
+    or pixels of each class in the training split; empty if there are no classes."""
 
     task: str
     channels: int
@@ -106,8 +107,8 @@ class Metric:
 
 @dataclass(frozen=True)
 class View:
-    """How an image of `size` was placed into the network's input of size `frame`: its pixel (y, x) is
-    at (y * scale[0] + shift[0], x * scale[1] + shift[1]). Sizes are (height, width)."""
+    """How an image of `size` was placed into the network's input of size `frame`: its pixel (y, x)
+    is at (y * scale[0] + shift[0], x * scale[1] + shift[1]). Sizes are (height, width)."""
 
     size: tuple[int, int]
     frame: tuple[int, int]
@@ -157,8 +158,8 @@ class Task(ABC):
     name: ClassVar[str]
     """Lower case with underscores."""
     reads: ClassVar[str]
-    """The annotations that are read, the kind of a data set (`card.ANNOTATION_EXTENSIONS`). Any data
-    set can be read as "images", and one with instance masks as "detection"."""
+    """The annotations that are read, the kind of a data set (`card.ANNOTATION_EXTENSIONS`). Any
+    data set can be read as "images", and one with instance masks as "detection"."""
     primary: ClassVar[Metric]
     """The metric that selects the best checkpoint."""
     extra_metrics: ClassVar[tuple[str, ...]] = ()
@@ -178,7 +179,8 @@ class Task(ABC):
     bootstrap_samples: ClassVar[int] = 1000
     """Resamples of the images for confidence intervals."""
     resample_with_replacement: ClassVar[bool] = True
-    """Whether an image can occur twice in a resample; False if images are compared with each other."""
+    """Whether an image can occur twice in a resample; False if images are compared with each
+    other."""
     output_name: ClassVar[str] = ""
     """Name of the tensor that exported networks return. A prediction's field of that name has the
     same values."""
@@ -213,12 +215,14 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """Metrics of all images. Records are in the data set's order, whichever rank predicted them."""
+        """Metrics of all images. Records are in the data set's order, whichever rank predicted
+        them."""
 
     def bootstrap_metrics(
         self, records: Sequence[Record], data: DataSpec
     ) -> Callable[[Sequence[int]], dict[str, float]]:
-        """A function from positions in `records`, also repeated ones, to the metrics of these images.
+        """A function from positions in `records`, also repeated ones, to the metrics of these
+        images.
 
         It may add metrics by class, `METRIC/CLASS`. It is called for every resample of a bootstrap;
         a task overrides this if it can share work between them.
@@ -226,8 +230,8 @@ class Task(ABC):
         return lambda positions: self.metrics([records[i] for i in positions], data)
 
     def confusion(self, records: Sequence[Record], data: DataSpec) -> Tensor | None:
-        """The confusion matrix (K, K), int64: rows are true classes, columns predicted ones. None for
-        tasks without classes."""
+        """The confusion matrix (K, K), int64: rows are true classes, columns predicted ones. None
+        for tasks without classes."""
         return None
 
     def charts(self, records: Sequence[Record], data: DataSpec) -> list[Chart]:
@@ -266,12 +270,13 @@ class Task(ABC):
         return [self.panels(i, None, t, data) for i, t in zip(pixels, self.targets(batch))]
 
     def related_images(self, records: Sequence[Record], position: int) -> list[tuple[int, str]]:
-        """Positions of other images to show beside one, the most similar first, each with a caption."""
+        """Positions of other images to show beside one, the most similar first, each with a
+        caption."""
         return []
 
     def prediction_to_image(self, prediction: Prediction) -> Tensor | None:
-        """The prediction as an image: uint8 (C, H, W) with colours, or (H, W) with the class of each
-        pixel. None if it is not an image."""
+        """The prediction as an image: uint8 (C, H, W) with colours, or (H, W) with the class of
+        each pixel. None if it is not an image."""
         return None
 
     def prediction_to_coco(self, prediction: Prediction) -> list[dict[str, Any]]:
@@ -280,14 +285,15 @@ class Task(ABC):
 
 
 class Family(ABC, Generic[C]):
-    """A network with its settings, loss and predictions. A stateless object; the network itself is a
-    plain `nn.Module`."""
+    """A network with its settings, loss and predictions. A stateless object; the network itself is
+    a plain `nn.Module`."""
 
     name: str = ""
     """The name of its file, or of its module outside the project. `models.get` sets it."""
     task: ClassVar[Task]
     variants: ClassVar[Mapping[str, Any]]
-    """Name -> config, a frozen dataclass. There must be "tiny", for tests, and "base", the default."""
+    """Name -> config, a frozen dataclass. There must be "tiny", for tests, and "base", the
+    default."""
     defaults: ClassVar[Defaults] = {}
     """Settings of the recipe that are known to work with this family."""
     accepts_any_size: ClassVar[bool] = False
@@ -300,8 +306,8 @@ class Family(ABC, Generic[C]):
         """A new network. Its weights depend only on torch's seed."""
 
     def check(self, config: C, augment: Any) -> None:
-        """Raises UsageError if the settings of network and augmentation don't fit each other. Called
-        for every recipe."""
+        """Raises UsageError if the settings of network and augmentation don't fit each other.
+        Called for every recipe."""
         return
 
     def warm_start(self, config: C, module: nn.Module) -> None:
@@ -310,7 +316,8 @@ class Family(ABC, Generic[C]):
         return
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """The losses of a transformed batch. A family with several parts overrides `updates` instead."""
+        """The losses of a transformed batch. A family with several parts overrides `updates`
+        instead."""
         raise NotImplementedError(f"{type(self).__name__} has neither loss nor updates")
 
     @abstractmethod
@@ -330,8 +337,8 @@ class Family(ABC, Generic[C]):
         return {"model": module}
 
     def updates(self, parts: Mapping[str, nn.Module], batch: Batch) -> Iterator[tuple[str, Losses]]:
-        """Yields (part, losses) for each optimizer update. The loop applies it before asking for the
-        next, so later losses see updated weights."""
+        """Yields (part, losses) for each optimizer update. The loop applies it before asking for
+        the next, so later losses see updated weights."""
         yield "model", self.loss(parts["model"], batch)
 
     def decode(self, module: nn.Module, codes: Tensor) -> list[Prediction]:

@@ -32,7 +32,8 @@ def load(kind: str, name: str, module: str, attribute: str, *, example: str) -> 
     if spec is None:
         raise UsageError(
             f"the {kind} {name!r}: the Python module {module!r} can't be found here",
-            hint=f"put the folder that contains it on PYTHONPATH, or install its package: {EVERYWHERE}",
+            hint="put the folder that contains it on PYTHONPATH, or install its package: "
+            f"{EVERYWHERE}",
         )
     if attribute not in _defined_names(spec):
         raise UsageError(

@@ -1,8 +1,8 @@
 """Pretrained weights from a file or URL that the user names.
 
 In: a path or URL of a `.safetensors` file, or of a PyTorch state dict (`.pth`, `.pt`). Out: tensors
-by name, and a network with them. The only module below `models` that reads from outside; it keeps no
-copy on disk. State dicts are read with `weights_only=True`, so no code in them is executed.
+by name, and a network with them. The only module below `models` that reads from outside; it keeps
+no copy on disk. State dicts are read with `weights_only=True`, so no code in them is executed.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _read(source: str, scheme: str) -> bytes:
 
 
 def _read_stream(stream: IO[bytes]) -> bytes:
-    """All bytes, or one chunk more than the limit. In chunks, because `read(n)` allocates n bytes."""
+    """All bytes, or one chunk more than the limit. In chunks, because `read(n)` allocates n
+    bytes."""
     content = io.BytesIO()
     while content.tell() <= LIMIT_BYTES and (piece := stream.read(2**20)):
         content.write(piece)

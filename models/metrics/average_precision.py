@@ -1,15 +1,15 @@
 """Average precision of predicted objects, as COCO defines it.
 
-In: a record for each image, with predicted and true objects. Out: exact metrics. pycocotools does the
-counting (Lin et al., Microsoft COCO, 2014, and its reference code). Must not know any network.
+In: a record for each image, with predicted and true objects. Out: exact metrics. pycocotools does
+the counting (Lin et al., Microsoft COCO, 2014, and its reference code). Must not know any network.
 
     N predicted objects of an image, M true objects, H height, W width
     T IoU thresholds, R recall levels, K classes
 
 A record has `size` (H, W); of the predictions `boxes` float (N, 4): left, top, right, bottom,
-`scores` (N,) and `labels` (N,); of the truth `true_boxes` (M, 4), `true_labels` (M,) and `true_crowd`
-(M,). To compare masks it also has `masks` and `true_masks`, lists of N and M run lengths: the bytes
-that `pycocotools.mask.encode` returns.
+`scores` (N,) and `labels` (N,); of the truth `true_boxes` (M, 4), `true_labels` (M,) and
+`true_crowd` (M,). To compare masks it also has `masks` and `true_masks`, lists of N and M run
+lengths: the bytes that `pycocotools.mask.encode` returns.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def metrics(
     max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, float]:
     """`map`, the mean of the average precision over IoU thresholds of 0.5, 0.55 … 0.95 and over the
-    classes in the truth; `map50` and `map75` at one threshold; `map/CLASS` for the first 50 of these
-    classes. All are 0 if there are no true objects.
+    classes in the truth; `map50` and `map75` at one threshold; `map/CLASS` for the first 50 of
+    these classes. All are 0 if there are no true objects.
 
-    `max_detections`: objects of an image and class that count, those with the highest scores. A crowd
-    doesn't count as missed, nor do predictions inside it as wrong. Equal scores are sorted by the
-    order of the images.
+    `max_detections`: objects of an image and class that count, those with the highest scores. A
+    crowd doesn't count as missed, nor do predictions inside it as wrong. Equal scores are sorted by
+    the order of the images.
     """
     return bootstrap_metrics(records, classes, kind, max_detections=max_detections)(
         range(len(records))
@@ -59,8 +59,8 @@ def bootstrap_metrics(
     *,
     max_detections: int = MAX_DETECTIONS,
 ) -> Callable[[Sequence[int]], dict[str, float]]:
-    """A function from positions in `records` to the `metrics` of these images. Predictions and truth
-    are matched once, here; the function only accumulates."""
+    """A function from positions in `records` to the `metrics` of these images. Predictions and
+    truth are matched once, here; the function only accumulates."""
     evaluation = _evaluate(records, len(classes), kind, max_detections)
     # for each class, one area range and each image: a dict, or None if there are no objects
     compared, count = evaluation.evalImgs, max(len(records), 1)
@@ -108,8 +108,8 @@ def curves(
 
 
 def metric_names(classes: Iterable[str]) -> list[str]:
-    """For each class a unique name that can be part of a metric's name: letters, digits, `_`, `-` and
-    single spaces."""
+    """For each class a unique name that can be part of a metric's name: letters, digits, `_`, `-`
+    and single spaces."""
     names: list[str] = []
     taken: set[str] = set()
     for name in classes:

@@ -1,8 +1,8 @@
 """Metrics from outside the project, which a recipe names as `MODULE:FUNCTION`.
 
 In: names, and the records of a split. Out: their values. Such a metric is a function of the records
-that the task makes (`Task.make_record`, one an image, in the data set's order) and the data spec. It
-returns a number, or a dict of numbers:
+that the task makes (`Task.make_record`, one an image, in the data set's order) and the data spec.
+It returns a number, or a dict of numbers:
 
     def balanced_accuracy(records, data):
         return sum(recall(records, k) for k in range(len(data.classes))) / len(data.classes)
@@ -121,7 +121,8 @@ def _compute(name: str, records: Sequence[Record], data: DataSpec) -> dict[str, 
             values = {own: float(result)}
     except Exception as error:  # whatever the function raises
         raise TesseraError(
-            f"the metric {name!r} failed on {len(records)} records: {type(error).__name__}: {error}",
+            f"the metric {name!r} failed on {len(records)} records: "
+            f"{type(error).__name__}: {error}",
             hint="correct it, or train without it: --set metrics=[]",
         ) from error
     for metric, value in values.items():

@@ -126,8 +126,8 @@ def _resize(pixels: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _contributions(before: int, size: int) -> tuple[Tensor, Tensor]:
-    """For each new pixel of an axis, the indices of its source pixels, int64 (size, taps), and their
-    weights, float64 (size, taps)."""
+    """For each new pixel of an axis, the indices of its source pixels, int64 (size, taps), and
+    their weights, float64 (size, taps)."""
     scale = size / before
     widened = max(1.0, 1 / scale)
     taps = math.ceil(_SUPPORT * widened) + 2

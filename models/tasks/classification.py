@@ -5,8 +5,8 @@ network sees them, the metrics, and predictions as JSON. Must not know any netwo
 
     B images, N images of a whole split, C channels, H height, W width, K classes
 
-A sample has `label`, an int in [0, K). A batch has `label` (B,) int64, and `target` (B, K) float with
-label smoothing. A prediction has `probabilities` (K,) float32 on the CPU and `label`, the most
+A sample has `label`, an int in [0, K). A batch has `label` (B,) int64, and `target` (B, K) float
+with label smoothing. A prediction has `probabilities` (K,) float32 on the CPU and `label`, the most
 probable class.
 """
 
@@ -48,7 +48,8 @@ class ClassificationAugment:
     flip: bool = False
     """Mirror half of the training images, left to right."""
     crop_padding: int = 0
-    """Shift training images by up to so many pixels each way. The border is filled by reflection."""
+    """Shift training images by up to so many pixels each way. The border is filled by
+    reflection."""
     cutout: int = 0
     """Side in pixels of a random square that is blanked; 0 for none."""
     label_smoothing: float = 0.0
@@ -84,7 +85,8 @@ class Classification(Task):
         return _Augment(settings if train else ClassificationAugment(), data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`probabilities` (K,), `predicted` and `label`, the indices of the predicted and the true class."""
+        """`probabilities` (K,), `predicted` and `label`, the indices of the predicted and the true
+        class."""
         predicted, label, classes = prediction["label"], target["label"], len(data.classes)
         for name, index in (("target", label), ("prediction", predicted)):
             if not 0 <= index < classes:

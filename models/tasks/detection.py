@@ -6,9 +6,9 @@ network sees them, the metrics, and predictions as JSON. Must not know any netwo
     B images, C channels, H height, W width, N objects of an image
 
 Boxes are float (N, 4): left, top, right, bottom in pixels of the network's input. A batch has lists
-of B tensors: `boxes`, `labels` (N,) int64, `crowd` (N,) bool. A crowd is one box around many objects;
-it is neither trained on nor counted as missed. A prediction has `boxes`, `scores` (N,) and `labels`,
-sorted by score, the highest first.
+of B tensors: `boxes`, `labels` (N,) int64, `crowd` (N,) bool. A crowd is one box around many
+objects; it is neither trained on nor counted as missed. A prediction has `boxes`, `scores` (N,) and
+`labels`, sorted by score, the highest first.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Detection(Task):
         ]
 
     def augment(self, settings: ObjectAugmentSettings, data: DataSpec, *, train: bool) -> Transform:
-        """A mosaic takes its other three images from the rows of the same rank, because a rank doesn't
-        have the pixels of another. So mosaics do depend on the number of ranks."""
+        """A mosaic takes its other three images from the rows of the same rank, because a rank
+        doesn't have the pixels of another. So mosaics do depend on the number of ranks."""
         return ObjectAugment(settings if train else ObjectAugmentSettings(), data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
@@ -100,8 +100,8 @@ class Detection(Task):
         return [Chart("Precision and recall of boxes", "recall", "precision", lines)]
 
     def error_score(self, record: Record) -> float:
-        """1 - F1 of the objects that would be drawn, at an IoU of 0.5; 0 if there are no objects and
-        none is predicted."""
+        """1 - F1 of the objects that would be drawn, at an IoU of 0.5; 0 if there are no objects
+        and none is predicted."""
         shown = record["scores"] >= SHOWN_SCORE
         boxes, labels = record["boxes"][shown], record["labels"][shown]
         truth, crowd = record["true_boxes"], record["true_crowd"]

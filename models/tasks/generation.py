@@ -1,17 +1,17 @@
 """Generation: new images like those of a data set.
 
 In: uint8 images; later as many fake ones, and the outputs of the judge, a classifier of the same
-data, for both. Out: the images as the discriminator sees them, the metrics, and fake images as files.
-Must not know any network, nor which classifier judges.
+data, for both. Out: the images as the discriminator sees them, the metrics, and fake images as
+files. Must not know any network, nor which classifier judges.
 
     B images, N images of a whole split, C channels, H height, W width, D features, K classes of
     the judge
 
-A sample has only its image. A prediction has `image`, uint8 (C, H, W). It doesn't belong to a sample:
-the i-th fake image comes with the i-th real one only so that there are as many of both. After
-`apply_judge` it also has its `features` (D,), `predicted`, the most probable of the judge's
-`classes`, and the `confidence` in it. A record takes 8 D bytes: 10 MB for 10,000 images with the 128
-features of a small classifier.
+A sample has only its image. A prediction has `image`, uint8 (C, H, W). It doesn't belong to a
+sample: the i-th fake image comes with the i-th real one only so that there are as many of both.
+After `apply_judge` it also has its `features` (D,), `predicted`, the most probable of the judge's
+`classes`, and the `confidence` in it. A record takes 8 D bytes: 10 MB for 10,000 images with the
+128 features of a small classifier.
 """
 
 from __future__ import annotations

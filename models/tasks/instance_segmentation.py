@@ -1,7 +1,7 @@
 """Instance segmentation: the pixels and the class of each object of an image.
 
-In: uint8 images with the boxes and masks of their objects; later the predicted ones. Out: the images
-as the network sees them, the metrics, and predictions as JSON. Must not know any network.
+In: uint8 images with the boxes and masks of their objects; later the predicted ones. Out: the
+images as the network sees them, the metrics, and predictions as JSON. Must not know any network.
 
     B images, H height, W width, N objects of an image
 

@@ -6,11 +6,11 @@ network.
 
     B images, N images of a whole split, C channels, H height, W width, D numbers of a code
 
-A transformed batch has `image` (B, C, H, W), the normalised input; `clean` (B, C, H, W) in 0..1, the
-target; and `seen` uint8 (B, C, H, W), the input as an image, if it is corrupted. A prediction has
-`image` (C, H, W) float32 in 0..1, not rounded to the 256 levels of a file, because that would add
-1/12/255² to its error; `code` (D,) float32 and its size in `bits`; `mse` if the target is known; and
-`seen` as above. A target has `image` uint8 (C, H, W).
+A transformed batch has `image` (B, C, H, W), the normalised input; `clean` (B, C, H, W) in 0..1,
+the target; and `seen` uint8 (B, C, H, W), the input as an image, if it is corrupted. A prediction
+has `image` (C, H, W) float32 in 0..1, not rounded to the 256 levels of a file, because that would
+add 1/12/255² to its error; `code` (D,) float32 and its size in `bits`; `mse` if the target is
+known; and `seen` as above. A target has `image` uint8 (C, H, W).
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ class ReconstructionAugment:
     flip: bool = False
     """Mirror half of the training images, left to right."""
     crop_padding: int = 0
-    """Shift training images by up to so many pixels each way. The border is filled by reflection."""
+    """Shift training images by up to so many pixels each way. The border is filled by
+    reflection."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on pixels in 0..1, which the network has to remove. Added
-    in training and in evaluations, not to a user's images."""
+    """Standard deviation of Gaussian noise on pixels in 0..1, which the network has to remove.
+    Added in training and in evaluations, not to a user's images."""
     mask: float = 0.0
     """Share of the image that is blanked in random squares, which the network has to fill in. In
     training and in evaluations, not in a user's images."""
@@ -136,8 +137,8 @@ class Reconstruction(Task):
         return float(record["mse"])
 
     def to_original_size(self, prediction: Prediction, view: View) -> Prediction:
-        """The reconstruction, scaled back to the size of the image. If the network saw only the centre
-        of the image, it is black around that."""
+        """The reconstruction, scaled back to the size of the image. If the network saw only the
+        centre of the image, it is black around that."""
         image, size = prediction["image"], view.size
         if tuple(image.shape[-2:]) == size:
             return prediction
@@ -203,7 +204,8 @@ def inside(extent: Tensor, height: int, width: int) -> Tensor:
 
 
 def _uncrop(image: Tensor, axis: int, length: int, shift: int) -> Tensor:
-    """Undoes along an axis a crop to the centre (`shift` 0 or less) or a padding (`shift` above 0)."""
+    """Undoes along an axis a crop to the centre (`shift` 0 or less) or a padding (`shift` above
+    0)."""
     current = image.shape[axis]
     if current > length:
         return image.narrow(axis, shift, length)
@@ -270,8 +272,8 @@ def _moved(size: int, length: Tensor, offset: Tensor, mirrored: Tensor) -> Tenso
 
 
 def _squares(share: float, height: int, width: int, rng: BatchRng) -> Tensor:
-    """Bool (B, 1, height, width): random squares of a grid for each image, in total about `share` of
-    the grid and at least one."""
+    """Bool (B, 1, height, width): random squares of a grid for each image, in total about `share`
+    of the grid and at least one."""
     side = max(1, round(min(height, width) / SQUARES))
     down, across = math.ceil(height / side), math.ceil(width / side)
     count = max(1, round(share * down * across))

@@ -101,8 +101,8 @@ class SemanticSegmentation(Task):
         return _Augment(settings if train else None, data)
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
-        """`counts` (K, K) int64 of the pixels with a class: rows are true classes, columns predicted
-        ones."""
+        """`counts` (K, K) int64 of the pixels with a class: rows are true classes, columns
+        predicted ones."""
         classes = len(data.classes)
         predicted, truth = prediction["mask"], target["mask"]
         if predicted.shape != truth.shape:
@@ -120,9 +120,9 @@ class SemanticSegmentation(Task):
         return {"counts": counts.reshape(classes, classes)}
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
-        """`miou`, the mean over classes of intersection over union, `dice`, the mean over classes of
-        2 * intersection / (truth + prediction), and `pixel_accuracy`, each over the pixels of all
-        images together; and `iou/CLASS`.
+        """`miou`, the mean over classes of intersection over union, `dice`, the mean over classes
+        of 2 * intersection / (truth + prediction), and `pixel_accuracy`, each over the pixels of
+        all images together; and `iou/CLASS`.
 
         Pixels without a class don't count, nor do classes in no truth and no prediction. Counts are
         integers, so the order of the images changes no digit.
@@ -224,8 +224,8 @@ def _ious(matrix: Tensor) -> dict[int, float]:
 
 
 def _seen(size: int, scale: float, shift: int, predicted: int) -> Tensor:
-    """For each of an image's `size` pixels along an axis, its index among the `predicted` ones; -1 if
-    the network didn't see it."""
+    """For each of an image's `size` pixels along an axis, its index among the `predicted` ones; -1
+    if the network didn't see it."""
     index = ((torch.arange(size, dtype=torch.float64) + 0.5) * scale + shift).floor().long()
     return torch.where(index < predicted, index, -1).clamp(min=-1)
 
@@ -297,8 +297,8 @@ class _Augment:
 def _positions(
     settings: SegmentationAugment, frame: tuple[int, int], extent: Tensor, rng: BatchRng
 ) -> Tensor:
-    """Source positions of the patches' pixels, (B, P, h, w, 2): row and column in the image, integers
-    at the centres of pixels."""
+    """Source positions of the patches' pixels, (B, P, h, w, 2): row and column in the image,
+    integers at the centres of pixels."""
     patches = settings.patches
     turns = rng.integers(4, patches) if settings.rotate else torch.zeros(len(extent), patches)
     mirrored = (rng.uniform(patches, 2) < 0.5) & torch.tensor(

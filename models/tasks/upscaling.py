@@ -1,17 +1,17 @@
 """Upscaling: enlarging an image.
 
-In: uint8 images. Each is reduced, and the network enlarges it again. Out: images as the network sees
-them, with their targets; how close an enlarged image comes, compared with bicubic interpolation. Must
-not know any network.
+In: uint8 images. Each is reduced, and the network enlarges it again. Out: images as the network
+sees them, with their targets; how close an enlarged image comes, compared with bicubic
+interpolation. Must not know any network.
 
     B images, P patches of each, C channels, H height, W width, S scale; h = H / S, w = W / S
 
-The small image is the large one reduced by antialiased bicubic interpolation and rounded, as a stored
-image would be; papers call this "BI". In training, a transformed batch has `image` (B, P, C, h, w),
-normalised, and `high` (B, P, C, H, W) in 0..1. In an evaluation it has whole images: `image`
-(B, C, h, w), `high` (B, C, H, W), and `extent` (B, 2), the size in `image` without padding. A user's
-image is not reduced and has no `high`. A target has `image` uint8 (C, H, W). A prediction has `image`
-uint8 (C, h*S, w*S) and `low` uint8 (C, h, w), its input.
+The small image is the large one reduced by antialiased bicubic interpolation and rounded, as a
+stored image would be; papers call this "BI". In training, a transformed batch has `image` (B, P, C,
+h, w), normalised, and `high` (B, P, C, H, W) in 0..1. In an evaluation it has whole images: `image`
+(B, C, h, w), `high` (B, C, H, W), and `extent` (B, 2), the size in `image` without padding. A
+user's image is not reduced and has no `high`. A target has `image` uint8 (C, H, W). A prediction
+has `image` uint8 (C, h*S, w*S) and `low` uint8 (C, h, w), its input.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Upscaling(Task):
         truth = crop_to_multiple(target["image"], scale)
         if truth.shape != image.shape:
             raise TesseraError(
-                f"the prediction has the shape {tuple(image.shape)}, its target {tuple(truth.shape)}"
+                f"the prediction has the shape {tuple(image.shape)}, "
+                f"its target {tuple(truth.shape)}"
             )
         true, ours, plain = (_measured(i, scale) for i in (truth, image, enlarge(low, scale)))
         return {
@@ -144,8 +145,8 @@ class Upscaling(Task):
         target: Target | None,
         data: DataSpec,
     ) -> list[Panel]:
-        """The centre of: the input, its bicubic interpolation, the prediction, and the truth. Without
-        a target, only the interpolation and the prediction."""
+        """The centre of: the input, its bicubic interpolation, the prediction, and the truth.
+        Without a target, only the interpolation and the prediction."""
         if prediction is None:
             return [Panel(image)]
         scale = scale_of(prediction)
@@ -205,8 +206,8 @@ def enlarge(image: Tensor, scale: int) -> Tensor:
 
 
 def crop_to_multiple(image: Tensor, scale: int) -> Tensor:
-    """(C, H, W) cropped on the right and below, so that its sides are multiples of the scale. A side
-    shorter than the scale is extended by repeating its edge."""
+    """(C, H, W) cropped on the right and below, so that its sides are multiples of the scale. A
+    side shorter than the scale is extended by repeating its edge."""
     for axis in (-2, -1):
         size = image.shape[axis]
         if size < scale:
@@ -300,8 +301,8 @@ class _Patches(_Normalise):
         return {**batch, "image": self._normalise(low), "high": high.float() / 255}
 
     def _positions(self, extent: Tensor, rng: BatchRng) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the patches, int64 (B, P, side) each, inside the image. An image smaller
-        than a patch is reflected at its edges."""
+        """Rows and columns of the patches, int64 (B, P, side) each, inside the image. An image
+        smaller than a patch is reflected at its edges."""
         side, patches = self._settings.patch, self._settings.patches
         corner = rng.uniform(patches, 2)
         flipped = rng.uniform(patches, 2) < (0.5 if self._settings.flip else 0.0)

@@ -57,7 +57,8 @@ class VerificationAugment:
     flip: bool = False
     """Mirror half of the training images, left to right."""
     crop_padding: int = 0
-    """Shift training images by up to so many pixels each way. The border is filled by reflection."""
+    """Shift training images by up to so many pixels each way. The border is filled by
+    reflection."""
     rotate: float = 0.0
     """Rotate by up to so many degrees each way."""
     shear: float = 0.0
@@ -118,17 +119,17 @@ class Verification(Task):
 
         - `eer`, the equal error rate, and `threshold`, its similarity: there the share of accepted
           pairs of two classes equals the share of rejected pairs of one class
-        - `tar_far_1e2`, `tar_far_1e3`: the share of accepted pairs of one class where at most 0.01 or
-          0.001 of the others are accepted
+        - `tar_far_1e2`, `tar_far_1e3`: the share of accepted pairs of one class where at most 0.01
+          or 0.001 of the others are accepted
 
-        `recall_at_1`: of the images with another one of their class, the share whose nearest image is
-        of that class; a tie with another class is a miss. `few_shot_5`, if at least two classes have
-        more than 5 images: the accuracy of the nearest class prototype, the normalised mean of 5
-        images, on all other images of these classes (Snell et al., Prototypical Networks for
+        `recall_at_1`: of the images with another one of their class, the share whose nearest image
+        is of that class; a tie with another class is a miss. `few_shot_5`, if at least two classes
+        have more than 5 images: the accuracy of the nearest class prototype, the normalised mean of
+        5 images, on all other images of these classes (Snell et al., Prototypical Networks for
         Few-shot Learning, 2017); the mean over 100 random choices with a fixed seed.
 
-        Time grows with N^2: about 2 s for 10,000 images of D = 64 on one core. Raises TesseraError if
-        there is no pair of one class, or none of two.
+        Time grows with N^2: about 2 s for 10,000 images of D = 64 on one core. Raises TesseraError
+        if there is no pair of one class, or none of two.
         """
         labels, rows = _sort(records)
         pairs = _compare_all(labels, rows)
@@ -226,8 +227,9 @@ def _sort(records: Sequence[Record]) -> tuple[Tensor, Tensor]:
 
 
 class _Pairs(NamedTuple):
-    """Pairs of one class (`same`) and of two (`other`) by similarity: (BINS,) int64 each, every pair
-    twice. `queries`: images with another one of their class; `hits`: those whose nearest image is."""
+    """Pairs of one class (`same`) and of two (`other`) by similarity: (BINS,) int64 each, every
+    pair twice. `queries`: images with another one of their class; `hits`: those whose nearest image
+    is."""
 
     same: Tensor
     other: Tensor
@@ -288,7 +290,8 @@ def _equal_error(far: Tensor, frr: Tensor) -> tuple[float, float]:
 
 
 def _few_shot(labels: Tensor, rows: Tensor) -> float | None:
-    """Mean accuracy over `EPISODES` random choices; None if fewer than two classes have enough images."""
+    """Mean accuracy over `EPISODES` random choices; None if fewer than two classes have enough
+    images."""
     numbers, sizes = _number(labels)
     enough = (sizes > SHOTS)[numbers]
     rows, (labels, sizes) = rows[enough], _number(labels[enough])

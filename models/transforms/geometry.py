@@ -48,7 +48,8 @@ class Placement:
         return F.grid_sample(images, grid, mode, "zeros", align_corners=False)
 
     def boxes(self, boxes: Tensor, row: Tensor) -> Tensor:
-        """Boxes (N, 4) of the images `row` (N,), transformed; they can lie outside of the output."""
+        """Boxes (N, 4) of the images `row` (N,), transformed; they can lie outside of the
+        output."""
         scale = self.scale.to(boxes.device)[row].flip(1)
         shift = self.shift.to(boxes.device)[row].flip(1)
         first = boxes[:, :2] * scale + shift
@@ -57,8 +58,8 @@ class Placement:
 
 
 def inside(boxes: Tensor, frame: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Boxes (N, 4) clipped to their frames (N, 4), and (N,) bool: which of them keep at least the share
-    `least` of their area."""
+    """Boxes (N, 4) clipped to their frames (N, 4), and (N,) bool: which of them keep at least the
+    share `least` of their area."""
     low, high = frame[:, :2].repeat(1, 2), frame[:, 2:].repeat(1, 2)
     cut = torch.minimum(torch.maximum(boxes, low), high)
     left = areas(cut)

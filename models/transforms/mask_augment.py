@@ -84,8 +84,8 @@ class MaskAugment(ObjectAugment):
 
 
 def _lay_masks(masks: Tensor, placement: Placement, number: int) -> Tensor:
-    """uint8 (N, H, W), placed as image `number`, without interpolation. Indexes rows and then columns,
-    which for a hundred masks is faster than the grid_sample that images need."""
+    """uint8 (N, H, W), placed as image `number`, without interpolation. Indexes rows and then
+    columns, which for a hundred masks is faster than the grid_sample that images need."""
     for axis in (0, 1):
         pixels = masks.shape[axis + 1]
         centres = torch.arange(pixels) + 0.5
@@ -111,8 +111,8 @@ def _turned(batch: Batch, quarters: list[int]) -> Batch:
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """float (N, 4): left, top, right, bottom around the pixels of masks uint8 (N, H, W); zeros for an
-    empty mask."""
+    """float (N, 4): left, top, right, bottom around the pixels of masks uint8 (N, H, W); zeros for
+    an empty mask."""
     sides = []
     for axis in (1, 2):  # columns, then rows
         there = masks.any(axis).bool()  # `any` of uint8 is uint8

@@ -1,7 +1,7 @@
 """Augmentation and normalisation of images with object boxes.
 
-In: batches of uint8 images with boxes. Out: the batch as the network sees it, with transformed boxes.
-Works on output batches, on their device. Must not know any network.
+In: batches of uint8 images with boxes. Out: the batch as the network sees it, with transformed
+boxes. Works on output batches, on their device. Must not know any network.
 
     B images, C channels, H height, W width, N objects of an image
 """
@@ -151,9 +151,9 @@ class Tiles:
         self.leaves_extent = bool(settings.zoom or settings.shift or settings.mosaic)
 
     def lay(self, slot: int, extents: Tensor) -> tuple[Tensor, Tensor, Placement, Tensor]:
-        """The rows with this slot, the rows that their images come from, the placements of these, and
-        the areas (left, top, right, bottom) in which they are visible. Slots are the quarters of a
-        mosaic, row by row; an image that is not in a mosaic has only the first."""
+        """The rows with this slot, the rows that their images come from, the placements of these,
+        and the areas (left, top, right, bottom) in which they are visible. Slots are the quarters
+        of a mosaic, row by row; an image that is not in a mosaic has only the first."""
         if slot == 0:
             rows = torch.arange(self._count)
             alone, area = self._alone(extents), torch.cat([0 * self._frame, self._frame.flip(0)])

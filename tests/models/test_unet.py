@@ -205,7 +205,8 @@ def test_predictions_do_not_depend_on_padding():
 
 
 def test_large_images_are_predicted_in_tiles():
-    """What the network gets is no larger than a tile, and the answer is nearly that of the whole."""
+    """What the network gets is no larger than a tile, and the answer is nearly that of the
+    whole."""
     module = net(spec(96, 80), tile=48, overlap=24).eval()
     whole = net(spec(96, 80)).eval()
     whole.load_state_dict(module.state_dict())
@@ -227,7 +228,8 @@ def test_large_images_are_predicted_in_tiles():
 
 @pytest.mark.slow
 def test_learns_from_the_context_of_a_pixel():
-    """Squares are of one class or the other by what is far from their middle: a frame around them."""
+    """Squares are of one class or the other by what is far from their middle: a frame around
+    them."""
     torch.manual_seed(0)
     data = DataSpec("semantic_segmentation", 1, 32, 32, ("ground", "plain", "framed"))
     module = net(data, width=8, norm="batch")

@@ -1,4 +1,5 @@
-"""The families of regions against torchvision's own network, and where there is little to learn from.
+"""The families of regions against torchvision's own network, and where there is little to learn
+from.
 
 torchvision's reads the same weights; given the same seed it samples the same, so that losses and
 answers must be equal. That `Net` is put together otherwise (no transform, sizes as they are) is all
@@ -32,7 +33,8 @@ def family(request):
 
 
 def theirs(family, ours: nn.Module) -> nn.Module:
-    """torchvision's own network around the same parts' weights, with a transform that does nothing."""
+    """torchvision's own network around the same parts' weights, with a transform that does
+    nothing."""
     from torchvision.models.detection import FasterRCNN, MaskRCNN, faster_rcnn, mask_rcnn
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.ops import MultiScaleRoIAlign

@@ -1,5 +1,5 @@
-"""Small images in networks designed for large ones, and pretrained weights, for every family that is
-built around a network of torchvision."""
+"""Small images in networks designed for large ones, and pretrained weights, for every family that
+is built around a network of torchvision."""
 
 from __future__ import annotations
 

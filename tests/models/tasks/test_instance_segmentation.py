@@ -1,5 +1,5 @@
-"""Instance segmentation: metrics count pixels, COCO's tools read the predictions, and masks are converted
-to the size of the image."""
+"""Instance segmentation: metrics count pixels, COCO's tools read the predictions, and masks are
+converted to the size of the image."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def texture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.
 
 
 def batch_of(*images: torch.Tensor) -> dict:
-    """As the loader gives it with data.fit=pad; what fills the frame is not black, to be noticed."""
+    """As the loader gives it with data.fit=pad; what fills the frame is not black, to be
+    noticed."""
     sizes = torch.tensor([image.shape[-2:] for image in images])
     height, width = sizes.amax(0).tolist()
     frame = torch.full((len(images), images[0].shape[0], height, width), 255, dtype=torch.uint8)
