@@ -1,11 +1,12 @@
-"""The ways to load images that are compared, one function each, and the process that runs one.
+"""The loaders that are compared, one function each, and the process that runs one of them.
 
-In: a set's folder and the side of the crop. Out: for each turn that the parent asks for, how many
-images came in how many seconds of wall and of CPU. Every contender decodes the same JPEGs at full
-size, crops the centre, and hands uint8 batches of 128 to one consumer, with two processes at work.
+In: the folder of an image set and the side of the crop. Out: for each turn that the parent
+requests, the number of images, and the seconds of wall time and CPU time. Every loader decodes the
+same JPEGs at full size, crops the centre, and yields uint8 batches of 128 to one consumer, from two
+processes.
 
-It is started by `data_loading.py` in the interpreter that has the contender's library, so nothing
-but the standard library is imported before one is chosen.
+`data_loading.py` starts it with the interpreter that has the loader's library, so only the standard
+library is imported before a loader is chosen.
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ from typing import Any
 BATCH = 128
 PROCESSES = 2
 Counts = Iterator[int]
-"""The number of images of each batch, without end."""
+"""Yields the number of images of each batch, without end."""
 
 
-# --- the raw limits --------------------------------------------------------------------------------
+# --- the raw limits
+# --------------------------------------------------------------------------------
 
 
 def raw(folder: Path, crop: int | None, source: str) -> Counts:
-    """A bare loop: read, decode, crop, write into the batch. Each process goes by itself, and the
-    batches go nowhere."""
+    """A bare loop: read, decode, crop, write into the batch. The processes are independent, and the
+    batches are dropped."""
     import multiprocessing
 
     context = multiprocessing.get_context("fork")
-    done: Any = context.Queue(4)
+    finished: Any = context.Queue(4)
     for seed in range(PROCESSES):
-        given = (folder, crop, source, seed, done)
-        context.Process(target=_raw_loop, args=given, daemon=True).start()
+        arguments = (folder, crop, source, seed, finished)
+        context.Process(target=_raw_loop, args=arguments, daemon=True).start()
     while True:
-        yield done.get()
+        yield finished.get()
 
 
-def _raw_loop(folder: Path, crop: int | None, source: str, seed: int, done: Any) -> None:
+def _raw_loop(folder: Path, crop: int | None, source: str, seed: int, finished: Any) -> None:
     import numpy as np
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -51,18 +53,18 @@ def _raw_loop(folder: Path, crop: int | None, source: str, seed: int, done: Any)
     torch.set_num_threads(1)
     count, read = _from_files(folder) if source == "files" else _from_blob(folder)
     side = crop or 32
-    # NumPy writes quicker than torch what decoders leave as (H, W, C).
+    # Decoders return (H, W, C) memory, which NumPy copies faster than torch.
     batch = torch.empty((BATCH, 3, side, side), dtype=torch.uint8).numpy()
     while True:
-        for place, index in enumerate(np.random.default_rng(seed).permutation(count).tolist()):
+        for position, index in enumerate(np.random.default_rng(seed).permutation(count).tolist()):
             image = centre(decode_jpeg(read(index), ImageReadMode.RGB), crop)
-            batch[place % BATCH] = image.numpy()
-            if place % BATCH == BATCH - 1:
-                done.put(BATCH)
+            batch[position % BATCH] = image.numpy()
+            if position % BATCH == BATCH - 1:
+                finished.put(BATCH)
 
 
 def _from_files(folder: Path) -> tuple[int, Callable[[int], Any]]:
-    """A file an image, each opened, read and closed."""
+    """One file per image, each opened, read and closed."""
     from torchvision.io import read_file
 
     files = sorted(map(str, (folder / "folder").rglob("*.jpg")))
@@ -86,14 +88,15 @@ def _from_blob(folder: Path) -> tuple[int, Callable[[int], Any]]:
 
 
 def centre(image: Any, crop: int | None) -> Any:
-    """The middle of (C, H, W) with sides `crop`."""
+    """The central square of an image (C, H, W), with `crop` as its side; None: the whole image."""
     if crop is None:
         return image
     top, left = (image.shape[1] - crop) // 2, (image.shape[2] - crop) // 2
     return image[:, top : top + crop, left : left + crop]
 
 
-# --- ours ------------------------------------------------------------------------------------------
+# --- ours
+# ------------------------------------------------------------------------------------------
 
 
 def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
@@ -122,19 +125,20 @@ def ours(folder: Path, crop: int | None, **settings: Any) -> Counts:
 
 
 def ours_cached(folder: Path, crop: int | None) -> Counts:
-    """The same from its second epoch on, when all images are in memory."""
+    """`TrainLoader` from its second epoch on, when all images are in memory."""
     counts = ours(folder, crop, cache="memory")
-    left = json.loads((folder / "done.json").read_text())["images"]
-    while left > 0:
-        left -= next(counts)
+    remaining = json.loads((folder / "done.json").read_text())["images"]
+    while remaining > 0:
+        remaining -= next(counts)
     yield from counts
 
 
-# --- a folder of images with PyTorch's DataLoader ---------------------------------------------------
+# --- a folder of images with PyTorch's DataLoader
+# ---------------------------------------------------
 
 
 def image_folder(folder: Path, crop: int | None) -> Counts:
-    """torchvision's `ImageFolder`, which decodes with Pillow, as its documentation shows it."""
+    """torchvision's `ImageFolder` as its documentation shows it; it decodes with Pillow."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -143,7 +147,7 @@ def image_folder(folder: Path, crop: int | None) -> Counts:
 
 
 class FolderSet:
-    """A plain data set over files that decodes with torchvision."""
+    """A map-style data set over files that decodes with torchvision."""
 
     def __init__(self, folder: Path, crop: int | None) -> None:
         classes = sorted(path.name for path in folder.iterdir())
@@ -178,7 +182,8 @@ def _data_loader(data: Any, **settings: Any) -> Counts:
             yield len(images)
 
 
-# --- stock webdataset ------------------------------------------------------------------------------
+# --- stock webdataset
+# ------------------------------------------------------------------------------
 
 
 def webdataset(folder: Path, crop: int | None, decoder: str) -> Counts:
@@ -204,7 +209,7 @@ def _decode(data: bytes, crop: int | None) -> Any:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    # `bytearray`, because torch warns of memory that can't be written to.
+    # A bytearray, because torch warns about read-only memory.
     content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return centre(decode_jpeg(content, ImageReadMode.RGB), crop)
 
@@ -216,12 +221,13 @@ def _stack(samples: list[tuple[Any, int]]) -> tuple[Any, Any]:
     return torch.stack(images), torch.tensor(labels)
 
 
-# --- MosaicML streaming ----------------------------------------------------------------------------
+# --- MosaicML streaming
+# ----------------------------------------------------------------------------
 
 
 def mosaicml(folder: Path, crop: int | None) -> Counts:
-    """`StreamingDataset` over local MDS shards with the JPEGs as they are, shuffled as it does by
-    default, decoded with torchvision (its own "jpeg" column decodes with Pillow, and slower)."""
+    """`StreamingDataset` over local MDS shards of unchanged JPEGs, with its default shuffling,
+    decoded with torchvision (its own "jpeg" column decodes with Pillow, which is slower)."""
     from streaming import MDSWriter, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
@@ -237,25 +243,26 @@ def mosaicml(folder: Path, crop: int | None) -> Counts:
         part.rename(local)
 
     class Decoded(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, at: Any) -> Any:
-            sample = super().__getitem__(at)
+        def __getitem__(self, index: Any) -> Any:
+            sample = super().__getitem__(index)
             return _decode(sample["image"], crop), sample["label"]
 
     data = Decoded(local=str(local), shuffle=True, batch_size=BATCH)
     yield from _data_loader(data, shuffle=False)
 
 
-# --- Ray Data --------------------------------------------------------------------------------------
+# --- Ray Data
+# --------------------------------------------------------------------------------------
 
 
 def ray_data(folder: Path, crop: int | None) -> Counts:
-    """`read_webdataset` without a decoder, then torchvision's on blocks, then batches. The shards are
-    named many times over: an epoch's end and beginning take it seconds, which aren't meant here."""
+    """`read_webdataset` without a decoder, then torchvision's decoder on blocks, then batches. The
+    shards are listed 20 times, because starting an epoch takes seconds that shouldn't count."""
     import logging
 
     import ray
 
-    # It stays between turns: one that is started anew ends the process.
+    # Kept between turns: a second `ray.init` ends the process.
     if not ray.is_initialized():
         ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -275,7 +282,8 @@ def _decode_block(batch: dict[str, Any], crop: int | None) -> dict[str, Any]:
     return {"image": images, "label": np.array([int(text) for text in batch["cls"]])}
 
 
-# --- a contender's process -------------------------------------------------------------------------
+# --- the process of a contender
+# -------------------------------------------------------------------------
 
 CONTENDERS: dict[str, Callable[[Path, int | None], Counts]] = {
     "raw_files": partial(raw, source="files"),
@@ -289,14 +297,14 @@ CONTENDERS: dict[str, Callable[[Path, int | None], Counts]] = {
     "mosaicml": mosaicml,
     "ray_data": ray_data,
 }
-TIDY = frozenset({"ray_data"})
-"""Those that use the processor between turns: they end after each turn, begin anew, and get longer
-until they count."""
+RESTARTED = frozenset({"ray_data"})
+"""Contenders that use the CPU between turns: they are restarted after each turn, with a longer
+warm-up."""
 
 
 def turn(counts: Counts, warm: float, seconds: float) -> dict[str, float]:
-    """Images, seconds of wall and of CPU, from one batch's arrival to another's. What was made
-    ahead is used up in the `warm` seconds before, which begin with the first batch."""
+    """Images, wall seconds and CPU seconds, from the arrival of one batch to that of another.
+    Prefetched batches are used up in the `warm` seconds before, which start at the first batch."""
     next(counts)
     began = time.perf_counter()
     while time.perf_counter() - began < warm:
@@ -308,7 +316,7 @@ def turn(counts: Counts, warm: float, seconds: float) -> dict[str, float]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and all below it, those that have ended and were waited for included."""
+    """CPU seconds of this process and all its descendants, including those that have ended."""
     import psutil
 
     me = psutil.Process()
@@ -323,23 +331,23 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    """Speaks JSON lines: says when it is ready, then answers each request for a turn."""
+    """Writes a line of JSON when it is ready, then one for each line that requests a turn."""
     name, folder, crop = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) or None
-    # Libraries print; what they print goes to the log.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What libraries print to stdout goes to the log instead.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     counts = CONTENDERS[name](folder, crop)
-    if name not in TIDY:
+    if name not in RESTARTED:
         next(counts)
-    print(json.dumps({"ready": name}), file=answers)
+    print(json.dumps({"ready": name}), file=replies)
     for line in sys.stdin:
         request = json.loads(line)
-        warm = request["warm"] * (4 if name in TIDY else 1)
+        warm = request["warm"] * (4 if name in RESTARTED else 1)
         measured = turn(counts, warm, request["seconds"])
-        if name in TIDY:
+        if name in RESTARTED:
             counts.close()  # type: ignore[attr-defined]
             counts = CONTENDERS[name](folder, crop)
-        print(json.dumps(measured), file=answers)
+        print(json.dumps(measured), file=replies)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Images a second that come out of our loader, out of other ones, and out of a bare loop.
+"""Images per second of Tessera's loader, of other loaders, and of a bare loop.
 
-All run side by side in one measurement: each has a process of its own, and they take turns, round
-by round, so that what else the machine does meets all alike. The ratios count; the absolute figures
-are this machine's. Prints a table for each set and writes benchmarks/results/data_loading.json.
+Each contender has its own process, and they take turns, round by round, so that other load on the
+machine affects all of them alike. The ratios count; the absolute speeds depend on the machine.
+Prints a table for each set and writes benchmarks/results/data_loading.json.
 
-MosaicML's streaming needs an older NumPy and runs in an environment of its own, which `make bench`
-makes (`.venv-bench`). What a contender can't run for is said in the table.
+MosaicML's streaming needs an older NumPy and runs in its own environment, which `make bench`
+creates (`.venv-bench`). If a contender can't run, the table gives the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from common import RAW, RESULTS, ROOT, arguments, machine, record, table, write_measured
 from contenders import BATCH, CONTENDERS, PROCESSES
-from loading_data import DONE, PHOTOS, SETS, Absent, prepare
+from loading_data import DONE, PHOTOS, SETS, MissingData, prepare
 
 BENCH_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 TITLES = {
@@ -40,21 +40,21 @@ LIMITS = ("raw_files", "raw_blob")
 OURS = ("ours", "ours_cached")
 PEERS = [name for name in CONTENDERS if name not in (*LIMITS, *OURS)]
 BARS = {"cifar10": 0.75, "photos": 0.9}
-"""What ours is to reach of the raw limit: over image files, which is the limit of a folder of images,
-and over one file, which leaves out opening and closing them, as shards do."""
+"""Tessera must reach at least this share of both raw limits: over image files, the limit of a
+folder of images, and over one file, which leaves out opening and closing files, as shards do."""
 CACHED_BAR = 10.0
-"""What ours, cached, is to reach of ImageFolder on CIFAR-10."""
+"""With its cache, Tessera must be this many times as fast as ImageFolder on CIFAR-10."""
 
 
 class Contender:
-    """A process that runs one contender, and what it measured."""
+    """A process that runs one contender, and its measurements."""
 
     def __init__(self, name: str, folder: Path, crop: int | None, logs: Path) -> None:
         python = BENCH_PYTHON if name == "mosaicml" else Path(sys.executable)
         self.name, self.turns, self.problem = name, list[dict[str, float]](), ""
         self._log = logs / f"{name}.log"
         if not python.exists():
-            self.problem = "not run: make bench makes its environment"
+            self.problem = "not run: make bench creates its environment"
             return
         logs.mkdir(parents=True, exist_ok=True)
         with self._log.open("w") as log:
@@ -66,28 +66,28 @@ class Contender:
                 text=True,
                 env={**os.environ, "PYTHONWARNINGS": "ignore"},
             )
-        self._answer()
+        self._read_reply()
 
     def turn(self, warm: float, seconds: float) -> None:
         if not self.problem:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps({"warm": warm, "seconds": seconds}) + "\n")
             self._process.stdin.flush()
-            if answer := self._answer():
-                self.turns.append(answer)
+            if reply := self._read_reply():
+                self.turns.append(reply)
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_reply(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._log.read_text().strip().splitlines()
-            self.problem = f"failed: {said[-1] if said else 'no word'}"
+            lines = self._log.read_text().strip().splitlines()
+            self.problem = f"failed: {lines[-1] if lines else 'its log is empty'}"
             return {}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def close(self) -> None:
-        """Ends the process; its own children are daemons or end with their pipe."""
+        """Ends the process; its children are daemons, or end when their pipe closes."""
         if hasattr(self, "_process"):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -97,12 +97,12 @@ class Contender:
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """A set's entry: for each contender its turns and their medians."""
+    """The entry of an image set: the turns of each contender and their medians."""
     chosen = [contender for contender in CONTENDERS if contender in options.only]
     running = []
     try:
         for contender in chosen:
-            print(f"{name}: {TITLES[contender]} starts", file=sys.stderr)
+            print(f"{name}: starting {TITLES[contender]}", file=sys.stderr)
             running.append(
                 Contender(contender, folder, SETS[name].crop, options.work / "logs" / name)
             )
@@ -131,7 +131,7 @@ def summary(contender: Contender) -> dict[str, Any]:
 
 
 def share(entry: dict[str, Any], name: str, of: str) -> float | None:
-    """The median over rounds of `name`'s speed over that of `of` in the same round."""
+    """The speed of `name` divided by that of `of` in the same round; the median over rounds."""
     speeds: list[list[float]] = [
         [
             turn["images"] / turn["wall"]
@@ -143,7 +143,7 @@ def share(entry: dict[str, Any], name: str, of: str) -> float | None:
 
 
 def show(name: str, entry: dict[str, Any]) -> str:
-    """The table of a set."""
+    """The text table of an image set."""
     rows = []
     for contender, measured in entry["contenders"].items():
         if "problem" in measured:
@@ -173,16 +173,16 @@ def show(name: str, entry: dict[str, Any]) -> str:
 
 
 def markdown(entry: dict[str, Any]) -> str:
-    """The table in docs/reference/measured.md: images/s of all contenders on both sets, and their
-    share of the raw limit over one file."""
+    """The table in docs/reference/measured.md: images/s of all contenders on both image sets, and
+    their share of the raw limit over one file."""
     sets = entry["sets"]
     heads = [f"{name}, images/s | of the limit" for name in sets]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + 2 * len(sets)) + "|"]
     for contender in CONTENDERS:
         cells = []
-        for held in sets.values():
-            measured = held["contenders"].get(contender, {})
-            ratio = share(held, contender, "raw_blob")
+        for measured_set in sets.values():
+            measured = measured_set["contenders"].get(contender, {})
+            ratio = share(measured_set, contender, "raw_blob")
             speed = measured.get("images_per_second")
             cells += [f"{speed:,.0f}" if speed else "", f"{ratio:.2f}" if ratio else ""]
         lines.append(f"| {TITLES[contender]} | {' | '.join(cells)} |")
@@ -191,48 +191,59 @@ def markdown(entry: dict[str, Any]) -> str:
 
 
 def judge(name: str, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The bars: what was asked, what was reached; only those whose contenders all ran."""
+    """The results for the bars; only bars whose contenders all ran."""
     bars = []
 
-    def bar(asked: str, reached: float | None, least: float) -> None:
+    def bar(criterion: str, reached: float | None, least: float) -> None:
         if reached is not None:
             bars.append(
-                {"asked": asked, "reached": reached, "least": least, "met": reached >= least}
+                {
+                    "criterion": criterion,
+                    "reached": reached,
+                    "required": least,
+                    "met": reached >= least,
+                }
             )
 
     for limit in LIMITS:
-        bar(f"{name}: ours of the {TITLES[limit]}", share(entry, "ours", limit), BARS[name])
+        bar(f"{name}: Tessera / {TITLES[limit]}", share(entry, "ours", limit), BARS[name])
     for peer in PEERS:
-        bar(f"{name}: ours over {TITLES[peer]}", share(entry, "ours", peer), 1.0)
+        bar(f"{name}: Tessera / {TITLES[peer]}", share(entry, "ours", peer), 1.0)
     if name == "cifar10":
         cached = share(entry, "ours_cached", "image_folder")
-        bar(f"{name}: ours cached over ImageFolder", cached, CACHED_BAR)
+        bar(f"{name}: Tessera, cached / ImageFolder, Pillow", cached, CACHED_BAR)
     return bars
 
 
 def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--data", type=Path, default=RAW, help="folder with the raw data sets")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
-    parser.add_argument("--warm", type=float, default=1.0, help="seconds before it, not counted")
-    parser.add_argument("--photos", type=int, default=PHOTOS)
+    parser.add_argument(
+        "--sets", nargs="+", choices=list(SETS), default=list(SETS), help="image sets"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="contenders"
+    )
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of a turn")
+    parser.add_argument("--warm", type=float, default=1.0, help="seconds of warm-up before a turn")
+    parser.add_argument("--photos", type=int, default=PHOTOS, help="number of photos")
     options = parser.parse_args()
     sets, bars = {}, []
     for name in options.sets:
         try:
             folder = prepare(name, options.data, options.work, options.photos)
-        except Absent as error:
-            print(f"{name} is left out: {error}; name the folder that has it: --data FOLDER")
+        except MissingData as error:
+            print(f"{name} is skipped: {error}; give the folder that has it: --data FOLDER")
             continue
         sets[name] = measure(name, folder, options)
         bars += judge(name, sets[name])
         print(f"\n{show(name, sets[name])}")
     for bar in bars:
-        verdict = "met" if bar["met"] else f"missed by {bar['least'] - bar['reached']:.2f}"
-        print(f"{bar['asked']}: {bar['reached']:.2f}, at least {bar['least']:.2f} asked: {verdict}")
+        verdict = "met" if bar["met"] else f"missed by {bar['required'] - bar['reached']:.2f}"
+        print(
+            f"{bar['criterion']}: {bar['reached']:.2f}, required {bar['required']:.2f}: {verdict}"
+        )
     libraries = ("torch", "torchvision", "pillow", "numpy", "webdataset", "ray")
     entry = {
         **machine(*libraries),

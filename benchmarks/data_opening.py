@@ -1,12 +1,11 @@
-"""What it costs to open a data set, and to go on at 90 % of an epoch, against its number of shards.
+"""The cost of opening a data set, and of resuming at 90 % of an epoch, by its number of shards.
 
-Each opening is a process of its own, and they take turns: ours and stock webdataset, over sets of
-10 to 10,000 shards of 1,000 samples. Measured from the card to the first batch of 128 decoded
-images; importing torch and the other libraries is outside. Ours starts two loader processes in that
-time, webdataset reads in the process itself. Nobody keeps 10,000 shards for this: the index has a
-true row for each sample, and the shards are one tar under 10,000 names. Its pages are in memory, so
-the disk is outside as well. Prints a table, writes benchmarks/results/data_opening.json and
-data_opening.png.
+Each opening has its own process, and they take turns: Tessera and stock webdataset, over sets of 10
+to 10,000 shards of 1,000 samples. Measured from reading the card to the first batch of 128 decoded
+images; imports are excluded. Tessera starts two loader processes in that time, webdataset reads in
+the process itself. To save disk space all shards are hard links to one tar, while the index has a
+real row for each sample. The tar stays in the page cache, so disk reads are excluded. Prints a
+table, writes benchmarks/results/data_opening.json and data_opening.png.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from pipelines.data.card import Card, ImageCard
 SIZES = (10, 100, 1000, 10_000)
 RESUMED = 0.9
 STOCK_RESUMES_UP_TO = 100
-"""Shards: it reads all that is used up, which takes minutes for more."""
+"""Shards: webdataset reads all consumed samples again, which takes minutes for more."""
 SIDE = 32
 BARS = {"seconds": 1.0, "grown_mb": 100.0}
-"""At most, at the largest number of shards."""
+"""Upper limits at the largest number of shards."""
 TITLES = {
     ("ours", 0.0): "Tessera, first batch",
     ("ours", RESUMED): "Tessera, resume",
@@ -46,16 +45,16 @@ TITLES = {
 
 
 def make(folder: Path, count: int) -> None:
-    """A data set of `count` shards that are one file, with an index that has all rows."""
+    """Writes a data set of `count` shards that are one file, with an index that has all rows."""
     (folder / "train").mkdir(parents=True)
     name = "train/{:06d}.tar".format
     first, rows = shards.write_shard(folder / name(0), name(0), samples())
     written = [(first, rows)]
     for number in range(1, count):
         os.link(folder / name(0), folder / name(number))
-        own = rows.copy()
-        own["key"] = [b"%06d/%03d" % (number, sample) for sample in range(SHARD_SAMPLES)]
-        written.append((first.model_copy(update={"path": name(number)}), own))
+        copied = rows.copy()
+        copied["key"] = [b"%06d/%03d" % (number, sample) for sample in range(SHARD_SAMPLES)]
+        written.append((first.model_copy(update={"path": name(number)}), copied))
     split = shards.finish_split(folder, "train", written)
     half = (0.5, 0.5, 0.5)
     image = ImageCard(
@@ -81,20 +80,20 @@ def samples() -> list[shards.Packed]:
     """The samples of a shard: small JPEGs of noise."""
     from PIL import Image
 
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     packed = []
     for number in range(SHARD_SAMPLES):
-        pixels = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         out = io.BytesIO()
         Image.fromarray(pixels).resize((SIDE, SIDE)).save(out, format="JPEG", quality=75)
         label = number % 2
-        note = ("cls", str(label).encode())
+        annotation = ("cls", str(label).encode())
         key = f"000000/{number:03d}"
-        packed.append(shards.Packed(key, ("jpg", out.getvalue()), note, label))
+        packed.append(shards.Packed(key, ("jpg", out.getvalue()), annotation, label))
     return packed
 
 
-def opened(folder: Path, who: str, share: float) -> dict[str, float]:
+def open_once(folder: Path, who: str, share: float) -> dict[str, float]:
     """One opening in a fresh process."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/opening.py"), folder, who, str(share)],
@@ -110,7 +109,7 @@ def opened(folder: Path, who: str, share: float) -> dict[str, float]:
 def measure(work: Path, sizes: list[int], rounds: int, only: list[str]) -> list[dict[str, Any]]:
     """One entry for each kind of opening and number of shards, with the medians of its rounds."""
     for size in sizes:
-        print(f"{size:,} shards are made up", file=sys.stderr)
+        print(f"{size:,} shards are written", file=sys.stderr)
         make(work / str(size), size)
     cases = [
         (who, share, size)
@@ -122,7 +121,7 @@ def measure(work: Path, sizes: list[int], rounds: int, only: list[str]) -> list[
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
         for who, share, size in cases:
-            turns[who, share, size].append(opened(work / str(size), who, share))
+            turns[who, share, size].append(open_once(work / str(size), who, share))
     entries = []
     for (who, share, size), measured in turns.items():
         seconds = [turn["seconds"] for turn in measured]
@@ -144,16 +143,21 @@ def measure(work: Path, sizes: list[int], rounds: int, only: list[str]) -> list[
 
 
 def judge(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bars, at the largest size that was measured."""
+    """The results for the bars, at the largest size that was measured."""
     bars = []
     largest = max(entry["shards"] for entry in entries)
     for entry in entries:
         if entry["shards"] == largest and entry["what"].startswith("Tessera"):
             for unit, most in BARS.items():
-                asked = f"{entry['what']}, {largest:,} shards, {unit}"
+                criterion = f"{entry['what']}, {largest:,} shards, {unit}"
                 reached = entry[unit]
                 bars.append(
-                    {"asked": asked, "reached": reached, "most": most, "met": reached <= most}
+                    {
+                        "criterion": criterion,
+                        "reached": reached,
+                        "allowed": most,
+                        "met": reached <= most,
+                    }
                 )
     return bars
 
@@ -171,7 +175,7 @@ def plot(entries: list[dict[str, Any]], path: Path) -> None:
         for what in dict.fromkeys(entry["what"] for entry in entries):
             mine = [entry for entry in entries if entry["what"] == what]
             axis.plot([e["shards"] for e in mine], [e[unit] for e in mine], "o-", label=what)
-        axis.axhline(bar, color="grey", linestyle=":", label="asked of Tessera")
+        axis.axhline(bar, color="grey", linestyle=":", label="limit for Tessera")
         axis.set(xscale="log", yscale="log", xlabel="shards of 1,000 samples", ylabel=labels[unit])
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
@@ -180,9 +184,13 @@ def plot(entries: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> int:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--shards", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=["ours", "stock"], default=["ours", "stock"])
+    parser.add_argument(
+        "--shards", type=int, nargs="+", default=list(SIZES), help="numbers of shards"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="openings of each kind and size")
+    parser.add_argument(
+        "--only", nargs="+", choices=["ours", "stock"], default=["ours", "stock"], help="loaders"
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="opening-", dir=options.work))
@@ -203,8 +211,8 @@ def main() -> int:
     print(table(["", "shards", "seconds", "range", "MiB grown"], rows))
     bars = judge(entries)
     for bar in bars:
-        verdict = "met" if bar["met"] else f"missed by {bar['reached'] - bar['most']:.2f}"
-        print(f"{bar['asked']}: {bar['reached']:.2f}, at most {bar['most']:g} asked: {verdict}")
+        verdict = "met" if bar["met"] else f"missed by {bar['reached'] - bar['allowed']:.2f}"
+        print(f"{bar['criterion']}: {bar['reached']:.2f}, allowed {bar['allowed']:g}: {verdict}")
     entry = {
         **machine("torch", "torchvision", "numpy", "webdataset"),
         "rounds": options.rounds,

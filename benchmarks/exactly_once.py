@@ -1,6 +1,6 @@
-"""Each sample once in every epoch, in ten thousand made-up cases: what the tests check, more often.
+"""Each sample once in every epoch: the property test of the loader with ten thousand cases.
 
-Prints how many cases were checked, and ends with an error at the first that fails.
+Prints the number of cases, and stops with an error at the first case that fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import exactly_once
 

@@ -1,14 +1,14 @@
-"""One fault of a kind, drawn by a seed, and how it ended; the program that `faults.py` watches.
+"""Injects random faults of one kind; the program that `faults.py` watches.
 
-In: on the command line a kind, the first case, how many. Out: a line for each case on stdout, its
-number before it begins and its outcome when it has ended, so that the watcher knows which of them
-hung or killed the process:
+In: the arguments KIND FIRST COUNT; a case's number seeds its fault. Out: a line for each case on
+stdout, its number before it starts and its outcome when it has ended, so that the watcher knows
+which case hung or killed the process:
 
     refused   a TesseraError
-    unharmed  everything read is what was packed
-    taken     a file from outside was read though it was changed: there is no checksum to tell
-    wrong     what was read differs from what was packed, and nothing said so
-    other     an error that is none of ours
+    unharmed  everything that was read is equal to what was packed
+    accepted  a changed file was read; it has no checksum that could show the change
+    wrong     what was read differs from what was packed, without an error
+    other     an error that is not a TesseraError
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import atexit
 import io
 import os
 import pickle
-import random
 import shutil
 import sys
 import tarfile
@@ -26,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -50,14 +50,13 @@ from pipelines.interfaces import World
 SIDE, SAMPLES = 24, 12
 CLASSES = ("ant", "bee", "cat")
 FORMS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
-Draw = random.Random
-Case = Callable[[Draw, Path], str]
+Case = Callable[[Random, Path], str]
 
 
-def picture(number: int, form: str) -> bytes:
-    """Smooth, so that a decoder has something to go on with after damage."""
-    random_numbers = np.random.default_rng(number)
-    small = Image.fromarray(random_numbers.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+def image_file(number: int, form: str) -> bytes:
+    """An encoded image; smooth, so that a decoder can often continue after damage."""
+    noise = np.random.default_rng(number)
+    small = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     out = io.BytesIO()
     small.resize((SIDE, SIDE)).save(out, format=form)
     return out.getvalue()
@@ -68,7 +67,7 @@ def objects(number: int) -> Objects:
     return Objects(boxes, np.array([number % 3, 1]), np.array([False, number % 2 == 1]))
 
 
-def note(task: str, number: int) -> tuple[str, bytes]:
+def annotation(task: str, number: int) -> tuple[str, bytes]:
     if task == "classification":
         return "cls", b"%d" % (number % 3)
     if task == "detection":
@@ -79,19 +78,21 @@ def note(task: str, number: int) -> tuple[str, bytes]:
 
 @cache
 def packed(task: str) -> Path:
-    """A data set of JPEGs and PNGs in three shards; lives as long as the process."""
+    """A data set of JPEGs and PNGs in three shards, deleted when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="tessera-faults-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    given = (
+    samples = (
         Packed(
             f"s{number}",
-            ("jpg", picture(number, "JPEG")) if number % 2 else ("png", picture(number, "PNG")),
-            note(task, number),
+            ("jpg", image_file(number, "JPEG"))
+            if number % 2
+            else ("png", image_file(number, "PNG")),
+            annotation(task, number),
             number % 3 if task == "classification" else -1,
         )
         for number in range(SAMPLES)
     )
-    split = shards.write(folder, "train", given, shard_samples=SAMPLES // 3)
+    split = shards.write(folder, "train", samples, shard_samples=SAMPLES // 3)
     sides = dict.fromkeys(("min_height", "max_height", "min_width", "max_width"), SIDE)
     image = ImageCard(channels=3, mean=(0.5,) * 3, std=(1,) * 3, **sides)
     card = Card(name="x", task=task, classes=CLASSES, image=image, splits={"train": split})
@@ -100,7 +101,7 @@ def packed(task: str) -> Path:
 
 
 def load(folder: Path) -> dict[str, object]:
-    """All of a data set as a training or an evaluation gets it."""
+    """All samples of a data set as one batch, as an evaluation gets it."""
     card = cards.read(folder)
     loader = EvalLoader(
         folder, card, card.spec(), batch_size=SAMPLES, world=World(), split="train", cache="none"
@@ -127,43 +128,43 @@ def same(one: object, other: object) -> bool:
 # ── damage ────────────────────────────────────────────────────────────────────────────────────
 
 
-def flip(data: bytes, draw: Draw) -> bytes:
+def flip(data: bytes, rng: Random) -> bytes:
     changed = bytearray(data)
-    for _ in range(draw.choice((1, 1, 1, 2, 8))):
-        bit = draw.randrange(len(changed) * 8)
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        bit = rng.randrange(len(changed) * 8)
         changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
-def cut(data: bytes, draw: Draw) -> bytes:
-    return data[: draw.randrange(len(data))]
+def cut(data: bytes, rng: Random) -> bytes:
+    return data[: rng.randrange(len(data))]
 
 
-def blot(data: bytes, draw: Draw) -> bytes:
-    """Zeros, or bytes from elsewhere in the file, in the midst of it; or a piece is missing."""
-    start, length = draw.randrange(len(data)), draw.choice((1, 16, 512, 1024))
-    other = draw.randrange(len(data))
-    filling = draw.choice((bytes(length), data[other : other + length], b""))
-    return data[:start] + filling + data[start + length :]
+def overwrite(data: bytes, rng: Random) -> bytes:
+    """Zeros or bytes from elsewhere in the file at a random position, or a piece removed."""
+    start, length = rng.randrange(len(data)), rng.choice((1, 16, 512, 1024))
+    other = rng.randrange(len(data))
+    replacement = rng.choice((bytes(length), data[other : other + length], b""))
+    return data[:start] + replacement + data[start + length :]
 
 
-DAMAGE = (flip, flip, cut, blot)
+DAMAGE = (flip, flip, cut, overwrite)
 
 
 # ── kinds ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def damaged_set(task: str, pattern: str) -> Case:
-    """A file of a packed set is damaged; then the set is read as in a training, and verified."""
+    """Damages a file of a packed data set, then loads and verifies the data set."""
 
-    def case(draw: Draw, scratch: Path) -> str:
+    def case(rng: Random, scratch: Path) -> str:
         folder = scratch / "set"
         shutil.copytree(packed(task), folder)
-        file = draw.choice(sorted(folder.glob(pattern)))
+        file = rng.choice(sorted(folder.glob(pattern)))
         before = file.read_bytes()
-        after = draw.choice(DAMAGE)(before, draw)
+        after = rng.choice(DAMAGE)(before, rng)
         file.write_bytes(after)
-        # Blanks in a card's JSON are nobody's content; every other byte is under a checksum.
+        # White space in the card's JSON has no meaning; every other byte is under a checksum.
         if after != before and file.name != cards.FILE and not _differs(folder):
             return "wrong"
         return "unharmed" if same(load(folder), truth(task)) else "wrong"
@@ -179,39 +180,39 @@ def _differs(folder: Path) -> bool:
 
 
 def damaged_image(form: str) -> Case:
-    def case(draw: Draw, scratch: Path) -> str:
+    def case(rng: Random, scratch: Path) -> str:
         del scratch
-        data = picture(draw.randrange(8), form)
-        changed = draw.choice(DAMAGE)(data, draw)
-        found = decode_image(changed, 3)
-        if torch.equal(found, decode_image(data, 3)):
+        data = image_file(rng.randrange(8), form)
+        changed = rng.choice(DAMAGE)(data, rng)
+        decoded = decode_image(changed, 3)
+        if torch.equal(decoded, decode_image(data, 3)):
             return "unharmed"
-        return "wrong" if form == "PNG" else "taken"
+        return "wrong" if form == "PNG" else "accepted"
 
     return case
 
 
-def damaged_note(draw: Draw, scratch: Path) -> str:
-    """Objects as JSON, outside of a shard."""
+def damaged_json(rng: Random, scratch: Path) -> str:
+    """Damages objects as JSON, outside of a shard."""
     del scratch
-    data = annotations.encode(objects(draw.randrange(8)))[1]
-    changed = draw.choice(DAMAGE)(data, draw)
+    data = annotations.encode(objects(rng.randrange(8)))[1]
+    changed = rng.choice(DAMAGE)(data, rng)
     size = {"height": SIDE, "width": SIDE, "classes": len(CLASSES), "where": "x"}
-    found = annotations.decode_objects(changed, **size)
-    annotations.check(found, **size)
-    return "unharmed" if annotations.encode(found)[1] == data else "taken"
+    decoded = annotations.decode_objects(changed, **size)
+    annotations.check(decoded, **size)
+    return "unharmed" if annotations.encode(decoded)[1] == data else "accepted"
 
 
-def damaged_xml(draw: Draw, scratch: Path) -> str:
-    """A VOC source, one of whose annotations is damaged."""
+def damaged_xml(rng: Random, scratch: Path) -> str:
+    """Damages one annotation of a VOC source."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (scratch / folder).mkdir(parents=True)
     side = f"<width>{SIDE}</width><height>{SIDE}</height>"
     box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>12</xmax><ymax>20</ymax></bndbox>"
     text = f"<annotation><size>{side}</size><object><name>ant</name>{box}</object></annotation>"
     good = text.encode()
-    for number, data in enumerate((good, draw.choice(DAMAGE)(good, draw))):
-        (scratch / "JPEGImages" / f"{number}.jpg").write_bytes(picture(number, "JPEG"))
+    for number, data in enumerate((good, rng.choice(DAMAGE)(good, rng))):
+        (scratch / "JPEGImages" / f"{number}.jpg").write_bytes(image_file(number, "JPEG"))
         (scratch / "Annotations" / f"{number}.xml").write_bytes(data)
     (scratch / "ImageSets" / "Main" / "train.txt").write_text("0\n1\n")
     source = voc.read(str(scratch), {})
@@ -219,17 +220,19 @@ def damaged_xml(draw: Draw, scratch: Path) -> str:
     if item.problem:
         return "refused"
     assert source.annotate is not None
-    found = source.annotate(item)
+    result = source.annotate(item)
     annotations.check(
-        found, height=SIDE, width=SIDE, classes=max(len(source.classes), 1), where="x"
+        result, height=SIDE, width=SIDE, classes=max(len(source.classes), 1), where="x"
     )
-    plain = Objects(np.array([[1.0, 2, 12, 20]]), np.array([0]), np.array([False]))
-    equal = annotations.encode(found) == annotations.encode(plain) and source.classes == ("ant",)
-    return "unharmed" if equal else "taken"
+    expected = Objects(np.array([[1.0, 2, 12, 20]]), np.array([0]), np.array([False]))
+    equal = annotations.encode(result) == annotations.encode(expected) and source.classes == (
+        "ant",
+    )
+    return "unharmed" if equal else "accepted"
 
 
-def foreign(folder: Path, data: bytes) -> str:
-    """Indexes a shard of others and reads it; no key may be more than a key."""
+def read_in_place(folder: Path, data: bytes) -> str:
+    """Indexes a WebDataset shard from elsewhere in place and reads it; every key must be valid."""
     (folder / "in").mkdir()
     (folder / "in" / "train-0.tar").write_bytes(data)
     card = in_place.index(
@@ -239,27 +242,30 @@ def foreign(folder: Path, data: bytes) -> str:
     keys: list[str] = batch["key"]  # type: ignore[assignment]
     for key in keys:
         cards.check_key(key, "shard")
-    return "taken" if len(keys) == card.split("train").samples else "wrong"
+    return "accepted" if len(keys) == card.split("train").samples else "wrong"
 
 
 def good_tar(form: int) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as tar:
         for number in range(6):
-            for name, data in ((f"{number}.cls", b"1"), (f"{number}.jpg", picture(number, "JPEG"))):
+            for name, data in (
+                (f"{number}.cls", b"1"),
+                (f"{number}.jpg", image_file(number, "JPEG")),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
 
-def damaged_tar(draw: Draw, scratch: Path) -> str:
-    form = draw.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
-    return foreign(scratch, draw.choice(DAMAGE)(good_tar(form), draw))
+def damaged_tar(rng: Random, scratch: Path) -> str:
+    form = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
+    return read_in_place(scratch, rng.choice(DAMAGE)(good_tar(form), rng))
 
 
-class Mark:
-    """Makes a file where it is unpickled."""
+class Marker:
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -272,21 +278,21 @@ STEMS = ("..", ".", "", "a", "\x1b[2J", "é", "x" * 90, "a\nb", "%2E", "c;touch 
 ENDS = (".jpg", ".cls", ".pkl", ".PYD", ".pth", ".pickle.gz", ".npy", ".json", "")
 
 
-def hostile_tar(draw: Draw, scratch: Path) -> str:
-    """Good samples, and one member of a strange name, kind or size with a pickle in it."""
-    payload = pickle.dumps(Mark(scratch / "marker"))
-    stranger = tarfile.TarInfo("/".join(draw.choices(STEMS, k=draw.randint(1, 3))))
-    stranger.name += draw.choice(ENDS)
-    stranger.type = bytes([draw.choice(b"0000001234567LKSxgVZ")])
-    stranger.linkname = draw.choice(("", "/etc/passwd", "0.jpg"))
-    stranger.size = draw.choice((len(payload), len(payload), 0, 1 << 32))
-    content = payload + bytes(-len(payload) % 512) if stranger.size else b""
-    member = stranger.tobuf(tarfile.GNU_FORMAT) + content
+def hostile_tar(rng: Random, scratch: Path) -> str:
+    """Valid samples, and one member with an odd name, type or size that holds a pickle."""
+    payload = pickle.dumps(Marker(scratch / "marker"))
+    member = tarfile.TarInfo("/".join(rng.choices(STEMS, k=rng.randint(1, 3))))
+    member.name += rng.choice(ENDS)
+    member.type = bytes([rng.choice(b"0000001234567LKSxgVZ")])
+    member.linkname = rng.choice(("", "/etc/passwd", "0.jpg"))
+    member.size = rng.choice((len(payload), len(payload), 0, 1 << 32))
+    content = payload + bytes(-len(payload) % 512) if member.size else b""
+    block = member.tobuf(tarfile.GNU_FORMAT) + content
     good = good_tar(tarfile.GNU_FORMAT)
-    sample = 2 * 512 + 512 + padded(len(picture(0, "JPEG")))
-    at = draw.choice((0, 1024, sample, sample))  # before, in and after the first sample
+    sample = 2 * 512 + 512 + padded(len(image_file(0, "JPEG")))
+    position = rng.choice((0, 1024, sample, sample))  # before, in and after the first sample
     try:
-        return foreign(scratch, good[:at] + member + good[at:])
+        return read_in_place(scratch, good[:position] + block + good[position:])
     finally:
         assert not (scratch / "marker").exists(), "a pickle was executed"
 
@@ -297,32 +303,32 @@ KINDS: dict[str, Case] = {
     "index": damaged_set("classification", "train/index.npy"),
     "card": damaged_set("classification", "card.json"),
     **{f"{form} files": damaged_image(form) for form in FORMS},
-    "annotations, JSON": damaged_note,
+    "annotations, JSON": damaged_json,
     "annotations, XML": damaged_xml,
     "shards of others": damaged_tar,
     "hostile members": hostile_tar,
 }
 
 
-def die(draw: Draw, scratch: Path) -> str:
+def die(rng: Random, scratch: Path) -> str:
     os.abort()
 
 
-def hang(draw: Draw, scratch: Path) -> str:
+def hang(rng: Random, scratch: Path) -> str:
     while True:
         time.sleep(1)
 
 
-def lie(draw: Draw, scratch: Path) -> str:
+def lie(rng: Random, scratch: Path) -> str:
     return "wrong"
 
 
-def fail(draw: Draw, scratch: Path) -> str:
+def fail(rng: Random, scratch: Path) -> str:
     raise KeyError("x")
 
 
 CONTROLS: dict[str, Case] = {"die": die, "hang": hang, "lie": lie, "fail": fail}
-"""What the watcher must see."""
+"""Controls: the outcomes that the watcher must notice."""
 
 
 def main(kind: str, first: int, count: int) -> None:
@@ -332,7 +338,7 @@ def main(kind: str, first: int, count: int) -> None:
         print(number, end=" ", flush=True)
         with tempfile.TemporaryDirectory(prefix="tessera-fault-") as scratch:
             try:
-                outcome = case(Draw(f"{kind} {number}"), Path(scratch))
+                outcome = case(Random(f"{kind} {number}"), Path(scratch))
             except TesseraError:
                 outcome = "refused"
             except Exception as error:

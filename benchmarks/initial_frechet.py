@@ -1,8 +1,8 @@
-"""How far from real images a generator is before it has learned, by the figure it is measured with.
+"""The metrics of a generator before and after its training.
 
-In: a registered generator and its data set. Out: a line of JSON on stdout with the figures of the
-network as its training began, from the recipe's seed, and of the trained one, both on the same split
-and by the recipe's own judge.
+In: a registered generator and its data set. Out: a line of JSON on stdout with the metrics of the
+network as it was initialized from the recipe's seed, and of the trained one, both on the same split
+and with the recipe's judge.
 
     python benchmarks/initial_frechet.py models:/mnist-generation --data DIR
 """
@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any]:
-    """`initial` and `trained` figures of `model`, `share`: the trained Fréchet distance in the
-    initial one, and `judge`."""
+    """The metrics `initial` and `trained` of `model`, their `judge`, and `share`: the trained
+    Fréchet distance divided by the initial one."""
     import torch
 
     import models
@@ -41,22 +41,22 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
     with tempfile.TemporaryDirectory() as scratch:
         judge = Path(scratch) / JUDGE
         trained = registry.download(version, Path(scratch))
-        found = checkpoints.read_model(trained, services.registered_digest(version))
-        judges.fetch(found.recipe, registry, judge)
-        torch.manual_seed(found.recipe.seed)  # as a training does
-        family = models.get(found.recipe.family)
-        module = family.build(found.recipe.config(), data_spec(found.recipe, found.card))
+        loaded = checkpoints.read_model(trained, services.registered_digest(version))
+        judges.fetch(loaded.recipe, registry, judge)
+        torch.manual_seed(loaded.recipe.seed)  # as a training does
+        family = models.get(loaded.recipe.family)
+        module = family.build(loaded.recipe.config(), data_spec(loaded.recipe, loaded.card))
         fresh = checkpoints.save(
             Path(scratch) / "fresh",
             weights=module.state_dict(),
             training=None,
             optimizers={},
-            recipe=found.recipe,
-            card=found.card,
+            recipe=loaded.recipe,
+            card=loaded.card,
             progress=Progress(),
         )
         initial = Path(scratch) / "initial"
-        digests = {initial: checkpoints.write_model(fresh, initial), trained: found.digest}
+        digests = {initial: checkpoints.write_model(fresh, initial), trained: loaded.digest}
         metrics = {}
         for folder, digest in digests.items():
             files = ModelFiles(folder.name, folder, digest, judge)
@@ -65,7 +65,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
             metrics[folder] = {name: estimate.value for name, estimate in one.metrics.items()}
     return {
         "model": f"models:/{version.name}/{version.number}",
-        "judge": found.recipe.judge,
+        "judge": loaded.recipe.judge,
         "split": split,
         "initial": metrics[initial],
         "trained": metrics[trained],
@@ -77,9 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", help="a registered generator, models:/NAME/3")
     parser.add_argument("--data", required=True, help="the packed data set")
-    parser.add_argument("--split", default="test", help="of the data set")
-    asked = parser.parse_args()
-    print(json.dumps(initial_frechet(asked.model, asked.data, asked.split)))
+    parser.add_argument("--split", default="test", help="split to evaluate")
+    options = parser.parse_args()
+    print(json.dumps(initial_frechet(options.model, options.data, options.split)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The two sets of images that data loading is measured on, in each form that a contender reads.
+"""The two image sets that data loading is measured on, in each format that a contender reads.
 
-In: the raw archives. Out: a folder a class, a data set of ours (standard WebDataset shards, which
-the peers read too), and one file with all images for the raw limit. Made once, kept in the work
-folder. Must not know the contenders.
+In: the raw archives. Out: a folder per class, a packed data set (standard WebDataset shards, which
+other loaders read too), and one file with all images for the raw limit. Written once and kept in
+the work folder. Must not know the contenders.
 
     cifar10   the 50,000 train images of CIFAR-10 as JPEGs of 32 by 32
-    photos    3,000 photos of about 500 by 375, cut from CBSD68 and BCCD and encoded at quality 90
+    photos    3,000 photos of about 500 by 375, cropped from CBSD68 and BCCD, JPEG quality 90
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SIDES = ((480, 520), (360, 390))
 DONE = "done.json"
 
 
-class Images(NamedTuple):
-    """A set: where it comes from, the side of the square trained on (None: as it is), how many
-    images a shard has."""
+class ImageSet(NamedTuple):
+    """The archives of an image set, the side of the centre crop (None: no crop), and the number of
+    images per shard."""
 
     archives: tuple[str, ...]
     crop: int | None
@@ -42,25 +42,25 @@ class Images(NamedTuple):
 
 
 SETS = {
-    "cifar10": Images(("cifar10-jpeg/cifar10-jpeg.tar.gz",), None, 1000),
-    "photos": Images(("sr-bsd68-set5/CBSD68.tar", "bccd/BCCD.tar"), 224, 250),
+    "cifar10": ImageSet(("cifar10-jpeg/cifar10-jpeg.tar.gz",), None, 1000),
+    "photos": ImageSet(("sr-bsd68-set5/CBSD68.tar", "bccd/BCCD.tar"), 224, 250),
 }
 
 
-class Absent(Exception):
-    """The raw data aren't here."""
+class MissingData(Exception):
+    """Raised if an archive of the raw data is missing."""
 
 
 def prepare(name: str, raw: Path, work: Path, photos: int = PHOTOS) -> Path:
-    """The folder of a set, with `folder/CLASS/*.jpg`, `shards/` with a card, `blob.bin` with
-    `blob.npy`, and `done.json`; made when it isn't there."""
+    """The folder of an image set, with `folder/CLASS/*.jpg`, `shards/` with a card, `blob.bin` with
+    `blob.npy`, and `done.json`; written if it doesn't exist."""
     chosen = SETS[name]
     missing = [archive for archive in chosen.archives if not (raw / archive).exists()]
     folder = work / (f"{name}-{photos}" if name == "photos" else name)
     if (folder / DONE).exists():
         return folder
     if missing:
-        raise Absent(f"{raw} has no {', '.join(missing)}")
+        raise MissingData(f"{raw} has no {', '.join(missing)}")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -68,8 +68,8 @@ def prepare(name: str, raw: Path, work: Path, photos: int = PHOTOS) -> Path:
         _unpack_train(raw / chosen.archives[0], part / "folder")
     else:
         _cut_photos([raw / archive for archive in chosen.archives], part / "folder", photos)
-    about = _pack(part, name, chosen)
-    (part / DONE).write_text(json.dumps(about))
+    facts = _pack(part, name, chosen)
+    (part / DONE).write_text(json.dumps(facts))
     part.rename(folder)
     return folder
 
@@ -86,23 +86,23 @@ def _unpack_train(archive: Path, to: Path) -> None:
 
 
 def _cut_photos(archives: list[Path], to: Path, count: int) -> None:
-    """`count` JPEGs, as many of each archive; the same at every time."""
-    draws = np.random.default_rng(0)
-    sources = [list(_pictures(archive)) for archive in archives]
+    """Writes `count` JPEGs, as many from each archive; always the same ones."""
+    rng = np.random.default_rng(0)
+    sources = [list(_photos(archive)) for archive in archives]
     for number in range(count):
         kind = number % len(sources)
-        picture = sources[kind][number // len(sources) % len(sources[kind])]
-        width, height = (int(draws.integers(low, high + 1)) for low, high in SIDES)
-        scale = draws.uniform(0.7, 1.0) * min(picture.width / width, picture.height / height)
-        left = int(draws.integers(0, int(picture.width - width * scale) + 1))
-        top = int(draws.integers(0, int(picture.height - height * scale) + 1))
+        photo = sources[kind][number // len(sources) % len(sources[kind])]
+        width, height = (int(rng.integers(low, high + 1)) for low, high in SIDES)
+        scale = rng.uniform(0.7, 1.0) * min(photo.width / width, photo.height / height)
+        left = int(rng.integers(0, int(photo.width - width * scale) + 1))
+        top = int(rng.integers(0, int(photo.height - height * scale) + 1))
         box = (left, top, left + width * scale, top + height * scale)
         path = to / archives[kind].stem / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize((width, height), box=box).save(path, quality=QUALITY)
+        photo.resize((width, height), box=box).save(path, quality=QUALITY)
 
 
-def _pictures(archive: Path) -> Iterator[Any]:
+def _photos(archive: Path) -> Iterator[Any]:
     from PIL import Image
 
     with tarfile.open(archive) as tar:
@@ -110,24 +110,24 @@ def _pictures(archive: Path) -> Iterator[Any]:
             if member.isfile() and member.name.endswith((".png", ".jpg")):
                 stream = tar.extractfile(member)
                 assert stream is not None
-                with Image.open(io.BytesIO(stream.read())) as picture:
-                    yield picture.convert("RGB")
+                with Image.open(io.BytesIO(stream.read())) as photo:
+                    yield photo.convert("RGB")
 
 
-def _pack(part: Path, name: str, chosen: Images) -> dict[str, Any]:
-    """The shards, the card and the blob of the images in `part/folder`, in a mixed order."""
+def _pack(part: Path, name: str, chosen: ImageSet) -> dict[str, Any]:
+    """Writes the shards, the card and the blob of the images in `part/folder`, in random order."""
     from PIL import Image
 
     paths = sorted((part / "folder").rglob("*.jpg"))
     classes = tuple(sorted(folder.name for folder in (part / "folder").iterdir()))
-    mixed = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+    shuffled = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
     sizes = np.array([Image.open(path).size for path in paths])
     to = part / "shards"
     (to / "train").mkdir(parents=True)
     written = []
-    for number, at in enumerate(range(0, len(mixed), chosen.shard_samples)):
+    for number, start in enumerate(range(0, len(shuffled), chosen.shard_samples)):
         shard = f"train/{number:06d}.tar"
-        packed = [_packed(path, classes) for path in mixed[at : at + chosen.shard_samples]]
+        packed = [_packed(path, classes) for path in shuffled[start : start + chosen.shard_samples]]
         written.append(shards.write_shard(to / shard, shard, packed))
     half = (0.5, 0.5, 0.5)
     (low_width, low_height), (width, height) = sizes.min(0).tolist(), sizes.max(0).tolist()
@@ -147,10 +147,10 @@ def _pack(part: Path, name: str, chosen: Images) -> dict[str, Any]:
         splits={"train": shards.finish_split(to, "train", written)},
     ).sealed()
     (to / cards.FILE).write_text(card.to_json())
-    ends = np.cumsum([0, *(path.stat().st_size for path in mixed)])
+    ends = np.cumsum([0, *(path.stat().st_size for path in shuffled)])
     np.save(part / "blob.npy", ends)
     with (part / "blob.bin").open("wb") as blob:
-        blob.writelines(path.read_bytes() for path in mixed)
+        blob.writelines(path.read_bytes() for path in shuffled)
     return {
         "images": len(paths),
         "shards": len(written),
@@ -161,5 +161,5 @@ def _pack(part: Path, name: str, chosen: Images) -> dict[str, Any]:
 
 def _packed(path: Path, classes: tuple[str, ...]) -> Packed:
     label = classes.index(path.parent.name)
-    note = ("cls", str(label).encode())
-    return Packed(f"{path.parent.name}/{path.stem}", ("jpg", path.read_bytes()), note, label)
+    annotation = ("cls", str(label).encode())
+    return Packed(f"{path.parent.name}/{path.stem}", ("jpg", path.read_bytes()), annotation, label)

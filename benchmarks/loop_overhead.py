@@ -1,9 +1,9 @@
-"""What the training loop costs beside a bare PyTorch loop over the same network and images.
+"""The speed of the training loop compared with a bare PyTorch loop on the same network and images.
 
 Both train `cnn` on the bundled digits in one process, in the same precision and memory format, in
-turns in one run. The bare loop has its images decoded, as ours has after its first epoch, and does
-nothing but forward, backward and step. Ratios are what counts; the absolute figures are this
-machine's. Prints a table and writes benchmarks/results/loop_overhead.json.
+turns in one run. The bare loop has its images decoded, as Tessera has after its first epoch, and
+only does forward, backward and step. The ratio counts; the absolute speeds depend on the machine.
+Prints a table and writes benchmarks/results/loop_overhead.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESULT = Path(__file__).with_name("results") / "loop_overhead.json"
 
 
 def ours(recipe: Recipe, folder: Path) -> float:
-    """Images per second of the loop, from its second epoch on, without validation."""
+    """Images per second of Tessera's loop, from its second epoch on, without validation."""
     setup = open_setup(recipe)
     loader = TrainLoader(
         Path(recipe.data.path),
@@ -63,7 +63,7 @@ def ours(recipe: Recipe, folder: Path) -> float:
 
 
 def bare(recipe: Recipe) -> float:
-    """Images per second of a loop that does nothing else."""
+    """Images per second of the bare loop."""
     setup = open_setup(recipe)
     family, card, data = setup.family, setup.card, setup.data
     precision = resolve_precision(recipe.train.precision, "cpu")

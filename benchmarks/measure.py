@@ -1,8 +1,8 @@
-"""`make measure`: trains a recipe with several seeds and writes down what it reached.
+"""`make measure`: trains a recipe with several seeds and records its test metrics.
 
-In: a recipe and a packed data set. Out: the comment on top of the recipe and an entry in
-`benchmarks/results/recipes.json`, from which the tables in README and the docs are made. No figure is typed by hand; a
-measured reference to stand beside it comes from `benchmarks/results/references.json`.
+In: a recipe and a packed data set. Out: an entry in `benchmarks/results/recipes.json`, from which
+the comment at the top of the recipe and the tables in README and the docs are generated. No number
+is typed by hand; reference values come from `benchmarks/results/references.json`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--data", metavar="DIR", help="A packed data set.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings, with seeds 0, 1, 2, …")
+@click.option(
+    "--seeds", default=3, show_default=True, help="Number of trainings, with seeds 0, 1, 2, …"
+)
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the recipe.")
-@click.option("--packed", default="", metavar="COMMAND", help="How the data were packed.")
-@click.option("--readme", is_flag=True, help="Only write README's table and the comments.")
+@click.option("--packed", default="", metavar="COMMAND", help="Command that packed the data.")
+@click.option("--readme", is_flag=True, help="Only regenerate the tables and comments.")
 def command(
     recipe: str | None,
     data: str | None,
@@ -46,7 +48,7 @@ def command(
     packed: str,
     readme: bool,
 ) -> int:
-    """Measure a recipe on its test split, mean ± std over seeds, and write it down."""
+    """Measure a recipe on its test split: mean ± standard deviation over seeds."""
     from models.core.errors import UsageError
     from pipelines.storage.base import absolute_location
     from pipelines.workflows import packaged_recipes
@@ -62,12 +64,12 @@ def command(
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         click.echo(comment(path, entry))
-    write_down()
+    write_results()
     return 0
 
 
 def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Trains and evaluates once a seed; every figure that is written down comes from here."""
+    """Trains and evaluates the recipe once per seed. Returns its entry of the results."""
     import models
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
@@ -84,7 +86,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     )
     recipe = judges.pin(context, recipe)
     task = models.get(recipe.family).task
-    commit = _git("rev-parse", "--short", "HEAD")  # now: it may move while this trains
+    commit = _git("rev-parse", "--short", "HEAD")  # before the training: it may change meanwhile
     metrics: dict[str, list[float]] = {}
     seconds, speeds = [], []
     for seed in range(seeds):
@@ -98,8 +100,8 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         evaluation = evaluate(version, data=data, report=False, intervals=False, context=context)
         for name, value in evaluation.metrics.items():
             metrics.setdefault(name, []).append(value)
-        said = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline_metrics)
-        click.echo(f"seed {seed}: test {said} in {seconds[-1]:.0f} s")
+        shown = ", ".join(f"{name} {metrics[name][-1]:.4f}" for name in task.headline_metrics)
+        click.echo(f"seed {seed}: test {shown} in {seconds[-1]:.0f} s")
     return {
         "family": recipe.family,
         "variant": recipe.variant,
@@ -110,7 +112,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
         "judge": recipe.judge,
         "metric": f"test {task.primary.name}",
         "values": metrics[task.primary.name],
-        "also": {
+        "other_metrics": {
             name: metrics[name] for name in task.headline_metrics if name != task.primary.name
         },
         "seconds": [round(s, 1) for s in seconds],
@@ -124,9 +126,9 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     }
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation, to four decimals, or so many that a small mean has four
-    digits."""
+def mean_and_deviation(values: list[float]) -> str:
+    """Mean ± sample standard deviation, with four decimals, or with more if the mean would have
+    fewer than four digits."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     mean = statistics.mean(values)
     decimals = max(4, 3 - math.floor(math.log10(abs(mean)))) if mean else 4
@@ -134,15 +136,19 @@ def spread(values: list[float]) -> str:
 
 
 def comment(path: Path, entry: dict[str, Any]) -> str:
-    """The lines on top of the recipe."""
+    """The comment at the top of the recipe."""
     seconds, speeds = entry["seconds"], entry["images_per_second"]
     values = ", ".join(f"{v:.4g}" if abs(v) < 0.1 else f"{v:.4f}" for v in entry["values"])
     lines = [
         f"{train_command(path.stem, entry)}        (DIR: {entry['data']}, packed)",
         *([f"packed by: {entry['packed']}"] if entry.get("packed") else []),
         *([f"judged by: {entry['judge']}"] if entry.get("judge") else []),
-        f"{entry['metric']} {spread(entry['values'])} over {len(entry['values'])} seeds ({values})",
-        *(f"{name} {spread(found)}" for name, found in entry.get("also", {}).items()),
+        f"{entry['metric']} {mean_and_deviation(entry['values'])} "
+        f"over {len(entry['values'])} seeds ({values})",
+        *(
+            f"{name} {mean_and_deviation(values)}"
+            for name, values in entry.get("other_metrics", {}).items()
+        ),
         *references(path),
         f"{statistics.mean(seconds):.0f} s a training with {entry['workers']} workers, start-up "
         f"included; {statistics.mean(speeds):,.0f} images/s in it",
@@ -159,9 +165,9 @@ def train_command(recipe: str, entry: dict[str, Any]) -> str:
 
 
 def references(path: Path) -> list[str]:
-    """What was measured to stand beside a recipe's figures."""
-    found = json.loads(REFERENCES.read_text()) if REFERENCES.exists() else {}
-    return [f"reference: {text}" for text in found.get(path.stem, ())]
+    """The reference values of a recipe, such as what a simple method reaches."""
+    measured = json.loads(REFERENCES.read_text()) if REFERENCES.exists() else {}
+    return [f"reference: {text}" for text in measured.get(path.stem, ())]
 
 
 def body(path: Path) -> str:
@@ -177,8 +183,8 @@ def read_results() -> dict[str, Any]:
 
 
 def best_results(results: dict[str, Any]) -> dict[str, Any]:
-    """README's rows: the best recipe of each task and data set. The digits, which the demo trains
-    on, are left out."""
+    """README's rows: the best recipe of each task and data set, without the digits, which only the
+    demo uses."""
     import models
 
     best: dict[tuple[str, str], str] = {}
@@ -198,17 +204,23 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for recipe, entry in sorted(results.items(), key=_by_task):
-        metrics = {entry["metric"].removeprefix("test "): entry["values"], **entry.get("also", {})}
-        said = ", ".join(f"{name} {spread(values)}" for name, values in metrics.items())
+        metrics = {
+            entry["metric"].removeprefix("test "): entry["values"],
+            **entry.get("other_metrics", {}),
+        }
+        shown = ", ".join(
+            f"{name} {mean_and_deviation(values)}" for name, values in metrics.items()
+        )
         rows.append(
-            f"| `{entry['family']}` | {_words(entry)} | {entry['data']} | {said} | "
+            f"| `{entry['family']}` | {_words(entry)} | {entry['data']} | {shown} | "
             f"{statistics.mean(entry['seconds']):.0f} s | `{train_command(recipe, entry)}` |"
         )
-    where = sorted({entry["hardware"] for entry in results.values()})
+    machines = sorted({entry["hardware"] for entry in results.values()})
     workers = sorted({entry["workers"] for entry in results.values()})
     counts = " or ".join(map(str, workers))
     seeds = sorted({len(entry["values"]) for entry in results.values()})
-    end = f"Over {' or '.join(map(str, seeds))} seeds, with {counts} workers on {'; '.join(where)}."
+    numbers = " or ".join(map(str, seeds))
+    end = f"Over {numbers} seeds, with {counts} workers on {'; '.join(machines)}."
     return "\n".join([*rows, "", end, ""])
 
 
@@ -222,9 +234,9 @@ def _words(entry: dict[str, Any]) -> str:
     return task.replace("_", " ")
 
 
-def write_down() -> None:
-    """Writes the results into the comments of the recipes, and the tables between their marks in
-    README and in the docs."""
+def write_results() -> None:
+    """Writes the comments of the recipes, and the tables between their markers in README and in
+    the docs."""
     for recipe, entry in read_results().items():
         if (path := RECIPES / f"{recipe}.yaml").exists():
             path.write_text(comment(path, entry) + body(path))

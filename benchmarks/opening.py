@@ -1,12 +1,12 @@
-"""One opening of a data set, measured in the process that does it and does nothing else.
+"""Opens a data set once, and measures time and memory in a process that does nothing else.
 
-In: the folder, who opens it, and the share of the epoch that is used up already. Out: a line of JSON
-on stdout. Libraries are imported, and no data looked at, before the clock starts; the clock stops
-when the first batch is there.
+In: the folder, the loader that opens it, and the share of the epoch that is consumed already. Out:
+a line of JSON on stdout. Libraries are imported, but no data is read, before the clock starts; the
+clock stops when the first batch arrives.
 
     seconds        wall
-    grown_bytes    how much the process's memory grew at its peak, and with it the memory that
-                   belongs to its loader's processes alone
+    grown_bytes    growth of the process's resident memory at its peak, plus the unshared memory
+                   of its loader processes
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Opener = Callable[[], Any]
 
 
 def ours(folder: Path, share: float) -> Opener:
-    """`TrainLoader` as a training opens it, from the card on."""
+    """`TrainLoader` as a training opens it, starting with the card."""
     import torchvision  # noqa: F401
 
     from pipelines.data import card as cards
@@ -51,8 +51,8 @@ def ours(folder: Path, share: float) -> Opener:
 
 
 def stock(folder: Path, share: float) -> Opener:
-    """webdataset with torchvision's decoder. It has no state to go on from: the samples that are
-    used up are read, not decoded, and dropped."""
+    """webdataset with torchvision's decoder. It can't resume: the consumed samples are read and
+    dropped without decoding."""
     import torch
     import torchvision.io  # noqa: F401
     import webdataset as wds
@@ -73,11 +73,12 @@ OPENERS: dict[str, Callable[[Path, float], Opener]] = {"ours": ours, "stock": st
 
 
 def measure(first: Opener) -> dict[str, float]:
+    """Seconds until `first` returns a batch, and the growth of memory in bytes."""
     me = psutil.Process()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
     before = me.memory_info().rss
     began = time.perf_counter()
-    images, _held = first()
+    images, _stream = first()
     seconds = time.perf_counter() - began
     assert len(images) == BATCH
     grown = _peak() - before
@@ -92,8 +93,8 @@ def _peak() -> int:
 
 
 def main() -> None:
-    folder, who, share = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    print(json.dumps(measure(OPENERS[who](folder, share))))
+    folder, opener, share = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    print(json.dumps(measure(OPENERS[opener](folder, share))))
 
 
 if __name__ == "__main__":

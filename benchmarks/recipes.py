@@ -1,8 +1,8 @@
-"""Every measured recipe, trained with three seeds on the data set it is for: hours.
+"""Measures every recipe with three seeds on its data set. Takes hours.
 
-In: the data sets' archives in a folder, as `SOURCE.md` beside each tells. Out: what `make measure`
-writes, for one recipe after the other. The table below says how each data set is laid out and
-packed; the command goes into the recipe's comment.
+In: a folder with the archives of the data sets, as each `SOURCE.md` describes. Out: what `make
+measure` writes, for one recipe after the other. `DATA_SETS` defines how each data set is extracted
+and packed; the command is written into the recipe's comment.
 
     python benchmarks/recipes.py [--data ../shared/data] [--work DIR] [--pack] [NAME…]
 """
@@ -28,11 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 @dataclass(frozen=True)
 class DataSet:
-    """`lay_out` makes a folder that `tessera pack` reads, of the archives in a folder; `words` are
-    the further words of the command."""
+    """`extract(archives, to)` returns a folder that `tessera pack` can read; `options` are further
+    options of the command."""
 
-    lay_out: Callable[[Path, Path], Path]
-    words: tuple[str, ...] = ()
+    extract: Callable[[Path, Path], Path]
+    options: tuple[str, ...] = ()
 
 
 def mnist(archives: Path, to: Path) -> Path:
@@ -50,7 +50,7 @@ def bccd(archives: Path, to: Path) -> Path:
 
 
 def isbi(archives: Path, to: Path) -> Path:
-    """The 30 slices in their order: 21 to train, 3 to choose by, the last 6 held out."""
+    """The 30 slices in order: 21 for train, 3 for val, the last 6 for test."""
     _extract(archives / "isbi-membrane/membrane.tar", to / "raw")
     for number in range(30):
         split = "train" if number < 21 else "val" if number < 24 else "test"
@@ -62,7 +62,7 @@ def isbi(archives: Path, to: Path) -> Path:
 
 
 def super_resolution(archives: Path, to: Path) -> Path:
-    """68 photos to train on, Set5 as test."""
+    """68 photos for train, Set5 for test."""
     for archive, split in (("CBSD68", "train"), ("Set5", "test")):
         _extract(archives / f"sr-bsd68-set5/{archive}.tar", to)
         (to / archive).rename(to / split)
@@ -70,7 +70,7 @@ def super_resolution(archives: Path, to: Path) -> Path:
 
 
 def nuclei(archives: Path, to: Path) -> Path:
-    """170 images to train on, of which val is cut; those that SOURCE.md calls val are the test."""
+    """170 images for train, from which `pack` takes val; the images of its own val are the test."""
     source = archives / "dsb2018-fluorescence"
     _extract(source / "dsb2018-fluorescence.tar.gz", to)
     for split, name in (("train", "train"), ("val", "test")):
@@ -117,10 +117,10 @@ RECIPES = {
     "mnist-dcgan": "mnist",
     "mnist-embedding": "mnist-unseen",
 }
-"""Which data set a recipe in `jobs/recipes` is measured on."""
+"""The data set that each recipe in `jobs/recipes` is measured on."""
 JUDGES = {"mnist-dcgan": ("mnist", "mnist-judge")}
-"""By which recipe the classifier is trained that judges, and its name in the registry: one of its
-own, as every classifier of a data set is registered under the data set's."""
+"""The recipe of the classifier that judges a recipe's images, and the classifier's name in the
+registry: a separate one, because by default classifiers share the name of their data set."""
 
 
 def principal_components(packed: Path) -> list[str]:
@@ -130,37 +130,37 @@ def principal_components(packed: Path) -> list[str]:
     return [f"{metrics['components']} principal components: mse {metrics['mse']:.5f}"]
 
 
-def at_the_beginning(packed: Path) -> list[str]:
-    """Of the last trained one of the seeds."""
+def before_training(packed: Path) -> list[str]:
+    """The Fréchet distance before and after the training with the last seed."""
     import initial_frechet
 
-    found = initial_frechet.initial_frechet(f"{packed.name}-generation", str(packed))
-    before, after = (found[when]["frechet"] for when in ("initial", "trained"))
+    metrics = initial_frechet.initial_frechet(f"{packed.name}-generation", str(packed))
+    before, after = (metrics[when]["frechet"] for when in ("initial", "trained"))
     return [f"the network before it is trained: frechet {before:.4g}; after, {after:.4g}"]
 
 
 REFERENCES: dict[str, Callable[[Path], list[str]]] = {
     "mnist-autoencoder": principal_components,
-    "mnist-dcgan": at_the_beginning,
+    "mnist-dcgan": before_training,
 }
-"""What is measured to stand beside a recipe's figures."""
+"""Reference values that are written next to a recipe's metrics."""
 
 
 def prepare(name: str, archives: Path, work: Path) -> tuple[Path, str]:
-    """The packed data set, made where it isn't there yet, and the command that packs it."""
+    """The packed data set, written if it doesn't exist, and the command that packs it."""
     packed = work / "packed" / name
     command = ["tessera", "pack", "SOURCE", "--to", "DIR"]
-    source, words = "digits", ["--name", name]
+    source, options = "digits", ["--name", name]
     if name in DATA_SETS:
-        words += DATA_SETS[name].words
+        options += DATA_SETS[name].options
         if not (packed / "card.json").exists():
-            laid = work / "sources" / name
-            if laid.exists():
-                shutil.rmtree(laid)
-            source = str(DATA_SETS[name].lay_out(archives, laid))
+            extracted = work / "sources" / name
+            if extracted.exists():
+                shutil.rmtree(extracted)
+            source = str(DATA_SETS[name].extract(archives, extracted))
     if not (packed / "card.json").exists():
-        _run("-m", "jobs.pack", source, "--to", str(packed), *words)
-    return packed, " ".join([*command, *words])
+        _run("-m", "jobs.pack", source, "--to", str(packed), *options)
+    return packed, " ".join([*command, *options])
 
 
 def _is_registered(model: str) -> bool:
@@ -169,43 +169,55 @@ def _is_registered(model: str) -> bool:
     return bool(services.open_registry(Context.from_environment()).versions(model))
 
 
-def _run(*words: str) -> None:
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+def _run(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
 def measure(recipe: str, archives: Path, work: Path) -> None:
     packed, command = prepare(RECIPES[recipe], archives, work)
-    words = [recipe, "--data", str(packed), "--packed", command]
+    arguments = [recipe, "--data", str(packed), "--packed", command]
     if recipe in JUDGES:
-        trained, name = JUDGES[recipe]
+        judge, name = JUDGES[recipe]
         if not _is_registered(name):
-            _run("-m", "jobs.train", trained, "--data", str(packed), "--model", name)
-    _run(str(ROOT / "benchmarks/measure.py"), *words)
+            _run("-m", "jobs.train", judge, "--data", str(packed), "--model", name)
+    _run(str(ROOT / "benchmarks/measure.py"), *arguments)
     if recipe in REFERENCES:
         results = ROOT / "benchmarks/results/references.json"
-        found = json.loads(results.read_text()) if results.exists() else {}
-        found[recipe] = REFERENCES[recipe](packed)
-        results.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        references = json.loads(results.read_text()) if results.exists() else {}
+        references[recipe] = REFERENCES[recipe](packed)
+        results.write_text(json.dumps(references, indent=1, sort_keys=True) + "\n")
         _run(str(ROOT / "benchmarks/measure.py"), "--readme")
 
 
 def main() -> None:
-    # Ray's workers would give way to whatever else this machine does.
+    # By default Ray's workers have a low priority (niceness 15).
     os.environ.setdefault("RAY_worker_niceness", "0")
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; all, if none is named")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", metavar="DIR")
-    parser.add_argument("--work", type=Path, default=ROOT / ".tessera/recipes", metavar="DIR")
-    parser.add_argument("--pack", action="store_true", help="only pack their data sets")
-    asked = parser.parse_args()
+    parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; by default all")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared/data",
+        metavar="DIR",
+        help="folder of the archives",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / ".tessera/recipes",
+        metavar="DIR",
+        help="folder for extracted and packed data",
+    )
+    parser.add_argument("--pack", action="store_true", help="only pack the data sets")
+    options = parser.parse_args()
     known = [name for name in RECIPES if (ROOT / f"jobs/recipes/{name}.yaml").exists()]
-    for name in asked.names or known:
+    for name in options.names or known:
         if name not in known:
             parser.error(f"there is no recipe {name!r}: {', '.join(known)}")
-        if asked.pack:
-            print(prepare(RECIPES[name], asked.data.resolve(), asked.work.resolve())[0])
+        if options.pack:
+            print(prepare(RECIPES[name], options.data.resolve(), options.work.resolve())[0])
         else:
-            measure(name, asked.data.resolve(), asked.work.resolve())
+            measure(name, options.data.resolve(), options.work.resolve())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What simple methods reach, beside which a recipe's figures are written.
+"""Reference values of simple methods, which are written next to a recipe's metrics.
 
-In: a packed data set. Out: a line of JSON on stdout. The figures are the task's own, on the split that
-the recipe is measured on.
+In: a packed data set. Out: a line of JSON on stdout with the task's metrics, on the split that the
+recipe is measured on.
 
     python benchmarks/references.py pca DIR --components 32
 """
@@ -19,13 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 BATCH = 512
 MOST_VALUES = 20_000
-"""Of an image, for which covariances are made: 3 GiB of them."""
+"""Limit of values per image: their covariance matrix takes 3 GiB."""
 
 
 def pca(data: str, components: int = 32, split: str = "test") -> dict[str, Any]:
-    """Figures of the reconstruction of `split` by so many principal components, fitted on `train`:
-    each image the mean and the nearest combination of components, clamped to 0..1 as the answers
-    of an autoencoder are, and codes of 16 bits a number."""
+    """Metrics of reconstructing `split` from principal components that are fitted on `train`.
+
+    Reconstructions are clamped to 0..1 as those of an autoencoder, and codes have 16 bits per
+    component. Raises UsageError if there are more components than values in an image, or if the
+    images are too large.
+    """
     import torch
 
     from models.core.errors import UsageError
@@ -52,9 +55,9 @@ def pca(data: str, components: int = 32, split: str = "test") -> dict[str, Any]:
     records = []
     for rows in _images(data, split):
         codes = ((rows - mean) @ basis).half()
-        made = (codes.double() @ basis.T + mean).clamp(0, 1)
+        reconstructed = (codes.double() @ basis.T + mean).clamp(0, 1)
         truths = (rows * 255).round().to(torch.uint8)
-        for code, image, truth in zip(codes, made, truths):
+        for code, image, truth in zip(codes, reconstructed, truths):
             prediction = {"image": image.view(spec.shape), "code": code, "bits": 16 * components}
             target = {"image": truth.view(spec.shape)}
             records.append(RECONSTRUCTION.make_record(prediction, target, spec))
@@ -85,12 +88,14 @@ def _images(data: str, split: str) -> Iterator[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    one = kinds.add_parser("pca", help="principal components, for reconstruction")
-    one.add_argument("data", help="a packed data set")
-    one.add_argument("--components", type=int, default=32)
-    one.add_argument("--split", default="test")
-    given = parser.parse_args()
-    print(json.dumps(pca(given.data, given.components, given.split)))
+    pca_parser = kinds.add_parser(
+        "pca", help="principal components, a reference for reconstruction"
+    )
+    pca_parser.add_argument("data", help="a packed data set")
+    pca_parser.add_argument("--components", type=int, default=32, help="number of components")
+    pca_parser.add_argument("--split", default="test", help="split to evaluate")
+    options = parser.parse_args()
+    print(json.dumps(pca(options.data, options.components, options.split)))
 
 
 if __name__ == "__main__":

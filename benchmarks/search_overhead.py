@@ -1,11 +1,11 @@
-"""What a trial costs that does nothing: Ray Tune as a search uses it, its generations, Optuna alone.
+"""The cost of an empty trial: with Ray Tune, with PBT generations, and with Optuna alone.
 
-Each way runs the same numbers of empty trials, in turns in one run, on one cluster whose start is
-outside. A trial of Tune is a call in a process of its own, or with `kept`, as trials without workers
-are run, in one that goes on with the next; a member of a population is a call in a process beside the
-driver, a trial of Optuna alone a call in it. With `tracked` a trial also has a run in MLflow, as every
-trial of a search has. Each way runs one trial before, so that processes are there. Prints a table,
-writes benchmarks/results/search_overhead.json.
+Each method runs the same numbers of empty trials, in turns in one run, on one cluster whose start
+is excluded. A trial of Tune runs in its own process or, with `kept` (how trials without workers are
+run), in a process that is used again for the next one; a member of a population runs in a process
+on the driver's node, a trial of Optuna in the driver. With `tracked` a trial also has a run in
+MLflow, as every trial of a search has. A warm-up trial of each method starts the processes. Prints
+a table, writes benchmarks/results/search_overhead.json.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SPACE = {"optim.model.lr": LogUniform(1e-4, 1.0)}
 SEARCH = "overhead"
 
 
-def alone(count: int, folder: Path, at_once: int) -> None:
-    """Optuna in this process, with an objective that gives a number."""
+def optuna_alone(count: int, folder: Path, at_once: int) -> None:
+    """Optuna in this process, with an objective that returns a random number."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -48,7 +48,7 @@ def tune(
     def run(count: int, folder: Path, at_once: int) -> None:
         from pipelines.cluster import tuner
 
-        heard: list[str] = []
+        events: list[str] = []
         options = TunerOptions(
             folder=folder / "tune",
             space=SPACE,
@@ -63,42 +63,50 @@ def tune(
             seed=0,
             keep_processes=kept,
         )
-        told = {"home": os.environ["TESSERA_HOME"], "tracked": tracked, "turn": folder.name}
+        payload = {"home": os.environ["TESSERA_HOME"], "tracked": tracked, "turn": folder.name}
         tuner.run(
-            empty, told, options, lambda what, trial, about: heard.append(what), restore=False
+            empty_trial,
+            payload,
+            options,
+            lambda event, trial, details: events.append(event),
+            restore=False,
         )
-        assert heard.count("complete") == count, heard
+        assert events.count("complete") == count, events
 
     return run
 
 
 def generations(count: int, folder: Path, at_once: int) -> None:
-    """The calls of which a population's generation is made."""
+    """The calls that make up a generation of a population."""
     from pipelines.cluster import tasks
 
-    found = list(tasks.map_local_tasks(nothing, {}, range(count), at_once=at_once))
-    assert sorted(number for number, _ in found) == list(range(count))
+    results = list(tasks.map_local_tasks(empty_member, {}, range(count), at_once=at_once))
+    assert sorted(number for number, _ in results) == list(range(count))
 
 
-def nothing(shared: dict[str, Any], part: int) -> int:
+def empty_member(shared: dict[str, Any], part: int) -> int:
+    """A member of a population that trains nothing."""
     return part
 
 
-def empty(told: dict[str, Any], trial: str, settings: dict[str, Any], report: Report) -> None:
-    if told["tracked"]:
-        os.environ["TESSERA_HOME"] = told["home"]
+def empty_trial(
+    payload: dict[str, Any], trial: str, settings: dict[str, Any], report: Report
+) -> None:
+    """Reports one epoch and trains nothing."""
+    if payload["tracked"]:
+        os.environ["TESSERA_HOME"] = payload["home"]
         from pipelines.workflows import services
 
         tracker = services.open_tracker(
-            Context.from_environment(), f"{told['turn']}-{trial}", experiment=SEARCH, tags={}
+            Context.from_environment(), f"{payload['turn']}-{trial}", experiment=SEARCH, tags={}
         )
         tracker.params({path: str(value) for path, value in settings.items()})
         tracker.finish("FINISHED")
     report(1, 0.5)
 
 
-WAYS: dict[str, Callable[[int, Path, int], None]] = {
-    "optuna alone": alone,
+METHODS: dict[str, Callable[[int, Path, int], None]] = {
+    "optuna alone": optuna_alone,
     "tune, random": tune("random"),
     "tune, optuna": tune("optuna"),
     "tune, random, tracked": tune("random", tracked=True),
@@ -111,51 +119,58 @@ WAYS: dict[str, Callable[[int, Path, int], None]] = {
 def measure(
     work: Path, counts: list[int], rounds: int, at_once: int, only: list[str]
 ) -> list[dict[str, Any]]:
+    """One entry for each method and number of trials, with the median of its rounds."""
     seconds: dict[tuple[str, int], list[float]] = {}
     for turn in range(rounds + 1):
         for name in only:
             for count in counts if turn else [1]:  # the first turn is a warm-up
                 folder = Path(tempfile.mkdtemp(prefix="turn-", dir=work))
                 began = time.perf_counter()
-                WAYS[name](count, folder, at_once)
+                METHODS[name](count, folder, at_once)
                 if turn:
                     seconds.setdefault((name, count), []).append(time.perf_counter() - began)
                 shutil.rmtree(folder)
     return [
         {
-            "way": name,
+            "method": name,
             "trials": count,
-            "seconds": statistics.median(found),
-            "seconds_range": [min(found), max(found)],
-            "seconds_per_trial": statistics.median(found) / count,
+            "seconds": statistics.median(turns),
+            "seconds_range": [min(turns), max(turns)],
+            "seconds_per_trial": statistics.median(turns) / count,
         }
-        for (name, count), found in seconds.items()
+        for (name, count), turns in seconds.items()
     ]
 
 
 def growth(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each way: seconds that one more trial costs, between the fewest and the most, and a trial's
-    price at the most as a share of that at the fewest."""
-    found = {}
-    for name in dict.fromkeys(entry["way"] for entry in entries):
-        own = sorted((e for e in entries if e["way"] == name), key=lambda e: e["trials"])
-        few, many = own[0], own[-1]
+    """For each method: the seconds that a further trial costs, from the smallest to the largest
+    number of trials, and the cost of a trial at the largest divided by that at the smallest."""
+    growths = {}
+    for name in dict.fromkeys(entry["method"] for entry in entries):
+        measured = sorted((e for e in entries if e["method"] == name), key=lambda e: e["trials"])
+        few, many = measured[0], measured[-1]
         if few is many:
             continue
         more = many["trials"] - few["trials"]
-        found[name] = {
+        growths[name] = {
             "seconds_per_further_trial": (many["seconds"] - few["seconds"]) / more,
-            "price_ratio": many["seconds_per_trial"] / few["seconds_per_trial"],
+            "cost_ratio": many["seconds_per_trial"] / few["seconds_per_trial"],
         }
-    return found
+    return growths
 
 
 def main() -> int:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--trials", type=int, nargs="+", default=list(COUNTS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument(
+        "--trials", type=int, nargs="+", default=list(COUNTS), help="numbers of trials"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, after one warm-up")
+    parser.add_argument(
+        "--at-once", type=int, default=os.cpu_count() or 1, help="trials at the same time"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="methods"
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="overhead-", dir=options.work))
@@ -171,15 +186,15 @@ def main() -> int:
         shutil.rmtree(scratch)
     rows = [
         [
-            entry["way"],
+            entry["method"],
             str(entry["trials"]),
             f"{entry['seconds']:.2f}",
             "{:.2f} to {:.2f}".format(*entry["seconds_range"]),
             f"{entry['seconds_per_trial']:.3f}",
         ]
-        for entry in sorted(entries, key=lambda e: (list(WAYS).index(e["way"]), e["trials"]))
+        for entry in sorted(entries, key=lambda e: (list(METHODS).index(e["method"]), e["trials"]))
     ]
-    print(table(["", "trials", "seconds", "range", "each"], rows))
+    print(table(["", "trials", "seconds", "range", "per trial"], rows))
     entry = {
         **machine("ray", "optuna", "mlflow"),
         "rounds": options.rounds,

@@ -1,4 +1,4 @@
-"""The campaign of drawn faults counts what hangs, dies, lies and fails, and few of each kind pass."""
+"""The fault benchmark counts cases that hang, die, are wrong or fail, and a small run passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "faults", module)  # dataclasses look it up there
+    monkeypatch.setitem(sys.modules, "faults", module)  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
@@ -30,17 +30,17 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize(
     ("kind", "outcome"), [("die", "died"), ("lie", "wrong"), ("fail", "other"), ("hang", "hung")]
 )
-def test_the_watcher_sees_what_must_never_be(faults: ModuleType, kind: str, outcome: str) -> None:
-    """And continues with the next case."""
+def test_bad_outcomes_are_counted(faults: ModuleType, kind: str, outcome: str) -> None:
+    """After each of them the run continues with the next case."""
     count = 1 if kind == "hang" else 2
-    ended = faults.run(kind, count, patience=5.0 if kind == "hang" else 100.0)
-    assert ended.counts == {outcome: count}
-    assert len(ended.bad) == count
-    assert outcome in ended.bad[0]
+    outcomes = faults.run(kind, count, timeout=5.0 if kind == "hang" else 100.0)
+    assert outcomes.counts == {outcome: count}
+    assert len(outcomes.bad) == count
+    assert outcome in outcomes.bad[0]
 
 
 @pytest.mark.slow
-def test_a_small_campaign_ends_well(tmp_path: Path) -> None:
+def test_a_small_run_has_no_bad_outcome(tmp_path: Path) -> None:
     program = [sys.executable, str(BENCHMARKS / "faults.py"), "--cases", "12"]
     kinds = ["shards, detection", "index", "card", "PNG files", "JPEG files", "hostile members"]
     options = ["--results", str(tmp_path), "--only", *kinds]

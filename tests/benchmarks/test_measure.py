@@ -1,5 +1,4 @@
-"""No number is typed by hand: the comments of recipes and the tables in README and the docs are made
-from the results."""
+"""The comments of recipes and the tables in README and the docs are generated from the results."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_a_recipe_says_what_was_measured(path: Path) -> None:
+def test_comment_of_a_recipe_is_the_generated_one(path: Path) -> None:
     entry = measure.read_results()[path.stem]
     assert path.read_text() == measure.comment(path, entry) + measure.body(path)
     assert len(entry["values"]) >= 3
@@ -53,8 +52,7 @@ def test_a_recipe_says_what_was_measured(path: Path) -> None:
         ("mnist-embedding", "few_shot_5", 0.85),
     ],
 )
-def test_the_bars_are_met(name: str, metric: str, bar: float) -> None:
-    """What was asked of each recipe when it was made."""
+def test_metrics_reach_their_bars(name: str, metric: str, bar: float) -> None:
     assert mean(name, metric) >= bar
 
 
@@ -67,25 +65,28 @@ def test_the_bars_are_met(name: str, metric: str, bar: float) -> None:
     ],
 )
 def test_errors_stay_below_their_bars(name: str, metric: str, share: float, of: str | None) -> None:
-    """Each at most this share of its reference, which was measured, too."""
+    """At most `share`, or at most this share of a measured reference."""
     bar = share
     if of:
         (text,) = measure.references(Path(f"{name}.yaml"))
-        found = re.search(of, text)
-        assert found, text
-        bar *= float(found[1])
+        match = re.search(of, text)
+        assert match, text
+        bar *= float(match[1])
     assert mean(name, metric) <= bar
 
 
 def mean(name: str, metric: str) -> float:
     entry = measure.read_results()[name]
-    metrics = {entry["metric"].removeprefix("test "): entry["values"], **entry.get("also", {})}
+    metrics = {
+        entry["metric"].removeprefix("test "): entry["values"],
+        **entry.get("other_metrics", {}),
+    }
     return float(statistics.mean(metrics[metric]))
 
 
-def test_every_training_ends_within_half_an_hour() -> None:
-    took = {path: max(entry["seconds"]) for path, entry in measure.read_results().items()}
-    assert {path: seconds for path, seconds in took.items() if seconds > 30 * 60} == {}
+def test_every_training_takes_at_most_half_an_hour() -> None:
+    slowest = {path: max(entry["seconds"]) for path, entry in measure.read_results().items()}
+    assert {path: seconds for path, seconds in slowest.items() if seconds > 30 * 60} == {}
 
 
 def test_every_family_has_a_measured_recipe() -> None:
@@ -93,18 +94,18 @@ def test_every_family_has_a_measured_recipe() -> None:
     assert set(models.names()) - measured == set()
 
 
-def test_the_docs_have_a_row_for_every_recipe() -> None:
+def test_docs_contain_a_row_for_every_recipe() -> None:
     assert measure.table(measure.read_results()) in measure.MEASURED.read_text()
 
 
-def test_readme_has_the_best_result_of_each_task_and_data_set() -> None:
+def test_readme_contains_the_best_result_of_each_task_and_data_set() -> None:
     best = measure.best_results(measure.read_results())
     assert len(best) == 10
     assert best["mnist"]["family"] == "cnn"
     assert measure.table(best) in measure.README.read_text()
 
 
-def test_a_changed_result_would_be_noticed() -> None:
+def test_a_changed_result_changes_the_tables() -> None:
     results = measure.read_results()
     entry = results["mnist"]
     entry["values"] = [v - 0.0001 for v in entry["values"]]
@@ -113,8 +114,8 @@ def test_a_changed_result_would_be_noticed() -> None:
 
 
 def test_mean_and_sample_deviation() -> None:
-    assert measure.spread([0.9, 0.92, 0.94]) == "0.9200 ± 0.0200"
-    assert measure.spread([0.5]) == "0.5000 ± 0.0000"
-    assert measure.spread([0.00341, 0.00343]) == "0.003420 ± 0.000014"
-    assert measure.spread([36.8, 36.9]) == "36.8500 ± 0.0707"
-    assert measure.spread([0.0, 0.0]) == "0.0000 ± 0.0000"
+    assert measure.mean_and_deviation([0.9, 0.92, 0.94]) == "0.9200 ± 0.0200"
+    assert measure.mean_and_deviation([0.5]) == "0.5000 ± 0.0000"
+    assert measure.mean_and_deviation([0.00341, 0.00343]) == "0.003420 ± 0.000014"
+    assert measure.mean_and_deviation([36.8, 36.9]) == "36.8500 ± 0.0707"
+    assert measure.mean_and_deviation([0.0, 0.0]) == "0.0000 ± 0.0000"

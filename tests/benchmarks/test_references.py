@@ -1,4 +1,4 @@
-"""References are measured as the recipes beside them are: against scikit-learn, on a few images."""
+"""Reference values agree with scikit-learn on a few images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def references() -> ModuleType:
 
 
 def pixels(count: int, seed: int) -> np.ndarray:
-    """uint8 (N, 9, 7): mixtures of a few waves, some brighter than an image can be, and noise."""
-    draws = np.random.default_rng(seed)
+    """uint8 (N, 9, 7): mixtures of a few waves with noise, clipped to the range of an image."""
+    rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:9, :7]
     waves = np.stack([np.sin(rows * (k + 1) / 3 + columns * k / 2) for k in range(6)])
-    mixed = np.tensordot(draws.normal(0, 60, (count, 6)), waves, 1)
-    return (128 + mixed + draws.normal(0, 10, (count, 9, 7))).round().clip(0, 255).astype(np.uint8)
+    mixed = np.tensordot(rng.normal(0, 60, (count, 6)), waves, 1)
+    return (128 + mixed + rng.normal(0, 10, (count, 9, 7))).round().clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -52,31 +52,31 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("components", [1, 4, 63])
-def test_principal_components_are_scikit_learns(
+def test_pca_agrees_with_scikit_learn(
     references: ModuleType, packed: Path, components: int
 ) -> None:
-    found = references.pca(str(packed), components)
-    train, test = (pixels(*given).reshape(-1, 63) / 255 for given in ((60, 0), (20, 2)))
-    if components == 63:  # scikit-learn has no more than there are images
-        assert found["mse"] < 1e-5
+    result = references.pca(str(packed), components)
+    train, test = (pixels(*arguments).reshape(-1, 63) / 255 for arguments in ((60, 0), (20, 2)))
+    if components == 63:  # scikit-learn allows at most as many as there are images
+        assert result["mse"] < 1e-5
         return
     fitted = PCA(components).fit(train)
-    made = fitted.inverse_transform(fitted.transform(test)).clip(0, 1)
-    assert found["mse"] == pytest.approx(np.mean((made - test) ** 2), rel=1e-3)
-    assert found["compression"] == 63 * 8 / (components * 16)
+    reconstructed = fitted.inverse_transform(fitted.transform(test)).clip(0, 1)
+    assert result["mse"] == pytest.approx(np.mean((reconstructed - test) ** 2), rel=1e-3)
+    assert result["compression"] == 63 * 8 / (components * 16)
 
 
 @pytest.mark.slow
-def test_it_is_a_script(packed: Path) -> None:
+def test_script_prints_json(packed: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "pca", str(packed), "--components", "4", "--split", "val"],
         capture_output=True,
         text=True,
         check=True,
     )
-    found = json.loads(done.stdout)
-    assert (found["components"], found["split"]) == (4, "val")
-    assert found["mse"] > 0
+    result = json.loads(done.stdout)
+    assert (result["components"], result["split"]) == (4, "val")
+    assert result["mse"] > 0
 
 
 def test_more_components_than_values_are_refused(references: ModuleType, packed: Path) -> None:
