@@ -152,7 +152,7 @@ def test_other_data_are_refused(home: Path, digits: Path, tmp_path: Path, call: 
     other = tmp_path / "other"
     pack.pack("digits", other, seed=3)
     done = call("reproduce", "digits/1", "--data", other)
-    assert (done.status, "another than the recipe names" in done.err) == (1, True)
+    assert (done.status, "is not the one that the recipe names" in done.err) == (1, True)
 
 
 def test_what_is_compared() -> None:
