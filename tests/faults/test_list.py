@@ -1,7 +1,7 @@
-"""Every fault that must be survived has a test that injects it, and a control that shows it bites.
+"""Every listed fault has a test that injects it, and a control that shows its effect without us.
 
-    @pytest.mark.fault(1, 2)    the test injects these faults and holds how they end
-    @pytest.mark.control(1)     what becomes of the same case without the guard, or in a bare library
+    @pytest.mark.fault(1, 2)    the test injects these faults and checks the outcome
+    @pytest.mark.control(1)     the same case without the check, or in another library
 
 Both are found by reading the tests, not by running them. A failure names the faults that are left.
 """
@@ -18,50 +18,50 @@ import pytest
 TESTS = Path(__file__).parents[1]
 FAULTS = {
     "data": {
-        1: "a shard cut at a member's boundary, in a header, in the data",
-        2: "a header byte flipped, zeros in the midst of a shard",
+        1: "a shard truncated at a member's boundary, in a header, in the data",
+        2: "a header byte flipped, zeros in the middle of a shard",
         3: "a bit of a JPEG in a shard flipped",
-        4: "a shard that is empty, an error page, missing, or a tar of nothing",
-        5: "a remote body cut, 503, 404, silence, a slow drip",
-        6: "two remote shards of one base name",
-        7: "a key that is there twice: adjacent, apart, in two shards",
+        4: "a shard that is empty, an error page, missing, or a tar without members",
+        5: "a remote body truncated, 503, 404, silence, a slow drip",
+        6: "two remote shards with the same base name",
+        7: "a duplicate key: adjacent, apart, in two shards",
         8: "a missing label, a missing image, an unknown member",
         9: "an error that is skipped at the end of a shard",
-        10: "keys that lead elsewhere, steer a terminal, are no text or endless",
+        10: "keys with paths, terminal escapes, invalid text or of great length",
         11: "links, pipes, devices and sparse members",
-        12: "sizes that are only claimed, and what unfolds",
-        13: "pickles, whatever they are called",
-        14: "addresses that start a shell or lead to another library",
+        12: "false sizes, and data that expands when decompressed",
+        13: "pickles, whatever their file name",
+        14: "addresses that start a shell or select another library",
         15: "uneven shards, fewer shards than readers, one sample in all",
-        16: "any numbers of samples, batch, readers and cuts",
-        17: "all ranks killed, and gone on with other numbers of ranks",
+        16: "any numbers of samples, readers and interruptions, and any batch size",
+        17: "all ranks killed, and resumed with another number of ranks",
         18: "resumed with other readers; with another seed, batch or data",
         19: "the order of two epochs, of the same seed, of other ranks",
     },
     "images and labels": {
         20: "a bit of a PNG flipped",
-        21: "images cut anywhere",
+        21: "images truncated anywhere",
         22: "images of a hundred million pixels and more in a few bytes",
         23: "EXIF orientations",
-        24: "CMYK, palettes, transparency, 1 and 16 bits, grey among colours",
-        25: "other formats under the name of an image, and what is appended",
-        26: "boxes that are not finite, without area, inverted, outside, in shares",
-        27: "labels below, above, of many digits, of words; other counts than boxes",
-        28: "JSON with NaN, with a key twice, endlessly deep, empty",
-        29: "an image of which nothing is said",
+        24: "CMYK, palettes, transparency, 1 and 16 bits, grey images among colour images",
+        25: "other formats with the name of an image, and appended data",
+        26: "boxes that are not finite, without area, inverted, outside, as fractions",
+        27: "labels too small, too large, of many digits, as words; other counts than boxes",
+        28: "JSON with NaN, with a duplicate key, very deep, empty",
+        29: "an image without an annotation",
         30: "classes that train lacks, a single one, classes in another order",
         31: "the same image, or nearly, on both sides of a split",
     },
     "model, registry, promotion": {
         45: "files of a version swapped after it was registered",
         46: "a model or a checkpoint with a pickle in it",
-        47: "two promotions at once, the first alias ever among them",
+        47: "two promotions at once, also when no alias exists yet",
         48: "a candidate not evaluated, on other data, of other classes, of a deleted run, from elsewhere",
-        49: "a death between any two steps of a promotion",
-        50: "rolled back, and again; the champion deleted",
+        49: "a process that dies between any two steps of a promotion",
+        50: "rolled back twice; the champion deleted",
     },
 }
-KNOWN = {number: said for section in FAULTS.values() for number, said in section.items()}
+KNOWN = {number: text for section in FAULTS.values() for number, text in section.items()}
 WITHOUT_CONTROL: dict[int, str] = {}
 """Faults for which a control makes no sense, and why."""
 Marks = dict[str, dict[int, list[str]]]
@@ -94,7 +94,7 @@ def marks() -> Marks:
 
 
 def left(found: dict[int, list[str]]) -> list[str]:
-    return [f"{number}: {said}" for number, said in KNOWN.items() if not found.get(number)]
+    return [f"{number}: {text}" for number, text in KNOWN.items() if not found.get(number)]
 
 
 def test_every_fault_is_injected(marks: Marks) -> None:
@@ -106,7 +106,7 @@ def test_every_fault_has_a_control_or_a_reason_why_not(marks: Marks) -> None:
     assert not WITHOUT_CONTROL.keys() & marks["control"].keys(), "it has a control after all"
 
 
-def test_a_fault_without_a_test_would_be_seen() -> None:
+def test_a_fault_without_a_test_is_reported() -> None:
     """The control of the two above: a mark counts only on a test, and only for what it names."""
     source = "@pytest.mark.fault(1, 2)\n@pytest.mark.slow\ndef test_it(): ...\n"
     found: dict[int, list[str]] = defaultdict(list)
