@@ -23,7 +23,7 @@ MARKS = [
 
 @contextmanager
 def launch() -> Iterator[Any]:
-    """A browser that finds no host but this one."""
+    """A browser that can only reach this machine."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -22,7 +22,7 @@ EXAMPLES = 2000
 
 @dataclass(frozen=True)
 class Leg:
-    """A stretch of an epoch between two cuts."""
+    """A part of an epoch between two interruptions."""
 
     ranks: int
     loader_workers: int
@@ -50,7 +50,7 @@ CASES = st.builds(
 
 
 def card_of(sizes: Sequence[int]) -> Card:
-    """The card of a data set that nobody packed."""
+    """The card of a data set without files."""
     shards = tuple(
         Shard(path=f"train/{n}.tar", samples=size, size_bytes=0, sha256="", rows_sha256="")
         for n, size in enumerate(sizes)
@@ -64,14 +64,14 @@ def card_of(sizes: Sequence[int]) -> Card:
 
 
 def check(case: Case) -> None:
-    """Runs the epoch to its end, the legs over and over."""
+    """Runs the epoch to its end, and repeats the legs as needed."""
     card, samples = card_of(case.shard_sizes), sum(case.shard_sizes)
     alone = TrainRows(card, "train", case.seed, case.batch, World())
     seen: list[int] = []
     consumed = leg_number = 0
     while consumed < samples:
         leg = case.legs[leg_number % len(case.legs)]
-        # The last resort against legs that are all without steps.
+        # Ends the epoch even if no leg has any steps.
         steps = leg.steps if leg_number < len(case.legs) else samples
         worlds = [World(rank, leg.ranks) for rank in range(leg.ranks)]
         processes = [

@@ -1,7 +1,7 @@
-"""Small sources of each kind of data, that a family can learn something from.
+"""Small sources of each kind of data, from which a family can learn.
 
-In: a folder. Out: folders as people have them: images by class, COCO with masks, masks as PNG. The
-images are those of `models/examples.py`.
+In: a folder. Out: folders with images by class, COCO with masks, or masks as PNG. The images are
+those of `examples.py`.
 """
 
 from __future__ import annotations
@@ -97,4 +97,4 @@ READ_FROM = {
     "instance_segmentation": "instance_segmentation",
     "semantic_segmentation": "semantic_segmentation",
 }
-"""Of which source a task's data are packed."""
+"""The source from which the data of a task are packed."""

@@ -1,4 +1,4 @@
-"""Tars as others write them: six shards in a folder, or one with given members beside two good ones."""
+"""WebDataset shards from elsewhere: six in a folder, or one with given members and two valid ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def add(tmp_path: Path) -> Callable[..., Card]:
-    """Indexes one shard with these members beside two good ones."""
+    """Indexes one shard with these members, together with two valid ones."""
 
     def index(members: Members, **options: str) -> Card:
         folder = tmp_path / "one"

@@ -1,4 +1,4 @@
-"""What two ranks do with every family's tiny: three steps; see `gloo_ranks.py`."""
+"""Trains every family's tiny variant for three steps on each rank; see `gloo_ranks.py`."""
 
 from __future__ import annotations
 

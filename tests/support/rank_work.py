@@ -1,4 +1,4 @@
-"""What the ranks of the tests do; see `gloo_ranks.py`."""
+"""Functions that tests run on each rank; see `gloo_ranks.py`."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _CAPS = {
 
 
 def missing() -> str:
-    """Why there can be no server here; empty where there can."""
+    """Why a server can't run here; empty if it can."""
     lacking = [tool for tool in _TOOLS if not shutil.which(tool)]
     if not lacking or importlib.util.find_spec("moto"):
         return ""
@@ -145,7 +145,7 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Free ports of loopback."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -157,7 +157,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """What a client finds the server by, and nothing of the user's own."""
+    """Environment variables with which a client uses this server, without the user's settings."""
     nowhere = os.devnull
     return {
         "AWS_ENDPOINT_URL": endpoint,

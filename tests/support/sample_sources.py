@@ -1,6 +1,6 @@
 """Small sources of every format that has a folder, for the importers' tests.
 
-In: a folder. Out: files in it, as the format's makers write them. Pixels are noise of a seed.
+In: a folder. Out: files in it, in the official layout of the format. Pixels are seeded noise.
 """
 
 from __future__ import annotations
