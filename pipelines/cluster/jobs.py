@@ -93,6 +93,7 @@ class Jobs:
                 for name in PACKAGES:
                     ignored = shutil.ignore_patterns("__pycache__")
                     shutil.copytree(source / name, Path(staged, name), ignore=ignored)
+                shutil.copy(source / "tessera.py", staged)
                 runtime["working_dir"] = staged
             try:
                 job: str = self._client.submit_job(

@@ -72,10 +72,11 @@ class Shell:
 
     def __init__(self, folder: Path, *, fresh: bool) -> None:
         self.folder, self.fresh = folder, fresh
-        kept = {n: v for n, v in os.environ.items() if not n.startswith((*SETTINGS, "PYTEST"))}
+        own = (*SETTINGS, "PYTEST", "PYTHONPATH")
+        kept = {n: v for n, v in os.environ.items() if not n.startswith(own)}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        own = {"HOME": str(folder), "TESSERA_HOME": str(folder / ".tessera")}
-        self.environment = {**kept, **own, "PATH": path, "OMP_NUM_THREADS": "1"}
+        home = {"HOME": str(folder), "TESSERA_HOME": str(folder / ".tessera")}
+        self.environment = {**kept, **home, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def __call__(self, command: Command) -> str:
         """What the command printed. An AssertionError shows the output of a command that fails."""
@@ -87,6 +88,8 @@ class Shell:
         return self._in_a_process(command)
 
     def _is_ours(self, command: Command) -> bool:
+        if "PYTHONPATH" in self.environment:
+            return False  # it holds for a new process only
         if command.language == "python":
             return "import tessera" in command.text
         services = re.match(r"tessera (up|down|submit|status|doctor)\b", command.text)
