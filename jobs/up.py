@@ -93,12 +93,12 @@ def start(
 
 
 def prepare_store(home: Path) -> None:
-    from pipelines.tracking import mlflow_runs
+    from pipelines.tracking import mlflow_runs, mlflow_store
 
     for name, value in mlflow_runs.settings().items():
         os.environ.setdefault(name, value)
     try:
-        mlflow_runs.prepare(home)
+        mlflow_store.prepare(home)
     except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite say
         said = str(error).strip() or type(error).__name__
         raise TesseraError(
@@ -150,11 +150,11 @@ def ray_command(up: Services, cpus: int | None) -> list[str]:
 
 
 def mlflow_command(home: Path, port: int) -> list[str]:
-    from pipelines.tracking import mlflow_runs
+    from pipelines.tracking import mlflow_store
 
-    store = ["--backend-store-uri", mlflow_runs.embedded_uri(home)]
+    store = ["--backend-store-uri", mlflow_store.embedded_uri(home)]
     # Files go where they go without a server, so that the store is one whichever way it is used.
-    place = str(mlflow_runs.embedded_artifacts(home))
+    place = str(mlflow_store.embedded_artifacts(home))
     files = ["--default-artifact-root", place, "--no-serve-artifacts"]
     where = ["--host", HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]

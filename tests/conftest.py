@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from mlflow_server import MlflowServer
 
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_runs, mlflow_store
 
 if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
@@ -124,7 +124,7 @@ def prepared_store(mlflow_settings: None, tmp_path_factory: pytest.TempPathFacto
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        mlflow_runs.prepare(folder)
+        mlflow_store.prepare(folder)
 
     return shared_folder(tmp_path_factory, "store", make)
 

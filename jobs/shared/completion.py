@@ -89,12 +89,12 @@ def _settings(ctx: click.Context, incomplete: str) -> list[str]:
 
 def _models(ctx: click.Context, incomplete: str) -> list[str]:
     """NAME; once a name is typed also NAME/2 and NAME@alias."""
-    from pipelines.tracking import mlflow_runs
+    from pipelines.tracking import mlflow_store
     from pipelines.workflows.context import Context
 
     context = Context.from_environment()
     prefix = "sqlite:///"
-    if context.tracking_uri != mlflow_runs.embedded_uri(context.home):
+    if context.tracking_uri != mlflow_store.embedded_uri(context.home):
         return []  # a server: asking it takes too long for a completion
     file = context.tracking_uri.removeprefix(prefix).partition("?")[0]
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:

@@ -8,16 +8,10 @@ state.
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
-import os
-import re
 import shutil
-import sqlite3
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -25,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.interfaces import Point
+from pipelines.tracking import mlflow_store
 from pipelines.tracking.system_metrics import Sampler
 
 VIEW = "workflowType=machine_learning"
@@ -69,24 +64,6 @@ def is_permanent(error: BaseException) -> bool:
     return not str(error).startswith("API request to")
 
 
-def embedded_uri(root: Path) -> str:
-    """Address of the SQLite store in `root`."""
-    return f"sqlite:///{root.absolute()}/mlflow.db"
-
-
-def embedded_artifacts(root: Path) -> Path:
-    """Where the embedded store keeps its files."""
-    return root.absolute() / "artifacts"
-
-
-def prepare(root: Path) -> str:
-    """Creates or upgrades the embedded store in `root` and returns its address. Several processes
-    may call it at once. Takes seconds the first time, then milliseconds."""
-    _prepare_database(root.absolute() / "mlflow.db", upgrade=True)
-    embedded_artifacts(root).mkdir(exist_ok=True)
-    return embedded_uri(root)
-
-
 def connect(uri: str | None) -> Any:
     """Returns an `MlflowClient` of a reachable service. Raises TesseraError within seconds if the
     service can't be reached.
@@ -98,7 +75,7 @@ def connect(uri: str | None) -> Any:
     from mlflow.exceptions import MlflowException
 
     if uri and uri.startswith("sqlite:///"):
-        _prepare_database(Path(uri.removeprefix("sqlite:///")), upgrade=False)
+        mlflow_store.prepare_database(Path(uri.removeprefix("sqlite:///")), upgrade=False)
     try:
         client = MlflowClient(tracking_uri=uri)
         if client.tracking_uri.startswith(("http://", "https://")):
@@ -324,7 +301,7 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
         if client.tracking_uri.startswith("sqlite:///"):
             # Otherwise MLflow takes a folder in this process's working directory.
             database = Path(client.tracking_uri.removeprefix("sqlite:///"))
-            root = root or embedded_artifacts(database.parent)
+            root = root or mlflow_store.embedded_artifacts(database.parent)
         if root is not None and not client.tracking_uri.startswith(("http://", "https://")):
             location = str(root.absolute())
         try:
@@ -375,65 +352,3 @@ def _without_password(uri: str) -> str:
     return (
         urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
     )
-
-
-def _prepare_database(path: Path, *, upgrade: bool) -> None:
-    """Sets up MLflow's tables in a new SQLite file; with `upgrade`, brings an old one up to date.
-
-    The version of MLflow that set it up is kept in the file, as SQLite's `user_version`.
-    """
-    wanted = _schema_stamp()
-    try:
-        if _stamp(path) == wanted or (not upgrade and _stamp(path) >= 0):
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(path.name + ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            stamp = _stamp(path)
-            if stamp >= 0 and stamp != wanted:
-                _make_tables(path, wanted)
-            if stamp < 0:
-                # Created elsewhere and moved here: an interrupted set-up leaves no partial file.
-                with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as scratch:
-                    _make_tables(Path(scratch) / path.name, wanted)
-                    os.replace(Path(scratch) / path.name, path)
-    except OSError as error:
-        raise TesseraError(
-            f"{path} can't be written: {error.strerror}",
-            hint="set TESSERA_HOME to a folder that can be written",
-        ) from error
-    except Exception as error:  # SQLite, SQLAlchemy and Alembic have no common base error
-        raise TesseraError(
-            f"{path} can't be used by MLflow {importlib.metadata.version('mlflow')}: "
-            f"{' '.join(str(error).split())[:200]}",
-            hint="restore a good copy, or move the file away to start with an empty store",
-        ) from error
-
-
-def _make_tables(path: Path, stamp: int) -> None:
-    from mlflow.store.db import utils
-
-    engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
-    try:
-        if utils._is_empty_database(engine):
-            utils._initialize_tables(engine)
-        else:
-            utils._upgrade_db(engine)
-    finally:
-        engine.dispose()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode=wal")  # twice as fast with several writers
-        connection.execute(f"PRAGMA user_version={stamp}")
-
-
-def _stamp(path: Path) -> int:
-    if not path.exists() or not path.stat().st_size:
-        return -1
-    with closing(sqlite3.connect(path)) as connection:
-        return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _schema_stamp() -> int:
-    """MLflow's version as one number: 3.17.2 is 31702."""
-    numbers = re.findall(r"\d+", importlib.metadata.version("mlflow"))[:3]
-    return int("".join(number.zfill(2) for number in numbers))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from models.core.errors import UsageError
 from pipelines.storage.base import CacheSettings
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_runs, mlflow_store
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Context:
         home = Path(environ.get("TESSERA_HOME") or ".tessera").expanduser().absolute()
         return cls(
             home=home,
-            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or mlflow_runs.embedded_uri(home),
+            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or mlflow_store.embedded_uri(home),
             ray_address=environ.get("RAY_ADDRESS") or None,
             cache=_cache_settings(environ),
             ui=environ.get("TESSERA_UI") or mlflow_runs.DEFAULT_UI,
@@ -69,7 +69,7 @@ class Context:
     @property
     def is_embedded(self) -> bool:
         """Whether MLflow is the embedded store in `home`."""
-        return self.tracking_uri == mlflow_runs.embedded_uri(self.home)
+        return self.tracking_uri == mlflow_store.embedded_uri(self.home)
 
 
 def _cache_settings(environ: Mapping[str, str]) -> CacheSettings:

@@ -19,7 +19,7 @@ from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.cluster import connection, workers
 from pipelines.storage.base import use_cache
-from pipelines.tracking import mlflow_registry, mlflow_runs
+from pipelines.tracking import mlflow_registry, mlflow_runs, mlflow_store
 
 if TYPE_CHECKING:
     from pipelines.interfaces import Emit, Version
@@ -45,7 +45,7 @@ def open_registry(context: Context) -> MlflowRegistry:
     """The model registry; the embedded store is created if it doesn't exist."""
     apply_settings(context)
     if context.is_embedded:
-        mlflow_runs.prepare(context.home)
+        mlflow_store.prepare(context.home)
     return mlflow_registry.MlflowRegistry(context.tracking_uri, ui=context.ui)
 
 
@@ -55,13 +55,15 @@ def open_tracker(
     """A run in MLflow: a new one, or the one with the same name where it exists."""
     apply_settings(context)
     if context.is_embedded:
-        mlflow_runs.prepare(context.home)
+        mlflow_store.prepare(context.home)
     return mlflow_runs.open_run(
         context.tracking_uri,
         experiment=experiment,
         name=name,
         tags=tags,
-        artifact_root=mlflow_runs.embedded_artifacts(context.home) if context.is_embedded else None,
+        artifact_root=mlflow_store.embedded_artifacts(context.home)
+        if context.is_embedded
+        else None,
         ui=context.ui,
     )
 

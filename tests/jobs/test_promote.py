@@ -21,7 +21,7 @@ from pipelines import tag_names
 from pipelines.data.packing import pack
 from pipelines.interfaces import World
 from pipelines.promotion import gate
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_store
 from pipelines.tracking.mlflow_registry import MlflowRegistry
 from pipelines.training import loaded_model
 from pipelines.workflows import evaluate, promote, services, train
@@ -157,8 +157,8 @@ def test_a_promoted_version_is_copied_into_another_model(
     assert len(registry.versions("production")) == 1
 
     other = tmp_path / "other"
-    mlflow_runs.prepare(other)
-    uri = mlflow_runs.embedded_uri(other)
+    mlflow_store.prepare(other)
+    uri = mlflow_store.embedded_uri(other)
     assert call("promote", f"digits/{BETTER}", "--to-registry", uri).status == 0
     there = MlflowRegistry(uri).version("digits", "champion")
     assert there.tags["tessera.digest"] == source.tags["tessera.digest"]

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from jobs.shared import local_services
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_store
 
 
 class MlflowServer:
@@ -26,7 +26,12 @@ class MlflowServer:
     def start(self, timeout_seconds: float = 120.0) -> None:
         """Returns when the server answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "-w", "1"]
-        command += ["--port", str(self.port), "--backend-store-uri", mlflow_runs.prepare(self.root)]
+        command += [
+            "--port",
+            str(self.port),
+            "--backend-store-uri",
+            mlflow_store.prepare(self.root),
+        ]
         command += ["--artifacts-destination", str(self.root / "artifacts")]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.root / "server.log", "ab") as log:

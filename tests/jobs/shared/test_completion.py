@@ -13,7 +13,7 @@ import models
 from jobs.cli import tessera
 from jobs.shared import completion
 from pipelines.data import importers
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_store
 from pipelines.workflows import packaged_recipes
 
 
@@ -44,7 +44,7 @@ def test_models_of_the_embedded_store(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert complete("evaluate p", monkeypatch) == [], "there is no store yet"
-    file = mlflow_runs.embedded_uri(tmp_path).removeprefix("sqlite:///")
+    file = mlflow_store.embedded_uri(tmp_path).removeprefix("sqlite:///")
     with sqlite3.connect(file) as store:
         store.execute("CREATE TABLE registered_models (name TEXT)")
         store.execute("CREATE TABLE model_versions (name TEXT, version INTEGER)")

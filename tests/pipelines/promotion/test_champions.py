@@ -14,7 +14,7 @@ from models.core.errors import TesseraError
 from pipelines.interfaces import Decision, Registry, Version
 from pipelines.promotion import champions
 from pipelines.promotion.champions import ConcurrentPromotionError
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_runs, mlflow_store
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.tracking.mlflow_registry import MlflowRegistry
 
@@ -29,7 +29,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[],
         return lambda: one, "run"
     if request.param == "sqlite":
         root = request.getfixturevalue("store")
-        uri, artifacts = mlflow_runs.embedded_uri(root), mlflow_runs.embedded_artifacts(root)
+        uri, artifacts = mlflow_store.embedded_uri(root), mlflow_store.embedded_artifacts(root)
     else:
         uri, artifacts = request.getfixturevalue("mlflow_server").uri, None
     run = mlflow_runs.open_run(

@@ -16,7 +16,7 @@ from torch import nn
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.interfaces import Registry
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_runs, mlflow_store
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.tracking.mlflow_model import save_exportable
 from pipelines.tracking.mlflow_registry import MlflowRegistry
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
 def open_here(root: Path) -> tuple[MlflowRegistry, mlflow_runs.MlflowTracker]:
-    uri = mlflow_runs.embedded_uri(root)
-    artifacts = mlflow_runs.embedded_artifacts(root)
+    uri = mlflow_store.embedded_uri(root)
+    artifacts = mlflow_store.embedded_artifacts(root)
     run = mlflow_runs.open_run(uri, experiment="e", name="n", tags={}, artifact_root=artifacts)
     return MlflowRegistry(uri), run
 
@@ -147,7 +147,7 @@ def test_mlflow_links_a_version_to_its_run(store: Path, package: Path) -> None:
 
 def test_files_that_cannot_be_stored_create_no_version(store: Path, package: Path) -> None:
     registry, run = open_here(store)
-    artifacts = mlflow_runs.embedded_artifacts(store)
+    artifacts = mlflow_store.embedded_artifacts(store)
     artifacts.mkdir(exist_ok=True)
     (artifacts / "models").write_text("a file where the folder of models should be")
     with pytest.raises(Exception, match="models"):
@@ -201,7 +201,7 @@ def test_a_process_without_tessera_predicts_the_same(
     )
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
-        "MLFLOW_TRACKING_URI": mlflow_runs.embedded_uri(store),
+        "MLFLOW_TRACKING_URI": mlflow_store.embedded_uri(store),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }

@@ -7,9 +7,6 @@ import json
 import math
 import re
 import socket
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +20,7 @@ from PIL import Image
 from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.interfaces import Point, Tracker
-from pipelines.tracking import mlflow_runs
+from pipelines.tracking import mlflow_runs, mlflow_store
 from pipelines.tracking.memory import MemoryTracker
 from pipelines.tracking.system_metrics import Sampler
 
@@ -32,11 +29,11 @@ pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 def open_here(root: Path, name: str = "first", **tags: str) -> mlflow_runs.MlflowTracker:
     return mlflow_runs.open_run(
-        mlflow_runs.embedded_uri(root),
+        mlflow_store.embedded_uri(root),
         experiment="digits",
         name=name,
         tags=tags,
-        artifact_root=mlflow_runs.embedded_artifacts(root),
+        artifact_root=mlflow_store.embedded_artifacts(root),
     )
 
 
@@ -127,7 +124,7 @@ def test_a_series_of_images_has_the_form_of_mlflows_own(store: Path, tmp_path: P
     tracker._client.log_image(
         tracker.run_id, picture, key="val", step=7, timestamp=1234, synchronous=True
     )
-    folder = mlflow_runs.embedded_artifacts(store) / tracker.run_id / "artifacts" / "images"
+    folder = mlflow_store.embedded_artifacts(store) / tracker.run_id / "artifacts" / "images"
     names = sorted(path.name for path in folder.iterdir())
     assert len(names) == 4
     forms = {re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", name) for name in names}
@@ -162,7 +159,7 @@ def test_a_run_has_tags_datasets_and_a_status(store: Path, tmp_path: Path) -> No
     import mlflow.data
 
     assert mlflow.data.get_source(inputs["test"]).to_dict() == {"url": "https://example.org/x.tar"}
-    kept = mlflow_runs.embedded_artifacts(store) / tracker.run_id / "artifacts/notes/folder/a.txt"
+    kept = mlflow_store.embedded_artifacts(store) / tracker.run_id / "artifacts/notes/folder/a.txt"
     assert kept.read_text() == "a"
     found = tracker._client.search_runs(
         [tracker.experiment_id], filter_string=f"datasets.digest = '{'f' * 32}'"
@@ -250,27 +247,13 @@ def test_a_server_that_refuses_or_is_not_mlflow_is_an_error(status: int, said: s
     assert "secret" not in str(caught.value)
 
 
-def test_a_damaged_or_read_only_store_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("this is no database" * 100)
-    for use in (
-        mlflow_runs.prepare,
-        lambda root: mlflow_runs.connect(mlflow_runs.embedded_uri(root)),
-    ):
-        with pytest.raises(TesseraError, match="can't be used by MLflow") as caught:
-            use(tmp_path)
-        assert "move the file away" in caught.value.hint
-    (tmp_path / "file").write_text("")
-    with pytest.raises(TesseraError, match="can't be written"):
-        mlflow_runs.prepare(tmp_path / "file" / "store")
-
-
 def test_by_default_artifacts_are_beside_the_database(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     run = mlflow_runs.open_run(
-        mlflow_runs.embedded_uri(store), experiment="new", name="n", tags={}, artifact_root=None
+        mlflow_store.embedded_uri(store), experiment="new", name="n", tags={}, artifact_root=None
     )
     run.artifact(store / "mlflow.db", "")
     assert (store / "artifacts" / run.run_id / "artifacts" / "mlflow.db").exists()
@@ -280,11 +263,11 @@ def test_by_default_artifacts_are_beside_the_database(
 def test_a_run_is_found_by_its_id(store: Path) -> None:
     run = open_here(store)
     run.finish("FAILED")
-    found = mlflow_runs.attach_run(mlflow_runs.embedded_uri(store), run.run_id)
+    found = mlflow_runs.attach_run(mlflow_store.embedded_uri(store), run.run_id)
     assert found.link() == run.link()
     assert found._client.get_run(run.run_id).info.status == "FAILED"
     with pytest.raises(TesseraError, match="has no run"):
-        mlflow_runs.attach_run(mlflow_runs.embedded_uri(store), "0" * 32)
+        mlflow_runs.attach_run(mlflow_store.embedded_uri(store), "0" * 32)
 
 
 @pytest.mark.parametrize("uri", ["file:///nowhere", "gopher://x"])
@@ -349,41 +332,6 @@ def test_concurrent_runs_all_log_a_new_dataset(store: Path) -> None:
     for tracker in trackers:
         inputs = tracker._client.get_run(tracker.run_id).inputs.dataset_inputs
         assert len({one.dataset.digest for one in inputs}) == rounds
-
-
-def test_concurrent_first_uses_create_one_valid_store(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from pipelines.tracking import mlflow_runs; print(mlflow_runs.prepare(Path(sys.argv[1])))"
-    )
-    root = tmp_path / "with space" / "store"
-    several = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate() for process in several]
-    assert [out.decode().strip() for out, _ in said] == [mlflow_runs.embedded_uri(root)] * 2, said
-    assert [process.returncode for process in several] == [0, 0]
-    began = time.monotonic()
-    mlflow_runs.prepare(root)
-    assert time.monotonic() - began < 1
-    with sqlite3.connect(root / "mlflow.db") as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    connection.close()
-
-
-def test_a_prepared_store_of_another_version_is_upgraded(store: Path) -> None:
-    database = store / "mlflow.db"
-    connection = sqlite3.connect(database)
-    connection.execute("PRAGMA user_version=1")
-    connection.close()
-    tracker = open_here(store)
-    tracker.finish("FINISHED")
-    mlflow_runs.prepare(store)
-    assert mlflow_runs._stamp(database) == mlflow_runs._schema_stamp()
-    assert open_here(store).run_id == tracker.run_id
 
 
 def test_system_metrics_continue_after_a_restart(store: Path) -> None:
