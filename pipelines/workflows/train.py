@@ -205,16 +205,19 @@ def _changes(set: Mapping[str, Any] | None, workers: int | None) -> dict[str, An
     return changes if workers is None else {**changes, "workers.count": workers}
 
 
-def prepare(context: Context, recipe: Recipe, *, resumed: bool = False) -> TrainingSetup:
-    """Everything that a training of the recipe works with, read and checked. Creates nothing.
+def prepare(
+    context: Context, recipe: Recipe, *, resumed: bool = False, check_resources: bool = True
+) -> TrainingSetup:
+    """Reads and checks everything that a training of the recipe needs. Creates nothing.
 
-    Raises TesseraError if the recipe can't train, also if its workers don't fit on this machine.
-    What a cluster at another address has is known only once it is joined.
+    Raises TesseraError if the recipe can't train or, with `check_resources`, if its workers don't
+    fit on this machine. The resources of a remote cluster are checked once it is joined.
     """
     from pipelines.training import setup
     from pipelines.workflows import judges, services
 
-    resources = services.known_resources(context) if recipe.workers.count else None
+    checked = check_resources and recipe.workers.count
+    resources = services.known_resources(context) if checked else None
     recipe = judges.pin(context, recipe)
     return setup.prepare(recipe, resources=resources, check_weights=not resumed)
 
