@@ -1,4 +1,4 @@
-"""`tessera predict`: a registered model's answers for images."""
+"""`tessera predict`: predicts images with a registered model."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ GROUP = "models"
     help="Write the JSON lines to this file.",
 )
 @click.option(
-    "--pictures",
+    "--annotated",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write each image with its prediction drawn in to this folder.",
+    help="Write each image with its prediction drawn on it to this folder.",
 )
 @click.option(
     "--results",

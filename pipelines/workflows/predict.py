@@ -1,7 +1,7 @@
-"""Predicts images with a registered model, or makes new ones with it.
+"""Predicts images with a registered model, or generates new ones.
 
 In: a registered version; images, a number of samples, or codes to decode. Out: a
-`PredictionResult` per input, in order, and image and result files if they are wanted. Must not
+`PredictionResult` per input, in order, and image and result files if folders are given. Must not
 print, nor read the environment.
 """
 
@@ -42,7 +42,7 @@ class PredictionResult:
 
     @property
     def path(self) -> Path | None:
-        """The image's file; None for an image that the model made."""
+        """The image's file; None for an image that the model generated."""
         return Path(self.output["path"]) if "path" in self.output else None
 
     @property
@@ -75,25 +75,25 @@ class PredictionResult:
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """What is predicted, and what is written.
+    """What to predict, and which files to write.
 
-    Exactly one of `paths`, `samples` and `decode` is given.
+    Exactly one of `paths`, `samples` and `decode` must be set.
 
     Args:
         paths: Image files, folders and globs.
-        pictures: Folder for each image with its prediction drawn in.
+        annotated: Folder for each image with its prediction drawn on it.
         results: Folder for predictions as files: COCO results of objects, PNGs of masks and of
-            images that the model made.
-        samples: How many images a generator makes, from `seed`.
+            generated images.
+        samples: Number of images to generate, from `seed`.
         decode: JSON lines file with codes for an autoencoder to decode.
-        gallery: Folder with a subfolder of images for each name: whose image is it?
-        compare: Is each image after the first the same as the first?
+        gallery: Folder with one subfolder of images for each identity, to identify the images by.
+        compare: Whether to compare each image with the first one.
 
-    Raises UsageError if they don't go together.
+    Raises UsageError if these options can't be combined.
     """
 
     paths: tuple[str, ...] = ()
-    pictures: Path | None = None
+    annotated: Path | None = None
     results: Path | None = None
     samples: int | None = None
     seed: int = 0
@@ -146,10 +146,10 @@ class TrainedModel:
         *,
         gallery: StrPath | None = None,
         compare: bool = False,
-        pictures: StrPath | None = None,
+        annotated: StrPath | None = None,
         results: StrPath | None = None,
     ) -> Iterator[PredictionResult]:
-        """Predicts images, one after the other as the iterator is read.
+        """Predicts images one by one, as the iterator is read.
 
         Args:
             paths: One or several image files, folders and globs.
@@ -162,7 +162,7 @@ class TrainedModel:
                 paths=_texts(paths),
                 gallery=_path(gallery),
                 compare=compare,
-                pictures=_path(pictures),
+                annotated=_path(annotated),
                 results=_path(results),
             )
         )
@@ -172,18 +172,18 @@ class TrainedModel:
         samples: int,
         *,
         seed: int = 0,
-        pictures: StrPath | None = None,
+        annotated: StrPath | None = None,
         results: StrPath | None = None,
     ) -> Iterator[PredictionResult]:
-        """Makes new images with a generator. The first ones don't depend on how many are made."""
+        """Generates new images. The first ones don't depend on `samples`."""
         return self.run(
             PredictionOptions(
-                samples=samples, seed=seed, pictures=_path(pictures), results=_path(results)
+                samples=samples, seed=seed, annotated=_path(annotated), results=_path(results)
             )
         )
 
     def run(self, options: PredictionOptions) -> Iterator[PredictionResult]:
-        """A result for each input, in order; files are written on the way."""
+        """Yields a result for each input, in order, and writes the files of each result."""
         for output in _outputs(self._predictor, options, self.version):
             yield PredictionResult(
                 {**output, "model": self.version.name, "version": self.version.number}
@@ -227,7 +227,7 @@ def predict(
     decode: StrPath | None = None,
     gallery: StrPath | None = None,
     compare: bool = False,
-    pictures: StrPath | None = None,
+    annotated: StrPath | None = None,
     results: StrPath | None = None,
     device: str = "cpu",
     context: Context | None = None,
@@ -236,11 +236,11 @@ def predict(
 
     To predict more than once, use `load`. The arguments are those of `load` and of
     `PredictionOptions`; raises as these. The model is loaded when this is called, the images are
-    read as the iterator is.
+    read as the iterator is read.
     """
     options = PredictionOptions(
         paths=_texts(paths),
-        pictures=_path(pictures),
+        annotated=_path(annotated),
         results=_path(results),
         samples=samples,
         seed=seed,
@@ -299,7 +299,8 @@ def _image_outputs(
 def _identifier(
     predictor: Predictor, options: PredictionOptions, version: Version
 ) -> Callable[[Prediction], dict[str, Any]] | None:
-    """Says of an embedding whose it is, or whether it is the same as the first one."""
+    """A function that identifies an embedding, or compares it with the first one; None without
+    `gallery` and `compare`."""
     if not options.gallery and not options.compare:
         return None
     from pipelines.inference import identify
@@ -329,7 +330,7 @@ def read_codes(path: Path) -> list[list[float]]:
 
 
 def _code(line: str) -> list[float]:
-    """The code in a line; empty where there is none."""
+    """The code in a line; empty if there is none."""
     try:
         code = json.loads(line)["code"]
         return [float(value) for value in code if type(value) in (int, float)]
@@ -341,15 +342,12 @@ class _Files:
     """The image and result files of one call."""
 
     def __init__(self, predictor: Predictor, options: PredictionOptions) -> None:
-        self._predictor, self._pictures, self._results = (
-            predictor,
-            options.pictures,
-            options.results,
-        )
+        self._predictor = predictor
+        self._annotated, self._results = options.annotated, options.results
         self._names: set[str] = set()
         self._objects: list[dict[str, Any]] = []
         self._images = 0
-        for folder in (self._pictures, self._results):
+        for folder in (self._annotated, self._results):
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
 
@@ -357,13 +355,13 @@ class _Files:
         """Writes the files of one prediction; returns their names, as fields of its output."""
         from pipelines.inference import predictor as inference_predictor
 
-        if not self._pictures and not self._results:
+        if not self._annotated and not self._results:
             return {}
         name = inference_predictor.image_file_name(Path(source), self._names)
         written = {}
-        if self._pictures:
-            self._draw(source, prediction, self._pictures / name)
-            written["picture"] = name
+        if self._annotated:
+            self._draw(source, prediction, self._annotated / name)
+            written["annotated"] = name
         if self._results:
             self._images += 1
             if inference_predictor.save_image(
@@ -372,14 +370,14 @@ class _Files:
                 written["result"] = name
             if self._predictor.task.writes_coco_results:
                 objects = self._predictor.task.prediction_to_coco(prediction)
-                known = {"image_id": self._images, "file_name": Path(source).name}
-                self._objects += [known | one for one in objects]
+                image = {"image_id": self._images, "file_name": Path(source).name}
+                self._objects += [image | one for one in objects]
                 written["result"] = COCO_FILE
             if "result" not in written:
+                task_name = self._predictor.task.name.replace("_", " ")
                 raise UsageError(
-                    f"predictions of {self._predictor.task.name.replace('_', ' ')} can't be written as "
-                    "files",
-                    hint="write their lines with --out, or draw them with --pictures",
+                    f"predictions of {task_name} can't be written as files",
+                    hint="write their lines with --out, or draw them with --annotated",
                 )
         return written
 
@@ -398,6 +396,6 @@ class _Files:
         inference_predictor.draw_panels(panels, data.classes).save(to)
 
     def close(self) -> None:
-        """Writes the COCO results, which are one file."""
+        """Writes the COCO results of all images to one file."""
         if self._results and self._predictor.task.writes_coco_results:
             (self._results / COCO_FILE).write_text(json.dumps(self._objects) + "\n")

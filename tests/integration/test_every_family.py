@@ -139,11 +139,11 @@ def test_trains_and_predicts(
     out = tmp_path / "predictions.jsonl"
     ran = CliRunner().invoke(
         predict.command,
-        [version, *inputs, "--out", str(out), "--pictures", str(tmp_path)],
+        [version, *inputs, "--out", str(out), "--annotated", str(tmp_path)],
     )
     assert ran.exit_code == 0, ran.output
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 3
     for line in lines:
         assert line["version"] == 1
-        assert Image.open(tmp_path / line["picture"]).size > (100, 100)
+        assert Image.open(tmp_path / line["annotated"]).size > (100, 100)

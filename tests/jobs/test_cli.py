@@ -403,11 +403,11 @@ def test_an_input_that_can_not_be_read_has_its_line(call: Call, home: Path, tmp_
 def test_answers_are_a_whole_file_or_none(call: Call, home: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     out = tmp_path / "deep" / "answers.jsonl"
-    pictures = tmp_path / "pictures"
-    asked = ("predict", "digits@challenger", tmp_path / "a.png", "--out", out)
-    assert call(*asked, "--pictures", pictures).status == 0
+    folder = tmp_path / "annotated"
+    arguments = ("predict", "digits@challenger", tmp_path / "a.png", "--out", out)
+    assert call(*arguments, "--annotated", folder).status == 0
     assert [json.loads(line)["version"] for line in out.read_text().splitlines()] == [1]
-    assert [path.name for path in pictures.iterdir()] == ["a.png"]
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
     assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
 
 

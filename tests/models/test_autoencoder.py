@@ -207,7 +207,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("variant", ["base", "tiny", "variational"])
 def test_written_codes_can_be_decoded(variant, paths, tmp_path):
-    """As tessera predict does it: a line an image, and from these lines the pictures once more."""
+    """As tessera predict does it: a line an image, and from these lines the images again."""
     recipe = recipes.start("autoencoder", variant)
     torch.manual_seed(3)
     weights = FAMILY.build(recipe.config(), GREY).state_dict()
@@ -218,7 +218,7 @@ def test_written_codes_can_be_decoded(variant, paths, tmp_path):
     codes = tmp_path / "answers.jsonl"
     codes.write_text("".join(json.dumps(line) + "\n" for line in lines))
     decode = predict.PredictionOptions(
-        decode=codes, results=tmp_path / "decoded", pictures=tmp_path / "p"
+        decode=codes, results=tmp_path / "decoded", annotated=tmp_path / "p"
     )
     again = [result.to_dict() for result in model.run(decode)]
     assert [line["line"] for line in again] == [1, 2, 3, 4]
@@ -231,4 +231,4 @@ def test_written_codes_can_be_decoded(variant, paths, tmp_path):
         assert (first.shape == second.shape) == (path != paths[-1])
         if path != paths[-1]:
             assert np.abs(first - second).max() <= 1
-        assert (tmp_path / "p" / other["picture"]).exists()
+        assert (tmp_path / "p" / other["annotated"]).exists()

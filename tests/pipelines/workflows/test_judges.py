@@ -84,7 +84,7 @@ def test_the_whole_way(
 
 def _ask(call: Call, tmp_path: Path, digits: Path) -> None:
     model = "models:/digits-generation@champion"
-    files = ("--results", tmp_path / "results", "--pictures", tmp_path / "pictures")
+    files = ("--results", tmp_path / "results", "--annotated", tmp_path / "annotated")
     answers = [
         json.loads(line) for line in call("predict", model, "--samples", 3, *files).out.splitlines()
     ]
@@ -94,7 +94,7 @@ def _ask(call: Call, tmp_path: Path, digits: Path) -> None:
     assert len(set(found)) == 3
     with Image.open(tmp_path / "results" / answers[0]["result"]) as image:
         assert (image.size, image.mode) == ((8, 8), "L")
-    assert all((tmp_path / "pictures" / a["picture"]).stat().st_size for a in answers)
+    assert all((tmp_path / "annotated" / a["annotated"]).stat().st_size for a in answers)
     for options, same in (((), True), (("--seed", 1), False)):
         again = call("predict", model, "--samples", 1, *options, "--results", tmp_path / "again")
         name = json.loads(again.out)["result"]

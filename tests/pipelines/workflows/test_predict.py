@@ -59,7 +59,7 @@ def documented(task: str) -> set[str]:
 def test_every_family_answers_with_files(name: str, images: list[str], tmp_path: Path) -> None:
     asking = predictor(name)
     task = asking.task
-    wants = {"pictures": tmp_path / "pictures"}
+    wants = {"annotated": tmp_path / "annotated"}
     written = task.name not in ("classification", "verification")
     if written:
         wants["results"] = tmp_path / "results"
@@ -70,8 +70,8 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
     if task.name == "instance_segmentation":
         fields |= documented("detection")
     for line in lines:
-        assert set(line) - {"path", "picture", "result", "model", "version"} <= fields
-        assert Image.open(tmp_path / "pictures" / line["picture"]).mode == "RGB"
+        assert set(line) - {"path", "annotated", "result", "model", "version"} <= fields
+        assert Image.open(tmp_path / "annotated" / line["annotated"]).mode == "RGB"
         for found in line.get("objects", []):
             assert set(found) <= fields
             left, top, right, bottom = found["box"]
@@ -187,7 +187,7 @@ def test_a_loaded_model_predicts_files_folders_and_what_cannot_be_read(
     assert {"class", "probability"} <= first.fields.keys()
     assert missing.error is not None
     assert (missing.label, missing.probability, missing.fields) == (None, None, {})
-    folder = list(model.predict(Path(images[0]).parent, pictures=tmp_path / "drawn"))
+    folder = list(model.predict(Path(images[0]).parent, annotated=tmp_path / "drawn"))
     assert [result.path for result in folder] == [Path(path) for path in images]
     assert len(list((tmp_path / "drawn").iterdir())) == 3
     again = predict.predict("digits@challenger", images[0], context=context)
