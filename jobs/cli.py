@@ -55,7 +55,7 @@ SYNONYMS = {
     "--help": "help",
     "--version": "version",
 }
-"""What to type instead of a verb of other tools that `tessera` doesn't have."""
+"""A verb -> words that other tools use for it. Typing one of these words gives a hint."""
 
 
 def verbs() -> list[str]:
@@ -116,7 +116,7 @@ class _Verbs(click.Group):
 
 
 def unknown_verb(given: str, allowed: list[str]) -> UsageError:
-    """An error for a verb that doesn't exist, with the one that does what was meant."""
+    """The error for an unknown verb, with a hint at the verb that was probably meant."""
     words = given.lower().replace("_", "-")
     for instead, names in SYNONYMS.items():
         if words in names.split():
@@ -147,8 +147,8 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     """Runs a command and exits; a user's mistake is a line or two on stderr, never a traceback."""
     if argv is None:
         argv = sys.argv[1:]
-        atexit.register(_end_at_once)  # before Ray is loaded: it runs after Ray's own
-    # Read when torch is loaded: threads that wait let others work.
+        atexit.register(_exit_without_cleanup)  # before Ray is loaded, so it runs after Ray's own
+    # torch reads it when it is loaded: a waiting thread then leaves its CPU to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verbose = "--verbose" in argv
     try:
@@ -191,7 +191,7 @@ def _complain(message: str, hint: str = "") -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """A closed pipe on the other side (`| head`) is no error."""
+    """Exits. A pipe that was closed by its reader (`| head`) is not an error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -201,12 +201,12 @@ def _leave(status: int) -> NoReturn:
 
 
 _ending = [1]
-"""The status that the process ends with; 1 for what nobody caught."""
+"""Exit status of the process; 1 after an exception that wasn't caught."""
 
 
-def _end_at_once() -> None:
-    """Without destroying what C++ libraries hold: a training that had ended well, its model
-    registered, was seen to die of SIGSEGV there, in a thread that isn't Python's."""
+def _exit_without_cleanup() -> None:
+    """Skips the destructors of C++ libraries. In one of them, in a thread that isn't Python's, a
+    training that had succeeded and registered its model died of SIGSEGV."""
     if "ray" in sys.modules:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

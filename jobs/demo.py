@@ -1,7 +1,7 @@
-"""`make demo`: the main job on real images, from pixels to a promoted model that answers.
+"""`make demo`: the main job on real images, from pixels to predictions of a promoted model.
 
-Each step is what the `tessera` command above it does; nothing here is special to the demo but the
-choice of data.
+Each step does what the `tessera` command printed above it does. Only the data set is special to the
+demo.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import click
 
 from jobs.cli import run as run_command
+from jobs.shared.terminal import say
 
 UNSEEN = 10
-"""Images of the test split that the finished model is asked about."""
+"""Number of images of the test split that the promoted model predicts."""
 
 
 GROUP = "training"
@@ -64,7 +65,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     say(f"version {version.number} {word}: {promotion.why}")
     champion = f"models:/{version.name}@{champions.CHAMPION}"
     _step(f"tessera predict {champion} .tessera/demo/unseen")
-    right, asked = _ask(champion, data, context.home / "demo" / "unseen")
+    right, total = _predict_unseen(champion, data, context.home / "demo" / "unseen")
     facts: dict[str, Any] = {
         "family": recipe.family,
         "dataset": f"{version.name}, {evaluation.samples} test images",
@@ -74,7 +75,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
         "model version": reference,
         "aliases": ", ".join(registry.version(version.name, version.number).aliases),
         "champion": f"version {registry.version(version.name, champions.CHAMPION).number}",
-        "unseen images": f"{right} of {asked} right, asked in a fresh process",
+        "unseen images": f"{right} of {total} right, in a fresh process",
         "seconds": round(time.monotonic() - began),
     }
     if as_json:
@@ -86,22 +87,18 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
     return 0
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _step(text: str) -> None:
     say(f"\n$ {text}")
 
 
 def _tessera() -> str:
-    """How a person calls the command here: inside the project's own environment or by name."""
-    beside = Path(sys.executable).with_name("tessera")
-    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else "tessera"
+    """The command to type: its path if this environment is in the current folder, else its name."""
+    script = Path(sys.executable).with_name("tessera")
+    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else "tessera"
 
 
-def _ask(model: str, data: Path, folder: Path) -> tuple[int, int]:
-    """Asks a fresh process about images of the test split; gives (right answers, questions)."""
+def _predict_unseen(model: str, data: Path, folder: Path) -> tuple[int, int]:
+    """Predicts test images in a fresh process. Returns how many are right, and how many there are."""
     from pipelines.data import card as cards
     from pipelines.data.shards import ShardReader
 
@@ -115,18 +112,19 @@ def _ask(model: str, data: Path, folder: Path) -> tuple[int, int]:
         path = folder / f"{position:04d}.png"
         path.write_bytes(sample.image)
         truth[path.name] = card.classes[sample.label]
-    called = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tessera", "predict", model, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     right = 0
-    for line in called.stdout.splitlines():
-        answer = json.loads(line)
-        name = Path(answer["path"]).name
-        right += answer["class"] == truth[name]
-        say(f"{name}: {answer['class']} ({answer['probability']:.1%}), is {truth[name]}")
+    for line in process.stdout.splitlines():
+        prediction = json.loads(line)
+        name = Path(prediction["path"]).name
+        right += prediction["class"] == truth[name]
+        label, probability = prediction["class"], prediction["probability"]
+        say(f"{name}: predicted {label} ({probability:.1%}), is {truth[name]}")
     return right, len(truth)
 
 

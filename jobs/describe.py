@@ -37,26 +37,28 @@ def command(family: str, variant: str, as_json: bool) -> None:
     from jobs.shared.terminal import show_json, show_next
     from pipelines.workflows.describe import describe
 
-    found = describe(family, variant)
+    description = describe(family, variant)
     if as_json:
-        show_json(asdict(found))
+        show_json(asdict(description))
     else:
-        _show(found)
+        _show(description)
         show_next(f"tessera train {family} --data DIR --set PATH=VALUE")
 
 
-def _show(found: FamilyDescription) -> None:
+def _show(description: FamilyDescription) -> None:
     from pipelines.workflows.describe import SECTIONS
 
-    click.echo(f"{found.family}: {found.about}")
-    click.echo(f"task: {found.task.replace('_', ' ')}, reads {found.reads.replace('_', ' ')}\n")
+    click.echo(f"{description.family}: {description.about}")
+    click.echo(
+        f"task: {description.task.replace('_', ' ')}, reads {description.reads.replace('_', ' ')}\n"
+    )
     click.echo("Variants:")
-    for variant in found.variants:
+    for variant in description.variants:
         changes = ", ".join(f"{path}={_text(value)}" for path, value in variant.changes.items())
-        mark = " (shown below)" if variant.name == found.variant else ""
+        mark = " (shown below)" if variant.name == description.variant else ""
         click.echo(_wrapped(f"{variant.name}{mark}: {changes or 'the defaults'}", "  "))
     for section, heading in SECTIONS.items():
-        settings = [one for one in found.settings if one.section == section]
+        settings = [one for one in description.settings if one.section == section]
         if settings:
             click.echo(f"\n{heading}:")
         for one in settings:

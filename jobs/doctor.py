@@ -1,7 +1,7 @@
-"""`tessera doctor`: is everything here that a job needs, seen from this machine and from a worker.
+"""`tessera doctor`: checks, on this machine and on a worker, that jobs have everything they need.
 
-In: the environment. Out: a line for each check, `ok`, `warn` or `fail`, with a hint. Ends in
-bounded time: all that might hang runs in a process of its own, which is ended at a limit.
+In: the environment. Out: a line for each check, `ok`, `warn` or `fail`, with a hint. The time is
+limited: what may hang runs in a subprocess, which is ended at the limit.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from jobs.shared.terminal import show_json
 from pipelines.workflows.context import Context
 
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "safetensors")
-"""What a worker must have in the same version as we."""
+"""Libraries that a worker must have in the same versions as this machine."""
 
 FREE_DISK_WARN_BYTES, FREE_DISK_FAIL_BYTES = 10 * 2**30, 2**30
 SHARED_MEMORY_WARN_BYTES = 2**30
 CLOCK_WARN_SECONDS = 5.0
-_ANSWER = "doctor's answer: "
+_REPORT = "doctor's report: "
 
 
 @dataclass(frozen=True)
 class Finding:
     check: str
     state: str
-    found: str
+    detail: str
     hint: str = ""
 
 
@@ -59,9 +59,9 @@ GROUP = "services"
     show_default=True,
     help="Seconds that Ray and its worker may take.",
 )
-@click.option("--question", hidden=True, help="What the process of its own asks a worker.")
+@click.option("--probe", hidden=True, help="What the subprocess checks on a worker.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-def command(as_json: bool, timeout_seconds: float, question: str | None, verbose: bool) -> int:
+def command(as_json: bool, timeout_seconds: float, probe: str | None, verbose: bool) -> int:
     """Check versions, GPU, Ray, MLflow, storage, disk, shared memory and clock.
 
     Ray, MLflow and the storage are also checked from a worker: on the cluster at RAY_ADDRESS, on
@@ -69,8 +69,8 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
     `tessera submit doctor`. The exit status is 1 if a check fails.
     """
     del verbose
-    if question is not None:
-        click.echo(_ANSWER + json.dumps(probe_worker(json.loads(question))))
+    if probe is not None:
+        click.echo(_REPORT + json.dumps(probe_worker(json.loads(probe))))
         return 0
     use_local_services()
     context = Context.from_environment()
@@ -78,7 +78,7 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
     for finding in check_all(context, timeout_seconds):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.state:<5} {finding.check:<15} {finding.found}")
+            click.echo(f"{finding.state:<5} {finding.check:<15} {finding.detail}")
             if finding.hint and finding.state != "ok":
                 click.echo(f"{'':<21} → {finding.hint}")
     if as_json:
@@ -87,9 +87,9 @@ def command(as_json: bool, timeout_seconds: float, question: str | None, verbose
 
 
 class WorkerProbe(TypedDict):
-    """What a worker is asked to check; JSON on the command line of the process that asks it.
+    """What to check on a worker; passed as JSON on the command line of the subprocess.
 
-    `ours` is a file that holds `mark`; the worker writes `mark` to `theirs`.
+    `ours` is a file that contains `mark`; the worker writes `mark` to `theirs`.
     """
 
     address: str | None
@@ -101,8 +101,8 @@ class WorkerProbe(TypedDict):
 
 
 class WorkerFacts(TypedDict):
-    """What a worker found. `versions` is empty text for a missing library, as are problems that
-    don't exist; `time` is the worker's clock, in seconds since 1970."""
+    """The results of the checks on a worker. The version of a missing library is an empty text, and
+    so is a problem that doesn't exist; `time` is the worker's clock, in seconds since 1970."""
 
     versions: dict[str, str]
     devices: list[str]
@@ -112,7 +112,7 @@ class WorkerFacts(TypedDict):
 
 
 class WorkerReport(WorkerFacts):
-    """And what the process that asked it knows: the cluster's resources, and by how many seconds
+    """The results, and what the subprocess adds: the cluster's resources, and by how many seconds
     the worker's clock is ahead of ours."""
 
     cpus: float
@@ -121,7 +121,7 @@ class WorkerReport(WorkerFacts):
 
 
 def use_local_services() -> None:
-    """What `tessera up` started is used where the environment names nothing else."""
+    """Uses what `tessera up` started, unless the environment names another cluster."""
     up = local_services.load(Context.from_environment().home)
     if up and "RAY_ADDRESS" not in os.environ and all(map(local_services.is_alive, up.services)):
         for name, value in up.environment.items():
@@ -140,7 +140,7 @@ def check_all(context: Context, timeout_seconds: float) -> Iterator[Finding]:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python and each library against the bounds that the package declares."""
+    """Checks Python and each library against the versions that the package allows."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -154,13 +154,13 @@ def check_versions() -> Iterator[Finding]:
         f"use a Python that is {python}",
     )
     declared = map(Requirement, importlib.metadata.requires("tessera-train") or [])
-    wanted = {each.name: each for each in declared if each.marker is None}
+    requirements = {each.name: each for each in declared if each.marker is None}
     for name in LIBRARIES:
-        bounds = wanted[name].specifier
+        bounds = requirements[name].specifier
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", f"is not installed (allowed: {bounds})", hint)
+            yield Finding(name, "fail", f"not installed (allowed: {bounds})", hint)
             continue
         good = bounds.contains(version, prereleases=True)
         yield Finding(name, "ok" if good else "fail", f"{version} (allowed: {bounds})", hint)
@@ -193,14 +193,12 @@ def check_shared_memory() -> Finding:
 
 
 def check_tracking(uri: str) -> Iterator[Finding]:
-    """MLflow from here, and its clock against ours."""
+    """Checks MLflow from this machine, and its clock against ours."""
     if not uri.startswith(("http://", "https://")):
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
-    reason = local_services.ask(f"{uri.rstrip('/')}/health")
-    hint = (
-        "start it with `tessera up`, correct MLFLOW_TRACKING_URI, or unset it for the embedded one"
-    )
+    reason = local_services.probe_url(f"{uri.rstrip('/')}/health")
+    hint = "start it with `tessera up`, correct MLFLOW_TRACKING_URI, or unset it for the embedded store"
     yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), hint)
     if not reason:
         yield check_clock("mlflow's clock", server_time(f"{uri.rstrip('/')}/health") - time.time())
@@ -210,8 +208,8 @@ def server_time(url: str) -> float:
     """Seconds since 1970 by a server's Date header, to the second; ours if it sends none."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=3) as answer:
-            return email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp() + 0.5
+        with opener.open(url, timeout=3) as response:
+            return email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp() + 0.5
     except (OSError, TypeError, ValueError):
         return time.time()
 
@@ -221,7 +219,7 @@ def check_clock(check: str, ahead_seconds: float) -> Finding:
         check,
         "ok" if abs(ahead_seconds) < CLOCK_WARN_SECONDS else "warn",
         f"{ahead_seconds:+.1f} s from ours",
-        "let both machines keep time by NTP; metrics carry the time of their making",
+        "synchronize both clocks with NTP: metrics are logged with timestamps",
     )
 
 
@@ -229,8 +227,8 @@ def check_clock(check: str, ahead_seconds: float) -> Finding:
 
 
 def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
-    """Ray, and what a task on one of its workers finds."""
-    name = context.ray_address or "a Ray started here"
+    """Checks Ray, and with it the machine of one worker."""
+    name = context.ray_address or "a local Ray"
     folder = context.runs_dir
     mark = secrets.token_hex(8)
     ours, theirs = folder / f".doctor-{mark}", folder / f".doctor-{mark}-worker"
@@ -240,7 +238,7 @@ def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
     except OSError as error:
         hint = "set TESSERA_HOME to a folder that you may write"
         yield Finding("storage", "fail", f"{folder}: {error.strerror}", hint)
-    question: WorkerProbe = {
+    probe: WorkerProbe = {
         "address": context.ray_address,
         "tracking": context.tracking_uri,
         "libraries": LIBRARIES,
@@ -249,24 +247,24 @@ def check_worker(context: Context, timeout_seconds: float) -> Iterator[Finding]:
         "mark": mark,
     }
     try:
-        answer, problem = probe_in_subprocess(question, timeout_seconds)
+        report, problem = probe_in_subprocess(probe, timeout_seconds)
         seen = theirs.exists()
     finally:
         ours.unlink(missing_ok=True)
         theirs.unlink(missing_ok=True)
-    if answer is None:
+    if report is None:
         hint = "see `tessera status`; unset RAY_ADDRESS to use an embedded Ray"
         yield Finding("ray", "fail", f"{name}: {problem}", hint)
         return
-    yield Finding("ray", "ok", f"{name}: {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs")
-    yield from judge(answer, seen, folder)
+    yield Finding("ray", "ok", f"{name}: {report['cpus']:g} CPUs, {report['gpus']:g} GPUs")
+    yield from judge(report, seen, folder)
 
 
-def judge(answer: WorkerReport, seen: bool, runs_dir: Path) -> Iterator[Finding]:
+def judge(report: WorkerReport, seen: bool, runs_dir: Path) -> Iterator[Finding]:
     """Findings from a worker's report. `seen`: whether the file that it wrote is visible here."""
     different = [
         f"{name} {version or 'missing'} (here {_version(name) or 'missing'})"
-        for name, version in answer["versions"].items()
+        for name, version in report["versions"].items()
         if version != _version(name)
     ]
     yield Finding(
@@ -275,28 +273,28 @@ def judge(answer: WorkerReport, seen: bool, runs_dir: Path) -> Iterator[Finding]
         ", ".join(different) or "the same as here",
         "install the same requirements.lock on all machines of the cluster",
     )
-    gpu = ", ".join(answer["devices"])
+    gpu = ", ".join(report["devices"])
     yield Finding(
         "gpu",
-        "warn" if answer["gpus"] and not gpu else "ok",
+        "warn" if report["gpus"] and not gpu else "ok",
         gpu or "none: training runs on the CPU",
         "Ray counts GPUs that torch can't use there: check the driver, and torch's CUDA build",
     )
-    mlflow = answer["mlflow_problem"]
+    mlflow = report["mlflow_problem"]
     yield Finding(
         "worker to mlflow",
         "fail" if mlflow else "ok",
         mlflow or "reaches it",
-        "MLFLOW_TRACKING_URI must name MLflow as the worker's machine sees it",
+        "MLFLOW_TRACKING_URI must be an address that the worker's machine can reach",
     )
-    storage = answer["storage_problem"] or ("" if seen else "its file is not seen here")
+    storage = report["storage_problem"] or ("" if seen else "its file is not visible here")
     yield Finding(
         "worker's storage",
         "fail" if storage else "ok",
-        storage or f"writes {runs_dir}, seen here",
-        "TESSERA_HOME must be a folder that all machines share, under the same name",
+        storage or f"writes {runs_dir}, visible here",
+        "TESSERA_HOME must be a folder that all machines share, under the same path",
     )
-    yield check_clock("worker's clock", answer["ahead_seconds"])
+    yield check_clock("worker's clock", report["ahead_seconds"])
 
 
 def _version(name: str) -> str:
@@ -307,7 +305,7 @@ def _version(name: str) -> str:
 
 
 def probe_in_subprocess(
-    question: WorkerProbe, timeout_seconds: float
+    probe: WorkerProbe, timeout_seconds: float
 ) -> tuple[WorkerReport | None, str]:
     """Probes a worker in a subprocess, because Ray may hang; returns the report, or None and the
     reason."""
@@ -316,7 +314,7 @@ def probe_in_subprocess(
     here = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "jobs.doctor", "--question", json.dumps(question)],
+        [sys.executable, "-P", "-m", "jobs.doctor", "--probe", json.dumps(probe)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -328,7 +326,7 @@ def probe_in_subprocess(
     try:
         out, errors = child.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
-        out, errors = "", f"no answer in {timeout_seconds:g} s"
+        out, errors = "", f"no response in {timeout_seconds:g} s"
     finally:
         local_services.end(
             local_services.Service("doctor", child.pid, began, "", ""), timeout_seconds=3
@@ -339,24 +337,24 @@ def probe_in_subprocess(
             if stream:
                 stream.close()
     for line in out.splitlines():
-        if line.startswith(_ANSWER):
-            answer: WorkerReport = json.loads(line.removeprefix(_ANSWER))
-            return answer, ""
-    said = [line for line in errors.splitlines() if line.strip()]
-    return None, said[-1].strip() if said else f"it ended with status {child.returncode}"
+        if line.startswith(_REPORT):
+            report: WorkerReport = json.loads(line.removeprefix(_REPORT))
+            return report, ""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    return None, lines[-1].strip() if lines else f"it ended with status {child.returncode}"
 
 
-def probe_worker(question: WorkerProbe) -> WorkerReport:
-    """Runs `look` on a worker; called in the subprocess."""
+def probe_worker(probe: WorkerProbe) -> WorkerReport:
+    """Runs `check_here` on a worker. Called in the subprocess."""
     from pipelines.cluster import jobs
     from pipelines.workflows.services import apply_settings
 
     apply_settings(Context.from_environment())
-    asked = time.time()
-    facts, resources = jobs.run_on_worker(question["address"], lambda: look(question))
-    # The worker read its clock between asking and now: any time in that span is right.
-    seen, now = facts["time"], time.time()
-    ahead_seconds = min(0.0, seen - asked) + max(0.0, seen - now)
+    started = time.time()
+    facts, resources = jobs.run_on_worker(probe["address"], lambda: check_here(probe))
+    # The worker read its clock between `started` and now: any time in this span counts as equal.
+    remote, now = facts["time"], time.time()
+    ahead_seconds = min(0.0, remote - started) + max(0.0, remote - now)
     return {
         **facts,
         "cpus": resources.cpus,
@@ -365,42 +363,42 @@ def probe_worker(question: WorkerProbe) -> WorkerReport:
     }
 
 
-def look(question: WorkerProbe) -> WorkerFacts:
-    """What a worker finds. Runs there, so it imports all that it needs itself."""
+def check_here(probe: WorkerProbe) -> WorkerFacts:
+    """Runs the checks on the worker. It is sent there, so it imports everything that it needs."""
     import importlib.metadata
     import time
     from pathlib import Path
 
-    answer: WorkerFacts = {
+    facts: WorkerFacts = {
         "versions": {},
         "devices": [],
         "mlflow_problem": "",
         "storage_problem": "",
         "time": 0.0,
     }
-    for name in question["libraries"]:
+    for name in probe["libraries"]:
         try:
-            answer["versions"][name] = importlib.metadata.version(name)
+            facts["versions"][name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            answer["versions"][name] = ""
+            facts["versions"][name] = ""
     import torch
 
     count = torch.cuda.device_count()
-    answer["devices"] = [torch.cuda.get_device_name(index) for index in range(count)]
+    facts["devices"] = [torch.cuda.get_device_name(index) for index in range(count)]
     try:
-        if Path(question["ours"]).read_text() != question["mark"]:
-            answer["storage_problem"] = "another file lies there"
-        Path(question["theirs"]).write_text(question["mark"])
+        if Path(probe["ours"]).read_text() != probe["mark"]:
+            facts["storage_problem"] = "the file has another content there"
+        Path(probe["theirs"]).write_text(probe["mark"])
     except OSError as error:
-        answer["storage_problem"] = f"{error.filename}: {error.strerror}"
+        facts["storage_problem"] = f"{error.filename}: {error.strerror}"
     try:
         from pipelines.tracking import mlflow_runs
 
-        mlflow_runs.connect(question["tracking"])
+        mlflow_runs.connect(probe["tracking"])
     except Exception as error:
-        answer["mlflow_problem"] = str(error).splitlines()[0]
-    answer["time"] = time.time()
-    return answer
+        facts["mlflow_problem"] = str(error).splitlines()[0]
+    facts["time"] = time.time()
+    return facts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`tessera down`: ends what `tessera up` started, and nothing else."""
+"""`tessera down`: stops what `tessera up` started, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tessera evaluate`: registered versions on one split, every sample once."""
+"""`tessera evaluate`: evaluates registered versions on one split, every sample once."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def command(
     from pipelines.workflows.evaluate import ROBUSTNESS, evaluate
 
     if no_report and (folder or fields or robustness):
-        raise UsageError("--no-report goes with no other option of the report", hint="leave it out")
+        raise UsageError(
+            "--no-report can't be combined with other options of the report", hint="leave it out"
+        )
     report = evaluate(
         models,
         data=data,
@@ -125,9 +127,9 @@ def _rows(report: EvaluationReport) -> list[dict[str, Any]]:
                 else ""
             )
         for other in report.comparisons:
-            lead = other.metrics.get(name)
-            text = f"{lead.value:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})" if lead else ""
-            row[f"lead over {other.second}"] = text
+            gain = other.metrics.get(name)
+            text = f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})" if gain else ""
+            row[f"gain over {other.second}"] = text
         rows.append(row)
     return rows
 

@@ -1,4 +1,4 @@
-"""`tessera export`: a registered version as a file that answers without Tessera."""
+"""`tessera export`: exports a registered version to a file that predicts without Tessera."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def command(
     facts = {
         "model": done.model,
         "file": f"{done.file}, {done.size_bytes:,} bytes",
-        "takes": f"{done.input['dtype']} ({', '.join(map(str, done.input['shape']))})",
-        "gives": done.output,
+        "input": f"{done.input['dtype']} ({', '.join(map(str, done.input['shape']))})",
+        "output": done.output,
         "compared": f"on {done.images:,} test images of {done.data}, {same}",
         "largest difference": f"{done.largest_difference:.2g}",
     }

@@ -1,4 +1,4 @@
-"""`tessera families`: what can be trained."""
+"""`tessera families`: lists what can be trained."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def command(recipes: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    wide = max(len(row["family"]) for row in rows)
+    width = max(len(row["family"]) for row in rows)
     tasks = dict.fromkeys(row["task"] for row in rows)
     for task in tasks:
         fitting = [row for row in rows if row["task"] == task]
@@ -51,8 +51,8 @@ def command(recipes: bool, as_json: bool) -> None:
         data = "any images" if reads == "images" else f"data of {reads}"
         click.echo(f"{task.replace('_', ' ')}: {data}")
         for row in fitting:
-            click.echo(f"  {row['family']:<{wide}}  {row['about']}")
-            click.echo(f"  {'':<{wide}}  variants: {', '.join(row['variants'])}")
+            click.echo(f"  {row['family']:<{width}}  {row['about']}")
+            click.echo(f"  {'':<{width}}  variants: {', '.join(row['variants'])}")
     show_next("tessera describe FAMILY")
 
 

@@ -1,4 +1,4 @@
-"""`tessera formats`: what can be packed."""
+"""`tessera formats`: lists what can be packed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def command(as_json: bool) -> None:
     """List the formats of data sets that `tessera pack` reads, with their options."""
     from pipelines.data import importers
 
-    found = [importers.get(name) for name in importers.names()]
+    known = [importers.get(name) for name in importers.names()]
     if as_json:
         rows = [
             {"format": each.NAME, "about": _about(each), "options": dict(each.OPTIONS)}
-            for each in found
+            for each in known
         ]
         click.echo(json.dumps(rows, indent=1))
         return
-    for each in found:
+    for each in known:
         click.echo(f"{each.NAME:<15} {_about(each)}")
         for name, text in each.OPTIONS.items():
             click.echo(f"{'':<15} --option {name}=…  {text}")

@@ -1,4 +1,4 @@
-"""`tessera inspect`: what a packed data set is, in the terminal and as a page."""
+"""`tessera inspect`: shows a packed data set, in the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _show(where: str, card: Any) -> None:
     facts["rejected"] = f"{card.rejected:,}{counted}; see rejected.jsonl" if card.rejected else ""
     near = card.leakage
     facts["leakage"] = (
-        f"{near.near:,} pair{'s' * (near.near != 1)} of {near.images:,} images of two splits that "
-        "look alike; see near_duplicates.jsonl"
+        f"{near.near:,} near-duplicate pair{'s' * (near.near != 1)} of {near.images:,} images across "
+        "splits; see near_duplicates.jsonl"
         if near.near
         else ""
     )

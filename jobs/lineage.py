@@ -1,4 +1,4 @@
-"""`tessera lineage`: from a registered version back to the bytes it was trained on."""
+"""`tessera lineage`: shows the run, recipe, data and code behind a registered version."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import lineage, services
 
-    found = lineage.trace(model)
+    facts = lineage.trace(model)
     if as_json:
-        show_json(found)
+        show_json(facts)
         return 0
-    recipe = found.pop("recipe")
-    shown = {name: value for name, value in found.items() if value}
-    shown["libraries"] = ", ".join(f"{n} {v}" for n, v in found["libraries"].items())
+    recipe = facts.pop("recipe")
+    shown = {name: value for name, value in facts.items() if value}
+    shown["libraries"] = ", ".join(f"{n} {v}" for n, v in facts["libraries"].items())
     shown["settings"] = ", ".join(f"{path}={value}" for path, value in sorted(recipe.items()))
-    shown["page"] = services.page(found["page"])
+    shown["page"] = services.page(facts["page"])
     show_facts(shown)
     show_next(f"tessera reproduce {model}")
     return 0

@@ -1,4 +1,4 @@
-"""`tessera pack`: from a folder of labelled images to a packed data set."""
+"""`tessera pack`: packs a folder of labelled images into a data set of shards."""
 
 from __future__ import annotations
 
@@ -148,9 +148,9 @@ def _show(data: PackedData, to: str) -> None:
     remote = open_shards(to, card.root).remote
     family = suggest_family(card)
     if family:
-        following = f"tessera train {family} --data {to}"
+        next_step = f"tessera train {family} --data {to}"
     else:
-        following = "more images: a training needs the splits train and val"
+        next_step = "more images: a training needs the splits train and val"
     rate = f"{samples:,} images in {seconds:.1f} s, {samples / max(seconds, 1e-9):,.0f} images/s"
     rejected = {"rejected": f"{card.rejected}, see rejected.jsonl"} if card.rejected else {}
     show_facts(
@@ -161,7 +161,7 @@ def _show(data: PackedData, to: str) -> None:
             **rejected,
             **(dict(shard_advice.advise(card.split("train"))) if remote else {}),
             "digest": card.digest,
-            "next": following,
+            "next": next_step,
         }
     )
 
@@ -169,7 +169,9 @@ def _show(data: PackedData, to: str) -> None:
 def _parse_option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"--option {text!r} is no NAME=VALUE", hint="as in --option label=class")
+        raise UsageError(
+            f"--option {text!r} is not of the form NAME=VALUE", hint="as in --option label=class"
+        )
     return name, value
 
 

@@ -1,4 +1,4 @@
-"""`tessera promote`: the gate."""
+"""`tessera promote`: makes a version the champion if the policy allows it."""
 
 from __future__ import annotations
 

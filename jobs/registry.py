@@ -1,4 +1,4 @@
-"""`tessera registry`: what is registered, and where each version stands."""
+"""`tessera registry`: lists the registered models and their versions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
 
 
 def summary(name: str, versions: list[Version]) -> dict[str, Any]:
-    """One model in a line."""
+    """The row of a model."""
     held = {alias: version.number for version in versions for alias in version.aliases}
     newest = versions[-1] if versions else None
     return {
@@ -80,7 +80,7 @@ def summary(name: str, versions: list[Version]) -> dict[str, Any]:
 
 
 def row(version: Version) -> dict[str, Any]:
-    """One version in a line."""
+    """The row of a version."""
     from pipelines.promotion import gate
 
     evaluation = gate.evaluation_of(version)
@@ -88,7 +88,7 @@ def row(version: Version) -> dict[str, Any]:
     val = _json(version.tags.get(tag_names.METRICS, "")).get(f"val/{primary}")
     test = evaluation.metrics.get(primary) if evaluation else None
     verdict = _json(version.tags.get(tag_names.VERDICT, ""))
-    said = "; ".join(verdict.get("reasons", ()))
+    reasons = "; ".join(verdict.get("reasons", ()))
     word = ("promoted" if verdict.get("passed") else "refused") if verdict else ""
     return {
         "version": version.number,
@@ -98,12 +98,12 @@ def row(version: Version) -> dict[str, Any]:
         "val": None if val is None else f"{val:.4f}",
         "test": None if test is None else f"{test:.4f}",
         "run": version.tags.get(tag_names.RUN),
-        "verdict": f"{word}: {said}" if word else None,
+        "verdict": f"{word}: {reasons}" if word else None,
     }
 
 
 def _primary(version: Version) -> str:
-    """Name of the figure by which versions of its family are compared."""
+    """Name of the primary metric of the version's family; empty for an unknown family."""
     import models
     from models.core.errors import TesseraError
 
@@ -115,10 +115,10 @@ def _primary(version: Version) -> str:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 if __name__ == "__main__":

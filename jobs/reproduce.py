@@ -1,4 +1,4 @@
-"""`tessera reproduce`: trains a registered version again, and compares."""
+"""`tessera reproduce`: trains a registered version again and compares the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tessera rollback`: the champion before."""
+"""`tessera rollback`: makes an earlier champion the champion again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tessera status`: what `tessera up` started, and whether it answers."""
+"""`tessera status`: shows what `tessera up` started, and whether it is healthy."""
 
 from __future__ import annotations
 

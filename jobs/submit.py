@@ -1,7 +1,7 @@
-"""`tessera submit VERB …`: the same verb as a job on a running Ray cluster.
+"""`tessera submit VERB …`: runs a verb as a job on a running Ray cluster.
 
 In: a verb with its arguments. Out: the job's log on stdout, and its exit status as ours. The code of
-a checkout travels with the job; data and secrets don't.
+a checkout is sent with the job; data and secrets are not.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.workflows.context import Context
 
 LOCAL_VERBS = {"up", "down", "status", "submit"}
-"""Verbs about this machine's services: no jobs."""
+"""Verbs that manage services on this machine. They can't be submitted."""
 
 _PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
-_CHATTER = re.compile(
+_RAY_MESSAGES = re.compile(
     r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE
 )
 _PATH_METAVARS = ("DIR", "FILE", "PATHS…")
@@ -43,7 +43,7 @@ GROUP = "services"
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
-@click.option("--no-wait", is_flag=True, help="Print the job's ID and return at once.")
+@click.option("--no-wait", is_flag=True, help="Print the job's ID and return immediately.")
 @click.option("--json", "as_json", is_flag=True, help="Print the job's ID and outcome as JSON.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.argument("verb")
@@ -66,13 +66,13 @@ def command(
     del verbose
     check(verb, arguments)
     address, local = find_cluster()
-    if reason := local_services.ask(
+    if reason := local_services.probe_url(
         f"{address}/api/jobs/", bearer=local_services.token(os.environ)
     ):
         raise TesseraError(
-            f"no Ray cluster takes jobs at {address}: {reason}",
+            f"no Ray cluster accepts jobs at {address}: {reason}",
             hint="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS (and RAY_AUTH_MODE="
-            "token with RAY_AUTH_TOKEN_PATH where it asks for a token)",
+            "token with RAY_AUTH_TOKEN_PATH if it requires a token)",
         )
     from pipelines.cluster.jobs import Jobs
 
@@ -91,7 +91,7 @@ def command(
 
 
 def check(verb: str, arguments: tuple[str, ...]) -> None:
-    """A wrong verb or option is refused here and now, not by a job seconds later."""
+    """Refuses a wrong verb or option here, instead of in the job seconds later."""
     allowed = [name for name in verbs() if name not in LOCAL_VERBS]
     if verb in LOCAL_VERBS:
         raise UsageError(f"{verb!r} can't be submitted: it manages services on this machine")
@@ -105,7 +105,7 @@ def check(verb: str, arguments: tuple[str, ...]) -> None:
 
 
 def parse(verb: str, arguments: tuple[str, ...]) -> dict[str, object]:
-    """The verb's options as text, by parameter; a click.UsageError if it has no such option."""
+    """The verb's options as text, by parameter. Raises click.UsageError for an unknown option."""
     import importlib
 
     command: click.Command = importlib.import_module(f"jobs.{verb}").command
@@ -122,11 +122,11 @@ def settle_paths(verb: str, arguments: tuple[str, ...]) -> list[str]:
     values = parse(verb, arguments)
     paths: set[str] = set()
     for parameter in command.params:
-        spoken = parameter.metavar in _PATH_METAVARS
-        if (spoken or isinstance(parameter.type, click.Path)) and parameter.name in values:
-            found = values[parameter.name]
-            each = found if isinstance(found, list | tuple) else [found]
-            paths |= {value for value in each if isinstance(value, str)}
+        is_path = parameter.metavar in _PATH_METAVARS or isinstance(parameter.type, click.Path)
+        if is_path and parameter.name in values:
+            given = values[parameter.name]
+            several = given if isinstance(given, list | tuple) else [given]
+            paths |= {value for value in several if isinstance(value, str)}
 
     def settle(text: str) -> str:
         named = text in paths or ("/" in text and Path(text).exists())
@@ -150,7 +150,7 @@ def find_cluster() -> tuple[str, bool]:
         given = fallback
     if not given and fallback and not (up and fallback == up.environment["RAY_ADDRESS"]):
         raise UsageError(
-            f"RAY_ADDRESS is {fallback!r}, which takes no jobs",
+            f"RAY_ADDRESS is {fallback!r}, which accepts no jobs",
             hint="set RAY_API_SERVER_ADDRESS to the dashboard's address, as in http://HOST:8265",
         )
     address = (given or ours).rstrip("/")
@@ -170,13 +170,13 @@ def environment_for_job(local: bool) -> dict[str, str]:
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     tracking = os.environ.get("MLFLOW_TRACKING_URI") or ""
     host = urlsplit(tracking).hostname or ""
-    # An address of this machine means another machine there: the cluster knows its own.
+    # An address of this machine would mean another machine there: the cluster has its own.
     if host and (local or host not in ("localhost", "127.0.0.1", "::1")):
         environment["MLFLOW_TRACKING_URI"] = tracking
     if local:
         environment["TESSERA_HOME"] = str(Context.from_environment().home)
     if commit := git("rev-parse", "HEAD"):
-        # MLflow's own way in; the copy of the code that travels has no history to ask.
+        # MLflow reads these tags from the variable: the code that is sent has no git history.
         tags = {"mlflow.source.git.commit": commit, "mlflow.user": getpass.getuser()}
         if branch := git("branch", "--show-current"):
             tags["mlflow.source.git.branch"] = branch
@@ -185,24 +185,24 @@ def environment_for_job(local: bool) -> dict[str, str]:
 
 
 def git(*arguments: str) -> str:
-    """What git says about this checkout; empty if it can't."""
+    """Output of a git command in this checkout; empty if it fails."""
     root = source_root()
     if root is None or not shutil.which("git"):
         return ""
     command = ["git", "-C", str(root), *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return found.stdout.strip() if found.returncode == 0 else ""
+    process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def source_root() -> Path | None:
-    """The checkout that this runs from; None where Tessera is installed as a package, as it then
-    must be on the cluster."""
+    """The checkout that this runs from. None if Tessera is installed as a package: then it must be
+    installed on the cluster too."""
     root = Path(__file__).resolve().parent.parent
     return root if (root / "pyproject.toml").is_file() else None
 
 
 def wait_for(cluster: object, job: str, as_json: bool) -> int:
-    """Follows the job to its end; gives its exit status."""
+    """Follows the job to its end and returns its exit status."""
     from pipelines.cluster.jobs import Jobs
 
     assert isinstance(cluster, Jobs)
@@ -211,7 +211,7 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
     def write(text: str) -> None:
         nonlocal seen
         seen += len(text)
-        text = _CHATTER.sub("", text)
+        text = _RAY_MESSAGES.sub("", text)
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
     while True:
@@ -219,10 +219,13 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
             cluster.follow(job, write, skip=seen)
             break
         except KeyboardInterrupt:
-            if not ask_to_stop(job):
+            if not confirm_stop(job):
                 continue
             if not cluster.stop(job):
-                print(f"job {job} still waits for its resources; it stays", file=sys.stderr)
+                print(
+                    f"job {job} is still waiting for resources and can't be stopped yet",
+                    file=sys.stderr,
+                )
                 return 1
     outcome = cluster.result(job)
     if outcome.status == "STOPPED":
@@ -238,15 +241,16 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
     return status
 
 
-def ask_to_stop(job: str) -> bool:
-    """True to stop, False to go on following; a second Ctrl-C leaves with the job running."""
+def confirm_stop(job: str) -> bool:
+    """True to stop the job, False to keep following it. A second Ctrl-C, or no terminal, raises and
+    leaves the job running."""
     try:
         if sys.stdin.isatty():
             return click.confirm("\nstop the job?", default=False, err=True)
     except (click.Abort, KeyboardInterrupt):
         pass
     raise TesseraError(
-        f"job {job} goes on",
+        f"job {job} keeps running",
         hint=f"follow it with `ray job logs --follow {job}`, stop it with `ray job stop {job}`",
     )
 

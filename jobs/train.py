@@ -1,4 +1,4 @@
-"""`tessera train`: a family on a packed data set, data-parallel, tracked, registered."""
+"""`tessera train`: trains a family or a recipe and registers the best checkpoint."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def command(
 
 
 def check(parameters: Mapping[str, Any]) -> None:
-    """Refuses, before it is submitted, a training that can't begin: parameters of `command`.
+    """Refuses a training that can't start, before it is submitted. Takes `command`'s parameters.
 
-    Data that only the cluster's machines see is looked at by the job itself.
+    Data that only the cluster's machines can read is checked by the job itself.
     """
     from models.core.errors import TesseraError
     from pipelines import recipe as recipes

@@ -1,4 +1,4 @@
-"""`tessera tune`: a search over a family's settings, a training for each trial."""
+"""`tessera tune`: searches the settings of a family or a recipe, with a training per trial."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def command(
 
     if resume:
         if what or data:
-            raise UsageError("--resume takes what the search was begun with", hint="leave it out")
+            raise UsageError(
+                "--resume uses the recipe and the data of the search", hint="leave it out"
+            )
         result = tune.resume(
             resume, refit=refit, model=model, verbose=verbose, progress=not as_json
         )

@@ -1,7 +1,7 @@
-"""`tessera up`: a Ray head and an MLflow server on this machine, on loopback only.
+"""`tessera up`: starts a Ray head and an MLflow server on this machine, on loopback only.
 
-In: ports. Out: two services that answer, their record in `.tessera/services.json`, and the exports
-that a shell needs. Either both run in the end, or none.
+In: ports. Out: two healthy services, their record in `.tessera/services.json`, and the exports
+that a shell needs. If one of them can't start, neither is left running.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def command(
             click.echo("up already")
             show(known, home)
             return
-        if known:  # a rest of services that died
+        if known:  # what is left of services that died
             local_services.end_all(known, home)
         started = start(home, cpus, ray_port, dashboard_port, mlflow_port)
     show(started, home)
@@ -62,7 +62,7 @@ def command(
 def start(
     home: Path, cpus: int | None, ray_port: int, dashboard_port: int, mlflow_port: int
 ) -> Services:
-    """Starts both and waits until both answer; whatever goes wrong, none is left behind."""
+    """Starts both services and waits until they are healthy. After an error neither is left."""
     ports = {"--ray-port": ray_port, "--dashboard-port": dashboard_port}
     for option, port in ports.items():
         local_services.require_free(port, service="Ray", option=option)
@@ -99,11 +99,11 @@ def prepare_store(home: Path) -> None:
         os.environ.setdefault(name, value)
     try:
         mlflow_store.prepare(home)
-    except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite say
-        said = str(error).strip() or type(error).__name__
+    except Exception as error:  # MLflow, SQLAlchemy and SQLite have no common base error
+        text = str(error).strip() or type(error).__name__
         raise TesseraError(
-            f"MLflow's store {home / 'mlflow.db'} can't be opened: {said.splitlines()[0]}",
-            hint="put a good copy in its place, or move it away to begin an empty one",
+            f"MLflow's store {home / 'mlflow.db'} can't be opened: {text.splitlines()[0]}",
+            hint="restore a good copy, or move the file away to start with an empty store",
         ) from error
 
 
@@ -153,9 +153,9 @@ def mlflow_command(home: Path, port: int) -> list[str]:
     from pipelines.tracking import mlflow_store
 
     store = ["--backend-store-uri", mlflow_store.embedded_uri(home)]
-    # Files go where they go without a server, so that the store is one whichever way it is used.
-    place = str(mlflow_store.embedded_artifacts(home))
-    files = ["--default-artifact-root", place, "--no-serve-artifacts"]
+    # Artifacts go to the same folder as without a server, so that both share one store.
+    artifacts = str(mlflow_store.embedded_artifacts(home))
+    files = ["--default-artifact-root", artifacts, "--no-serve-artifacts"]
     where = ["--host", HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]
 
@@ -174,7 +174,7 @@ def spawn(
     own = dict(environment)
     if name == "ray":
         own.pop("RAY_ADDRESS")  # each job gets it from the cluster
-    # One copy of this environment serves all jobs: they find the same Python and the same folders.
+    # All jobs inherit this environment, so they use the same Python and the same folders.
     own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own["TESSERA_HOME"] = str(home)
     server = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -1,4 +1,4 @@
-"""`tessera verify`: every checksum of a packed data set."""
+"""`tessera verify`: checks every checksum of a packed data set."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> in
     from pipelines.data.inspection import verify
 
     started = time.monotonic()
-    alive = sys.stderr.isatty()
+    is_terminal = sys.stderr.isatty()
 
     def show(done: int, total: int) -> None:
-        if alive:
+        if is_terminal:
             rate = done / 1e9 / max(time.monotonic() - started, 1e-9)
             line = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB  {rate:.2f} GB/s"
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
@@ -39,7 +39,7 @@ def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> in
     try:
         report = verify.verify(where, workers=workers or 0, progress=show)
     finally:
-        if alive:
+        if is_terminal:
             click.echo("\r\x1b[K", nl=False, err=True)
     seconds = max(time.monotonic() - started, 1e-9)
     if as_json:
@@ -63,7 +63,7 @@ def command(where: str, workers: int | None, as_json: bool, verbose: bool) -> in
         "differs": f"{len(report.differences)}" if report.differences else "nothing",
     }
     if report.differences:
-        facts["next"] = "fetch these shards again, or pack the data set anew"
+        facts["next"] = "fetch these shards again, or pack the data set again"
     show_facts(facts)
     return 1 if report.differences else 0
 

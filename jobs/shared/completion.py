@@ -1,8 +1,8 @@
 """What the shell completes: families, variants, recipes, formats, setting paths, models.
 
-In: what was typed so far. Out: names that begin with it. Completion must be fast and must never fail:
-models are read from the embedded MLflow's SQLite file without importing MLflow, and where something
-can't be read there are no names.
+In: the text before the cursor. Out: names that begin with it. Completion must be fast and must never
+fail: models are read from the embedded MLflow's SQLite file without importing MLflow, and if
+something can't be read, no names are offered.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _families_and_recipes(ctx: click.Context, incomplete: str) -> list[str]:
 
 
 def _family_or_recipe(ctx: click.Context) -> str:
-    """What `train`, `tune` or `describe` is called for. Behind an option that has no value yet, click
-    hands over no arguments, so the words of the line are looked through as well."""
+    """The family or recipe that `train`, `tune` or `describe` is called with. After an option without
+    a value click passes no arguments, so the words of the line are searched too."""
     named: str = ctx.params.get("what") or ctx.params.get("family") or ""
     known = _families_and_recipes(ctx, "")
     words = os.environ.get("COMP_WORDS", "").split()[2:]
@@ -76,7 +76,7 @@ def _formats(ctx: click.Context, incomplete: str) -> list[str]:
 
 
 def _settings(ctx: click.Context, incomplete: str) -> list[str]:
-    """Paths of the recipe with `=` behind them; after it there is nothing to complete."""
+    """Paths of the recipe, each with a `=`. Values are not completed."""
     from pipelines import recipe as recipes
     from pipelines.workflows import packaged_recipes
 
@@ -88,7 +88,7 @@ def _settings(ctx: click.Context, incomplete: str) -> list[str]:
 
 
 def _models(ctx: click.Context, incomplete: str) -> list[str]:
-    """NAME; once a name is typed also NAME/2 and NAME@alias."""
+    """NAME; after a full name also NAME/2 and NAME@alias."""
     from pipelines.tracking import mlflow_store
     from pipelines.workflows.context import Context
 

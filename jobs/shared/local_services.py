@@ -1,7 +1,7 @@
 """What `up`, `down`, `status`, `submit` and `doctor` share: the record of the local services.
 
-In: `.tessera/services.json`, process tables, HTTP answers. Out: `Services`, who is alive and who
-answers. Must not load Ray or MLflow: asking for the state costs milliseconds.
+In: `.tessera/services.json`, the process table, HTTP responses. Out: `Services`, and which of them
+are alive and healthy. Must not load Ray or MLflow: the state must be there within milliseconds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _STOP_SECONDS = 45  # Ray drains a node for up to 30 s after SIGTERM
 
 @dataclass(frozen=True)
 class Service:
-    """One process that we started, with all that it started. `began` is its start in seconds
-    since 1970: with it, a process that got the same number later is told apart."""
+    """A process that we started, with its children. `began` is its start time in seconds since 1970:
+    it distinguishes the process from a later one with the same number."""
 
     name: str
     pid: int
@@ -63,7 +63,7 @@ def record_path(home: Path) -> Path:
 
 
 def load(home: Path) -> Services | None:
-    """What was recorded, whether it still runs or not; None if nothing was."""
+    """The recorded services, running or not; None without a record."""
     try:
         raw = json.loads(record_path(home).read_text())
         services = tuple(Service(**entry) for entry in raw["services"])
@@ -83,7 +83,7 @@ def save(services: Services, home: Path) -> None:
 
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
-    """Only one `up` or `down` of a folder at a time."""
+    """Lets only one `up` or `down` work in a folder at a time."""
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "services.lock", "w") as lock:
         try:
@@ -91,7 +91,7 @@ def alone(home: Path) -> Iterator[None]:
         except BlockingIOError:
             raise TesseraError(
                 f"another `tessera up` or `down` is at work in {home}",
-                hint="wait for it, then ask `tessera status`",
+                hint="wait for it, then run `tessera status`",
             ) from None
         yield
 
@@ -115,32 +115,32 @@ def is_alive(service: Service) -> bool:
 
 
 def processes(service: Service) -> list[psutil.Process]:
-    """The service and all that it started, orphans too: it leads a session of its own, and a
-    session's number isn't given to another process while a member of it lives."""
+    """The service and its children, orphans too: it leads a session of its own, and the number of a
+    session isn't reused while a process of the session lives."""
     try:
         leader: psutil.Process | None = psutil.Process(service.pid)
         if leader and abs(leader.create_time() - service.began) >= 2:
-            return []  # the number was given to another process: nothing of ours is left
-        found = {leader.pid: leader} if leader else {}
+            return []  # another process has the number now: ours has ended
+        members = {leader.pid: leader} if leader else {}
     except psutil.NoSuchProcess:
-        leader, found = None, {}
+        leader, members = None, {}
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
             if os.getsid(process.pid) == service.pid:
-                found[process.pid] = process
+                members[process.pid] = process
     if leader:
         with contextlib.suppress(psutil.NoSuchProcess):
-            found |= {child.pid: child for child in leader.children(recursive=True)}
-    return list(found.values())
+            members |= {child.pid: child for child in leader.children(recursive=True)}
+    return list(members.values())
 
 
 def end(service: Service, *, timeout_seconds: float = _STOP_SECONDS) -> int:
-    """Ends a service and all that it started; gives how many had to be killed."""
+    """Ends a service and its children. Returns how many processes had to be killed."""
     members = processes(service)
     leaders = [process for process in members if process.pid == service.pid]
     _send(leaders, signal.SIGTERM)
     psutil.wait_procs(leaders, timeout=timeout_seconds)
-    # What it should have ended itself, and what it began while it was ending.
+    # Children that it should have ended itself, and those that it started while it ended.
     rest = list({p.pid: p for p in [*members, *processes(service)]}.values())
     _send([process for process in rest if process not in leaders], signal.SIGTERM)
     _, left = psutil.wait_procs(rest, timeout=min(timeout_seconds, 5))
@@ -151,12 +151,13 @@ def end(service: Service, *, timeout_seconds: float = _STOP_SECONDS) -> int:
 
 def _send(members: list[psutil.Process], number: signal.Signals) -> None:
     for process in members:
-        with contextlib.suppress(psutil.NoSuchProcess):  # psutil knows a recycled number, too
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil also recognises a reused number
             process.send_signal(number)
 
 
 def end_all(services: Services, home: Path) -> int:
-    """Ends what is recorded, the newest first, and forgets it; gives how many were killed."""
+    """Ends the recorded services, the newest first, and removes the record. Returns how many
+    processes had to be killed."""
     killed = sum(end(service) for service in reversed(services.services))
     if services.scratch:
         shutil.rmtree(services.scratch, ignore_errors=True)
@@ -164,11 +165,11 @@ def end_all(services: Services, home: Path) -> int:
     return killed
 
 
-# ── answers ───────────────────────────────────────────────────────────────────────────────────
+# ── health ────────────────────────────────────────────────────────────────────────────────────
 
 
 def token(environment: dict[str, str] | os._Environ[str]) -> str:
-    """Ray's token as Ray itself would find it; empty where there is none."""
+    """Ray's token, from the places where Ray looks for it; empty if there is none."""
     if value := environment.get("RAY_AUTH_TOKEN"):
         return value.strip()
     path = environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
@@ -178,50 +179,50 @@ def token(environment: dict[str, str] | os._Environ[str]) -> str:
         return ""
 
 
-def ask(url: str, *, bearer: str = "", timeout_seconds: float = 3) -> str:
-    """Empty if `url` answers 2xx, otherwise the reason why not, in a few words."""
+def probe_url(url: str, *, bearer: str = "", timeout_seconds: float = 3) -> str:
+    """Requests `url`. Returns an empty text for status 2xx, otherwise the problem in a few words."""
     request = urllib.request.Request(url)
     if bearer:
         request.add_header("Authorization", f"Bearer {bearer}")
-    # Never through a proxy: the address is this machine's or the cluster's own.
+    # Without a proxy: the address is on this machine or on the cluster.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=timeout_seconds):
             return ""
     except urllib.error.HTTPError as error:
         error.close()
-        refused = {401: "asks for a token", 403: "refuses the token"}
-        return refused.get(error.code, f"answers {error.code}")
+        refused = {401: "requires a token", 403: "refuses the token"}
+        return refused.get(error.code, f"returns status {error.code}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            return f"no answer in {timeout_seconds:g} s"
+            return f"no response in {timeout_seconds:g} s"
         if isinstance(reason, ConnectionRefusedError):
             return "nothing listens there"
-        return str(getattr(reason, "strerror", None) or reason or "no answer")
+        return str(getattr(reason, "strerror", None) or reason or "no response")
 
 
 def health(service: Service, environment: dict[str, str]) -> str:
-    """Empty if a service answers, otherwise why not."""
+    """Empty if a service is healthy, otherwise the problem."""
     if service.name == "ray":
-        return ask(f"{service.address}/api/jobs/", bearer=token(environment))
-    return ask(f"{service.address}/health")
+        return probe_url(f"{service.address}/api/jobs/", bearer=token(environment))
+    return probe_url(f"{service.address}/health")
 
 
 def mlflow_pages(address: str, experiment: str = "tessera") -> str:
-    """Where a person finds the trainings: the runs of the experiment, once there is one."""
+    """The page of the trainings: the runs of the experiment, or all experiments before the first."""
     url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=3) as answer:
-            number = json.load(answer)["experiment"]["experiment_id"]
+        with opener.open(url, timeout=3) as response:
+            number = json.load(response)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return f"{address}/#/experiments?{_VIEW}"
     return f"{address}/#/experiments/{number}/runs?{_VIEW}"
 
 
 def wait_until_healthy(service: Service, environment: dict[str, str], deadline: float) -> None:
-    """Returns once it answers; a service that ended or stays silent is a TesseraError."""
+    """Waits until a service is healthy. Raises TesseraError if it ends, or at the deadline."""
     while reason := health(service, environment):
         if not is_alive(service) or time.monotonic() > deadline:
             state = "did not start" if not is_alive(service) else f"is not healthy: {reason}"
@@ -234,14 +235,14 @@ def wait_until_healthy(service: Service, environment: dict[str, str], deadline: 
 
 def tail(log: Path, lines: int = 6) -> str:
     try:
-        found = log.read_text(errors="replace").splitlines()
+        content = log.read_text(errors="replace").splitlines()
     except OSError:
         return "(no log)"
-    return "\n".join(f"  {line}" for line in [x for x in found if x.strip()][-lines:])
+    return "\n".join(f"  {line}" for line in [x for x in content if x.strip()][-lines:])
 
 
 def require_free(port: int, *, service: str, option: str) -> None:
-    """A TesseraError if something listens on the port."""
+    """Raises TesseraError if something listens on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

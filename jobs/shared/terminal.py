@@ -1,4 +1,4 @@
-"""What the verbs share to speak with a person or a script."""
+"""Output that the verbs share: messages, tables and JSON."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import click
 
 
 def say(text: str) -> None:
-    """A line on stderr, where what happens is told; stdout has the result."""
+    """Prints a message to stderr; stdout has only the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def show_next(command: str) -> None:
-    """What to run next, on stderr: it isn't part of the result."""
+    """Prints what to run next, to stderr: it isn't part of the result."""
     say(f"next: {command}")
 
 
 def show_json(value: Any) -> None:
-    """One JSON document on stdout, for scripts."""
+    """Prints one JSON document, for scripts."""
     click.echo(json.dumps(value, indent=1))
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON, with letters of any alphabet as they are; what can't be printed is escaped:
-    names that are no UTF-8 have no other form, and some would steer a terminal."""
+    """One line of JSON. Letters of any alphabet stay as they are. What can't be printed is escaped,
+    such as file names that are not valid UTF-8, and control sequences of terminals."""
     text = json.dumps(value, ensure_ascii=False)
     if text.isprintable():
         return text
@@ -35,7 +35,7 @@ def json_line(value: Any) -> str:
 
 
 def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Aligned columns with a heading line."""
+    """Prints aligned columns below a heading line."""
     if not rows:
         return
     table = [list(rows[0]), *[["" if v is None else str(v) for v in row.values()] for row in rows]]
@@ -45,7 +45,7 @@ def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    """`name  value` lines."""
+    """Prints a line `name  value` for each fact."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {value}")

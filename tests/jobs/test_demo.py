@@ -42,6 +42,6 @@ def test_the_demo(tmp_path: Path) -> None:
     assert first["champion"] == "version 1"
     assert float(first["images/s"]) > 0
     assert first["run"].endswith("?workflowType=machine_learning")
-    assert re.fullmatch(r"(9|10) of 10 right, asked in a fresh process", first["unseen images"])
+    assert re.fullmatch(r"(9|10) of 10 right, in a fresh process", first["unseen images"])
     assert shown[-1] == "open the pages with: tessera up"
     assert [path.name for path in tmp_path.iterdir()] == [".tessera"]

@@ -36,9 +36,9 @@ def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess
 
 @pytest.mark.slow
 def test_all_is_well_here(tmp_path: Path) -> None:
-    said = run(tmp_path, "--json")
-    findings = {f["check"]: f for f in json.loads(said.stdout)}
-    assert said.returncode == 0, said.stdout + said.stderr
+    process = run(tmp_path, "--json")
+    findings = {f["check"]: f for f in json.loads(process.stdout)}
+    assert process.returncode == 0, process.stdout + process.stderr
     assert not [f for f in findings.values() if f["state"] == "fail"]
     assert {
         "python",
@@ -54,7 +54,7 @@ def test_all_is_well_here(tmp_path: Path) -> None:
         "worker's clock",
     } == set(findings)
     assert list((tmp_path / "runs").iterdir()) == []  # its files are gone
-    assert "a Ray started here" in findings["ray"]["found"]
+    assert "a local Ray" in findings["ray"]["detail"]
 
 
 @pytest.mark.slow
@@ -63,10 +63,10 @@ def test_a_ray_that_never_answers_ends_at_the_limit(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
-        said = run(tmp_path, "--timeout", "4", RAY_ADDRESS=address)
+        process = run(tmp_path, "--timeout", "4", RAY_ADDRESS=address)
         took = time.monotonic() - began
-    assert said.returncode == 1
-    assert f"{address}: no answer in 4 s" in said.stdout
+    assert process.returncode == 1
+    assert f"{address}: no response in 4 s" in process.stdout
     assert took < 30
     left = [p for p in psutil.process_iter() if p.pid not in before and _home(p) == str(tmp_path)]
     assert left == []
@@ -82,7 +82,7 @@ def _home(process: psutil.Process) -> str:
 def test_an_unreachable_mlflow_is_reported_with_a_hint() -> None:
     (finding,) = doctor.check_tracking("http://127.0.0.1:9")
     assert finding.state == "fail"
-    assert "nothing listens there" in finding.found
+    assert "nothing listens there" in finding.detail
     assert "MLFLOW_TRACKING_URI" in finding.hint
 
 
@@ -99,10 +99,10 @@ def test_an_unreachable_mlflow_is_reported_with_a_hint() -> None:
         ({"ahead_seconds": -61.0}, True, "worker's clock", "warn"),
     ],
 )
-def test_what_a_worker_says_is_judged(
+def test_a_worker_s_report_becomes_findings(
     changes: dict[str, Any], seen: bool, check: str | None, state: str
 ) -> None:
-    answer = {
+    report = {
         "versions": {"ray": importlib.metadata.version("ray")},
         "devices": [],
         "gpus": 0,
@@ -112,7 +112,7 @@ def test_what_a_worker_says_is_judged(
     }
     wrong = {
         f.check: f
-        for f in doctor.judge({**answer, **changes}, seen, Path("runs"))
+        for f in doctor.judge({**report, **changes}, seen, Path("runs"))
         if f.state != "ok"
     }
     assert set(wrong) == ({check} if check else set())
@@ -121,24 +121,24 @@ def test_what_a_worker_says_is_judged(
         assert wrong[check].hint
 
 
-def test_looking_tells_what_a_worker_can_not_do(tmp_path: Path) -> None:
+def test_the_checks_on_a_worker_name_each_problem(tmp_path: Path) -> None:
     ours = tmp_path / "ours"
-    question = {
+    probe = {
         "libraries": ["click", "no-such-library"],
         "ours": str(ours),
         "theirs": str(tmp_path / "theirs"),
         "mark": "m",
         "tracking": "http://127.0.0.1:9",
     }
-    answer = doctor.look(question)
-    assert answer["versions"] == {
+    facts = doctor.check_here(probe)
+    assert facts["versions"] == {
         "click": importlib.metadata.version("click"),
         "no-such-library": "",
     }
-    assert answer["storage_problem"] == f"{ours}: No such file or directory"
-    assert answer["mlflow_problem"]
+    assert facts["storage_problem"] == f"{ours}: No such file or directory"
+    assert facts["mlflow_problem"]
     ours.write_text("other")
-    assert doctor.look(question)["storage_problem"] == "another file lies there"
+    assert doctor.check_here(probe)["storage_problem"] == "the file has another content there"
 
 
 def test_too_little_disk_and_a_library_out_of_bounds(

@@ -79,7 +79,7 @@ def test_rejected_ones_and_leakage_are_counted(tmp_path: Path, call: Call) -> No
     shown = [" ".join(line.split()) for line in call("inspect", folder).out.splitlines()]
     assert "rejected 3: 2 box without area, 1 unreadable image; see rejected.jsonl" in shown
     assert (
-        "leakage 1 pair of 2 images of two splits that look alike; see near_duplicates.jsonl"
+        "leakage 1 near-duplicate pair of 2 images across splits; see near_duplicates.jsonl"
         in shown
     )
 

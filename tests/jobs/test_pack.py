@@ -119,7 +119,7 @@ def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: C
         (("pack", tmp_path / "no", "--to", out), 2, "there is no"),
         (("pack", pets, "--to", out, "--format", "minst"), 2, "did you mean 'mnist'"),
         (("pack", pets, "--to", out, "--format", "image_folder:x"), 2, "takes no options"),
-        (("pack", pets, "--to", out, "--option", "x"), 2, "is no NAME=VALUE"),
+        (("pack", pets, "--to", out, "--option", "x"), 2, "is not of the form NAME=VALUE"),
         (("pack", pets, "--to", out, "--quality", 90), 2, "--quality needs --resize"),
         (("pack", pets, "--to", "pipe:cat"), 2, "pipe"),
         (("inspect", tmp_path / "full"), 1, "is not a packed data set"),

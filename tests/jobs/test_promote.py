@@ -360,7 +360,7 @@ def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: 
     words = ("--data", digits, "--report", folder, "--fields", fields, "--robustness", 20)
     done = call("evaluate", "digits/2", "digits/1", *words)
     assert done.status == 0, done.err
-    assert "lead over models:/digits/1" in done.out
+    assert "gain over models:/digits/1" in done.out
     assert f"report {folder / 'report.html'}" in done.out
     found = json.loads((folder / "report.json").read_text())
     assert {part["by"] for part in found["models"][0]["slices"]} == {"brightness", "writer"}

@@ -94,9 +94,9 @@ def test_only_the_token_opens_ray(home: Path) -> None:
     token = Path(known["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     jobs = f"{known['RAY_API_SERVER_ADDRESS']}/api/jobs/"
-    assert local_services.ask(jobs) == "asks for a token"
-    assert local_services.ask(jobs, bearer="0" * 64) == "refuses the token"
-    assert local_services.ask(jobs, bearer=token.read_text()) == ""
+    assert local_services.probe_url(jobs) == "requires a token"
+    assert local_services.probe_url(jobs, bearer="0" * 64) == "refuses the token"
+    assert local_services.probe_url(jobs, bearer=token.read_text()) == ""
 
 
 def test_nothing_listens_beyond_loopback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_a_token_that_the_shell_has_is_kept(
 def test_an_answer_is_judged_by_its_code() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert local_services.ask(address, timeout_seconds=0.2) == "no answer in 0.2 s"
-    assert local_services.ask(address) == "nothing listens there"
+        assert local_services.probe_url(address, timeout_seconds=0.2) == "no response in 0.2 s"
+    assert local_services.probe_url(address) == "nothing listens there"
     with pytest.raises(urllib.error.URLError):  # the control: bare urllib raises
         urllib.request.urlopen(address, timeout=0.2)
