@@ -1,4 +1,4 @@
-"""Settings of a process: where runs lie, and which MLflow, Ray cluster and cache are used.
+"""Settings of a process: where runs are stored, and which MLflow, Ray and cache are used.
 
 In: the environment, read once. Out: a frozen `Context` that is passed to every workflow. Creates
 nothing on disk, and must not load MLflow or Ray.
@@ -19,13 +19,13 @@ from pipelines.tracking import mlflow_runs, mlflow_store
 
 @dataclass(frozen=True)
 class Context:
-    """What every workflow needs to know about its surroundings.
+    """The settings that every workflow needs.
 
     Args:
         home: Absolute folder of runs, searches, reports and the embedded MLflow store.
         tracking_uri: Address of MLflow; the embedded store in `home` by default.
         ray_address: Address of a running Ray cluster, or None to start one when it is needed.
-        cache: Where copies of remote shards lie, and how many bytes they may take together.
+        cache: Folder for copies of remote shards, and the bytes that they may take in total.
         ui: Address under which `tessera up` serves the pages of the embedded MLflow.
     """
 

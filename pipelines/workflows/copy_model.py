@@ -1,7 +1,7 @@
-"""A promoted version, copied into another registered model: from staging to production.
+"""Copies a champion into another registered model, for example from staging to production.
 
-In: a version that is champion. Out: a new version of the other model, with the same files and all that
-was said of where it comes from. Whether it becomes champion there is for the gate to say.
+In: a version that is champion. Out: a new version of the other model, with the same files and the
+same lineage tags. Whether it becomes champion there is decided by the gate.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ def copy_version(
     *,
     dry_run: bool,
 ) -> tuple[Registry, str, int]:
-    """Gives the registry, the name and the number of the copy. The same version is copied once:
-    asked again, the copy that is there is given."""
+    """Returns the registry, the name and the number of the copy. A version is copied once: a second
+    call returns the same copy.
+
+    Raises TesseraError if the version is not champion, or UsageError if there is no copy yet and
+    `dry_run` forbids to make one.
+    """
     from models.core.errors import TesseraError, UsageError
     from pipelines.promotion import champions
     from pipelines.tracking.mlflow_registry import MlflowRegistry
@@ -36,8 +40,8 @@ def copy_version(
     if to_name == model and not to_registry:
         raise UsageError("--to-name is the model itself", hint="name another model")
     version = registry.version(model, number)
-    seat = champions.read_state(registry, model)
-    if not seat.champion or seat.champion.number != number:
+    state = champions.read_state(registry, model)
+    if not state.champion or state.champion.number != number:
         raise TesseraError(
             f"version {number} of {model!r} is not its champion",
             hint=f"promote it there first: tessera promote {model}/{number}",
@@ -49,8 +53,8 @@ def copy_version(
             return target, to_name, known.number
     if dry_run:
         raise UsageError(
-            f"there is no copy of version {number} in {to_name!r} to look at",
-            hint="leave --dry-run out: a copy alone promotes nothing",
+            f"there is no copy of version {number} in {to_name!r} to evaluate",
+            hint="run it without --dry-run: copying alone promotes nothing",
         )
     own = {tag_names.VERDICT, tag_names.DECISION}
     tags = {k: v for k, v in version.tags.items() if k.startswith("tessera.") and k not in own}
@@ -61,21 +65,21 @@ def copy_version(
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.download(version, Path(scratch))
         checkpoints.check_digest(folder, digest)
-        made = target.register(to_name, folder, run_id=run_id, tags=tags)
-    return target, to_name, made.number
+        copied = target.register(to_name, folder, run_id=run_id, tags=tags)
+    return target, to_name, copied.number
 
 
 def _run_there(uri: str, name: str, tags: dict[str, str]) -> str:
-    """A run in another MLflow for a version to belong to, as the one of its training isn't there."""
+    """Creates a run in another MLflow for the copy, because the run of its training isn't there."""
     from pipelines.tracking import mlflow_runs
 
-    told = {
+    lineage = {
         key: tags[key]
         for key in (tag_names.COPIED_FROM, tag_names.RUN, tag_names.DIGEST)
         if key in tags
     }
     tracker = mlflow_runs.open_run(
-        uri, experiment="promotions", name=name, tags=told, artifact_root=None
+        uri, experiment="promotions", name=name, tags=lineage, artifact_root=None
     )
     tracker.finish("FINISHED")
     return tracker.run_id

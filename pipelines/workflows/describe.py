@@ -1,8 +1,8 @@
 """Describes a family: its task, its variants, and every setting of its recipe.
 
-In: a family's name. Out: a `FamilyDescription`, made of the dataclasses of family and task and of the
-recipe's own types: names, types, defaults, and the docstring below each attribute. `tessera describe`
-prints it, and the documentation's page of settings is made of it. Must not know any service.
+In: a family's name. Out: a `FamilyDescription`, read from the dataclasses of the family, its task and
+the recipe: names, types, defaults, and the docstring below each attribute. `tessera describe` prints
+it, and the documentation's page of settings is generated from it. Must not know any service.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its path for `--set`, its type as text, its default as plain data, and what it
-    does; empty if its definition doesn't say."""
+    """One setting: its path for `--set`, its type as text, its default as plain data, and a help
+    text, which is empty if its definition has no docstring."""
 
     path: str
     type: str
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def section(self) -> str:
-        """The first part of the path; empty for the settings that have no other."""
+        """The first part of the path; empty for a path of one part."""
         return self.path.partition(".")[0] if "." in self.path else ""
 
 
@@ -56,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class FamilyDescription:
-    """A family. `reads` is what it needs of each sample: images, classification, detection …
+    """A family. `reads` is the annotation that it needs: images, classification, detection …
     `settings` have the defaults of `variant`."""
 
     family: str
@@ -76,21 +76,21 @@ def describe(family: str, variant: str = "base") -> FamilyDescription:
     import models
     from pipelines import recipe as recipes
 
-    found = models.get(family)
+    described = models.get(family)
     recipe = recipes.start(family, variant)
     tree = recipe.model_dump(mode="json")
     base = dict(recipes.leaves(recipes.start(family).model_dump(mode="json")))
     variants = []
-    for name in found.variants:
+    for name in described.variants:
         values = dict(recipes.leaves(recipes.start(family, name).model_dump(mode="json")))
         changes = {path: v for path, v in values.items() if base.get(path, ...) != v}
         variants.append(Variant(name, {p: v for p, v in changes.items() if p != "variant"}))
-    module = sys.modules[type(found).__module__].__doc__ or ""
+    module = sys.modules[type(described).__module__].__doc__ or ""
     return FamilyDescription(
         family=family,
         about=module.strip().partition("\n")[0],
-        task=found.task.name,
-        reads=found.task.reads,
+        task=described.task.name,
+        reads=described.task.reads,
         variant=variant,
         variants=tuple(variants),
         settings=tuple(
@@ -123,10 +123,10 @@ def _defined(recipe: Any, path: str) -> tuple[str, str]:
 
 def attributes(kind: type[Any]) -> dict[str, tuple[str, str]]:
     """Name -> (type, help) of the annotated attributes of a class and its bases. The help is the
-    string below the attribute, or what the class's docstring says of it."""
+    string below the attribute, or its sentence in the docstring of the class."""
     if kind in _ATTRIBUTES:
         return _ATTRIBUTES[kind]
-    found: dict[str, tuple[str, str]] = {}
+    types: dict[str, tuple[str, str]] = {}
     for each in reversed(kind.mro()):
         if each.__module__.startswith("pydantic"):
             continue
@@ -139,9 +139,9 @@ def attributes(kind: type[Any]) -> dict[str, tuple[str, str]]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id
                 text = _string(below) or _from_class(each.__doc__ or "", name)
-                found[name] = (_type(ast.unparse(node.annotation)), text)
-    _ATTRIBUTES[kind] = found
-    return found
+                types[name] = (_type(ast.unparse(node.annotation)), text)
+    _ATTRIBUTES[kind] = types
+    return types
 
 
 _ATTRIBUTES: dict[type[Any], dict[str, tuple[str, str]]] = {}
@@ -157,11 +157,11 @@ def _string(node: ast.stmt | None) -> str:
 def _from_class(docstring: str, name: str) -> str:
     """The sentence of a class's docstring that begins with `name`."""
     text = " ".join(docstring.split())
-    found = re.search(rf"`{name}`(?:(?:, | and )`\w+`)*:? (.*?\.)(?= |$)", text)
-    return found[1][0].upper() + found[1][1:] if found else ""
+    match = re.search(rf"`{name}`(?:(?:, | and )`\w+`)*:? (.*?\.)(?= |$)", text)
+    return match[1][0].upper() + match[1][1:] if match else ""
 
 
 def _type(annotation: str) -> str:
-    """An annotation as it is read by people: the values of a Literal stand for themselves."""
+    """A type annotation as readable text: Literal["a", "b"] becomes a | b."""
     literal = re.compile(r"Literal\[([^\]]*)\]")
     return literal.sub(lambda m: m[1].replace("'", "").replace(", ", " | "), annotation)

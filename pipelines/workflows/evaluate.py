@@ -1,6 +1,6 @@
 """Evaluates registered versions on one split of a packed data set, each image once.
 
-In: versions and a packed data set. Out: an `EvaluationReport`; its metrics are also noted on the
+In: versions and a packed data set. Out: an `EvaluationReport`; its metrics are also stored with the
 versions and in their runs. Must not print, nor read the environment.
 """
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 ROBUSTNESS = 500
-"""Images that are corrupted for the report, if no other number is given."""
+"""Default number of images that are corrupted for the report."""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is measured beside the metrics.
+    """What is measured in addition to the metrics.
 
     Args:
-        intervals: Whether metrics get bootstrap confidence intervals, and slices are made.
-        robustness: Images that are corrupted and attacked; 0 for none.
-        costs: Whether time and memory are measured.
-        fields: Slices by more than the labels: field -> sample key -> value.
-        confidence: Of the intervals of differences between models.
+        intervals: Whether to compute bootstrap confidence intervals and slices.
+        robustness: Number of images to corrupt and attack; 0 for none.
+        costs: Whether to measure time and memory.
+        fields: Additional slices: field -> sample key -> value.
+        confidence: Confidence level of the differences between models.
         report: Folder for the page, its data and its images; None for no report.
     """
 
@@ -52,10 +52,10 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What `evaluate` measured.
+    """The result of `evaluate`.
 
-    `models` are in the order of the call; each of `comparisons` is the first model against another
-    one. `folder` holds `report.html`, or is None without a report.
+    `models` are in the order of the arguments. `comparisons` compare the first model with each of
+    the others. `folder` holds `report.html`, or is None without a report.
     """
 
     models: tuple[EvaluationResult, ...]
@@ -77,7 +77,7 @@ class EvaluationReport:
 
     @property
     def page(self) -> Path | None:
-        """The report, which opens in a browser."""
+        """The report as an HTML page."""
         return self.folder / "report.html" if self.folder else None
 
 
@@ -94,7 +94,7 @@ def evaluate(
     verbose: bool = False,
     context: Context | None = None,
 ) -> EvaluationReport:
-    """Evaluates one or several registered models, side by side on the same images.
+    """Evaluates one or several registered models on the same images.
 
     Args:
         models: References (`NAME`, `NAME/2`, `NAME@alias`) or versions; the first is compared with
@@ -103,10 +103,10 @@ def evaluate(
         split: `train`, `val` or `test`.
         workers: Data-parallel workers; 0 evaluates in this process. The metrics don't depend on it.
         report: A new folder for the report, True for one in the home folder, False for the metrics
-            alone. The report is stored in MLflow as well.
-        robustness: Images that are corrupted and attacked for the report; 0 for none.
+            only. The report is also stored in MLflow.
+        robustness: Number of images to corrupt and attack for the report; 0 for none.
         fields: A CSV file with a column `key`, or field -> key -> value: slices by these fields.
-        intervals: Whether the metrics get 95 % bootstrap confidence intervals; without it is faster.
+        intervals: Whether to compute 95 % bootstrap confidence intervals; False is faster.
         verbose: Whether to show Ray's own output.
         context: Where MLflow and Ray are; from the environment by default.
 
@@ -150,7 +150,7 @@ def evaluate(
 def _report_folder(
     context: Context, report: bool | str | os.PathLike[str], models: str, split: str
 ) -> Path | None:
-    """Where the report goes: a folder that isn't there yet, or is empty; None for no report."""
+    """The folder of the report, which must not exist or be empty; None for no report."""
     from models.core.errors import UsageError
 
     if report is False:
@@ -160,7 +160,7 @@ def _report_folder(
         return context.reports_dir / f"{name}-{split}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(report).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already", hint="name a new folder")
+        raise UsageError(f"{folder} already exists", hint="name a new folder")
     return folder
 
 
@@ -175,8 +175,8 @@ def measure(
     workers: int = 0,
     verbose: bool = False,
 ) -> tuple[list[EvaluationResult], list[Comparison]]:
-    """Evaluates the versions in one job and compares the first with each of the others. Notes
-    nothing in the registry."""
+    """Evaluates the versions in one job and compares the first with each of the others. Writes
+    nothing to the registry."""
     from pipelines import recipe as recipes
     from pipelines.cluster import workers as cluster_workers
     from pipelines.evaluation import job
@@ -203,7 +203,7 @@ def measure(
                     judge=folder / JUDGE if recipe.judge else None,
                 )
             )
-        # The workers can write to the home folder, whichever machine they are on.
+        # Below the home folder, because workers on all machines can write there.
         report = Path(scratch) / "report" if options.report else None
         payload = EvaluationPayload(
             models=tuple(files),
@@ -241,7 +241,7 @@ def note(
     data: str,
     report: Path | None,
 ) -> Evaluation:
-    """Writes the metrics on the version, and metrics and report into the version's run."""
+    """Stores the metrics as a tag of the version, and metrics and report in the version's run."""
     from pipelines.interfaces import Point
     from pipelines.promotion.gate import Evaluation
     from pipelines.workflows import services
@@ -251,7 +251,7 @@ def note(
         data_digest=result.data_digest,
         split=result.split,
         samples=result.samples,
-        # Those of each class would be more than a tag takes.
+        # The metrics of each class would be too long for a tag.
         metrics={name: one.value for name, one in result.metrics.items() if "/" not in name},
         judge_digest=result.judge_digest,
         data=data,

@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 MOST_IMAGES = 1000
-"""At most so many images of the test split, from its start, are compared."""
+"""Maximum number of images that are compared, from the start of the test split."""
 
 BATCH = 32
-"""Images in a batch that is compared, at most. Neither 1 nor 2: the graph was traced with these, and
-one that is fixed to them would pass."""
+"""Maximum batch size of the comparison. Not 1 or 2: the graph was traced with these sizes, so a graph
+that only works with one of them would go unnoticed."""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What `export` wrote.
+    """The result of `export`.
 
     Args:
         model: The version, as `models:/NAME/NUMBER`.
         format: `onnx` or `pt2`.
         file: Path of the file.
         size_bytes: Its size.
-        input: What it takes: `dtype`, `layout`, `shape`, `fit`.
-        output: Name of what it returns.
+        input: Its input: `dtype`, `layout`, `shape`, `fit`.
+        output: Name of its output.
         data: The data set on whose test images the predictions were compared.
-        same_data: Whether that is the one that the model was trained on.
-        images: How many images were compared.
-        largest_difference: Of a predicted number, the file's and the model's.
-        other_class: Images for which the file predicts another class; None without classes.
+        same_data: Whether the model was trained on this data set.
+        images: Number of images that were compared.
+        largest_difference: Largest difference between a number that the file and the model predict.
+        other_class: Number of images for which the file predicts another class; None without classes.
     """
 
     model: str
@@ -103,10 +103,10 @@ def export(
     _check_file(file, force=force)
     with tempfile.TemporaryDirectory() as folder:
         files = registry.download(version, Path(folder))
-        found = checkpoints.read_model(files, services.registered_digest(version))
-    where, card = _data_of(found, os.fspath(data) if data else None)
-    predictor = Predictor(found.recipe, data_spec(found.recipe, found.card), found.weights)
-    metadata = describe(found, version, predictor)
+        trained = checkpoints.read_model(files, services.registered_digest(version))
+    where, card = _data_of(trained, os.fspath(data) if data else None)
+    predictor = Predictor(trained.recipe, data_spec(trained.recipe, trained.card), trained.weights)
+    metadata = describe(trained, version, predictor)
     spec = predictor.data
     with replace_file(file, f".{format}") as part:
         inference_export.write(
@@ -119,7 +119,7 @@ def export(
         )
         check = inference_export.compare(
             inference_export.load(part, format),
-            pairs(predictor, found, where, card),
+            pairs(predictor, trained, where, card),
             classes=bool(spec.classes) and predictor.task.knows_classes,
         )
         _require_same_predictions(check, format)
@@ -131,7 +131,7 @@ def export(
         input=metadata["input"],
         output=metadata["output"],
         data=where,
-        same_data=card.digest == found.card.digest,
+        same_data=card.digest == trained.card.digest,
         images=check.images,
         largest_difference=check.largest,
         other_class=check.other_class,
@@ -144,35 +144,35 @@ def _check_file(file: Path, *, force: bool) -> None:
     if file.exists() and not file.is_file():
         raise UsageError(f"{file} is not a file", hint="name another")
     if file.exists() and not force:
-        raise UsageError(f"{file} is already there", hint="name another, or --force")
+        raise UsageError(f"{file} already exists", hint="name another, or --force")
     if not file.parent.is_dir():
         raise UsageError(f"{file.parent} is not a folder", hint="create it first")
 
 
-def _data_of(found: Model, data: str | None) -> tuple[str, Card]:
-    """The location of the test images, and their card."""
+def _data_of(trained: Model, data: str | None) -> tuple[str, Card]:
+    """The location of the test images, and the card of their data set."""
     from models.core.errors import UsageError
     from pipelines.data import card as cards
     from pipelines.storage.base import absolute_location
     from pipelines.storage.open import open_storage
 
-    where = absolute_location(data or found.recipe.data.path)
+    where = absolute_location(data or trained.recipe.data.path)
     if data is None and open_storage(where).size(cards.FILE) is None:
         raise UsageError(
-            f"the model's data set isn't in {where} any more", hint="say where it is: --data DIR"
+            f"the model's data set isn't in {where} any more", hint="give its location: --data DIR"
         )
     card = cards.read(where)
-    if data is None and card.digest != found.card.digest:
+    if data is None and card.digest != trained.card.digest:
         raise UsageError(
-            f"in {where} lies another data set than the model was trained on",
-            hint="say on which to compare: --data DIR",
+            f"{where} has another data set than the one that the model was trained on",
+            hint="choose the data set to compare on: --data DIR",
         )
     card.split("test")
     return where, card
 
 
 def pairs(
-    predictor: Predictor, found: Model, where: str, card: Card
+    predictor: Predictor, trained: Model, where: str, card: Card
 ) -> Iterator[tuple[Array, Array]]:
     """Batches of test images, uint8 (B, H, W, C), each with the model's predictions. The
     first image is a batch of its own."""
@@ -192,37 +192,37 @@ def pairs(
         world=World(),
         split="test",
         only=np.arange(count),
-        fit=found.recipe.data.fit,
+        fit=trained.recipe.data.fit,
         cache="none",
     )
     for number, batch in loader.batches():
         images = batch["image"]
         for some in (images[:1], images[1:]) if number == 0 else (images,):
             if len(some):
-                asked = some.permute(0, 2, 3, 1).contiguous().numpy()
-                yield asked, predictor.exported_output(some).numpy()
+                inputs = some.permute(0, 2, 3, 1).contiguous().numpy()
+                yield inputs, predictor.exported_output(some).numpy()
 
 
-def describe(found: Model, version: Version, predictor: Predictor) -> dict[str, Any]:
+def describe(trained: Model, version: Version, predictor: Predictor) -> dict[str, Any]:
     """The metadata that is written into the file."""
-    data, recipe = predictor.data, found.recipe
+    data, recipe = predictor.data, trained.recipe
     return {
         "model": version.name,
         "version": version.number,
-        "digest": found.digest,
+        "digest": trained.digest,
         "family": recipe.family,
         "variant": recipe.variant,
         "task": predictor.task.name,
         "classes": list(data.classes),
-        "data": found.card.name,
-        "data_digest": found.card.digest,
+        "data": trained.card.name,
+        "data_digest": trained.card.digest,
         "input": {
             "dtype": "uint8",
             "layout": "batch, height, width, channels",
             "shape": ["batch", data.height, data.width, data.channels],
             "fit": recipe.data.fit,
         },
-        "output": predictor.task.output_name or "answers",
+        "output": predictor.task.output_name or "predictions",
         "tessera": importlib.metadata.version("tessera-train"),
         "torch": importlib.metadata.version("torch"),
     }
@@ -235,7 +235,7 @@ def _require_same_predictions(comparison: ExportCheck, form: str) -> None:
 
     if not comparison.within:
         raise TesseraError(
-            f"the {form} file's answers differ from the model's by up to {comparison.largest:.2g}; "
+            f"the {form} file's predictions differ from the model's by up to {comparison.largest:.2g}; "
             f"{ABSOLUTE:g} and {RELATIVE:g} of the value are allowed",
             hint="no file was kept" + ("; try --format pt2" if form == "onnx" else ""),
         )

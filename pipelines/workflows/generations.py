@@ -3,8 +3,8 @@ the best and continue with settings near theirs.
 
 In: a search's spec, and a leaderboard for what happens to the members. Out: trials that are trained
 to their end. The state is in `population.json`, which is plain data: reading it executes nothing.
-Ray Tune's own PBT scheduler isn't used: it loses its state when the driver is killed, members that
-aren't in step go back in their own record, and settings may leave the space.
+Ray Tune's own PBT scheduler isn't used: it loses its state when the driver is killed, the
+records of members that aren't at the same epoch go back in time, and settings may leave the space.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(
     board: Leaderboard,
     at_once: int,
 ) -> None:
-    """Runs all generations, from the one in population.json. After `budget_seconds` none begins."""
+    """Runs the generations from the one in population.json on. None starts after `budget_seconds`."""
     deadline = time.monotonic() + (spec.budget_seconds or float("inf"))
     file = spec.folder / FILE
     current = population.read(file)

@@ -1,6 +1,7 @@
-"""The classifier that judges what a generating network makes, from the registry.
+"""Resolves and downloads judges: registered classifiers that evaluate the images of a generator.
 
-In: a recipe that names one. Out: the recipe with its version and digest; its files in a folder.
+In: a recipe that names a judge. Out: the recipe with the judge's version and digest, and the judge's
+files in a folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pin(context: Context, recipe: Recipe) -> Recipe:
-    """The recipe with the version that its judge's reference means now, and that version's digest."""
+    """The recipe with the version that its judge's reference names now, and the version's digest."""
     if not recipe.judge or recipe.judge_digest:
         return recipe
     from pipelines.workflows import model_reference, services
@@ -32,7 +33,7 @@ def pin(context: Context, recipe: Recipe) -> Recipe:
 
 
 def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
-    """Puts the files of the recipe's judge, if it has one, into `folder`."""
+    """Downloads the files of the recipe's judge, if it has one, into the new folder `folder`."""
     if not recipe.judge or folder.exists():
         return
     from pipelines.storage.atomic import replace_folder
@@ -40,7 +41,7 @@ def fetch(recipe: Recipe, registry: Registry, folder: Path) -> None:
     from pipelines.workflows import model_reference
 
     with tempfile.TemporaryDirectory() as scratch:
-        found = registry.download(model_reference.resolve(registry, recipe.judge), Path(scratch))
-        checkpoints.check_digest(found, recipe.judge_digest)
+        files = registry.download(model_reference.resolve(registry, recipe.judge), Path(scratch))
+        checkpoints.check_digest(files, recipe.judge_digest)
         with replace_folder(folder) as copy:
-            shutil.copytree(found, copy, dirs_exist_ok=True)
+            shutil.copytree(files, copy, dirs_exist_ok=True)

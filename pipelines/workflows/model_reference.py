@@ -1,4 +1,4 @@
-"""How a registered model is named, in every verb and in Python: `NAME`, `NAME/2` or `NAME@alias`.
+"""References to registered models, in every verb and in Python: `NAME`, `NAME/2`, `NAME@alias`.
 
 In: the text, with or without `models:/` before it. Out: a `ModelReference`, and the version that it
 names. `NAME` alone is the newest version.
@@ -31,8 +31,8 @@ class ModelReference:
         return self.name if self.number is None else f"{self.name}/{self.number}"
 
     def resolve(self, registry: Registry) -> Version:
-        """The version in the registry. Raises TesseraError or UsageError if it isn't there, with
-        what is."""
+        """The version in the registry. Raises TesseraError or UsageError, which lists what exists, if
+        there is no such version."""
         if self.alias or self.number is not None:
             return registry.version(self.name, self.alias or self.number or 0)
         versions = registry.versions(self.name)
@@ -59,7 +59,7 @@ def of(model: str | Version) -> ModelReference:
 
 
 def resolve(registry: Registry, model: str | Version) -> Version:
-    """The version that a text names, or a version with the tags that it has now."""
+    """The version that a text names; of a version, the same one with its current tags."""
     return of(model).resolve(registry)
 
 

@@ -1,7 +1,7 @@
 """Packs a source of images into a data set of shards, here or on the Ray cluster.
 
-In: a folder of images, or the name of a bundled set. Out: a `PackedData`, which every other
-workflow takes as its data. Must not print, nor read the environment.
+In: a folder of images, or the name of a bundled set. Out: a `PackedData`, which the other workflows
+accept as their data set. Must not print, nor read the environment.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 SMALL_ITEMS = 20_000
-"""Smaller sets are packed in this process by default: starting a cluster takes as long."""
+"""Smaller sets are packed in this process by default: starting a cluster would take as long."""
 
 BEGIN_WITH = ("cnn", "yolo")
-"""The families that are suggested first, if they can train on a data set."""
+"""The families to suggest first, if they can train on a data set."""
 
 
 @dataclass(frozen=True)
 class PackedData(os.PathLike[str]):
-    """A packed data set. It can be given wherever a workflow takes a data set's path.
+    """A packed data set. Workflows accept it instead of a path.
 
     Args:
         location: Its folder, absolute, or its address.
-        card: What the set is: splits, classes, shards, digest.
-        seconds: How long packing took.
+        card: Its card: splits, classes, shards, digest.
+        seconds: Time that packing took.
     """
 
     location: str
@@ -77,14 +77,14 @@ def pack(
         options: Options of the format.
         name: Name of the data set; the source folder's by default.
         licence: A text for the card.
-        seed: Of the splits that the source doesn't have.
-        shard_samples: At most so many samples in a shard; by default as many as fit in 64 MiB.
-        resize: Images with a longer shorter side are shrunk to so many pixels.
-        quality: Of the JPEGs that `resize` makes, 1 to 100.
-        allow_rejected: How many samples may fail their check: a number, or a share as in "0.5%".
-        near_duplicates: Whether images that look alike in two splits are looked for.
-        unseen: Classes that only the test split has.
-        workers: Tasks at a time on the Ray cluster; 0 packs in this process. By default all CPUs of
+        seed: Random seed of the splits that the source doesn't have.
+        shard_samples: Maximum number of samples in a shard; by default what fits in 64 MiB.
+        resize: Shorter side in pixels; images with a longer one are shrunk to it.
+        quality: JPEG quality of resized images, 1 to 100.
+        allow_rejected: Samples that may be rejected: a number, or a share as in "0.5%".
+        near_duplicates: Whether to search for near duplicates across splits.
+        unseen: Classes to keep for the test split only.
+        workers: Parallel tasks on the Ray cluster; 0 packs in this process. By default all CPUs of
             the cluster for `SMALL_ITEMS` images or more, else 0.
         verbose: Whether to show Ray's own output.
         progress: True for a display on stderr, False for none, or a `Listener`.
@@ -131,7 +131,7 @@ def pack(
 
 
 def suggest_family(card: Card) -> str | None:
-    """A family to begin with on this data set; None if it can't be trained on."""
+    """A family to start with on this data set; None if no family can train on it."""
     import models
 
     if "val" not in card.splits:
@@ -146,8 +146,8 @@ def suggest_family(card: Card) -> str | None:
 
 
 class _Cluster:
-    """Makes shards on the Ray cluster, which is joined, or started, for the first of them, and left
-    when `stack` is closed."""
+    """Makes shards on the Ray cluster. It is joined, or started, for the first shard, and left when
+    `stack` is closed."""
 
     def __init__(
         self, context: Context, workers: int | None, stack: ExitStack, *, verbose: bool

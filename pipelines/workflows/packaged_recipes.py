@@ -1,4 +1,4 @@
-"""The measured recipes that are installed with Tessera, and what they reached.
+"""The measured recipes that are installed with Tessera, and their results.
 
 In: a name such as `digits`. Out: the recipe's file, and the results in the comment at its top, which
 `make measure` writes. Must not know any service.
@@ -56,7 +56,7 @@ def find(name: str) -> PackagedRecipe:
 
 
 def start(what: str, variant: str | None = None) -> Recipe:
-    """The recipe that `what` names: a recipe file (a path, or anything that ends in .yaml, .yml or
+    """The recipe called `what`: a recipe file (a path, or anything that ends in .yaml, .yml or
     .json), a family, or a packaged recipe. A family comes before a recipe of the same name.
 
     Raises UsageError if nothing has this name.

@@ -1,7 +1,7 @@
 """Promotes a version: evaluates candidate and champion, applies the policy, moves the alias.
 
 In: a registered version and a policy. Out: a `Promotion` with the verdict, rule by rule; the
-decision is a run in MLflow. `rollback` is the way back. Must not print, nor read the environment.
+decision is a run in MLflow. `rollback` undoes it. Must not print, nor read the environment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXPERIMENT = "promotions"
 
 @dataclass(frozen=True)
 class Promotion:
-    """The decision on a version of `model`. With `dry_run` nothing was changed."""
+    """The decision about a version of `model`. After a `dry_run` nothing has changed."""
 
     model: str
     verdict: Verdict
@@ -43,14 +43,14 @@ class Promotion:
 
     @property
     def why(self) -> str:
-        """The rules that the candidate fails, or the reasons for the verdict, in a line."""
+        """The rules that the candidate fails, otherwise the reasons for the verdict, in one line."""
         failed = [rule.name for rule in self.verdict.rules if not rule.passed]
         return "; ".join(failed or self.verdict.reasons)
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """`before` was the champion of `model`, `now` is."""
+    """`before` was the champion of `model`, `now` is the champion."""
 
     model: str
     before: Version
@@ -75,13 +75,13 @@ def promote(
     Args:
         model: A reference (`NAME`, `NAME/2`, `NAME@alias`) or a version.
         policy: A policy or its YAML file; the task's default otherwise.
-        margin: Another margin for the policy.
+        margin: Overrides the policy's margin.
         data: A packed data set to evaluate on; by default the one that the candidate was
             evaluated on.
         workers: Data-parallel workers; 0 evaluates in this process.
-        to_name: Copies the version into this model and promotes it there. The version has to be
+        to_name: Copies the version into this model and promotes it there. The version must be the
             champion of its own model.
-        to_registry: The same in another MLflow, by its address.
+        to_registry: Address of another MLflow to do the same in.
         dry_run: Decides, but changes nothing.
         verbose: Whether to show Ray's own output.
         context: Where MLflow and Ray are; from the environment by default.
@@ -160,7 +160,7 @@ def _decide(
     state = champions.read_state(registry, candidate.name)
     if state.champion and state.champion.number == candidate.number:
         return gate.Verdict(
-            True, ("it is the champion already",), candidate.number, candidate.number
+            True, ("it is already the champion",), candidate.number, candidate.number
         )
     policy = policy or policies.default(_task(candidate))
     if margin is not None:
@@ -217,17 +217,17 @@ def _judge(
         confidence=policy.confidence,
         report=report,
     )
-    found, compared = evaluate.measure(
+    results, comparisons = evaluate.measure(
         context, registry, versions, where, options, workers=workers, verbose=verbose
     )
-    leak = _leak(info, where) if policy.leakage is not None else None
+    near_duplicates = _near_duplicates(info, where) if policy.leakage is not None else None
     return gate.decide(
         candidate.number,
         current,
-        found[0],
-        found[1] if state.champion else None,
-        compared[0] if compared else None,
-        leak,
+        results[0],
+        results[1] if state.champion else None,
+        comparisons[0] if comparisons else None,
+        near_duplicates,
         policy,
     )
 
@@ -241,7 +241,7 @@ def _record(
     verdict: Verdict,
     report: Path,
 ) -> None:
-    """Makes a run in MLflow for the decision, then applies it."""
+    """Records the decision as a run in MLflow, then applies it."""
     from pipelines.promotion import champions, gate
     from pipelines.workflows import evaluate, services
 
@@ -279,7 +279,8 @@ def _record(
         tracker.finish(status)
 
 
-def _leak(candidate: CandidateInfo, where: str) -> NearDuplicates:
+def _near_duplicates(candidate: CandidateInfo, where: str) -> NearDuplicates:
+    """How many test images have a near duplicate among the images of the training."""
     from models.core.errors import TesseraError
     from pipelines.data import card as cards
     from pipelines.data.inspection import overlap
@@ -294,7 +295,7 @@ def _leak(candidate: CandidateInfo, where: str) -> NearDuplicates:
     except TesseraError as error:
         return NearDuplicates(0, samples, f"its training data can't be read: {error.message}")
     if trained.digest != candidate.data_digest:
-        return NearDuplicates(0, samples, f"its training data isn't in {candidate.data} any more")
+        return NearDuplicates(0, samples, f"its training data is no longer in {candidate.data}")
     return NearDuplicates(overlap.seen_before((candidate.data, trained), (where, tested)), samples)
 
 

@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 TOLERANCE = 0.02
-"""By default metrics may differ by this share, if machine or libraries are different."""
+"""Default relative tolerance of the metrics, if hardware or libraries differ."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How a second training compares with the first.
+    """The comparison of a second training with the first.
 
     Args:
         model: The version, as `models:/NAME/NUMBER`.
-        reproduced: Whether the weights are the same bit for bit; or the metrics within `tolerance`,
-            if machine or libraries are different.
-        weights: The largest difference of the weights, in words.
-        differences: What is different about machine and libraries.
-        metrics: Name -> (the version's, the second training's), on the validation split.
-        tolerance: As a share of the metric.
+        reproduced: Whether the weights are the same bit for bit or, if hardware or libraries differ,
+            the metrics are within `tolerance`.
+        weights: The largest difference of the weights, as text.
+        differences: The differences in hardware and libraries.
+        metrics: Name -> (first training, second training), on the validation split.
+        tolerance: Relative tolerance of the metrics.
     """
 
     model: str
@@ -66,8 +66,8 @@ def reproduce(
 
     Args:
         model: A reference (`NAME`, `NAME/2`, `NAME@champion`) or a version.
-        data: Where its data set lies now, if it was moved.
-        tolerance: By how much metrics may differ, as a share, if machine or libraries are different.
+        data: Location of its data set, if it was moved.
+        tolerance: Relative tolerance of the metrics, if hardware or libraries differ.
         verbose: Whether to show Ray's own output.
         progress: True for a display on stderr, False for none, or a `Listener`.
         context: Where MLflow and Ray are; from the environment by default.
@@ -169,7 +169,7 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
         bits, bits_again = (t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, again))
         if not torch.equal(bits, bits_again):
             difference = float((tensor.double() - again.double()).abs().max())
-            # 0.0 and -0.0 are alike, and other bits
+            # 0.0 and -0.0 are equal, but their bits differ.
             apart = (
                 max(apart, difference or math.ulp(0.0)) if difference == difference else math.inf
             )
@@ -177,12 +177,12 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is different about machine and libraries, compared with the version's own run."""
+    """The differences in hardware and libraries from the version's own run."""
     names = [tag_names.HARDWARE, tag_names.PYTHON]
     names += sorted(n for n in {*before, *now} if n.startswith(tag_names.LIBRARY_PREFIX))
     return [
-        f"{n.removeprefix('tessera.').removeprefix('version.')} was {before.get(n, 'not noted')}, "
-        f"is {now.get(n, 'not noted')}"
+        f"{n.removeprefix('tessera.').removeprefix('version.')} was {before.get(n, 'unknown')}, "
+        f"is {now.get(n, 'unknown')}"
         for n in names
         if before.get(n) != now.get(n)
     ]

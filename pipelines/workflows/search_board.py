@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class SearchSpec:
     """What is searched, and how. `recipe` is JSON, `space` as in a YAML file. `folder` isn't
-    written to search.json: the home folder may be moved."""
+    written to search.json, because the home folder may be moved."""
 
     folder: Path
     name: str

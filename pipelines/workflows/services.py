@@ -52,7 +52,7 @@ def open_registry(context: Context) -> MlflowRegistry:
 def open_tracker(
     context: Context, name: str, *, experiment: str, tags: dict[str, str]
 ) -> MlflowTracker:
-    """A run in MLflow: a new one, or the one with the same name where it exists."""
+    """A run in MLflow: the existing run of this name, or a new one."""
     apply_settings(context)
     if context.is_embedded:
         mlflow_store.prepare(context.home)
@@ -69,17 +69,17 @@ def open_tracker(
 
 
 def tags_of(recipe: Recipe) -> dict[str, str]:
-    """What a run says of what it trains, and of the Ray job that does."""
+    """Tags with the family that a run trains and the Ray job that it runs in."""
     job = connection.submission_id()
     return {tag_names.FAMILY: recipe.family, **({tag_names.RAY_SUBMISSION: job} if job else {})}
 
 
 @contextmanager
 def joined(context: Context, *, cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
-    """The user's cluster, or one that is started here, with `cpus`, and ended again. In a process
-    that has a cluster already, such as a Ray task, that one is used."""
+    """Connects to the user's cluster, or starts one with `cpus` and ends it afterwards. A process that
+    is already connected, such as a Ray task, stays connected to its cluster."""
     apply_settings(context)
-    # Ray prints what happens to its workers on stdout, where a script reads the result.
+    # Ray prints messages about its workers to stdout, where a script reads the result.
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
         opened = connection.connect(context.ray_address, cpus=cpus, verbose=verbose)
         try:
@@ -90,7 +90,7 @@ def joined(context: Context, *, cpus: int | None = None, verbose: bool = False) 
 
 
 def known_resources(context: Context) -> connection.Resources | None:
-    """What the workers of a training can use, where that is known without joining a cluster."""
+    """What workers can use, if that is known without joining a cluster; otherwise None."""
     apply_settings(context)
     return connection.known_resources(context.ray_address)
 
@@ -105,8 +105,8 @@ def executor(
     storage: Path,
     verbose: bool = False,
 ) -> Iterator[Callable[[Payload, Emit], Result]]:
-    """How to run `work`: in this process for 0 workers, else on the cluster, which is joined or
-    started here and checked to have room for the group."""
+    """A function that runs `work`: in this process for 0 workers, otherwise on the cluster, which is
+    joined or started here. Raises TesseraError if the group doesn't fit."""
     apply_settings(context)
     if group.workers == 0:
         yield lambda payload, emit: workers.run_local(work, payload, emit)
@@ -125,7 +125,7 @@ def executor(
 
 
 def attach_tracker(context: Context, run_id: str) -> MlflowTracker:
-    """The tracker of a run that exists; its status stays as it is."""
+    """The tracker of an existing run. The run's status doesn't change."""
     apply_settings(context)
     return mlflow_runs.attach_run(context.tracking_uri, run_id, ui=context.ui)
 
@@ -142,7 +142,7 @@ def registered_digest(version: Version) -> str:
 
 
 def page(link: str) -> str:
-    """The link, with a note if nothing answers there."""
+    """The link, with a note if the server can't be reached."""
     parts = urlsplit(link)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -150,4 +150,4 @@ def page(link: str) -> str:
             return link
     except OSError:
         local = host in ("localhost", "127.0.0.1", "::1")
-        return f"{link} ({'once `tessera up` runs' if local else 'does not answer now'})"
+        return f"{link} ({'once `tessera up` runs' if local else 'not reachable now'})"

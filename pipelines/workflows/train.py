@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 EXPERIMENT = "tessera"
-"""The MLflow experiment of trainings, if no other is given."""
+"""Default MLflow experiment of trainings."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def train(
         data: A packed data set: a folder, an address, or what `pack` returned. May be left out if
             the recipe names one.
         variant: A variant of the family.
-        workers: Data-parallel workers; 0 trains in this process. The recipe's own by default.
-        set: Other values for settings of the recipe, by dotted path: `{"train.epochs": 3}`.
+        workers: Data-parallel workers; 0 trains in this process. By default those of the recipe.
+        set: New values for settings of the recipe, by dotted path: `{"train.epochs": 3}`.
         model: Name in the registry; the data set's name by default.
         experiment: MLflow experiment of the run.
-        tags: More tags for the run and the registered version.
+        tags: Additional tags for the run and the registered version.
         verbose: Whether to show Ray's own output.
         progress: True for a display on stderr, False for none, or a `Listener`.
         context: Where runs, MLflow and Ray are; from the environment by default.
 
-    Raises TesseraError if the recipe, the data set or the workers can't train; nothing is left
-    behind then.
+    Raises TesseraError if the recipe, the data set or the workers can't train. Then nothing is left
+    behind.
     """
     from pipelines.tracking import mlflow_registry
     from pipelines.training import run as training_run
@@ -116,16 +116,16 @@ def resume(
     progress: bool | Listener = True,
     context: Context | None = None,
 ) -> Outcome:
-    """Continues a run from its newest checkpoint. A run that is finished is not trained again.
+    """Resumes a run from its newest checkpoint. A finished run is not trained again.
 
     Args:
         run: Its name, or the id of its run in MLflow.
-        data: Where the run's data set lies now, if it was moved.
+        data: Location of the run's data set, if it was moved.
         workers: Another number of workers.
-        set: Other values for settings that may change in a resumed run.
+        set: New values for settings that may change in a resumed run.
 
     The other arguments are those of `train`. Raises TesseraError if there is no such run, or if a
-    setting is changed that must stay.
+    setting is changed that must not change.
     """
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
@@ -133,14 +133,16 @@ def resume(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    found = training_run.find(context.runs_dir, run)
+    existing = training_run.find(context.runs_dir, run)
     changes = _changes(set, workers)
     if data:
         changes["data.path"] = absolute_location(os.fspath(data))
-    recipe = found.recipe().with_overrides(changes)
-    recipes.check_resumable(found.recipe(), recipe)
+    recipe = existing.recipe().with_overrides(changes)
+    recipes.check_resumable(existing.recipe(), recipe)
     setup = prepare(context, recipe, resumed=True)
-    return execute(context, found, setup, experiment=experiment, verbose=verbose, progress=progress)
+    return execute(
+        context, existing, setup, experiment=experiment, verbose=verbose, progress=progress
+    )
 
 
 def plan(
@@ -178,7 +180,7 @@ def make_recipe(
     variant: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of these arguments, which are those of `train`. The data set is not opened.
+    """The recipe for arguments of `train`. The data set is not opened.
 
     Raises UsageError if there is no such family, file or setting, or if no data set is named.
     """
@@ -223,8 +225,8 @@ def prepare(
 
 
 def model_name(recipe: Recipe, card: Card) -> str:
-    """The default name in the registry: the data set's, and with it the task if that isn't what
-    the data set is made for."""
+    """The default name in the registry: the name of the data set, followed by the task if the data
+    set was made for another one."""
     import models
 
     task = models.get(recipe.family).task.name
@@ -242,8 +244,8 @@ def continue_run(
     verbose: bool = False,
     progress: bool | Listener = True,
 ) -> Outcome:
-    """Trains a run of a search to its end and registers it as `model`. Unlike in `resume`, the
-    recipe may differ from the one that the run started with."""
+    """Trains a run of a search to its last epoch and registers it as `model`. Unlike in `resume`,
+    the recipe may differ from the one that the run started with."""
     from pipelines.tracking import mlflow_registry
 
     setup = prepare(context, recipe, resumed=True)
@@ -270,7 +272,7 @@ def execute(
     verbose: bool = False,
     progress: bool | Listener = True,
 ) -> Outcome:
-    """Trains a run from where it is to its end: workers, MLflow, registration."""
+    """Trains a run from its newest checkpoint to its last epoch, and registers it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pipelines.cluster import connection
@@ -285,8 +287,8 @@ def execute(
     recipe, group = setup.recipe, worker_group(setup.recipe)
     tags = {**services.tags_of(recipe), tag_names.MODEL: run.model, **(tags or {})}
     storage = run.folder / "ray"
-    # The cluster and the registry take seconds each, and wait mostly for other processes. The run
-    # is opened after both: a training that is refused leaves nothing in MLflow.
+    # Opening the cluster and the registry takes seconds each, mostly waiting for other processes.
+    # The run is opened after both, so that a refused training leaves nothing in MLflow.
     with (
         training_run.locked(run),
         show_progress(progress) as listener,
@@ -318,6 +320,6 @@ def execute(
                     tags=tags,
                 )
             except (KeyboardInterrupt, SystemExit):
-                text = f"go on with: tessera train --resume {run.name}"
+                text = f"resume with: tessera train --resume {run.name}"
                 listener({"kind": "message", "text": text})
                 raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C

@@ -1,4 +1,4 @@
-"""One trial of a search, in a process of its own beside the driver.
+"""Runs one trial of a search, in a process of its own.
 
 In: a `TrialPayload`, a trial's id and its settings. Out: a training in the search's folder, a run
 in MLflow below the search's run, and a metric value per epoch. Must not know who chooses the
@@ -50,7 +50,7 @@ FAILURE = "failure.json"
 
 @dataclass(frozen=True)
 class TrialPayload:
-    """What a trial's process knows of its search. `recipe` is JSON, `metric` the name of the
+    """What the process of a trial needs to know about its search. `recipe` is JSON, `metric` the name of the
     primary metric, `parent` the id of the search's run in MLflow."""
 
     context: Context
@@ -92,7 +92,7 @@ def run_trial(
     """Runs one trial, from its last checkpoint if it has one.
 
     Called by Ray Tune, in a process that may have run another trial before. `report` raises
-    SystemExit when the trial has to stop. A trial that is over in trials.json reports what it had
+    SystemExit when the trial has to stop. A trial that is over in trials.json reports its epochs again
     and isn't trained (see the timeline above).
     """
     from pipelines import recipe as recipes
@@ -120,7 +120,7 @@ def run_trial(
 def _train_and_report(
     payload: TrialPayload, trial_id: str, run: Run, recipe: Recipe, report: Report
 ) -> BaseException | None:
-    """Trains in a thread, reports from this one, which Tune may block. Returns the error."""
+    """Trains in another thread and reports from this one, which Tune may block. Returns the error."""
     from pipelines.training import driver as training_driver
 
     metric = f"val/{payload.metric}"

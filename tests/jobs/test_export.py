@@ -156,7 +156,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     (here / "kept").write_text("as it was")
     done = call("export", "crooked", "--format", form, "--out", "kept", "--force")
     assert done.status == 1
-    assert "answers differ from the model's by up to" in done.err
+    assert "predictions differ from the model's by up to" in done.err
     assert files(here) == ["kept"]
     assert (here / "kept").read_text() == "as it was"
 
@@ -209,18 +209,20 @@ def test_data_that_are_gone_or_others(
     gone = call("export", "moved", "--format", "pt2")
     shutil.copytree(other, data)
     replaced = call("export", "moved", "--format", "pt2")
-    asked = call("export", "moved", "--format", "pt2", "--data", other)
+    elsewhere = call("export", "moved", "--format", "pt2", "--data", other)
     assert gone.status == replaced.status == 2
     assert "isn't in" in gone.err
     assert "--data DIR" in gone.err
     assert "another data set" in replaced.err
-    assert asked.status == 0
-    assert f"of {other}, other data than in training" in asked.out
+    assert elsewhere.status == 0
+    assert f"of {other}, other data than in training" in elsewhere.out
     assert files(here) == ["moved-1.pt2"]
 
 
-def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test images in the split's order, one alone, then as many as are compared at once."""
+def test_the_images_that_are_compared(
+    home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test images in the split's order, one alone, then as many as fit into a batch."""
     registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
@@ -229,10 +231,10 @@ def test_what_is_asked(home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
     predictor = Predictor(found.recipe, seen, found.weights)
     card = cards.read(digits)
     monkeypatch.setattr(export, "MOST_IMAGES", 70)
-    asked = list(export.pairs(predictor, found, str(digits), card))
-    sizes = [len(images) for images, _ in asked]
+    batches = list(export.pairs(predictor, found, str(digits), card))
+    sizes = [len(images) for images, _ in batches]
     assert sizes == [1, export.BATCH - 1, export.BATCH, 70 - 2 * export.BATCH]
-    images = np.concatenate([images for images, _ in asked])
+    images = np.concatenate([images for images, _ in batches])
     assert (images.shape, images.dtype) == ((70, 8, 8, 1), np.uint8)
     monkeypatch.setattr(export, "MOST_IMAGES", 1000)
     every = np.concatenate([i for i, _ in export.pairs(predictor, found, str(digits), card)])

@@ -115,7 +115,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert (root / "report" / "report.html").stat().st_size > 10_000
 
     again = call("promote", f"fresh/{BETTER}")
-    assert (again.status, "is the champion already" in again.out) == (0, True)
+    assert (again.status, "is already the champion" in again.out) == (0, True)
     worse = call("promote", f"fresh/{WORSE}")
     assert worse.status == 1
     assert "FAIL  gain in accuracy" in worse.out
@@ -365,7 +365,7 @@ def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: 
     found = json.loads((folder / "report.json").read_text())
     assert {part["by"] for part in found["models"][0]["slices"]} == {"brightness", "writer"}
     twice = call("evaluate", "digits/2", "--data", digits, "--report", folder)
-    assert (twice.status, "is there already" in twice.err) == (2, True)
+    assert (twice.status, "already exists" in twice.err) == (2, True)
     same = call("evaluate", "digits/2", "digits/2", "--data", digits, "--no-report")
     assert (same.status, "named twice" in same.err) == (2, True)
     run_id = services.open_registry(Context.from_environment()).version("digits", 2).run_id

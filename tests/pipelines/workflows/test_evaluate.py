@@ -37,7 +37,7 @@ def test_a_report_goes_into_a_new_folder(context: Context, digits: Path, tmp_pat
     assert report.page.is_file()
     low, high = report.models[0].metrics["accuracy"].low, report.models[0].metrics["accuracy"].high
     assert low <= report.metrics["accuracy"] <= high
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         evaluate(version, data=digits, report=to, context=context)
 
 

@@ -31,7 +31,7 @@ def test_a_version_is_promoted_once_it_is_evaluated(context: Context, digits: Pa
     assert champions.read_state(registry, "digits").champion is None
     assert promote("digits/1", context=context).passed
     assert registry.version("digits", champions.CHAMPION).number == 1
-    assert promote("digits@champion", context=context).why == "it is the champion already"
+    assert promote("digits@champion", context=context).why == "it is already the champion"
     with pytest.raises(TesseraError, match="is the first champion"):
         rollback("digits", context=context)
 

@@ -14,6 +14,4 @@ def test_a_link_says_if_nothing_answers() -> None:
         assert services.page(link) == f"{link} (once `tessera up` runs)"
         held.listen()
         assert services.page(link) == link
-    assert services.page("https://name.invalid/x") == (
-        "https://name.invalid/x (does not answer now)"
-    )
+    assert services.page("https://name.invalid/x") == ("https://name.invalid/x (not reachable now)")
