@@ -43,14 +43,14 @@ class Data(_Frozen):
     digest: str = ""
     """Digest of the data set. Filled in when it is opened; another data set is refused."""
     height: int | None = Field(default=None, ge=1)
-    """Height in pixels of what the network sees; by default that of the largest image."""
+    """Height in pixels of the network's input; by default that of the largest image."""
     width: int | None = Field(default=None, ge=1)
-    """Width in pixels of what the network sees; by default that of the largest image."""
+    """Width in pixels of the network's input; by default that of the largest image."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """How an image of another size is fitted: `stretch` scales both sides, `crop` cuts the middle
-    out, `pad` keeps the shape, shrinks the image if it is too large and fills the rest."""
+    """How an image of another size is resized: `stretch` scales both sides, `crop` cuts out the
+    center, `pad` keeps the aspect ratio, shrinks the image if it is too large and pads the rest."""
     loader_workers: int = Field(default=0, ge=0)
-    """Decoding processes of each worker; 0 decodes in a thread beside the training."""
+    """Decoding processes of each worker; 0 decodes in a thread of the worker."""
     cache: Literal["auto", "none", "memory", "device"] = "auto"
     """Where decoded images are kept: in `memory`, shared by the workers of a machine, or on the
     `device`. `auto` chooses, and caches nothing that is larger than `cache_gib`."""
@@ -100,19 +100,19 @@ class Train(_Frozen):
     batch_size: int = Field(default=128, ge=1)
     """Global batch size: the sum over all workers."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that a batch is computed in, one after the other, to save memory."""
+    """Gradient accumulation: number of parts that a batch is split into, to save memory."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the forward pass; `auto` is bf16 on hardware that supports it."""
     channels_last: bool = True
     """Use the channels-last memory format."""
     clip_norm: float = Field(default=0.0, ge=0)
-    """Largest norm of the gradient; 0 doesn't clip."""
+    """Maximum norm of the gradient; 0 doesn't clip."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay per step of an exponential moving average of the weights; 0 for none."""
     patience: int = Field(default=0, ge=0)
     """Epochs without a better validation metric before the training stops; 0 for never."""
     log_every_steps: int = Field(default=10, ge=1)
-    """Steps between two logged points of the training metrics."""
+    """Steps between logged training metrics."""
 
 
 class Checkpoint(_Frozen):
@@ -134,11 +134,11 @@ class Workers(_Frozen):
     gpus: Literal["auto"] | int = "auto"
     """GPUs of each worker; `auto` is one if the cluster has enough of them."""
     max_failures: int = Field(default=3, ge=0)
-    """How often the workers are started again after one of them died."""
+    """How often the workers are restarted after one of them died."""
 
 
 class Recipe(_Frozen):
-    """All that a training depends on. Digests are filled in when a training begins."""
+    """Everything that a training depends on. Digests are filled in when a training starts."""
 
     family: str
     """Name of the family, or of a module with one."""
@@ -209,9 +209,9 @@ class Recipe(_Frozen):
         return _typed("augment", models.get(self.family).task.augment_settings, self.augment)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Recipe:
-        """The recipe with other values at dotted paths; `*` stands for any name: `optim.*.lr`.
+        """The recipe with new values at dotted paths; `*` matches any name: `optim.*.lr`.
 
-        Raises UsageError for a path that isn't there, with the nearest one at any depth.
+        Raises UsageError for an unknown path, with the nearest known one.
         """
         tree = self.model_dump(mode="json")
         known = dict(leaves(tree))
@@ -228,7 +228,7 @@ class Recipe(_Frozen):
         return build(tree)
 
     def flat(self) -> dict[str, str]:
-        """Dotted path -> value as text: what MLflow keeps as params."""
+        """Dotted path -> value as text, for MLflow's params."""
         return {path: _text(value) for path, value in leaves(self.model_dump(mode="json"))}
 
     def to_json(self) -> str:
@@ -276,7 +276,7 @@ FREE_TO_CHANGE = (
     "data.sample_log",
     "train.log_every_steps",
 )
-"""Beginnings of the paths that may differ when a training is resumed."""
+"""Prefixes of the paths that may differ when a training is resumed."""
 
 
 def differences(before: Recipe, now: Recipe, changing: Sequence[str] = ()) -> list[str]:
@@ -353,7 +353,7 @@ def _typed(where: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _explain(error: ValidationError, where: str = "") -> UsageError:
-    """The first mistake that pydantic found, with the nearest names for an unknown setting."""
+    """The first error that pydantic reports, with the nearest names for an unknown setting."""
     first = error.errors(include_url=False)[0]
     setting = ".".join([where] * bool(where) + [str(p) for p in first["loc"]])
     if first["type"] == "extra_forbidden":

@@ -53,7 +53,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Plot:
     """An image in the page, with its data in `src`."""
 
     title: str
@@ -73,17 +73,17 @@ def write(
     }
     text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
     (folder / DATA).write_text(text + "\n", encoding="utf-8")
-    figures = [list(_draw(folder, number, one, split)) for number, one in enumerate(evaluated)]
-    page = render(evaluations, compared, figures)
+    drawn = [list(_draw(folder, number, one, split)) for number, one in enumerate(evaluated)]
+    page = render(evaluations, compared, drawn)
     (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def render(
     evaluations: Sequence[EvaluationResult],
     compared: Sequence[Comparison],
-    figures: Sequence[Sequence[Figure]],
+    drawn: Sequence[Sequence[Plot]],
 ) -> str:
-    """Renders the page. `figures` are those of each model."""
+    """Renders the page. `drawn` has the plots of each model."""
     return html.render(
         Path(__file__).with_name("report.html.j2"),
         models=evaluations,
@@ -95,7 +95,7 @@ def render(
         attacks=_attacks(evaluations),
         costs=_costs(evaluations),
         mcnemar=[(one.second, one.mcnemar) for one in compared if one.mcnemar],
-        shown=list(zip(evaluations, figures)),
+        shown=list(zip(evaluations, drawn)),
         confidence=f"{CONFIDENCE:.0%}",
         strengths=STRENGTHS,
     )
@@ -220,8 +220,8 @@ def _cost(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _draw(folder: Path, number: int, one: EvaluatedModel, split: str) -> Iterator[Figure]:
-    """Draws a model's figures, each also as a file."""
+def _draw(folder: Path, number: int, one: EvaluatedModel, split: str) -> Iterator[Plot]:
+    """Draws a model's plots, each also as a file."""
     model, predictions = one.model, one.predictions
     task, data = model.family.task, model.data
 
@@ -231,14 +231,14 @@ def _draw(folder: Path, number: int, one: EvaluatedModel, split: str) -> Iterato
     charts = task.charts(predictions.records, data)
     if charts:
         plots.draw_charts(charts, path("charts"))
-        yield Figure("Curves", _embed(path("charts")))
+        yield Plot("Curves", _embed(path("charts")))
     matrix = task.confusion(predictions.records, data)
     if matrix is not None:
         plots.confusion_matrix(matrix, data.classes, path("confusion_matrix"))
-        yield Figure("Confusion", _embed(path("confusion_matrix")))
+        yield Plot("Confusion", _embed(path("confusion_matrix")))
     groups, note = _worst(model, predictions, split)
     plots.grid(groups, data.classes, path("worst_mistakes"))
-    yield Figure("The worst mistakes", _embed(path("worst_mistakes")), note)
+    yield Plot("The worst mistakes", _embed(path("worst_mistakes")), note)
 
 
 def _worst(

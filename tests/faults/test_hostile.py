@@ -218,7 +218,7 @@ def relabel(rows: Any) -> None:
     ("change", "said"),
     [
         (swap, "its samples overlap"),
-        (relabel, "its class is another than the index says"),
+        (relabel, "its class differs from the index"),
         (steer, "a key with characters that are not allowed"),
     ],
 )

@@ -1,10 +1,10 @@
-"""Test images that a network may have seen before: in the data set it was trained on.
+"""Counts test images that have a near duplicate in the data set that a network was trained on.
 
-In: the data set of a training and the one of a test, which may be the same. Out: how many images of
-the test look like one that was trained on or chosen by. Must not know the network.
+In: the data sets of a training and of a test, which may be the same. Out: the number of test images
+with a near duplicate in another split of the training's data set. Must not know the network.
 
-A data set that was packed here says itself which of its images look alike. Of two data sets the
-images are all compared, by the same fingerprints (`duplicates.py`).
+A data set that was packed here lists its near duplicates. Of two data sets all images are compared,
+by the same fingerprints as when packing (`duplicates.py`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pipelines.data.shards import ShardReader
 def seen_before(
     trained: tuple[str | Path, Card], tested: tuple[str | Path, Card], split: str = "test"
 ) -> int:
-    """How many images of the tested split look like one of the other splits of `trained`. Reads
-    every image of both, unless it is one data set that was packed here."""
-    place, card = tested
+    """How many images of the tested split have a near duplicate in another split of `trained`. Reads
+    every image of both data sets, unless they are one that was packed here."""
+    where, card = tested
     if trained[1].digest == card.digest and not card.root:
-        rows = survey.read_pairs(place)
+        rows = survey.read_pairs(where)
         if len(rows) == card.leakage.near:
             sides = [(row.left, row.right) for row in rows]
             pairs = [*sides, *((right, left) for left, right in sides)]
@@ -37,10 +37,10 @@ def seen_before(
         for name in SPLITS
         if name in trained[1].splits and name != split
     ]
-    found = duplicates.find_pairs(
-        {"train": np.concatenate(known), "test": _fingerprints(place, card, split)}
+    pairs_across = duplicates.find_pairs(
+        {"train": np.concatenate(known), "test": _fingerprints(where, card, split)}
     )
-    return len({pair.right[1] for pair in found})
+    return len({pair.right[1] for pair in pairs_across})
 
 
 def _fingerprints(where: str | Path, card: Card, split: str) -> duplicates.Array:

@@ -1,8 +1,8 @@
 """A packed data set as one HTML page that opens offline.
 
 In: a `Survey`. Out: the page, of a few MB at most: images as `data:` addresses, no script, nothing
-from anywhere else. Must not know how the data set is read. Names and keys are other people's words:
-the template escapes all of them, and the page forbids scripts and addresses by its policy.
+loaded from elsewhere. Must not know how the data set is read. Names and keys are not trusted: the
+template escapes all of them, and the page's security policy forbids scripts and outside addresses.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from pipelines.visuals.draw import draw, hex_colour
 
 TEMPLATE = "report.html.j2"
 IMAGE_BYTES = 5_500_000
-"""Of all embedded images together; later ones are listed without the image."""
+"""Limit for all embedded images together; later samples are listed without their image."""
 LISTED_CLASSES, LISTED_ROWS = 1000, 200
 MOST_BINS = 24
 FEW_CLASSES, ENDS = 40, 10
-"""With more classes than that, the largest and the smallest so many are shown first."""
+"""With more than `FEW_CLASSES` classes, the `ENDS` largest and smallest are shown first."""
 _SIDE, _PIXELATED = 320, 64
 Array = np.ndarray[Any, Any]
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An embedded image; `src` is empty where there is none, and `note` says why."""
+class EmbeddedImage:
+    """An image of the page. If it is missing, `src` is empty and `note` has the reason."""
 
     src: str
     note: str
@@ -49,8 +49,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Bin:
-    """A bar of a histogram: its place and height as shares of the drawing, and what it stands
-    for."""
+    """A bar of a histogram: its position and height as shares of the chart, and its range and count
+    as text."""
 
     left: float
     width: float
@@ -103,7 +103,7 @@ def facts(card: Card) -> Iterator[tuple[str, str]]:
     yield "std", ", ".join(f"{value:.4f}" for value in image.std)
     yield "size", f"{megabytes(total)} in {len(shards):,} shard{'s' * (len(shards) != 1)}"
     yield "source", card.source
-    yield "shards lie in", card.root
+    yield "shards in", card.root
     yield "licence", card.licence or "not given"
     yield "digest", card.digest
 
@@ -137,8 +137,8 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """`unit` is what is counted. `ends` are the largest and the smallest classes by train, where
-    there are too many to look at; `rows` are all of them, or the first `LISTED_CLASSES`."""
+    """`unit` is what is counted. `ends` are the largest and the smallest classes of train, if there
+    are too many to show; `rows` are all classes, or the first `LISTED_CLASSES`."""
 
     unit: str
     splits: list[str]
@@ -159,41 +159,43 @@ def class_table(card: Card, splits: Sequence[str]) -> ClassTable:
     tops = {split: max(values, default=0) or 1 for split, values in counts.items()}
     shares = ANNOTATION_EXTENSIONS.get(card.task) == "mask.png"
 
-    def row(at: int) -> ClassRow:
-        own = [(counts[split][at], split) for split in splits]
+    def row(index: int) -> ClassRow:
+        own = [(counts[split][index], split) for split in splits]
         cells = [
             (f"{100 * count / sums[split]:.2f} %" if shares else f"{count:,}", count / tops[split])
             for count, split in own
         ]
-        tint = hex_colour(at)
+        tint = hex_colour(index)
         return ClassRow(
-            html.line(card.classes[at]), tint, cells, not all(count for count, _ in own)
+            html.line(card.classes[index]), tint, cells, not all(count for count, _ in own)
         )
 
     first = splits[0] if splits else ""
-    by_count = sorted(range(len(card.classes)), key=lambda at: -counts[first][at])
+    by_count = sorted(range(len(card.classes)), key=lambda index: -counts[first][index])
     many = len(card.classes) > FEW_CLASSES
     ends = [*by_count[:ENDS], *by_count[-ENDS:]] if many else []
     return ClassTable(
         unit=unit.get(ANNOTATION_EXTENSIONS.get(card.task, ""), "images"),
         splits=list(splits),
-        ends=[row(at) for at in ends],
-        rows=[row(at) for at in range(min(len(card.classes), LISTED_CLASSES))],
+        ends=[row(index) for index in ends],
+        rows=[row(index) for index in range(min(len(card.classes), LISTED_CLASSES))],
         total=len(card.classes),
-        missing=sum(not all(counts[s][at] for s in splits) for at in range(len(card.classes))),
+        missing=sum(
+            not all(counts[s][index] for s in splits) for index in range(len(card.classes))
+        ),
     )
 
 
 class _ImageBudget:
-    """Encodes images for the page, as long as they fit."""
+    """Encodes images for the page until the limit is reached."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = classes
         self._left = IMAGE_BYTES
 
-    def picture(self, sample: Sample | None, missing: str = "") -> Picture:
+    def embed(self, sample: Sample | None, missing: str = "") -> EmbeddedImage:
         if sample is None:
-            return Picture("", missing, False)
+            return EmbeddedImage("", missing, False)
         image, tiny = sample.image, max(sample.image.size) <= _PIXELATED
         if tiny and sample.annotation is None:
             data, kind = _encoded(image, "PNG"), "png"
@@ -204,14 +206,16 @@ class _ImageBudget:
             kind, tiny = "jpeg", False
         if len(data) > self._left:
             self._left = 0
-            return Picture("", "left out, or the page would be too large", False)
+            return EmbeddedImage("", "left out, or the page would be too large", False)
         self._left -= len(data)
-        return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", "", tiny)
+        return EmbeddedImage(
+            f"data:image/{kind};base64,{base64.b64encode(data).decode()}", "", tiny
+        )
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:
     out = io.BytesIO()
-    # Without subsampling: it would take the colour out of thin lines.
+    # No chroma subsampling: thin lines would lose their colour.
     image.save(out, kind, **({"quality": 82, "subsampling": 0} if kind == "JPEG" else {}))
     return out.getvalue()
 
@@ -244,7 +248,7 @@ def _tile(sample: Sample, budget: _ImageBudget) -> dict[str, Any]:
         chips.append((name, hex_colour(label)))
     nothing = "no objects" if isinstance(annotation, Objects) and not labels else ""
     return {
-        "picture": budget.picture(sample),
+        "image": budget.embed(sample),
         "key": html.line(unquote(sample.key)),
         "size": f"{sample.image.width} {_TIMES} {sample.image.height}",
         "chips": chips[:6],
@@ -256,11 +260,11 @@ def _tile(sample: Sample, budget: _ImageBudget) -> dict[str, Any]:
 def _pair(
     row: PairRow, left: Sample | None, right: Sample | None, budget: _ImageBudget
 ) -> dict[str, Any]:
-    missing = "not opened for this page"
+    missing = "not read for this page"
     sides = [
         {
-            # Bare: what is drawn on an image would hide that it is the other's copy.
-            "picture": budget.picture(sample and replace(sample, annotation=None), missing),
+            # Without annotations, which would hide how similar the images are.
+            "image": budget.embed(sample and replace(sample, annotation=None), missing),
             "split": html.line(side.split),
             "key": html.line(unquote(side.key)),
             "origin": html.line(side.origin),
@@ -271,7 +275,7 @@ def _pair(
 
 
 def _shape(splits: Sequence[SplitSurvey]) -> str:
-    """Width by height of the frames: the images' own, where it is not extreme."""
+    """Aspect ratio of the frames: the median of the images, limited to 0.75 to 1.6."""
     shapes = [width / height for split in splits for height, width in split.sizes]
     return f"{min(max(float(np.median(shapes)), 0.75), 1.6):.3f}"
 
@@ -283,7 +287,7 @@ def _one_size(card: Card) -> str:
 
 
 def _charts(splits: Sequence[SplitSurvey]) -> list[tuple[SplitSurvey, list[Histogram]]]:
-    """The histograms of each split; those of one kind have the same range in all splits."""
+    """The histograms of each split. Those of one kind have the same range in all splits."""
     kinds: list[tuple[str, list[Sequence[float]], bool, bool]] = []
     if len({size for split in splits for size in split.sizes}) > 1:
         kinds += [
@@ -304,16 +308,16 @@ def _charts(splits: Sequence[SplitSurvey]) -> list[tuple[SplitSurvey, list[Histo
         every = [value for values in columns for value in values]
         if len(set(every)) < 2:
             continue
-        for place, values in enumerate(columns):
+        for index, values in enumerate(columns):
             if values:
                 edges = bin_edges(min(every), max(every), spread=spread, whole=whole)
-                drawn[place].append(histogram(name, values, edges, whole=whole))
+                drawn[index].append(histogram(name, values, edges, whole=whole))
     return list(zip(splits, drawn))
 
 
 def bin_edges(low: float, high: float, *, spread: bool = False, whole: bool = False) -> Array:
-    """Edges of at most `MOST_BINS` bins from `low` to `high`, which is more: of equal width, or of
-    equal ratio with `spread`; with `whole` each bin holds whole numbers."""
+    """Edges of at most `MOST_BINS` bins from `low` to `high`: of equal width, or of equal ratio with
+    `spread`; with `whole` the edges are integers. `high` must be larger than `low`."""
     if whole:
         step = math.ceil((high - low + 1) / MOST_BINS)
         return np.arange(low, high + step + 1, step, dtype=np.float64)
@@ -323,20 +327,22 @@ def bin_edges(low: float, high: float, *, spread: bool = False, whole: bool = Fa
 def histogram(
     name: str, values: Sequence[float], edges: Array, *, whole: bool = False
 ) -> Histogram:
-    """How many values lie between each two edges; all lie between the first and the last."""
+    """How many values are in each bin. Values outside of the edges count in the outer bins."""
     # Rounding in the edges must not put the largest value outside.
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
     top, width = int(counts.max()), 1 / len(counts)
     bins = [
-        Bin(at * width, width, int(count) / top, f"{_between(edges, at, whole)}: {int(count):,}")
-        for at, count in enumerate(counts)
+        Bin(
+            index * width, width, int(count) / top, f"{_range(edges, index, whole)}: {int(count):,}"
+        )
+        for index, count in enumerate(counts)
         if count
     ]
     return Histogram(name, _number(float(edges[0])), _number(float(edges[-1]) - whole), bins)
 
 
-def _between(edges: Array, at: int, whole: bool) -> str:
-    low, high = float(edges[at]), float(edges[at + 1]) - whole
+def _range(edges: Array, index: int, whole: bool) -> str:
+    low, high = float(edges[index]), float(edges[index + 1]) - whole
     return _number(low) if low == high else f"{_number(low)} to {_number(high)}"
 
 

@@ -1,8 +1,9 @@
 """A survey of a packed data set: samples, sizes, near duplicates, rejected samples.
 
 In: a folder or an address with a card. Out: `Survey`, plain data and decoded images. Must not know
-how it is shown. It is bounded whatever the data set's size: of each split so many samples are
-looked at, evenly spread; of a remote set only those of a few shards, because each is fetched whole.
+how it is shown. The work is limited for data sets of any size: of each split at most `MAX_READ`
+samples are read, evenly spread; of a remote set only those of a few shards, because each shard is
+downloaded as a whole.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from pipelines.data.shards import ShardReader, Stored, check_sizes
 from pipelines.storage.open import open_shards, open_storage
 
 NEAR_DUPLICATES, REJECTED = "near_duplicates.jsonl", "rejected.jsonl"
-LOOKED_AT = 1000
-"""Samples of each split whose sizes and annotations are read."""
+MAX_READ = 1000
+"""Maximum number of samples of each split whose sizes and annotations are read."""
 REMOTE_SHARDS = 3
-"""Shards of each split of a remote set that may be fetched to be looked at."""
+"""Maximum number of shards of each split of a remote set that are downloaded."""
 SHOWN_PAIRS = 24
 NAMED_REASONS = 10
 _EMPTY = -1
@@ -38,7 +39,7 @@ _EMPTY = -1
 
 
 class Side(BaseModel):
-    """One of two images that look the same."""
+    """One of two near duplicates."""
 
     split: str
     key: str
@@ -75,12 +76,12 @@ class Sample:
 
 @dataclass
 class SplitSurvey:
-    """What was seen of a split. `sizes` are (height, width) of the `looked_at` images, in pixels;
-    `objects` are their numbers of objects; `box_sides` the square roots of box areas, in pixels."""
+    """The samples of a split that were read. `sizes` are (height, width) in pixels, `objects` numbers
+    of objects, `box_sides` the square roots of box areas in pixels; `shown` are for the page."""
 
     name: str
     samples: int
-    looked_at: int = 0
+    read: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
     objects: list[int] = field(default_factory=list)
     box_sides: list[float] = field(default_factory=list)
@@ -89,7 +90,7 @@ class SplitSurvey:
 
 @dataclass(frozen=True)
 class Survey:
-    """`pairs` has both samples of a pair, or None for one that would have to be fetched."""
+    """`pairs` has both samples of each pair, or None for a sample that was not read."""
 
     where: str
     card: Card
@@ -103,35 +104,35 @@ class Survey:
 
 
 def count_reasons(rows: Iterable[RejectedRow]) -> list[tuple[str, int]]:
-    """(reason, how many), the most frequent first; the rest of many reasons is summed up."""
+    """(reason, count), the most frequent first; rare reasons are summed up as one."""
     counted = Counter(row.reason for row in rows)
-    found = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    rest = sum(count for _, count in found[NAMED_REASONS:])
-    return found[:NAMED_REASONS] + ([("for other reasons", rest)] if rest else [])
+    ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ranked[NAMED_REASONS:])
+    return ranked[:NAMED_REASONS] + ([("for other reasons", rest)] if rest else [])
 
 
 def ordered(card: Card) -> list[str]:
-    """The splits that have samples, as they are used."""
+    """The splits that have samples, in the order train, val, test."""
     return [name for name in SPLITS if name in card.splits and card.splits[name].samples]
 
 
 def check(where: str | Path, card: Card) -> None:
-    """Every shard is there and has its size, and every row of the indices is whole; else
-    TesseraError names what is not."""
-    place = open_storage(where)
+    """Checks that every shard is there with its size, and that the indices are not damaged. Raises
+    TesseraError otherwise."""
+    storage = open_storage(where)
     shards = open_shards(where, card.root)
     for name in ordered(card):
         split = card.split(name)
         check_sizes(shards, split)
-        index = Index(place, split)
+        index = Index(storage, split)
         for number in range(len(split.shards)):
             index.rows(number)
         index.close()
 
 
 def take(where: str | Path, card: Card, *, samples: int) -> Survey:
-    """Looks at a data set; `samples` of each split are shown, chosen so that all classes are there
-    as far as they go, and the same ones each time. Raises TesseraError for damaged data."""
+    """Surveys a data set. Of each split, `samples` are chosen to be shown: the same ones each time,
+    and of as many classes as possible. Raises TesseraError for damaged data."""
     remote = open_shards(where, card.root).remote
     readers = {name: ShardReader(where, card, name) for name in ordered(card)}
     try:
@@ -148,12 +149,12 @@ def take(where: str | Path, card: Card, *, samples: int) -> Survey:
 
 
 def read_rejected(where: str | Path) -> list[RejectedRow]:
-    """What was left out when packing; empty where nothing was."""
+    """The samples that were left out when packing; may be empty."""
     return _read_lines(where, REJECTED, RejectedRow)
 
 
 def read_pairs(where: str | Path) -> list[PairRow]:
-    """Images of two splits that look the same, the most alike first."""
+    """The near duplicates across splits, the nearest first."""
     rows = _read_lines(where, NEAR_DUPLICATES, PairRow)
     return sorted(rows, key=lambda row: (row.distance, row.left.key, row.right.key))
 
@@ -162,17 +163,17 @@ Row = TypeVar("Row", bound=BaseModel)
 
 
 def _read_lines(where: str | Path, file: str, kind: type[Row]) -> list[Row]:
-    place = open_storage(where)
-    if place.size(file) is None:
+    storage = open_storage(where)
+    if storage.size(file) is None:
         return []
     rows = []
-    for number, line in enumerate(place.read(file).splitlines(), 1):
+    for number, line in enumerate(storage.read(file).splitlines(), 1):
         try:
             rows.append(kind.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
             raise TesseraError(
-                f"{place.where}/{file}, line {number} can't be read: {first['msg']}",
+                f"{storage.where}/{file}, line {number} can't be read: {first['msg']}",
                 hint="fetch or pack the data set again",
             ) from None
     return rows
@@ -182,11 +183,11 @@ def _look(card: Card, name: str, reader: ShardReader, samples: int, remote: bool
     seen = SplitSurvey(name, len(reader))
     spans = _spans(reader, remote)
     by_class: dict[int, list[int]] = {}
-    for number in _spread(spans, LOOKED_AT):
+    for number in _spread(spans, MAX_READ):
         stored = reader.read(number)
         where = f"{name}, sample {stored.key}"
         height, width = image_size(stored.image, where)
-        seen.looked_at += 1
+        seen.read += 1
         seen.sizes.append((height, width))
         annotation = _annotation(card, stored, height, width, where)
         if isinstance(annotation, Objects):
@@ -195,7 +196,7 @@ def _look(card: Card, name: str, reader: ShardReader, samples: int, remote: bool
             seen.box_sides += np.sqrt((right - left) * (bottom - top)).tolist()
         for label in _classes_in(annotation, stored.label):
             by_class.setdefault(label, []).append(number)
-    if ANNOTATION_EXTENSIONS.get(card.task) == "cls":  # the index knows all of them, rare ones too
+    if ANNOTATION_EXTENSIONS.get(card.task) == "cls":  # the index has the labels of all samples
         by_class = _by_label(reader, spans, samples)
     for number in _choose(by_class, samples):
         seen.shown.append(_open(card, name, reader, number))
@@ -215,32 +216,32 @@ def _spans(reader: ShardReader, remote: bool) -> list[tuple[int, int]]:
 def _spread(spans: Sequence[tuple[int, int]], count: int) -> list[int]:
     """At most `count` numbers, evenly spread over the ranges."""
     every = np.concatenate([np.arange(*span) for span in spans])
-    at = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
-    return [int(number) for number in every[np.unique(at)]]
+    chosen = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
+    return [int(number) for number in every[np.unique(chosen)]]
 
 
 def _by_label(
     reader: ShardReader, spans: Sequence[tuple[int, int]], most: int
 ) -> dict[int, list[int]]:
     """The first `most` samples of each class."""
-    found: dict[int, list[int]] = {}
+    by_label: dict[int, list[int]] = {}
     starts = reader.index.starts
     for shard in range(len(starts) - 1):
         start = int(starts[shard])
         if any(low <= start < high for low, high in spans):
             labels = reader.index.rows(shard)["label"]
             for label in np.unique(labels).tolist():
-                known = found.setdefault(label, [])
+                known = by_label.setdefault(label, [])
                 known += (np.flatnonzero(labels == label)[: most - len(known)] + start).tolist()
-    return found
+    return by_label
 
 
 def _choose(by_class: Mapping[int, Sequence[int]], count: int) -> list[int]:
     """`count` samples: one of each class in turn; with more classes than that, evenly spread."""
     classes = sorted(by_class)
     if len(classes) > count:
-        at = np.linspace(0, len(classes) - 1, count).astype(int)
-        classes = [classes[place] for place in at]
+        spread = np.linspace(0, len(classes) - 1, count).astype(int)
+        classes = [classes[index] for index in spread]
     queues = [iter(by_class[label]) for label in classes]
     chosen: dict[int, None] = {}
     while queues and len(chosen) < count:
@@ -293,7 +294,7 @@ def _open_pairs(
     card: Card, readers: Mapping[str, ShardReader], rows: list[PairRow], remote: bool
 ) -> list[tuple[PairRow, Sample | None, Sample | None]]:
     """The first pairs with their images. Of a remote set only the rows: each image would be a
-    shard to fetch."""
+    shard to download."""
     shown = rows[:SHOWN_PAIRS]
     if remote:
         return [(row, None, None) for row in shown]
@@ -316,10 +317,10 @@ def _open_pairs(
 
 def _find(reader: ShardReader, keys: Iterable[str]) -> dict[str, int]:
     """Numbers of the samples with these keys."""
-    found: dict[str, int] = {}
-    asked = np.array([key.encode("ascii", "replace") for key in keys])
+    numbers: dict[str, int] = {}
+    wanted = np.array([key.encode("ascii", "replace") for key in keys])
     for shard, start in enumerate(reader.index.starts[:-1].tolist()):
         names: Any = reader.index.rows(shard)["key"]
-        for at in np.flatnonzero(np.isin(names, asked)).tolist():
-            found[names[at].decode("ascii")] = start + at
-    return found
+        for row in np.flatnonzero(np.isin(names, wanted)).tolist():
+            numbers[names[row].decode("ascii")] = start + row
+    return numbers

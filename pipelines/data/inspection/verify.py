@@ -1,11 +1,11 @@
 """Checks every byte of a packed data set against its card and its index.
 
-In: a folder or an address. Out: a line for each difference. Must not know annotations: the
-checksums show that they are those that were packed.
+In: a folder or an address. Out: a line for each difference. Must not know annotations: the checksums
+show that they didn't change since they were packed.
 
-Each shard is read once. Checked are its checksum, and for each sample its checksum, its members
-and, for classification, whether the class in the tar is that of the index. A remote shard is
-downloaded anew, not taken from the cache.
+Each shard is read once. This checks its checksum and, for each sample, the checksum, the members and,
+for classification, that the class in the tar is the one in the index. A remote shard is downloaded
+again, not taken from the cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.storage.base import CacheSettings, Storage
 from pipelines.storage.open import open_shards, open_storage
 
 Progress = Callable[[int, int], None]
-"""Called with the number of bytes checked, and of all bytes."""
+"""Called with the number of bytes checked so far, and the total."""
 
 
 class Row(NamedTuple):
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked, and a line for each difference."""
+    """How much was checked, and a line for each difference."""
 
     shards: int
     samples: int
@@ -62,8 +62,8 @@ class Report:
 
 
 def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Report:
-    """Checks all of a data set with `workers` threads, by default one a CPU. Raises TesseraError
-    if there is no card, or the card's digest does not match its content."""
+    """Checks a data set with `workers` threads, by default one per CPU. Raises TesseraError if there
+    is no card, or if the card's digest does not match its content."""
     card = cards.read(where)
     counted = [shard for split in card.splits.values() for shard in split.shards]
     total = sum(shard.size_bytes for shard in counted)
@@ -72,10 +72,10 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
     workers = workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="tessera-verify-") as folder:
         fresh = CacheSettings(Path(folder), 1 << 50)
-        place = open_storage(where, fresh)
+        storage = open_storage(where, fresh)
         shards = open_shards(where, card.root, fresh)
         with ThreadPoolExecutor(workers, thread_name_prefix="tessera-verify") as pool:
-            tables = [_Table(place, card, name) for name in card.splits]
+            tables = [_Table(storage, card, name) for name in card.splits]
             work = partial(_check_shard, shards, card, Path(folder))
             waiting = {
                 pool.submit(work, shard, table, number): shard
@@ -99,22 +99,22 @@ def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = N
 class _Table:
     """The index of a split, shared by threads, and its differences."""
 
-    def __init__(self, place: Storage, card: Card, name: Split) -> None:
+    def __init__(self, storage: Storage, card: Card, name: Split) -> None:
         self.split = card.splits[name]
         self._name, self._classes = name, card.classes
         self._lock = threading.Lock()
         self._counts = np.zeros(len(card.classes), np.int64)
         self._index: Index | None = None
         self._differences: list[str] = []
-        self._whole = card.task == "classification"
+        self._countable = card.task == "classification"
         """Whether the classes of all samples can still be counted."""
         try:
-            if found := _whole(place, self.split):
-                self._differences.append(f"index {self.split.index}: {found}")
-            self._index = Index(place, self.split)
+            if problem := _index_problem(storage, self.split):
+                self._differences.append(f"index {self.split.index}: {problem}")
+            self._index = Index(storage, self.split)
         except TesseraError as error:
             self._differences = [f"index {self.split.index}: {error.message}"]
-            self._whole = False
+            self._countable = False
 
     def rows(self, number: int) -> Rows | None:
         """The rows of a shard; None if they are damaged."""
@@ -125,9 +125,9 @@ class _Table:
                 rows = self._index.rows(number)
             except TesseraError as error:
                 self._differences.append(error.message)
-                self._whole = False
+                self._countable = False
                 return None
-            if self._whole:
+            if self._countable:
                 known = rows["label"][(rows["label"] >= 0) & (rows["label"] < len(self._counts))]
                 self._counts += np.bincount(known, minlength=len(self._counts))
             return rows
@@ -137,17 +137,21 @@ class _Table:
         if self._index is not None:
             self._index.close()
         expected = self.split.class_counts
-        if self._whole and expected and dict(zip(self._classes, self._counts.tolist())) != expected:
+        if (
+            self._countable
+            and expected
+            and dict(zip(self._classes, self._counts.tolist())) != expected
+        ):
             other = f"split {self._name}: the index counts other classes than the card"
             return [*self._differences, other]
         return self._differences
 
 
-def _whole(place: Storage, split: SplitCard) -> str:
-    """What is wrong with the index file; empty if nothing is."""
-    if place.remote:  # its checksum is checked on the way into the cache
+def _index_problem(storage: Storage, split: SplitCard) -> str:
+    """The problem with the index file; empty if there is none."""
+    if storage.remote:  # its checksum is checked when it is downloaded
         return ""
-    path = place.fetch(split.index, size_bytes=split.index_bytes, sha256=split.index_sha256)
+    path = storage.fetch(split.index, size_bytes=split.index_bytes, sha256=split.index_sha256)
     if not path.is_file():
         return "is missing"
     with path.open("rb") as file:
@@ -156,11 +160,11 @@ def _whole(place: Storage, split: SplitCard) -> str:
 
 
 def _check_shard(
-    place: Storage, card: Card, folder: Path, shard: Shard, table: _Table, number: int
+    storage: Storage, card: Card, folder: Path, shard: Shard, table: _Table, number: int
 ) -> list[str]:
     name, rows = f"shard {shard.path}", table.rows(number)
     try:
-        with _opened(place, shard, folder) as file:
+        with _opened(storage, shard, folder) as file:
             size = os.fstat(file.fileno()).st_size
             whole, wrong = _read_through(file, shard, rows, card)
     except TesseraError as error:
@@ -172,22 +176,22 @@ def _check_shard(
     if size != shard.size_bytes:
         whole = f"has {size:,} bytes, the card says {shard.size_bytes:,}"
     if wrong:
-        whole = f"{whole or 'the index says other things of it'}; {len(wrong)} of "
+        whole = f"{whole or 'differs from the index'}; {len(wrong)} of "
         return [f"{name}: {whole}{shard.samples} samples differ, the first is {wrong[0]}"]
     return [f"{name}: {whole}"] if whole else []
 
 
 @contextmanager
-def _opened(place: Storage, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
-    if not place.remote:
-        path = place.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
+def _opened(storage: Storage, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
+    if not storage.remote:
+        path = storage.fetch(shard.path, size_bytes=shard.size_bytes, sha256=shard.sha256)
         if not path.is_file():
             raise FileNotFoundError
         with path.open("rb") as file:
             yield file
         return
     with tempfile.NamedTemporaryFile(dir=folder) as copy:
-        place.download(shard.path, Path(copy.name))
+        storage.download(shard.path, Path(copy.name))
         with open(copy.name, "rb") as file:
             yield file
 
@@ -195,7 +199,7 @@ def _opened(place: Storage, shard: Shard, folder: Path) -> Iterator[BinaryIO]:
 def _read_through(
     file: BinaryIO, shard: Shard, rows: Rows | None, card: Card
 ) -> tuple[str, list[str]]:
-    """What is wrong with the shard as a whole, and the keys of the samples that differ."""
+    """The problem with the shard as a whole, and the keys of the samples that differ."""
     digest, at, wrong = hashlib.sha256(), 0, []
     for row in map(Row._make, () if rows is None else rows.tolist()):
         gap = row.offset - at
@@ -219,20 +223,20 @@ def _misfit(data: bytes, row: Row, card: Card) -> str:
     note = ANNOTATION_EXTENSIONS[card.task]
     name = _member(data, row.image, row.image_size)
     if name.rpartition(b".")[0] != row.key:
-        return "its image lies elsewhere"
+        return "its image isn't at the indexed offset"
     taken = BLOCK + padded(row.image_size)
     if note:
         if _member(data, row.note, row.note_size) != row.key + b"." + note.encode():
-            return f"its .{note} lies elsewhere"
+            return f"its .{note} isn't at the indexed offset"
         taken += BLOCK + padded(row.note_size)
     if note == "cls" and data[row.note : row.note + row.note_size] != b"%d" % row.label:
-        return "its class is another than the index says"
+        return "its class differs from the index"
     return "" if taken == row.size else "it has other members"
 
 
 def _member(data: bytes, start: int, size: int) -> bytes:
-    """The name of the member whose content begins at `start`; empty where none of that size does.
-    The header's own checksum is no matter: the sample's is over it too."""
+    """The name of the member whose content begins at `start`; empty if none of that size does. The
+    header's own checksum isn't checked: the checksum of the sample includes it."""
     header = data[max(start - BLOCK, 0) : start]
     return header[:100].rstrip(b"\0") if header[124:136] == b"%011o\0" % size else b""
 

@@ -1,4 +1,4 @@
-"""Index and card of existing WebDataset shards, which are used in place.
+"""Makes index and card of existing WebDataset shards, which are used in place.
 
 In: the location of the shards. Out: an index of each split, and a card. Folders or file names with
 train, val (valid, validation) or test in them assign the splits. A missing val or test split gets a
@@ -68,18 +68,18 @@ def index(
         splits = find_splits(find_shards(storage, options.get("shards", "")), seed)
         known = {split: sum(1 for of in splits.values() if of == split) for split in SPLITS}
         notify("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
-        found = in_place_scan.scan_all(storage, splits, layout, progress)
-        rejected = _judge(found, allow_rejected, staged.storage)
-        for extension, count in _count_skipped(found).items():
+        scanned = in_place_scan.scan_all(storage, splits, layout, progress)
+        rejected = _check_rejected(scanned, allow_rejected, staged.storage)
+        for extension, count in _count_skipped(scanned).items():
             notify(f"skipped: {count:,} members .{extension}")
         with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
-            card = in_place_scan.make_card(found, splits, layout, Path(folder))
+            card = in_place_scan.make_card(scanned, splits, layout, Path(folder))
             for of_split in card.splits.values():
                 staged.storage.put(Path(folder) / of_split.index, of_split.index)
-        called = Path(storage.where).name
+        folder_name = Path(storage.where).name
         more = {
-            "name": name or called,
-            "source": f"{NAME}:{called}",
+            "name": name or folder_name,
+            "source": f"{NAME}:{folder_name}",
             "licence": licence,
             "root": absolute_location(source),
             "rejected": rejected,
@@ -90,7 +90,7 @@ def index(
 
 
 def read_options(options: Mapping[str, str]) -> SampleLayout:
-    """What the options say about the shards. Raises UsageError for an unknown value."""
+    """The layout that the options describe. Raises UsageError for an unknown value."""
     image = options.get("image", "jpg,jpeg,png,webp").lower().split(",")
     kind, _, field = options.get("label", "cls").partition(":")
     if kind not in ("cls", "txt", "json", "none") or bool(field) != (kind == "json"):
@@ -108,44 +108,43 @@ def read_options(options: Mapping[str, str]) -> SampleLayout:
 
 def find_shards(storage: Storage, given: str) -> list[str]:
     """Paths of the tars, sorted; those that `given` lists, if any."""
-    found = [path for text in given.split(",") if text for path in _expand(text.strip())]
-    if not found:
+    paths = [path for text in given.split(",") if text for path in _expand(text.strip())]
+    if not paths:
         names = storage.names()
-        found = [path for path in names if path.endswith(".tar") and not _hidden(path)]
+        paths = [path for path in names if path.endswith(".tar") and not _hidden(path)]
         packed = [path for path in names if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]
-        if not found:
+        if not paths:
             what = f"only {packed[0]}, which is compressed" if packed else "no .tar in it"
             raise TesseraError(f"{storage.where} has {what}", hint="shards are uncompressed tars")
-    for path in found:
+    for path in paths:
         check_path(path, storage.where)
-    return sorted(found)
+    return sorted(paths)
 
 
 def find_splits(paths: list[str], seed: int) -> dict[str, Split]:
-    """The split of each shard."""
-    told = {path: _told(path) for path in paths}
-    splits: dict[str, Split] = {path: split or "train" for path, split in told.items()}
+    """The split of each shard, by its path; missing val and test splits are taken from train."""
+    splits: dict[str, Split] = {path: _split_in_path(path) or "train" for path in paths}
     train = [path for path, split in splits.items() if split == "train"]
     missing: list[Split] = [split for split in ("val", "test") if split not in splits.values()]
     count = max(int(len(train) * SHARE + 0.5), 1) if len(train) >= 3 else 0
     train.sort(key=lambda path: hashlib.sha256(f"split {seed} {path}".encode()).digest())
-    for at, split in enumerate(missing):
-        splits.update(dict.fromkeys(train[at * count : (at + 1) * count], split))
+    for number, split in enumerate(missing):
+        splits.update(dict.fromkeys(train[number * count : (number + 1) * count], split))
     return splits
 
 
-def _told(path: str) -> Split | None:
+def _split_in_path(path: str) -> Split | None:
     words = re.split(r"[^a-z]+", path.lower())
-    found = {_SPLITS[word] for word in words if word in _SPLITS}
-    if len(found) > 1:
+    named = {_SPLITS[word] for word in words if word in _SPLITS}
+    if len(named) > 1:
         raise TesseraError(
-            f"the shard {path} names two splits: {', '.join(sorted(found))}", hint="rename it"
+            f"the shard {path} names two splits: {', '.join(sorted(named))}", hint="rename it"
         )
-    return found.pop() if found else None
+    return named.pop() if named else None
 
 
 def _hidden(path: str) -> bool:
-    return any(shard_plan.startswith(".") for shard_plan in path.split("/"))
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _expand(text: str) -> list[str]:
@@ -168,16 +167,16 @@ def _one_of(options: Mapping[str, str], name: str, *allowed: str) -> str:
     return value
 
 
-def _judge(found: Mapping[str, ScannedShard], allowed: str, storage: Storage) -> int:
-    samples = sum(len(shard.rows) + len(shard.rejected) for shard in found.values())
+def _check_rejected(scanned: Mapping[str, ScannedShard], allowed: str, storage: Storage) -> int:
+    samples = sum(len(shard.rows) + len(shard.rejected) for shard in scanned.values())
     rejections = Rejections(allowed, samples)
-    for shard in found.values():
+    for shard in scanned.values():
         for row in shard.rejected:
             rejections.add(*row)
     try:
         rejections.check(storage)
     except ResumableError as error:
-        unknown = any(row[2] == "unknown member" for s in found.values() for row in s.rejected)
+        unknown = any(row[2] == "unknown member" for s in scanned.values() for row in s.rejected)
         hint = "; skip other members: --option extra=skip" if unknown else ""
         raise TesseraError(
             error.message,
@@ -186,9 +185,9 @@ def _judge(found: Mapping[str, ScannedShard], allowed: str, storage: Storage) ->
     return rejections.count
 
 
-def _count_skipped(found: Mapping[str, ScannedShard]) -> dict[str, int]:
+def _count_skipped(scanned: Mapping[str, ScannedShard]) -> dict[str, int]:
     total: dict[str, int] = {}
-    for shard in found.values():
+    for shard in scanned.values():
         for extension, count in shard.skipped.items():
             total[extension] = total.get(extension, 0) + count
     return dict(sorted(total.items()))

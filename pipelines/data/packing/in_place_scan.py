@@ -1,12 +1,12 @@
 """Scans existing WebDataset shards to index them in place.
 
-In: a folder or an address with tars, and what their members mean. Out: an index and a card that
-name them; not a byte of a shard is copied or changed, and `ShardReader` reads them like our own.
-Must not know how options are written.
+In: a folder or an address with tars, and the meaning of their members. Out: an index and a card.
+Nothing of a shard is copied or changed, and `ShardReader` reads the shards like packed ones. Must
+not know how options are written.
 
-A sample is the members that follow each other and have the same name up to the first dot of the
-last part, as in WebDataset. Of these the image is opened, once, to see that it decodes, and the
-label; no other member is ever looked into, and none is unpickled, whatever its name.
+A sample consists of consecutive members with the same name up to the first dot of the last part, as
+in WebDataset. Only its image and its label are read: the image is decoded once to check it. No other
+member is read, and none is unpickled, whatever its name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pipelines.data.sources import MAX_FILE_BYTES
 from pipelines.storage.base import Storage
 
 Progress = Callable[[int, int], None]
-"""Called with the number of samples done, and an estimate of all."""
+"""Called with the number of samples done, and an estimate of the total."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class SampleLayout:
     """Which members of a sample are its image and its label.
 
     image     extensions of the image, lower case, without the first dot
-    label     where the class is; None for data without labels
-    classes   names of the classes; empty to take those that occur
-    skip      whether to skip members with other extensions; else their samples are rejected
+    label     member with the class; None for data without labels
+    classes   names of the classes; empty for those that occur
+    skip      whether to skip members with other extensions; otherwise their samples are rejected
     by_shard  whether to prefix keys with the shard's name, for data sets that repeat keys
     """
 
@@ -63,8 +63,8 @@ class SampleLayout:
 
 @dataclass
 class ScannedShard:
-    """What a shard holds. `rows` have no labels yet; `labels` are as they are written there.
-    `rejected` are key, origin, reason, detail; `skipped` counts extensions."""
+    """The samples of a shard. `rows` have no labels yet; `labels` are as written in the shard.
+    `rejected` has (key, origin, reason, detail); `skipped` counts members by extension."""
 
     shard: Shard
     rows: Rows
@@ -80,12 +80,12 @@ def scan_all(
     layout: SampleLayout,
     progress: Progress | None = None,
 ) -> dict[str, ScannedShard]:
-    """What the shards hold, by path. `splits` has the split of each. Several are read at a time.
-    Raises TesseraError for a tar that is damaged or has what is refused, and for a key that is
-    there twice."""
+    """Scans the shards, several at a time, and returns their samples by path. `splits` has the split
+    of each shard. Raises TesseraError for a tar that is damaged or has refused members, and for a
+    duplicate key."""
     paths = list(splits)
     sizes = storage.sizes(paths)
-    found: dict[str, ScannedShard] = {}
+    scanned: dict[str, ScannedShard] = {}
     samples = done = 0
     with (
         tempfile.TemporaryDirectory(prefix="tessera-index-") as folder,
@@ -96,36 +96,39 @@ def scan_all(
             for path, shard in zip(
                 paths, pool.map(work, paths, [splits[path] == "train" for path in paths])
             ):
-                found[path] = shard
+                scanned[path] = shard
                 samples += len(shard.rows) + len(shard.rejected)
                 done += shard.shard.size_bytes
                 if progress:
                     progress(samples, max(samples * sum(sizes.values()) // max(done, 1), samples))
         finally:
             pool.shutdown(cancel_futures=True)
-    _check_keys(found)
-    return found
+    _check_keys(scanned)
+    return scanned
 
 
 def make_card(
-    found: dict[str, ScannedShard], splits: dict[str, Split], layout: SampleLayout, folder: Path
+    scanned: dict[str, ScannedShard], splits: dict[str, Split], layout: SampleLayout, folder: Path
 ) -> Card:
-    """Writes the indexes below `folder` and gives the card, without what only the caller knows.
+    """Writes the indices below `folder` and returns the card, without the fields that the caller
+    fills in.
 
-    Raises TesseraError where nothing is left of train, or a class has no train image.
+    Raises TesseraError if train has no samples, or a class has no train image.
     """
     classes, numbers = settle_classes(
-        {path: shard.labels for path, shard in found.items()}, layout.classes
+        {path: shard.labels for path, shard in scanned.items()}, layout.classes
     )
     statistics = ImageStatistics()
-    for shard in found.values():
+    for shard in scanned.values():
         statistics.merge(shard.statistics)
         shard.rows["label"] = [numbers[label] for label in shard.labels] if classes else -1
     cards: dict[Split, SplitCard] = {}
     for split in SPLITS:
-        held = [found[path] for path, of in splits.items() if of == split and len(found[path].rows)]
-        if held:
-            cards[split] = _finish(folder, split, held, classes)
+        shards = [
+            scanned[path] for path, of in splits.items() if of == split and len(scanned[path].rows)
+        ]
+        if shards:
+            cards[split] = _finish(folder, split, shards, classes)
     if "train" not in cards:
         raise TesseraError(
             "no train sample is in these shards", hint="see what was rejected, or name the splits"
@@ -147,13 +150,13 @@ def make_card(
 
 
 def _finish(
-    folder: Path, split: Split, held: Sequence[ScannedShard], classes: tuple[str, ...]
+    folder: Path, split: Split, shards: Sequence[ScannedShard], classes: tuple[str, ...]
 ) -> SplitCard:
     (folder / split).mkdir(exist_ok=True)
-    card = finish_split(folder, split, [(shard.shard, shard.rows) for shard in held])
+    card = finish_split(folder, split, [(shard.shard, shard.rows) for shard in shards])
     if not classes:
         return card
-    labels = np.concatenate([shard.rows["label"] for shard in held])
+    labels = np.concatenate([shard.rows["label"] for shard in shards])
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     return card.model_copy(update={"class_counts": dict(zip(classes, counts))})
 
@@ -163,7 +166,7 @@ def _scan(
 ) -> ScannedShard:
     where = f"shard {path} of {storage.where}"
     if not storage.remote:
-        if not Path(storage.where, path).is_file():  # a pipe would be waited for
+        if not Path(storage.where, path).is_file():  # reading a pipe would block
             raise TesseraError(f"{where} is not a regular file")
         with Path(storage.where, path).open("rb") as file:
             return _read(file, path, where, layout, counted)
@@ -175,7 +178,7 @@ def _scan(
 def _read(stream: Any, path: str, where: str, layout: SampleLayout, counted: bool) -> ScannedShard:
     file = stream.fileno()
     keys: list[str] = []
-    places: list[tuple[int, ...]] = []
+    rows: list[tuple[int, ...]] = []
     labels: list[int | str] = []
     rejected, skipped, statistics = [], Counter[str](), ImageStatistics()
     seen: dict[str, int] = {}
@@ -188,42 +191,40 @@ def _read(stream: Any, path: str, where: str, layout: SampleLayout, counted: boo
             if image is None:
                 continue
             data = os.pread(file, image.size, image.start)
-            said = _label(file, label, layout)
+            value = _label(file, label, layout)
             statistics.add(_open(data, f"{path}: {image.name}"), counted=counted)
         except SampleError as error:
             rejected.append((key, f"{path}: {stem}", error.reason, error.message))
             continue
         keys.append(key)
-        places.append((image.start, image.size, 0, image.size, 0, 0, zlib.crc32(data), -1))
-        labels.append(said)
+        rows.append((image.start, image.size, 0, image.size, 0, 0, zlib.crc32(data), -1))
+        labels.append(value)
     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     size = os.fstat(file).st_size
     shard = Shard(path=path, samples=len(keys), size_bytes=size, sha256=sha256, rows_sha256="")
-    return ScannedShard(
-        shard, rows_of(keys, places), labels, statistics.counts(), rejected, skipped
-    )
+    return ScannedShard(shard, rows_of(keys, rows), labels, statistics.counts(), rejected, skipped)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(what names the sample, extension) as WebDataset sees them; a leading `./` is left out."""
+    """(key, extension) of a member, as in WebDataset; a leading `./` is removed."""
     folder, slash, last = name.removeprefix("./").rpartition("/")
     stem, _, extension = last.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], where: str) -> None:
-    at = members[0].start
+    start = members[0].start
     if stem in seen:
         raise TesseraError(
-            f"{where} has the key {stem!r} twice, at bytes {seen[stem]:,} and {at:,}",
+            f"{where} has the key {stem!r} twice, at bytes {seen[stem]:,} and {start:,}",
             hint="the members of a sample must follow each other, and no two samples share a key",
         )
-    seen[stem] = at
+    seen[stem] = start
     twice = [name for name, count in Counter(m.name for m in members).items() if count > 1]
     if twice:
-        places = [f"{member.start:,}" for member in members if member.name == twice[0]]
+        starts = [f"{member.start:,}" for member in members if member.name == twice[0]]
         raise TesseraError(
-            f"{where} has the member {twice[0]!r} twice, at bytes {' and '.join(places)}",
+            f"{where} has the member {twice[0]!r} twice, at bytes {' and '.join(starts)}",
             hint="two samples of one key follow each other; give them different keys",
         )
 
@@ -231,11 +232,11 @@ def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], wher
 def _choose(
     members: Sequence[Entry], layout: SampleLayout, skipped: Counter[str]
 ) -> tuple[Entry | None, Entry | None]:
-    """The image and the label of a sample; no image where there is nothing but members to skip."""
+    """The image and the label of a sample; None for both if all its members are skipped."""
     kinds = [(_split(member.name)[1], member) for member in members]
     images = [member for extension, member in kinds if extension in layout.image]
-    wanted = layout.label.extension if layout.label else None
-    labels = [member for extension, member in kinds if extension == wanted]
+    label = layout.label.extension if layout.label else None
+    labels = [member for extension, member in kinds if extension == label]
     others = [(e, m) for e, m in kinds if m not in images and m not in labels]
     if others and not layout.skip:
         raise SampleError(
@@ -248,7 +249,7 @@ def _choose(
         what = f"{len(images)} images" if images else "no image"
         raise SampleError(what if not images else "several images", f"{members[0].name} has {what}")
     if layout.label and not labels:
-        raise SampleError("no label", f"{images[0].name} has no .{wanted} beside it")
+        raise SampleError("no label", f"{images[0].name} has no .{label} member")
     if images[0].size > MAX_FILE_BYTES:
         raise SampleError("unreadable image", f"{images[0].name} has {images[0].size:,} bytes")
     return images[0], labels[0] if labels else None
@@ -259,7 +260,9 @@ def _label(file: int, member: Entry | None, layout: SampleLayout) -> int | str:
         return ""
     limit = layout.label.limit
     if member.size > limit:
-        raise SampleError("unknown class", f"{member.name} has {member.size:,} bytes, no label")
+        raise SampleError(
+            "unknown class", f"{member.name} has {member.size:,} bytes, too many for a label"
+        )
     data = os.pread(file, member.size, member.start)
     return parse_label(data, member.name, layout.label, layout.classes)
 
@@ -271,23 +274,23 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise SampleError("unreadable image", error.message) from None
 
 
-def _check_keys(found: dict[str, ScannedShard]) -> None:
-    """No key in two shards; within one it is looked for while it is read."""
-    for key, first, second in _twins(found):
+def _check_keys(scanned: dict[str, ScannedShard]) -> None:
+    """Raises TesseraError for a key in two shards. Within a shard `_check_apart` checks it."""
+    for key, first, second in _duplicate_keys(scanned):
         raise TesseraError(
             f"the key {key!r} is in shard {first} and in shard {second}",
-            hint="where shards repeat keys: --option keys=shard puts the shard's name before them",
+            hint="if shards repeat keys, put the shard's name before them: --option keys=shard",
         )
 
 
-def _twins(found: dict[str, ScannedShard]) -> Iterator[tuple[str, str, str]]:
-    tables = [(path, shard.rows["key"]) for path, shard in found.items() if len(shard.rows)]
+def _duplicate_keys(scanned: dict[str, ScannedShard]) -> Iterator[tuple[str, str, str]]:
+    tables = [(path, shard.rows["key"]) for path, shard in scanned.items() if len(shard.rows)]
     if not tables:
         return
     keys = np.concatenate([table for _, table in tables])
     owners = np.repeat(np.arange(len(tables)), [len(table) for _, table in tables])
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-    for at in same.tolist():
-        first, second = owners[order[at]], owners[order[at + 1]]
-        yield keys[order[at]].decode(), tables[first][0], tables[second][0]
+    for index in same.tolist():
+        first, second = owners[order[index]], owners[order[index + 1]]
+        yield keys[order[index]].decode(), tables[first][0], tables[second][0]

@@ -1,4 +1,4 @@
-"""What is looked at in a data set, which samples are chosen, and what damage is named."""
+"""Which samples of a data set are read and shown, and which damage is reported."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def boxed(number: int, labels: list[int]) -> Given:
 
 
 def test_all_classes_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
-    """One of 3,000 images is of the rarest class: it is not among those looked at, but shown."""
+    """One of 3,000 images is of the rarest class: it is not among those that are read, but shown."""
     labels = [0] * 1500 + [1] * 1498 + [2, 3]
     card = pack_set(
         tmp_path, "classification", {"train": labelled(labels)}, "abcd", shard_samples=700
     )
     (train,) = survey.take(tmp_path, card, samples=10).splits
-    assert (train.samples, train.looked_at, len(train.sizes)) == (3000, survey.LOOKED_AT, 1000)
+    assert (train.samples, train.read, len(train.sizes)) == (3000, survey.MAX_READ, 1000)
     assert [sample.label for sample in train.shown] == [0, 1, 2, 3, 0, 1, 0, 1, 0, 1]
     (few,) = survey.take(tmp_path, card, samples=2).splits
     assert [sample.label for sample in few.shown] == [0, 3]
@@ -64,7 +64,7 @@ def test_objects_are_counted_and_images_without_any_are_shown_too(tmp_path: Path
     ]
 
 
-def test_every_task_is_looked_at(tmp_path: Path) -> None:
+def test_every_task_is_surveyed(tmp_path: Path) -> None:
     mask = Mask(np.full((8, 12), 1, np.uint8))
     said = {"semantic_segmentation": mask, "images": None, "classification": 1}
     for task, annotation in said.items():
@@ -164,7 +164,7 @@ def test_of_a_remote_set_few_shards_are_fetched(tmp_path: Path) -> None:
     finally:
         use_cache(None)
     (train,) = seen.splits
-    assert train.looked_at == survey.REMOTE_SHARDS * 5
+    assert train.read == survey.REMOTE_SHARDS * 5
     assert [sample.label for sample in train.shown] == [0, 1, 0, 1]
     assert [images for _, *images in seen.pairs] == [[None, None]]
     shards = {shard.sha256 for shard in card.splits["train"].shards}

@@ -170,10 +170,10 @@ def test_an_index_that_says_other_things_is_found(packed: Path, make_set: MakeSe
     classes, first, second = sorted(differences(packed), key=lambda line: line.split()[0][::-1])
     assert {classes, first, second} == {
         "split train: the index counts other classes than the card",
-        "shard train/000000.tar: the index says other things of it; 1 of 6 samples differ, the "
-        "first is s0002 (its class is another than the index says)",
-        "shard train/000001.tar: the index says other things of it; 1 of 6 samples differ, the "
-        "first is s0006 (its image lies elsewhere)",
+        "shard train/000000.tar: differs from the index; 1 of 6 samples differ, the "
+        "first is s0002 (its class differs from the index)",
+        "shard train/000001.tar: differs from the index; 1 of 6 samples differ, the "
+        "first is s0006 (its image isn't at the indexed offset)",
     }
 
 
