@@ -101,13 +101,13 @@ def _models(ctx: click.Context, incomplete: str) -> list[str]:
         names = [name for (name,) in store.execute("SELECT name FROM registered_models")]
         versions = store.execute("SELECT name, version FROM model_versions").fetchall()
         aliases = store.execute("SELECT name, alias FROM registered_model_aliases").fetchall()
-    begun = incomplete.removeprefix("models:/")
+    typed = incomplete.removeprefix("models:/")
     listed = [
         *names,
-        *(f"{name}@{alias}" for name, alias in aliases if begun.startswith(name)),
-        *(f"{name}/{number}" for name, number in versions if begun.startswith(name)),
+        *(f"{name}@{alias}" for name, alias in aliases if typed.startswith(name)),
+        *(f"{name}/{number}" for name, number in versions if typed.startswith(name)),
     ]
-    return [incomplete[: len(incomplete) - len(begun)] + name for name in sorted(listed)]
+    return [incomplete[: len(incomplete) - len(typed)] + name for name in sorted(listed)]
 
 
 families = _completer(_families)

@@ -38,7 +38,7 @@ _REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 def settings() -> dict[str, str]:
     """Environment variables that a process needs before anything in it imports MLflow.
 
-    A request that fails raises at once: our callers retry on their own, and MLflow's retries would
+    A request that fails raises immediately: our callers retry on their own, and MLflow's retries would
     block a thread for 246 s. Nothing is unpickled, no telemetry is sent, nothing is printed.
     """
     return {
@@ -69,7 +69,7 @@ def connect(uri: str | None) -> Any:
     service can't be reached.
 
     `None` lets MLflow choose the address. A new SQLite file is set up first, under a lock, because
-    MLflow's own set-up breaks when two processes start it at once.
+    MLflow's own set-up breaks when two processes start it at the same time.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -241,7 +241,7 @@ class MlflowTracker:
         try:
             self._client.log_inputs(self.run_id, inputs)
         except MlflowException:
-            # If two runs log a dataset to an experiment for the first time at once, the store lets
+            # If two runs log a dataset to an experiment for the first time in parallel, the store lets
             # one fail. The second attempt finds the other run's entry.
             self._client.log_inputs(self.run_id, inputs)
 
@@ -320,7 +320,7 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
 
 
 def _ping(uri: str) -> None:
-    """One request without retries, to find out at once whether the server is there."""
+    """One request without retries, to find out quickly whether the server is there."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
