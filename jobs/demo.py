@@ -98,7 +98,7 @@ def _tessera() -> str:
 
 
 def _predict_unseen(model: str, data: Path, folder: Path) -> tuple[int, int]:
-    """Predicts test images in a fresh process. Returns how many are right, and how many there are."""
+    """Predicts test images in a fresh process. Returns the numbers of right ones and of all."""
     from pipelines.data import card as cards
     from pipelines.data.shards import ShardReader
 

@@ -198,7 +198,7 @@ def check_tracking(uri: str) -> Iterator[Finding]:
         yield Finding("mlflow store", "ok", f"{uri} (embedded)")
         return
     reason = local_services.probe_url(f"{uri.rstrip('/')}/health")
-    hint = "start it with `tessera up`, correct MLFLOW_TRACKING_URI, or unset it for the embedded store"
+    hint = "start it (tessera up), correct MLFLOW_TRACKING_URI, or unset it for the embedded store"
     yield Finding("mlflow store", "fail" if reason else "ok", f"{uri} {reason}".strip(), hint)
     if not reason:
         yield check_clock("mlflow's clock", server_time(f"{uri.rstrip('/')}/health") - time.time())

@@ -81,8 +81,8 @@ def _show(where: str, card: Any) -> None:
     facts["rejected"] = f"{card.rejected:,}{counted}; see rejected.jsonl" if card.rejected else ""
     near = card.leakage
     facts["leakage"] = (
-        f"{near.near:,} near-duplicate pair{'s' * (near.near != 1)} of {near.images:,} images across "
-        "splits; see near_duplicates.jsonl"
+        f"{near.near:,} near-duplicate pair{'s' * (near.near != 1)} of {near.images:,} images "
+        "across splits; see near_duplicates.jsonl"
         if near.near
         else ""
     )

@@ -1,7 +1,7 @@
 """`tessera submit VERB …`: runs a verb as a job on a running Ray cluster.
 
-In: a verb with its arguments. Out: the job's log on stdout, and its exit status as ours. The code of
-a checkout is sent with the job; data and secrets are not.
+In: a verb with its arguments. Out: the job's log on stdout, and its exit status as ours. The code
+of a checkout is sent with the job; data and secrets are not.
 """
 
 from __future__ import annotations

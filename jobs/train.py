@@ -61,8 +61,8 @@ def command(
 ) -> int:
     """Train FAMILY or RECIPE, and register the best checkpoint as `challenger`.
 
-    `tessera families` lists the families. RECIPE is the name of a measured recipe (`tessera families
-    --recipes`) or a YAML file.
+    `tessera families` lists the families. RECIPE is the name of a measured recipe (`tessera
+    families --recipes`) or a YAML file.
     """
     from models.core.errors import UsageError
     from pipelines import recipe as recipes

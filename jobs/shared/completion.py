@@ -1,7 +1,7 @@
 """What the shell completes: families, variants, recipes, formats, setting paths, models.
 
-In: the text before the cursor. Out: names that begin with it. Completion must be fast and must never
-fail: models are read from the embedded MLflow's SQLite file without importing MLflow, and if
+In: the text before the cursor. Out: names that begin with it. Completion must be fast and must
+never fail: models are read from the embedded MLflow's SQLite file without importing MLflow, and if
 something can't be read, no names are offered.
 """
 
@@ -43,8 +43,8 @@ def _families_and_recipes(ctx: click.Context, incomplete: str) -> list[str]:
 
 
 def _family_or_recipe(ctx: click.Context) -> str:
-    """The family or recipe that `train`, `tune` or `describe` is called with. After an option without
-    a value click passes no arguments, so the words of the line are searched too."""
+    """The family or recipe that `train`, `tune` or `describe` is called with. After an option
+    without a value click passes no arguments, so the words of the line are searched too."""
     named: str = ctx.params.get("what") or ctx.params.get("family") or ""
     known = _families_and_recipes(ctx, "")
     words = os.environ.get("COMP_WORDS", "").split()[2:]

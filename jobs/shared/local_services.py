@@ -35,8 +35,8 @@ _STOP_SECONDS = 45  # Ray drains a node for up to 30 s after SIGTERM
 
 @dataclass(frozen=True)
 class Service:
-    """A process that we started, with its children. `began` is its start time in seconds since 1970:
-    it distinguishes the process from a later one with the same number."""
+    """A process that we started, with its children. `began` is its start time in seconds since
+    1970: it distinguishes the process from a later one with the same number."""
 
     name: str
     pid: int
@@ -180,7 +180,7 @@ def token(environment: dict[str, str] | os._Environ[str]) -> str:
 
 
 def probe_url(url: str, *, bearer: str = "", timeout_seconds: float = 3) -> str:
-    """Requests `url`. Returns an empty text for status 2xx, otherwise the problem in a few words."""
+    """Requests `url`. Returns an empty text for status 2xx, otherwise the problem in short."""
     request = urllib.request.Request(url)
     if bearer:
         request.add_header("Authorization", f"Bearer {bearer}")
@@ -210,7 +210,7 @@ def health(service: Service, environment: dict[str, str]) -> str:
 
 
 def mlflow_pages(address: str, experiment: str = "tessera") -> str:
-    """The page of the trainings: the runs of the experiment, or all experiments before the first."""
+    """The page of the trainings: the runs of the experiment, once it exists."""
     url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

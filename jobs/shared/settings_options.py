@@ -1,7 +1,7 @@
 """The options that change settings of a recipe: `--set`, and shortcuts of it for the common ones.
 
-In: the command line of `train` or `tune`. Out: the parameter `overrides`, with the shortcuts as texts
-of `--set` before the texts of `--set` itself, which therefore win.
+In: the command line of `train` or `tune`. Out: the parameter `overrides`, with the shortcuts as
+texts of `--set` before the texts of `--set` itself, which therefore win.
 """
 
 from __future__ import annotations

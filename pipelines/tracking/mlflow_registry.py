@@ -165,7 +165,7 @@ class MlflowRegistry:
         from mlflow.exceptions import MlflowException
 
         try:
-            # Retry: when two clients set the first alias at the same time, the server lets one fail.
+            # Retry: if two clients set the first alias at the same time, the server lets one fail.
             _retry(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":

@@ -38,8 +38,8 @@ _REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 def settings() -> dict[str, str]:
     """Environment variables that a process needs before anything in it imports MLflow.
 
-    A request that fails raises immediately: our callers retry on their own, and MLflow's retries would
-    block a thread for 246 s. Nothing is unpickled, no telemetry is sent, nothing is printed.
+    A request that fails raises immediately: our callers retry on their own, and MLflow's retries
+    would block a thread for 246 s. Nothing is unpickled, no telemetry is sent, nothing is printed.
     """
     return {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -241,8 +241,8 @@ class MlflowTracker:
         try:
             self._client.log_inputs(self.run_id, inputs)
         except MlflowException:
-            # If two runs log a dataset to an experiment for the first time in parallel, the store lets
-            # one fail. The second attempt finds the other run's entry.
+            # If two runs log a dataset to an experiment for the first time in parallel, the store
+            # lets one fail. The second attempt finds the other run's entry.
             self._client.log_inputs(self.run_id, inputs)
 
     def start_system_metrics(self, interval_seconds: float = 10.0) -> None:

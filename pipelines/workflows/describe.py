@@ -1,8 +1,8 @@
 """Describes a family: its task, its variants, and every setting of its recipe.
 
-In: a family's name. Out: a `FamilyDescription`, read from the dataclasses of the family, its task and
-the recipe: names, types, defaults, and the docstring below each attribute. `tessera describe` prints
-it, and the documentation's page of settings is generated from it. Must not know any service.
+In: a family's name. Out: a `FamilyDescription`, read from the dataclasses of the family, its task
+and the recipe: names, types, defaults, and the docstring below each attribute. `tessera describe`
+prints it, and the documentation's page of settings is generated from it. Must not know any service.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ MOST_IMAGES = 1000
 """Maximum number of images that are compared, from the start of the test split."""
 
 BATCH = 32
-"""Maximum batch size of the comparison. Not 1 or 2: the graph was traced with these sizes, so a graph
-that only works with one of them would go unnoticed."""
+"""Maximum batch size of the comparison. Not 1 or 2: the graph was traced with these sizes, so a
+graph that only works with one of them would go unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class ExportedModel:
         same_data: Whether the model was trained on this data set.
         images: Number of images that were compared.
         largest_difference: Largest difference between a number that the file and the model predict.
-        other_class: Number of images for which the file predicts another class; None without classes.
+        other_class: Number of images for which the file predicts another class; None without
+            classes.
     """
 
     model: str
@@ -235,7 +236,7 @@ def _require_same_predictions(comparison: ExportCheck, form: str) -> None:
 
     if not comparison.within:
         raise TesseraError(
-            f"the {form} file's predictions differ from the model's by up to {comparison.largest:.2g}; "
-            f"{ABSOLUTE:g} and {RELATIVE:g} of the value are allowed",
+            f"the {form} file's predictions differ from the model's by up to "
+            f"{comparison.largest:.2g}; {ABSOLUTE:g} and {RELATIVE:g} of the value are allowed",
             hint="no file was kept" + ("; try --format pt2" if form == "onnx" else ""),
         )

@@ -36,7 +36,7 @@ def run(
     board: Leaderboard,
     at_once: int,
 ) -> None:
-    """Runs the generations from the one in population.json on. None starts after `budget_seconds`."""
+    """Runs all generations, from the one in population.json. None starts after the budget."""
     deadline = time.monotonic() + (spec.budget_seconds or float("inf"))
     file = spec.folder / FILE
     current = population.read(file)

@@ -1,7 +1,7 @@
 """Resolves and downloads judges: registered classifiers that evaluate the images of a generator.
 
-In: a recipe that names a judge. Out: the recipe with the judge's version and digest, and the judge's
-files in a folder.
+In: a recipe that names a judge. Out: the recipe with the judge's version and digest, and the
+judge's files in a folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pin(context: Context, recipe: Recipe) -> Recipe:
-    """The recipe with the version that its judge's reference names now, and the version's digest."""
+    """The recipe with the version and digest that its judge's reference names now."""
     if not recipe.judge or recipe.judge_digest:
         return recipe
     from pipelines.workflows import model_reference, services

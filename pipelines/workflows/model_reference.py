@@ -31,8 +31,8 @@ class ModelReference:
         return self.name if self.number is None else f"{self.name}/{self.number}"
 
     def resolve(self, registry: Registry) -> Version:
-        """The version in the registry. Raises TesseraError or UsageError, which lists what exists, if
-        there is no such version."""
+        """The version in the registry. Raises TesseraError or UsageError, which lists what exists,
+        if there is no such version."""
         if self.alias or self.number is not None:
             return registry.version(self.name, self.alias or self.number or 0)
         versions = registry.versions(self.name)

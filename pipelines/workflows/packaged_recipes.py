@@ -1,7 +1,7 @@
 """The measured recipes that are installed with Tessera, and their results.
 
-In: a name such as `digits`. Out: the recipe's file, and the results in the comment at its top, which
-`make measure` writes. Must not know any service.
+In: a name such as `digits`. Out: the recipe's file, and the results in the comment at its top,
+which `make measure` writes. Must not know any service.
 """
 
 from __future__ import annotations

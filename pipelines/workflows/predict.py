@@ -108,9 +108,9 @@ class PredictionOptions:
             problem = f"{' and '.join(given)} don't go together" if given else "nothing to predict"
             raise UsageError(problem, hint="name images, or give --samples N, or --decode FILE")
         if self.gallery and not self.paths:
-            raise UsageError("--gallery goes with images", hint="name some")
+            raise UsageError("--gallery needs images", hint="name some")
         if self.compare and not self.paths:
-            raise UsageError("--compare goes with images", hint="name two or more")
+            raise UsageError("--compare needs images", hint="name two or more")
         if self.compare and self.gallery:
             raise UsageError("--compare and --gallery don't go together", hint="use one of them")
 

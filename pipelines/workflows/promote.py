@@ -43,7 +43,7 @@ class Promotion:
 
     @property
     def why(self) -> str:
-        """The rules that the candidate fails, otherwise the reasons for the verdict, in one line."""
+        """The rules that the candidate fails, otherwise the reasons for the verdict."""
         failed = [rule.name for rule in self.verdict.rules if not rule.passed]
         return "; ".join(failed or self.verdict.reasons)
 

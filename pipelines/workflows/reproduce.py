@@ -33,8 +33,8 @@ class Reproduction:
 
     Args:
         model: The version, as `models:/NAME/NUMBER`.
-        reproduced: Whether the weights are the same bit for bit or, if hardware or libraries differ,
-            the metrics are within `tolerance`.
+        reproduced: Whether the weights are the same bit for bit or, if hardware or libraries
+            differ, the metrics are within `tolerance`.
         weights: The largest difference of the weights, as text.
         differences: The differences in hardware and libraries.
         metrics: Name -> (first training, second training), on the validation split.

@@ -76,8 +76,8 @@ def tags_of(recipe: Recipe) -> dict[str, str]:
 
 @contextmanager
 def joined(context: Context, *, cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
-    """Connects to the user's cluster, or starts one with `cpus` and ends it afterwards. A process that
-    is already connected, such as a Ray task, stays connected to its cluster."""
+    """Connects to the user's cluster, or starts one with `cpus` and ends it afterwards. A process
+    that is already connected, such as a Ray task, stays connected to its cluster."""
     apply_settings(context)
     # Ray prints messages about its workers to stdout, where a script reads the result.
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
@@ -105,8 +105,8 @@ def executor(
     storage: Path,
     verbose: bool = False,
 ) -> Iterator[Callable[[Payload, Emit], Result]]:
-    """A function that runs `work`: in this process for 0 workers, otherwise on the cluster, which is
-    joined or started here. Raises TesseraError if the group doesn't fit."""
+    """A function that runs `work`: in this process for 0 workers, otherwise on the cluster, which
+    is joined or started here. Raises TesseraError if the group doesn't fit."""
     apply_settings(context)
     if group.workers == 0:
         yield lambda payload, emit: workers.run_local(work, payload, emit)

@@ -50,8 +50,8 @@ FAILURE = "failure.json"
 
 @dataclass(frozen=True)
 class TrialPayload:
-    """What the process of a trial needs to know about its search. `recipe` is JSON, `metric` the name of the
-    primary metric, `parent` the id of the search's run in MLflow."""
+    """What the process of a trial needs to know about its search. `recipe` is JSON, `metric` the
+    name of the primary metric, `parent` the id of the search's run in MLflow."""
 
     context: Context
     search: str
@@ -92,8 +92,8 @@ def run_trial(
     """Runs one trial, from its last checkpoint if it has one.
 
     Called by Ray Tune, in a process that may have run another trial before. `report` raises
-    SystemExit when the trial has to stop. A trial that is over in trials.json reports its epochs again
-    and isn't trained (see the timeline above).
+    SystemExit when the trial has to stop. A trial that is over in trials.json reports its epochs
+    again and isn't trained (see the timeline above).
     """
     from pipelines import recipe as recipes
     from pipelines.search import trials
@@ -120,7 +120,7 @@ def run_trial(
 def _train_and_report(
     payload: TrialPayload, trial_id: str, run: Run, recipe: Recipe, report: Report
 ) -> BaseException | None:
-    """Trains in another thread and reports from this one, which Tune may block. Returns the error."""
+    """Trains in another thread, reports from this one, which Tune may block. Returns the error."""
     from pipelines.training import driver as training_driver
 
     metric = f"val/{payload.metric}"

@@ -1,7 +1,8 @@
 """Searches the settings of a family or a recipe, and trains the best ones in full if wanted.
 
-In: a family or a recipe, a packed data set, and how to search. Out: a `SearchResult` with all trials,
-the best first. How a search runs is in `search_driver`. Must not print, nor read the environment.
+In: a family or a recipe, a packed data set, and how to search. Out: a `SearchResult` with all
+trials, the best first. How a search runs is in `search_driver`. Must not print, nor read the
+environment.
 """
 
 from __future__ import annotations
@@ -207,8 +208,8 @@ def _refit(
     verbose: bool,
     progress: bool | Listener,
 ) -> Outcome:
-    """Trains the best settings in full and registers the model. A member of a population changed its
-    settings while it trained, so its own run is resumed to the last epoch and registered."""
+    """Trains the best settings in full and registers the model. A member of a population changed
+    its settings while it trained, so its own run is resumed to the last epoch and registered."""
     from pipelines.workflows import train
 
     winner = recipe.with_overrides(best.settings)

@@ -49,14 +49,14 @@ import sys
 import numpy, onnxruntime
 onnxruntime.set_default_logger_severity(3)
 session = onnxruntime.InferenceSession("it.onnx", providers=["CPUExecutionProvider"])
-numpy.save("answers.npy", session.run(None, {"images": numpy.load("images.npy")})[0])
+numpy.save("predictions.npy", session.run(None, {"images": numpy.load("images.npy")})[0])
 assert "torch" not in sys.modules
 """,
     "pt2": """
 import sys
 import numpy, torch
 network = torch.export.load("it.pt2").module()
-numpy.save("answers.npy", network(torch.from_numpy(numpy.load("images.npy"))).detach().numpy())
+numpy.save("predictions.npy", network(torch.from_numpy(numpy.load("images.npy"))).detach().numpy())
 """,
 }
 WITHOUT_TESSERA = """
@@ -102,21 +102,21 @@ def test_a_file_is_compared_on_all_test_images(
 ) -> None:
     done = call("export", "digits", "--format", form, "--json")
     assert (done.status, done.err) == (0, "")
-    said = json.loads(done.out)
+    output = json.loads(done.out)
     assert files(here) == [f"digits-1.{form}"]
-    assert said["file"] == f"digits-1.{form}"
-    assert said["size_bytes"] == (here / f"digits-1.{form}").stat().st_size
-    assert said["model"] == "models:/digits/1"
-    assert said["images"] == cards.read(digits).split("test").samples
-    assert (said["data"], said["same_data"]) == (str(digits), True)
-    assert said["largest_difference"] < ABSOLUTE
-    assert said["other_class"] == 0
-    assert said["input"]["shape"] == ["batch", 8, 8, 1]
-    told = call("export", "digits@challenger", "--format", form, "--out", f"again.{form}")
-    assert told.status == 0
-    assert f"on {said['images']} test images of {digits}, the same data" in told.out
-    assert "largest difference" in told.out
-    assert "in 0 images" in told.out
+    assert output["file"] == f"digits-1.{form}"
+    assert output["size_bytes"] == (here / f"digits-1.{form}").stat().st_size
+    assert output["model"] == "models:/digits/1"
+    assert output["images"] == cards.read(digits).split("test").samples
+    assert (output["data"], output["same_data"]) == (str(digits), True)
+    assert output["largest_difference"] < ABSOLUTE
+    assert output["other_class"] == 0
+    assert output["input"]["shape"] == ["batch", 8, 8, 1]
+    printed = call("export", "digits@challenger", "--format", form, "--out", f"again.{form}")
+    assert printed.status == 0
+    assert f"on {output['images']} test images of {digits}, the same data" in printed.out
+    assert "largest difference" in printed.out
+    assert "in 0 images" in printed.out
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -138,15 +138,15 @@ def test_it_answers_without_tessera_what_tessera_predicts(
         check=False,
     )
     assert alone.returncode == 0, alone.stderr
-    found = np.load(here / "answers.npy")
-    assert found.shape == (7, 10)
-    asked = [str(tmp_path / f"{number}.png") for number in range(len(pixels))]
-    lines = call("predict", "digits", *asked).out.splitlines()
-    for row, line in zip(found, lines, strict=True):
-        said = json.loads(line)
-        assert said["class"] == str(row.argmax())
+    predictions = np.load(here / "predictions.npy")
+    assert predictions.shape == (7, 10)
+    inputs = [str(tmp_path / f"{number}.png") for number in range(len(pixels))]
+    lines = call("predict", "digits", *inputs).out.splitlines()
+    for row, line in zip(predictions, lines, strict=True):
+        output = json.loads(line)
+        assert output["class"] == str(row.argmax())
         best = sorted(map(float, row), reverse=True)[:5]
-        assert [one["probability"] for one in said["top5"]] == pytest.approx(best, abs=1e-5)
+        assert [one["probability"] for one in output["top5"]] == pytest.approx(best, abs=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -226,18 +226,18 @@ def test_the_images_that_are_compared(
     registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 1)
     folder = registry.download(version, home / "files")
-    found = checkpoints.read_model(folder, services.registered_digest(version))
-    seen = data_spec(found.recipe, found.card)
-    predictor = Predictor(found.recipe, seen, found.weights)
+    trained = checkpoints.read_model(folder, services.registered_digest(version))
+    seen = data_spec(trained.recipe, trained.card)
+    predictor = Predictor(trained.recipe, seen, trained.weights)
     card = cards.read(digits)
     monkeypatch.setattr(export, "MOST_IMAGES", 70)
-    batches = list(export.pairs(predictor, found, str(digits), card))
+    batches = list(export.pairs(predictor, trained, str(digits), card))
     sizes = [len(images) for images, _ in batches]
     assert sizes == [1, export.BATCH - 1, export.BATCH, 70 - 2 * export.BATCH]
     images = np.concatenate([images for images, _ in batches])
     assert (images.shape, images.dtype) == ((70, 8, 8, 1), np.uint8)
     monkeypatch.setattr(export, "MOST_IMAGES", 1000)
-    every = np.concatenate([i for i, _ in export.pairs(predictor, found, str(digits), card)])
+    every = np.concatenate([i for i, _ in export.pairs(predictor, trained, str(digits), card)])
     assert len(every) == card.split("test").samples
     assert np.array_equal(every[:70], images)
 
@@ -269,7 +269,7 @@ def test_other_tasks(
         assert files(here) == []
         return
     assert done.status == 0, done.err
-    said = json.loads(done.out)
-    assert (said["output"], said["images"]) == (gives, family_sources.COUNTS["test"])
-    assert said["other_class"] == (0 if classes else None)
+    output = json.loads(done.out)
+    assert (output["output"], output["images"]) == (gives, family_sources.COUNTS["test"])
+    assert output["other_class"] == (0 if classes else None)
     assert files(here) == [f"{name}-1.onnx"]

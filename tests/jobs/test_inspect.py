@@ -108,9 +108,9 @@ def test_json_is_the_card_also_with_a_page(tmp_path: Path, call: Call) -> None:
 
 def test_a_set_at_an_address_is_inspected_like_one_in_a_folder(tmp_path: Path, call: Call) -> None:
     folder = make(tmp_path / "set", "detection", rejected=ROWS)
-    place = open_storage("memory://inspected/set")
+    storage = open_storage("memory://inspected/set")
     for path in folder.rglob("*.*"):
-        place.write(path.relative_to(folder).as_posix(), path.read_bytes())
+        storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
     here, there = tmp_path / "here.html", tmp_path / "there.html"
     use_cache(CacheSettings(tmp_path / "cache"))
     try:

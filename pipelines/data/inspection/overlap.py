@@ -23,8 +23,8 @@ from pipelines.data.shards import ShardReader
 def seen_before(
     trained: tuple[str | Path, Card], tested: tuple[str | Path, Card], split: str = "test"
 ) -> int:
-    """How many images of the tested split have a near duplicate in another split of `trained`. Reads
-    every image of both data sets, unless they are one that was packed here."""
+    """How many images of the tested split have a near duplicate in another split of `trained`.
+    Reads every image of both data sets, unless they are one that was packed here."""
     where, card = tested
     if trained[1].digest == card.digest and not card.root:
         rows = survey.read_pairs(where)

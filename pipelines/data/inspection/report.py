@@ -316,8 +316,8 @@ def _charts(splits: Sequence[SplitSurvey]) -> list[tuple[SplitSurvey, list[Histo
 
 
 def bin_edges(low: float, high: float, *, spread: bool = False, whole: bool = False) -> Array:
-    """Edges of at most `MOST_BINS` bins from `low` to `high`: of equal width, or of equal ratio with
-    `spread`; with `whole` the edges are integers. `high` must be larger than `low`."""
+    """Edges of at most `MOST_BINS` bins from `low` to `high`: of equal width, or of equal ratio
+    with `spread`; with `whole` the edges are integers. `high` must be larger than `low`."""
     if whole:
         step = math.ceil((high - low + 1) / MOST_BINS)
         return np.arange(low, high + step + 1, step, dtype=np.float64)

@@ -76,8 +76,9 @@ class Sample:
 
 @dataclass
 class SplitSurvey:
-    """The samples of a split that were read. `sizes` are (height, width) in pixels, `objects` numbers
-    of objects, `box_sides` the square roots of box areas in pixels; `shown` are for the page."""
+    """The samples of a split that were read. `sizes` are (height, width) in pixels, `objects`
+    numbers of objects, `box_sides` the square roots of box areas in pixels; `shown` are for the
+    page."""
 
     name: str
     samples: int

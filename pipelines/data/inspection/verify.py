@@ -1,11 +1,11 @@
 """Checks every byte of a packed data set against its card and its index.
 
-In: a folder or an address. Out: a line for each difference. Must not know annotations: the checksums
-show that they didn't change since they were packed.
+In: a folder or an address. Out: a line for each difference. Must not know annotations: the
+checksums show that they didn't change since they were packed.
 
-Each shard is read once. This checks its checksum and, for each sample, the checksum, the members and,
-for classification, that the class in the tar is the one in the index. A remote shard is downloaded
-again, not taken from the cache.
+Each shard is read once. This checks its checksum and, for each sample, the checksum, the members
+and, for classification, that the class in the tar is the one in the index. A remote shard is
+downloaded again, not taken from the cache.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Report:
 
 
 def verify(where: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Report:
-    """Checks a data set with `workers` threads, by default one per CPU. Raises TesseraError if there
-    is no card, or if the card's digest does not match its content."""
+    """Checks a data set with `workers` threads, by default one per CPU. Raises TesseraError if
+    there is no card, or if the card's digest does not match its content."""
     card = cards.read(where)
     counted = [shard for split in card.splits.values() for shard in split.shards]
     total = sum(shard.size_bytes for shard in counted)

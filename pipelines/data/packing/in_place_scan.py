@@ -5,8 +5,8 @@ Nothing of a shard is copied or changed, and `ShardReader` reads the shards like
 not know how options are written.
 
 A sample consists of consecutive members with the same name up to the first dot of the last part, as
-in WebDataset. Only its image and its label are read: the image is decoded once to check it. No other
-member is read, and none is unpickled, whatever its name.
+in WebDataset. Only its image and its label are read: the image is decoded once to check it. No
+other member is read, and none is unpickled, whatever its name.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def scan_all(
     layout: SampleLayout,
     progress: Progress | None = None,
 ) -> dict[str, ScannedShard]:
-    """Scans the shards, several at a time, and returns their samples by path. `splits` has the split
-    of each shard. Raises TesseraError for a tar that is damaged or has refused members, and for a
-    duplicate key."""
+    """Scans the shards, several at a time, and returns their samples by path. `splits` has the
+    split of each shard. Raises TesseraError for a tar that is damaged or has refused members, and
+    for a duplicate key."""
     paths = list(splits)
     sizes = storage.sizes(paths)
     scanned: dict[str, ScannedShard] = {}

@@ -167,7 +167,7 @@ def test_predict_identifies_and_compares(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"samples": 3, "compare": True}, "--compare goes with images"),
+        ({"samples": 3, "compare": True}, "--compare needs images"),
         ({"paths": ("a",), "compare": True, "gallery": Path()}, "don't go together"),
     ],
 )

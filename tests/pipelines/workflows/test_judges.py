@@ -1,4 +1,4 @@
-"""A generating network the whole way: trained beside a judge, evaluated, promoted, asked for images.
+"""A generator from end to end: trained with a judge, evaluated, promoted, used to generate images.
 
 With a real MLflow, in this process.
 """
@@ -55,9 +55,9 @@ def test_the_whole_way(
     (folder,) = Context.from_environment().runs_dir.glob("dcgan-*")
     assert checkpoints.verify(folder / JUDGE) == recipe["judge_digest"]
 
-    said = call("evaluate", "digits-generation", "--data", digits, "--json")
-    assert said.status == 0, said.err
-    (evaluation,) = json.loads(said.out)["models"]
+    done = call("evaluate", "digits-generation", "--data", digits, "--json")
+    assert done.status == 0, done.err
+    (evaluation,) = json.loads(done.out)["models"]
     assert evaluation["judge_digest"] == recipe["judge_digest"]
     metrics = {name: one["value"] for name, one in evaluation["metrics"].items()}
     assert metrics["frechet"] > 0
@@ -85,20 +85,20 @@ def test_the_whole_way(
 def _ask(call: Call, tmp_path: Path, digits: Path) -> None:
     model = "models:/digits-generation@champion"
     files = ("--results", tmp_path / "results", "--annotated", tmp_path / "annotated")
-    answers = [
+    lines = [
         json.loads(line) for line in call("predict", model, "--samples", 3, *files).out.splitlines()
     ]
-    assert [a["sample"] for a in answers] == [0, 1, 2]
-    assert all((a["height"], a["width"], a["seed"]) == (8, 8, 0) for a in answers)
-    found = [(tmp_path / "results" / a["result"]).read_bytes() for a in answers]
-    assert len(set(found)) == 3
-    with Image.open(tmp_path / "results" / answers[0]["result"]) as image:
+    assert [a["sample"] for a in lines] == [0, 1, 2]
+    assert all((a["height"], a["width"], a["seed"]) == (8, 8, 0) for a in lines)
+    images = [(tmp_path / "results" / a["result"]).read_bytes() for a in lines]
+    assert len(set(images)) == 3
+    with Image.open(tmp_path / "results" / lines[0]["result"]) as image:
         assert (image.size, image.mode) == ((8, 8), "L")
-    assert all((tmp_path / "annotated" / a["annotated"]).stat().st_size for a in answers)
+    assert all((tmp_path / "annotated" / a["annotated"]).stat().st_size for a in lines)
     for options, same in (((), True), (("--seed", 1), False)):
         again = call("predict", model, "--samples", 1, *options, "--results", tmp_path / "again")
         name = json.loads(again.out)["result"]
-        assert ((tmp_path / "again" / name).read_bytes() == found[0]) is same
+        assert ((tmp_path / "again" / name).read_bytes() == images[0]) is same
     about = call("predict", model, digits)
     assert about.status == 2
     assert "say how many: --samples" in about.err
@@ -111,8 +111,8 @@ def _compare_with_the_beginning(digits: Path, metrics: dict[str, float]) -> None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.initial_frechet("models:/digits-generation/1", str(digits))
-    assert found["trained"] == metrics
-    assert found["initial"]["frechet"] > 0
-    assert found["initial"] != metrics
-    assert found["share"] == metrics["frechet"] / found["initial"]["frechet"]
+    frechet = module.initial_frechet("models:/digits-generation/1", str(digits))
+    assert frechet["trained"] == metrics
+    assert frechet["initial"]["frechet"] > 0
+    assert frechet["initial"] != metrics
+    assert frechet["share"] == metrics["frechet"] / frechet["initial"]["frechet"]

@@ -14,13 +14,13 @@ from pipelines.workflows import packaged_recipes
 
 def test_every_recipe_is_listed_with_its_measured_result() -> None:
     for name in packaged_recipes.names():
-        found = packaged_recipes.find(name)
-        assert found.file.is_file()
-        assert found.family == recipes.read(found.file).family
-        assert found.result.startswith("test ")
-        assert "±" in found.result
-        assert found.duration.endswith(" s")
-        assert found.data
+        recipe = packaged_recipes.find(name)
+        assert recipe.file.is_file()
+        assert recipe.family == recipes.read(recipe.file).family
+        assert recipe.result.startswith("test ")
+        assert "±" in recipe.result
+        assert recipe.duration.endswith(" s")
+        assert recipe.data
 
 
 def test_no_recipe_has_the_name_of_a_family() -> None:
@@ -38,7 +38,7 @@ def test_what_is_trained_is_a_family_a_recipe_or_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "variant", "said"),
+    ("what", "variant", "message"),
     [
         ("digit", None, "unknown family or recipe 'digit'. did you mean 'digits'?"),
         ("resnett", None, "did you mean 'resnet'?"),
@@ -46,7 +46,7 @@ def test_what_is_trained_is_a_family_a_recipe_or_a_file(tmp_path: Path) -> None:
         ("none.yaml", None, "none.yaml can't be read"),
     ],
 )
-def test_a_name_that_is_neither_is_refused(what: str, variant: str | None, said: str) -> None:
+def test_a_name_that_is_neither_is_refused(what: str, variant: str | None, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         packaged_recipes.start(what, variant)
-    assert said in str(refused.value)
+    assert message in str(refused.value)

@@ -1,4 +1,4 @@
-"""What is asked and what is written beside the lines, for every family, and documented."""
+"""The options of predict and the files it writes, for every family, as documented."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipelines.workflows.context import Context
 DOCUMENT = Path(__file__).parents[3] / "docs" / "predictions.md"
 VERSION = Version("m", 1, "r", {"tessera.metrics": json.dumps({"val/threshold": 0.5})})
 SIZE = (50, 30)
-"""Width and height of the images asked about: not what the networks see."""
+"""Width and height of the images to predict: not those of the networks' input."""
 
 
 def predictor(name: str) -> Predictor:
-    """Of an untrained network: its answers are nonsense of the right form."""
+    """Of an untrained network: its predictions are meaningless, but have the right form."""
     family = models.get(name)
     weights = examples.tiny(family, seed=1).state_dict()
     return Predictor(recipes.start(name, "tiny"), examples.spec(family), weights)
@@ -56,15 +56,15 @@ def documented(task: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_family_answers_with_files(name: str, images: list[str], tmp_path: Path) -> None:
-    asking = predictor(name)
-    task = asking.task
+def test_every_family_writes_files(name: str, images: list[str], tmp_path: Path) -> None:
+    untrained = predictor(name)
+    task = untrained.task
     wants = {"annotated": tmp_path / "annotated"}
     written = task.name not in ("classification", "verification")
     if written:
         wants["results"] = tmp_path / "results"
     given = {"paths": tuple(images)} if task.takes_images else {"paths": (), "samples": 3}
-    lines = outputs(asking, predict.PredictionOptions(**given, **wants))
+    lines = outputs(untrained, predict.PredictionOptions(**given, **wants))
     assert len(lines) == 3
     fields = documented(task.name)
     if task.name == "instance_segmentation":
@@ -72,17 +72,17 @@ def test_every_family_answers_with_files(name: str, images: list[str], tmp_path:
     for line in lines:
         assert set(line) - {"path", "annotated", "result", "model", "version"} <= fields
         assert Image.open(tmp_path / "annotated" / line["annotated"]).mode == "RGB"
-        for found in line.get("objects", []):
-            assert set(found) <= fields
-            left, top, right, bottom = found["box"]
+        for one in line.get("objects", []):
+            assert set(one) <= fields
+            left, top, right, bottom = one["box"]
             assert 0 <= left <= right <= SIZE[0]
             assert 0 <= top <= bottom <= SIZE[1]
         json.dumps(line, allow_nan=False)
     if task.writes_coco_results:
-        found = json.loads((tmp_path / "results" / "results.json").read_text())
-        assert {one["image_id"] for one in found} <= {1, 2, 3}
-        assert len(found) == sum(len(line["objects"]) for line in lines)
-        assert all(1 <= one["category_id"] <= len(asking.data.classes) for one in found)
+        objects = json.loads((tmp_path / "results" / "results.json").read_text())
+        assert {one["image_id"] for one in objects} <= {1, 2, 3}
+        assert len(objects) == sum(len(line["objects"]) for line in lines)
+        assert all(1 <= one["category_id"] <= len(untrained.data.classes) for one in objects)
     elif written:
         made = [Image.open(tmp_path / "results" / line["result"]) for line in lines]
         if task.name == "semantic_segmentation":
@@ -109,17 +109,17 @@ def test_every_task_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"paths": ()}, "nothing to predict"),
         ({"paths": ("a.png",), "samples": 3}, "PATHS and --samples"),
         ({"paths": (), "samples": 3, "decode": Path("x")}, "--samples and --decode"),
-        ({"paths": (), "samples": 3, "gallery": Path("x")}, "--gallery goes with images"),
+        ({"paths": (), "samples": 3, "gallery": Path("x")}, "--gallery needs images"),
     ],
 )
-def test_what_does_not_go_together_is_refused(given: dict, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        predict.PredictionOptions(**given)
+def test_options_that_exclude_each_other_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        predict.PredictionOptions(**options)
 
 
 def test_a_model_refuses_what_it_cannot_do(images: list[str], tmp_path: Path) -> None:

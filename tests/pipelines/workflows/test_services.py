@@ -1,4 +1,4 @@
-"""A link is printed with what is missing if nobody answers there."""
+"""A link is printed with a note if its server can't be reached."""
 
 from __future__ import annotations
 

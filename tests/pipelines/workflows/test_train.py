@@ -83,7 +83,7 @@ def test_what_cannot_train_is_refused_before_a_run_exists(
 def test_a_run_is_trained_where_the_context_says_and_resumed(
     digits: Path, elsewhere: Context, tmp_path: Path
 ) -> None:
-    """With a listener in place of the display. Resuming a finished run registers nothing new."""
+    """With a listener instead of the display. Resuming a finished run registers nothing new."""
     recipe = recipes.start("cnn", "tiny").with_overrides(SMALL)
     events: list[dict[str, Any]] = []
     outcome = train.train(recipe, data=digits, progress=events.append, context=elsewhere)

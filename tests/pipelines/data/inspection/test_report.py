@@ -101,9 +101,11 @@ def boxes(number: int) -> Objects:
 def test_every_task_has_its_page(tmp_path: Path, task: str) -> None:
     mask = np.zeros((30, 40), np.uint8)
     mask[:15] = 1
-    said = {"detection": boxes, "semantic_segmentation": lambda n: Mask(mask)}.get(task)
-    given: list[Given] = [(f"k{n}", noise(n), said(n) if said else None) for n in range(9)]
-    pack_set(tmp_path, task, {"train": given}, ("ground", "sky") if said else ())
+    annotations = {"detection": boxes, "semantic_segmentation": lambda n: Mask(mask)}.get(task)
+    given: list[Given] = [
+        (f"k{n}", noise(n), annotations(n) if annotations else None) for n in range(9)
+    ]
+    pack_set(tmp_path, task, {"train": given}, ("ground", "sky") if annotations else ())
     page = Page(render(tmp_path))
     assert len(page.all("img")) == 8
     expected = {
@@ -113,7 +115,7 @@ def test_every_task_has_its_page(tmp_path: Path, task: str) -> None:
     }
     for part in expected[task]:
         assert part in page.text
-    assert ("Classes" in page.text) == bool(said)
+    assert ("Classes" in page.text) == bool(annotations)
 
 
 @pytest.mark.parametrize("count", [41, 1000, 3000])

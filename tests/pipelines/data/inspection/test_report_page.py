@@ -71,19 +71,19 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> survey.Survey:
 
 
 class Opened:
-    """A page, and what it asked for and said."""
+    """A page with its requests and its messages."""
 
     def __init__(self, chromium: Any, file: Path, size: tuple[int, int], scheme: str) -> None:
-        self.asked: list[str] = []
-        self.said: list[str] = []
+        self.requests: list[str] = []
+        self.messages: list[str] = []
         width, height = size
         self.context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
         )
         self.page = self.context.new_page()
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("dialog", lambda dialog: self.messages.append(dialog.message))
         self.page.goto(file.as_uri())
         self.page.wait_for_timeout(300)  # an error handler of an image runs late
 
@@ -112,8 +112,8 @@ def test_nothing_runs_and_nothing_overflows(
     assert all(images)
     for word in PLANTED[:6]:
         assert page.get_by_text(word, exact=True).count() > 0
-    assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
-    assert opened.said == []
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+    assert opened.messages == []
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) > 384) == (scheme == "light")
     page.screenshot(path=tmp_path / "page.png", full_page=True)
@@ -141,7 +141,7 @@ def test_without_escaping_the_script_runs_and_the_policy_stops_it(
     file.write_text(html, encoding="utf-8")
     opened = Opened(chromium, file, WIDTHS["window"], "light")
     assert opened.page.title().endswith(title)
-    assert any("Content Security Policy" in line for line in opened.said) == policy
+    assert any("Content Security Policy" in line for line in opened.messages) == policy
     opened.context.close()
 
 

@@ -32,10 +32,10 @@ def split(sizes: Sequence[int], samples_each: int = 100) -> SplitCard:
     ],
 )
 def test_shards_of_a_bad_size_get_a_better_number_of_samples(sizes: list[int], advice: str) -> None:
-    found = dict(shard_advice.advise(split(sizes)))
-    assert ("shards" in found) == bool(advice)
+    rows = dict(shard_advice.advise(split(sizes)))
+    assert ("shards" in rows) == bool(advice)
     if advice:
-        assert re.match(advice, found["shards"])
+        assert re.match(advice, rows["shards"])
 
 
 def test_a_set_of_one_good_shard_needs_no_advice() -> None:

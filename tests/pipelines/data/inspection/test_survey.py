@@ -66,8 +66,8 @@ def test_objects_are_counted_and_images_without_any_are_shown_too(tmp_path: Path
 
 def test_every_task_is_surveyed(tmp_path: Path) -> None:
     mask = Mask(np.full((8, 12), 1, np.uint8))
-    said = {"semantic_segmentation": mask, "images": None, "classification": 1}
-    for task, annotation in said.items():
+    annotations = {"semantic_segmentation": mask, "images": None, "classification": 1}
+    for task, annotation in annotations.items():
         classes = () if task == "images" else ("a", "b")
         given: list[Given] = [("one", image(0), annotation), ("two", image(1, 5, 7), None)]
         given = given if task == "images" else given[:1]
@@ -75,12 +75,12 @@ def test_every_task_is_surveyed(tmp_path: Path) -> None:
         (val,) = survey.take(tmp_path / task, card, samples=5).splits
         assert val.sizes == ([(8, 12), (7, 5)] if task == "images" else [(8, 12)])
         assert val.shown[0].image.tobytes() == image(0).tobytes()
-        found = val.shown[0].annotation
+        result = val.shown[0].annotation
         if isinstance(annotation, Mask):
-            assert isinstance(found, Mask)
-            np.testing.assert_array_equal(found.pixels, annotation.pixels)
+            assert isinstance(result, Mask)
+            np.testing.assert_array_equal(result.pixels, annotation.pixels)
         else:
-            assert found is None
+            assert result is None
             assert val.shown[0].label == (-1 if annotation is None else annotation)
 
 
@@ -92,9 +92,9 @@ def test_pairs_come_with_their_images_the_most_alike_first(tmp_path: Path) -> No
         pair(("train", "k00001"), ("test", "k00000"), 3),
     ]
     card = pack_set(tmp_path, "classification", sides, "a", pairs=pairs, shard_samples=2)
-    found = survey.take(tmp_path, card, samples=1).pairs
-    assert [row.distance for row, _, _ in found] == [3, 9, 30]
-    keys = [(left and left.key, right and right.key) for _, left, right in found]
+    result = survey.take(tmp_path, card, samples=1).pairs
+    assert [row.distance for row, _, _ in result] == [3, 9, 30]
+    keys = [(left and left.key, right and right.key) for _, left, right in result]
     assert keys == [("k00001", "k00000"), ("k00002", "k00001"), ("k00000", None)]
 
 
@@ -152,9 +152,9 @@ def test_of_a_remote_set_few_shards_are_fetched(tmp_path: Path) -> None:
     pairs = [pair(("train", "k00000"), ("train", "k00199"), 1)]
     given = labelled([number // 100 for number in range(200)])
     card = pack_set(folder, "classification", {"train": given}, "ab", shard_samples=5, pairs=pairs)
-    place = open_storage("memory://survey/set")
+    storage = open_storage("memory://survey/set")
     for path in sorted(folder.rglob("*.*")):
-        place.write(path.relative_to(folder).as_posix(), path.read_bytes())
+        storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
     cache = tmp_path / "cache"
     use_cache(CacheSettings(cache))
     try:

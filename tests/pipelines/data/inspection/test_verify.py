@@ -136,9 +136,9 @@ def test_a_changed_index_is_found(packed: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(bytes(data))
-    found = differences(packed)
-    assert found
-    assert all("index" in line for line in found)
+    lines = differences(packed)
+    assert lines
+    assert all("index" in line for line in lines)
 
 
 def test_a_missing_index_is_found_and_the_shards_are_read_all_the_same(packed: Path) -> None:
