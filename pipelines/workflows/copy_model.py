@@ -29,7 +29,7 @@ def copy_version(
     call returns the same copy.
 
     Raises TesseraError if the version is not champion, or UsageError if there is no copy yet and
-    `dry_run` forbids to make one.
+    `dry_run` forbids making one.
     """
     from models.core.errors import TesseraError, UsageError
     from pipelines.promotion import champions
