@@ -1,8 +1,8 @@
 """Fixtures that many tests share: an MLflow store, a Ray cluster, packed digits, a trained model.
 
-What is expensive is made once. A Ray cluster lives as long as tests need it, and all tests that need
-it run in one worker process; stores, data sets and trained homes are made once for all worker
-processes, and a test that writes takes a copy.
+Expensive fixtures are created once. A Ray cluster lives as long as tests need it, and all tests
+that need it run in one worker process. Stores, data sets and trained homes are created once for
+all worker processes; a test that writes uses a copy.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def pytest_runtest_teardown(
 
 @pytest.fixture(scope="module")
 def ray_cluster(mlflow_settings: None, pytestconfig: pytest.Config) -> None:
-    """A Ray cluster with room for four workers whatever the machine has, for all tests of a file and
+    """A Ray cluster with room for four workers on any machine, for all tests of a file and
     of the next one. It ends when the next test needs none."""
     from pipelines.cluster import connection
 

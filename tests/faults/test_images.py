@@ -1,5 +1,6 @@
-"""Images that crash a decoder, need too much memory, or are easily misread: by every path that
-decodes, and, as controls, by bare libraries."""
+"""Images that crash a decoder, need too much memory, or are easily misread.
+
+Tested on every path that decodes images and, as controls, with the libraries alone."""
 
 from __future__ import annotations
 
@@ -96,7 +97,7 @@ def test_torchvision_crashes_on_a_flipped_bit() -> None:
 
 
 @pytest.mark.fault(20)
-def test_a_flipped_bit_is_an_error_on_every_path(tmp_path: Path) -> None:
+def test_a_flipped_bit_raises_an_error_on_every_path(tmp_path: Path) -> None:
     """Packing, loading, inspecting and predicting; as an image and as a mask."""
     data = encoded(noise())
     grey = annotations.encode(Mask(np.asarray(noise(channels=1)) % 2))[1]
@@ -122,7 +123,7 @@ def test_a_flipped_bit_is_an_error_on_every_path(tmp_path: Path) -> None:
         pack.pack(str(source), tmp_path / "out")
 
 
-# ── bombs ─────────────────────────────────────────────────────────────────────────────────────
+# ── decompression bombs ───────────────────────────────────────────────────────────────────────
 
 
 def claim(form: str, width: int, height: int) -> bytes:
@@ -153,7 +154,7 @@ def claim(form: str, width: int, height: int) -> bytes:
 
 
 PEAK = """
-def peak():  # in bytes; getrusage's would begin with that of the process that started this one
+def peak():  # in bytes; getrusage's maximum would include the parent process
     with open("/proc/self/status") as file:
         return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024
 """
@@ -167,7 +168,7 @@ before = peak()
 for data in bad:
     try:
         images.decode_image(data, 3)
-        print("taken")
+        print("decoded")
     except TesseraError as error:
         print(error.message)
 print(peak() - before)
@@ -177,7 +178,7 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "WEBP", "TIFF"])
-def test_a_bomb_is_refused_and_takes_no_memory(form: str) -> None:
+def test_a_decompression_bomb_is_refused_without_allocating_memory(form: str) -> None:
     sides = (13_000, 16_000) if form == "WEBP" else (13_000, 19_000)  # WEBP has 14 bits
     files = [encoded(noise(16, 16), form), *(claim(form, side, side) for side in sides)]
     done = run_python(PEAK + BOMB, b"--between--".join(files))
@@ -189,7 +190,7 @@ def test_a_bomb_is_refused_and_takes_no_memory(form: str) -> None:
 
 
 @pytest.mark.control(22)
-def test_bare_pillow_decodes_the_bomb() -> None:
+def test_pillow_alone_decodes_the_decompression_bomb() -> None:
     program = """
 import io, sys, warnings
 from PIL import Image
@@ -218,7 +219,7 @@ print(peak() - before)
 # ── one conversion ────────────────────────────────────────────────────────────────────────────
 
 
-def turned(orientation: int) -> bytes:
+def rotated(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(noise(), "JPEG", exif=exif, quality=95)
@@ -237,7 +238,7 @@ def odd_images() -> dict[str, bytes]:
         "grey": encoded(grey),
         "16 bits": encoded(deep),
     }
-    return files | {f"orientation {n}": turned(n) for n in range(1, 9)}
+    return files | {f"orientation {n}": rotated(n) for n in range(1, 9)}
 
 
 @pytest.mark.fault(23, 24)
@@ -250,10 +251,10 @@ def test_training_and_prediction_see_the_same_pixels(name: str, tmp_path: Path) 
 
 
 @pytest.mark.control(23, 24)
-def test_bare_decoders_ignore_orientation_and_clip_16_bits() -> None:
+def test_libraries_alone_ignore_orientation_and_clip_16_bits() -> None:
     from torchvision.io import decode_image
 
-    data = turned(6)
+    data = rotated(6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's deprecations
         bare = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8))
@@ -285,8 +286,8 @@ COMPRESSED: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.fault(12, 22)
 @pytest.mark.parametrize("name", COMPRESSED)
-def test_compressed_metadata_takes_no_memory(name: str) -> None:
-    """It is refused or skipped, but never decompressed."""
+def test_compressed_metadata_is_never_decompressed(name: str) -> None:
+    """It is refused or skipped."""
     done = run_python(PEAK + BOMB, encoded(noise()) + b"--between--" + COMPRESSED[name]())
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.splitlines()[-1]) < 100 * MB

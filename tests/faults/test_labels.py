@@ -1,4 +1,4 @@
-"""Wrong labels, and libraries that train on them without a message."""
+"""Invalid labels, and libraries that train on them without a warning."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ for right, label in (("9", 1), ("nan", 1), ("9", -1), ("inf", 1)):
 
 @pytest.mark.slow
 @pytest.mark.control(26, 27)
-def test_a_detector_trains_on_nan_and_minus_one_and_dies_of_infinity() -> None:
-    """Why each box and label is checked when it is packed, and again when it is read."""
+def test_torchvision_trains_on_nan_and_label_minus_1_and_crashes_on_infinity() -> None:
+    """Therefore each box and label is checked when it is packed, and again when it is read."""
     done = subprocess.run([sys.executable, "-c", DETECTOR], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["9 1 True", "nan 1 False", "9 -1 True"]
-    assert done.returncode < 0, "a process that ends by a signal"
+    assert done.returncode < 0, "the process must end by a signal"
 
 
 @pytest.mark.control(27)
@@ -54,22 +54,22 @@ def test_cross_entropy_ignores_the_label_minus_100() -> None:
 
 
 @pytest.mark.control(29)
-def test_stock_webdataset_loses_a_sample_without_a_label(tmp_path: Path) -> None:
+def test_stock_webdataset_drops_a_sample_without_a_label(tmp_path: Path) -> None:
     import webdataset as library
 
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("a.png", "a.cls", "b.png", "c.png", "c.cls"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    found = library.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
-    pairs = found.to_tuple("__key__", "cls", handler=library.ignore_and_continue)
+    dataset = library.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
+    pairs = dataset.to_tuple("__key__", "cls", handler=library.ignore_and_continue)
     assert [key for key, _ in pairs] == ["a", "c"]
 
 
 @pytest.mark.control(30)
-def test_imagefolder_numbers_the_classes_of_each_split_by_itself(
+def test_torchvision_imagefolder_numbers_classes_per_split(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
-    """A class has another index in train than in val, without a message."""
+    """The same class has different indices in train and val, without a warning."""
     from torchvision.datasets import ImageFolder
 
     make_folder(tmp_path, ["train/ant", "train/bee", "train/cat", "val/bee", "val/cat"], 3)
@@ -84,25 +84,27 @@ def test_imagefolder_numbers_the_classes_of_each_split_by_itself(
 @pytest.mark.fault(30)
 def test_a_single_class_needs_an_explicit_format(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "in", ["cat"])
-    card = pack.pack(str(source), tmp_path / "by-itself")
+    card = pack.pack(str(source), tmp_path / "by-default")
     assert (card.task, card.classes) == ("images", ())
-    card = pack.pack(str(source), tmp_path / "as-told", format="image_folder")
+    card = pack.pack(str(source), tmp_path / "explicit", format="image_folder")
     assert (card.task, card.classes) == ("classification", ("cat",))
 
 
 @pytest.mark.fault(30)
-def test_two_forms_of_one_name_are_one_class(tmp_path: Path, make_folder: MakeFolder) -> None:
-    """An accented letter is one character or two, and looks the same."""
+def test_two_unicode_forms_of_one_class_name_are_refused(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    """An accented letter can be one character or two; both look the same."""
     names = ["caf\u00e9", "cafe\u0301"]
     source = make_folder(tmp_path / "in", names, 3)
-    assert len(os.listdir(source)) == 2, "two folders of one name, without the guard two classes"
+    assert len(os.listdir(source)) == 2, "without the check, two folders are two classes"
     with pytest.raises(TesseraError, match="two classes named"):
         pack.pack(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.control(31)
-def test_a_digest_of_files_takes_a_copy_in_another_format_for_another_image(
+def test_file_digests_miss_a_copy_in_another_format_and_pack_refuses_it(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     import hashlib

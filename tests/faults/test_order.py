@@ -1,6 +1,6 @@
-"""Stock webdataset with uneven shards, epochs and resumes: controls for the guarantees here.
+"""Controls: stock webdataset with uneven shards, several epochs and interruptions.
 
-The guarantees are tested in `test_loaders.py`, `test_order.py` and `test_exactly_once.py`.
+Tests of the guarantees of Tessera: `test_loaders.py`, `test_order.py`, `test_exactly_once.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def urls(folder: Path, card: Card) -> list[str]:
     return [str(folder / shard.path) for shard in card.splits["train"].shards]
 
 
-def ours(folder: Path, card: Card, world: World, epoch: int = 0) -> list[list[str]]:
-    """The keys of the rows that count, for each step."""
+def tessera_steps(folder: Path, card: Card, world: World, epoch: int = 0) -> list[list[str]]:
+    """For each step, the keys of the rows that are not padding."""
     spec = card.spec()
     loader = TrainLoader(folder, card, spec, batch_size=4, seed=0, world=world, cache="none")
     return [step.batch["key"][: step.counted] for step in loader.epoch(epoch)]
@@ -55,7 +55,7 @@ print("ended", flush=True)
 def test_stock_webdataset_hangs_with_three_shards_on_two_ranks(
     make_set: MakeSet, tmp_path: Path
 ) -> None:
-    """The rank with one shard has ended; the one with two waits for it in the fifth step."""
+    """The rank with one shard has ended; the rank with two waits for it in the fifth step."""
     folder, card = make_set(12, shard_samples=4)
     arguments = [str(tmp_path / "meeting"), *urls(folder, card)]
     ranks = [
@@ -85,15 +85,15 @@ def test_every_rank_has_the_same_number_of_steps(
 ) -> None:
     """Three shards on two ranks, fewer shards than ranks, a single sample."""
     folder, card = make_set(samples, shard_samples=4)
-    steps = [ours(folder, card, World(rank, ranks)) for rank in range(ranks)]
+    steps = [tessera_steps(folder, card, World(rank, ranks)) for rank in range(ranks)]
     assert {len(rank_steps) for rank_steps in steps} == {-(-samples // 4)}
     used = Counter(key for rank_steps in steps for keys in rank_steps for key in keys)
     assert used == Counter(f"s{n:04d}" for n in range(samples))
 
 
 @pytest.mark.control(17, 18)
-def test_stock_webdataset_starts_again_after_a_kill(make_set: MakeSet) -> None:
-    """It has no state: the samples used before the kill are used again."""
+def test_stock_webdataset_restarts_the_epoch_after_a_kill(make_set: MakeSet) -> None:
+    """It has no state: samples used before the kill are used again."""
     import webdataset as library
 
     folder, card = make_set(12, shard_samples=4)
@@ -109,7 +109,7 @@ def test_stock_webdataset_starts_again_after_a_kill(make_set: MakeSet) -> None:
 
 
 @pytest.mark.control(18, 19)
-def test_stock_webdataset_s_order_depends_on_the_readers_and_not_on_the_epoch(
+def test_the_order_of_stock_webdataset_depends_on_the_readers_and_not_on_the_epoch(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import webdataset as library
@@ -118,7 +118,7 @@ def test_stock_webdataset_s_order_depends_on_the_readers_and_not_on_the_epoch(
     stock = library.WebDataset(urls(folder, card), shardshuffle=False).shuffle(12, seed=1)
     first, second = ([sample["__key__"] for sample in stock] for _ in range(2))
     assert first == second, "two epochs in the same order"
-    assert ours(folder, card, World(), 0) != ours(folder, card, World(), 1)
+    assert tessera_steps(folder, card, World(), 0) != tessera_steps(folder, card, World(), 1)
 
     def batches(ranks: int) -> set[frozenset[str]]:
         """The global batches of four, rank by rank."""
@@ -135,5 +135,5 @@ def test_stock_webdataset_s_order_depends_on_the_readers_and_not_on_the_epoch(
         return {frozenset(k for keys in streams for k in keys[at : at + each]) for at in starts}
 
     assert batches(1) != batches(2)
-    two = [ours(folder, card, World(rank, 2)) for rank in range(2)]
-    assert [a + b for a, b in zip(*two)] == ours(folder, card, World())
+    two = [tessera_steps(folder, card, World(rank, 2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*two)] == tessera_steps(folder, card, World())

@@ -1,7 +1,8 @@
-"""Damaged shards, here and, as controls, in stock webdataset.
+"""Damaged shards, in Tessera and, as controls, in stock webdataset.
 
-Tested on every path that reads: before a training (`check_feedable`), in it (`TrainLoader`), and in
-`verify`. A damaged shard is an error that names it, never a shorter epoch or a wrong pair.
+Tested on every path that reads shards: before training (`check_feedable`), during training
+(`TrainLoader`), and in `verify`. A damaged shard raises an error that names it. It never leads to a
+shorter epoch or to an image with a wrong label.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipelines.interfaces import World
 MakeSet = Callable[..., tuple[Path, Card]]
 SAMPLES = 6
 SAMPLE_BYTES = 4 * BLOCK
-"""A header and a block of content, for the image and for the class."""
+"""A header and a block of content, for the image and for the label."""
 
 
 @pytest.fixture
@@ -74,12 +75,14 @@ def image(number: int) -> bytes:
     return encode_png(np.full((4, 5, 3), number, np.uint8))
 
 
-# ── cut, flipped, replaced ────────────────────────────────────────────────────────────────────
+# ── truncated, flipped, replaced ──────────────────────────────────────────────────────────────
 
 
 @pytest.mark.fault(1)
-def test_a_shard_cut_anywhere_is_named_and_counted(packed: tuple[Path, Card, Path]) -> None:
-    """At each boundary of a member, in each header, and in the data."""
+def test_a_truncated_shard_is_reported_with_its_lost_samples(
+    packed: tuple[Path, Card, Path],
+) -> None:
+    """Truncated at each member boundary, in each header, and in the data."""
     folder, card, shard = packed
     whole = shard.read_bytes()
     assert len(train(folder, card)) == SAMPLES
@@ -97,7 +100,7 @@ def test_a_shard_cut_anywhere_is_named_and_counted(packed: tuple[Path, Card, Pat
 
 
 @pytest.mark.control(1, 2)
-def test_stock_webdataset_takes_a_damaged_shard_for_a_shorter_one(
+def test_stock_webdataset_reads_a_damaged_shard_as_a_shorter_one(
     packed: tuple[Path, Card, Path],
 ) -> None:
     _, _, shard = packed
@@ -113,9 +116,8 @@ def test_stock_webdataset_takes_a_damaged_shard_for_a_shorter_one(
 
 
 @pytest.mark.fault(2, 3)
-def test_an_epoch_is_never_short(packed: tuple[Path, Card, Path]) -> None:
-    """Damage that keeps the size: a flipped bit in a header and in the data, zeros, the second half
-    replaced."""
+def test_damage_that_keeps_the_file_size_is_reported(packed: tuple[Path, Card, Path]) -> None:
+    """A flipped bit in a header and in the data, zeros, and the second half replaced."""
     folder, card, shard = packed
     whole = shard.read_bytes()
     half = 3 * SAMPLE_BYTES
@@ -134,8 +136,8 @@ def test_an_epoch_is_never_short(packed: tuple[Path, Card, Path]) -> None:
 
 
 @pytest.mark.control(3)
-def test_decoders_accept_a_flipped_jpeg() -> None:
-    """The reason for a checksum of each sample."""
+def test_pillow_decodes_jpegs_with_a_flipped_bit() -> None:
+    """Therefore each sample has a checksum."""
     out = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(out, format="JPEG", quality=90)
@@ -148,7 +150,7 @@ def test_decoders_accept_a_flipped_jpeg() -> None:
             accepted += not np.array_equal(np.asarray(open_image(bytes(flipped), "image")), truth)
         except TesseraError:
             continue
-    assert accepted > 25, "wrong pixels, and no error"
+    assert accepted > 25, "most flipped bits must change pixels without an error"
 
 
 REPLACED = {
@@ -161,16 +163,16 @@ REPLACED = {
 
 
 @pytest.mark.fault(4)
-@pytest.mark.parametrize("what", [*REPLACED, "missing"])
-def test_a_replaced_shard_is_named_before_training(
-    what: str, packed: tuple[Path, Card, Path]
+@pytest.mark.parametrize("name", [*REPLACED, "missing"])
+def test_a_replaced_shard_is_reported_before_training(
+    name: str, packed: tuple[Path, Card, Path]
 ) -> None:
-    """A file of the same size is named when its first sample is read."""
+    """A file of the same size is reported when its first sample is read."""
     folder, card, shard = packed
     size = shard.stat().st_size
     shard.unlink()
-    if what != "missing":
-        shard.write_bytes(REPLACED[what])
+    if name != "missing":
+        shard.write_bytes(REPLACED[name])
         same_size = shard.stat().st_size == size
     else:
         same_size = False
@@ -201,7 +203,7 @@ def test_stock_webdataset_accepts_an_empty_tar(tmp_path: Path) -> None:
 
 
 @pytest.mark.control(7, 8)
-def test_stock_webdataset_returns_a_key_twice_and_half_samples(tmp_path: Path) -> None:
+def test_stock_webdataset_returns_duplicate_keys_and_incomplete_samples(tmp_path: Path) -> None:
     a, b = (("a.png", image(1)), ("a.cls", b"0")), (("b.png", image(2)), ("b.cls", b"1"))
     apart = write_tar(tmp_path / "apart.tar", [*a, *b, *a])
     assert [sample["__key__"] for sample in stock(apart)] == ["a", "b", "a"]
@@ -212,7 +214,7 @@ def test_stock_webdataset_returns_a_key_twice_and_half_samples(tmp_path: Path) -
 
 
 def torn(folder: Path) -> list[Path]:
-    """Two shards with the same key: the first is cut after its last image, before its class."""
+    """Two shards with the same key: the first is truncated between the image and its class."""
     first = write_tar(folder / "train-0.tar", [("x.png", image(1)), ("x.cls", b"0")])
     data = first.read_bytes()
     first.write_bytes(data[: BLOCK + BLOCK // 2])
@@ -229,7 +231,7 @@ def test_stock_webdataset_pairs_an_image_with_the_class_of_another(tmp_path: Pat
 
 
 @pytest.mark.fault(9)
-def test_a_pair_never_spans_two_shards(tmp_path: Path) -> None:
+def test_an_image_and_its_label_never_come_from_two_shards(tmp_path: Path) -> None:
     first, second = torn(tmp_path / "in")
     for number, name in enumerate(("train-2", "val-0", "test-0")):
         members = [(f"z{number}.png", image(3)), (f"z{number}.cls", b"1")]
@@ -237,7 +239,9 @@ def test_a_pair_never_spans_two_shards(tmp_path: Path) -> None:
     allow = {"options": {}, "allow_rejected": "3"}
     with pytest.raises(TesseraError, match=r"train-0\.tar.* (has no end|cut short)"):
         in_place.index(str(first.parent), tmp_path / "out", **allow)
-    first.write_bytes(first.read_bytes() + bytes(2 * BLOCK + BLOCK // 2))  # a good tar of an image
+    first.write_bytes(
+        first.read_bytes() + bytes(2 * BLOCK + BLOCK // 2)
+    )  # a valid tar with one image
     card = in_place.index(str(second.parent), tmp_path / "out", **allow)
     assert card.rejected == 3
     reader = ShardReader(tmp_path / "out", card, "train")
@@ -252,8 +256,10 @@ def _all(reader: ShardReader) -> Iterator[Any]:
 
 
 @pytest.mark.control(10, 11)
-def test_tarfile_writes_outside_of_the_folder(tmp_path: Path) -> None:
-    """By a name, and through a link. We never write to a path that a tar file names."""
+def test_tarfile_writes_outside_of_the_folder_and_in_place_refuses_the_shard(
+    tmp_path: Path,
+) -> None:
+    """By a name, and through a link. Tessera never writes to a path named in a tar file."""
     (tmp_path / "out" / "deep").mkdir(parents=True)
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:

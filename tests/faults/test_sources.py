@@ -1,6 +1,9 @@
-"""Sources with a defect, packed: a bad sample is rejected with its key and counted, a bad file is
-named and leaves nothing behind, and an image without objects is valid. Each importer's messages are
-in its own tests, every bad value in tests/pipelines/data/test_annotations.py."""
+"""Packing of sources with defects.
+
+An invalid sample is rejected with its key and counted. An invalid annotation file is an error that
+names it, and nothing is written. An image without objects is valid. The messages of each importer
+are in its own tests; all invalid values are in tests/pipelines/data/test_annotations.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from PIL import Image
 
 from models.core.errors import TesseraError
@@ -34,7 +37,7 @@ def pack(source: Path, to: Path, **how: Any) -> Card:
 
 
 class Form(NamedTuple):
-    """A format: what makes a source of it, how it is packed, the key of a train sample in it."""
+    """A format: a function that creates a source, the options of pack, and the key of a sample."""
 
     make: Callable[[Path], Path]
     task: str
@@ -44,32 +47,35 @@ class Form(NamedTuple):
 
 FORMS = {
     "coco boxes": Form(
-        made.coco,
+        sample_sources.coco,
         "detection",
         "train2017/000000",
         {"format": "coco", "options": {"task": "detection"}},
     ),
-    "coco": Form(made.coco, "instance_segmentation", "train2017/000000", {}),
-    "voc": Form(lambda folder: made.voc(folder, count=8), "detection", "2007_000000", {}),
-    "yolo": Form(made.yolo, "detection", "images/train/0", {}),
+    "coco": Form(sample_sources.coco, "instance_segmentation", "train2017/000000", {}),
+    "voc": Form(lambda folder: sample_sources.voc(folder, count=8), "detection", "2007_000000", {}),
+    "yolo": Form(sample_sources.yolo, "detection", "images/train/0", {}),
     "yolo polygons": Form(
-        lambda folder: made.yolo(folder, polygons=True),
+        lambda folder: sample_sources.yolo(folder, polygons=True),
         "instance_segmentation",
         "images/train/0",
         {},
     ),
     "instance_masks": Form(
-        lambda folder: made.instance_masks(folder, count=6), "instance_segmentation", "id0", {}
+        lambda folder: sample_sources.instance_masks(folder, count=6),
+        "instance_segmentation",
+        "id0",
+        {},
     ),
     "masks": Form(
-        lambda folder: made.masks(folder, values=(0, 1, 2, 255), count=12),
+        lambda folder: sample_sources.masks(folder, values=(0, 1, 2, 255), count=12),
         "semantic_segmentation",
         "images/0",
         {"options": {"classes": "no,yes,perhaps"}},
     ),
-    "csv": Form(made.table, "classification", "photos/0", {}),
+    "csv": Form(sample_sources.table, "classification", "photos/0", {}),
 }
-"""Those with annotations of each kind."""
+"""At least one format for each kind of annotation."""
 
 
 def coco(every: bool = False, **changes: Any) -> Edit:
@@ -85,7 +91,7 @@ def coco(every: bool = False, **changes: Any) -> Edit:
     return edit
 
 
-def replaced(old: str, new: str) -> Edit:
+def replace(old: str, new: str) -> Edit:
     def edit(folder: Path) -> None:
         path = folder / "annotations" / "instances_train2017.json"
         path.write_text(path.read_text().replace(old, new, 1))
@@ -94,7 +100,7 @@ def replaced(old: str, new: str) -> Edit:
 
 
 def voc(name: str, *sides: Any) -> Edit:
-    text = made.voc_xml([("dog", (1, 1, 9, 9), 0), (name, sides, 0)])
+    text = sample_sources.voc_xml([("dog", (1, 1, 9, 9), 0), (name, sides, 0)])
     return lambda folder: (folder / "Annotations" / "2007_000000.xml").write_text(text)
 
 
@@ -112,17 +118,17 @@ def mask(make: Callable[[np.ndarray[Any, Any]], bytes], at: str = "masks/0.png")
     return edit
 
 
-def saved(image: Image.Image, form: str = "PNG") -> bytes:
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
     out = io.BytesIO()
     image.save(out, form)
     return out.getvalue()
 
 
 def palette(values: np.ndarray[Any, Any]) -> bytes:
-    """Entry 77 of a palette beside the others."""
+    """A palette image in which the value 2 becomes 77, which is not a class."""
     image = Image.fromarray(np.where(values == 2, 77, values)).convert("P")
     image.putdata(np.where(values == 2, 77, values).ravel().tolist())
-    return saved(image)
+    return encoded(image)
 
 
 def first_row(line: str) -> Edit:
@@ -133,7 +139,7 @@ def first_row(line: str) -> Edit:
     return edit
 
 
-def cut(path: str) -> Edit:
+def truncate(path: str) -> Edit:
     return lambda folder: (folder / path).write_bytes((folder / path).read_bytes()[:-30])
 
 
@@ -142,7 +148,7 @@ BAD: list[tuple[str, Edit, str]] = [
     *(
         ("coco boxes", edit, reason)
         for edit, reason in (
-            (replaced("10.5", "1e999"), "box not finite"),
+            (replace("10.5", "1e999"), "box not finite"),
             (coco(bbox=[2, 3, 0, 4]), "box without area"),
             (coco(bbox=[9, 3, -4, 4]), "box inverted"),
             (coco(bbox=[90, 3, 5, 4]), "box outside the image"),
@@ -157,7 +163,7 @@ BAD: list[tuple[str, Edit, str]] = [
     ("coco", coco(segmentation=RING), "polygon outside the image"),
     ("coco", coco(segmentation={"size": [9, 9], "counts": [81]}), "mask of another size"),
     ("coco", coco(segmentation=[[1, 2, 1, 2, 1, 2]]), "mask without pixels"),
-    ("coco", cut("train2017/000000.jpg"), "unreadable image"),
+    ("coco", truncate("train2017/000000.jpg"), "unreadable image"),
     ("voc", voc("cat", "nan", 5, 9, 9), "box not finite"),
     ("voc", voc("cat", "inf", 5, 9, 9), "box not finite"),
     ("voc", voc("cat", 5, 5, 5, 9), "box without area"),
@@ -165,7 +171,7 @@ BAD: list[tuple[str, Edit, str]] = [
     ("voc", voc("cat", 5, 5, 9, 99), "box outside the image"),
     ("voc", voc("cat", -5, 5, 9, 9), "box outside the image"),
     ("voc", voc("", 1, 1, 9, 9), "unknown class"),
-    ("voc", cut("Annotations/2007_000000.xml"), "unreadable annotation"),
+    ("voc", truncate("Annotations/2007_000000.xml"), "unreadable annotation"),
     ("yolo", yolo("0 nan 0.5 0.1 0.1"), "unreadable annotation"),
     ("yolo", yolo("0 0.5 0.5 0 0.1"), "box without area"),
     ("yolo", yolo("0 16 12 8 8"), "box outside the image"),
@@ -184,14 +190,14 @@ BAD: list[tuple[str, Edit, str]] = [
         mask(lambda values: encode_png(0 * values), "id0/masks/m0.png"),
         "mask without pixels",
     ),
-    ("instance_masks", cut("id0/masks/m0.png"), "unreadable annotation"),
+    ("instance_masks", truncate("id0/masks/m0.png"), "unreadable annotation"),
     ("masks", mask(lambda values: encode_png(values.T.copy())), "mask of another size"),
     ("masks", mask(lambda values: encode_png(values)[:-30]), "unreadable annotation"),
-    ("masks", mask(lambda values: saved(Image.fromarray(values), "JPEG")), "unreadable mask"),
+    ("masks", mask(lambda values: encoded(Image.fromarray(values), "JPEG")), "unreadable mask"),
     ("masks", mask(lambda values: encode_png(0 * values + 255)), "mask without pixels"),
     ("masks", lambda folder: (folder / "masks" / "0.png").unlink(), "missing mask"),
     ("csv", first_row("photos/0.jpg,,train"), "missing label"),
-    ("csv", cut("photos/0.jpg"), "unreadable image"),
+    ("csv", truncate("photos/0.jpg"), "unreadable image"),
 ]
 
 
@@ -201,10 +207,10 @@ BAD: list[tuple[str, Edit, str]] = [
     BAD,
     ids=[f"{number}-{n}, {r}" for number, (n, _, r) in enumerate(BAD)],
 )
-def test_a_bad_sample_is_rejected_with_its_key(
+def test_an_invalid_sample_is_rejected_with_its_key(
     name: str, edit: Edit, reason: str, tmp_path: Path
 ) -> None:
-    """Nothing is packed if none may be rejected; with one allowed, all others are packed."""
+    """By default nothing is packed; with one rejection allowed, all other samples are packed."""
     form = FORMS[name]
     source = form.make(tmp_path / "in")
     edit(source)
@@ -227,7 +233,7 @@ def keys(folder: Path, card: Card) -> list[str]:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_unchanged_source_is_packed(name: str, tmp_path: Path) -> None:
-    """The control of the test above."""
+    """Control of the test above."""
     form = FORMS[name]
     card = pack(form.make(tmp_path / "in"), tmp_path / "out", **form.how)
     assert (card.task, card.rejected) == (form.task, 0)
@@ -235,12 +241,12 @@ def test_the_unchanged_source_is_packed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(27)
-def test_objects_without_masks_are_not_instances(tmp_path: Path) -> None:
-    """Otherwise they would be packed, and trained on as objects without pixels."""
+def test_boxes_without_masks_are_refused_for_instance_segmentation(tmp_path: Path) -> None:
+    """Otherwise they would be trained on as objects without pixels."""
     boxes = Objects(np.array([[1.0, 2, 5, 9]]), np.array([0]), np.array([False]))
-    picture = made.png(made.noise(0))
+    image_bytes = sample_sources.png(sample_sources.noise(0))
     for task in ("detection", "instance_segmentation"):
-        source = Source("x", task, ("a",), (), lambda item: picture, lambda item: boxes)
+        source = Source("x", task, ("a",), (), lambda item: image_bytes, lambda item: boxes)
         spec = PackSpec(source, str(tmp_path), None, "plan")
         if task == "detection":
             prepare(spec, Item("k", "k.png"))
@@ -253,16 +259,16 @@ def test_objects_without_masks_are_not_instances(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda values: saved(Image.fromarray(values.astype(np.uint16) * 1000)),
+        lambda values: encoded(Image.fromarray(values.astype(np.uint16) * 1000)),
         lambda values: encode_png(values + (values == 2)),
         palette,
     ],
     ids=["16 bits", "grey", "palette"],
 )
-def test_values_of_no_class_are_refused_with_their_file(
+def test_mask_values_without_a_class_are_refused(
     make: Callable[[np.ndarray[Any, Any]], bytes], tmp_path: Path
 ) -> None:
-    """The classes are inferred from all masks, so nothing is packed at all."""
+    """The classes are inferred from all masks, so nothing is packed."""
     form = FORMS["masks"]
     source = form.make(tmp_path / "in")
     mask(make)(source)
@@ -275,14 +281,14 @@ def test_values_of_no_class_are_refused_with_their_file(
 @pytest.mark.parametrize(
     "edit",
     [
-        replaced("10.5", "NaN"),
-        replaced('"images"', '"images": [], "images"'),
+        replace("10.5", "NaN"),
+        replace('"images"', '"images": [], "images"'),
         lambda folder: _json(folder).write_bytes(b'{"images":' * 200_000),
         lambda folder: _json(folder).write_bytes(b""),
     ],
-    ids=["NaN", "a key twice", "deep", "empty"],
+    ids=["NaN", "duplicate key", "deeply nested", "empty"],
 )
-def test_faulty_json_is_refused_with_its_name(edit: Edit, tmp_path: Path) -> None:
+def test_invalid_json_is_refused_with_its_file_name(edit: Edit, tmp_path: Path) -> None:
     form = FORMS["coco"]
     source = form.make(tmp_path / "in")
     edit(source)
@@ -295,7 +301,7 @@ def _json(folder: Path) -> Path:
     return folder / "annotations" / "instances_train2017.json"
 
 
-def forget(folder: Path) -> None:
+def remove_objects(folder: Path) -> None:
     content = json.loads(_json(folder).read_text())
     first = content["images"][0]["id"]
     kept = [row for row in content["annotations"] if row["image_id"] != first]
@@ -303,9 +309,11 @@ def forget(folder: Path) -> None:
 
 
 NEGATIVE: dict[str, Edit] = {
-    "coco boxes": forget,
-    "coco": forget,
-    "voc": lambda folder: (folder / "Annotations" / "2007_000000.xml").write_text(made.voc_xml([])),
+    "coco boxes": remove_objects,
+    "coco": remove_objects,
+    "voc": lambda folder: (folder / "Annotations" / "2007_000000.xml").write_text(
+        sample_sources.voc_xml([])
+    ),
     "yolo": yolo(""),
     "yolo polygons": lambda folder: (folder / "labels" / "train" / "0.txt").unlink(),
     "instance_masks": lambda folder: [p.unlink() for p in (folder / "id0/masks").iterdir()],
@@ -339,33 +347,33 @@ def test_an_image_without_objects_is_packed_as_a_negative(name: str, tmp_path: P
         ("csv", "photos/0.jpg", "photos/1.jpg"),
     ],
 )
-def test_an_image_in_two_splits_is_rejected_for_every_format(
+def test_an_image_in_two_splits_is_rejected_in_every_format(
     name: str, one: str, other: str, tmp_path: Path
 ) -> None:
-    """The same pixels in other bytes; the annotations may differ."""
+    """The same pixels in another encoding; the annotations may differ."""
     form = FORMS[name]
     source = form.make(tmp_path / "in")
     with Image.open(source / one) as image:
-        (source / other).write_bytes(saved(image))
+        (source / other).write_bytes(encoded(image))
     with pytest.raises(TesseraError, match="image in two splits: 1"):
         pack(source, tmp_path / "out", **form.how)
     card = pack(source, tmp_path / "out", allow_rejected="1", **form.how)
     rejected = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
-    assert rejected["origin"] == one, "the image of train is left out"
+    assert rejected["origin"] == one, "the image of train must be rejected"
     assert card.rejected == 1
 
 
 @pytest.mark.fault(30)
 def test_a_class_without_train_objects_is_reported(tmp_path: Path) -> None:
-    """For classification it is refused. A rare class of objects may be missing in train; it keeps
-    its index in every split."""
-    form, heard = FORMS["coco"], list[str]()
+    """It is refused for classification only. A rare class of objects may be missing in train; it
+    keeps its index in every split."""
+    form, messages = FORMS["coco"], list[str]()
     source = form.make(tmp_path / "in")
     content = json.loads(_json(source).read_text())
-    for found in content["annotations"]:
-        found["category_id"] = 3
+    for row in content["annotations"]:
+        row["category_id"] = 3
     _json(source).write_text(json.dumps(content))
-    card = pack(source, tmp_path / "out", notify=heard.append, **form.how)
+    card = pack(source, tmp_path / "out", notify=messages.append, **form.how)
     assert card.classes == ("dog", "emu", "cat")
     assert card.splits["train"].class_counts["cat"] == 0 < card.splits["val"].class_counts["cat"]
-    assert any("no train image has the class 'cat'" in line and "val" in line for line in heard)
+    assert any("no train image has the class 'cat'" in line and "val" in line for line in messages)

@@ -1,5 +1,7 @@
-"""Data of another kind, and of other classes than a model knows: refused where the task can't do with
-them, with who can, and before anything is written."""
+"""Data of a kind that a task can't read, or with other classes than the model's.
+
+They are refused before anything is written. The message lists the families that can train on them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 import rank_work
 import torch
 from click.testing import CliRunner
-from noise_sets import CLASSES, KINDS, pixels, said
+from noise_sets import CLASSES, KINDS, annotation, pixels
 from packed_sets import pack_set
 from PIL import Image
 
@@ -37,29 +39,33 @@ FAMILIES = {
     "upscaling": "super_resolution",
     "verification": "embedding",
 }
-"""One that does each task."""
+"""A family for each task."""
 
 
-def test_no_task_is_left_out() -> None:
+def test_every_task_has_a_family_here() -> None:
     assert {models.get(name).task.name for name in models.names()} == FAMILIES.keys()
     assert all(models.get(family).task.name == task for task, family in FAMILIES.items())
 
 
 def packed(folder: Path, kind: str, classes: tuple[str, ...] = CLASSES) -> Card:
-    """A data set of that kind with a few images in each split."""
+    """A data set of that kind with six images in each split."""
     splits = {
         split: [
-            (f"{split}{number}", Image.fromarray(pixels(9 * at + number)), said(kind, number))
+            (
+                f"{split}{number}",
+                Image.fromarray(pixels(9 * offset + number)),
+                annotation(kind, number),
+            )
             for number in range(6)
         ]
-        for at, split in enumerate(("train", "val", "test"))
+        for offset, split in enumerate(("train", "val", "test"))
     }
     return pack_set(folder, kind, splits, () if kind == "images" else classes)
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of each kind, in the folder of its name."""
+    """A folder with a data set of each kind, by name."""
     root = tmp_path_factory.mktemp("sets")
     for kind in KINDS:
         packed(root / kind, kind)
@@ -67,9 +73,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def untrained(family: str, data: Path, folder: Path, **changes: Any) -> str:
-    """A model's files, of a network that learned nothing; gives their digest."""
-    given = {"data.path": str(data), **changes}
-    recipe = recipes.start(family, "tiny").with_overrides(given)
+    """Writes the model files of an untrained network; returns their digest."""
+    settings = {"data.path": str(data), **changes}
+    recipe = recipes.start(family, "tiny").with_overrides(settings)
     card = cards.read(data)
     torch.manual_seed(5)
     module = models.get(family).build(recipe.config(), data_spec(recipe, card))
@@ -100,7 +106,7 @@ def evaluate(model: Path, digest: str, data: Path, judge: Path) -> dict[str, Any
 def model(
     request: pytest.FixtureRequest, sets: Path, judge: tuple[Path, str], tmp_path: Path
 ) -> tuple[Task, Path, str]:
-    """One of each task, as if it was trained on the set that its data are of."""
+    """A model of each task, as if trained on the data set of the kind that the task reads."""
     task: Task = models.get(FAMILIES[request.param]).task
     needs_judge = {"judge": "models:/x/1", "judge_digest": judge[1]} if task.needs_judge else {}
     folder = tmp_path / "model"
@@ -108,18 +114,17 @@ def model(
 
 
 @pytest.mark.fault(30)
-def test_other_classes_are_refused_where_answers_are_classes(
+def test_other_classes_are_refused_by_tasks_that_predict_classes(
     model: tuple[Task, Path, str], judge: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """In another order, under another name, one more. Where two images are compared, and where only
-    images are read, they are no matter."""
+    """In another order, with another name, or one more. Other tasks accept them."""
     task, folder, digest = model
     kind = "classification" if task.reads == "images" else task.reads
     for number, classes in enumerate([CLASSES[::-1], ("ant", "bee", "dog"), (*CLASSES, "dog")]):
         packed(tmp_path / str(number), kind, classes)
         if not task.knows_classes:
-            found = evaluate(folder, digest, tmp_path / str(number), judge[0])
-            assert all(map(math.isfinite, found["metrics"].values()))
+            result = evaluate(folder, digest, tmp_path / str(number), judge[0])
+            assert all(map(math.isfinite, result["metrics"].values()))
             continue
         with pytest.raises(TesseraError, match=f"the data set has {', '.join(classes)}") as caught:
             evaluate(folder, digest, tmp_path / str(number), judge[0])
@@ -127,7 +132,7 @@ def test_other_classes_are_refused_where_answers_are_classes(
 
 
 @pytest.mark.fault(30)
-def test_a_model_is_evaluated_on_every_kind_that_it_can_read(
+def test_a_model_is_evaluated_on_every_kind_of_data_that_it_can_read(
     model: tuple[Task, Path, str], judge: tuple[Path, str], sets: Path
 ) -> None:
     task, folder, digest = model
@@ -136,9 +141,9 @@ def test_a_model_is_evaluated_on_every_kind_that_it_can_read(
             with pytest.raises(TesseraError, match="but the data set is one of"):
                 evaluate(folder, digest, sets / kind, judge[0])
             continue
-        found = evaluate(folder, digest, sets / kind, judge[0])
-        assert found["samples"] == 6
-        assert task.primary.name in found["metrics"]
+        result = evaluate(folder, digest, sets / kind, judge[0])
+        assert result["samples"] == 6
+        assert task.primary.name in result["metrics"]
 
 
 READABLE = {
@@ -148,11 +153,11 @@ READABLE = {
     "semantic_segmentation": {"semantic_segmentation", "images"},
     "images": {"images"},
 }
-"""As what the data of each kind can be read."""
+"""The kinds that the data of each kind can be read as."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_of_another_kind_are_refused_with_who_can_train_on_them(kind: str, sets: Path) -> None:
+def test_data_of_another_kind_are_refused_with_the_families_that_fit(kind: str, sets: Path) -> None:
     card = cards.read(sets / kind)
     fitting = [n for n in models.names() if models.get(n).task.reads in READABLE[kind]]
     for name in models.names():
@@ -175,17 +180,17 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("family", "kind"), UNFIT, ids=[f"{f}, {k}" for f, k in UNFIT])
-def test_nothing_is_written_for_data_of_another_kind(
+def test_data_of_another_kind_are_refused_before_anything_is_written(
     family: str, kind: str, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by a training, nor before one is submitted, nor by a dry run."""
+    """By a training, a dry run, and the check before a job is submitted."""
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
     command = [family, "--variant", "tiny", "--workers", "0", "--data", str(sets / kind)]
     for more in ([], ["--dry-run"]):
         ran = CliRunner().invoke(train.command, [*command, *more])
         assert isinstance(ran.exception, TesseraError)
         assert "but the data set is one of" in ran.exception.message
-    given = train.command.make_context("train", command).params
+    options = train.command.make_context("train", command).params
     with pytest.raises(TesseraError, match="but the data set is one of"):
-        train.check(given)
+        train.check(options)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
-"""Every family is trained on two Ray workers, tracked, registered, evaluated, promoted, and predicts.
+"""Every family is trained on two Ray workers, tracked, registered, evaluated and promoted, and
+predicts.
 
-All families share one MLflow and the same two workers of Ray Train. A new family needs no new test.
+All families share one MLflow store and the same two Ray Train workers. A new family needs no new
+test.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def home(own_home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A packed data set of each kind, and the folder of its sources."""
+    """A packed data set of each kind, with its sources."""
     root = tmp_path_factory.mktemp("sets")
     made = {}
     for kind, make in family_sources.SOURCES.items():
@@ -77,7 +79,7 @@ def judge(home: Path, packed: dict[str, Path]) -> str:
 def workers(
     ray_cluster: None, judge: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """From here on every group of two is the same two workers."""
+    """Runs every training on the same two workers."""
     usual = services.executor
     with (
         persistent_workers.open_workers(2, tmp_path_factory.mktemp("kept")) as run_kept,
@@ -99,7 +101,7 @@ def workers(
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_trains_and_predicts(
+def test_every_family_trains_and_predicts(
     name: str, home: Path, packed: dict[str, Path], judge: str, workers: None, tmp_path: Path
 ) -> None:
     task = models.get(name).task

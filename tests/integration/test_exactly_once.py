@@ -1,5 +1,7 @@
-"""A training on a real Ray whose workers are all killed, again and again, each time with another
-number of workers: its ledger shows every sample once in every epoch.
+"""A training on a real Ray uses each sample once per epoch, though its workers are killed.
+
+All workers are killed several times, and each attempt has another number of workers. The sample log
+shows which samples were used.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 class Killer:
-    """Kills all of an attempt's workers once the training has reached a step."""
+    """Kills all workers of an attempt once the training has reached a step."""
 
     def __init__(self, step: int, workers: int) -> None:
         self.done = False
@@ -60,8 +62,8 @@ class Killer:
         return sum(e["kind"] == "worker" for folder in self._folders() for e in events(folder))
 
     def _folders(self) -> list[Path]:
-        place = Context.from_environment().runs_dir
-        return list(place.iterdir()) if place.is_dir() else []
+        folder = Context.from_environment().runs_dir
+        return list(folder.iterdir()) if folder.is_dir() else []
 
     def __enter__(self) -> Killer:
         self._thread.start()
@@ -86,7 +88,9 @@ class Killer:
 
 
 @pytest.mark.fault(17)
-def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits: Path) -> None:
+def test_each_sample_is_used_once_when_killed_with_1_2_3_2_workers(
+    home: Path, digits: Path
+) -> None:
     card = cards.read(digits)
     samples = card.split("train").samples
     assert samples % BATCH
@@ -128,6 +132,6 @@ def test_every_sample_once_through_kills_with_1_2_3_2_workers(home: Path, digits
     assert tuple(ranks.values()) == WORKERS
     used = sample_log.read(run.folder)
     assert sorted(used) == list(range(EPOCHS))
-    for epoch, found in used.items():
-        assert Counter(found) == Counter(range(samples)), f"epoch {epoch}"
-    assert len({tuple(found) for found in used.values()}) == EPOCHS, "two epochs in one order"
+    for epoch, result in used.items():
+        assert Counter(result) == Counter(range(samples)), f"epoch {epoch}"
+    assert len({tuple(result) for result in used.values()}) == EPOCHS, "two epochs in one order"

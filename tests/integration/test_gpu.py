@@ -1,4 +1,4 @@
-"""On a CUDA device: the same loop, bf16, and answers that agree with the CPU's."""
+"""On a CUDA device: training with bf16, and predictions that agree with those on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ pytestmark = [
 ]
 
 
-def test_training_on_a_gpu_answers_as_on_the_cpu(digits: Path, tmp_path: Path) -> None:
+def test_a_model_trained_on_a_gpu_predicts_the_same_on_the_cpu(
+    digits: Path, tmp_path: Path
+) -> None:
     recipe = recipes.start("cnn").with_overrides(
         {"data.path": str(digits), "data.digest": cards.read(digits).digest, "train.epochs": 8}
     )

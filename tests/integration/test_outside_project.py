@@ -1,5 +1,7 @@
 """A family, a task and a metric in files outside the project, anywhere that Python can import from.
-The family's cases run in processes of their own, as for a user or a Ray worker."""
+
+The cases run in new processes, as for a user or on a Ray worker.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ FAMILY = Mixer()
 
 @pytest.fixture
 def mylab(tmp_path) -> Path:
-    """A folder with the package `mylab`; importing it creates a file `ran`."""
+    """A folder with the package `mylab`; importing it creates the file `ran`."""
     package = tmp_path / "mylab"
     package.mkdir()
     mark = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
@@ -73,7 +75,7 @@ def python(mylab: Path, *words: str, on_path: bool = True) -> subprocess.Complet
 
 
 def refusals(mylab: Path, *names: str, **options) -> dict[str, str]:
-    """What `models.get` says of each name, in a process that asks for one after the other."""
+    """The error of `models.get` for each name, all in one new process."""
     code = (
         "import json, models\nfrom models.core.errors import UsageError\nsaid = {}\n"
         f"for name in {names!r}:\n"
@@ -86,7 +88,7 @@ def refusals(mylab: Path, *names: str, **options) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
-def test_a_family_from_outside_has_a_recipe_like_ours(mylab):
+def test_an_external_family_has_a_recipe_like_a_built_in_one(mylab):
     code = (
         "import json\nfrom pipelines import recipe as recipes\n"
         "made = recipes.start('mylab.mixer', 'tiny').with_overrides({'model.width': 5})\n"
@@ -111,16 +113,16 @@ def test_a_module_without_a_family_is_refused(mylab):
         "mylab.": "can't be found here",
         ".mylab": "can't be found here",
     }
-    said = refusals(mylab, *expected)
-    assert {name: text for name, text in expected.items() if text not in said[name]} == {}
+    output = refusals(mylab, *expected)
+    assert {name: text for name, text in expected.items() if text not in output[name]} == {}
 
 
 def test_the_error_names_pythonpath(mylab):
     assert "PYTHONPATH" in refusals(mylab, "mylab.mixer", on_path=False)["mylab.mixer"]
 
 
-def test_naming_a_module_runs_no_code_of_it(mylab):
-    """A recipe that somebody else wrote can name any module that is installed."""
+def test_a_recipe_that_names_a_module_does_not_run_its_code(mylab):
+    """A downloaded recipe can name any installed module."""
     ran = mylab / "mylab" / "ran"
     refusals(mylab, "mylab.empty", "mylab.mixr", "mylab.broken")
     assert not ran.exists()
@@ -129,8 +131,8 @@ def test_naming_a_module_runs_no_code_of_it(mylab):
 
 
 @pytest.mark.slow
-def test_trains_on_a_ray_worker_and_predicts(mylab, prepared_store, digits):
-    """Trained on a Ray worker and used for predictions, with the commands alone."""
+def test_an_external_family_trains_on_a_ray_worker_and_predicts(mylab, prepared_store, digits):
+    """Trained on a Ray worker, then used for predictions, with commands only."""
     shutil.copytree(prepared_store, mylab / "home")
     Image.new("L", (8, 8)).save(mylab / "one.png")
 
@@ -183,7 +185,7 @@ def broken(records, data):
 
 @pytest.fixture
 def oddlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package `oddlab` on the path of this process."""
+    """The package `oddlab`, importable in this process."""
     package = tmp_path / "lab" / "oddlab"
     package.mkdir(parents=True)
     for name, code in {"tasks": TASK, "odd": FAMILY, "metrics": METRICS}.items():
@@ -191,7 +193,7 @@ def oddlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(package.parent)
 
 
-def test_a_task_a_family_and_a_metric_train_and_are_evaluated(
+def test_an_external_task_family_and_metric_are_trained_and_evaluated(
     oddlab: None, own_home: Path, digits: Path, call: Callable[..., Done]
 ) -> None:
     metrics = "metrics=[oddlab.metrics:zeros,oddlab.metrics:counts]"
@@ -209,10 +211,10 @@ def test_a_task_a_family_and_a_metric_train_and_are_evaluated(
     assert done.status == 0, done.err
     (assessed,) = json.loads(done.out)["models"]
     assert assessed["task"] == "parity"
-    found = assessed["metrics"]
-    assert {"same_parity", "zeros", "counts_images", "counts_classes"} == found.keys()
-    assert found["counts_classes"] == {"value": 10, "low": 10, "high": 10}
-    assert found["zeros"]["low"] < found["zeros"]["value"] < found["zeros"]["high"]
+    result = assessed["metrics"]
+    assert {"same_parity", "zeros", "counts_images", "counts_classes"} == result.keys()
+    assert result["counts_classes"] == {"value": 10, "low": 10, "high": 10}
+    assert result["zeros"]["low"] < result["zeros"]["value"] < result["zeros"]["high"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_a_task_a_family_and_a_metric_train_and_are_evaluated(
         ("oddlab.metrics:broken", "ZeroDivisionError"),
     ],
 )
-def test_a_metric_that_cannot_be_used_is_one_error(
+def test_an_unusable_external_metric_raises_a_tessera_error(
     oddlab: None,
     own_home: Path,
     digits: Path,

@@ -1,4 +1,5 @@
-"""A pack to a real S3 server, killed in the middle, ends as if it hadn't been."""
+"""A pack to a real S3 server is killed and resumed; the result equals that of an undisturbed
+pack."""
 
 from __future__ import annotations
 
@@ -65,10 +66,10 @@ def test_a_pack_that_is_killed_twice_resumes(
         assert storage.size("card.json") is None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"resuming: (\d+) of \d+ shards are packed", done.stderr)
+    result = re.search(r"resuming: (\d+) of \d+ shards are packed", done.stderr)
     # One that was on its way when its sender died may have arrived.
-    assert found
-    assert before <= int(found[1]) <= before + 1
+    assert result
+    assert before <= int(result[1]) <= before + 1
     pack(str(source), tmp_path / "here", shard_samples=8)
     here = {
         path.relative_to(tmp_path / "here").as_posix(): path.read_bytes()

@@ -1,8 +1,8 @@
-"""What a person finds in MLflow's pages, driven in a real Chromium.
+"""What MLflow's pages show after a training, in a real Chromium.
 
-A small training is logged into an embedded store without a server, then served. Each link that
-Tessera prints is opened in a fresh browser profile, as a person's first click would be.
-TESSERA_UPDATE_PICTURE=1 writes the pictures that README shows, then of a larger search.
+A small training is logged to an embedded store without a server, then served. Each link that
+Tessera prints is opened in a new browser profile. TESSERA_UPDATE_PICTURE=1 writes the screenshots
+of the README, which show a larger search.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Open = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """A server, and what the commands printed before it was there."""
+    """A server, and what the commands printed before it was started."""
 
     server: str
     run: str
@@ -62,7 +62,7 @@ def trained(
     make_server: Callable[[Path], Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
-    """cnn on the digits: trained, evaluated, promoted, all without a server; then served."""
+    """cnn on the digits: trained, evaluated and promoted without a server; then served."""
     root = tmp_path_factory.mktemp("pages") / ".tessera"
     shutil.copytree(prepared_store, root)
     server = make_server(root)
@@ -71,25 +71,25 @@ def trained(
         patch.setenv("TESSERA_UI", server.uri)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         settings = f"--set train.epochs={EPOCHS} --set train.log_every_steps=1"
-        said = call(f"train cnn --workers 0 --data {digits} {settings} --json")
+        output = call(f"train cnn --workers 0 --data {digits} {settings} --json")
         call(f"evaluate digits --data {digits} --json")
         call("promote digits/1 --json")
         size = "--trials 2 --set train.epochs=1 --scheduler none --variant tiny"
         if UPDATE:
             size = f"--trials 8 --set train.epochs={EPOCHS} --variant tiny"
-        found = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")
+        result = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")
         registry = services.open_registry(Context.from_environment())
         version = registry.version("digits", 1)
         decision = services.attach_tracker(
             Context.from_environment(), version.tags[tag_names.DECISION]
         ).link()
     server.start()
-    pages = registry.link(version), decision, found["search"], found["page"]
-    return Trained(server.uri, said["run"], said["page"], *pages)
+    pages = registry.link(version), decision, result["search"], result["page"]
+    return Trained(server.uri, output["run"], output["page"], *pages)
 
 
 def call(words: str) -> Any:
-    """Runs `tessera WORDS` in this process; gives the JSON that it prints."""
+    """Runs `tessera WORDS` in this process; returns the JSON that it prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
         run(tessera, "tessera", words.split())
@@ -98,7 +98,7 @@ def call(words: str) -> Any:
 
 
 def keep(page: Any, name: str, tmp_path: Path) -> None:
-    """A screenshot; one of those that README shows, where they are to be made anew."""
+    """Takes a screenshot; with TESSERA_UPDATE_PICTURE=1 it replaces the one in the README."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)  # charts grow when they come
     shot = (DOCS if UPDATE else tmp_path) / f"{name}.png"
@@ -114,7 +114,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(chromium: Any, trained: Trained) -> Iterator[Open]:
-    """Opens an address in a profile that never saw MLflow before."""
+    """Opens an address in a new browser profile."""
     contexts = []
     elsewhere: list[str] = []
 
@@ -141,19 +141,19 @@ def see(page: Any, text: str, *, exact: bool = True) -> None:
 
 
 def is_training_view(page: Any) -> bool:
-    """The registry of models is in the list at the left in the model-training view only."""
+    """Only the model-training view lists the model registry on the left."""
     see(page, "Model training")
     page.wait_for_timeout(500)  # the list follows the view
     return bool(page.get_by_text("Model registry", exact=True).count())
 
 
 def under(page: str, part: str) -> str:
-    """The address of a part of a run's page."""
+    """The address of a tab of a run's page."""
     address, _, query = page.partition("?")
     return f"{address}/{part}?{query}"
 
 
-def test_the_run_says_what_was_trained(open_page: Open, trained: Trained) -> None:
+def test_the_run_page_shows_model_data_and_metrics(open_page: Open, trained: Trained) -> None:
     page = open_page(trained.run_page)
     see(page, trained.run)
     for fact in ("Finished", "cnn", "train.epochs", "optim.model.lr", "val/accuracy"):
@@ -169,7 +169,7 @@ def test_the_version_has_its_aliases(open_page: Open, trained: Trained) -> None:
     assert is_training_view(page)
 
 
-def test_the_report_is_read_in_the_run(open_page: Open, trained: Trained, tmp_path: Path) -> None:
+def test_the_run_page_opens_the_report(open_page: Open, trained: Trained, tmp_path: Path) -> None:
     report_page = under(trained.run_page, "artifacts/evaluation/test/report.html")
     page = open_page(report_page, height=1100, script=NO_ASSISTANT)
     report = page.frame_locator("iframe").first
@@ -179,7 +179,7 @@ def test_the_report_is_read_in_the_run(open_page: Open, trained: Trained, tmp_pa
     keep(page, "report", tmp_path)
 
 
-def test_the_decision_has_policy_verdict_and_report(
+def test_the_decision_page_has_policy_verdict_and_report(
     open_page: Open, trained: Trained, tmp_path: Path
 ) -> None:
     page = open_page(trained.decision_page)
@@ -192,41 +192,45 @@ def test_the_decision_has_policy_verdict_and_report(
     keep(page, "decision", tmp_path)
 
 
-def test_a_search_has_its_trials_below_it(
+def test_the_search_page_lists_its_trials_below_it(
     open_page: Open, trained: Trained, tmp_path: Path
 ) -> None:
     page = open_page(trained.search_page)
     see(page, trained.search)
     see(page, "Child runs", exact=False)
-    for picture in ("history", "parallel_coordinates"):
-        address = under(trained.search_page, f"artifacts/pictures/{picture}.png")
+    for image in ("history", "parallel_coordinates"):
+        address = under(trained.search_page, f"artifacts/pictures/{image}.png")
         shown = open_page(address, height=600, script=NO_ASSISTANT)
         shown.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 300)")
     keep(shown, "search", tmp_path)
 
 
-def test_what_up_prints_leads_to_the_run(open_page: Open, trained: Trained) -> None:
+def test_the_link_that_up_prints_leads_to_the_run(open_page: Open, trained: Trained) -> None:
     page = open_page(local_services.mlflow_pages(trained.server))
     assert is_training_view(page)
     page.get_by_text(trained.run, exact=True).first.click()
     see(page, "About this run")  # MLflow's own links leave the view: ours must not
 
 
-def test_before_a_training_up_shows_the_experiments(open_page: Open, trained: Trained) -> None:
+def test_without_a_training_the_link_of_up_shows_the_experiments(
+    open_page: Open, trained: Trained
+) -> None:
     page = open_page(local_services.mlflow_pages(trained.server, "none of this name"))
     see(page, "Time created")
     assert is_training_view(page)
 
 
-def test_a_bare_address_opens_another_view(open_page: Open, trained: Trained) -> None:
-    """The control: without what the links carry, MLflow opens its GenAI view."""
+def test_an_address_without_parameters_opens_the_genai_view(
+    open_page: Open, trained: Trained
+) -> None:
+    """Control: without the parameters of our links, MLflow opens its GenAI view."""
     bare = trained.run_page.partition("?")[0]
     for address in (trained.server, bare):
         assert not is_training_view(open_page(address))
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         "training_samples",
         "confusion_matrix",
@@ -235,14 +239,14 @@ def test_a_bare_address_opens_another_view(open_page: Open, trained: Trained) ->
         f"epochs/val-{EPOCHS:05d}",
     ],
 )
-def test_the_pictures_are_shown(open_page: Open, trained: Trained, picture: str) -> None:
-    page = open_page(under(trained.run_page, f"artifacts/pictures/{picture}.png"))
-    see(page, f"{Path(picture).name}.png")
+def test_logged_images_are_shown(open_page: Open, trained: Trained, image: str) -> None:
+    page = open_page(under(trained.run_page, f"artifacts/pictures/{image}.png"))
+    see(page, f"{Path(image).name}.png")
     page.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 300)")
 
 
-def test_the_same_images_are_shown_by_epoch(open_page: Open, trained: Trained) -> None:
-    """A series that MLflow shows with a slider over the epochs."""
+def test_preview_images_have_a_slider_over_the_epochs(open_page: Open, trained: Trained) -> None:
+    """MLflow shows the series with a slider over the epochs."""
     page = open_page(under(trained.run_page, "model-metrics"), height=1000, script=NO_ASSISTANT)
     see(page, "Add section")
     page.mouse.move(640, 600)
@@ -257,8 +261,8 @@ def test_the_same_images_are_shown_by_epoch(open_page: Open, trained: Trained) -
         page.wait_for_function(f"() => [...document.images].some({shown})")
 
 
-def test_the_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path) -> None:
-    """The page that the README shows: a curve for each figure, a point for each step."""
+def test_metric_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path) -> None:
+    """A curve for each metric with a point for each step, as in the screenshot of the README."""
     page = open_page(under(trained.run_page, "model-metrics"), height=1000, script=NO_ASSISTANT)
     metrics = "train/(accuracy|loss|lr)|val/(accuracy|f1|loss)"
     page.get_by_placeholder("Search metric charts").fill(metrics)
@@ -272,6 +276,6 @@ def test_the_curves_are_drawn(open_page: Open, trained: Trained, tmp_path: Path)
     keep(page, "mlflow", tmp_path)
 
 
-def test_the_machine_s_load_is_drawn(open_page: Open, trained: Trained) -> None:
+def test_system_metrics_are_drawn(open_page: Open, trained: Trained) -> None:
     page = open_page(under(trained.run_page, "system-metrics"))
     see(page, "cpu_utilization_percentage", exact=False)

@@ -1,5 +1,7 @@
-"""Population based training on a real Ray with a real MLflow: weights that are copied, trials that
-diverge, and resuming after the driver was killed."""
+"""Population based training on a real Ray with a real MLflow.
+
+Trials copy weights, diverge, and are resumed after the driver was killed.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ PBT_SPACE = {
 
 
 def diverging_seed() -> int:
-    """A seed with which the second member diverges, and is given the other's rate after that."""
+    """A seed for which the second trial diverges and then gets the learning rate of the other."""
     space = {"lr": Choice((0.05, 1e30))}
     for seed in range(1000):
         people = population.begin(space, 2, seed)
@@ -61,7 +63,7 @@ def diverging_seed() -> int:
 
 
 def checkpoint(name: str, member: str, epoch: int) -> Path:
-    """A member's checkpoint after an epoch."""
+    """The checkpoint of a trial after an epoch."""
     folder = folder_of(name) / "trials" / workflows_trial.run_name(name, member) / "checkpoints"
     for path in folder.glob("step-*"):
         if json.loads((path / "progress.json").read_text())["epoch"] == epoch:
@@ -70,7 +72,7 @@ def checkpoint(name: str, member: str, epoch: int) -> Path:
 
 
 def check_population(name: str) -> list[dict[str, Any]]:
-    """One run a member, whose record goes through all its epochs once and tells every change."""
+    """Each trial has one run; its metrics have every epoch once, and its tags every change."""
     parent, children = runs_of(name)
     assert parent.info.status == "FINISHED"
     standing = json.loads((folder_of(name) / "trials.json").read_text())
@@ -83,14 +85,14 @@ def check_population(name: str) -> list[dict[str, Any]]:
         child = by_id[trial["id"]]
         assert (child.info.status, trial["status"]) == ("FINISHED", "finished")
         assert [epoch for epoch, _ in trial["curve"]] == list(range(1, EPOCHS + 1))
-        told = json.loads(child.data.tags[tag_names.SETTINGS])
-        assert told == trial["changes"]
-        assert told[-1]["settings"] == trial["settings"]
-        for path, first in told[0]["settings"].items():
+        changes = json.loads(child.data.tags[tag_names.SETTINGS])
+        assert changes == trial["changes"]
+        assert changes[-1]["settings"] == trial["settings"]
+        for path, first in changes[0]["settings"].items():
             assert json.loads(child.data.params[path]) == first
             points = client.get_metric_history(child.info.run_id, f"settings/{path}")
             expected = [
-                [c["settings"][path] for c in told if c["epoch"] <= e][-1]
+                [c["settings"][path] for c in changes if c["epoch"] <= e][-1]
                 for e in range(1, EPOCHS + 1)
             ]
             assert [(p.step, p.value) for p in points] == list(enumerate(expected, 1))
@@ -99,16 +101,16 @@ def check_population(name: str) -> list[dict[str, Any]]:
     return list(standing)
 
 
-def test_a_population_takes_over_the_weights_of_its_best(
+def test_a_trial_copies_weights_and_continues_bit_for_bit(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a member came to is what comes of the donor's checkpoint and the new settings, bit for
-    bit; with the settings of before it would be something else."""
+    """After a copy, the trial equals a training from the checkpoint of the donor with the new
+    settings, bit for bit. With the old settings the result would differ."""
     space = write_space(tmp_path, **PBT_SPACE)
     arguments = ["cnn", "--data", str(digits), *SETTINGS, *PBT, "--space", space, "--refit"]
     assert tune.command.main([*arguments, "--json"], standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
-    name = answer["search"]
+    response = json.loads(capsys.readouterr().out)
+    name = response["search"]
     standing = check_population(name)
     (taker,) = [t for t in standing if len(t["changes"]) > 1]
     donor = next(t for t in standing if t["id"] == taker["changes"][1]["donor"])
@@ -119,11 +121,11 @@ def test_a_population_takes_over_the_weights_of_its_best(
         folder = tmp_path / where
         source = checkpoint(name, donor["id"], 2)
         shutil.copytree(source, folder / "checkpoints" / source.name)
-        asked = search_board.find(Context.from_environment(), name)
-        recipe = recipes.build(json.loads(asked.recipe)).with_overrides(settings)
+        search = search_board.find(Context.from_environment(), name)
+        recipe = recipes.build(json.loads(search.recipe)).with_overrides(settings)
         payload = rank_work.payload_for(recipe, folder, changing=tuple(settings))
-        found = worker.run(payload, World(), EventLog(folder / "events.jsonl"))
-        return load_file(folder / "checkpoints" / found.newest / "weights.safetensors")
+        detected = worker.run(payload, World(), EventLog(folder / "events.jsonl"))
+        return load_file(folder / "checkpoints" / detected.newest / "weights.safetensors")
 
     reached = load_file(checkpoint(name, taker["id"], EPOCHS) / "weights.safetensors")
     same = replay(taker["settings"], "same")
@@ -132,39 +134,39 @@ def test_a_population_takes_over_the_weights_of_its_best(
     assert not all(torch.equal(reached[key], other[key]) for key in reached)
 
     version = model_reference.resolve(
-        services.open_registry(Context.from_environment()), answer["model"]
+        services.open_registry(Context.from_environment()), response["model"]
     )
-    winner = next(t for t in standing if t["id"] == answer["winner"]["id"])
+    winner = next(t for t in standing if t["id"] == response["winner"]["id"])
     assert version.tags["tessera.trial"] == winner["id"]
-    assert answer["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)
+    assert response["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)
 
 
-def test_a_member_that_diverges_takes_over_another_s_weights(
+def test_a_trial_that_diverges_copies_the_weights_of_another(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With 1e30 the loss is not finite; the weights are another's from then on, the run the same.
-    Here each member's training has a worker of Ray Train."""
+    """With a learning rate of 1e30 the loss is not finite. The trial copies weights and
+    continues in the same run. Here each trial has a Ray Train worker."""
     space = write_space(tmp_path, optim__model__lr=[0.05, 1e30])
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--set", "train.epochs=2"]
     arguments += ["--scheduler", "pbt", "--trials", "2", "--seed", str(diverging_seed())]
     assert tune.command.main([*arguments, "--space", space, "--json"], standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
-    good, bad = sorted(answer["trials"], key=lambda t: len(t["changes"]))
+    response = json.loads(capsys.readouterr().out)
+    good, bad = sorted(response["trials"], key=lambda t: len(t["changes"]))
     assert [c["settings"]["optim.model.lr"] for c in bad["changes"]] == [1e30, 0.05]
     assert bad["changes"][1]["donor"] == good["id"]
     assert [epoch for epoch, _ in good["curve"]] == [1, 2]
     assert [epoch for epoch, _ in bad["curve"]] == [2]
     assert bad["curve"][0] == good["curve"][1], "the same weights, settings and order"
-    _, children = runs_of(answer["search"])
+    _, children = runs_of(response["search"])
     assert {child.info.status for child in children} == {"FINISHED"}
     assert len(children) == 2
 
 
-def test_a_population_that_was_killed_goes_on_as_if_it_had_not_been(
+def test_a_killed_population_resumes_with_the_same_result(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The driver is killed in its second generation; its cluster lives on. The draws and the
-    figures that decide are those of before."""
+    """The driver is killed in its second generation; its cluster keeps running. Random choices
+    and deciding metrics are the same as without the kill."""
     import ray
 
     space = write_space(tmp_path, **PBT_SPACE)
@@ -187,9 +189,9 @@ def test_a_population_that_was_killed_goes_on_as_if_it_had_not_been(
 
     assert tune.command.main(["--resume", name, "--json"], standalone_mode=False) == 0
     standing = check_population(name)
-    asked = search_board.find(Context.from_environment(), name)
-    again = population.begin(asked.parsed_space(), 4, asked.seed)
+    search = search_board.find(Context.from_environment(), name)
+    again = population.begin(search.parsed_space(), 4, search.seed)
     again.scores = {t["id"]: dict(t["curve"])[2] for t in standing}
-    population.advance(again, asked.parsed_space(), direction="max", seed=asked.seed, epoch=3)
+    population.advance(again, search.parsed_space(), direction="max", seed=search.seed, epoch=3)
     assert {m.id: m.settings for m in again.members} == {t["id"]: t["settings"] for t in standing}
     assert again.donors == before.donors

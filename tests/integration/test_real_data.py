@@ -1,4 +1,5 @@
-"""Each real data set is packed, verified, shown and read back, and has what its SOURCE.md counts."""
+"""Each real data set is packed, verified, inspected and read; the counts are those of its
+SOURCE.md."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 def unpack(
     name: str, archive: str, to: Path, wanted: Callable[[str], bool] = lambda member: True
 ) -> Path:
-    """The archive's folder, or the `wanted` files of it; a test without the data is skipped."""
+    """The folder of an archive, or only the `wanted` files. Skips the test without the data."""
     path = DATA / name / archive
     if not path.is_file():
         pytest.skip(f"the data set {name} is not here")
@@ -41,7 +42,7 @@ def call(command: object, *arguments: str) -> str:
 
 
 def go_through(source: Path, folder: Path, *options: str) -> Card:
-    """Packs, verifies, writes the page, and reads every sample back."""
+    """Packs, verifies, writes the page, and reads every sample."""
     call(pack.command, str(source), "--to", str(folder), "--workers", "0", *options)
     assert json.loads(call(verify.command, str(folder), "--json"))["differences"] == []
     page = folder.with_suffix(".html")
@@ -74,10 +75,10 @@ def test_bccd(tmp_path: Path) -> None:
     refused = CliRunner().invoke(
         pack.command, [str(source), "--to", str(tmp_path / "out")], standalone_mode=False
     )
-    said = str(refused.exception)
-    assert "2 of 364 images can't be packed, 0 are allowed (box without area: 2)" in said
-    assert "BloodImage_00338" in said
-    assert "BloodImage_00343" in said
+    message = str(refused.exception)
+    assert "2 of 364 images can't be packed, 0 are allowed (box without area: 2)" in message
+    assert "BloodImage_00338" in message
+    assert "BloodImage_00343" in message
     card = go_through(source, tmp_path / "out", "--allow-rejected", "2")
     lost = {"train": 0, "val": 0, "test": 0}
     assert counts(card, "test") == {"Platelets": 69, "RBC": 805, "WBC": 71}
@@ -133,7 +134,7 @@ def test_images_without_labels(tmp_path: Path, archive: str, count: int) -> None
     assert card.classes == ()
 
 
-def test_photos_are_shrunk_on_the_way(tmp_path: Path) -> None:
+def test_photos_are_shrunk_while_packing(tmp_path: Path) -> None:
     source = unpack("sr-bsd68-set5", "CBSD68.tar", tmp_path)
     small = go_through(source, tmp_path / "small", "--resize", "160", "--quality", "90")
     assert (small.image.min_height, small.image.max_width) == (160, 240)
@@ -155,7 +156,7 @@ def test_mnist(tmp_path: Path) -> None:
 
 
 def test_cifar10(tmp_path: Path) -> None:
-    """Test whole, a fifth of train."""
+    """The whole test split, and a fifth of train."""
 
     def wanted(member: str) -> bool:
         return member.startswith("test/") or member.endswith(("0.jpg", "5.jpg"))

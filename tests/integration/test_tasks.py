@@ -1,4 +1,4 @@
-"""Parts as tasks on a real Ray: each once, whatever dies on the way."""
+"""Tasks on a real Ray: each part is done once, whichever worker dies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stumble(shared: None, part: int) -> None:
 
 
 def die(shared: Path, part: int) -> int:
-    """Part 2 dies by SIGKILL the first time; part 4 each time."""
+    """Part 2 is killed by SIGKILL once, part 4 every time."""
     first = not (shared / str(part)).exists()
     (shared / str(part)).touch()
     if part == 4 or (part == 2 and first):
@@ -54,22 +54,22 @@ def count_open(shared: Path, part: int) -> int:
     mine = shared / f"{part}"
     mine.touch()
     time.sleep(0.1)
-    found = len(list(shared.iterdir()))
+    result = len(list(shared.iterdir()))
     mine.unlink()
-    return found
+    return result
 
 
-def test_each_part_comes_once_with_its_number(ray_cluster: None) -> None:
-    found = dict(tasks.map_tasks(double, 10, iter(range(20)), workers=3))
-    assert found == {number: (10 * number, "1") for number in range(20)}
+def test_each_result_is_returned_once_with_its_number(ray_cluster: None) -> None:
+    result = dict(tasks.map_tasks(double, 10, iter(range(20)), workers=3))
+    assert result == {number: (10 * number, "1") for number in range(20)}
 
 
-def test_no_more_at_a_time_than_asked_for(ray_cluster: None, tmp_path: Path) -> None:
-    found = dict(tasks.map_tasks(count_open, tmp_path, range(12), workers=2))
-    assert max(found.values()) == 2
+def test_no_more_tasks_run_at_once_than_requested(ray_cluster: None, tmp_path: Path) -> None:
+    result = dict(tasks.map_tasks(count_open, tmp_path, range(12), workers=2))
+    assert max(result.values()) == 2
 
 
-def test_an_error_of_ours_comes_as_it_was(ray_cluster: None) -> None:
+def test_a_tessera_error_of_a_task_is_raised_unchanged(ray_cluster: None) -> None:
     with pytest.raises(UsageError) as caught:
         list(tasks.map_tasks(refuse, "this", range(9), workers=2))
     assert (caught.value.message, caught.value.hint) == ("this can't be", "give another")
@@ -79,7 +79,7 @@ def test_an_error_of_ours_comes_as_it_was(ray_cluster: None) -> None:
         list(tasks.map_tasks(stumble, None, [1], workers=2))
 
 
-def test_a_worker_that_is_killed_is_replaced_but_not_for_ever(
+def test_a_killed_worker_is_replaced_a_limited_number_of_times(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     assert dict(tasks.map_tasks(die, tmp_path, range(4), workers=2)) == {n: n for n in range(4)}
@@ -88,7 +88,7 @@ def test_a_worker_that_is_killed_is_replaced_but_not_for_ever(
 
 
 class Killer(threading.Thread):
-    """Kills workers of this process's cluster that pack, a few."""
+    """Kills some of the packing workers of this process's cluster."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Killer(threading.Thread):
         self.join()
 
 
-def test_a_pack_on_the_cluster_has_the_bytes_of_one_here_though_workers_are_killed(
+def test_a_pack_on_the_cluster_equals_a_local_one_when_workers_are_killed(
     ray_cluster: None, tmp_path: Path, make_pets: Callable[[int], Path]
 ) -> None:
     source = make_pets(1500)
@@ -143,7 +143,7 @@ def test_a_pack_on_the_cluster_has_the_bytes_of_one_here_though_workers_are_kill
     assert len(seen) == sum(len(split.shards) for split in here.splits.values())
 
 
-def test_a_stopped_pack_on_the_cluster_goes_on_here(
+def test_a_pack_stopped_on_the_cluster_resumes_locally(
     ray_cluster: None, tmp_path: Path, make_pets: Callable[[int], Path]
 ) -> None:
     source = make_pets(400)
@@ -157,12 +157,12 @@ def test_a_stopped_pack_on_the_cluster_goes_on_here(
 
     with pytest.raises(KeyboardInterrupt):
         pack(str(source), tmp_path / "there", shard_samples=40, map_tasks=map_tasks, progress=stop)
-    said: list[str] = []
-    assert pack(str(source), tmp_path / "there", shard_samples=40, notify=said.append) == here
-    assert any(line.startswith("resuming: ") for line in said)
+    messages: list[str] = []
+    assert pack(str(source), tmp_path / "there", shard_samples=40, notify=messages.append) == here
+    assert any(line.startswith("resuming: ") for line in messages)
 
 
-def test_the_command_s_pack_on_the_cluster_is_the_same(
+def test_the_pack_command_on_the_cluster_equals_a_local_one(
     ray_cluster: None, tmp_path: Path, make_pets: Callable[[int], Path], call: Call
 ) -> None:
     pets = make_pets(20)

@@ -1,4 +1,4 @@
-"""A real MLflow server, killed and started again: nothing is lost, nothing is there twice."""
+"""A real MLflow server is killed and restarted: no event is lost or repeated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from pipelines.tracking.uploader import Uploader
 pytestmark = [pytest.mark.usefixtures("mlflow_settings"), pytest.mark.slow]
 
 
-def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_no_event_is_lost_or_repeated_when_the_server_is_killed(
+    mlflow_server, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     server = mlflow_server
     run = mlflow_runs.open_run(
         server.uri, experiment="outage", name="r", tags={}, artifact_root=None
     )
     registry = MlflowRegistry(server.uri)
     run.start_system_metrics(1.0)
-    heard: list[Event] = []
+    messages: list[Event] = []
     folder = tmp_path / "run"
     (folder / "pictures").mkdir(parents=True)
     emit = EventLog(folder / FILE)
@@ -34,7 +36,7 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
         folder / FILE,
         run,
         is_permanent=mlflow_runs.is_permanent,
-        listeners=[heard.append],
+        listeners=[messages.append],
         interval_seconds=0.2,
     ).start()
     slowest_seconds, steps, stop = [0.0], [0], threading.Event()
@@ -47,18 +49,20 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
             steps[0] += 1
             time.sleep(0.02)
 
-    def register(made: list[Version]) -> None:
-        made.append(registry.register("outage", folder / "pictures", run_id=run.run_id, tags={}))
+    def register(registered: list[Version]) -> None:
+        registered.append(
+            registry.register("outage", folder / "pictures", run_id=run.run_id, tags={})
+        )
 
     training = threading.Thread(target=train)
     training.start()
     time.sleep(2)
     server.kill()
     (folder / "pictures" / "grid.txt").write_text("a picture")
-    emit({"kind": "artifact", "path": "pictures/grid.txt", "folder": "made"})
+    emit({"kind": "artifact", "path": "pictures/grid.txt", "folder": "grids"})
     emit({"kind": "tags", "values": {"in": "the dark"}})
-    made: list[Version] = []
-    registering = threading.Thread(target=register, args=(made,))
+    registered: list[Version] = []
+    registering = threading.Thread(target=register, args=(registered,))
     registering.start()
     time.sleep(6)
     server.start()
@@ -82,18 +86,21 @@ def test_a_server_that_is_killed_costs_nothing(mlflow_server, tmp_path: Path) ->
     assert {row.step: row.timestamp for row in rows} == made_at
     assert steps[0] > 300
     assert slowest_seconds[0] < 1.0
-    assert [file.path for file in client.list_artifacts(run.run_id, "made")] == ["made/grid.txt"]
+    assert [file.path for file in client.list_artifacts(run.run_id, "grids")] == ["grids/grid.txt"]
     assert client.get_run(run.run_id).data.tags["in"] == "the dark"
     assert client.get_run(run.run_id).info.status == "FINISHED"
-    assert {event["level"] for event in heard if event["kind"] == "notice"} == {"warning", "info"}
-    assert [version.number for version in made] == [1]
+    assert {event["level"] for event in messages if event["kind"] == "notice"} == {
+        "warning",
+        "info",
+    }
+    assert [version.number for version in registered] == [1]
     assert [version.number for version in registry.versions("outage")] == [1]
     system = client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
     times = sorted(row.timestamp for row in system)
     assert max(b - a for a, b in pairwise(times)) < 15_000, "the outage is a gap"
 
 
-def test_the_server_keeps_the_contract_of_runs(mlflow_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_server_fulfils_the_contract_of_runs(mlflow_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     def open_run() -> mlflow_runs.MlflowTracker:
         return mlflow_runs.open_run(
             mlflow_server.uri, experiment="http", name="r", tags={"a": "b"}, artifact_root=tmp_path
@@ -110,7 +117,7 @@ def test_the_server_keeps_the_contract_of_runs(mlflow_server, tmp_path: Path) ->
     run.finish("FAILED")
     assert open_run().run_id == run.run_id
     assert len(run._client.get_metric_history(run.run_id, "loss")) == 2500
-    found = run._client.get_run(run.run_id)
-    assert found.info.status == "RUNNING"
-    assert found.info.artifact_uri.startswith("mlflow-artifacts:")
+    result = run._client.get_run(run.run_id)
+    assert result.info.status == "RUNNING"
+    assert result.info.artifact_uri.startswith("mlflow-artifacts:")
     assert run.link().startswith(f"{mlflow_server.uri}/#/experiments/{run.experiment_id}/runs/")

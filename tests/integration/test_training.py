@@ -1,9 +1,9 @@
 """Trainings on a real Ray, tracked in a real MLflow, and killed.
 
 The reference is an undisturbed training on two workers. A training whose worker was killed must end
-with the same weights, bit for bit. One whose driver was killed resumes with another number of
-workers. Both are one MLflow run without a repeated step. `tests/pipelines/training` has what needs
-no Ray.
+with the same weights, bit for bit. A training whose driver was killed resumes with another number
+of workers. Each is one MLflow run without repeated steps. Tests that need no Ray are in
+`tests/pipelines/training`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LOSS_TOLERANCE = 1e-4
 
 
 def small(digits: Path, workers: int, **changes: Any) -> Recipe:
-    """`cnn` tiny: no BatchNorm, no dropout. fp32, and every step logged."""
+    """`cnn` tiny: no BatchNorm, no dropout. fp32, and every step is logged."""
     return recipes.start("cnn", "tiny").with_overrides(
         {
             "data.path": str(digits),
@@ -82,18 +82,18 @@ def weights_equal(one: Run, other: Run) -> bool:
 
 
 def check_one_run(run: Run, epochs: int, steps: int) -> None:
-    """MLflow has one run of this name, finished, with every step and epoch exactly once."""
+    """MLflow has one finished run of this name, with every step and epoch exactly once."""
     client = services.attach_tracker(
         Context.from_environment(),
         training_run.find(Context.from_environment().runs_dir, run.name).run_id,
     )._client
     experiment = client.get_experiment_by_name("tessera")
-    found = client.search_runs(
+    result = client.search_runs(
         [experiment.experiment_id], filter_string=f"tags.`tessera.run` = '{run.name}'"
     )
-    assert len(found) == 1
-    assert found[0].info.status == "FINISHED"
-    run_id = found[0].info.run_id
+    assert len(result) == 1
+    assert result[0].info.status == "FINISHED"
+    run_id = result[0].info.run_id
     train_steps = [m.step for m in client.get_metric_history(run_id, "train/loss")]
     epoch_steps = [m.step for m in client.get_metric_history(run_id, "val/accuracy")]
     assert sorted(train_steps) == list(range(1, steps + 1))
@@ -106,7 +106,8 @@ def events(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
-    """What `condition` comes to be. The wait is long, as Ray's start is beside other tests."""
+    """Waits until `condition` returns a value. The limit is long: Ray starts slowly next to
+    other tests."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -126,7 +127,7 @@ def apart(one: Run, other: Run) -> float:
     return max(abs(a - b) for a, b in zip(losses(one), losses(other), strict=True))
 
 
-def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Path) -> None:
+def test_weights_do_not_depend_on_the_number_of_workers(undisturbed: Outcome, digits: Path) -> None:
     alone = train.train(small(digits, 0), progress=False)
     assert len(losses(alone.run)) == STEPS
     assert losses(alone.run)[-1] < losses(alone.run)[0] / 2, "nothing was learned"
@@ -135,7 +136,9 @@ def test_the_number_of_workers_changes_nothing(undisturbed: Outcome, digits: Pat
         check_one_run(outcome.run, EPOCHS, STEPS)
 
 
-def test_a_killed_worker_costs_nothing(undisturbed: Outcome, digits: Path, home: Path) -> None:
+def test_a_killed_worker_does_not_change_the_weights(
+    undisturbed: Outcome, digits: Path, home: Path
+) -> None:
     before = set(Context.from_environment().runs_dir.iterdir())
     killed: list[int] = []
 
@@ -194,9 +197,9 @@ def test_a_killed_driver_is_resumed_in_the_same_run(
 def test_a_training_on_two_workers_is_reproduced_bit_for_bit(
     undisturbed: Outcome, call: Call
 ) -> None:
-    answer = json.loads(call("reproduce", f"digits/{undisturbed.version.number}", "--json").out)
-    assert answer["weights"] == "the same, bit for bit"
-    assert (answer["reproduced"], answer["differences"]) == (True, [])
+    response = json.loads(call("reproduce", f"digits/{undisturbed.version.number}", "--json").out)
+    assert response["weights"] == "the same, bit for bit"
+    assert (response["reproduced"], response["differences"]) == (True, [])
 
 
 def test_an_embedded_ray_listens_on_loopback_only() -> None:
@@ -219,8 +222,8 @@ def test_a_finished_run_is_not_trained_again(
     name = undisturbed.run.name
     arguments = ["--resume", name, "--workers", "0", "--json"]
     assert train_verb.command.main(arguments, standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["model"] == f"models:/digits/{undisturbed.version.number}"
+    response = json.loads(capsys.readouterr().out)
+    assert response["model"] == f"models:/digits/{undisturbed.version.number}"
     check_one_run(undisturbed.run, EPOCHS, STEPS)
 
 
@@ -237,7 +240,7 @@ def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) ->
     assert time.monotonic() - began < 10
 
 
-def test_mlflow_away_in_mid_training_costs_nothing(
+def test_no_event_is_lost_when_mlflow_is_down_during_training(
     start_mlflow: Any, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", start_mlflow.uri)

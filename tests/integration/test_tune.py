@@ -1,5 +1,7 @@
-"""A search on a real Ray with a real MLflow: its runs there, what is stopped, what fails, and going
-on after the driver was killed."""
+"""A search on a real Ray with a real MLflow.
+
+Its runs in MLflow, trials that are stopped or fail, and resuming after the driver was killed.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def home(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_grid_with_a_trial_that_diverges_and_a_refit(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1e30 gives a loss that is not finite: that trial fails, and the search goes on."""
+    """With a learning rate of 1e30 the loss is not finite: that trial fails, the search
+    continues."""
     space = write_space(tmp_path, optim__model__lr=[0.05, 1e30])
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
     assert (
@@ -52,33 +55,33 @@ def test_a_grid_with_a_trial_that_diverges_and_a_refit(
         )
         == 0
     )
-    answer = json.loads(capsys.readouterr().out)
-    name = answer["search"]
+    response = json.loads(capsys.readouterr().out)
+    name = response["search"]
     standing = check_runs(name, 2)
     by_rate = {t["settings"]["optim.model.lr"]: t for t in standing}
     assert by_rate[1e30]["status"] == "failed"
     assert "not finite" in by_rate[1e30]["reason"]
     assert by_rate[0.05]["status"] == "finished"
     assert len(by_rate[0.05]["curve"]) == EPOCHS
-    assert answer["winner"]["id"] == by_rate[0.05]["id"]
+    assert response["winner"]["id"] == by_rate[0.05]["id"]
     winner = yaml.safe_load((folder_of(name) / "winner.yaml").read_text())
     assert winner["optim"]["model"]["lr"] == 0.05
 
     version = model_reference.resolve(
-        services.open_registry(Context.from_environment()), answer["model"]
+        services.open_registry(Context.from_environment()), response["model"]
     )
     assert version.aliases == ("challenger",)
     assert version.tags["tessera.search"] == name
-    assert version.tags["tessera.trial"] == answer["winner"]["id"]
+    assert version.tags["tessera.trial"] == response["winner"]["id"]
     refit = services.attach_tracker(Context.from_environment(), version.run_id)
     assert refit._client.get_run(version.run_id).data.tags["tessera.search"] == name
-    assert answer["refit"]["accuracy"] == pytest.approx(answer["winner"]["value"], abs=1e-9)
+    assert response["refit"]["accuracy"] == pytest.approx(response["winner"]["value"], abs=1e-9)
 
 
-def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
+def test_a_process_reused_after_a_stopped_trial_gives_the_same_result(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And nothing of itself in there: the next comes to what it would have come to alone."""
+    """The next trial in the same process has the same result as alone."""
     rates = [0.05, 0.04, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 0.03]
     space = write_space(tmp_path, optim__model__lr=rates)
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
@@ -115,7 +118,7 @@ def test_a_trial_that_is_stopped_leaves_its_process_to_the_next(
     assert curve == after["curve"]
 
 
-def test_more_than_the_cluster_has_is_refused_at_once(home: Path, digits: Path) -> None:
+def test_more_resources_than_the_cluster_has_are_refused_at_once(home: Path, digits: Path) -> None:
     began = time.monotonic()
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--workers-per-trial", "5"]
     with pytest.raises(TesseraError, match=r"no trial fits: .*5 workers.* has 4") as caught:
@@ -127,11 +130,11 @@ def test_more_than_the_cluster_has_is_refused_at_once(home: Path, digits: Path) 
     )
 
 
-def test_killed_and_resumed_it_loses_and_repeats_no_trial(
+def test_a_killed_search_resumes_without_losing_or_repeating_a_trial(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The driver is killed once a trial has ended; an embedded cluster dies with it. Tune's record
-    is put back to when no trial had, as it always lags behind."""
+    """The driver is killed after a trial has ended; its embedded cluster ends with it. Tune's
+    record always lags behind, so here it is reset to a state before any trial had ended."""
     space = write_space(tmp_path, optim__model__lr=[0.05, 0.04, 0.03, 0.02])
     words = [sys.executable, "-m", "jobs.tune", "cnn", "--data", str(digits), *SETTINGS]
     words += ["--search", "grid", "--space", space, "--scheduler", "none"]
@@ -161,12 +164,12 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
     shutil.copytree(lagging, folder_of(name) / "tune")
 
     assert tune.command.main(["--resume", name, "--json"], standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
+    response = json.loads(capsys.readouterr().out)
     trials = check_runs(name, 4)
     assert before <= {t["id"] for t in trials}
     assert sorted(t["settings"]["optim.model.lr"] for t in trials) == [0.02, 0.03, 0.04, 0.05]
     assert {t["status"] for t in trials} == {"finished"}
-    assert len(answer["trials"]) == 4
+    assert len(response["trials"]) == 4
     for trial in trials:
         run = training_run.find(folder_of(name) / "trials", trial["run"])
         steps = [step for step, _ in training_run.history(run)["val/accuracy"]]
@@ -177,10 +180,11 @@ def test_killed_and_resumed_it_loses_and_repeats_no_trial(
             assert logs[trial["id"]].read_bytes() == trained[trial["id"]], "it was trained again"
 
 
-def test_control_c_ends_it_as_what_can_go_on(
+def test_a_search_ended_by_control_c_can_be_resumed(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tune takes the signal for itself and ends as if all were over: nothing must be refit."""
+    """Tune handles the signal itself and returns as if the search were complete: no refit may
+    follow."""
     space = write_space(tmp_path, optim__model__lr=[0.05, 0.04])
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
     arguments += ["--set", "train.epochs=3000", "--workers-per-trial", "0", "--refit"]
@@ -210,10 +214,10 @@ def test_control_c_ends_it_as_what_can_go_on(
     assert services.open_registry(Context.from_environment()).names() == []
 
 
-def test_optuna_chooses_the_settings(
+def test_the_settings_are_those_that_optuna_samples(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are those that Optuna alone draws from the same seed; one is a list."""
+    """Optuna alone samples the same settings with the same seed; one setting is a list."""
     optuna = pytest.importorskip(
         "optuna", reason="optuna isn't installed: pip install 'tessera-train[optuna]'"
     )
@@ -223,18 +227,18 @@ def test_optuna_chooses_the_settings(
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "optuna", "--space", space]
     arguments += ["--set", "train.epochs=1", "--workers-per-trial", "0", "--trials", "3"]
     assert tune.command.main([*arguments, "--seed", "5", "--json"], standalone_mode=False) == 0
-    answer = json.loads(capsys.readouterr().out)
-    trials = check_runs(answer["search"], 3)
+    response = json.loads(capsys.readouterr().out)
+    trials = check_runs(response["search"], 3)
     assert {t["status"] for t in trials} == {"finished"}
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=5))
     alone = []
     for _ in trials:
-        asked = study.ask()
-        widths = asked.suggest_categorical(
+        sampled = study.ask()
+        widths = sampled.suggest_categorical(
             "model.channels", ["[4, 8]", "[8, 16]"]
         )  # as in the file
-        rate = asked.suggest_float("optim.model.lr", 1e-3, 0.1, log=True)
+        rate = sampled.suggest_float("optim.model.lr", 1e-3, 0.1, log=True)
         alone.append({"optim.model.lr": rate, "model.channels": json.loads(widths)})
 
     def rate_of(settings: dict[str, Any]) -> float:

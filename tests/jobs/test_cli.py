@@ -1,4 +1,4 @@
-"""The command as a user meets it: help at once, and every mistake as one line with a hint."""
+"""The command line as a user sees it: help without delay, and errors as one line with a hint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ finally:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`tessera ARGUMENTS` in a fresh process; the last line of stderr names what it loaded."""
+    """Runs `tessera ARGUMENTS` in a new process; the last line of stderr lists the loaded
+    modules."""
     return subprocess.run(
         [sys.executable, "-c", _CALL_AND_TELL, *arguments],
         cwd=ROOT,
@@ -68,7 +69,7 @@ def help_of(verb: str) -> str:
 
 
 @pytest.mark.parametrize("words", [[], ["train"]])
-def test_help_is_immediate(words: list[str]) -> None:
+def test_help_takes_a_fraction_of_a_second(words: list[str]) -> None:
     seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=1.0) >= HELP_CPU_SECONDS:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -90,7 +91,7 @@ def test_importing_the_verbs_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_help_lists_every_verb_once_in_groups_with_a_whole_line() -> None:
+def test_help_lists_every_verb_once_in_groups_with_an_untruncated_line() -> None:
     text = help_of("")
     assert max(map(len, text.splitlines())) <= 80
     seen = []
@@ -105,7 +106,7 @@ def test_help_lists_every_verb_once_in_groups_with_a_whole_line() -> None:
     assert "More:" not in text
 
 
-def test_the_listed_line_is_the_command_s_own() -> None:
+def test_the_listed_line_is_the_first_of_the_command_s_help() -> None:
     for verb in verbs():
         command = tessera.get_command(click.Context(tessera), verb)
         assert command is not None
@@ -134,7 +135,7 @@ def test_every_option_of_every_verb_has_a_sentence_of_help() -> None:
     assert wrong == []
 
 
-def test_a_verb_is_a_module_too() -> None:
+def test_a_verb_can_be_run_as_a_module() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "jobs.formats", "--help"],
         cwd=ROOT,
@@ -146,7 +147,7 @@ def test_a_verb_is_a_module_too() -> None:
     assert shown.stdout.startswith("Usage: tessera formats ")
 
 
-def test_every_module_of_jobs_but_the_cli_is_a_verb() -> None:
+def test_every_module_of_jobs_except_the_cli_is_a_verb() -> None:
     modules = {p.stem for p in (ROOT / "jobs").glob("*.py")} - {"__init__", "cli"}
     has_command = {v for v in modules if hasattr(importlib.import_module(f"jobs.{v}"), "command")}
     assert has_command == modules == set(verbs())
@@ -166,11 +167,11 @@ def test_every_module_of_jobs_but_the_cli_is_a_verb() -> None:
         ("help", "--help"),
     ],
 )
-def test_a_wrong_verb_is_answered_by_its_meaning(typed: str, meant: str, call: Call) -> None:
+def test_a_synonym_of_a_verb_suggests_the_verb(typed: str, meant: str, call: Call) -> None:
     said(call(typed), 2, f"unknown verb {typed!r}", f"did you mean: tessera {meant}?")
 
 
-def test_synonyms_name_verbs_that_exist_and_none_twice() -> None:
+def test_synonyms_are_unique_and_point_to_existing_verbs() -> None:
     words = " ".join(SYNONYMS.values()).split()
     assert len(words) == len(set(words))
     assert not set(words) & set(verbs())
@@ -239,12 +240,12 @@ def test_formats(call: Call) -> None:
 
 @pytest.fixture(scope="module")
 def home(trained_home: Path) -> Path:
-    """A home with one small model registered: `digits`, version 1, `challenger`."""
+    """A home with one small registered model: `digits`, version 1, `challenger`."""
     return trained_home
 
 
 def said(done: Done, status: int, *parts: str) -> None:
-    """A mistake is one line that says what is wrong, and at most one more with a hint."""
+    """An error is one line that describes the problem, and at most one more with a hint."""
     assert done.status == status, done
     assert not done.out
     lines = done.err.splitlines()
@@ -298,7 +299,7 @@ def said(done: Done, status: int, *parts: str) -> None:
         ("predict digits", ["nothing to predict", "--samples N"]),
     ],
 )
-def test_wrong_usage_is_said_with_its_mend(
+def test_usage_errors_have_a_hint(
     words: str, parts: list[str], call: Call, home: Path, digits: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "typo.yaml").write_text("family: cnn\noptin: {}\n")
@@ -327,7 +328,7 @@ def test_wrong_usage_is_said_with_its_mend(
         ("predict models:/digits/7 x.png", ["'7'", "it has versions 1"]),
     ],
 )
-def test_what_is_not_there_is_said_with_what_is(
+def test_errors_about_unknown_names_list_the_known_ones(
     words: str, parts: list[str], call: Call, home: Path, digits: Path, tmp_path: Path
 ) -> None:
     line = words.replace("DIGITS", str(digits)).replace("SCRATCH", str(tmp_path))
@@ -352,7 +353,7 @@ def test_a_version_without_evaluation_is_refused(call: Call, home: Path) -> None
         "predict models:/digits@challenger x.png",
     ],
 )
-def test_an_mlflow_that_is_not_there_is_said_at_once(
+def test_an_unreachable_mlflow_is_reported_at_once(
     words: str, call: Call, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as held:  # bound, so that nobody else listens there
@@ -365,21 +366,21 @@ def test_an_mlflow_that_is_not_there_is_said_at_once(
     assert set((home / "runs").iterdir()) == before, "a training that never began left its folder"
 
 
-def test_verbose_shows_where_a_mistake_was_found(call: Call) -> None:
+def test_verbose_shows_the_traceback(call: Call) -> None:
     from models.core.errors import UsageError
 
     with pytest.raises(UsageError, match="unknown family"):
         run(tessera, "tessera", ["train", "cnnn", "--verbose"])
 
 
-def test_a_place_that_can_not_be_written_is_said(call: Call, home: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_reported(call: Call, home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     out = tmp_path / "file" / "answers.jsonl"
     said(call("predict", "digits@challenger", tmp_path / "a.png", "--out", out), 1, str(out.parent))
 
 
-def test_an_input_that_can_not_be_read_has_its_line(call: Call, home: Path, tmp_path: Path) -> None:
+def test_an_unreadable_input_has_a_line_of_its_own(call: Call, home: Path, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(good)
     bad.write_bytes(good.read_bytes()[:40])
@@ -400,7 +401,9 @@ def test_an_input_that_can_not_be_read_has_its_line(call: Call, home: Path, tmp_
     assert call("predict", "digits@challenger", good, "--strict").status == 0
 
 
-def test_answers_are_a_whole_file_or_none(call: Call, home: Path, tmp_path: Path) -> None:
+def test_predictions_are_written_completely_or_not_at_all(
+    call: Call, home: Path, tmp_path: Path
+) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     out = tmp_path / "deep" / "answers.jsonl"
     folder = tmp_path / "annotated"
@@ -411,7 +414,7 @@ def test_answers_are_a_whole_file_or_none(call: Call, home: Path, tmp_path: Path
     assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
 
 
-def test_a_closed_pipe_is_no_error(home: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(home: Path) -> None:
     shown = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m jobs.families --json | head -c 1"],
         cwd=ROOT,
@@ -441,7 +444,7 @@ run(command, "x")
     ("how", "status"),
     [("return 0", 0), ("return 3", 3), ("raise UsageError('no')", 2), ("1 / 0", 1)],
 )
-def test_a_process_that_loaded_ray_ends_with_its_status(how: str, status: int) -> None:
+def test_a_process_that_loaded_ray_returns_its_exit_status(how: str, status: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITH_RAY.format(how=how)], cwd=ROOT, capture_output=True, text=True
     )

@@ -32,7 +32,7 @@ def call(folder: Path, verb: str, *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_the_demo(tmp_path: Path) -> None:
+def test_the_demo_runs(tmp_path: Path) -> None:
     shown = call(tmp_path, "demo").stdout.splitlines()
     first = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in shown[1:-2])
     assert first["family"] == "cnn"

@@ -1,4 +1,4 @@
-"""`tessera describe`: every setting of every family, as its definition says it."""
+"""`tessera describe`: every setting of every family, from its definition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_setting_is_described_with_type_and_default(family: str) -> None:
     assert {variant.name for variant in found.variants} == set(models.get(family).variants)
 
 
-def test_help_comes_from_below_the_attribute_or_from_the_class() -> None:
+def test_help_is_the_docstring_of_the_attribute_or_of_the_class() -> None:
     class Base:
         """`width` and `height`: in pixels. `depth`: blocks. Unknown is not described."""
 
@@ -45,7 +45,7 @@ def test_help_comes_from_below_the_attribute_or_from_the_class() -> None:
     assert found["unknown"] == ("int", "")
 
 
-def test_the_text_and_the_json_say_the_same(call: Call) -> None:
+def test_text_and_json_have_the_same_content(call: Call) -> None:
     plain = json.loads(call("describe", "cnn", "--variant", "tiny", "--json").out)
     text = call("describe", "cnn", "--variant", "tiny").out
     assert "  schedule.kind = cosine  [constant | cosine | one_cycle | step]\n" in text

@@ -1,4 +1,4 @@
-"""`doctor` with a real Ray worker, and what it says when something is wrong."""
+"""`doctor` with a real Ray worker, and its messages for each problem."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_all_is_well_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_ray_that_never_answers_ends_at_the_limit(tmp_path: Path) -> None:
+def test_a_ray_that_never_responds_is_reported_after_the_time_limit(tmp_path: Path) -> None:
     before = {p.pid for p in psutil.process_iter()}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -141,7 +141,7 @@ def test_the_checks_on_a_worker_name_each_problem(tmp_path: Path) -> None:
     assert doctor.check_here(probe)["storage_problem"] == "the file has another content there"
 
 
-def test_too_little_disk_and_a_library_out_of_bounds(
+def test_a_full_disk_and_an_unsupported_library_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert doctor.check_disk(tmp_path / "not" / "there").state == "ok"

@@ -85,7 +85,7 @@ def fit(family: str, data: Path, *, model: str) -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, in which the command is called."""
+    """An empty working folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -120,10 +120,10 @@ def test_a_file_is_compared_on_all_test_images(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_it_answers_without_tessera_what_tessera_predicts(
+def test_the_file_predicts_the_same_without_tessera(
     form: str, home: Path, here: Path, tmp_path: Path, call: Call
 ) -> None:
-    """In a process of its own, in a folder with nothing else."""
+    """In a new process, in a folder with nothing else."""
     pixels = (load_digits().images[:7, :, :, None] * 15.9).astype(np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image[:, :, 0]).save(tmp_path / f"{number}.png")
@@ -150,7 +150,7 @@ def test_it_answers_without_tessera_what_tessera_predicts(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_that_answers_otherwise_is_not_kept(
+def test_a_file_with_different_predictions_is_not_kept(
     form: str, home: Path, here: Path, call: Call
 ) -> None:
     (here / "kept").write_text("as it was")
@@ -161,7 +161,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert (here / "kept").read_text() == "as it was"
 
 
-def test_a_file_that_is_there_stays(home: Path, here: Path, call: Call) -> None:
+def test_an_existing_file_is_not_overwritten(home: Path, here: Path, call: Call) -> None:
     (here / "digits-1.pt2").write_text("mine")
     done = call("export", "digits", "--format", "pt2")
     assert (done.status, "--force" in done.err) == (2, True)
@@ -171,7 +171,9 @@ def test_a_file_that_is_there_stays(home: Path, here: Path, call: Call) -> None:
     assert (here / "digits-1.pt2").read_bytes()[:2] == b"PK"
 
 
-def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_refused(
+    home: Path, here: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for words, status, part in (
         ("digits", 2, "--format onnx, or --format pt2"),
         ("digits --format tflite", 2, "'tflite'"),
@@ -188,7 +190,7 @@ def test_wrong_calls(home: Path, here: Path, call: Call, monkeypatch: pytest.Mon
     assert files(here) == []
 
 
-def test_files_that_were_not_registered_are_not_used(home: Path, here: Path, call: Call) -> None:
+def test_changed_model_files_are_not_exported(home: Path, here: Path, call: Call) -> None:
     registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 1)
     registry.tag(version, {"tessera.digest": "0" * 64})
@@ -198,7 +200,7 @@ def test_files_that_were_not_registered_are_not_used(home: Path, here: Path, cal
     assert files(here) == []
 
 
-def test_data_that_are_gone_or_others(
+def test_missing_or_changed_data_are_refused(
     home: Path, here: Path, digits: Path, tmp_path: Path, call: Call
 ) -> None:
     data, other = tmp_path / "data", tmp_path / "other"
@@ -252,7 +254,7 @@ def test_the_images_that_are_compared(
         ("yolo", "", False),
     ],
 )
-def test_other_tasks(
+def test_every_task_can_be_exported(
     name: str, gives: str, classes: bool, home: Path, here: Path, tmp_path: Path, call: Call
 ) -> None:
     kind = family_sources.READ_FROM[models.get(name).task.reads]

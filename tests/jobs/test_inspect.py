@@ -1,4 +1,4 @@
-"""`tessera inspect` as a user calls it."""
+"""`tessera inspect` as a user runs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import Call
-from packed_sets import Given, pack_set, pair
+from packed_sets import Sample, pack_set, pair
 from PIL import Image
 
 from pipelines.data.annotations import Mask, Objects
@@ -42,7 +42,7 @@ def said_of(task: str) -> object:
 
 def make(folder: Path, task: str, **more: object) -> Path:
     classes = () if task == "images" else ("cat", "dog")
-    given: list[Given] = [(f"k{n}", image(n), said_of(task)) for n in range(6)]  # type: ignore[misc]
+    given: list[Sample] = [(f"k{n}", image(n), said_of(task)) for n in range(6)]  # type: ignore[misc]
     splits = {"train": given[:4], "test": given[4:]}
     pack_set(folder, task, splits, classes, shard_samples=3, **more)  # type: ignore[arg-type]
     return folder
@@ -73,7 +73,7 @@ def test_every_task_has_its_summary(
     assert ("cat" in done.out) == (task != "images")
 
 
-def test_rejected_ones_and_leakage_are_counted(tmp_path: Path, call: Call) -> None:
+def test_rejected_samples_and_near_duplicates_are_counted(tmp_path: Path, call: Call) -> None:
     pairs = [pair(("train", "k0"), ("test", "k4"), 3)]
     folder = make(tmp_path / "set", "classification", rejected=ROWS, pairs=pairs)
     shown = [" ".join(line.split()) for line in call("inspect", folder).out.splitlines()]
@@ -84,7 +84,7 @@ def test_rejected_ones_and_leakage_are_counted(tmp_path: Path, call: Call) -> No
     )
 
 
-def test_the_page_is_written_whole(tmp_path: Path, call: Call) -> None:
+def test_the_page_is_written_completely(tmp_path: Path, call: Call) -> None:
     folder = make(tmp_path / "set", "detection", rejected=ROWS)
     page = tmp_path / "deep" / "a: page.html"
     done = call("inspect", folder, "--html", page, "--samples", 2)
@@ -99,14 +99,14 @@ def test_the_page_is_written_whole(tmp_path: Path, call: Call) -> None:
     assert page.read_text(encoding="utf-8").count("<img ") == 2
 
 
-def test_json_is_the_card_also_with_a_page(tmp_path: Path, call: Call) -> None:
+def test_json_prints_the_card_also_with_a_page(tmp_path: Path, call: Call) -> None:
     folder = make(tmp_path / "set", "semantic_segmentation")
     done = call("inspect", folder, "--json", "--html", tmp_path / "page.html")
     assert json.loads(done.out) == json.loads((folder / "card.json").read_text())
     assert (tmp_path / "page.html").is_file()
 
 
-def test_a_set_at_an_address_is_inspected_like_one_in_a_folder(tmp_path: Path, call: Call) -> None:
+def test_a_remote_data_set_is_inspected_like_a_local_one(tmp_path: Path, call: Call) -> None:
     folder = make(tmp_path / "set", "detection", rejected=ROWS)
     storage = open_storage("memory://inspected/set")
     for path in folder.rglob("*.*"):
@@ -123,8 +123,8 @@ def test_a_set_at_an_address_is_inspected_like_one_in_a_folder(tmp_path: Path, c
     assert there.read_text(encoding="utf-8") == here.read_text(encoding="utf-8")
 
 
-def test_a_thousand_classes_are_no_thousand_lines(tmp_path: Path, call: Call) -> None:
-    given: list[Given] = [(f"k{n}", image(n), n) for n in range(9)]
+def test_many_classes_are_abbreviated(tmp_path: Path, call: Call) -> None:
+    given: list[Sample] = [(f"k{n}", image(n), n) for n in range(9)]
     names = [f"class {n}" for n in range(1000)]
     pack_set(tmp_path, "classification", {"train": given}, names)
     done = call("inspect", tmp_path)
@@ -132,8 +132,8 @@ def test_a_thousand_classes_are_no_thousand_lines(tmp_path: Path, call: Call) ->
     assert len(done.out.splitlines()) < 50
 
 
-def test_names_can_not_steer_the_terminal(tmp_path: Path, call: Call) -> None:
-    given: list[Given] = [("k", image(0), 0)]
+def test_names_are_printed_without_terminal_escapes(tmp_path: Path, call: Call) -> None:
+    given: list[Sample] = [("k", image(0), 0)]
     evil = "\x1b]0;title\x07\x1b[2Jred\n\u202eder"
     rows = [{"key": evil, "origin": evil, "reason": evil, "detail": evil}]
     pack_set(
@@ -150,7 +150,7 @@ def test_names_can_not_steer_the_terminal(tmp_path: Path, call: Call) -> None:
     assert not [c for c in done.out if not c.isprintable() and c != "\n"]
 
 
-def test_mistakes_are_named(tmp_path: Path, call: Call) -> None:
+def test_errors_are_reported(tmp_path: Path, call: Call) -> None:
     folder = make(tmp_path / "set", "images")
     (tmp_path / "file").write_text("x")
     (tmp_path / "damaged").mkdir()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def home(own_home: Path, digits: Path) -> Path:
-    """Two versions of a model; the first is champion, the second was refused."""
+    """Two versions of a model: the first is champion, the second was refused."""
     for epochs in (2, 1):
         recipe = recipes.start("cnn", "tiny").with_overrides(
             {"data.path": str(digits), "train.epochs": epochs, "workers.count": 0}
@@ -50,7 +50,9 @@ def test_all_models_are_listed(home: Path, call: Call) -> None:
     assert "digits" in call("registry").out
 
 
-def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Call) -> None:
+def test_the_versions_of_a_model_are_listed_with_metrics_and_verdicts(
+    home: Path, call: Call
+) -> None:
     newest, first = json.loads(call("registry", "digits", "--json").out)
     assert (first["version"], first["aliases"]) == (1, "champion")
     assert first["verdict"].startswith("promoted: accuracy")
@@ -65,12 +67,12 @@ def test_the_versions_of_a_model_have_figures_and_verdicts(home: Path, call: Cal
         assert row["val"] == f"{val:.4f}"
 
 
-def test_a_model_that_is_not_there(home: Path, call: Call) -> None:
+def test_an_unknown_model_is_an_error(home: Path, call: Call) -> None:
     done = call("registry", "digts")
     assert (done.status, "did you mean 'digits'" in done.err) == (2, True)
 
 
-def test_nothing_is_registered(store: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+def test_an_empty_registry(store: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(store))
     assert call("registry").out == "no model is registered yet: tessera train\n"
     assert json.loads(call("registry", "--json").out) == []
@@ -78,7 +80,7 @@ def test_nothing_is_registered(store: Path, monkeypatch: pytest.MonkeyPatch, cal
     assert (done.status, "no model is registered yet" in done.err) == (1, True)
 
 
-def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
+def test_a_version_is_traced_to_the_digest_of_its_data(
     home: Path, digits: Path, call: Call
 ) -> None:
     found = json.loads(call("lineage", "models:/digits@champion", "--json").out)
@@ -105,13 +107,13 @@ def test_a_version_leads_back_to_the_bytes_it_was_trained_on(
     assert "train.epochs=2" in page
 
 
-def test_the_search_is_a_link_of_the_chain(home: Path, call: Call) -> None:
+def test_the_lineage_includes_the_search(home: Path, call: Call) -> None:
     found = json.loads(call("lineage", "digits/2", "--json").out)
     assert (found["search"], found["trial"]) == ("a-search", "7")
     assert found["verdict"].startswith("refused: gain in accuracy")
 
 
-def test_a_version_that_something_else_registered(home: Path, call: Call, tmp_path: Path) -> None:
+def test_a_version_registered_without_tessera(home: Path, call: Call, tmp_path: Path) -> None:
     registry = services.open_registry(Context.from_environment())
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "weights").write_bytes(b"1")
@@ -135,8 +137,8 @@ def test_a_version_is_reproduced_bit_for_bit(home: Path, call: Call) -> None:
     assert len(json.loads(call("registry", "digits", "--json").out)) == 2
 
 
-def test_other_weights_on_the_same_machine_are_no_reproduction(home: Path, call: Call) -> None:
-    """Its recipe names another seed than it was trained with."""
+def test_different_weights_on_the_same_machine_are_reported(home: Path, call: Call) -> None:
+    """Its recipe has another seed than the one it was trained with."""
     registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 2)
     true = version.tags["tessera.recipe"]
@@ -155,7 +157,7 @@ def test_other_data_are_refused(home: Path, digits: Path, tmp_path: Path, call: 
     assert (done.status, "is not the one that the recipe names" in done.err) == (1, True)
 
 
-def test_what_is_compared() -> None:
+def test_the_comparison_of_a_reproduction() -> None:
     one = {"a": torch.tensor([1.0, -0.0]), "b": torch.tensor([1, 2])}
     same = {name: tensor.clone() for name, tensor in one.items()}
     assert reproduce.largest_difference(one, same) == 0.0

@@ -1,4 +1,4 @@
-"""`tessera pack` and `tessera inspect` as a user calls them."""
+"""`tessera pack` and `tessera inspect` as a user runs them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_pack_prints_the_card_as_json(tmp_path: Path, pets: Path, call: Call) ->
     assert card["name"] == "mine"
 
 
-def test_pack_notes_the_licence_and_shrinks(tmp_path: Path, pets: Path, call: Call) -> None:
+def test_pack_stores_the_licence_and_shrinks_images(tmp_path: Path, pets: Path, call: Call) -> None:
     shrink = ("--resize", 3, "--quality", 80)
     packed = call("pack", pets, "--to", tmp_path / "out", "--licence", "CC0", *shrink, "--json")
     card = json.loads(packed.out)
@@ -56,13 +56,13 @@ def test_pack_notes_the_licence_and_shrinks(tmp_path: Path, pets: Path, call: Ca
     assert (card["image"]["max_height"], card["image"]["max_width"]) == (3, 4)
 
 
-def test_pack_takes_an_address(tmp_path: Path, pets: Path, call: Call) -> None:
+def test_pack_writes_to_an_address(tmp_path: Path, pets: Path, call: Call) -> None:
     packed = call("pack", pets, "--to", f"file://{tmp_path}/out")
     assert packed.status == 0, packed.err
     assert (tmp_path / "out" / "card.json").exists()
 
 
-def test_pack_takes_the_format_s_options(tmp_path: Path, call: Call) -> None:
+def test_pack_accepts_options_of_the_format(tmp_path: Path, call: Call) -> None:
     folder = tmp_path / "src"
     folder.mkdir()
     rows = ["file;kind"]
@@ -82,7 +82,7 @@ def test_pack_takes_the_format_s_options(tmp_path: Path, call: Call) -> None:
     assert "did you mean 'path_column'" in near.err
 
 
-def test_a_pack_that_is_refused_goes_on_when_told_to(
+def test_a_refused_pack_continues_with_allow_rejected(
     tmp_path: Path, pets: Path, call: Call
 ) -> None:
     (pets / "dog" / "bad.jpg").write_bytes(b"x")
@@ -97,7 +97,7 @@ def test_a_pack_that_is_refused_goes_on_when_told_to(
     assert "1, see rejected.jsonl" in again.out
 
 
-def test_pack_keeps_classes_for_test(tmp_path: Path, pets: Path, call: Call) -> None:
+def test_pack_keeps_classes_that_only_test_has(tmp_path: Path, pets: Path, call: Call) -> None:
     packed = call("pack", pets, "--to", tmp_path / "out", "--unseen", "dog")
     assert packed.status == 0, packed.err
     assert "train 8, val 1, test 1" in packed.out
@@ -108,7 +108,7 @@ def test_pack_keeps_classes_for_test(tmp_path: Path, pets: Path, call: Call) -> 
     assert "did you mean 'dog'" in near.err
 
 
-def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: Call) -> None:
+def test_errors_are_two_lines_and_an_exit_status(tmp_path: Path, pets: Path, call: Call) -> None:
     (pets / "dog" / "bad.jpg").write_bytes(b"x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
@@ -133,7 +133,7 @@ def test_mistakes_are_two_lines_and_a_status(tmp_path: Path, pets: Path, call: C
     assert not out.exists()
 
 
-def test_inspect_names_a_shard_that_is_cut_short(tmp_path: Path, pets: Path, call: Call) -> None:
+def test_inspect_reports_a_truncated_shard(tmp_path: Path, pets: Path, call: Call) -> None:
     assert call("pack", pets, "--to", tmp_path / "out").status == 0
     shard = tmp_path / "out" / "train" / "000000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])

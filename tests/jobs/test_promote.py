@@ -1,4 +1,4 @@
-"""The gate over a real registry: what a promotion leaves behind, and that it can't be cheated."""
+"""Promotion with a real registry: what it records, and that it can't be deceived."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ BETTER, WORSE = 2, 1
 
 @pytest.fixture(scope="module")
 def home(own_home: Path, digits: Path) -> Path:
-    """Two versions of `digits`: a poor one, and a good one that is champion after it. `fresh` has
-    the same two and no champion."""
+    """Two versions of `digits`: a poor one, then a good one that replaced it as champion.
+    `fresh` has the same two and no champion."""
     registry = services.open_registry(Context.from_environment())
     for epochs in (3, 10):
         number = fit(digits, epochs)
@@ -49,7 +49,7 @@ def home(own_home: Path, digits: Path) -> Path:
 def fit(
     data: Path, epochs: int, *, on: Path | None = None, model: str = "digits", **changes: Any
 ) -> int:
-    """Trains, evaluates on the same data or on others; gives the version."""
+    """Trains and evaluates on the same or other data; returns the version."""
     recipe = recipes.start("cnn", "tiny").with_overrides(
         {"data.path": str(data), "train.epochs": epochs, "workers.count": 0, **changes}
     )
@@ -64,7 +64,7 @@ def champion(call: Call, model: str = "digits") -> int | None:
     return held[0] if held else None
 
 
-def test_the_decision_is_a_run_with_all_that_led_to_it(
+def test_the_decision_is_a_run_with_its_policy_verdict_and_report(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     before = dict(services.open_registry(Context.from_environment()).version("fresh", WORSE).tags)
@@ -129,7 +129,7 @@ def test_the_decision_is_a_run_with_all_that_led_to_it(
     assert refused.data.tags["tessera.promotion.outcome"] == "refused"
 
 
-def test_back_and_forth(home: Path, call: Call) -> None:
+def test_promote_and_roll_back_repeatedly(home: Path, call: Call) -> None:
     back = call("rollback", "digits")
     assert (back.status, champion(call)) == (0, WORSE)
     assert call("rollback", f"digits/{BETTER}").status == 0
@@ -165,7 +165,7 @@ def test_a_promoted_version_is_copied_into_another_model(
 
 
 def image_folder(root: Path, parts: dict[str, list[int]]) -> Path:
-    """Split -> numbers of scikit-learn's digits, as PNG files by class."""
+    """Writes digits of scikit-learn as PNG files by class; `parts` has their numbers by split."""
     data = load_digits()
     for split, numbers in parts.items():
         for number in numbers:
@@ -176,10 +176,10 @@ def image_folder(root: Path, parts: dict[str, list[int]]) -> Path:
     return root
 
 
-def test_who_was_trained_on_the_test_images_is_refused(
+def test_a_candidate_trained_on_the_test_images_is_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
-    """A data set of its own whose train split is the other's test: another digest, other files."""
+    """Its data set has the test images of the other as train split: another digest, other files."""
     test = [int(key) for key in keys(digits, "test")]
     rest = [int(key) for key in keys(digits, "val")]
     source = image_folder(tmp_path / "raw", {"train": test, "val": rest[:90], "test": rest[90:]})
@@ -214,7 +214,7 @@ def keys(data: Path, split: str) -> list[str]:
 def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
-    """The few are chosen so that the worse one is right on all, and the champion errs on some."""
+    """The images are chosen so that the worse candidate is right on all of them."""
     rights = [right_on(home, version, digits) for version in (WORSE, BETTER)]
     lucky = [key for key in rights[0] if rights[0][key] and not rights[1][key]][:3]
     both = [key for key in rights[0] if rights[0][key] and rights[1][key]][:17]
@@ -239,7 +239,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
 
 
 def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
-    """Key -> whether the version is right, on the test split."""
+    """Key -> whether the prediction of the version is right, on the test split."""
     from pipelines.training import evaluator
 
     registry = services.open_registry(Context.from_environment())
@@ -259,7 +259,7 @@ def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
 
 
 class Payload:
-    """What a pickle would run when it is loaded."""
+    """A pickle with code that runs when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -270,7 +270,7 @@ class Payload:
 
 @pytest.mark.fault(45, 46)
 @pytest.mark.control(45, 46)
-def test_tampered_files_are_refused_and_nothing_in_them_runs(
+def test_tampered_files_are_refused_and_their_code_does_not_run(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     number = fit(digits, 1, seed=9)
@@ -313,7 +313,7 @@ def test_tampered_files_are_refused_and_nothing_in_them_runs(
 
 
 @pytest.mark.fault(48)
-def test_a_deleted_run_and_a_foreign_place_are_refused(
+def test_a_deleted_run_and_a_foreign_source_are_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     number = fit(digits, 1, seed=11)
@@ -333,7 +333,7 @@ def test_a_deleted_run_and_a_foreign_place_are_refused(
 
 
 @pytest.mark.fault(48)
-def test_not_evaluated_or_on_other_data(
+def test_versions_not_evaluated_or_evaluated_on_other_data_are_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     recipe = recipes.start("cnn", "tiny").with_overrides(
@@ -348,7 +348,7 @@ def test_not_evaluated_or_on_other_data(
     assert (done.status, "evaluated on other data" in done.out) == (1, True)
 
 
-def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: Path) -> None:
+def test_a_report_compares_two_models(home: Path, digits: Path, call: Call, tmp_path: Path) -> None:
     fields = tmp_path / "fields.csv"
     with fields.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -378,7 +378,7 @@ def test_a_report_of_two_models(home: Path, digits: Path, call: Call, tmp_path: 
     assert "evaluation/test/report.html" in names
 
 
-def test_workers_find_the_same(home: Path, digits: Path) -> None:
+def test_the_result_does_not_depend_on_the_number_of_workers(home: Path, digits: Path) -> None:
     registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", 2)
     folder = registry.download(version, home / "same")

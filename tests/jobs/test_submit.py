@@ -1,4 +1,4 @@
-"""A training whose data can't feed it is refused when it is asked for, and begins nothing."""
+"""A training that its data can't feed is refused when it is submitted, and nothing starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cli_runner import Call
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place of its own, without a cluster."""
+    """A home without a cluster."""
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
@@ -36,7 +36,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("options", "said"), REFUSED)
 @pytest.mark.parametrize("verb", [("submit", "train"), ("train",)])
-def test_it_is_refused_with_the_reason(
+def test_an_unfeedable_training_is_refused_with_the_reason(
     verb: tuple[str, ...], options: list[str], said: str, packed: Path, home: Path, call: Call
 ) -> None:
     refused = call(*verb, "cnn", "--data", packed, *options)
@@ -48,7 +48,7 @@ def test_it_is_refused_with_the_reason(
 
 @pytest.mark.parametrize("verb", [("submit", "train"), ("train",), ("train", "--dry-run")])
 @pytest.mark.parametrize("name", ["train/000000.tar", "val/000000.tar", "train/index.npy"])
-def test_a_missing_file_is_named(
+def test_a_missing_file_is_reported(
     verb: tuple[str, ...], name: str, packed: Path, home: Path, call: Call
 ) -> None:
     (packed / name).unlink()
@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(
 
 
 @pytest.mark.parametrize("data", ["PACKED", "/only/on/the/cluster", "s3://bucket/set"])
-def test_what_can_be_fed_or_not_be_seen_from_here_goes_to_the_cluster(
+def test_feedable_or_unreachable_data_are_submitted(
     data: str, packed: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

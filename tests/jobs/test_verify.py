@@ -1,4 +1,4 @@
-"""`tessera verify` as a user calls it."""
+"""`tessera verify` as a user runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def packed(digits: Path, tmp_path: Path) -> Path:
     return tmp_path / "digits"
 
 
-def test_verify_says_what_was_checked(packed: Path, call: Call) -> None:
+def test_verify_prints_what_was_checked(packed: Path, call: Call) -> None:
     done = call("verify", packed)
     assert done.status == 0, done.err
     lines = dict(line.split(None, 1) for line in done.out.splitlines())
@@ -27,7 +27,7 @@ def test_verify_says_what_was_checked(packed: Path, call: Call) -> None:
     assert (report["same"], report["samples"], report["differences"]) == (True, 1797, [])
 
 
-def test_verify_names_what_differs_and_ends_with_1(packed: Path, call: Call) -> None:
+def test_verify_lists_differences_and_exits_with_1(packed: Path, call: Call) -> None:
     path = packed / "val" / "000000.tar"
     data = bytearray(path.read_bytes())
     data[700] ^= 1
@@ -44,7 +44,7 @@ def test_verify_names_what_differs_and_ends_with_1(packed: Path, call: Call) -> 
     assert len(report["differences"]) == 2
 
 
-def test_verify_refuses_what_is_no_set(tmp_path: Path, call: Call) -> None:
+def test_verify_refuses_a_folder_that_is_not_a_data_set(tmp_path: Path, call: Call) -> None:
     done = call("verify", tmp_path)
     assert done.status == 1
     assert "is not a packed data set" in done.err

@@ -1,4 +1,4 @@
-"""One thread, as the golden losses were made with."""
+"""Tests of models run with one thread, as the golden losses were computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sizes, codes and their bits, the variational loss, and answers that can be decoded again."""
+"""Autoencoder: image sizes, codes and their rounding, the variational loss, and decoding of
+codes."""
 
 from __future__ import annotations
 
@@ -58,14 +59,14 @@ def test_trains_on_a_single_image_of_any_size(shape, variational):
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(p.grad is not None for p in net.parameters())
     with torch.no_grad():
-        made, code, _ = net.eval()(batch["image"])
-    assert made.shape == (1, *shape)
+        reconstruction, code, _ = net.eval()(batch["image"])
+    assert reconstruction.shape == (1, *shape)
     assert code.shape == (1, TINY.code)
-    assert 0 <= made.min() <= made.max() <= 1
+    assert 0 <= reconstruction.min() <= reconstruction.max() <= 1
     assert max(net.core[1:]) <= 8
 
 
-def test_large_images_have_the_same_smallest_map():
+def test_the_smallest_feature_map_does_not_grow_with_the_image():
     net = build(DataSpec("images", 3, 480, 640, (), (0.5,) * 3, (0.5,) * 3), width=64)
     assert net.core == (256, 4, 5)
 
@@ -73,24 +74,24 @@ def test_large_images_have_the_same_smallest_map():
 def test_overfits_a_few_images():
     net, batch = build(), squares()
     optimizer = torch.optim.Adam(net.parameters(), 0.005)
-    found = []
+    result = []
     for _ in range(150):
         loss = FAMILY.loss(net, batch)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        found.append(float(loss.detach()))
+        result.append(float(loss.detach()))
     flat = (batch["clean"] - batch["clean"].mean(0)).square().mean()
-    assert found[-1] < 0.1 * flat, "better than the mean of all"
+    assert result[-1] < 0.1 * flat, "better than the mean of all"
 
 
-def test_padding_does_not_count_in_the_loss():
+def test_padding_is_excluded_from_the_loss():
     net, batch = build(), squares()
     batch["extent"][:, 0], batch["extent"][:, 1] = 9, 7
     loss = FAMILY.loss(net, batch)["loss"]
-    made = net(batch["image"])[0]
+    reconstruction = net(batch["image"])[0]
     inner = (slice(None), slice(None), slice(9), slice(7))
-    torch.testing.assert_close(loss, (made - batch["clean"])[inner].square().mean())
+    torch.testing.assert_close(loss, (reconstruction - batch["clean"])[inner].square().mean())
     batch["clean"][:, :, 9:], batch["clean"][:, :, :, 7:] = 5, 5
     torch.testing.assert_close(FAMILY.loss(net, batch)["loss"], loss)
     (prediction, *_) = FAMILY.predict(net.eval(), batch)
@@ -107,7 +108,7 @@ def test_predictions_are_decoded_from_rounded_codes():
 
 
 @pytest.mark.parametrize("bits", [16, 32])
-def test_the_code_alone_gives_the_reconstruction(bits):
+def test_the_reconstruction_depends_on_the_code_only(bits):
     net, batch = build(code_bits=bits).eval(), squares()
     predictions = FAMILY.predict(net, batch)
     decoded = FAMILY.decode(net, torch.stack([p["code"] for p in predictions]))
@@ -125,9 +126,9 @@ def test_huge_codes_stay_finite():
 def test_kl_agrees_with_torch_distributions():
     net, batch = build(variational=True), squares()
     with torch.no_grad():
-        found = net.to_code(net.down(batch["image"]).flatten(1))
+        result = net.to_code(net.down(batch["image"]).flatten(1))
         distance = net(batch["image"])[2]
-    mean, log_variance = found.split(TINY.code, 1)
+    mean, log_variance = result.split(TINY.code, 1)
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(
         normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)
@@ -195,14 +196,14 @@ def test_an_image_of_another_size_is_refused():
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Images of the network's size, and one of another."""
-    made = []
+    """Image files of the network's size, and one of another size."""
+    files = []
     for number, batch in enumerate((squares(3)["clean"], torch.rand(1, 1, 40, 30))):
         for row, image in enumerate(batch):
             path = tmp_path / f"image-{number}-{row}.png"
             Image.fromarray((image[0] * 255).byte().numpy()).save(path)
-            made.append(path)
-    return made
+            files.append(path)
+    return files
 
 
 @pytest.mark.parametrize("variant", ["base", "tiny", "variational"])

@@ -1,4 +1,4 @@
-"""Any network of torchvision by name, on small images; what isn't there is said."""
+"""Backbone: any network of torchvision by name, on small images, and errors for invalid names."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_stem_keeps_the_size_of_small_images():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
 def test_norms_adapt_in_a_short_training(name):
-    """After 50 steps on the same images the statistics are theirs."""
+    """After 50 steps on the same images, the norms have their statistics."""
     torch.manual_seed(1)
     images = 3 + torch.randn(16, 3, 32, 32)
 
@@ -81,7 +81,7 @@ def test_norms_adapt_in_a_short_training(name):
     assert share_learned(adapt=False) < 0.5
 
 
-def test_the_head_is_found():
+def test_the_head_is_detected():
     heads = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "vit_b_16": "heads.head"}
     for name, head in heads.items():
         assert last_layer(build(name, spec())) == head

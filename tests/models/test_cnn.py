@@ -1,4 +1,4 @@
-"""The papers' networks, on their image sizes and on sizes that are too small for them."""
+"""The networks of the papers, on their image sizes and on smaller ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ARTICLES = {
 
 @pytest.mark.parametrize("name", ARTICLES)
 def test_has_the_layers_of_the_paper(name):
-    """Written out layer by layer as printed (flatten corrected), with the same weights in order."""
+    """Compared with the printed layers (flatten corrected), with the same weights in order."""
     data, printed = ARTICLES[name]
     ours = CNN.build(CNN.variants[name], data)
     assert count(ours) == count(printed)
@@ -101,7 +101,7 @@ def test_works_on_images_that_are_not_square():
 
 
 def test_tiny_does_not_depend_on_the_split_of_a_batch():
-    """The tests of worker equality rely on it."""
+    """Tests that compare numbers of workers rely on it."""
     module = CNN.build(CNN.variants["tiny"], spec(1, 8))
     assert not list(module.buffers())
     assert not any(m.p for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout2d))

@@ -1,9 +1,9 @@
-"""What every family promises, tried on its `tiny`. A new file in models/ is tested by being there.
+"""The contract of every family, tested with its `tiny` variant. New files in models/ are included.
 
-Golden losses: ten training losses from a fixed seed are stored beside this file. They are compared
-with a relative tolerance of 1e-4, because convolutions add in another order on another processor;
-within one process they are bit-identical, which is tested too. After a change that is meant to
-change them: UPDATE_GOLDEN=1 pytest tests/models/test_contract.py -k golden
+Golden losses: ten training losses from a fixed seed are stored next to this file. They are compared
+with a relative tolerance of 1e-4, because convolutions add in a different order on another
+processor. Within a process they are bit-identical, which is tested too. After an intended change:
+UPDATE_GOLDEN=1 pytest tests/models/test_contract.py -k golden
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def family(request) -> Family:
 
 
 def losses_on_one_batch(family: Family, steps: int, optimizer: type = torch.optim.SGD):
-    """The losses of a plain training. SGD by default: Adam's first steps turn noise in a gradient
-    near zero into whole steps, and the losses would differ from processor to processor."""
+    """The losses of a plain training with SGD. Adam's first steps turn noise in a gradient near
+    zero into full steps, so its losses would differ between processors."""
     parts = family.parts(examples.tiny(family).train())
     optimizers = {p: optimizer(m.parameters(), lr=0.01) for p, m in parts.items()}
     batch = examples.train_batch(family)
-    found = []
+    result = []
     for step in range(steps):
         torch.manual_seed(step)
         for part, losses in family.updates(parts, batch):
@@ -61,8 +61,8 @@ def losses_on_one_batch(family: Family, steps: int, optimizer: type = torch.opti
             optimizers[part].step()
             for each in optimizers.values():
                 each.zero_grad()
-            found.append(float(losses["loss"].detach()))
-    return found
+            result.append(float(losses["loss"].detach()))
+    return result
 
 
 def test_has_tiny_and_base(family):
@@ -74,9 +74,9 @@ def test_has_tiny_and_base(family):
 
 def test_every_variant_has_a_recipe(family):
     for variant in family.variants:
-        made = recipes.start(family.name, variant)
-        assert made.config() == family.variants[variant]
-        assert set(made.optim) == set(family.parts(examples.tiny(family)))
+        recipe = recipes.start(family.name, variant)
+        assert recipe.config() == family.variants[variant]
+        assert set(recipe.optim) == set(family.parts(examples.tiny(family)))
 
 
 def test_builds_the_same_weights_from_the_same_seed(family):
@@ -125,14 +125,14 @@ def test_predictions_have_metrics_json_and_panels(family, tmp_path):
         assert not any(isinstance(v, torch.Tensor) and v.is_cuda for v in prediction.values())
         groups.append(task.panels(image, prediction, target, data))
         assert task.panels(image, prediction, None, data)
-        picture = task.prediction_to_image(prediction)
-        assert picture is None or picture.dtype == torch.uint8
+        pixels = task.prediction_to_image(prediction)
+        assert pixels is None or pixels.dtype == torch.uint8
         assert task.writes_coco_results or not task.prediction_to_coco(prediction)
     plots.grid(groups, data.classes, tmp_path / "answers.png")
 
 
-def test_training_samples_can_be_drawn(family, tmp_path):
-    """With all augmentation that the family's own recipe has."""
+def test_training_samples_have_panels(family, tmp_path):
+    """With all augmentation of the family's default recipe."""
     data, count = examples.spec(family), 8
     transform = family.augment(recipes.start(family.name).augment_settings(), data, train=True)
     batch = transform(examples.raw_batch(family), BatchRng(0, count, slice(0, count)))
@@ -152,11 +152,11 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(family):
 
 def test_recipe_round_trips(family):
     for variant in family.variants:
-        made = recipes.start(family.name, variant)
-        text = made.to_json()
+        recipe = recipes.start(family.name, variant)
+        text = recipe.to_json()
         again = recipes.build(json.loads(text))
         assert again.to_json() == text
-        assert again.config() == made.config()
+        assert again.config() == recipe.config()
 
 
 def test_search_space_is_valid_at_its_ends(family):
@@ -224,9 +224,9 @@ def test_trains_the_same_twice(family):
 
 
 def losses_at_rest(family: Family, steps: int):
-    """Of a network whose norms see maps of one pixel: over a batch the variance of some channels is
-    rounding, and the losses would differ from processor to processor. So the norms keep their
-    statistics, and the network counts in float64, as little changes then."""
+    """For networks whose norms see maps of one pixel: the batch variance of some channels is
+    rounding noise, so losses would differ between processors. The norms keep their statistics,
+    and the network computes in float64 because the losses change little."""
     network = examples.tiny(family).train().double()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -234,15 +234,15 @@ def losses_at_rest(family: Family, steps: int):
     optimizer = torch.optim.SGD(network.parameters(), lr=3.0)
     batch = examples.train_batch(family)
     batch["image"] = batch["image"].double()
-    found = []
+    result = []
     for step in range(steps):
         torch.manual_seed(step)
         for _, losses in family.updates(family.parts(network), batch):
             losses["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
-            found.append(float(losses["loss"].detach()))
-    return found
+            result.append(float(losses["loss"].detach()))
+    return result
 
 
 def test_golden_losses(family):

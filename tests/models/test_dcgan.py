@@ -1,4 +1,4 @@
-"""A generator for images of any size, and two parts that learn from each other."""
+"""DCGAN: a generator for images of any size, and the losses and updates of both networks."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_weights_are_initialised_as_in_the_paper():
 def test_a_fake_image_does_not_depend_on_the_rest_of_the_batch():
     module = network().eval()
     together = ask(module, [3, 4, 5, 600])
-    for place, index in enumerate((3, 4, 5, 600)):
-        assert torch.equal(ask(module, [index])[0], together[place])
+    for position, index in enumerate((3, 4, 5, 600)):
+        assert torch.equal(ask(module, [index])[0], together[position])
     assert len({image.numpy().tobytes() for image in ask(module, list(range(50)))}) == 50
     assert torch.equal(ask(module, [3, 4], seed=0), together[:2]), "0 is the seed of evaluations"
     for seed in (1, 2**31, 2**32, -1):
@@ -71,7 +71,7 @@ def test_a_fake_image_does_not_depend_on_the_rest_of_the_batch():
 
 
 def test_fake_images_are_normalised_like_real_ones():
-    """What the discriminator gets of a made image is what it would get of it as a real one."""
+    """The discriminator gets a fake image as it would get the same image from the data."""
     module = network().eval()
     latent = torch.randn(4, 8)
     pixels = module(latent)
@@ -84,16 +84,16 @@ def test_losses_of_an_untrained_discriminator():
     module = network()
     torch.nn.init.zeros_(module.discriminator.head.weight)
     batch = {"image": torch.randn(6, 1, 12, 12)}
-    found = {
+    result = {
         part: float(x["loss"].detach()) for part, x in FAMILY.updates(FAMILY.parts(module), batch)
     }
-    assert found == {
+    assert result == {
         "discriminator": pytest.approx(2 * math.log(2)),
         "generator": pytest.approx(math.log(2)),
     }
 
 
-def test_each_update_has_gradients_of_its_part_only():
+def test_each_update_has_gradients_of_its_network_only():
     module = network()
     updates = FAMILY.updates(FAMILY.parts(module), {"image": torch.randn(6, 1, 12, 12)})
     for expected, other in (
@@ -111,9 +111,9 @@ def test_each_update_has_gradients_of_its_part_only():
 
 
 def test_the_generator_learns_from_the_discriminators_new_weights():
-    """The second losses are computed only when they are asked for."""
+    """The losses of the second update are computed only when it runs."""
     batch = {"image": torch.randn(6, 1, 12, 12)}
-    found = []
+    result = []
     for bias in (0.0, 5.0):
         module = network()
         torch.manual_seed(1)
@@ -121,13 +121,13 @@ def test_the_generator_learns_from_the_discriminators_new_weights():
         next(updates)
         with torch.no_grad():
             module.discriminator.head.bias.fill_(bias)
-        found.append(float(next(updates)[1]["loss"].detach()))
-    assert found[1] < found[0] / 10
+        result.append(float(next(updates)[1]["loss"].detach()))
+    assert result[1] < result[0] / 10
 
 
 @pytest.mark.slow
 def test_learns_to_generate_two_kinds_of_images():
-    """Images that are white on one side, of either kind: made ones become alike."""
+    """Images with a white left or right half: fake images become similar."""
     module = network(DataSpec("images", 1, 8, 8, (), (0.5,), (0.5,)), discriminator_norm="none")
     images = torch.full((32, 1, 8, 8), -1.0)
     images[:, :, :, :4] = 1

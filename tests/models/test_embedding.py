@@ -1,4 +1,4 @@
-"""The margin, what classes without images are worth, and what may be a backbone."""
+"""Embedding: the margin loss, classes without images, and the choice of the backbone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def images(count: int = 6) -> torch.Tensor:
 
 def test_embeddings_have_unit_length_and_the_set_dimensions():
     with torch.no_grad():
-        found = network(dimensions=7).eval()(images())
-    assert found.shape == (6, 7)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
+        result = network(dimensions=7).eval()(images())
+    assert result.shape == (6, 7)
+    torch.testing.assert_close(result.norm(dim=1), torch.ones(6))
 
 
 def test_logits_are_scaled_cosines_with_a_margin_for_the_true_class():
@@ -40,9 +40,9 @@ def test_logits_are_scaled_cosines_with_a_margin_for_the_true_class():
     plain = network(head="cosine", scale=10.0).eval()
     with torch.no_grad():
         cosines = plain(images()) @ F.normalize(plain.directions).T
-        logits, said = plain(images(), labels)
+        logits, output = plain(images(), labels)
         torch.testing.assert_close(logits[:, [0, 2, 3]], 10 * cosines[:, [0, 2, 3]])
-        assert torch.equal(said, labels)
+        assert torch.equal(output, labels)
         strict = network(head="arcface", margin=0.4, scale=10.0).eval()
         logits, _ = strict(images(), labels)
     for row, label in enumerate(labels.tolist()):
@@ -53,17 +53,17 @@ def test_logits_are_scaled_cosines_with_a_margin_for_the_true_class():
 
 @pytest.mark.parametrize("cosine", [1.0, 1 - 1e-7, 0.3, -math.cos(0.4), -0.97, -1.0])
 def test_the_margin_is_finite_and_falls_everywhere(cosine):
-    """Where angle and margin go beyond half a turn, too: the more alike, the better."""
-    given = torch.tensor([[cosine, 0.2]], requires_grad=True)
-    harder = _with_margin(given, torch.tensor([0]), 0.4)
+    """Also where angle plus margin exceeds half a turn: the loss falls with the similarity."""
+    inputs = torch.tensor([[cosine, 0.2]], requires_grad=True)
+    harder = _with_margin(inputs, torch.tensor([0]), 0.4)
     true, other = harder.detach()[0].tolist()
     assert other == pytest.approx(0.2)
     assert true < cosine - 0.05
     harder[0, 0].backward()
-    assert 0 < float(given.grad[0, 0]) < 1000
+    assert 0 < float(inputs.grad[0, 0]) < 1000
 
 
-def test_classes_without_training_images_do_not_count():
+def test_classes_without_training_images_are_ignored():
     labels = torch.tensor([0, 2, 3, 0, 2, 3])
     batch = {"image": images(), "label": labels}
     module = network()
@@ -92,7 +92,7 @@ def test_dropout_is_active_in_training_only():
 
 
 @pytest.mark.parametrize("backbone", ["rnn", "vit", "resnet"])
-def test_any_plain_classifier_can_be_the_backbone(backbone):
+def test_any_family_with_a_single_classifier_can_be_the_backbone(backbone):
     data = dataclasses.replace(SPEC, height=16, width=16)
     module = network(data=data, backbone=backbone)
     batch = {"image": torch.randn(4, 1, 16, 16), "label": torch.tensor([0, 2, 3, 2])}
@@ -104,8 +104,10 @@ def test_any_plain_classifier_can_be_the_backbone(backbone):
 def test_with_a_projection_the_embedding_is_the_input_of_the_last_layer(backbone):
     data = dataclasses.replace(SPEC, height=32, width=32)
     module = network(data=data, backbone=backbone, projection=20)
-    given = torch.randn(4, 1, 32, 32)
-    EMBEDDING.loss(module, {"image": given, "label": torch.tensor([0, 2, 3, 2])})["loss"].backward()
+    inputs = torch.randn(4, 1, 32, 32)
+    EMBEDDING.loss(module, {"image": inputs, "label": torch.tensor([0, 2, 3, 2])})[
+        "loss"
+    ].backward()
     assert all(p.grad is not None for p in module.parameters())
     assert module.projection[0].out_features == 20
     family, settings = module_settings(backbone)
@@ -119,8 +121,8 @@ def test_with_a_projection_the_embedding_is_the_input_of_the_last_layer(backbone
     taken = []
     layer.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
     with torch.no_grad():
-        whole.eval()(given)
-        torch.testing.assert_close(module.eval()(given), F.normalize(taken[0]))
+        whole.eval()(inputs)
+        torch.testing.assert_close(module.eval()(inputs), F.normalize(taken[0]))
 
 
 def module_settings(backbone: str):
@@ -155,43 +157,43 @@ def test_invalid_settings_are_refused(settings, message):
         EmbeddingConfig(**settings)
 
 
-def test_turned_images_are_separate_classes():
+def test_rotated_images_are_separate_classes():
     labels = torch.tensor([0, 2, 3, 2])
     module = network(turns=8, head="cosine").eval()
-    given = images(4)
+    inputs = images(4)
     with torch.no_grad():
-        logits, said = module(given, labels)
+        logits, output = module(inputs, labels)
         directions = F.normalize(module.directions)
         assert logits.shape == (32, 32)
         for way in range(8):
-            turned = given.rot90(way % 4, (-2, -1))
+            turned = inputs.rot90(way % 4, (-2, -1))
             turned = turned.flip(-1) if way > 3 else turned
             expected = module.scale * module(turned) @ directions.T
-            found = logits[4 * way : 4 * way + 4]
-            torch.testing.assert_close(found[:, module.trained], expected[:, module.trained])
+            result = logits[4 * way : 4 * way + 4]
+            torch.testing.assert_close(result[:, module.trained], expected[:, module.trained])
         assert (logits[:, 1::4] == -torch.inf).all(), "class 1 has no images, turned or not"
-        loss = EMBEDDING.loss(module, {"image": given, "label": labels})["loss"]
-    assert torch.equal(said, torch.cat([labels + 4 * way for way in range(8)]))
-    torch.testing.assert_close(loss, F.cross_entropy(logits, said))
+        loss = EMBEDDING.loss(module, {"image": inputs, "label": labels})["loss"]
+    assert torch.equal(output, torch.cat([labels + 4 * way for way in range(8)]))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, output))
     alone = network(turns=1, head="cosine").eval()
-    assert alone(given, labels)[0].shape == (4, 4)
+    assert alone(inputs, labels)[0].shape == (4, 4)
 
 
-def test_join_turns_concatenates_embeddings():
+def test_join_turns_concatenates_the_embeddings():
     single, joined = (network(turns=8, join_turns=join).eval() for join in (False, True))
-    given = images(4)
+    inputs = images(4)
     with torch.no_grad():
-        ways = [given.rot90(k, (-2, -1)) for k in range(4)]
+        ways = [inputs.rot90(k, (-2, -1)) for k in range(4)]
         each = [single(turned) for turned in [*ways, *(way.flip(-1) for way in ways)]]
-        found = joined(given)
-    assert found.shape == (4, 8 * TINY.dimensions)
+        result = joined(inputs)
+    assert result.shape == (4, 8 * TINY.dimensions)
     mean = torch.stack([one @ one.T for one in each]).mean(0)
-    torch.testing.assert_close(found @ found.T, mean)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(result @ result.T, mean)
+    torch.testing.assert_close(result.norm(dim=1), torch.ones(4))
 
 
-def test_turning_needs_square_images():
-    """Those that are only embedded may have any shape."""
+def test_rotations_need_square_training_images():
+    """Images that are only embedded can have any shape."""
     wide = torch.zeros(2, 1, 12, 16)
     module = network(data=dataclasses.replace(SPEC, width=16), turns=4)
     with pytest.raises(UsageError, match="12 by 16 pixels can't be rotated"):
@@ -200,7 +202,7 @@ def test_turning_needs_square_images():
 
 
 def test_embeddings_are_centred_and_a_single_image_can_be_trained_on():
-    """Whatever they have in common says nothing of the image."""
+    """What all embeddings have in common carries no information about an image."""
     module = network()
     with torch.no_grad():
         for name, parameter in module.backbone.named_parameters():
@@ -216,22 +218,22 @@ def test_embeddings_are_centred_and_a_single_image_can_be_trained_on():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_halves_make_a_class_for_each_pair():
+def test_halves_create_a_class_for_each_pair():
     labels = torch.tensor([0, 2, 3, 2, 0, 3, 2])
     module = network(halves=True, turns=4, head="cosine").eval()
-    given = images(7)
+    inputs = images(7)
     with torch.no_grad():
-        logits, said = module(given, labels)
+        logits, output = module(inputs, labels)
         assert logits.shape == (28, 64)
         pairs = [(0, 3), (2, 0), (3, 2), (2, 2), (0, 0), (3, 3), (2, 2)]  # above, below
         expected = [16 * way + 4 * above + below for way in range(4) for above, below in pairs]
-        assert said.tolist() == expected
-        mixed = torch.cat([given[:1, :, :6], given[2:3, :, 6:]], 2)
+        assert output.tolist() == expected
+        mixed = torch.cat([inputs[:1, :, :6], inputs[2:3, :, 6:]], 2)
         made, _ = module(mixed.rot90(1, (-2, -1)), labels[:1])  # one alone is left as it is
         torch.testing.assert_close(logits[7:8, module.trained], made[:1, module.trained])
     untrained = [k for k in range(64) if 1 in ((k % 16) // 4, k % 4)]
     assert (~module.trained).nonzero()[:, 0].tolist() == untrained
-    loss = EMBEDDING.loss(module.train(), {"image": given, "label": labels})["loss"]
+    loss = EMBEDDING.loss(module.train(), {"image": inputs, "label": labels})["loss"]
     loss.backward()
     assert loss.isfinite()
 

@@ -1,4 +1,4 @@
-"""The auxiliary heads: in the loss while it is trained, and nowhere else."""
+"""GoogLeNet: the auxiliary heads are part of the training loss, and of nothing else."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def batch(count: int = 6) -> dict[str, torch.Tensor]:
 
 
 def test_the_loss_follows_the_paper():
-    net, given = network(), batch()
-    outputs = net(given["image"])
-    main, second, first = (F.cross_entropy(o, given["label"]) for o in outputs)
-    losses = GOOGLENET.loss(net, given)
+    net, inputs = network(), batch()
+    outputs = net(inputs["image"])
+    main, second, first = (F.cross_entropy(o, inputs["label"]) for o in outputs)
+    losses = GOOGLENET.loss(net, inputs)
     torch.testing.assert_close(losses["loss"], main + AUXILIARY_WEIGHT * (first + second))
     torch.testing.assert_close(losses["main_loss"], main)
-    right = (outputs.logits.argmax(1) == given["label"]).float().mean()
+    right = (outputs.logits.argmax(1) == inputs["label"]).float().mean()
     assert losses["accuracy"] == right
 
 
 def test_label_smoothing_applies_to_all_heads():
-    net, given = network(), batch()
+    net, inputs = network(), batch()
     target = torch.full((6, 3), 1 / 3)
-    outputs = net(given["image"])
+    outputs = net(inputs["image"])
     parts = [F.cross_entropy(o, target) for o in outputs]
     expected = parts[0] + AUXILIARY_WEIGHT * (parts[1] + parts[2])
-    found = GOOGLENET.loss(net, {**given, "target": target})["loss"]
-    torch.testing.assert_close(found, expected)
+    result = GOOGLENET.loss(net, {**inputs, "target": target})["loss"]
+    torch.testing.assert_close(result, expected)
 
 
 def test_predictions_use_the_main_head_only():
-    net, given = network().eval(), batch()
-    losses = GOOGLENET.loss(net, given)
+    net, inputs = network().eval(), batch()
+    losses = GOOGLENET.loss(net, inputs)
     assert torch.equal(losses["loss"], losses["main_loss"])
     assert not any("aux" in name for name in network(auxiliary=False).state_dict())
-    plain = GOOGLENET.loss(network(auxiliary=False).train(), given)
+    plain = GOOGLENET.loss(network(auxiliary=False).train(), inputs)
     assert torch.equal(plain["loss"], plain["main_loss"])
 
 

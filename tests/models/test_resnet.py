@@ -1,4 +1,4 @@
-"""ResNet's stems, its dropout, and which stages are frozen. Weights: blocks/test_transfer.py."""
+"""ResNet: stems, dropout and frozen stages. blocks/test_transfer.py tests the weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_dropout_is_active_in_training_only():
     assert not torch.equal(net(images), net(images))
 
 
-def test_weights_of_another_stem_are_refused_by_name(tmp_path):
+def test_weights_of_another_stem_are_refused(tmp_path):
     _, old = tiny(spec())
     save_file(old.state_dict(), tmp_path / "w.safetensors")
     config, new = tiny(spec(), stem="large", weights=str(tmp_path / "w.safetensors"))

@@ -1,4 +1,4 @@
-"""The order of steps, both directions, and that what is served is what was trained."""
+"""RNN: the order of steps, both directions, and an exported network equal to the trained one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_patches_are_steps_in_row_order():
     assert not edge[..., 2:].any()
 
 
-def test_read_last_takes_the_last_step_of_each_direction():
+def test_read_last_uses_the_last_step_of_each_direction():
     net = build(read="last", bidirectional=True, layers=1).eval()
     image = torch.randn(2, 2, 12, 10)
     _, (states, _) = net.recurrent(sequence(image, 1, 10))
@@ -96,7 +96,7 @@ def test_trains_in_half_precision(kind):
 
 
 def test_control_torchs_own_layer_is_not_exported_cleanly():
-    """The control: why what is served has another."""
+    """Control: therefore the exported network has another layer."""
     net = build(layers=1).eval()
     with pytest.warns(UserWarning, match="assigned during export"):
         torch.export.export(net, (torch.randn(2, 2, 12, 10),))

@@ -38,8 +38,8 @@ def batch_of(*images: torch.Tensor) -> dict:
     frame = torch.full(
         (len(images), images[0].shape[0], *sizes.amax(0).tolist()), 255, dtype=torch.uint8
     )
-    for place, image in zip(frame, images):
-        place[:, : image.shape[-2], : image.shape[-1]] = image
+    for position, image in zip(frame, images):
+        position[:, : image.shape[-2], : image.shape[-1]] = image
     return {
         "image": frame,
         "key": [f"image-{i}" for i in range(len(images))],
@@ -85,8 +85,8 @@ def test_edsr_has_as_many_parameters_as_published(scale, millions):
 
 
 def test_begins_close_to_bicubic_interpolation():
-    found = metrics(built(), discs(48, 48), discs(40, 32, seed=1))
-    assert abs(found["psnr_gain"]) < 0.2
+    result = metrics(built(), discs(48, 48), discs(40, 32, seed=1))
+    assert abs(result["psnr_gain"]) < 0.2
     far = metrics(built(bicubic=False), discs(48, 48))
     assert far["psnr_gain"] < -5, "the control: without it, nothing is known at the beginning"
 
@@ -157,10 +157,10 @@ def test_a_users_file_of_any_size_is_enlarged(tmp_path, data):
     predictor = Predictor(recipe, data, built("tiny", data).state_dict())
     image = discs(61, 90, data.channels)
     save_image(image, tmp_path / "a.png")
-    (found,) = predictor.predict([tmp_path / "a.png"])
-    assert {**found.output, "path": ""} == {"path": "", "height": 122, "width": 180, "scale": 2}
-    assert torch.equal(found.prediction["low"], image)
-    assert save_image(predictor.task.prediction_to_image(found.prediction), tmp_path / "b.png")
+    (result,) = predictor.predict([tmp_path / "a.png"])
+    assert {**result.output, "path": ""} == {"path": "", "height": 122, "width": 180, "scale": 2}
+    assert torch.equal(result.prediction["low"], image)
+    assert save_image(predictor.task.prediction_to_image(result.prediction), tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as written:
         assert written.size == (180, 122)
         plain = np.asarray(written.resize((90, 61), Image.Resampling.BICUBIC)).astype(int)

@@ -1,4 +1,4 @@
-"""U-Net: the paper's layers, its losses against their definitions, any image size."""
+"""U-Net: the layers of the paper, its losses against their definitions, any image size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_paper_has_the_layers_of_the_paper():
-    """Widths, 23 convolutions and 31 million weights of figure 1 of Ronneberger et al., 2015."""
+    """Channels, 23 convolutions and 31 million weights of figure 1 of Ronneberger et al., 2015."""
     data = DataSpec("semantic_segmentation", 1, 512, 512, ("membrane", "cell"))
     module = UNET.build(UNET.variants["paper"], data)
     layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
@@ -63,7 +63,7 @@ def test_paper_has_the_layers_of_the_paper():
 @pytest.mark.parametrize("up", ["transpose", "bilinear"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (8, 8), (33, 20)])
 def test_works_on_any_image_size(norm, up, size):
-    """Also one image alone, in training."""
+    """Also with a single image, in training."""
     module = net(spec(*size), norm=norm, up=up, depth=3)
     images = noise(1, 3, *size)
     assert module(images).shape == (1, 3, *size)
@@ -82,7 +82,7 @@ def test_padding_is_by_reflection():
 
 
 def test_each_pixel_depends_on_near_and_far_pixels():
-    """The lowest level reaches further than the convolutions of the first alone."""
+    """The lowest level has a larger receptive field than the convolutions of the first level."""
     module = net(spec(64, 64), norm="none").eval()
     image = noise(1, 3, 64, 64).requires_grad_()
     module(image)[0, 0, 32, 32].backward()
@@ -93,20 +93,20 @@ def test_each_pixel_depends_on_near_and_far_pixels():
 
 
 def plain_losses(logits, mask, weights):
-    """As defined, one image and class after the other."""
+    """As defined, for one image and class after the other."""
     entropies, dices = [], []
     for one, truth in zip(logits, mask):
         known = truth != 255
         shares = one.softmax(0)
-        total, found = 0.0, []
+        total, result = 0.0, []
         for k in range(3):
             there = known & (truth == k)
             total += float(-(shares[k].log() * there).sum() * weights[k])
             if there.any():
                 both = float((shares[k] * there).sum())
-                found.append(2 * both / (float((shares[k] * known).sum()) + int(there.sum())))
+                result.append(2 * both / (float((shares[k] * known).sum()) + int(there.sum())))
         entropies.append(total / max(int(known.sum()), 1))
-        dices.append(1 - sum(found) / len(found) if found else 0.0)
+        dices.append(1 - sum(result) / len(result) if result else 0.0)
     return sum(entropies) / len(entropies), sum(dices) / len(dices)
 
 
@@ -138,7 +138,7 @@ def test_losses_of_perfect_and_wrong_predictions():
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_without_pixels_with_a_class_the_loss_is_zero(norm):
+def test_without_labelled_pixels_the_loss_is_zero(norm):
     module = net(spec(), norm=norm)
     mask = torch.full((2, 32, 32), 255, dtype=torch.uint8)
     losses = UNET.loss(module, {"image": noise(2, 3, 32, 32), "mask": mask})
@@ -148,7 +148,7 @@ def test_without_pixels_with_a_class_the_loss_is_zero(norm):
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_images():
-    """So that it is the same however the batch is cut for ranks and accumulation."""
+    """Then it doesn't depend on how the batch is divided among ranks and accumulation steps."""
     module = net(spec(), norm="group", class_weights="balanced")
     images = noise(4, 3, 32, 32)
     mask = torch.randint(0, 3, (4, 32, 32), generator=torch.Generator().manual_seed(2))
@@ -163,7 +163,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images():
     torch.testing.assert_close(whole, torch.stack(each).mean())
 
 
-def test_patches_count_like_images():
+def test_patches_have_the_weight_of_images():
     module = net(spec(16, 16), norm="group")
     images, masks = noise(6, 3, 16, 16), torch.randint(0, 3, (6, 16, 16)).to(torch.uint8)
     flat = UNET.loss(module, {"image": images, "mask": masks})["loss"]
@@ -187,26 +187,26 @@ def test_class_weights_balance_the_classes():
 
 
 def test_predictions_do_not_depend_on_padding():
-    """The same answer whatever is beside the picture, or in the batch."""
+    """The prediction depends on neither the padding nor the rest of the batch."""
     module = net(spec(), norm="batch").eval()
     images = noise(3, 3, 32, 32)
     extents = [(32, 32), (20, 11), (1, 32)]
-    found = UNET.predict(module, batch_of(images, extents))
-    assert [tuple(p["mask"].shape) for p in found] == extents
+    result = UNET.predict(module, batch_of(images, extents))
+    assert [tuple(p["mask"].shape) for p in result] == extents
     other = images.clone()
     other[1, :, 20:] = 5
     other[1, :, :, 11:] = -5
     again = UNET.predict(module, batch_of(other, extents))
-    assert torch.equal(again[1]["mask"], found[1]["mask"])
+    assert torch.equal(again[1]["mask"], result[1]["mask"])
     (alone,) = UNET.predict(module, batch_of(images[1:2, :, :20, :11]))
-    assert torch.equal(alone["mask"], found[1]["mask"])
+    assert torch.equal(alone["mask"], result[1]["mask"])
     assert alone["mask"].dtype == torch.uint8
     assert 1 / 3 < alone["confidence"] <= 1
 
 
 def test_large_images_are_predicted_in_tiles():
-    """What the network gets is no larger than a tile, and the answer is nearly that of the
-    whole."""
+    """No input of the network is larger than a tile, and predictions nearly equal those of the
+    whole image."""
     module = net(spec(96, 80), tile=48, overlap=24).eval()
     whole = net(spec(96, 80)).eval()
     whole.load_state_dict(module.state_dict())
@@ -228,8 +228,7 @@ def test_large_images_are_predicted_in_tiles():
 
 @pytest.mark.slow
 def test_learns_from_the_context_of_a_pixel():
-    """Squares are of one class or the other by what is far from their middle: a frame around
-    them."""
+    """The class of a square depends on pixels far from its centre: a frame around it."""
     torch.manual_seed(0)
     data = DataSpec("semantic_segmentation", 1, 32, 32, ("ground", "plain", "framed"))
     module = net(data, width=8, norm="batch")
@@ -279,7 +278,7 @@ def test_trains_with_the_default_augmentation():
 
 
 def test_exportable_agrees_with_predict_for_any_batch_size():
-    """Probabilities of each pixel, of which a prediction has the best."""
+    """It returns probabilities per pixel; a prediction is the best class."""
     data = spec(20, 24)
     module = net(data).train()
     exportable = UNET.exportable(module, data)
@@ -303,7 +302,7 @@ def test_exportable_agrees_with_predict_for_any_batch_size():
 
 @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
 def test_predictions_have_the_size_of_the_image(fit, tmp_path):
-    """Padded images are not even resized: the answer is the network's own."""
+    """Predictions of padded images are not resized: they equal the output of the network."""
     data = spec(24, 24)
     recipe = recipes.start("unet", "tiny").with_overrides({"data.fit": fit})
     torch.manual_seed(1)
@@ -315,8 +314,8 @@ def test_predictions_have_the_size_of_the_image(fit, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for image, path in zip(pixels, paths):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    found = list(predictor.predict(paths))
-    for one, size, image in zip(found, sizes, pixels):
+    result = list(predictor.predict(paths))
+    for one, size, image in zip(result, sizes, pixels):
         mask = one.prediction["mask"]
         assert tuple(mask.shape) == size
         assert sum(one.output["shares"].values()) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Positions, patches and what is dropped, against torch's own transformer layer."""
+"""ViT: positions, patches and drop path, against torch's own transformer layer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_any_patch_size_works(size, patch, side, count):
 
 
 def test_every_pixel_has_an_influence():
-    """Also those of patches that are partly outside."""
+    """Also pixels of patches that are partly outside of the image."""
     net = build(13, 18, patch=4).eval()
     image = torch.randn(1, 3, 13, 18, requires_grad=True)
     net(image)[0, 0].backward()

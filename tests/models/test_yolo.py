@@ -27,9 +27,9 @@ def batch(count: int = 4) -> Batch:
     return examples.train_batch(models.get("yolo"), count)
 
 
-def without_objects(given: Batch) -> Batch:
-    empty = {name: [one[:0] for one in given[name]] for name in ("boxes", "labels", "crowd")}
-    return {**given, **empty}
+def without_objects(original: Batch) -> Batch:
+    empty = {name: [one[:0] for one in original[name]] for name in ("boxes", "labels", "crowd")}
+    return {**original, **empty}
 
 
 def test_strides_follow_from_the_number_of_stages():
@@ -78,7 +78,7 @@ def gradients(net: Net, losses: dict[str, Tensor]) -> list[Tensor | None]:
 
 
 def test_a_batch_without_objects_has_gradients_everywhere():
-    """With DistributedDataParallel a parameter that isn't used would stop the training."""
+    """With DistributedDataParallel an unused parameter would stop the training."""
     net = tiny().train()
     losses = FAMILY.loss(net, without_objects(batch()))
     assert torch.isfinite(losses["loss"])
@@ -87,13 +87,13 @@ def test_a_batch_without_objects_has_gradients_everywhere():
 
 def test_a_single_image_and_a_single_class():
     data = dataclasses.replace(DATA, classes=("cell",), counts=())
-    given = batch(2)
-    given = {name: value[1:] for name, value in given.items()}
-    given["labels"] = [torch.zeros_like(one) for one in given["labels"]]
+    original = batch(2)
+    original = {name: value[1:] for name, value in original.items()}
+    original["labels"] = [torch.zeros_like(one) for one in original["labels"]]
     net = tiny(data).train()
-    losses = FAMILY.loss(net, given)
+    losses = FAMILY.loss(net, original)
     assert all(g is not None and torch.isfinite(g).all() for g in gradients(net, losses))
-    (prediction,) = FAMILY.predict(net.eval(), given)
+    (prediction,) = FAMILY.predict(net.eval(), original)
     assert set(prediction["labels"].tolist()) <= {0}
 
 
@@ -112,7 +112,7 @@ def test_overlapping_boxes_of_one_class_are_suppressed():
 
 @pytest.mark.slow
 def test_overfits_a_few_images():
-    """The whole way: trained on eight painted images, it finds what is painted in them."""
+    """From end to end: trained on eight painted images, it predicts the painted objects."""
     family = models.get("yolo")
     assert isinstance(family, Yolo)
     raw = examples.raw_batch(family)
@@ -141,6 +141,6 @@ def test_overfits_a_few_images():
         ("box_weight", 0.0),
     ],
 )
-def test_invalid_settings_are_refused_by_name(name, value):
+def test_invalid_settings_are_refused(name, value):
     with pytest.raises(UsageError, match=f"model.{name}"):
         YoloConfig(**{name: value})

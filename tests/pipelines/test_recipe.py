@@ -1,4 +1,4 @@
-"""The recipe: one frozen tree, to JSON and YAML and back, and errors with a hint."""
+"""The recipe: one frozen tree, converted to and from JSON and YAML, and errors with a hint."""
 
 from __future__ import annotations
 

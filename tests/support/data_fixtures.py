@@ -50,7 +50,7 @@ def make_set(tmp_path: Path) -> Callable[..., tuple[Path, Card]]:
 
 @pytest.fixture
 def make_image() -> Callable[..., Path]:
-    """Writes an image file; its folder is made."""
+    """Writes an image file and creates its folder."""
 
     def make(path: Path, seed: int = 0, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ def make_image() -> Callable[..., Path]:
 
 @pytest.fixture
 def make_folder(make_image: Callable[..., Path]) -> Callable[..., Path]:
-    """Writes a source with `count` JPEGs in each of the class folders given."""
+    """Writes a source with `count` JPEGs in each of the class folders."""
 
-    def make(root: Path, places: list[str], count: int = 10) -> Path:
-        for at, place in enumerate(places):
+    def make(root: Path, names: list[str], count: int = 10) -> Path:
+        for at, name in enumerate(names):
             for number in range(count):
-                make_image(root / place / f"{number:03d}.jpg", seed=1000 * at + number)
+                make_image(root / name / f"{number:03d}.jpg", seed=1000 * at + number)
         return root
 
     return make

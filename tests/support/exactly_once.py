@@ -1,8 +1,8 @@
-"""The property that all of the data layer serves, as a check of one made-up case.
+"""Checks the central property of the data layer for one generated case.
 
-In every epoch each sample is used once: whatever the numbers of samples, shards, batch, ranks and
-loader processes, and however often it is interrupted and resumed with others. `benchmarks/exactly_once.py`
-checks more cases than the tests do.
+Every epoch uses each sample exactly once, for any number of samples, shards, ranks and loader
+processes and any batch size, and however often it is interrupted and resumed with other numbers.
+`benchmarks/exactly_once.py` checks more cases than the tests do.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def card_of(sizes: Sequence[int]) -> Card:
 
 
 def check(case: Case) -> None:
-    """Runs the epoch to its end, and repeats the legs as needed."""
+    """Runs an epoch to its end; the legs are repeated as needed."""
     card, samples = card_of(case.shard_sizes), sum(case.shard_sizes)
     alone = TrainRows(card, "train", case.seed, case.batch, World())
     seen: list[int] = []

@@ -32,12 +32,12 @@ def spec(family: Family) -> DataSpec:
 
 
 def raw_batch(family: Family, count: int = 8, seed: int = 0) -> Batch:
-    """Images as the loader gives them, with truths of the family's task."""
+    """A batch as the loader returns it, with annotations for the task of the family."""
     return read_batch(family.task.reads, count, seed)
 
 
 def read_batch(reads: str, count: int, seed: int) -> Batch:
-    """A batch of data of that kind; the objects and areas that it tells of can be seen."""
+    """A batch of that kind of data. The annotated objects and areas are visible in the images."""
     generator = torch.Generator().manual_seed(seed)
     data = SPECS[reads]
     shape = (count, *data.shape)
@@ -60,8 +60,8 @@ def read_batch(reads: str, count: int, seed: int) -> Batch:
 
 
 def _objects(images: Tensor, *, masks: bool) -> dict[str, list[Tensor]]:
-    """Paints bright rectangles of one colour for each class; every fourth image has none, and one
-    has a crowd beside its object."""
+    """Paints bright rectangles, one colour per class. Every fourth image has none; one image has a
+    crowd next to its object."""
     fields: dict[str, list[Tensor]] = {"boxes": [], "labels": [], "crowd": []}
     if masks:
         fields["masks"] = []
@@ -69,10 +69,10 @@ def _objects(images: Tensor, *, masks: bool) -> dict[str, list[Tensor]]:
     images //= 4
     for number, image in enumerate(images):
         boxes, labels = [], []
-        for place in range(number % 4):
-            left, top = 2 + 20 * place, 4 + 7 * ((number + place) % 4)
-            box = (left, top, left + 17, top + 21 + 3 * place)
-            label = (number + place) % 3
+        for position in range(number % 4):
+            left, top = 2 + 20 * position, 4 + 7 * ((number + position) % 4)
+            box = (left, top, left + 17, top + 21 + 3 * position)
+            label = (number + position) % 3
             image[label, box[1] : box[3], box[0] : box[2]] = 255
             boxes.append(box)
             labels.append(label)
@@ -91,7 +91,7 @@ def _objects(images: Tensor, *, masks: bool) -> dict[str, list[Tensor]]:
 
 
 def _classes(images: Tensor) -> Tensor:
-    """Paints a rectangle of each class but the first; a strip at the right has no class."""
+    """Paints a rectangle for each class except the first; a strip at the right is ignored."""
     mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.uint8)
     images //= 4
     for number, (image, pixels) in enumerate(zip(images, mask)):
@@ -104,13 +104,13 @@ def _classes(images: Tensor) -> Tensor:
 
 
 def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Something that takes images for a classifier: features (B, 12), probabilities (B, 4)."""
+    """A stand-in for a judge: returns features (B, 12) and probabilities (B, 4)."""
     features = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
     return features, (features[:, :4] * 4).softmax(1)
 
 
 def train_batch(family: Family, count: int = 8, seed: int = 0) -> Batch:
-    """The same after the family's own transform, without random augmentation."""
+    """`raw_batch` after the transform of the family, without random augmentation."""
     settings = recipes.start(family.name, "tiny").augment_settings()
     transform = family.augment(settings, spec(family), train=False)
     return transform(raw_batch(family, count, seed), BatchRng(seed, count, slice(0, count)))

@@ -1,4 +1,4 @@
-"""A wire to a server that can be cut: a TCP proxy on loopback with faults, and a plain web server.
+"""A TCP proxy on loopback that injects faults, and a plain web server.
 
 In: the port of a server, or a folder. Out: a port to reach it by. Real sockets; nothing is mocked.
 """
@@ -17,16 +17,16 @@ _CHUNK = 1 << 16
 
 
 class FaultyWire:
-    """Passes bytes between a port of its own and a server's, but for its faults.
+    """A proxy with its own port in front of a server; it injects faults.
 
-    Each new connection takes the first of `faults`, or else `always`:
+    Each new connection has the first of `faults` or, if there are none, `always`:
     ""         none
-    "503", "404", "403"   answers so, without asking the server
+    "503", "404", "403"   responds with this status; the server gets no request
     "refuse"   closes at once
-    "stall"    takes the request, and says nothing
-    "cut:N"    closes after N bytes of the answer
-    "drip:N"   sends N bytes of the answer a second
-    "flip:N"   changes the byte N of the answer
+    "stall"    accepts the request and never responds
+    "cut:N"    closes after N bytes of the response
+    "drip:N"   sends N bytes of the response per second
+    "flip:N"   flips a bit of byte N of the response
     """
 
     def __init__(self, target: int) -> None:
@@ -36,7 +36,7 @@ class FaultyWire:
         self.connections = 0
         self.requests = 0
         self.passed = 0
-        """Bytes of answers."""
+        """Bytes of responses."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-wire")
         self._thread.start()
@@ -54,11 +54,11 @@ class FaultyWire:
         self.cut()
 
     def up(self) -> None:
-        """The same port answers again."""
+        """Listens on the same port again."""
         self._server = self._run(asyncio.start_server(self._serve, "127.0.0.1", self.port))
 
     def cut(self) -> None:
-        """Ends all connections; clients keep them open, and faults come to new ones only."""
+        """Ends all connections, because faults apply to new ones only and clients keep theirs."""
 
         async def cancel() -> None:
             tasks = list(self._tasks)
@@ -84,14 +84,14 @@ class FaultyWire:
         self.connections += 1
         fault = self.faults.pop(0) if self.faults else self.always
         try:
-            await self._answer(fault, reader, writer)
+            await self._respond(fault, reader, writer)
         except (OSError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
 
-    async def _answer(
+    async def _respond(
         self, fault: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         kind, _, number = fault.partition(":")
@@ -106,11 +106,11 @@ class FaultyWire:
             return
         theirs, ours = await asyncio.open_connection("127.0.0.1", self.target)
         try:
-            ask = asyncio.create_task(self._pass(reader, ours))
+            requests = asyncio.create_task(self._pass(reader, ours))
             try:
                 await self._pass(theirs, writer, kind or "none", int(number or 0))
             finally:
-                ask.cancel()
+                requests.cancel()
         finally:
             ours.transport.abort()
 
@@ -121,7 +121,7 @@ class FaultyWire:
         kind: str = "",
         number: int = 0,
     ) -> None:
-        """Without a `kind` it is what is asked, of which a request is known by its first word."""
+        """Copies bytes. Without `kind` they are requests, which are counted by their method."""
         passed = 0
         while data := await source.read(number if kind == "drip" else _CHUNK):
             if not kind:
@@ -157,7 +157,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def web_server(folder: Path) -> Iterator[int]:
-    """The files of a folder at a port. It knows no ranges, and closes after each answer."""
+    """Serves the files of a folder. It ignores ranges, and closes after each response."""
     handler = partial(_Quiet, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True

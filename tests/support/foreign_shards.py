@@ -1,4 +1,4 @@
-"""WebDataset shards from elsewhere: six in a folder, or one with given members and two valid ones."""
+"""WebDataset shards that Tessera didn't write: six in a folder, or one with chosen members."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_tar(path: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> P
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Six shards of ten samples: four of train, one each of val and test."""
+    """Six shards of ten samples: four for train, one each for val and test."""
     for number, split in enumerate(["train"] * 4 + ["val", "test"]):
         write_tar(
             tmp_path / "wds" / f"set-{split}-{number:06d}.tar",

@@ -72,7 +72,7 @@ def _result(process: subprocess.Popen[str]) -> Any:
     for line in process.stdout:
         if line.startswith(RESULT):
             return json.loads(line.removeprefix(RESULT))
-    raise ChildProcessError("a rank ended, or gave no result in time")
+    raise ChildProcessError("a rank ended, or returned no result in time")
 
 
 def serve() -> None:

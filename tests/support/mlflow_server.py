@@ -24,7 +24,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout_seconds: float = 120.0) -> None:
-        """Returns when the server answers."""
+        """Starts the server, and returns when it is healthy."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "-w", "1"]
         command += [
             "--port",

@@ -1,6 +1,6 @@
-"""What tests over every kind of data say of a few images.
+"""Images of noise with annotations of every kind of data.
 
-In: a kind of data and a number. Out: noise of that number, and what is said of it.
+In: a kind of data and a number. Out: noise with that seed, and its annotation.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def objects(number: int, *, masks: bool) -> Objects:
     return Objects(boxes, np.array([number % 3, 2]), np.zeros(2, bool), texts)
 
 
-def said(kind: str, number: int) -> Any:
-    """What is said of an image of that kind: a class, objects, classes of pixels, nothing."""
+def annotation(kind: str, number: int) -> Any:
+    """The annotation of an image: a class, objects, a mask, or None, by kind."""
     if kind == "classification":
         return number % 3
     if kind == "images":

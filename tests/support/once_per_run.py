@@ -1,4 +1,4 @@
-"""Folders that are made once for a whole test run and read by all of its worker processes."""
+"""Folders that are created once per test run and read by all of its worker processes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def shared_folder(
 
 
 def copy_home(source: Path, target: Path) -> Path:
-    """Copies a TESSERA_HOME. MLflow's database holds absolute paths; they are rewritten, so that the
-    copy is complete without its source."""
+    """Copies a TESSERA_HOME. The absolute paths in MLflow's database are rewritten, so that the
+    copy doesn't depend on its source."""
     shutil.copytree(source, target)
     with closing(sqlite3.connect(target / "mlflow.db")) as database, database:
         tables = database.execute("select name from sqlite_master where type = 'table'").fetchall()

@@ -1,4 +1,4 @@
-"""Packed data sets of any task, from images at hand."""
+"""Packs images and annotations that a test holds in memory, for any task."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipelines.data.annotations import Annotation, Mask, Objects
 from pipelines.data.card import Card, ImageCard, NearDuplicates
 from pipelines.data.shards import Packed, write
 
-Given = tuple[str, Image.Image, Annotation | int | None]
-"""A key, an image, and what is said of it: objects, classes of pixels, one class, or nothing."""
+Sample = tuple[str, Image.Image, Annotation | int | None]
+"""A key, an image, and its annotation: objects, a mask, a class, or None."""
 
 
 def pack_set(
     folder: Path,
     task: str,
-    splits: Mapping[str, Sequence[Given]],
+    splits: Mapping[str, Sequence[Sample]],
     classes: Sequence[str] = (),
     *,
     shard_samples: int = 40,
@@ -31,19 +31,19 @@ def pack_set(
     pairs: Sequence[Mapping[str, Any]] = (),
     **card: Any,
 ) -> Card:
-    """Writes the data set and gives its card; `rejected` and `pairs` become the files beside it."""
+    """Writes a data set and returns its card; `rejected` and `pairs` are written to their files."""
     cards = {}
-    for split, given in splits.items():
+    for split, samples in splits.items():
         counts = np.zeros(len(classes), np.int64)
-        for _, _, said in given:
-            counts += _count(said, len(classes))
-        samples = (_packed(*one) for one in given)
-        written = write(folder, split, samples, shard_samples=shard_samples)
+        for _, _, annotation in samples:
+            counts += _count(annotation, len(classes))
+        packed = (_packed(*sample) for sample in samples)
+        written = write(folder, split, packed, shard_samples=shard_samples)
         named = dict(zip(classes, counts.tolist()))
         cards[split] = written.model_copy(update={"class_counts": named})
-    images = [image for given in splits.values() for _, image, _ in given]
+    images = [image for samples in splits.values() for _, image, _ in samples]
     channels = 3 if any(image.mode == "RGB" for image in images) else 1
-    made = Card(
+    sealed = Card(
         **{"name": folder.name, **card},
         task=task,
         classes=tuple(classes),
@@ -63,28 +63,28 @@ def pack_set(
     for file, rows in (("rejected.jsonl", rejected), ("near_duplicates.jsonl", pairs)):
         if rows:
             (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "card.json").write_text(made.to_json())
-    return made
+    (folder / "card.json").write_text(sealed.to_json())
+    return sealed
 
 
-def _count(said: Annotation | int | None, classes: int) -> np.ndarray:
-    if isinstance(said, Objects | Mask):
-        return np.array(annotations.count(said, classes))
-    return np.bincount([] if said is None else [said], minlength=classes)
+def _count(annotation: Annotation | int | None, classes: int) -> np.ndarray:
+    if isinstance(annotation, Objects | Mask):
+        return np.array(annotations.count(annotation, classes))
+    return np.bincount([] if annotation is None else [annotation], minlength=classes)
 
 
-def _packed(key: str, image: Image.Image, said: Annotation | int | None) -> Packed:
+def _packed(key: str, image: Image.Image, annotation: Annotation | int | None) -> Packed:
     out = io.BytesIO()
     image.save(out, "PNG")
-    picture = ("png", out.getvalue())
-    if said is None:
-        return Packed(key, picture)
-    if isinstance(said, int):
-        return Packed(key, picture, ("cls", b"%d" % said), said)
-    return Packed(key, picture, annotations.encode(said))
+    encoded = ("png", out.getvalue())
+    if annotation is None:
+        return Packed(key, encoded)
+    if isinstance(annotation, int):
+        return Packed(key, encoded, ("cls", b"%d" % annotation), annotation)
+    return Packed(key, encoded, annotations.encode(annotation))
 
 
 def pair(left: tuple[str, str], right: tuple[str, str], distance: int) -> dict[str, Any]:
-    """A line of `near_duplicates.jsonl`, from (split, key) of both."""
+    """A line of `near_duplicates.jsonl`, from (split, key) of both images."""
     sides = [{"split": s, "key": k, "origin": f"{s}/{k}.png"} for s, k in (left, right)]
     return {"left": sides[0], "right": sides[1], "distance": distance}

@@ -65,7 +65,7 @@ def write_photos(folder: Path) -> None:
 class Shell:
     """Runs commands in a folder and keeps environment variables from one to the next.
 
-    With `fresh` every command is a process of its own, as a user has it. Otherwise plain `tessera`
+    With `fresh` every command runs in a new process, as for a user. Otherwise plain `tessera`
     lines and Python blocks that import tessera run in this process, which takes a fraction of the
     time; the rest runs in bash.
     """
@@ -79,7 +79,7 @@ class Shell:
         self.environment = {**kept, **home, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def __call__(self, command: Command) -> str:
-        """What the command printed. An AssertionError shows the output of a command that fails."""
+        """Runs a command; returns its output, or raises AssertionError with it."""
         if command.title:
             (self.folder / command.title).write_text(command.text)
             return ""

@@ -1,7 +1,7 @@
 """Ray Train workers that are kept from one training to the next.
 
-Most of what a small training costs on Ray is starting its processes. Tests with many small trainings
-run them one after the other on the same workers.
+Starting processes takes most of the time of a small training on Ray. Tests with many small
+trainings run them one after the other on the same workers.
 
     with persistent_workers.open_workers(2, storage) as execute:
         execute(worker.run, payload, emit)        does what `cluster.workers.run_group` does

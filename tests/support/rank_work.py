@@ -19,7 +19,7 @@ from pipelines.training.setup import open_setup
 
 
 def payload_for(recipe: Recipe, run_dir: Path, **more: Any) -> TrainingPayload:
-    """What a driver would send to the workers."""
+    """The payload that a driver sends to the workers."""
     setup = open_setup(recipe)
     return TrainingPayload(setup.recipe, setup.card, run_dir, **more)
 
@@ -40,17 +40,17 @@ def train(world: World, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of one model alone."""
-    found = evaluate_models(world, {**_one(payload), "intervals": False})
-    if not found:
+    """The metrics of a single model."""
+    evaluated = evaluate_models(world, {**_one(payload), "intervals": False})
+    if not evaluated:
         return {}
-    (one,) = found["models"]
+    (one,) = evaluated["models"]
     metrics = {name: estimate["value"] for name, estimate in one["metrics"].items()}
     return {**one, "metrics": metrics}
 
 
 def evaluate_models(world: World, payload: dict[str, Any]) -> dict[str, Any]:
-    """The results as the report's JSON has them."""
+    """The results in the form of the JSON report."""
     models = tuple(
         ModelFiles(
             one["name"],

@@ -63,7 +63,7 @@ def missing() -> str:
 
 
 class S3Server:
-    """`endpoint` answers to KEY and SECRET once `start` returned."""
+    """After `start`, `endpoint` accepts requests signed with KEY and SECRET."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -79,7 +79,7 @@ class S3Server:
         else:
             self._start_ceph()
         deadline = time.monotonic() + 120
-        while not self._answers():
+        while not self._is_ready():
             if time.monotonic() > deadline:
                 raise RuntimeError(self._log())
             time.sleep(0.1)
@@ -98,8 +98,8 @@ class S3Server:
             pairs = [
                 word for at in range(0, len(caps), 2) for word in ("--cap", *caps[at : at + 2])
             ]
-            made = [] if at else ["--create-keyring"]
-            self._run("ceph-authtool", *made, str(keyring), "--gen-key", "-n", name, *pairs)
+            create = [] if at else ["--create-keyring"]
+            self._run("ceph-authtool", *create, str(keyring), "--gen-key", "-n", name, *pairs)
         address = f"[v2:127.0.0.1:{self._mon},v1:127.0.0.1:{self._mon_v1}]"
         monmap = str(self.root / "monmap")
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monmap)
@@ -127,7 +127,7 @@ class S3Server:
         with (self.root / "server.log").open("ab") as log:
             self._processes.append(subprocess.Popen(command, stdout=log, stderr=log))
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         for process in self._processes:
             if process.poll() is not None:
                 raise RuntimeError(self._log())
@@ -145,7 +145,7 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports of loopback."""
+    """Free ports on loopback."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -157,7 +157,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """Environment variables with which a client uses this server, without the user's settings."""
+    """Environment variables that make a client use this server and ignore the user's settings."""
     nowhere = os.devnull
     return {
         "AWS_ENDPOINT_URL": endpoint,

@@ -38,7 +38,7 @@ def image(path: Path, seed: int = 0) -> Path:
 def coco(
     folder: Path, *, splits: tuple[str, ...] = ("train2017", "val2017"), count: int = 3
 ) -> Path:
-    """Images in a folder a split, with a polygon, run lengths of both forms, and a crowd."""
+    """One folder of images per split, with polygons, run lengths of both forms, and a crowd."""
     for at, split in enumerate(splits):
         images, annotations = [], []
         for number in range(count):
@@ -114,7 +114,7 @@ def voc_xml(
 
 
 def yolo(folder: Path, *, polygons: bool = False, splits_first: bool = False) -> Path:
-    """Three images a split, the last of each without objects."""
+    """Three images per split, the last of each without objects."""
     line = "1 0.25 0.25 0.75 0.25 0.5 0.75" if polygons else "1 0.5 0.5 0.25 0.5"
     for at, split in enumerate(("train", "val")):
         for number in range(3):
@@ -198,7 +198,7 @@ def cifar_rows(seed: int, count: int = 6) -> tuple[np.ndarray, list[int]]:
 
 
 def cifar_python(folder: Path, protocol: int = 2) -> Path:
-    """As the makers' batches; protocol 2 as Python 3 writes it, or `python2_pickle`'s for 0."""
+    """A batch in the official format: by Python 3 with protocol 2, or `python2_pickle` for 0."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
     for seed, name in enumerate(names):
@@ -215,7 +215,7 @@ def cifar_python(folder: Path, protocol: int = 2) -> Path:
 
 
 def python2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
-    """What Python 2's cPickle writes with protocol 2: the official batches have these operations."""
+    """The output of Python 2's cPickle with protocol 2, as in the official batches."""
 
     def text(value: bytes) -> bytes:
         if len(value) < 256:

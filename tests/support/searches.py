@@ -59,8 +59,8 @@ def check_runs(name: str, count: int) -> list[Any]:
 
 
 def start(words: list[str], cluster: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A search in a process of its own, with a cluster of its own that dies with it, or on another
-    one, which `cluster` names."""
+    """Starts a search in a new process. It has its own Ray cluster, which ends with it, or uses the
+    one that `cluster` names."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment = {**clean, **(cluster or {}), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
@@ -69,8 +69,8 @@ def start(words: list[str], cluster: dict[str, str] | None = None) -> subprocess
 def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 200
     while not happened():
-        assert process.poll() is None, "the search ended before"
-        assert time.monotonic() < deadline, "it did not come so far"
+        assert process.poll() is None, "the search ended early"
+        assert time.monotonic() < deadline, "the search did not reach this point in time"
         time.sleep(0.2)
 
 

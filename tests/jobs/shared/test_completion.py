@@ -1,4 +1,4 @@
-"""What the shell completes, and that it never fails."""
+"""Shell completion: what it completes, and that errors never reach the shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.workflows import packaged_recipes
 
 
 def complete(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The completions of a command line; it ends with what is typed so far."""
+    """The completions of a command line; its last word is incomplete."""
     *before, incomplete = words.split(" ")
     monkeypatch.setenv("COMP_WORDS", f"tessera {words}")
     shell = click.shell_completion.BashComplete(tessera, {}, "tessera", "_TESSERA_COMPLETE")
@@ -40,7 +40,9 @@ def test_variants_are_those_of_the_family(family: str, monkeypatch: pytest.Monke
     assert complete(f"train {family} --variant ", monkeypatch) == list(models.get(family).variants)
 
 
-def test_models_of_the_embedded_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_the_embedded_store_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert complete("evaluate p", monkeypatch) == [], "there is no store yet"
@@ -60,7 +62,7 @@ def test_models_of_the_embedded_store(tmp_path: Path, monkeypatch: pytest.Monkey
     assert complete("evaluate p", monkeypatch) == []
 
 
-def test_a_completion_that_fails_completes_nothing() -> None:
+def test_a_failing_completion_returns_nothing() -> None:
     def broken(ctx: click.Context, incomplete: str) -> list[str]:
         raise OSError
 

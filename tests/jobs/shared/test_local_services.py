@@ -30,7 +30,7 @@ NAMES = ("RAY_", "MLFLOW_", "TESSERA_")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """This process's environment without a word about services."""
+    """The environment of this process without variables about services."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(NAMES)}
     return {**clean, "TESSERA_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
 
@@ -66,7 +66,7 @@ def members(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[psutil.Process]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of services that are up."""
+    """The folder of running services."""
     folder = tmp_path_factory.mktemp("home")
     try:
         started = tessera(folder, "up", "--cpus", "2", *ports())
@@ -78,7 +78,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_up_is_healthy_and_up_again_changes_nothing(home: Path) -> None:
+def test_up_starts_healthy_services_and_a_second_up_changes_nothing(home: Path) -> None:
     before = tessera(home, "status", "--json")
     assert before.returncode == 0
     assert json.loads(before.stdout)["up"] is True
@@ -88,7 +88,7 @@ def test_up_is_healthy_and_up_again_changes_nothing(home: Path) -> None:
     assert state(home) == json.loads(before.stdout)
 
 
-def test_only_the_token_opens_ray(home: Path) -> None:
+def test_ray_refuses_requests_without_the_token(home: Path) -> None:
     known = state(home)["environment"]
     assert isinstance(known, dict)
     token = Path(known["RAY_AUTH_TOKEN_PATH"])
@@ -99,7 +99,7 @@ def test_only_the_token_opens_ray(home: Path) -> None:
     assert local_services.probe_url(jobs, bearer=token.read_text()) == ""
 
 
-def test_nothing_listens_beyond_loopback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_listen_on_loopback_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listening = [
         connection.laddr.ip
         for process in members(home, monkeypatch)
@@ -132,8 +132,8 @@ def test_mlflow_serves_the_embedded_store(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
-    """Ours that succeeds, ours that fails, and Ray's own command, all at once."""
+def test_submit_prints_the_log_and_returns_the_exit_status(home: Path) -> None:
+    """A job that succeeds, one that fails, and one of Ray's own command, all at once."""
     known = state(home)["environment"]
     assert isinstance(known, dict)
     ours = [sys.executable, "-m", "jobs.submit"]
@@ -161,8 +161,9 @@ def test_jobs_give_their_log_and_exit_status(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_control_c_asks_and_stops_the_job(home: Path) -> None:
-    """A first Ctrl-C with "n" follows on, a second with "y" stops."""
+def test_control_c_confirms_before_it_stops_the_job(home: Path) -> None:
+    """After the first Ctrl-C, "n" continues to follow the log; after the second, "y" stops the
+    job."""
     keyboard, terminal = pty.openpty()
     job = subprocess.Popen(
         [sys.executable, "-m", "jobs.submit", "doctor", "--timeout", "100"],
@@ -198,8 +199,8 @@ def test_control_c_asks_and_stops_the_job(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs last: it ends what the others use."""
+def test_down_ends_all_processes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs last, because it ends the services of the other tests."""
     running = members(home, monkeypatch)
     known = local_services.load(Context.from_environment().home)
     assert len(running) > 10
@@ -217,7 +218,7 @@ def test_down_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # ── without services ──────────────────────────────────────────────────────────────────────────
 
 
-def test_a_port_in_use_is_named_and_nothing_begins(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_and_nothing_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for option in ("--ray-port", "--dashboard-port", "--mlflow-port"):
@@ -266,7 +267,7 @@ def _words(process: psutil.Process) -> list[str]:
         ([], {}, 2, "VERB"),
     ],
 )
-def test_a_submission_that_can_not_be(
+def test_invalid_submissions_are_refused(
     tmp_path: Path, arguments: list[str], more: dict[str, str], status: int, said: str
 ) -> None:
     refused = tessera(tmp_path, "submit", *arguments, **more)
@@ -275,7 +276,7 @@ def test_a_submission_that_can_not_be(
     assert "Traceback" not in refused.stderr
 
 
-def test_a_record_that_can_not_be_read_is_said(tmp_path: Path) -> None:
+def test_an_unreadable_record_is_reported(tmp_path: Path) -> None:
     (tmp_path / "services.json").write_text("{")
     for verb in ("status", "down", "up"):
         refused = tessera(tmp_path, verb)
@@ -283,7 +284,9 @@ def test_a_record_that_can_not_be_read_is_said(tmp_path: Path) -> None:
         assert "services.json can't be read" in refused.stderr
 
 
-def test_two_at_once_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_concurrent_command_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
     with local_services.alone(Context.from_environment().home):
         refused = tessera(tmp_path, "down")
@@ -292,15 +295,16 @@ def test_two_at_once_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _names(service: Service) -> list[str]:
-    """Without the subshell that lives for a moment between them."""
+    """The names of processes, without the short-lived subshell."""
     try:
         return sorted(p.name() for p in local_services.processes(service))
     except psutil.NoSuchProcess:
         return []
 
 
-def test_ends_exactly_what_it_recorded() -> None:
-    """The leader, its child, an orphan of its session; never a process that got its number."""
+def test_only_recorded_processes_are_ended() -> None:
+    """The leader, its child and an orphan of its session end; a process that reuses the number
+    doesn't."""
     leader = subprocess.Popen(
         ["sh", "-c", "sleep 300 & (sleep 300 &) ; wait"], start_new_session=True
     )
@@ -321,7 +325,7 @@ def test_ends_exactly_what_it_recorded() -> None:
         leader.wait()
 
 
-def test_finds_orphans_after_the_leader_is_gone() -> None:
+def test_orphans_are_ended_after_the_leader_ended() -> None:
     leader = subprocess.Popen(["sh", "-c", "sleep 300 & wait"], start_new_session=True)
     service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
     _until(lambda: len(local_services.processes(service)) == 2)
@@ -333,7 +337,7 @@ def test_finds_orphans_after_the_leader_is_gone() -> None:
     assert not orphan.is_running()
 
 
-def test_kills_what_does_not_end() -> None:
+def test_processes_that_ignore_sigterm_are_killed() -> None:
     leader = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; sleep 300"], start_new_session=True)
     try:
         service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
@@ -352,9 +356,7 @@ def _until(condition: object, seconds: float = 5) -> None:
         time.sleep(0.02)
 
 
-def test_paths_become_absolute_and_words_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cnn").mkdir()  # a folder that is called like a family
     (tmp_path / "sub").mkdir()
@@ -374,7 +376,7 @@ def test_paths_become_absolute_and_words_stay(
     assert settle("train", ("cnn", "--data", "/far/away")) == ["cnn", "--data", "/far/away"]
 
 
-def test_what_a_job_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "trainer")
     for uri, local, sent in (
@@ -390,9 +392,7 @@ def test_what_a_job_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert ("TESSERA_HOME" in job) == local
 
 
-def test_a_token_that_the_shell_has_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_set_in_the_shell_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs import up
 
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
@@ -404,7 +404,7 @@ def test_a_token_that_the_shell_has_is_kept(
     assert up.write_token(tmp_path).read_text() == "a" * 32
 
 
-def test_an_answer_is_judged_by_its_code() -> None:
+def test_health_is_decided_by_the_status_code() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert local_services.probe_url(address, timeout_seconds=0.2) == "no response in 0.2 s"

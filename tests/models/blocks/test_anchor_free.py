@@ -32,7 +32,7 @@ def outputs(images: int = 1, seed: int = 0) -> Outputs:
 
 
 def knowing(truth: Truths) -> Outputs:
-    """What a network says that finds the objects exactly, at all points inside of them."""
+    """The output of a network that predicts the objects exactly, at all points inside of them."""
     grid, logits = points(), outputs(len(truth.boxes))
     objects = torch.full_like(logits.objects, -20.0)
     classes, distances = torch.zeros_like(logits.classes), torch.zeros_like(logits.distances)
@@ -122,7 +122,7 @@ def test_losses_are_zero_for_perfect_and_positive_for_wrong_outputs():
 
 
 def test_the_target_of_objectness_is_the_iou():
-    """At a point that answers for an object the loss is least where P(object) is the overlap."""
+    """At a point assigned to an object, the loss is lowest where P(object) equals the IoU."""
     truth, logits = truths([(BIG, 0)]), outputs()
     grid = points()
     boxes = anchor_free.boxes_of(logits.distances, grid).detach()
@@ -160,10 +160,10 @@ def test_without_objects_every_output_has_a_gradient():
     assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in logits)
 
 
-def test_crowds_do_not_count_in_the_losses():
-    found = knowing(truths([(BIG, 0)]))
-    in_crowd = anchor_free.losses(found, points(), truths([(BIG, 0)], crowd=True), 10, Weights())
-    nowhere = anchor_free.losses(found, points(), truths([]), 10, Weights())
+def test_crowds_are_excluded_from_the_losses():
+    result = knowing(truths([(BIG, 0)]))
+    in_crowd = anchor_free.losses(result, points(), truths([(BIG, 0)], crowd=True), 10, Weights())
+    nowhere = anchor_free.losses(result, points(), truths([]), 10, Weights())
     assert float(in_crowd["loss"]) < 1e-3
     assert float(nowhere["loss"]) > 10
 

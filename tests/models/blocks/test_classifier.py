@@ -1,4 +1,4 @@
-"""What all families that classify share."""
+"""The parts that all classification families share."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_smoothed_targets_agree_with_label_smoothing():
     del seen["target"]
     plain = F.cross_entropy(module(seen["image"]), seen["label"])
     torch.testing.assert_close(CNN.loss(module, seen)["loss"], plain)
-    said = module(seen["image"]).argmax(1)
-    assert losses["accuracy"] == (said == seen["label"]).float().mean()
+    output = module(seen["image"]).argmax(1)
+    assert losses["accuracy"] == (output == seen["label"]).float().mean()
 
 
 def test_a_pickled_prediction_has_only_its_own_row():

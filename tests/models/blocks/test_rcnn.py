@@ -1,9 +1,8 @@
-"""The families of regions against torchvision's own network, and where there is little to learn
-from.
+"""The R-CNN families against torchvision's networks, and training with little data.
 
-torchvision's reads the same weights; given the same seed it samples the same, so that losses and
-answers must be equal. That `Net` is put together otherwise (no transform, sizes as they are) is all
-that differs.
+torchvision's network gets the same weights. With the same seed it samples the same regions, so
+losses and predictions must be equal. `Net` differs only in its construction: it has no transform,
+and keeps image sizes.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ def family(request):
 
 
 def theirs(family, ours: nn.Module) -> nn.Module:
-    """torchvision's own network around the same parts' weights, with a transform that does
-    nothing."""
+    """torchvision's network with the same weights, and a transform that does nothing."""
     from torchvision.models.detection import FasterRCNN, MaskRCNN, faster_rcnn, mask_rcnn
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.ops import MultiScaleRoIAlign
@@ -83,7 +81,7 @@ def without_crowd(batch):
 
 
 def trained(family) -> nn.Module:
-    """Far enough that something is found."""
+    """Trained until some objects are detected."""
     module = examples.tiny(family)
     module.load_state_dict(trained_weights(family))
     return module
@@ -135,7 +133,7 @@ def test_predictions_agree_with_torchvision(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_resnet50_fpn_has_torchvisions_parameters(name):
-    """So that its weights on COCO fit."""
+    """Then its COCO weights can be loaded."""
     from torchvision.models import detection
 
     family = models.get(name)
@@ -148,7 +146,7 @@ def test_resnet50_fpn_has_torchvisions_parameters(name):
 
 
 def test_older_weights_files_are_renamed():
-    """torchvision's files for these networks are from then."""
+    """torchvision's files for these networks have the older names."""
     renamed = {
         "backbone.fpn.inner_blocks.2.weight": "backbone.fpn.inner_blocks.2.0.weight",
         "backbone.fpn.layer_blocks.0.bias": "backbone.fpn.layer_blocks.0.0.bias",
@@ -255,7 +253,7 @@ def one_crowd_over_everything(batch):
     ids=["as is", "no objects", "one image without", "one image", "only crowds", "in a crowd"],
 )  # fmt: skip
 def test_every_parameter_is_used_in_each_step(family, change):
-    """DistributedDataParallel waits for the gradients of all of them."""
+    """DistributedDataParallel waits for the gradients of all parameters."""
     module = examples.tiny(family).train()
     losses = family.loss(module, change(examples.train_batch(family)))
     losses["loss"].backward()
@@ -276,15 +274,15 @@ def test_anchors_in_a_crowd_are_not_background():
         ]
     )
     for regions, expected in ((crowd, [-1, 0, 1]), (crowd[:0], [0, 0, 1])):
-        given = target | {"crowd": regions}
-        labels, _ = module.rpn.assign_targets_to_anchors([anchors], [given])
+        with_crowd = target | {"crowd": regions}
+        labels, _ = module.rpn.assign_targets_to_anchors([anchors], [with_crowd])
         assert labels[0].tolist() == expected
-        kept = rcnn._outside_crowd(anchors, given)
+        kept = rcnn._outside_crowd(anchors, with_crowd)
         assert torch.equal(kept, anchors[[label >= 0 for label in expected]])
 
 
 def test_crowds_are_not_trained_on():
-    """Objects that are said to be a crowd leave no trace but that nothing there is background."""
+    """Their only effect is that their area is not background."""
     family = models.get("mask_rcnn")
     (target,) = rcnn._targets(picked(examples.train_batch(family), [2]))
     assert target["labels"].tolist() == [3]
@@ -292,7 +290,8 @@ def test_crowds_are_not_trained_on():
 
 
 def test_predictions_stay_inside_each_image(family):
-    """With fit=pad: what is found in a picture lies in it, and no other size changes it."""
+    """With fit=pad: predictions are inside the image, and don't depend on the sizes of other
+    images."""
     module, batch = trained(family).eval(), examples.train_batch(family)
     batch["extent"][3] = torch.tensor([40, 30])
     prediction = family.predict(module, batch)[3]
@@ -310,7 +309,7 @@ def test_predictions_stay_inside_each_image(family):
 
 
 def test_images_of_any_size(family):
-    """A size that the levels don't divide is the same as what is filled up beforehand."""
+    """A size that the levels don't divide equals the same image with padding."""
     module, batch = trained(family).eval(), examples.train_batch(family)
     batch["extent"] = torch.tensor([[64, 61]] * 8)
     odd = family.predict(module, {**batch, "image": batch["image"][..., :61]})

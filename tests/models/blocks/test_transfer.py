@@ -1,5 +1,7 @@
-"""Small images in networks designed for large ones, and pretrained weights, for every family that
-is built around a network of torchvision."""
+"""Small images in networks designed for large ones, and pretrained weights.
+
+For every family that is built around a network of torchvision.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ def tiny(name: str, data: DataSpec, seed: int = 0, **settings):
     "shape", [(3, 8, 8), (1, 28, 28), (3, 32, 32), (1, 5, 9), (3, 1, 1), (3, 96, 96)]
 )
 def test_trains_on_a_single_image_of_any_size(name, shape):
-    """A single image is the hard case: the last batch of an epoch can have one, and batch norm in
-    training needs more than one value."""
+    """A single image is the hard case: the last batch of an epoch can have one image, and batch
+    norm needs more than one value in training."""
     data = DataSpec("classification", *shape, ("a", "b", "c"))
     family, _, net = tiny(name, data)
     count = 1 if min(shape[1:]) > 1 else 3
@@ -47,7 +49,7 @@ def test_trains_on_a_single_image_of_any_size(name, shape):
 
 
 def test_torchvisions_own_networks_fail_on_small_images():
-    """The control: without our changes they raise."""
+    """Control: without our changes they raise."""
     for bare, size in ((torchvision.models.alexnet, 32), (torchvision.models.vgg11, 16)):
         with pytest.raises(RuntimeError, match="too small"):
             bare(num_classes=3)(torch.randn(1, 3, size, size))
@@ -58,7 +60,7 @@ def test_torchvisions_own_networks_fail_on_small_images():
     assert net(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_layers_stay_as_they_are_for_large_images_or_maps():
+def test_layers_are_unchanged_for_large_images_or_maps():
     for size in (64, 96):
         net = torchvision.models.squeezenet1_1(num_classes=3)
         before = repr(net)
@@ -87,7 +89,7 @@ def test_layers_that_would_shrink_a_small_map_keep_its_size():
     ],
 )
 def test_has_the_parameters_of_torchvisions_network(family, variant, theirs):
-    """The same names and shapes, for images of the size they were designed for."""
+    """The same names and shapes, for images of the size the network was designed for."""
     extra = {"init_weights": False} if theirs == "googlenet" else {}
     with torch.device("meta"):
         published = torchvision.models.get_model(theirs, weights=None, **extra)

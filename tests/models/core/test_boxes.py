@@ -25,8 +25,8 @@ def test_complete_iou_and_its_gradient_agree_with_torchvision():
     ours = 1 - complete_iou(boxes, others)
     torch.testing.assert_close(ours, theirs)
     (expected,) = torch.autograd.grad(theirs.sum(), boxes)
-    (found,) = torch.autograd.grad(ours.sum(), boxes)
-    torch.testing.assert_close(found, expected)
+    (result,) = torch.autograd.grad(ours.sum(), boxes)
+    torch.testing.assert_close(result, expected)
 
 
 def test_boxes_without_an_area_are_finite():

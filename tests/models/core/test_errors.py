@@ -1,4 +1,4 @@
-"""Names that don't exist are answered with the nearest one that does."""
+"""Errors about unknown names suggest the nearest known one."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SETTINGS = [
         ("flavour", None),
     ],
 )
-def test_a_path_is_found_at_any_depth(given: str, expected: str | None) -> None:
+def test_the_nearest_path_is_suggested_at_any_depth(given: str, expected: str | None) -> None:
     assert nearest(given, SETTINGS) == expected
 
 
-def test_the_hint_lists_the_names_or_says_where_they_are() -> None:
+def test_the_hint_lists_the_names_or_how_to_list_them() -> None:
     assert unknown("fruit", "aple", ["apple", "pear"]).hint == (
         "did you mean 'apple'? Known: apple, pear"
     )

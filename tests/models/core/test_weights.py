@@ -1,4 +1,4 @@
-"""Pretrained weights: every way in, every damage, and nothing that executes."""
+"""Pretrained weights: every way to load them, every kind of damage, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from models.core.weights import load_weights, read_weights
 TENSORS = {"body.weight": torch.arange(12.0).reshape(3, 4), "fc.bias": torch.ones(2)}
 
 
-def same(found: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == TENSORS.keys() and all(
-        torch.equal(v, TENSORS[n]) for n, v in found.items()
+def same(result: dict[str, torch.Tensor]) -> bool:
+    return result.keys() == TENSORS.keys() and all(
+        torch.equal(v, TENSORS[n]) for n, v in result.items()
     )
 
 
@@ -147,18 +147,21 @@ def network(classes: int) -> nn.Module:
 
 
 def test_only_the_head_can_differ():
-    given = network(5).state_dict()
-    assert load_weights(network(5), given, "fc", "w") == []
-    assert load_weights(network(2), given, "fc", "w") == ["fc.weight", "fc.bias"]
-    headless = {n: t for n, t in given.items() if not n.startswith("fc.")}
+    weights = network(5).state_dict()
+    assert load_weights(network(5), weights, "fc", "w") == []
+    assert load_weights(network(2), weights, "fc", "w") == ["fc.weight", "fc.bias"]
+    headless = {n: t for n, t in weights.items() if not n.startswith("fc.")}
     assert load_weights(network(2), headless, "fc", "w") == ["fc.weight", "fc.bias"]
-    old = {n: t for n, t in given.items() if not n.endswith("num_batches_tracked")}
+    old = {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")}
     assert load_weights(network(5), old, "fc", "w") == []
-    missing = {n: t for n, t in given.items() if n != "body.bias"}
+    missing = {n: t for n, t in weights.items() if n != "body.bias"}
     for wrong, message in (
         (missing, r"missing: body\.bias"),
-        ({**given, "tail.bias": torch.ones(1)}, r"not in the network: tail\.bias"),
-        ({**given, "body.bias": torch.ones(7)}, r"of another shape: body\.bias \(7,\) for \(3,\)"),
+        ({**weights, "tail.bias": torch.ones(1)}, r"not in the network: tail\.bias"),
+        (
+            {**weights, "body.bias": torch.ones(7)},
+            r"of another shape: body\.bias \(7,\) for \(3,\)",
+        ),
     ):
         net = network(2)
         before = net["body"].weight.clone()

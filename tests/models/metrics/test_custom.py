@@ -1,4 +1,4 @@
-"""Metrics that a recipe names: which names are valid, and what their functions may return."""
+"""Metrics named in a recipe: which names are valid, and what their functions may return."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compute(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return custom.metrics(CLASSIFICATION, [f"metric_lab:{name}"], rows, DATA)
 
 
-def test_values_come_with_the_tasks_own() -> None:
+def test_values_are_added_to_the_metrics_of_the_task() -> None:
     values = compute("share", records(0, 1, 1, 1))
     assert values["share"] == 0.75
     assert values["accuracy"] == 0.25
@@ -75,7 +75,7 @@ def test_a_metric_without_a_usable_value_is_an_error(name: str, message: str) ->
         compute(name, records(0, 0))
 
 
-def test_resamples_without_a_value_are_left_out() -> None:
+def test_bootstrap_samples_without_a_value_are_omitted() -> None:
     rows = records(0, 1)
     select = custom.bootstrap_metrics(CLASSIFICATION, ["metric_lab:only_b"], rows, DATA)
     assert select([1, 1])["only_b_found"] == 0.5
@@ -85,7 +85,7 @@ def test_resamples_without_a_value_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["share", "metric_lab", ":share", "metric_lab:", "a b:c", "a:b:c"])
-def test_names_of_another_form_are_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="is not the name of a metric"):
         custom.check_names([name])
 

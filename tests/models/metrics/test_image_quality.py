@@ -1,4 +1,4 @@
-"""Figures of likeness against scikit-image, luma against ITU-R BT.601, resizing against Pillow."""
+"""Image quality against scikit-image, luma against ITU-R BT.601, resizing against Pillow."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_luma_of_grey_is_grey():
 
 
 def mirrored_and_resized(channel: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pillow's bicubic of an image that is mirrored at its edges first, cut again: what MATLAB
-    does. Without the mirror Pillow leaves out what is beyond the edge."""
+    """Pillow's bicubic resize of an image with mirrored edges, cropped again, as in MATLAB.
+    Without mirroring, Pillow ignores pixels beyond the edge."""
     rows, columns = channel.shape
     large = np.pad(channel, ((2 * rows,) * 2, (2 * columns,) * 2), mode="symmetric")
-    made = Image.fromarray(large).resize((5 * width, 5 * height), Image.Resampling.BICUBIC)
-    return np.asarray(made)[2 * height : 3 * height, 2 * width : 3 * width]
+    resized = Image.fromarray(large).resize((5 * width, 5 * height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[2 * height : 3 * height, 2 * width : 3 * width]
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def mirrored_and_resized(channel: np.ndarray, height: int, width: int) -> np.nda
 )
 def test_resizing_agrees_with_reflected_bicubic(height, width):
     image = picture(2, 40, 30).double()
-    made = image_quality.bicubic(image, height, width)
-    assert made.dtype == torch.float64
-    assert made.shape == (2, height, width)
-    for ours, channel in zip(made, image):
+    resized = image_quality.bicubic(image, height, width)
+    assert resized.dtype == torch.float64
+    assert resized.shape == (2, height, width)
+    for ours, channel in zip(resized, image):
         theirs = mirrored_and_resized(channel.float().numpy(), height, width)
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-3)
 
@@ -123,13 +123,13 @@ def test_resizing_agrees_with_torch_away_from_the_edges():
     assert not torch.allclose(ours[inner], plain[inner], atol=1), "the control: no antialias"
 
 
-def test_resizing_takes_batches_keeps_the_type_and_has_a_gradient():
+def test_resizing_supports_batches_keeps_the_dtype_and_has_a_gradient():
     images = torch.rand(2, 3, 16, 12, requires_grad=True)
-    made = image_quality.bicubic(images, 8, 24)
-    assert made.dtype == torch.float32
-    torch.testing.assert_close(made[1], image_quality.bicubic(images[1], 8, 24))
-    made.sum().backward()
+    resized = image_quality.bicubic(images, 8, 24)
+    assert resized.dtype == torch.float32
+    torch.testing.assert_close(resized[1], image_quality.bicubic(images[1], 8, 24))
+    resized.sum().backward()
     assert images.grad is not None
-    assert math.isclose(float(images.grad.sum()), made.numel(), rel_tol=1e-5)
+    assert math.isclose(float(images.grad.sum()), resized.numel(), rel_tol=1e-5)
     constant = torch.full((1, 9, 9), 7).byte()
     assert image_quality.bicubic(constant, 5, 20).sub(7).abs().max() < 1e-12

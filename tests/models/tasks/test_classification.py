@@ -1,4 +1,4 @@
-"""Figures against scikit-learn; augmentation against its definition."""
+"""Metrics against scikit-learn; augmentation against its definition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPEC = DataSpec("classification", 3, 12, 10, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.3
 
 
 def answers(count: int = 400, classes: int = 8, seed: int = 0, absent: int | None = 6):
-    """Predictions better than chance, and truths without the class `absent`."""
+    """Predictions better than chance, and labels without the class `absent`."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randint(classes, (count,), generator=generator)
     if absent is not None:
@@ -54,13 +54,13 @@ def test_metrics_agree_with_scikit_learn(absent):
     from sklearn import metrics as sklearn_metrics
 
     records, probabilities, truth = answers(absent=absent)
-    said = probabilities.argmax(1).numpy()
+    output = probabilities.argmax(1).numpy()
     metrics = CLASSIFICATION.metrics(records, SPEC)
     precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
-        truth, said, average="macro", zero_division=0
+        truth, output, average="macro", zero_division=0
     )
     expected = {
-        "accuracy": sklearn_metrics.accuracy_score(truth, said),
+        "accuracy": sklearn_metrics.accuracy_score(truth, output),
         "loss": float(F.nll_loss(probabilities.double().log(), truth)),
         "top5": sklearn_metrics.top_k_accuracy_score(truth, probabilities, k=5, labels=range(8)),
         "precision": precision,
@@ -71,7 +71,7 @@ def test_metrics_agree_with_scikit_learn(absent):
         assert metrics[name] == pytest.approx(float(value), rel=1e-12), name
     matrix = CLASSIFICATION.confusion(records, SPEC)
     assert matrix.dtype == torch.int64
-    expected_matrix = sklearn_metrics.confusion_matrix(truth, said, labels=range(8))
+    expected_matrix = sklearn_metrics.confusion_matrix(truth, output, labels=range(8))
     assert torch.equal(matrix, torch.from_numpy(expected_matrix))
 
 
@@ -79,8 +79,8 @@ def test_calibration_error_agrees_with_scikit_learn():
     from sklearn.calibration import calibration_curve
 
     records, probabilities, truth = answers(absent=None)
-    confidence, said = (t.numpy() for t in probabilities.max(1))
-    right, sure = calibration_curve(said == truth.numpy(), confidence, n_bins=15)
+    confidence, output = (t.numpy() for t in probabilities.max(1))
+    right, sure = calibration_curve(output == truth.numpy(), confidence, n_bins=15)
     counts, _ = np.histogram(confidence, bins=15, range=(0, 1))
     expected = np.average(np.abs(right - sure), weights=counts[counts > 0])
     metrics = CLASSIFICATION.metrics(records, SPEC)
@@ -103,7 +103,7 @@ def test_top5_needs_more_than_five_classes():
     assert "top5" not in CLASSIFICATION.metrics(records, few)
 
 
-def test_a_probability_of_zero_gives_a_finite_loss():
+def test_a_probability_of_zero_has_a_finite_loss():
     prediction = {"probabilities": torch.tensor([1.0, 0.0]), "label": 0}
     right, wrong = compared([prediction, prediction], [{"label": 0}, {"label": 1}])
     assert CLASSIFICATION.error_score(right) == 0
@@ -155,23 +155,23 @@ def test_without_augmentation_images_are_only_normalised():
         assert batch["image"].dtype == torch.uint8
 
 
-def test_shift_and_mirror_give_crops_of_the_reflected_image():
-    """Each result is one of the crops of the reflection-padded image or of its mirror image."""
+def test_shift_and_mirror_return_crops_of_the_reflected_image():
+    """Each result is a crop of the reflection-padded image or of its mirror image."""
     plain = DataSpec("classification", 3, 12, 10, CLASSES, (0.0,), (1.0,))
     batch = pictures(64)
     settings = ClassificationAugment(flip=True, crop_padding=2)
     seen = CLASSIFICATION.augment(settings, plain, train=True)(batch, rows(64))["image"]
     shifts, mirrored = set(), 0
     for image, result in zip(batch["image"].float() / 255, seen):
-        found = []
+        detected = []
         for flipped in (False, True):
             padded = F.pad((image.flip(-1) if flipped else image)[None], (2, 2, 2, 2), "reflect")[0]
             for top, left in itertools.product(range(5), range(5)):
                 if torch.allclose(padded[:, top : top + 12, left : left + 10], result):
-                    found.append((flipped, top, left))
-        assert len(found) == 1
-        mirrored += found[0][0]
-        shifts.add(found[0][1:])
+                    detected.append((flipped, top, left))
+        assert len(detected) == 1
+        mirrored += detected[0][0]
+        shifts.add(detected[0][1:])
     assert 16 < mirrored < 48
     assert len(shifts) > 15
 

@@ -94,16 +94,16 @@ def test_error_score_is_one_minus_f1(prediction, target, expected):
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("size", [(40, 50), (160, 120), (64, 300)])
 def test_boxes_are_converted_to_the_image_size(fit, size):
-    """A rectangle is painted, the image fitted, and its box there is taken back."""
+    """A rectangle is painted, the image fitted, and the box converted back."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     middle = (size[0] // 2, size[1] // 2)
     box = (middle[1] - 12, middle[0] - 8, middle[1] + 10, middle[0] + 16)
     image[:, box[1] : box[3], box[0] : box[2]] = 255
     seen = fit_image(image, 96, 96, fit)[0] > 127
     rows, columns = seen.any(1).nonzero()[:, 0], seen.any(0).nonzero()[:, 0]
-    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    result = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     restored = DETECTION.to_original_size(
-        said(([float(f) for f in found], 0.9, 0)), view(size, 96, 96, fit)
+        said(([float(f) for f in result], 0.9, 0)), view(size, 96, 96, fit)
     )
     scale = max(size[0] / 96, size[1] / 96, 1.0)
     torch.testing.assert_close(
@@ -147,9 +147,9 @@ def test_coco_results_are_read_by_pycocotools(capsys):
 def test_panels_show_the_truth_and_predictions_above_the_threshold():
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     prediction = said((LEFT, 0.9, 0), (RIGHT, 0.1, 1))
-    truth, found = DETECTION.panels(image, prediction, true((LEFT, 0, False)), DATA)
+    truth, result = DETECTION.panels(image, prediction, true((LEFT, 0, False)), DATA)
     assert truth.scores is None
-    assert truth.boxes.tolist() == found.boxes.tolist() == [LEFT]
-    assert found.scores.tolist() == pytest.approx([0.9])
+    assert truth.boxes.tolist() == result.boxes.tolist() == [LEFT]
+    assert result.scores.tolist() == pytest.approx([0.9])
     (only,) = DETECTION.panels(image, prediction, None, DATA)
     assert only.caption == "1 found"

@@ -1,4 +1,4 @@
-"""The Fréchet distance against references, and what is predicted of fake images."""
+"""The Fréchet distance against references, and the predictions for generated images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA = DataSpec("images", 1, 4, 6, (), (0.2,), (0.5,))
 
 
 def features(count: int, size: int, seed: int) -> torch.Tensor:
-    """Correlated, with means and spreads of their own."""
+    """Correlated, with different means and deviations."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(size, size, generator=generator) / math.sqrt(size)
     shift = torch.randn(size, generator=generator)
@@ -26,7 +26,7 @@ def features(count: int, size: int, seed: int) -> torch.Tensor:
 
 
 def by_scipy(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """As the reference implementation of Heusel et al. computes it."""
+    """As in the reference implementation of Heusel et al."""
     a, b = (np.asarray(x, dtype=np.float64) for x in (fake, real))
     root = scipy.linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False))
     traces = np.trace(np.cov(a, rowvar=False)) + np.trace(np.cov(b, rowvar=False))
@@ -56,7 +56,7 @@ def test_the_distance_of_a_set_to_itself_is_zero():
 
 
 def test_the_distance_of_fewer_images_than_features():
-    """Where covariances are singular: against the roots of the eigenvalues of A^½ B A^½."""
+    """The covariances are singular: compared with the roots of the eigenvalues of A^½ B A^½."""
     fake, real = features(7, 40, 0).double(), features(9, 40, 1).double()
     a, b = torch.cov(fake.T), torch.cov(real.T)
     values, vectors = torch.linalg.eigh(a)
@@ -86,21 +86,21 @@ def record(predicted: int, confidence: float = 0.9, seed: int = 0) -> dict:
 
 def test_class_shares_and_entropy():
     saids = [0, 0, 0, 1, 1, 1, 1, 3]
-    found = GENERATION.metrics([record(s, s / 4, i) for i, s in enumerate(saids)], DATA)
-    assert found["class_share_min"] == 0
-    assert found["class_share_max"] == 4 / 8
+    result = GENERATION.metrics([record(s, s / 4, i) for i, s in enumerate(saids)], DATA)
+    assert result["class_share_min"] == 0
+    assert result["class_share_max"] == 4 / 8
     shares = np.array([3, 4, 1]) / 8
-    assert found["class_entropy"] == pytest.approx(-(shares * np.log(shares)).sum() / np.log(4))
-    assert found["confidence"] == (4 * 0.25 + 0.75) / 8
+    assert result["class_entropy"] == pytest.approx(-(shares * np.log(shares)).sum() / np.log(4))
+    assert result["confidence"] == (4 * 0.25 + 0.75) / 8
     even = GENERATION.metrics([record(i % 4, seed=i) for i in range(8)], DATA)
     assert even["class_share_min"] == even["class_share_max"] == 0.25
     assert even["class_entropy"] == 1
 
 
 def test_entropy_of_a_judge_with_one_class():
-    found = GENERATION.metrics([record(2, seed=i) for i in range(3)], DATA)
-    assert found["class_share_max"] == 1
-    assert found["class_entropy"] == 0
+    result = GENERATION.metrics([record(2, seed=i) for i in range(3)], DATA)
+    assert result["class_share_max"] == 1
+    assert result["class_entropy"] == 0
     sole = GENERATION.metrics([{**record(0), "classes": 1}], DATA)
     assert all(math.isfinite(value) for value in sole.values())
     with pytest.raises(TesseraError, match="no images"):
@@ -108,7 +108,8 @@ def test_entropy_of_a_judge_with_one_class():
 
 
 def judge(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features are the rows' sums; sure of class 0 for dark images and of class 2 for bright."""
+    """Features are the sums of rows; certain of class 0 for dark images, of class 2 for bright
+    ones."""
     assert images.dtype == torch.uint8
     bright = images.float().mean((1, 2, 3)) / 255
     probabilities = torch.stack([1 - bright, torch.zeros_like(bright), bright], 1)
@@ -135,7 +136,7 @@ def test_without_a_judge_the_error_names_the_setting():
         GENERATION.make_record({"image": image}, {"image": image}, DATA)
 
 
-def test_panels_show_the_fake_image_alone():
+def test_panels_show_only_the_fake_image():
     real, fake = (torch.full((1, 4, 6), v, dtype=torch.uint8) for v in (1, 2))
     prediction = {"image": fake, "predicted": 7, "confidence": 0.987}
     (panel,) = GENERATION.panels(real, prediction, {"image": real}, DATA)
@@ -157,9 +158,9 @@ def test_half_of_the_images_are_mirrored_in_training_only():
         )
         torch.testing.assert_close(kept["image"], plain)
     flip = GENERATION.augment(GenerationAugment(flip=True), DATA, train=True)
-    found = flip(batch, BatchRng(0, 200, slice(0, 200)))["image"]
-    mirrored = torch.tensor([torch.allclose(f, p.flip(-1)) for f, p in zip(found, plain)])
+    result = flip(batch, BatchRng(0, 200, slice(0, 200)))["image"]
+    mirrored = torch.tensor([torch.allclose(f, p.flip(-1)) for f, p in zip(result, plain)])
     assert 60 < int(mirrored.sum()) < 140
-    torch.testing.assert_close(found[~mirrored], plain[~mirrored])
+    torch.testing.assert_close(result[~mirrored], plain[~mirrored])
     cut = flip({"image": images[50:80]}, BatchRng(0, 200, slice(50, 80)))["image"]
-    torch.testing.assert_close(cut, found[50:80])
+    torch.testing.assert_close(cut, result[50:80])

@@ -1,5 +1,5 @@
-"""Instance segmentation: metrics count pixels, COCO's tools read the predictions, and masks are
-converted to the size of the image."""
+"""Instance segmentation: metrics by pixels, predictions in COCO's format, and masks of the image
+size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mask(left, top, right, bottom, size=(20, 30)):
 
 
 def said(*masks, labels=None, scores=None, crowd=None, size=(20, 30)):
-    """A target, or a prediction where there are scores."""
+    """A target, or a prediction if there are scores."""
     stacked = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.uint8)
     fields = {
         "boxes": boxes_of(stacked),
@@ -46,7 +46,7 @@ def said(*masks, labels=None, scores=None, crowd=None, size=(20, 30)):
 
 
 def decoded(counts, height, width):
-    """By our own reader, which packs data sets; pycocotools' decoding warns of NumPy 2."""
+    """Decoded by our own reader; pycocotools' decoder raises a warning with NumPy 2."""
     return rle.to_mask(rle.parse(counts, height, width), height, width)
 
 
@@ -58,34 +58,34 @@ class TestMetrics:
     def test_are_one_for_perfect_predictions(self):
         one, other = mask(2, 3, 12, 9), mask(14, 4, 28, 18)
         truth = said(one, other, labels=[0, 2])
-        found = metrics((said(other, one, labels=[2, 0], scores=[0.9, 0.8]), truth))
-        assert set(found) == {
+        result = metrics((said(other, one, labels=[2, 0], scores=[0.9, 0.8]), truth))
+        assert set(result) == {
             f"{kind}_{name}"
             for kind in ("mask", "box")
             for name in ("map", "map50", "map75", "map/cat", "map/owl")
         }
-        assert all(value == pytest.approx(1) for value in found.values())
+        assert all(value == pytest.approx(1) for value in result.values())
 
     def test_compare_the_pixels_of_masks(self):
-        """A frame of the right outline, of which 24 of 100 pixels are there."""
+        """A frame with the right outline, which has 24 of 100 pixels."""
         whole, frame = mask(0, 0, 10, 10), mask(0, 0, 10, 10)
         frame[1:9, 1:9] = 0
         thick = mask(0, 0, 10, 10)
         thick[4:6, 1:9] = 0  # 84 of 100: right up to an overlap of 0.8, 7 of 10 thresholds
-        found = metrics((said(frame, scores=[0.9]), said(whole)))
-        assert (found["mask_map"], found["box_map"]) == (0, pytest.approx(1))
-        found = metrics((said(thick, scores=[0.9]), said(whole)))
-        assert found["mask_map"] == pytest.approx(0.7)
-        assert found["mask_map75"] == pytest.approx(1)
+        result = metrics((said(frame, scores=[0.9]), said(whole)))
+        assert (result["mask_map"], result["box_map"]) == (0, pytest.approx(1))
+        result = metrics((said(thick, scores=[0.9]), said(whole)))
+        assert result["mask_map"] == pytest.approx(0.7)
+        assert result["mask_map75"] == pytest.approx(1)
 
     def test_ignore_crowds(self):
         objects = (mask(0, 0, 8, 8), mask(10, 0, 30, 20))
         inside = mask(12, 2, 20, 10)
-        answer = said(inside, objects[0], scores=[0.9, 0.8])
-        found = metrics((answer, said(*objects, crowd=[False, True])))
-        assert found["mask_map50"] == pytest.approx(1)
-        found = metrics((answer, said(*objects)))
-        assert found["mask_map50"] < 0.6
+        prediction = said(inside, objects[0], scores=[0.9, 0.8])
+        result = metrics((prediction, said(*objects, crowd=[False, True])))
+        assert result["mask_map50"] == pytest.approx(1)
+        result = metrics((prediction, said(*objects)))
+        assert result["mask_map50"] < 0.6
 
     def test_are_finite_without_objects(self):
         empty = (said(scores=[]), said())
@@ -108,25 +108,25 @@ class TestMetrics:
 class TestPredictions:
     def test_have_run_lengths_in_json(self):
         answer = TASK.prediction_to_json(said(mask(3, 4, 12, 9), labels=[1], scores=[0.75]), DATA)
-        (found,) = json.loads(json.dumps(answer))["objects"]
-        assert (found["class"], found["score"]) == ("dog", 0.75)
-        assert found["box"] == [3, 4, 12, 9]
-        assert found["mask"]["size"] == [20, 30]
-        pixels = decoded(found["mask"]["counts"].encode(), 20, 30)
+        (result,) = json.loads(json.dumps(answer))["objects"]
+        assert (result["class"], result["score"]) == ("dog", 0.75)
+        assert result["box"] == [3, 4, 12, 9]
+        assert result["mask"]["size"] == [20, 30]
+        pixels = decoded(result["mask"]["counts"].encode(), 20, 30)
         assert np.array_equal(pixels, mask(3, 4, 12, 9).numpy())
 
     def test_can_be_written_as_coco_results(self):
         prediction = said(mask(3, 4, 12, 9), labels=[1], scores=[0.75])
-        (found,) = json.loads(json.dumps(TASK.prediction_to_coco(prediction)))
-        assert found["bbox"] == [3, 4, 9, 5]
-        assert found["category_id"] == 2
-        assert coco.area(found["segmentation"]) == 45
+        (result,) = json.loads(json.dumps(TASK.prediction_to_coco(prediction)))
+        assert result["bbox"] == [3, 4, 9, 5]
+        assert result["category_id"] == 2
+        assert coco.area(result["segmentation"]) == 45
 
     def test_are_empty_without_objects(self):
         assert TASK.prediction_to_json(said(scores=[]), DATA) == {"objects": []}
         assert TASK.prediction_to_coco(said(scores=[])) == []
 
-    def test_are_drawn_beside_the_truth(self):
+    def test_are_drawn_next_to_the_truth(self):
         truth = said(mask(0, 0, 9, 9), mask(10, 0, 20, 9))
         answer = said(mask(0, 0, 9, 9), mask(1, 1, 9, 9), scores=[0.9, 0.1])
         panels = TASK.panels(torch.zeros(3, 20, 30, dtype=torch.uint8), answer, truth, DATA)
@@ -134,7 +134,7 @@ class TestPredictions:
 
 
 class TestOriginalSize:
-    """Masks go the way back that `fit_image` went with the image."""
+    """Masks are converted back from the size that `fit_image` made."""
 
     @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
     @pytest.mark.parametrize("size", [(20, 30), (90, 50), (31, 64), (150, 200)])
@@ -164,7 +164,7 @@ class TestOriginalSize:
         assert overlap.abs().max() <= 4
 
     def test_objects_outside_the_image_are_dropped(self):
-        """A crop continues a small image by its edge; there may be found something too."""
+        """A crop extends the edge of a small image; an object may be predicted there."""
         where = View((10, 10), (20, 30), shift=(5, 10))
         prediction = said(mask(0, 0, 8, 4), mask(12, 6, 18, 12), scores=[0.9, 0.8])
         restored = TASK.to_original_size(prediction, where)

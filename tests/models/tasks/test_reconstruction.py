@@ -1,5 +1,4 @@
-"""What the network is given to undo and what it isn't, the figures, and reconstructions in the size
-of the image."""
+"""Reconstruction: corruption of the input, metrics, and predictions in the size of the image."""
 
 from __future__ import annotations
 
@@ -45,23 +44,23 @@ def transformed(batch, *, train: bool = True, seed: int = 0, **settings):
 
 def test_without_settings_input_and_target_are_equal():
     batch = raw()
-    made = transformed(batch)
-    torch.testing.assert_close(made["clean"], batch["image"] / 255)
-    torch.testing.assert_close(made["image"] * STD + MEAN, made["clean"])
-    assert "seen" not in made
-    assert set(made) == {*batch, "clean"}
+    output = transformed(batch)
+    torch.testing.assert_close(output["clean"], batch["image"] / 255)
+    torch.testing.assert_close(output["image"] * STD + MEAN, output["clean"])
+    assert "seen" not in output
+    assert set(output) == {*batch, "clean"}
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_noise_is_in_the_input_only(train):
     batch = raw()
     batch["image"] = torch.full_like(batch["image"], 128)
-    made = transformed(batch, train=train, noise=0.1)
-    torch.testing.assert_close(made["clean"], batch["image"] / 255)
-    noise = made["image"] * STD + MEAN - made["clean"]
+    output = transformed(batch, train=train, noise=0.1)
+    torch.testing.assert_close(output["clean"], batch["image"] / 255)
+    noise = output["image"] * STD + MEAN - output["clean"]
     assert float(noise.std()) == pytest.approx(0.1, rel=0.02)
     assert float(noise.mean()) == pytest.approx(0, abs=0.005)
-    assert torch.equal(made["seen"], as_bytes(made["image"] * STD + MEAN))
+    assert torch.equal(output["seen"], as_bytes(output["image"] * STD + MEAN))
     strong = transformed(batch, train=train, noise=3.0)["image"] * STD + MEAN
     assert strong.min() > -1e-5, "as a camera would: not below black"
     assert strong.max() < 1 + 1e-5
@@ -69,12 +68,12 @@ def test_noise_is_in_the_input_only(train):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
-def test_mask_blanks_random_squares(train, share):
+def test_mask_sets_random_squares_to_zero(train, share):
     batch = raw()
     batch["image"].clamp_(min=200)
-    made = transformed(batch, train=train, mask=share)
-    assert torch.equal(made["clean"], batch["image"] / 255)
-    blank = (made["image"] == 0).all(1)
+    output = transformed(batch, train=train, mask=share)
+    assert torch.equal(output["clean"], batch["image"] / 255)
+    blank = (output["image"] == 0).all(1)
     whole = 7 * 10 * 3 * 3  # a grid of squares of 3 by 3 pixels, the last row of it 1 pixel high
     expected = round(share * 70) * 9
     for one in blank:
@@ -83,50 +82,50 @@ def test_mask_blanks_random_squares(train, share):
         assert int(corners.sum()) == round(share * 70)
         assert torch.equal(one, corners.repeat_interleave(3, 0)[:28].repeat_interleave(3, 1))
     assert not torch.equal(blank[0], blank[1]), "each image has its own"
-    elsewhere = ~blank[:, None].expand_as(made["clean"])
-    seen = made["image"] * STD + MEAN
-    torch.testing.assert_close(seen[elsewhere], made["clean"][elsewhere])
+    elsewhere = ~blank[:, None].expand_as(output["clean"])
+    seen = output["image"] * STD + MEAN
+    torch.testing.assert_close(seen[elsewhere], output["clean"][elsewhere])
 
 
 def test_a_users_image_is_not_corrupted():
     settings = ReconstructionAugment(flip=True, crop_padding=3, noise=0.5, mask=0.5)
     batch = raw()
-    made = RECONSTRUCTION.prepare(settings, DATA)(batch, BatchRng(0, 6, slice(0, 6)))
-    torch.testing.assert_close(made["image"] * STD + MEAN, batch["image"] / 255)
-    assert "seen" not in made
+    output = RECONSTRUCTION.prepare(settings, DATA)(batch, BatchRng(0, 6, slice(0, 6)))
+    torch.testing.assert_close(output["image"] * STD + MEAN, batch["image"] / 255)
+    assert "seen" not in output
 
 
 def test_evaluations_do_not_mirror_or_shift():
     batch = raw()
-    made = transformed(batch, train=False, flip=True, crop_padding=3)
-    assert torch.equal(made["clean"], batch["image"] / 255)
+    output = transformed(batch, train=False, flip=True, crop_padding=3)
+    assert torch.equal(output["clean"], batch["image"] / 255)
 
 
 def test_images_are_mirrored_and_shifted_inside_their_extent():
     batch = raw(40, extents=(20, 9))
-    made = transformed(batch, flip=True, crop_padding=2)
-    clean, image = made["clean"], batch["image"] / 255
+    output = transformed(batch, flip=True, crop_padding=2)
+    clean, image = output["clean"], batch["image"] / 255
     assert not (clean * ~inside(batch["extent"], 28, 21)).any(), (
         "what is no picture stays where it is"
     )
-    found = set()
+    result = set()
     for after, before in zip(clean[:, :, :20, :9], image[:, :, :20, :9]):
         for way in itertools.product((False, True), range(-2, 3), range(-2, 3)):
             mirrored, down, right = way
             moved = before.flip(-1) if mirrored else before
             inner = moved[:, 2 + down : 18 + down, 2 + right : 7 + right]
             if torch.equal(inner, after[:, 2:18, 2:7]):
-                found.add(way)
+                result.add(way)
                 break
         else:
             pytest.fail("an image is neither")
-    assert len(found) > 15
-    assert {way[0] for way in found} == {False, True}
+    assert len(result) > 15
+    assert {way[0] for way in result} == {False, True}
 
 
 def test_images_of_one_pixel_can_be_shifted():
-    made = transformed(raw(4, extents=(1, 1)), flip=True, crop_padding=5)
-    assert torch.equal(made["clean"], raw(4, extents=(1, 1))["image"] / 255)
+    output = transformed(raw(4, extents=(1, 1)), flip=True, crop_padding=5)
+    assert torch.equal(output["clean"], raw(4, extents=(1, 1))["image"] / 255)
 
 
 def test_augmentation_does_not_depend_on_the_ranks():
@@ -171,13 +170,13 @@ def prediction(image: torch.Tensor, numbers: int = 8, **more):
 def test_metrics_are_means_over_the_images():
     batch = raw(4)
     targets = RECONSTRUCTION.targets(batch)
-    made = [(t["image"] / 255 + 0.02 * i).clamp(0, 1) for i, t in enumerate(targets)]
+    output = [(t["image"] / 255 + 0.02 * i).clamp(0, 1) for i, t in enumerate(targets)]
     records = [
         RECONSTRUCTION.make_record(prediction(image), target, DATA)
-        for image, target in zip(made, targets)
+        for image, target in zip(output, targets)
     ]
     metrics = RECONSTRUCTION.metrics(records, DATA)
-    pairs = [(m, t["image"] / 255) for m, t in zip(made, targets)]
+    pairs = [(m, t["image"] / 255) for m, t in zip(output, targets)]
     assert metrics["mse"] == pytest.approx(sum(image_quality.mse(*p) for p in pairs) / 4, rel=1e-5)
     assert metrics["psnr"] == pytest.approx(
         sum(image_quality.psnr(*p, peak=1) for p in pairs) / 4, rel=1e-5
@@ -193,8 +192,8 @@ def test_metrics_are_means_over_the_images():
 
 def test_reconstructions_are_not_rounded_to_bytes():
     (target,) = RECONSTRUCTION.targets(raw(1))
-    made = (target["image"] + 0.4) / 255
-    record = RECONSTRUCTION.make_record(prediction(made), target, DATA)
+    output = (target["image"] + 0.4) / 255
+    record = RECONSTRUCTION.make_record(prediction(output), target, DATA)
     assert record["mse"] == pytest.approx((0.4 / 255) ** 2, rel=1e-3)
 
 
@@ -208,7 +207,7 @@ def test_metrics_of_no_records_are_refused():
     "size", [(28, 21), (20, 13), (40, 60), (10, 50), (29, 21), (7, 21), (1, 1)]
 )
 def test_reconstructions_are_converted_to_the_image_size(fit, size):
-    """A network that answers just what it sees gives the image again, as far as it saw it."""
+    """A network that returns its input reconstructs the image, as far as it was visible."""
     rows, columns = (torch.arange(side) / 100 for side in size)
     image = (100 + 50 * (rows[:, None] + columns).sin()).expand(3, -1, -1).round().byte()
     fitted = data_images.fit_image(image, 28, 21, fit)
@@ -217,13 +216,13 @@ def test_reconstructions_are_converted_to_the_image_size(fit, size):
     restored = RECONSTRUCTION.to_original_size(
         prediction(seen), data_images.view(size, 28, 21, fit)
     )
-    made = as_bytes(restored["image"]).int()
-    assert made.shape == image.shape
+    output = as_bytes(restored["image"]).int()
+    assert output.shape == image.shape
     if fit != "crop":
-        assert (made - image).abs().max() <= 2
+        assert (output - image).abs().max() <= 2
         return
-    shown = made != 0
-    assert torch.equal(made[shown], image.int()[shown])
+    shown = output != 0
+    assert torch.equal(output[shown], image.int()[shown])
     kept = min(size[0], 28) * min(size[1], 21)
     assert int(shown.sum()) == 3 * kept
 
@@ -238,13 +237,13 @@ def test_predictions_are_plain_json():
 
 def test_panels_show_the_input_if_it_was_corrupted():
     image = torch.randint(0, 256, DATA.shape, dtype=torch.uint8)
-    made = prediction(image / 255, mse=0.01)
+    output = prediction(image / 255, mse=0.01)
     target = {"image": image}
-    plain = RECONSTRUCTION.panels(image, made, target, DATA)
+    plain = RECONSTRUCTION.panels(image, output, target, DATA)
     assert [p.caption for p in plain] == ["original", "20.0 dB"]
     assert torch.equal(plain[1].image, image)
-    made["seen"] = 255 - image
-    corrupted = RECONSTRUCTION.panels(image, made, target, DATA)
+    output["seen"] = 255 - image
+    corrupted = RECONSTRUCTION.panels(image, output, target, DATA)
     assert [p.caption for p in corrupted] == ["original", "input", "20.0 dB"]
     assert torch.equal(corrupted[1].image, 255 - image)
     (decoded,) = RECONSTRUCTION.panels(image, prediction(image / 255), None, DATA)
@@ -256,13 +255,13 @@ def test_sample_panels_show_target_and_corrupted_input():
     (group, *_) = RECONSTRUCTION.sample_panels(transformed(batch), DATA)
     assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
     assert len(group) == 1
-    made = transformed(batch, mask=0.5)
-    (group, *_) = RECONSTRUCTION.sample_panels(made, DATA)
+    output = transformed(batch, mask=0.5)
+    (group, *_) = RECONSTRUCTION.sample_panels(output, DATA)
     assert torch.equal(group[0].image, batch["image"][0, :, :11, :15])
-    assert torch.equal(group[1].image, made["seen"][0, :, :11, :15])
+    assert torch.equal(group[1].image, output["seen"][0, :, :11, :15])
 
 
 def test_the_image_file_is_rounded():
     values = torch.tensor([0.0, 0.4, 0.6, 254.6, 255.0, 300, -20]) / 255
-    made = RECONSTRUCTION.prediction_to_image(prediction(values.reshape(1, 1, 7)))
-    assert made.flatten().tolist() == [0, 0, 1, 255, 255, 255, 0]
+    output = RECONSTRUCTION.prediction_to_image(prediction(values.reshape(1, 1, 7)))
+    assert output.flatten().tolist() == [0, 0, 1, 255, 255, 255, 0]

@@ -1,4 +1,4 @@
-"""Figures against scikit-learn; augmentation against what it should cut out of a picture."""
+"""Metrics against scikit-learn; augmentation against the expected crops of an image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def masks(count: int, absent: tuple[int, ...] = (), seed: int = 0) -> list[torch.Tensor]:
-    """Masks of several sizes with each class but the absent, and pixels without one."""
+    """Masks of several sizes with each class except the absent one, and ignored pixels."""
     made = []
     for number in range(count):
         size = (10 + number, 13)
@@ -37,8 +37,8 @@ def masks(count: int, absent: tuple[int, ...] = (), seed: int = 0) -> list[torch
 
 
 def said(truths: list[torch.Tensor], absent: tuple[int, ...] = ()) -> list[dict]:
-    """Answers that are right in most pixels."""
-    found = []
+    """Predictions that are right for most pixels."""
+    result = []
     for number, truth in enumerate(truths):
         mask = torch.where(truth == 255, 2, truth)
         noise = torch.rand(truth.shape, generator=generator(number + 50)) < 0.3
@@ -46,8 +46,8 @@ def said(truths: list[torch.Tensor], absent: tuple[int, ...] = ()) -> list[dict]
         for label in absent:
             shifted[shifted == label] = 0
         mask = torch.where(noise, shifted, mask)
-        found.append({"mask": mask, "confidence": 0.5})
-    return found
+        result.append({"mask": mask, "confidence": 0.5})
+    return result
 
 
 def records(predictions, truths):
@@ -62,29 +62,31 @@ def test_metrics_agree_with_scikit_learn(absent):
 
     truths = masks(4, absent)
     predictions = said(truths, absent)
-    found = records(predictions, truths)
-    metrics = TASK.metrics(found, SPEC)
+    result = records(predictions, truths)
+    metrics = TASK.metrics(result, SPEC)
     truth = torch.cat([t.flatten() for t in truths])
-    answer = torch.cat([p["mask"].flatten() for p in predictions])
-    truth, answer = (t[truth != 255].numpy() for t in (truth, answer))
+    prediction = torch.cat([p["mask"].flatten() for p in predictions])
+    truth, prediction = (t[truth != 255].numpy() for t in (truth, prediction))
     present = [k for k in range(5) if k not in absent]
-    each = sklearn_metrics.jaccard_score(truth, answer, labels=present, average=None)
-    dice = sklearn_metrics.f1_score(truth, answer, labels=present, average="macro")
+    each = sklearn_metrics.jaccard_score(truth, prediction, labels=present, average=None)
+    dice = sklearn_metrics.f1_score(truth, prediction, labels=present, average="macro")
     assert metrics["miou"] == pytest.approx(each.mean(), rel=1e-12)
     assert metrics["dice"] == pytest.approx(dice, rel=1e-12)
-    assert metrics["pixel_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, answer))
+    assert metrics["pixel_accuracy"] == pytest.approx(
+        sklearn_metrics.accuracy_score(truth, prediction)
+    )
     names = ["road", "sky_blue", "tree", "car", "cat"]
     assert [metrics[f"iou/{names[k]}"] for k in present] == pytest.approx(list(each), rel=1e-12)
     assert not any(metrics.get(f"iou/{names[k]}") for k in absent)
-    expected = sklearn_metrics.confusion_matrix(truth, answer, labels=range(5))
-    assert torch.equal(TASK.confusion(found, SPEC), torch.from_numpy(expected))
+    expected = sklearn_metrics.confusion_matrix(truth, prediction, labels=range(5))
+    assert torch.equal(TASK.confusion(result, SPEC), torch.from_numpy(expected))
 
 
 def test_a_class_only_in_predictions_has_an_iou_of_zero():
     truth = torch.zeros(2, 4, dtype=torch.uint8)
-    answer = truth.clone()
-    answer[0, 0] = 3
-    metrics = TASK.metrics(records([{"mask": answer}], [truth]), SPEC)
+    prediction = truth.clone()
+    prediction[0, 0] = 3
+    metrics = TASK.metrics(records([{"mask": prediction}], [truth]), SPEC)
     assert metrics["iou/road"] == 7 / 8
     assert metrics["iou/car"] == 0
     assert metrics["miou"] == 7 / 16
@@ -92,11 +94,11 @@ def test_a_class_only_in_predictions_has_an_iou_of_zero():
 
 def test_metrics_do_not_depend_on_the_order():
     truths = masks(6)
-    found = records(said(truths), truths)
-    assert TASK.metrics(found[::-1], SPEC) == TASK.metrics(found, SPEC)
+    result = records(said(truths), truths)
+    assert TASK.metrics(result[::-1], SPEC) == TASK.metrics(result, SPEC)
 
 
-def test_pixels_without_a_class_are_ignored():
+def test_unlabelled_pixels_are_ignored():
     truth = torch.full((3, 3), 255, dtype=torch.uint8)
     (empty,) = records([{"mask": torch.ones(3, 3, dtype=torch.uint8)}], [truth])
     assert int(empty["counts"].sum()) == 0
@@ -139,8 +141,8 @@ def test_json_image_and_panels():
     assert json.loads(json.dumps(answer)) == answer
     assert TASK.prediction_to_image(prediction) is mask
     image = torch.zeros(1, 2, 3, dtype=torch.uint8)
-    truth, found = TASK.panels(image, prediction, {"mask": mask}, SPEC)
-    assert (truth.caption, found.caption) == ("truth", "mean IoU 1.00")
+    truth, result = TASK.panels(image, prediction, {"mask": mask}, SPEC)
+    assert (truth.caption, result.caption) == ("truth", "mean IoU 1.00")
     assert truth.mask is mask
     (alone,) = TASK.panels(image, prediction, None, SPEC)
     assert alone.caption == "confidence 75%"
@@ -151,7 +153,7 @@ def test_json_image_and_panels():
 @pytest.mark.parametrize("size", [(40, 30), (10, 17), (24, 24), (9, 60)])
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_to_original_size_undoes_each_fit(size, fit):
-    """A mask that is fitted as an image is, whole blocks of it, comes back."""
+    """A mask of whole blocks that is fitted like an image is converted back exactly."""
     mask = torch.zeros(1, *size, dtype=torch.uint8)
     mask[:, size[0] // 2 :] += 1
     mask[:, :, size[1] // 3 :] += 2
@@ -187,8 +189,8 @@ def test_to_original_size_of_a_shifted_image():
 
 
 def batch_of(count: int, high: int, wide: int, extents=None, channels: int = 1) -> dict:
-    """Images whose pixels say where they are, with a mask that says the same: row * 7 + column,
-    different in each image."""
+    """Images whose pixels encode their position, with a mask of the same values: row * 7 +
+    column, different for each image."""
     at = torch.arange(high)[:, None] * 7 + torch.arange(wide)
     mask = torch.stack([(at + 3 * i) % 251 for i in range(count)]).to(torch.uint8)
     extent = torch.tensor(extents or [[high, wide]] * count)
@@ -253,7 +255,7 @@ def test_without_settings_images_are_unchanged():
 
 
 def test_patches_are_crops_of_the_image():
-    """Each patch is one of those that the turned and mirrored image has, its mask the same one."""
+    """Each patch is a crop of the rotated and mirrored image, with the same crop of its mask."""
     batch = batch_of(6, 21, 17)
     batch["mask"] = torch.randint(0, 251, (6, 21, 17), generator=generator()).to(torch.uint8)
     batch["image"] = batch["mask"][:, None]
@@ -266,7 +268,7 @@ def test_patches_are_crops_of_the_image():
         for patch, mask in zip(patches[:, 0], masks):
             pixels = (patch * 255).round().to(torch.uint8)
             assert torch.equal(pixels, mask)
-            found = [
+            result = [
                 (turn, flip, top, left)
                 for turn in range(4)
                 for flip in (False, True)
@@ -275,9 +277,9 @@ def test_patches_are_crops_of_the_image():
                 for left in range(10)
                 if torch.equal(whole[0, top : top + 8, left : left + 8], turned)
             ]
-            assert len(found) == 1
-            kinds.add(found[0][:2])
-            corners.add(found[0][2:])
+            assert len(result) == 1
+            kinds.add(result[0][:2])
+            corners.add(result[0][2:])
     assert len(kinds) == 8
     assert len(corners) > 20
     assert all(min(c[i] for c in corners) <= 1 for i in (0, 1))
@@ -290,7 +292,7 @@ def _turned(pixels: torch.Tensor, turn: int, flip: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", [EVERYTHING, SegmentationAugment(patch=8, zoom=0.5)])
 def test_masks_follow_the_image(settings):
-    """Of a picture of two halves the mask says in nearly every pixel which one it is."""
+    """In an image with two halves, the mask is right for nearly every pixel."""
     settings = dataclasses.replace(settings, brightness=0.0, contrast=0.0)
     batch = batch_of(8, 40, 32)
     batch["mask"] = torch.zeros_like(batch["mask"])
@@ -326,8 +328,8 @@ def test_elastic_deforms_smoothly():
 
 @pytest.mark.parametrize("elastic", [0.0, 1.0])
 def test_patches_are_inside_images_that_are_large_enough(elastic):
-    """What was added to fill the frame is never seen: its pixels are 0, those of pictures are not;
-    where the picture is too small it is mirrored and has no class."""
+    """Padding is never visible: its pixels are 0, those of images are not. A smaller image is
+    mirrored, and the mirrored part is ignored."""
     extents = [[24, 20], [12, 9], [5, 24], [1, 1]]
     batch = batch_of(4, 24, 24, extents)
     batch["image"] = (batch["image"] > 0).to(torch.uint8) * 200 + 20

@@ -29,13 +29,13 @@ def texture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.
 
 
 def batch_of(*images: torch.Tensor) -> dict:
-    """As the loader gives it with data.fit=pad; what fills the frame is not black, to be
+    """As from the loader with data.fit=pad. The padding isn't black, so that it would be
     noticed."""
     sizes = torch.tensor([image.shape[-2:] for image in images])
     height, width = sizes.amax(0).tolist()
     frame = torch.full((len(images), images[0].shape[0], height, width), 255, dtype=torch.uint8)
-    for place, image in zip(frame, images):
-        place[:, : image.shape[-2], : image.shape[-1]] = image
+    for position, image in zip(frame, images):
+        position[:, : image.shape[-2], : image.shape[-1]] = image
     return {
         "image": frame,
         "key": [f"image-{i}" for i in range(len(images))],
@@ -161,7 +161,7 @@ def test_training_sees_reduced_patches_and_their_originals():
 
 
 def numbered(height: int, width: int) -> torch.Tensor:
-    """An image whose pixels say where they are."""
+    """An image whose pixels encode their position."""
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
     one = torch.ones(height, width, dtype=torch.int64)
     return torch.stack([rows * one, columns * one, one * 9]).to(torch.uint8)
@@ -179,14 +179,14 @@ def test_patches_are_mirrored_and_rotated_crops(turned):
         top, left = int(rows.min()), int(columns.min())
         corners.add((top, left))
         square = image[:, top : top + 8, left : left + 8]
-        found = [
+        result = [
             (turn, flip)
             for turn in range(4)
             for flip in (False, True)
             if torch.equal(torch.rot90(square.flip(-1) if flip else square, turn, (1, 2)), patch)
         ]
-        assert len(found) == 1
-        poses.update(found)
+        assert len(result) == 1
+        poses.update(result)
     assert len(poses) == (8 if turned else 1)
     tops, lefts = zip(*corners)
     assert (min(tops), max(tops), min(lefts), max(lefts)) == (0, 22, 0, 29)

@@ -1,4 +1,4 @@
-"""Figures against scikit-learn and against brute force over all pairs."""
+"""Metrics against scikit-learn and against brute force over all pairs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def scattered(count: int = 300, classes: int = 5, spread: float = 0.5, seed: int
 
 
 def all_pairs(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """(similarity, whether of one class) of every pair, one after the other."""
-    found = [
+    """(similarity, whether of the same class) of every pair, one after the other."""
+    result = [
         (float(a["embedding"].double() @ b["embedding"].double()), a["label"] == b["label"])
         for a, b in itertools.combinations(records, 2)
     ]
-    return np.array([s for s, _ in found]), np.array([same for _, same in found])
+    return np.array([s for s, _ in result]), np.array([same for _, same in result])
 
 
 @pytest.mark.parametrize("spread", [0.4, 0.7, 1.2])
@@ -77,7 +77,7 @@ def test_recall_agrees_with_brute_force():
 
 
 def test_few_shot_agrees_with_brute_force():
-    """Other draws than ours: the mean over many comes out the same."""
+    """With other random draws: the mean over many is the same."""
     records = scattered(count=100, spread=0.7)
     embeddings = torch.stack([r["embedding"] for r in records]).double()
     labels = [r["label"] for r in records]
@@ -88,9 +88,9 @@ def test_few_shot_agrees_with_brute_force():
             k: draw.sample([i for i, label in enumerate(labels) if label == k], 5) for k in range(5)
         }
         prototypes = F.normalize(torch.stack([embeddings[support[k]].mean(0) for k in range(5)]))
-        asked = [i for i in range(100) if i not in {j for s in support.values() for j in s}]
-        said = (embeddings[asked] @ prototypes.T).argmax(1).tolist()
-        rates.append(np.mean([s == labels[i] for s, i in zip(said, asked)]))
+        queries = [i for i in range(100) if i not in {j for s in support.values() for j in s}]
+        output = (embeddings[queries] @ prototypes.T).argmax(1).tolist()
+        rates.append(np.mean([s == labels[i] for s, i in zip(output, queries)]))
     metric = VERIFICATION.metrics(records, SPEC)["few_shot_5"]
     assert metric == pytest.approx(np.mean(rates), abs=4 * np.std(rates) / np.sqrt(100))
     assert 0.4 < metric < 0.95
@@ -108,7 +108,7 @@ def test_metrics_do_not_depend_on_order_threads_or_blocks(monkeypatch):
 
 
 def test_metrics_of_well_separated_classes():
-    """The threshold lies in the middle of the gap."""
+    """The threshold is in the middle of the gap."""
     labels = torch.arange(40) % 4
     metrics = VERIFICATION.metrics(compared(torch.eye(4)[labels], labels), SPEC)
     best = {"tar_far_1e2": 1, "tar_far_1e3": 1, "recall_at_1": 1, "few_shot_5": 1, "eer": 0}
@@ -123,7 +123,7 @@ def test_metrics_of_identical_embeddings():
     assert all(metrics[name] == 0 for name in ("tar_far_1e2", "recall_at_1", "few_shot_5"))
 
 
-def test_pairs_of_opposite_embeddings_count():
+def test_pairs_of_opposite_embeddings_are_included():
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
     metrics = VERIFICATION.metrics(compared(rows, torch.tensor([0, 0, 1, 1])), SPEC)
     assert (metrics["eer"], metrics["recall_at_1"]) == (0, 1)
@@ -131,7 +131,8 @@ def test_pairs_of_opposite_embeddings_count():
 
 
 def test_few_shot_needs_enough_images():
-    """One with a single image is only another's other; those with up to 5 are in no draw."""
+    """A class with a single image is only a negative for others; classes of up to 5 are never
+    drawn."""
     labels = torch.tensor([0] * 8 + [1] * 7 + [2] * 5 + [3])
     records = compared(torch.eye(4)[labels] + 0.01 * torch.arange(21.0)[:, None].sin(), labels)
     metrics = VERIFICATION.metrics(records, SPEC)
@@ -160,7 +161,7 @@ def test_embeddings_that_are_not_finite_are_refused():
 
 
 @pytest.mark.slow
-def test_ten_thousand_images_take_seconds():
+def test_ten_thousand_images_are_evaluated_in_seconds():
     records = scattered(count=10_000)
     started = time.process_time()
     VERIFICATION.metrics(records, SPEC)
@@ -212,7 +213,7 @@ def test_images_are_augmented_as_for_classification():
 
 
 def warped(image: torch.Tensor, **settings) -> torch.Tensor:
-    """300 draws of one image (1, H, W), without what would normalise it."""
+    """300 random augmentations of one image (1, H, W), not normalised."""
     plain = DataSpec("classification", 1, *image.shape[1:], CLASSES, (0.0,), (1.0,))
     batch = {"image": image.repeat(300, 1, 1, 1), "label": torch.zeros(300), "key": [""] * 300}
     transform = VERIFICATION.augment(VerificationAugment(**settings), plain, train=True)
@@ -220,7 +221,8 @@ def warped(image: torch.Tensor, **settings) -> torch.Tensor:
 
 
 def moments(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Variances of the bright pixels' (rows, columns), and their covariance, of each image."""
+    """The variances of the bright pixels in rows and columns, and their covariance, for each
+    image."""
     rows, columns = (torch.arange(side) - (side - 1) / 2 for side in images.shape[1:])
     weights = images / images.sum((1, 2), keepdim=True)
     return (
@@ -231,7 +233,7 @@ def moments(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def test_rotation_shear_and_zoom_are_as_large_as_set():
-    """A bright bar, twice as far from the left and right edges as its image is high."""
+    """With a bright bar, twice as far from the left and right edges as the image is high."""
     image = torch.zeros(1, 41, 81, dtype=torch.uint8)
     image[:, 19:22, 30:51] = 255
     _, long, _ = moments(image[0][None].float())
@@ -254,7 +256,7 @@ def test_rotation_shear_and_zoom_are_as_large_as_set():
 
 
 def _steepness(images: torch.Tensor) -> torch.Tensor:
-    """The angle of each image's bar against the rows, in degrees from 0 to 180."""
+    """The angle of the bar in each image against the rows, in degrees from 0 to 180."""
     rows, columns, both = moments(images)
     return torch.rad2deg(torch.atan2(2 * both, columns - rows) / 2) % 180
 

@@ -1,4 +1,4 @@
-"""Boxes and pixels are placed alike, and clipped boxes keep enough of their area."""
+"""Boxes and pixels move together, and clipped boxes keep enough of their area."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_mostly_clipped_boxes_are_dropped():
     assert not kept.any()
 
 
-def test_a_placement_moves_pixels_and_boxes_alike():
+def test_a_placement_moves_pixels_and_boxes_together():
     image = torch.zeros(1, 1, HEIGHT, WIDTH)
     image[..., 20:40, 10:60] = 1
     placement = Placement(torch.tensor([[0.5, -1.0]]), torch.tensor([[4.0, 90.0]]))

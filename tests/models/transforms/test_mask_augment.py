@@ -12,7 +12,7 @@ from models.transforms.mask_augment import MaskAugment, MaskAugmentSettings, box
 
 
 def painted(count=6, extent=(64, 64), seed=0):
-    """Images in which each object is a bright patch of its own shape."""
+    """Images in which each object is a bright patch with its own shape."""
     generator = torch.Generator().manual_seed(seed)
     data = DataSpec("instance_segmentation", 3, 64, 64, ("a", "b"))
     images = torch.zeros(count, 3, 64, 64, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Objects are painted into the images; after each transform they must be where their boxes are."""
+"""Objects are painted into the images; after each transform they must be inside their boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OBJECTS = ((10, 8, 30, 20), (40, 30, 56, 60), (3, 50, 25, 64))
 
 
 def batch(extent: tuple[int, int] = (HEIGHT, WIDTH)) -> Batch:
-    """Black images, each with bright objects; the number of the image is its brightness."""
+    """Black images with bright objects; the brightness is the number of the image."""
     images = torch.zeros(COUNT, 3, HEIGHT, WIDTH, dtype=torch.uint8)
     for number, image in enumerate(images):
         for left, top, right, bottom in OBJECTS:
@@ -32,13 +32,13 @@ def batch(extent: tuple[int, int] = (HEIGHT, WIDTH)) -> Batch:
     }
 
 
-def augmented(given: Batch, seed: int = 0, **settings: object) -> Batch:
+def augmented(original: Batch, seed: int = 0, **settings: object) -> Batch:
     transform = ObjectAugment(ObjectAugmentSettings(**settings), DATA)
-    return transform(given, BatchRng(seed, COUNT, slice(0, COUNT)))
+    return transform(original, BatchRng(seed, COUNT, slice(0, COUNT)))
 
 
 def fits(image: Tensor, boxes: Tensor) -> bool:
-    """Bright inside of the boxes, dark outside, but for a pixel at their edges."""
+    """Bright inside of the boxes, dark outside, except for one pixel at their edges."""
     bright, dark = image[0] > 0.3, image[0] < 0.6
     outer, inner = torch.zeros_like(bright), torch.zeros_like(bright)
     for left, top, right, bottom in boxes.round().int().tolist():
@@ -64,9 +64,9 @@ def fits(image: Tensor, boxes: Tensor) -> bool:
 def test_boxes_stay_on_their_objects(settings, extent, monkeypatch):
     # pieces of dropped objects would be bright pixels without a box
     monkeypatch.setattr("models.transforms.object_augment.LEAST_SHARE", 0.0)
-    given = batch(extent)
+    original = batch(extent)
     for seed in range(3):
-        seen = augmented(given, seed, **settings)
+        seen = augmented(original, seed, **settings)
         assert seen["image"].shape == (COUNT, 3, HEIGHT, WIDTH)
         assert seen["image"].dtype == torch.float32
         for image, boxes, labels, crowd in zip(
@@ -77,8 +77,10 @@ def test_boxes_stay_on_their_objects(settings, extent, monkeypatch):
             assert (boxes[:, 2:] > boxes[:, :2]).all()
             assert (boxes >= 0).all()
             assert (boxes <= torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
-    assert torch.equal(given["boxes"][0], batch()["boxes"][0]), "the loader's batch stays as it was"
-    assert given["image"].dtype == torch.uint8
+    assert torch.equal(original["boxes"][0], batch()["boxes"][0]), (
+        "the loader's batch stays as it was"
+    )
+    assert original["image"].dtype == torch.uint8
 
 
 def test_control_unchanged_boxes_miss_mirrored_objects():
@@ -117,10 +119,10 @@ def test_augmentation_does_not_depend_on_the_ranks():
 
 
 def test_mosaics_of_images_without_objects_and_of_a_single_image():
-    given = batch()
+    original = batch()
     for name in ("boxes", "labels", "crowd"):
-        given[name] = [value[:0] for value in given[name]]
-    seen = augmented(given, mosaic=1.0, zoom=0.3)
+        original[name] = [value[:0] for value in original[name]]
+    seen = augmented(original, mosaic=1.0, zoom=0.3)
     assert [tuple(boxes.shape) for boxes in seen["boxes"]] == [(0, 4)] * COUNT
     one = {name: value[:1] for name, value in batch().items()}
     transform = ObjectAugment(ObjectAugmentSettings(mosaic=1.0), DATA)
@@ -129,17 +131,19 @@ def test_mosaics_of_images_without_objects_and_of_a_single_image():
 
 def test_pixels_are_normalised():
     data = DataSpec("detection", 3, HEIGHT, WIDTH, ("a",), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    given = batch()
-    seen = ObjectAugment(ObjectAugmentSettings(), data)(given, BatchRng(0, COUNT, slice(0, COUNT)))
+    original = batch()
+    seen = ObjectAugment(ObjectAugmentSettings(), data)(
+        original, BatchRng(0, COUNT, slice(0, COUNT))
+    )
     mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
-    torch.testing.assert_close(seen["image"], (given["image"].float() / 255 - mean) / std)
-    assert given["image"].dtype == torch.uint8
+    torch.testing.assert_close(seen["image"], (original["image"].float() / 255 - mean) / std)
+    assert original["image"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize(
     "settings", [{"zoom": -1.0}, {"shift": 1.0}, {"mosaic": 1.5}, {"contrast": -0.1}]
 )
-def test_invalid_settings_are_refused_by_name(settings):
+def test_invalid_settings_are_refused(settings):
     (name,) = settings
     with pytest.raises(UsageError, match=f"augment.{name}"):
         ObjectAugmentSettings(**settings)

@@ -1,4 +1,4 @@
-"""An embedded cluster whose port is taken, or whose head doesn't answer any more."""
+"""An embedded cluster whose port is taken, or whose head no longer responds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ connection.disconnect()
 """
 
 
-def test_a_start_on_a_taken_port_is_tried_again_on_another() -> None:
+def test_a_start_on_a_taken_port_is_retried_on_another() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TAKEN_PORT], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -1,4 +1,4 @@
-"""Annotations: what can't be right is refused by its reason, and bytes come back as they were."""
+"""Annotations: invalid ones are refused with a reason, and encoding is lossless."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def objects(
 
 def masks_of(count: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[np.ndarray, ...]:
     random = np.random.default_rng(count)
-    found = (random.random((count, height, width)) < 0.3).astype(np.uint8)
-    return tuple(found)
+    result = (random.random((count, height, width)) < 0.3).astype(np.uint8)
+    return tuple(result)
 
 
 def texts(masks: Any) -> tuple[bytes, ...]:
@@ -66,7 +66,7 @@ def reason(annotation: Annotation, **other: Any) -> str:
 
 
 @pytest.mark.fault(29)
-def test_good_annotations_pass() -> None:
+def test_valid_annotations_are_accepted() -> None:
     check(objects(), **SIZE)
     check(objects(masks=texts(masks_of(2))), **SIZE)
     check(objects([], [], []), **SIZE)
@@ -78,7 +78,7 @@ def test_good_annotations_pass() -> None:
 
 @pytest.mark.fault(26)
 @pytest.mark.parametrize(
-    ("box", "says"),
+    ("box", "message"),
     [
         ([np.nan, 2, 11, 12], "box not finite"),
         ([1, 2, np.inf, 12], "box not finite"),
@@ -93,32 +93,32 @@ def test_good_annotations_pass() -> None:
         ([100, 100, 110, 110], "box outside the image"),
     ],
 )
-def test_a_bad_box_is_named_with_its_reason(box: list[float], says: str) -> None:
-    assert reason(objects([GOOD[0], box])) == says
+def test_an_invalid_box_is_refused_with_its_reason(box: list[float], message: str) -> None:
+    assert reason(objects([GOOD[0], box])) == message
     with pytest.raises(SampleError, match="object 1"):
         check(objects([GOOD[0], box]), **SIZE)
 
 
 @pytest.mark.fault(26)
-def test_boxes_in_shares_of_the_image_are_told_apart() -> None:
+def test_normalised_boxes_are_detected() -> None:
     assert reason(objects([[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]])) == "box normalised"
     check(objects([[0.1, 0.2, 0.5, 0.6], [0, 0, 2, 2]]), **SIZE)
 
 
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("label", [-1, -100, CLASSES, 10**15])
-def test_a_class_that_there_is_not_is_refused(label: int) -> None:
+def test_an_unknown_class_is_refused(label: int) -> None:
     assert reason(objects(labels=[0, label])) == "unknown class"
 
 
 @pytest.mark.fault(27)
-def test_counts_must_agree() -> None:
+def test_different_numbers_of_boxes_labels_and_masks_are_refused() -> None:
     assert reason(objects(labels=[0])) == "counts differ"
     assert reason(objects(crowd=[0])) == "counts differ"
     assert reason(objects(masks=texts(masks_of(1)))) == "counts differ"
 
 
-def test_a_mask_must_be_the_image_s_and_have_pixels() -> None:
+def test_a_mask_must_have_the_size_of_the_image_and_pixels() -> None:
     empty = np.zeros((HEIGHT, WIDTH), np.uint8)
     good = masks_of(1)[0]
     assert reason(objects(masks=texts([good, empty]))) == "mask without pixels"
@@ -130,7 +130,7 @@ def test_a_mask_must_be_the_image_s_and_have_pixels() -> None:
     assert reason(Mask(np.full((HEIGHT, WIDTH), IGNORED, np.uint8))) == "mask without pixels"
 
 
-def test_rounded_boxes_are_cut_off_and_others_left_to_be_refused() -> None:
+def test_only_boxes_within_rounding_of_the_edge_are_clipped() -> None:
     boxes = np.array([[-0.5, 2, 40.5, 12], [-0.6, 2, 3, 12], [1, 2, 3, 30.4], [1, 2, np.nan, 4]])
     cut = clip(boxes, HEIGHT, WIDTH)
     np.testing.assert_array_equal(cut[0], [0, 2, 40, 12])
@@ -139,24 +139,24 @@ def test_rounded_boxes_are_cut_off_and_others_left_to_be_refused() -> None:
     np.testing.assert_array_equal(cut[3], boxes[3])
 
 
-def test_what_is_written_comes_back() -> None:
+def test_annotations_are_read_as_written() -> None:
     for number in range(50):
         random = np.random.default_rng(number)
         edges = np.sort(random.random((number % 7, 2, 2)) * [WIDTH, HEIGHT], axis=1)
         size = len(edges)
-        given = objects(
+        original = objects(
             edges.reshape(size, 4),
             random.integers(0, CLASSES, size),
             random.integers(0, 2, size),
             texts(masks_of(size)) if number % 2 else None,
         )
-        extension, data = encode(given)
+        extension, data = encode(original)
         back = decode_objects(data, **SIZE)
         assert extension == "json"
         for name in ("boxes", "labels", "crowd"):
-            np.testing.assert_array_equal(getattr(back, name), getattr(given, name))
-            assert getattr(back, name).dtype == getattr(given, name).dtype
-        assert back.masks == given.masks
+            np.testing.assert_array_equal(getattr(back, name), getattr(original, name))
+            assert getattr(back, name).dtype == getattr(original, name).dtype
+        assert back.masks == original.masks
         assert encode(back) == (extension, data)
 
 
@@ -169,7 +169,7 @@ def test_equal_annotations_have_equal_bytes() -> None:
         encode(objects([[np.nan, 0, 1, 1]], [0], [0]))
 
 
-def test_masks_come_back_to_the_value() -> None:
+def test_mask_values_are_read_as_written() -> None:
     pixels = np.random.default_rng(0).integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8)
     pixels[3:5] = IGNORED
     extension, data = encode(Mask(pixels))
@@ -219,10 +219,10 @@ def test_other_json_is_refused(data: bytes) -> None:
         decode_objects(data, **SIZE)
 
 
-def test_the_unchanged_fields_are_taken() -> None:
-    """The control of the test above."""
-    found = decode_objects(json.dumps(FIELDS).encode(), **SIZE)
-    assert (found.boxes.tolist(), found.labels.tolist()) == (FIELDS["boxes"], FIELDS["labels"])
+def test_the_unchanged_fields_are_accepted() -> None:
+    """Control of the test above."""
+    result = decode_objects(json.dumps(FIELDS).encode(), **SIZE)
+    assert (result.boxes.tolist(), result.labels.tolist()) == (FIELDS["boxes"], FIELDS["labels"])
 
 
 def png(pixels: np.ndarray, **options: Any) -> bytes:
@@ -258,8 +258,8 @@ def test_other_mask_files_are_refused() -> None:
             decode_mask(data, **SIZE)
 
 
-def test_damaged_bytes_are_refused_or_legal() -> None:
-    """Bytes changed anywhere: an annotation that `check` takes, or a TesseraError."""
+def test_damaged_bytes_are_refused_or_valid() -> None:
+    """Bytes changed anywhere: an annotation that `check` accepts, or a TesseraError."""
     random = np.random.default_rng(0)
     whole = encode(objects(masks=texts(masks_of(2))))[1]
     mask = encode(Mask(np.ones((HEIGHT, WIDTH), np.uint8)))[1]
@@ -269,32 +269,32 @@ def test_damaged_bytes_are_refused_or_legal() -> None:
         for _ in range(random.integers(1, 4)):
             raw[random.integers(len(raw))] = random.integers(256)
         try:
-            found: Annotation = (decode_mask if number % 2 else decode_objects)(bytes(raw), **SIZE)
+            result: Annotation = (decode_mask if number % 2 else decode_objects)(bytes(raw), **SIZE)
         except TesseraError:
             refused += 1
         else:
-            check(found, **SIZE)
+            check(result, **SIZE)
     assert refused > 3000
 
 
-def test_boxes_scale_and_masks_take_the_nearest() -> None:
+def test_boxes_are_scaled_and_masks_use_nearest_neighbours() -> None:
     masks = masks_of(2, 30, 40)
-    given = objects(masks=texts(masks))
-    small = resize(given, (30, 40), (15, 10))
+    original = objects(masks=texts(masks))
+    small = resize(original, (30, 40), (15, 10))
     assert isinstance(small, Objects)
     np.testing.assert_allclose(small.boxes, np.array(GOOD) * [0.25, 0.5, 0.25, 0.5])
     check(small, height=15, width=10, classes=CLASSES, where="x")
     for number, text in enumerate(small.masks or ()):
         true = np.asarray(Image.fromarray(masks[number]).resize((10, 15), Image.Resampling.NEAREST))
         np.testing.assert_array_equal(coco.decode({"size": [15, 10], "counts": text}), true)
-    assert resize(given, (30, 40), (30, 40)) is given
+    assert resize(original, (30, 40), (30, 40)) is original
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     larger = resize(Mask(pixels), (3, 4), (6, 8))
     assert isinstance(larger, Mask)
     np.testing.assert_array_equal(larger.pixels, pixels.repeat(2, 0).repeat(2, 1))
 
 
-def test_a_mask_that_would_vanish_keeps_a_pixel() -> None:
+def test_a_tiny_mask_keeps_one_pixel_when_scaled() -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[33, 39] = 1
     small = resize(objects([[39, 33, 40, 34]], [0], [0], texts([mask])), (40, 40), (4, 4))
@@ -303,19 +303,19 @@ def test_a_mask_that_would_vanish_keeps_a_pixel() -> None:
     check(small, height=4, width=4, classes=1, where="x")
 
 
-def test_counts_leave_crowds_out() -> None:
+def test_counts_exclude_crowds() -> None:
     assert count(objects(), 3) == [1, 0, 0]
     assert count(objects(crowd=[0, 0]), 3) == [1, 0, 1]
     assert count(objects([], [], []), 3) == [0, 0, 0]
 
 
-def test_mask_pixels_are_the_masks() -> None:
+def test_mask_pixels_are_those_of_the_run_lengths() -> None:
     masks = masks_of(3)
-    given = objects([GOOD[0]] * 3, [0] * 3, [0] * 3, texts(masks))
-    np.testing.assert_array_equal(mask_pixels(given, HEIGHT, WIDTH), masks)
+    original = objects([GOOD[0]] * 3, [0] * 3, [0] * 3, texts(masks))
+    np.testing.assert_array_equal(mask_pixels(original, HEIGHT, WIDTH), masks)
     assert mask_pixels(objects(), HEIGHT, WIDTH).shape == (2, HEIGHT, WIDTH)
 
 
-def test_the_error_goes_to_other_processes_whole() -> None:
+def test_the_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(SampleError("box inverted", "x is", hint="turn it")))
     assert (error.reason, error.message, error.hint) == ("box inverted", "x is", "turn it")

@@ -1,6 +1,6 @@
-"""The same image in two splits: what is found, what is not, and how often wrongly.
+"""The same image in two splits: what is detected, what isn't, and the rate of false pairs.
 
-The figures on real images are bars that the code passes; what was measured stands beside them.
+The limits on real images are what the code must reach; comments have the measured values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prints(images: list[Image.Image]) -> np.ndarray:
 
 
 def photo(seed: int, width: int = 96, height: int = 72, mode: str = "RGB") -> Image.Image:
-    """A picture with coarse and fine structure, other for each seed."""
+    """An image with coarse and fine structure, different for each seed."""
     rng = np.random.default_rng(seed)
     whole = np.zeros((height, width, 3))
     for side in (3, 6, 12, 24):
@@ -69,14 +69,14 @@ CHANGES: dict[str, Change] = {
 
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_is_found(change: str) -> None:
+def test_a_changed_copy_is_detected(change: str) -> None:
     train = [photo(seed) for seed in range(20)]
     test = [*(photo(seed) for seed in range(100, 120)), CHANGES[change](train[7])]
     pairs = find_pairs({"test": prints(test), "train": prints(train)})
     assert [(p.left, p.right, p.kind) for p in pairs] == [(("train", 7), ("test", 20), "near")]
 
 
-def test_the_same_pixels_are_the_same_whatever_the_file() -> None:
+def test_equal_pixels_are_equal_in_any_file_format() -> None:
     train = [photo(1), photo(2), photo(2)]
     test = [photo(3), Image.open(io.BytesIO(_png(photo(2)))), photo(1).convert("L")]
     pairs = find_pairs({"train": prints(train), "test": prints(test)})
@@ -91,7 +91,7 @@ def _png(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def test_pairs_are_between_splits_only_and_the_first_split_is_left() -> None:
+def test_pairs_are_between_splits_only_with_the_earlier_split_first() -> None:
     twins = [photo(1), jpeg(photo(1), 50)]
     assert find_pairs({"train": prints(twins), "test": prints([photo(2)])}) == []
     assert find_pairs({"train": prints(twins)}) == []
@@ -106,20 +106,20 @@ def test_pairs_are_between_splits_only_and_the_first_split_is_left() -> None:
 
 @pytest.mark.control(31)
 def test_without_the_mirror_a_mirrored_copy_looks_like_another_image() -> None:
-    """The control for "mirrored": as they are, the bits differ like those of strangers."""
+    """Control for "mirrored": without mirroring, the bits differ as between unrelated images."""
     a, b = prints([photo(1), ImageOps.mirror(photo(1))])[:, 16:]
     assert np.bitwise_count(a ^ b).sum() > 3 * LIMIT
     assert np.bitwise_count(a ^ b ^ duplicates._mirror()).sum() <= LIMIT
 
 
-def test_blank_images_are_alike_only_when_they_are_the_same() -> None:
+def test_blank_images_are_pairs_only_if_they_are_equal() -> None:
     white, grey = Image.new("RGB", (40, 30), "white"), Image.new("RGB", (40, 30), (200, 201, 200))
     pairs = find_pairs({"train": prints([white, grey]), "test": prints([white, photo(1)])})
     assert [(p.left[1], p.right[1], p.kind) for p in pairs] == [(0, 0, "exact")]
 
 
-def test_a_fingerprint_is_made_of_whole_numbers() -> None:
-    """Sums in float64 don't depend on the order of adding here, so not on the machine either."""
+def test_a_fingerprint_is_computed_from_integers() -> None:
+    """Then sums in float64 don't depend on the order of addition, nor on the machine."""
     waves = duplicates._waves()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32))
     exact = waves.astype(np.int64) @ pixels @ waves.astype(np.int64).T
@@ -128,7 +128,7 @@ def test_a_fingerprint_is_made_of_whole_numbers() -> None:
 
 
 def random_prints(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Prints of images that have nothing in common, every fifth of them flat."""
+    """Fingerprints of unrelated images, every fifth of them flat."""
     made = rng.integers(0, 256, (count, SIZE), dtype=np.uint8)
     made[:, 16] &= 0x7F
     made[::5, 16] |= 0x80
@@ -136,7 +136,7 @@ def random_prints(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def altered(rng: np.random.Generator, source: np.ndarray, bits: int) -> np.ndarray:
-    """Another image's print that differs in so many bits, half of them mirrored."""
+    """The fingerprint of another image with `bits` other bits, mirrored with probability 1/2."""
     hashes = np.unpackbits(source[16:])
     hashes[1 + rng.choice(255, bits, replace=False)] ^= 1
     made = np.concatenate([rng.integers(0, 256, 16, dtype=np.uint8), np.packbits(hashes)])
@@ -145,8 +145,8 @@ def altered(rng: np.random.Generator, source: np.ndarray, bits: int) -> np.ndarr
 
 
 def brute_force(left: np.ndarray, right: np.ndarray) -> dict[tuple[int, int], int]:
-    """Distances of all near pairs, by comparing everything with everything."""
-    found = {}
+    """Distances of all near pairs, from comparing every pair."""
+    result = {}
     for mirror in (0, duplicates._mirror()):
         a, b = left[:, 16:] ^ mirror, right[:, 16:]
         differ = a[:, None] ^ b[None]
@@ -155,8 +155,8 @@ def brute_force(left: np.ndarray, right: np.ndarray) -> dict[tuple[int, int], in
         flat = (left[:, 16] >> 7)[:, None] | (right[:, 16] >> 7)[None]
         limit = np.where(flat, duplicates.FLAT_LIMIT, LIMIT)
         for i, j in zip(*np.nonzero(distance <= limit)):
-            found[i, j] = min(found.get((i, j), 255), int(distance[i, j]))
-    return found
+            result[i, j] = min(result.get((i, j), 255), int(distance[i, j]))
+    return result
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -179,7 +179,7 @@ def test_no_near_pair_is_missed(seed: int) -> None:
 
 
 def test_the_hardest_pair_shares_no_band() -> None:
-    """31 bits, two in each band but one: looking for equal bands alone would not find it."""
+    """31 bits, two in each band except one: a search for equal bands alone would miss it."""
     hashes = np.zeros(256, np.uint8)
     hashes[16:32] = 1
     other = hashes.copy()
@@ -194,7 +194,7 @@ def test_the_hardest_pair_shares_no_band() -> None:
     assert [p.distance for p in find_pairs({"train": left, "test": right})] == [LIMIT]
 
 
-def test_the_list_stays_short_where_everything_looks_alike() -> None:
+def test_the_list_is_limited_if_all_images_are_similar() -> None:
     rng = np.random.default_rng(0)
     one = random_prints(rng, 2)[1]
     sides = [np.stack([altered(rng, one, 3) for _ in range(count)]) for count in (300, 500)]
@@ -229,9 +229,9 @@ def test_recall_on_photos(name: str, inner: str, every: int, bars: dict[str, flo
     own = prints(images)
     for change, bar in bars.items():
         pairs = find_pairs({"train": own, "test": prints([CHANGES[change](i) for i in images])})
-        found = sum(p.left[1] == p.right[1] for p in pairs)
-        assert found >= bar * len(images), f"{change}: {found} of {len(images)}"
-        assert found > 0.9 * len(pairs), change
+        result = sum(p.left[1] == p.right[1] for p in pairs)
+        assert result >= bar * len(images), f"{change}: {result} of {len(images)}"
+        assert result > 0.9 * len(pairs), change
     halves = find_pairs({"train": own[::2], "test": own[1::2]})
     assert len(halves) <= 1  # BCCD has two images of one slide that nearly agree
 
@@ -245,8 +245,8 @@ def _mnist(name: str) -> Iterator[Image.Image]:
 
 
 @pytest.mark.slow
-def test_strokes_on_an_empty_ground_give_few_false_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MNIST has no image twice; 8 of its 10,000 test images are in a pair all the same."""
+def test_mnist_has_few_false_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST has no image twice; still, 8 of its 10,000 test images are in a pair."""
     images = {"train": list(_mnist("train")), "test": list(_mnist("t10k"))}
     pairs = find_pairs({split: prints(given) for split, given in images.items()})
     assert len({p.right for p in pairs}) <= 20
@@ -265,8 +265,8 @@ def _changed(images: list[Image.Image]) -> list[Image.Image]:
 
 
 @pytest.mark.slow
-def test_cifar_10_has_images_on_both_sides() -> None:
-    """72 of the 10,000 test images, each looked at and found to show a scene of train."""
+def test_cifar_10_has_near_duplicates_between_its_splits() -> None:
+    """72 of the 10,000 test images; each was inspected and shows a scene of train."""
     sides: dict[str, list[bytes]] = {"train": [], "test": []}
     path = DATA / "cifar10-jpeg" / "cifar10-jpeg.tar.gz"
     if not path.exists():
@@ -283,7 +283,7 @@ def test_cifar_10_has_images_on_both_sides() -> None:
     assert 65 <= len({p.right for p in pairs}) <= 80
 
 
-def test_the_bundled_digits_give_few_false_pairs() -> None:
+def test_the_bundled_digits_have_few_false_pairs() -> None:
     images = [Image.fromarray(np.rint(a * 255 / 16).astype(np.uint8)) for a in load_digits().images]
     own = prints(images)
     assert len(find_pairs({"train": own[::2], "test": own[1::2]})) <= 5

@@ -1,4 +1,4 @@
-"""Every supported kind of image has one conversion to pixels; everything else is an error."""
+"""Every supported kind of image has one conversion to pixels; all others are errors."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
-def test_lossless_formats_give_identical_pixels(form: str) -> None:
+def test_lossless_formats_have_identical_pixels(form: str) -> None:
     options = {"lossless": True} if form == "WEBP" else {}
     got = images.decode_image(encoded(photo(), form, **options), 3)
     assert got.dtype == torch.uint8
     assert torch.equal(got, torch.from_numpy(np.array(photo())).permute(2, 0, 1))
 
 
-def test_jpeg_is_close_and_gif_gives_its_first_frame() -> None:
+def test_jpeg_is_close_and_of_a_gif_the_first_frame_is_read() -> None:
     true = torch.from_numpy(np.array(photo())).permute(2, 0, 1).float()
     got = images.decode_image(encoded(photo(), "JPEG", quality=95), 3).float()
     assert (got - true).abs().mean() < 4
@@ -117,7 +117,7 @@ def test_float_pixels_are_refused() -> None:
 
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_gives_the_same_upright_pixels(orientation: int) -> None:
+def test_images_are_rotated_upright_by_exif(orientation: int) -> None:
     upright = np.array(photo())
     stored = {  # how a camera stores the upright image for each orientation
         1: upright,
@@ -136,7 +136,7 @@ def test_exif_orientation_gives_the_same_upright_pixels(orientation: int) -> Non
     np.testing.assert_array_equal(got, upright)
 
 
-def test_an_unreadable_exif_block_counts_as_no_orientation() -> None:
+def test_an_unreadable_exif_block_is_ignored() -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\x01" * 40)
     assert images.decode_image(data, 3).shape == (3, 24, 40)
 
@@ -162,8 +162,8 @@ def test_other_formats_are_refused_by_content(data: bytes) -> None:
 
 
 @pytest.mark.control(25)
-def test_bare_pillow_opens_eps() -> None:
-    """The control: Pillow goes by content and accepts it under any name."""
+def test_pillow_alone_opens_eps() -> None:
+    """Control: Pillow goes by content and accepts it under any name."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     assert Image.open(io.BytesIO(eps)).format == "EPS"
 
@@ -188,7 +188,7 @@ def test_every_flipped_bit_of_a_png_is_refused() -> None:
 
 @pytest.mark.fault(21, 25)
 @pytest.mark.control(21)
-def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
+def test_a_png_truncated_anywhere_or_with_appended_data_is_refused() -> None:
     data = encoded(photo(8, 8))
     for end in range(len(data)):
         with pytest.raises(TesseraError):
@@ -201,7 +201,7 @@ def test_a_png_cut_anywhere_or_with_something_appended_is_refused() -> None:
 @pytest.mark.fault(21)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_truncated_images_are_refused(form: str) -> None:
-    """Cut at each hundredth, and by one or two bytes."""
+    """Truncated at each hundredth, and by one or two bytes."""
     data = encoded(photo(), form)
     assert images.decode_image(data, 3).shape == (3, 24, 40)  # the control
     ends = {len(data) * percent // 100 for percent in range(100)}
@@ -211,7 +211,7 @@ def test_truncated_images_are_refused(form: str) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(11, 7), (4, 3), (20, 16), (5, 30), (24, 2)])
-def test_a_crop_takes_the_middle_and_extends_the_edge(height: int, width: int) -> None:
+def test_a_crop_is_centred_and_extends_the_edge(height: int, width: int) -> None:
     """Compared with NumPy's padding."""
     image = torch.arange(11 * 7, dtype=torch.uint8).view(1, 11, 7)
     got = images.fit_image(image, height, width, "crop")
@@ -228,8 +228,8 @@ def test_a_crop_takes_the_middle_and_extends_the_edge(height: int, width: int) -
 
 @pytest.mark.fault(22)
 @pytest.mark.control(22)
-def test_pillows_warnings_are_ignored_in_threads_too() -> None:
-    """A 9,500 x 9,500 header makes bare Pillow warn; ours raises without a warning."""
+def test_pillows_warnings_are_ignored_in_threads() -> None:
+    """A header of 9,500 x 9,500 makes Pillow warn; here it raises an error without a warning."""
     data = png_header(9_500, 9_500)
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(data))
@@ -283,7 +283,7 @@ def test_png_round_trip() -> None:
 @pytest.mark.parametrize(
     "path", ["train/cat/0001", "a b/ü.x/1.2", "../../etc/passwd", "/abs/x", "line\nbreak", "-", "~"]
 )
-def test_a_key_is_safe_and_can_be_reverted(path: str) -> None:
+def test_a_key_is_safe_and_reversible(path: str) -> None:
     key = images.make_key(path)
     check_key(key, "here")
     assert "." not in key
@@ -291,7 +291,7 @@ def test_a_key_is_safe_and_can_be_reverted(path: str) -> None:
 
 
 @pytest.mark.fault(10)
-def test_long_and_undecodable_paths_have_keys_too() -> None:
+def test_long_and_undecodable_paths_have_keys() -> None:
     keys = {images.make_key("x" * 4000 + tail) for tail in "ab"}
     keys.add(images.make_key(b"\xff\xfe"))
     assert len(keys) == 3

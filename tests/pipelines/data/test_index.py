@@ -22,7 +22,7 @@ def written(tmp_path: Path) -> tuple[Path, SplitCard]:
 
 
 @pytest.mark.fault(4)
-def test_a_missing_or_damaged_index_is_named(written: tuple[Path, SplitCard]) -> None:
+def test_a_missing_or_damaged_index_is_reported(written: tuple[Path, SplitCard]) -> None:
     folder, card = written
     index = (folder / card.index).read_bytes()
     (folder / card.index).unlink()
@@ -40,7 +40,7 @@ def test_a_missing_or_damaged_index_is_named(written: tuple[Path, SplitCard]) ->
 
 
 def reindexed(folder: Path, card: SplitCard, index: np.ndarray) -> SplitCard:
-    """A card for an index that was replaced, by someone who can compute checksums."""
+    """A card for a replaced index, with valid checksums, as an attacker could create it."""
     out = io.BytesIO()
     np.save(out, index, allow_pickle=index.dtype == object)
     data = out.getvalue()

@@ -1,4 +1,4 @@
-"""The fast decoder gives exactly Pillow's pixels or None, and no damaged file crashes it."""
+"""The fast decoder returns exactly Pillow's pixels or None, and no damaged file crashes it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fast(data: bytes, channels: int = 3) -> torch.Tensor | None:
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_the_pixels_are_pillows(subsampling: int, progressive: bool) -> None:
+def test_the_pixels_equal_pillows(subsampling: int, progressive: bool) -> None:
     for height, width in SIZES:
         for quality, restart in ((5, 0), (50, 1), (90, 3), (100, 0)):
             data = jpeg(
@@ -56,19 +56,19 @@ def test_the_pixels_are_pillows(subsampling: int, progressive: bool) -> None:
                 optimize=True,
                 restart_marker_blocks=restart,
             )
-            found = fast(data)
-            assert found is not None
-            assert torch.equal(found, by_pillow(data, 3))
+            result = fast(data)
+            assert result is not None
+            assert torch.equal(result, by_pillow(data, 3))
 
 
-def test_grey_pixels_are_pillows_in_one_channel_and_in_three() -> None:
+def test_grey_pixels_equal_pillows_in_one_channel_and_in_three() -> None:
     for height, width in SIZES:
         for progressive in (False, True):
             data = jpeg(photo(height, width).convert("L"), progressive=progressive)
             for channels in (1, 3):
-                found = fast(data, channels)
-                assert found is not None
-                assert torch.equal(found, by_pillow(data, channels))
+                result = fast(data, channels)
+                assert result is not None
+                assert torch.equal(result, by_pillow(data, channels))
 
 
 def test_one_decoder_reads_several_files() -> None:
@@ -77,9 +77,9 @@ def test_one_decoder_reads_several_files() -> None:
     files = [jpeg(photo(16, 24, seed), quality=90) for seed in range(3)]
     files += [jpeg(photo(24, 16)), jpeg(photo(8, 8).convert("L")), files[0]]
     for data in files:
-        found = decoder(memoryview(data))
-        assert found is not None
-        assert torch.equal(found, by_pillow(data, 3))
+        result = decoder(memoryview(data))
+        assert result is not None
+        assert torch.equal(result, by_pillow(data, 3))
     for data in (b"", b"\xff\xd8", files[0][:100], jpeg(photo(8, 8).convert("CMYK"))):
         assert decoder(memoryview(data)) is None
 
@@ -130,7 +130,7 @@ def other_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", other_files())
-def test_other_files_are_left_to_pillow(name: str) -> None:
+def test_other_files_are_decoded_by_pillow(name: str) -> None:
     data = other_files()[name]
     assert read_header(data) is None
     assert fast(data) is None
@@ -144,8 +144,8 @@ def test_other_files_are_left_to_pillow(name: str) -> None:
 
 
 @pytest.mark.control(24)
-def test_the_bare_decoder_ignores_orientation() -> None:
-    """The control for leaving rotated files to Pillow."""
+def test_the_decoder_alone_ignores_orientation() -> None:
+    """Control: therefore Pillow decodes rotated files."""
     import torchvision  # noqa: F401
 
     data = jpeg(photo(24, 40), exif=exif(6))
@@ -155,14 +155,14 @@ def test_the_bare_decoder_ignores_orientation() -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 1])
-def test_upright_photos_with_exif_are_ordinary(orientation: int) -> None:
+def test_upright_photos_with_exif_use_the_fast_decoder(orientation: int) -> None:
     data = jpeg(photo(24, 40), exif=exif(orientation))
-    found = fast(data)
-    assert found is not None
-    assert torch.equal(found, by_pillow(data, 3))
+    result = fast(data)
+    assert result is not None
+    assert torch.equal(result, by_pillow(data, 3))
 
 
-def test_colour_to_grey_is_pillows_formula() -> None:
+def test_colour_is_converted_to_grey_as_by_pillow() -> None:
     data = jpeg(photo(24, 40))
     assert fast(data, 1) is None
     assert torch.equal(images.decode_image(data, 1), by_pillow(data, 1))
@@ -211,8 +211,8 @@ FLIPPED = 3000
 
 @pytest.mark.fault(3)
 def test_flipped_bits_crash_no_process() -> None:
-    """In its own process, to survive a crash. If both decoders accept a damaged file, they give the
-    same pixels."""
+    """In a new process, to survive a crash. If both decoders accept a damaged file, their pixels
+    are equal."""
     image = photo(24, 40)
     files = [
         jpeg(image, quality=85, subsampling=subsampling, progressive=progressive)

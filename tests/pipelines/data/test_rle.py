@@ -1,4 +1,4 @@
-"""Run lengths are pycocotools', and no text gets further than a ValueError."""
+"""Run lengths agree with pycocotools, and no text raises more than a ValueError."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ RANDOM = np.random.default_rng(0)
 
 
 def masks(count: int) -> list[np.ndarray]:
-    found = []
+    result = []
     for number in range(count):
         height, width = RANDOM.integers(1, 40, 2)
         mask = (RANDOM.random((height, width)) < RANDOM.random()).astype(np.uint8)
         if number % 10 == 0:
             mask[:] = number % 20 == 0
-        found.append(mask)
-    return found
+        result.append(mask)
+    return result
 
 
-def test_run_lengths_are_those_of_pycocotools() -> None:
+def test_run_lengths_agree_with_pycocotools() -> None:
     for mask in masks(400):
         counts = rle.of_mask(mask)
         text = rle.write(counts)
@@ -40,7 +40,7 @@ def test_run_lengths_are_those_of_pycocotools() -> None:
             assert box == (left, top, left + width, top + height)
 
 
-def test_lengths_of_large_images_keep_their_digits() -> None:
+def test_lengths_of_large_images_are_exact() -> None:
     for counts in ([99_999_999, 1], [0, 100_000_000], [50_000_000, 3, 49_999_000, 997]):
         text = rle.write(np.array(counts))
         np.testing.assert_array_equal(rle.parse(text, 10_000, 10_000), counts)
@@ -55,7 +55,7 @@ def test_lengths_of_large_images_keep_their_digits() -> None:
         ([0, 10, 0], [0, 10]),
     ],
 )
-def test_runs_of_nothing_are_merged(counts: list[int], merged: list[int]) -> None:
+def test_empty_runs_are_merged(counts: list[int], merged: list[int]) -> None:
     np.testing.assert_array_equal(rle.check(counts, 1, 10), merged)
     text = rle.write(np.array(counts))
     np.testing.assert_array_equal(rle.parse(text, 1, 10), merged)
@@ -85,8 +85,8 @@ def test_lengths_that_don_t_fill_the_image_are_refused(text: bytes) -> None:
         rle.parse(text, 10, 10)
 
 
-def test_no_text_is_more_than_refused() -> None:
-    """Where it is taken, pycocotools sees the same mask; random text is not given to it."""
+def test_any_text_is_read_or_refused() -> None:
+    """If it is read, pycocotools reads the same mask. Random text isn't passed to pycocotools."""
     good = [rle.write(rle.of_mask(mask)) for mask in masks(50)]
     taken = 0
     for number in range(20_000):

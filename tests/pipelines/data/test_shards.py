@@ -26,7 +26,7 @@ def written(tmp_path: Path) -> tuple[Path, SplitCard]:
 
 
 @pytest.mark.fault(4)
-def test_a_missing_shard_is_named(written: tuple[Path, SplitCard]) -> None:
+def test_a_missing_shard_is_reported(written: tuple[Path, SplitCard]) -> None:
     folder, card = written
     (folder / card.shards[2].path).rename(folder / "away")
     with pytest.raises(TesseraError, match=r"shard train/000002\.tar .* is missing"):
@@ -43,7 +43,7 @@ def test_every_sample_is_read_as_written(written: tuple[Path, SplitCard]) -> Non
     assert reader.read(3) == reader.read(3)
 
 
-def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_samples_are_written_to_the_same_bytes(tmp_path: Path) -> None:
     one = shards.write(tmp_path / "one", "train", some(12), shard_samples=5)
     two = shards.write(tmp_path / "two", "train", some(12), shard_samples=5)
     assert one == two
@@ -79,7 +79,7 @@ def test_a_tar_reader_sees_only_regular_members(
 
 @pytest.mark.slow
 def test_stock_webdataset_reads_the_shards(written: tuple[Path, SplitCard]) -> None:
-    """In its own process, because importing webdataset is slow."""
+    """In a new process, because importing webdataset is slow."""
     folder, card = written
     program = """
 import sys, webdataset
@@ -117,7 +117,7 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
 def test_a_tar_reader_does_not_detect_a_flipped_bit(
     written: tuple[Path, SplitCard],
 ) -> None:
-    """The control of the test above."""
+    """Control of the test above."""
     folder, card = written
     path = folder / card.shards[0].path
     flip(path, 512)
@@ -126,7 +126,7 @@ def test_a_tar_reader_does_not_detect_a_flipped_bit(
 
 
 @pytest.mark.fault(1)
-def test_a_cut_shard_is_named_when_it_is_opened(written: tuple[Path, SplitCard]) -> None:
+def test_a_truncated_shard_is_reported_when_it_is_opened(written: tuple[Path, SplitCard]) -> None:
     folder, card = written
     path = folder / card.shards[1].path
     whole = path.read_bytes()
@@ -137,10 +137,10 @@ def test_a_cut_shard_is_named_when_it_is_opened(written: tuple[Path, SplitCard])
 
 
 @pytest.mark.control(1)
-def test_a_tar_reader_takes_a_cut_shard_for_a_shorter_one(
+def test_a_tar_reader_reads_a_truncated_shard_as_a_shorter_one(
     written: tuple[Path, SplitCard],
 ) -> None:
-    """The control: a tar reader of a shard cut at a member boundary reads fewer samples."""
+    """Control: a shard truncated at a member boundary has fewer samples."""
     folder, card = written
     path = folder / card.shards[0].path
     path.write_bytes(path.read_bytes()[: 3 * (512 + 1024 + 1024)])
@@ -152,9 +152,7 @@ def test_a_tar_reader_takes_a_cut_shard_for_a_shorter_one(
 @pytest.mark.parametrize(
     "path", ["../x.tar", "/etc/passwd", "train/../../x", "pipe:cat x", "s3://a/b", ""]
 )
-def test_paths_that_leave_the_folder_are_refused(
-    written: tuple[Path, SplitCard], path: str
-) -> None:
+def test_paths_outside_the_folder_are_refused(written: tuple[Path, SplitCard], path: str) -> None:
     folder, card = written
     bad = card.shards[0].model_copy(update={"path": path})
     with pytest.raises(TesseraError, match="is not allowed"):
@@ -203,14 +201,14 @@ def test_samples_are_read_in_pieces_of_a_limited_size(
     wanted = np.array([11, 0, 4, 4, 5, 9])
     for limit in (1, 6000, 1 << 20):
         monkeypatch.setattr(shards, "PIECE_BYTES", limit)
-        found: list[bytes] = []
+        result: list[bytes] = []
         sizes = []
         for piece in reader.pieces(wanted, *reader.index.gather(wanted)):
             sizes.append(len(piece.data))
             for start, row in zip(piece.starts.tolist(), piece.rows):
                 begin = start + int(row["image"])
-                found.append(piece.data[begin : begin + int(row["image_size"])].tobytes())
-        assert found == [stored(12)[i].image for i in wanted.tolist()]
+                result.append(piece.data[begin : begin + int(row["image_size"])].tobytes())
+        assert result == [stored(12)[i].image for i in wanted.tolist()]
         assert max(sizes) <= max(limit, 2560)
     assert len(sizes) == 1
 

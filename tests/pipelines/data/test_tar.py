@@ -19,7 +19,7 @@ def member(
     return info.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % 512)
 
 
-def test_good_members_are_listed() -> None:
+def test_valid_members_are_listed() -> None:
     data = member("d/a.cls", b"1") + member("d/a.png", b"x" * 600)
     assert members(data, "here") == [("d/a.cls", 512, 1), ("d/a.png", 1536, 600)]
 
@@ -43,6 +43,6 @@ def test_good_members_are_listed() -> None:
         (b"<html>" + b" " * 506, "not a ustar header"),
     ],
 )
-def test_other_members_are_refused_by_name(data: bytes, message: str) -> None:
+def test_other_members_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(TesseraError, match=rf"^here: .*({message})"):
         members(data, "here")

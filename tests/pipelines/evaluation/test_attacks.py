@@ -1,4 +1,5 @@
-"""The attacks: the exact optimum where it is known, within what is allowed, and no traces."""
+"""Adversarial attacks: the exact optimum of a linear network, the limits, and no lasting
+changes."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def allowed(data: DataSpec) -> Tensor:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Batch]:
-    """The `cnn`'s tiny variant after some steps on which quarter of an image is bright, and a batch
-    of that."""
+    """The tiny variant of `cnn`, trained for some steps on which quarter of an image is bright,
+    and a batch of these images."""
     family = models.get("cnn")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 128, (128, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -54,9 +55,9 @@ def trained() -> tuple[nn.Module, Batch]:
     return net, batch
 
 
-def test_fgsm_finds_the_optimum_of_a_linear_network() -> None:
-    """The logistic loss of w·x falls with it: the worst in the ball is x - epsilon sign(w), cut to
-    the range."""
+def test_fgsm_reaches_the_optimum_of_a_linear_network() -> None:
+    """The logistic loss falls with w·x, so the worst image in the ball is x - epsilon sign(w),
+    clipped to the valid range."""
     weights = torch.tensor([[1.0, -2.0], [0.5, -0.25]])
     images = torch.tensor([[[[0.2, 0.5], [0.02, 0.97]]]])
 
@@ -64,16 +65,16 @@ def test_fgsm_finds_the_optimum_of_a_linear_network() -> None:
         return F.softplus(-(x * weights).sum((1, 2, 3)))
 
     low, high, epsilon = torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.full((1, 1, 1), 0.1)
-    found = fgsm(loss, images, epsilon, low, high)
-    torch.testing.assert_close(found, torch.tensor([[[[0.1, 0.6], [0.0, 1.0]]]]))
+    result = fgsm(loss, images, epsilon, low, high)
+    torch.testing.assert_close(result, torch.tensor([[[[0.1, 0.6], [0.0, 1.0]]]]))
     for seed in range(3):
         start = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
         more = pgd(loss, images, epsilon, low, high, steps=10, step=epsilon / 4, start=start)
-        torch.testing.assert_close(more, found)
+        torch.testing.assert_close(more, result)
 
 
-def test_it_is_the_loss_of_each_image_that_grows(trained: tuple[nn.Module, Batch]) -> None:
-    """PGD's not less than FGSM's, and both far beyond that of as much noise."""
+def test_attacks_increase_the_loss_of_each_image(trained: tuple[nn.Module, Batch]) -> None:
+    """PGD at least as much as FGSM, and both far more than noise of the same size."""
     net, batch = trained
     family = models.get("cnn")
     losses = {}
@@ -89,7 +90,7 @@ def test_it_is_the_loss_of_each_image_that_grows(trained: tuple[nn.Module, Batch
     assert (losses["fgsm"] > plain).float().mean() > 0.95
 
 
-def test_more_epsilon_does_more(trained: tuple[nn.Module, Batch]) -> None:
+def test_a_larger_epsilon_increases_the_loss_more(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     rights = []
     for epsilon in (0.0, EPSILON / 4, EPSILON, 4 * EPSILON):
@@ -104,7 +105,7 @@ def test_more_epsilon_does_more(trained: tuple[nn.Module, Batch]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_every_classifier_is_attacked_and_left_as_it_was(name: str, kind: str) -> None:
+def test_every_classifier_can_be_attacked_and_is_not_changed(name: str, kind: str) -> None:
     family = models.get(name)
     module, batch = examples.tiny(family).train(), examples.train_batch(family)
     first = next(module.children())
@@ -139,7 +140,7 @@ def test_a_network_is_restored_after_an_error(trained: tuple[nn.Module, Batch]) 
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_chance_depends_on_the_sample_alone(trained: tuple[nn.Module, Batch]) -> None:
+def test_random_starts_depend_only_on_the_sample(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     family = models.get("cnn")
     whole = attack(family, net, batch, SPEC, "pgd", EPSILON, steps=1)
@@ -154,7 +155,7 @@ def test_chance_depends_on_the_sample_alone(trained: tuple[nn.Module, Batch]) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_frame_is_not_attacked(trained: tuple[nn.Module, Batch], kind: str) -> None:
+def test_padding_is_not_attacked(trained: tuple[nn.Module, Batch], kind: str) -> None:
     net, batch = trained
     framed = {**batch, "extent": torch.tensor([[10, 7]]).repeat(128, 1)}
     images = attack(models.get("cnn"), net, framed, SPEC, kind, EPSILON)
@@ -164,7 +165,7 @@ def test_a_frame_is_not_attacked(trained: tuple[nn.Module, Batch], kind: str) ->
     assert not changed[:, :, :, 7:].any()
 
 
-def test_under_no_grad_it_is_the_same(trained: tuple[nn.Module, Batch]) -> None:
+def test_attacks_are_the_same_under_no_grad(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     family = models.get("cnn")
     expected = attack(family, net, batch, SPEC, "fgsm", EPSILON)
@@ -172,7 +173,7 @@ def test_under_no_grad_it_is_the_same(trained: tuple[nn.Module, Batch]) -> None:
         assert torch.equal(attack(family, net, batch, SPEC, "fgsm", EPSILON), expected)
 
 
-def test_what_cant_be_attacked_is_refused(trained: tuple[nn.Module, Batch]) -> None:
+def test_tasks_that_cannot_be_attacked_are_refused(trained: tuple[nn.Module, Batch]) -> None:
     net, batch = trained
     cnn, unlabelled = models.get("cnn"), {"image": batch["image"], "index": batch["index"]}
     for family, given, kind, epsilon in (
@@ -188,8 +189,8 @@ def test_what_cant_be_attacked_is_refused(trained: tuple[nn.Module, Batch]) -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("name", ["rnn", "cnn"])
-def test_on_a_gpu(name: str) -> None:
-    """Recurrent layers, too: cuDNN refuses gradients of one that answers, as the control shows."""
+def test_attacks_on_a_gpu(name: str) -> None:
+    """Also recurrent layers: cuDNN refuses their gradients in eval mode, as the control shows."""
     family = models.get(name)
     module = examples.tiny(family).cuda()
     batch = {

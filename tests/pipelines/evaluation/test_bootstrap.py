@@ -1,4 +1,4 @@
-"""How sure a figure is: against what is known of a binomial, against SciPy, against hand counts."""
+"""Confidence intervals of metrics, against the binomial distribution, SciPy and hand counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def accuracy(right: Sequence[bool]) -> bootstrap.SubsetMetrics:
     return lambda indices: {"accuracy": float(values[np.array(indices)].mean())}
 
 
-def test_the_interval_of_a_share_is_the_binomials() -> None:
+def test_the_interval_of_a_proportion_agrees_with_the_binomial() -> None:
     right = [True] * 400 + [False] * 100
     drawn = bootstrap.resampled_metrics(accuracy(right), 500, 2000)
     low, high = bootstrap.interval(drawn["accuracy"])
@@ -33,7 +33,7 @@ def test_the_interval_of_a_share_is_the_binomials() -> None:
     assert high == pytest.approx(0.8 + 1.96 * spread, abs=0.004)
 
 
-def test_the_interval_is_scipys() -> None:
+def test_the_interval_agrees_with_scipy() -> None:
     values = np.random.default_rng(0).exponential(size=200)
     drawn = bootstrap.resampled_metrics(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
@@ -41,7 +41,7 @@ def test_the_interval_is_scipys() -> None:
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
 
 
-def test_halves_without_repetition_are_as_wide() -> None:
+def test_halves_without_replacement_give_intervals_of_the_same_width() -> None:
     values = np.random.default_rng(0).normal(size=400)
 
     def mean(indices: Sequence[int]) -> dict[str, float]:
@@ -58,13 +58,13 @@ def test_halves_without_repetition_are_as_wide() -> None:
         assert len(set(indices.tolist())) == len(indices) == 5
 
 
-def test_the_draws_are_the_same_every_time() -> None:
+def test_the_bootstrap_samples_are_reproducible() -> None:
     first, second = (list(bootstrap.resample_indices(50, 3)) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second))
     assert not (first[0] == first[1]).all()
 
 
-def test_a_figure_that_some_draws_lack() -> None:
+def test_a_metric_missing_in_some_bootstrap_samples() -> None:
     def sometimes(indices: Sequence[int]) -> dict[str, float]:
         if 0 not in indices:
             raise TesseraError("nothing to compare")
@@ -72,13 +72,13 @@ def test_a_figure_that_some_draws_lack() -> None:
 
     drawn = bootstrap.resampled_metrics(sometimes, 4, 200)
     assert 0.4 < np.isfinite(drawn["b"]).mean() < np.isfinite(drawn["a"]).mean() < 1
-    found = bootstrap.estimates({"a": 1.0, "never": 0.5}, drawn)
-    assert (found["a"].low, found["a"].high) == (1.0, 1.0)
-    assert math.isnan(found["never"].low)
+    result = bootstrap.estimates({"a": 1.0, "never": 0.5}, drawn)
+    assert (result["a"].low, result["a"].high) == (1.0, 1.0)
+    assert math.isnan(result["never"].low)
 
 
-def test_two_that_answer_alike_differ_by_nothing() -> None:
-    """The control: their intervals alone are wide."""
+def test_models_with_equal_predictions_have_a_difference_of_zero() -> None:
+    """Control: each interval alone is wide."""
     right = np.random.default_rng(0).random(200) < 0.8
     worse = right.copy()
     worse[:12] = False
@@ -101,8 +101,8 @@ def test_mcnemar_by_hand(only_first: int, only_second: int, p_value: float) -> N
     both = [True] * 5 + [False] * 3
     first = [True] * only_first + [False] * only_second + both
     second = [False] * only_first + [True] * only_second + both
-    found = bootstrap.mcnemar(first, second)
-    assert found == McNemar(only_first, only_second, pytest.approx(p_value))
+    result = bootstrap.mcnemar(first, second)
+    assert result == McNemar(only_first, only_second, pytest.approx(p_value))
 
 
 def classified(count: int) -> list[Record]:
@@ -150,22 +150,24 @@ def detected(count: int, *, masks: bool = False) -> list[Record]:
         ("mask_rcnn", detected(12, masks=True)),
     ],
 )
-def test_a_selection_has_the_figures_of_its_records(task: str, records: list[Record]) -> None:
-    """Made quicker than from the records, and the same to the last digit."""
-    asked = models.get(task).task
-    select = asked.bootstrap_metrics(records, DATA)
+def test_metrics_of_a_selection_equal_those_of_its_records(
+    task: str, records: list[Record]
+) -> None:
+    """The fast path has the same result as the records, to the last digit."""
+    tested = models.get(task).task
+    select = tested.bootstrap_metrics(records, DATA)
     for indices in ([0, 1, 2], list(range(len(records))), [5, 5, 5, 7, 1, 5]):
-        own = asked.metrics([records[place] for place in indices], DATA)
-        found = select(indices)
-        assert {name: found[name] for name in own} == own
+        own = tested.metrics([records[position] for position in indices], DATA)
+        value = select(indices)
+        assert {name: value[name] for name in own} == own
     assert select(range(len(records))) == select(range(len(records)))
 
 
-def test_classes_have_their_recall_and_precision() -> None:
+def test_recall_and_precision_by_class() -> None:
     records = classified(60)
-    found = models.get("cnn").task.bootstrap_metrics(records, DATA)(range(60))
+    result = models.get("cnn").task.bootstrap_metrics(records, DATA)(range(60))
     of_b = [record for record in records if record["label"] == 1]
     said_b = [record for record in records if record["predicted"] == 1]
     hits = sum(record["predicted"] == 1 for record in of_b)
-    assert found["recall/b"] == hits / len(of_b)
-    assert found["precision/b"] == hits / len(said_b)
+    assert result["recall/b"] == hits / len(of_b)
+    assert result["precision/b"] == hits / len(said_b)

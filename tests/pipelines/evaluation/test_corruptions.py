@@ -1,4 +1,4 @@
-"""The corruptions: reproducible, stronger with strength, and only the image changes."""
+"""Corruptions: reproducible, stronger with severity, and without effect on the padding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _photographs() -> tuple[np.ndarray, ...]:
 
 @cache
 def photographs(side: int, channels: int = 3) -> Tensor:
-    """uint8 (12, C, side, side): pieces of two photographs, scaled to the size."""
+    """uint8 (12, C, side, side): crops of two photographs, scaled to the size."""
     pieces = []
     for photograph in _photographs():
         pixels = torch.tensor(photograph).permute(2, 0, 1)[:, :420, :630].float()
@@ -47,21 +47,21 @@ def distance(images: Tensor, others: Tensor) -> float:
 
 @pytest.mark.parametrize(("kind", "channels"), CASES)
 @pytest.mark.parametrize("side", SIDES)
-def test_strength_grows_the_distance(kind: str, channels: int, side: int) -> None:
+def test_a_higher_severity_changes_the_image_more(kind: str, channels: int, side: int) -> None:
     images = photographs(side, channels)
     numbers = range(len(images))
     distances = [0.0]
     for strength in STRENGTHS:
-        made = corrupt(images, kind, strength, numbers)
-        assert made.shape == images.shape
-        assert made.dtype == torch.uint8
-        distances.append(distance(images, made))
+        corrupted = corrupt(images, kind, strength, numbers)
+        assert corrupted.shape == images.shape
+        assert corrupted.dtype == torch.uint8
+        distances.append(distance(images, corrupted))
     assert distances == sorted(set(distances))
     assert distances[-1] > 1
 
 
 @pytest.mark.parametrize(("kind", "channels"), CASES)
-def test_a_sample_is_corrupted_alike_in_any_batch(kind: str, channels: int) -> None:
+def test_the_corruption_of_a_sample_does_not_depend_on_the_batch(kind: str, channels: int) -> None:
     images, numbers = photographs(28, channels), list(range(100, 112))
     whole = corrupt(images, kind, 2, numbers)
     assert torch.equal(whole, corrupt(images, kind, 2, numbers))
@@ -74,8 +74,8 @@ def test_a_sample_is_corrupted_alike_in_any_batch(kind: str, channels: int) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_number_has_chance_of_its_own(kind: str) -> None:
-    """Where there is chance: the same picture twice, as two samples."""
+def test_random_corruptions_differ_between_samples(kind: str) -> None:
+    """The same image as two samples is corrupted differently."""
     images = photographs(32)[:1].repeat(2, 1, 1, 1)
     first, second = corrupt(images, kind, 3, [0, 1])
     by_chance = ("gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog")
@@ -84,47 +84,47 @@ def test_each_number_has_chance_of_its_own(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "channels"), CASES)
 @pytest.mark.parametrize("size", [(20, 31), (8, 40), (40, 8), (3, 5), (1, 1)])
-def test_a_frame_stays_as_it_is(kind: str, channels: int, size: tuple[int, int]) -> None:
-    """And what lies in it has no part in what becomes of the picture."""
+def test_padding_is_not_corrupted(kind: str, channels: int, size: tuple[int, int]) -> None:
+    """And the content of the padding has no influence on the image."""
     height, width = size
     images = photographs(40, channels)[:2].clone()
     extent = torch.tensor([[height, width], [0, 0]])
-    made = corrupt(images, kind, 3, [4, 5], extent)
+    corrupted = corrupt(images, kind, 3, [4, 5], extent)
     outside = torch.ones(40, 40, dtype=torch.bool)
     outside[:height, :width] = False
-    assert torch.equal(made[0][:, outside], images[0][:, outside])
-    assert torch.equal(made[1], images[1])
+    assert torch.equal(corrupted[0][:, outside], images[0][:, outside])
+    assert torch.equal(corrupted[1], images[1])
     alone = corrupt(images[:1, :, :height, :width], kind, 3, [4])
-    assert torch.equal(made[:1, :, :height, :width], alone)
+    assert torch.equal(corrupted[:1, :, :height, :width], alone)
 
 
-def test_blurs_and_pixels_move_nothing() -> None:
-    """The mass of a spot stays where it was, to less than a tenth of a pixel."""
+def test_blur_and_pixelate_do_not_shift_the_image() -> None:
+    """The centroid of a spot moves by less than a tenth of a pixel."""
     images = torch.zeros(1, 1, 129, 129, dtype=torch.uint8)
     images[:, :, 56:73, 56:73] = 255
-    places = torch.arange(129.0)
+    positions = torch.arange(129.0)
     for kind in ("defocus_blur", "motion_blur", "pixelate"):
         for number in range(4):
-            made = corrupt(images, kind, 3, [number])[0, 0].float()
-            assert distance(images, made) > 1
+            corrupted = corrupt(images, kind, 3, [number])[0, 0].float()
+            assert distance(images, corrupted) > 1
             for axis in (0, 1):
-                mass = made.sum(axis)
-                assert float((mass * places).sum() / mass.sum()) == pytest.approx(64, abs=0.1)
+                mass = corrupted.sum(axis)
+                assert float((mass * positions).sum() / mass.sum()) == pytest.approx(64, abs=0.1)
 
 
-def test_blurs_grow_with_the_image() -> None:
-    """An image and its enlargement are blurred alike: beyond the sizes that have constants of
-    their own."""
+def test_blurs_scale_with_the_image_size() -> None:
+    """An image and its enlargement are blurred alike, beyond the sizes that have their own
+    constants."""
     images = photographs(224)[:4]
     large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)
     for kind in ("defocus_blur", "motion_blur"):
-        made = corrupt(images, kind, 2, range(4)).float()
+        corrupted = corrupt(images, kind, 2, range(4)).float()
         enlarged = corrupt(large, kind, 2, range(4)).float()
         again = torch.nn.functional.avg_pool2d(enlarged, 3)
-        assert distance(made, again) < 0.15 * distance(images, made)
+        assert distance(corrupted, again) < 0.15 * distance(images, corrupted)
 
 
-def test_noise_has_the_published_size() -> None:
+def test_noise_has_the_published_strength() -> None:
     grey = torch.full((1, 1, 224, 224), 128, dtype=torch.uint8)
     noise = corrupt(grey, "gaussian_noise", 1, [0]).float() - 128
     assert float(noise.std()) == pytest.approx(0.08 * 255, rel=0.02)
@@ -137,7 +137,7 @@ def test_noise_has_the_published_size() -> None:
     assert set(small.flatten().tolist()) == {128 + round(0.15 * 255)}
 
 
-def test_brightness_and_saturation_are_those_of_hsv() -> None:
+def test_brightness_and_saturation_agree_with_hsv() -> None:
     import colorsys
 
     images = photographs(32)[:2].clone()
@@ -151,26 +151,26 @@ def test_brightness_and_saturation_are_those_of_hsv() -> None:
                 *(images[number, :, row, column] / 255).tolist()
             )
             expected = colorsys.hsv_to_rgb(hue, saturation, min(value + 0.3, 1))
-            found = (brighter[number, :, row, column] / 255).tolist()
-            assert found == pytest.approx(expected, abs=0.003)
+            result = (brighter[number, :, row, column] / 255).tolist()
+            assert result == pytest.approx(expected, abs=0.003)
             more = min(saturation * 2 + 0.1, 1) if saturation else 0
             expected = colorsys.hsv_to_rgb(hue, more, value)
-            found = (richer[number, :, row, column] / 255).tolist()
-            assert found == pytest.approx(expected, abs=0.003)
+            result = (richer[number, :, row, column] / 255).tolist()
+            assert result == pytest.approx(expected, abs=0.003)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("level", [0, 255])
-def test_black_and_white_images_come_through(kind: str, level: int) -> None:
+def test_black_and_white_images_can_be_corrupted(kind: str, level: int) -> None:
     images = torch.full((1, 3, 16, 16), level, dtype=torch.uint8)
     for strength in STRENGTHS:
-        made = corrupt(images, kind, strength, [0])
-        assert made.shape == images.shape
+        corrupted = corrupt(images, kind, strength, [0])
+        assert corrupted.shape == images.shape
         if kind.endswith("blur") or kind in ("contrast", "jpeg_compression", "pixelate"):
-            assert (made.int() - level).abs().max() <= (kind == "jpeg_compression")
+            assert (corrupted.int() - level).abs().max() <= (kind == "jpeg_compression")
 
 
-def test_what_cant_be_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     grey = photographs(8, 1)[:2]
     assert "saturation" in kinds_for(3)
     assert "saturation" not in kinds_for(1)

@@ -1,4 +1,4 @@
-"""Costs: what can be counted by hand is, and what is measured is of the right size."""
+"""Costs: operations agree with hand counts, and measurements are of the right size."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("what", COUNTED)
-def test_flops_are_those_counted_by_hand(what: str) -> None:
+def test_flops_agree_with_hand_counts(what: str) -> None:
     module, example, expected = COUNTED[what]
     assert costs.flops(module, example) == expected
     assert torch.backends.mha.get_fastpath_enabled()
@@ -70,7 +70,7 @@ def test_flops_are_those_counted_by_hand(what: str) -> None:
 
 
 def test_the_counter_alone_misses_recurrent_layers_and_transformers() -> None:
-    """Why the kernels are exchanged. Where PyTorch learns to count them, this can go."""
+    """Therefore these kernels are replaced. Remove this once PyTorch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     missed = []
@@ -83,8 +83,8 @@ def test_the_counter_alone_misses_recurrent_layers_and_transformers() -> None:
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_family_has_its_costs(name: str) -> None:
-    """Counted of `predict`, as an evaluation does; twice the images, twice the operations."""
+def test_every_family_has_costs(name: str) -> None:
+    """Counted over `predict`, as in an evaluation. Twice the images need twice the operations."""
     family = models.get(name)
     module = examples.tiny(family).eval()
 
@@ -120,68 +120,68 @@ def test_measuring_does_not_change_a_network() -> None:
     assert not torch.equal(net[0].running_mean, before), "what a call in training would do"
 
 
-def test_latency_of_an_evaluator() -> None:
+def test_the_latency_of_an_evaluator() -> None:
     family = models.get("cnn")
     settings = family.task.augment_settings()
     ask = Evaluator(
         family, examples.tiny(family), examples.spec(family), "cpu", augment_settings=settings
     )
-    found = costs.latency(ask, examples.raw_batch(family, 1), "cpu", seconds=0.05)
-    assert found.calls >= 30
-    assert 0 < found.p50_milliseconds <= found.p95_milliseconds
+    result = costs.latency(ask, examples.raw_batch(family, 1), "cpu", seconds=0.05)
+    assert result.calls >= 30
+    assert 0 < result.p50_milliseconds <= result.p95_milliseconds
 
 
-def test_latency_is_of_the_calls_after_the_warm_up() -> None:
-    """Every tenth call is slow, and so are the first."""
+def test_latency_excludes_the_warm_up() -> None:
+    """Every tenth call is slow, and so are the first calls."""
     calls = []
 
     def ask(seconds: float) -> None:
         calls.append(seconds)
         time.sleep(0.1 if len(calls) <= 5 else 0.03 if len(calls) % 10 == 0 else 0.003)
 
-    found = costs.latency(ask, 0.0, "cpu", seconds=0.4, warm_up=5)
-    assert len(calls) == found.calls + 5
-    assert found.calls >= 30
-    assert 3 <= found.p50_milliseconds < 30 <= found.p95_milliseconds < 100
+    result = costs.latency(ask, 0.0, "cpu", seconds=0.4, warm_up=5)
+    assert len(calls) == result.calls + 5
+    assert result.calls >= 30
+    assert 3 <= result.p50_milliseconds < 30 <= result.p95_milliseconds < 100
 
 
-def test_no_more_calls_are_made_than_tell_something() -> None:
-    """A small network's answer would be asked for thousands of times in a second."""
-    asked = []
-    found = costs.latency(asked.append, 0, "cpu", seconds=60, most_calls=40, warm_up=5)
-    assert (found.calls, len(asked)) == (40, 45)
-    asked.clear()
-    costs.throughput(asked.append, lambda n: n, "cpu", largest=1, seconds=60, most_calls=40)
-    assert len(asked) == 41, "one of them for its memory"
+def test_the_number_of_timed_calls_is_limited() -> None:
+    """A small network could be called thousands of times per second."""
+    sizes = []
+    result = costs.latency(sizes.append, 0, "cpu", seconds=60, most_calls=40, warm_up=5)
+    assert (result.calls, len(sizes)) == (40, 45)
+    sizes.clear()
+    costs.throughput(sizes.append, lambda n: n, "cpu", largest=1, seconds=60, most_calls=40)
+    assert len(sizes) == 41, "one of them for its memory"
 
 
 @pytest.mark.slow
-def test_throughput_picks_the_best_batch() -> None:
-    """A call costs 40 ms and 1 ms per image, beyond 4 images 30 ms per image. So 4 is best, and 16
-    is the last that is tried."""
-    asked = []
+def test_throughput_uses_the_best_batch_size() -> None:
+    """A call costs 40 ms, and 1 ms per image; beyond 4 images, 30 ms per image. So 4 is best,
+    and 16 is the last size that is tried."""
+    calls = []
 
     def ask(count: int) -> None:
-        asked.append(count)
+        calls.append(count)
         time.sleep(0.040 + count * (0.001 if count <= 4 else 0.030))
 
-    found = costs.throughput(ask, lambda count: count, "cpu", seconds=0.03)
-    assert found.batch_size == 4
-    assert set(found.tried) == set(asked) == {1, 2, 4, 8, 16}
-    assert found.images_per_second == max(found.tried.values())
-    assert 40 < found.images_per_second <= 4 / 0.044
+    result = costs.throughput(ask, lambda count: count, "cpu", seconds=0.03)
+    assert result.batch_size == 4
+    assert set(result.tried) == set(calls) == {1, 2, 4, 8, 16}
+    assert result.images_per_second == max(result.tried.values())
+    assert 40 < result.images_per_second <= 4 / 0.044
     assert max(costs.throughput(ask, lambda n: n, "cpu", largest=2, seconds=0).tried) == 2
 
 
-def test_throughput_ends_where_memory_does() -> None:
+def test_throughput_stops_when_memory_is_exhausted() -> None:
     def ask(count: int) -> None:
         if count > limit:
             torch.empty(1 << 60, dtype=torch.uint8)
         time.sleep(0.02)
 
     limit = 4
-    found = costs.throughput(ask, lambda count: count, "cpu", seconds=0)
-    assert found.batch_size == max(found.tried) == 4
+    result = costs.throughput(ask, lambda count: count, "cpu", seconds=0)
+    assert result.batch_size == max(result.tried) == 4
     limit = 0
     with pytest.raises(TesseraError, match="memory"):
         costs.throughput(ask, lambda count: count, "cpu", seconds=0)
@@ -198,25 +198,25 @@ class Hungry(nn.Module):
         return torch.ones(50 * MEGABYTE).sum() + example  # of 4 bytes each
 
 
-def test_memory_sees_what_a_call_takes() -> None:
-    """Again and again, and less where it is less."""
+def test_memory_is_the_peak_of_a_call() -> None:
+    """Also when measured repeatedly, and less for a smaller call."""
     if costs.peak_memory(nn.Identity(), torch.zeros(1), "cpu") is None:
         pytest.skip("the system doesn't tell")
     held = torch.ones(100 * MEGABYTE, dtype=torch.uint8)
     for _ in range(2):
-        found = costs.peak_memory(Hungry(), torch.zeros(1), "cpu")
-        assert found is not None
-        assert found.growth_bytes == pytest.approx(200 * MEGABYTE, rel=0.1)
-        assert found.peak_bytes > found.growth_bytes + len(held)
+        result = costs.peak_memory(Hungry(), torch.zeros(1), "cpu")
+        assert result is not None
+        assert result.growth_bytes == pytest.approx(200 * MEGABYTE, rel=0.1)
+        assert result.peak_bytes > result.growth_bytes + len(held)
         little = costs.peak_memory(nn.Identity(), torch.zeros(1), "cpu")
         assert little is not None
         assert little.growth_bytes < 20 * MEGABYTE
-        assert little.peak_bytes < found.peak_bytes - 150 * MEGABYTE
+        assert little.peak_bytes < result.peak_bytes - 150 * MEGABYTE
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_on_a_gpu() -> None:
+def test_costs_on_a_gpu() -> None:
     net, example = nn.Conv2d(3, 64, 3, padding=1).cuda(), torch.zeros(1, 3, 256, 256)
 
     def batch(count: int) -> Tensor:
@@ -227,8 +227,8 @@ def test_on_a_gpu() -> None:
     assert memory.growth_bytes >= 8 * 64 * 256 * 256 * 4
     assert costs.flops(net, batch(1)) == costs.flops(net.cpu(), example)
     net.cuda()
-    found = costs.latency(net, batch(1), "cuda:0", seconds=0.1)
-    assert 0 < found.p50_milliseconds <= found.p95_milliseconds
+    result = costs.latency(net, batch(1), "cuda:0", seconds=0.1)
+    assert 0 < result.p50_milliseconds <= result.p95_milliseconds
     assert costs.throughput(net, batch, "cuda:0", seconds=0.05).images_per_second > 0
 
 
@@ -239,9 +239,9 @@ def test_size_of_a_folder(tmp_path: Path) -> None:
     assert costs.size_bytes(tmp_path) == 1023
 
 
-def test_throughput_leaves_the_system_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next size would take twice of what this one took: it is not tried where that is more than
-    half of what is left."""
+def test_throughput_does_not_exhaust_system_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next batch size would need twice the memory of this one. It is skipped if that is more
+    than half of the available memory."""
     if costs.peak_memory(nn.Identity(), torch.zeros(1), "cpu") is None:
         pytest.skip("the system doesn't tell")
     left = 256 * MEGABYTE

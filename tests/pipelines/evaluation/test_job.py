@@ -1,4 +1,4 @@
-"""Models evaluated side by side: the same with any number of ranks, and the report."""
+"""Evaluations of several models: the same with any number of ranks, and the report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORK = Path(rank_work.__file__)
 def model(
     family: str, data: Path, folder: Path, *, seed: int = 0, epochs: int = 0
 ) -> dict[str, str]:
-    """A model's files as a payload names them, untrained or trained a little."""
+    """The files of a model as in a payload, untrained or trained for a few steps."""
     recipe = recipes.start(family, "tiny").with_overrides(
         {"data.path": str(data), "train.epochs": max(epochs, 1), "seed": seed}
     )
@@ -74,15 +74,15 @@ def payload(digits: Path, two: list[dict[str, str]], **more: Any) -> dict[str, A
 def test_results_do_not_depend_on_the_number_of_ranks(
     digits: Path, two: list[dict[str, str]]
 ) -> None:
-    asked = payload(digits, two, robustness=40)
-    found = [gloo_ranks.run(WORK, "evaluate_models", size, asked)[0] for size in (1, 2)]
-    assert found[0]["models"] == found[1]["models"]
-    assert found[0] == found[1]
-    good, poor = (results.read_result(one) for one in found[0]["models"])
+    request = payload(digits, two, robustness=40)
+    result = [gloo_ranks.run(WORK, "evaluate_models", size, request)[0] for size in (1, 2)]
+    assert result[0]["models"] == result[1]["models"]
+    assert result[0] == result[1]
+    good, poor = (results.read_result(one) for one in result[0]["models"])
     assert good.samples == poor.samples == cards.read(digits).split("test").samples
     accuracy = good.metrics["accuracy"]
     assert 0.6 < accuracy.low < accuracy.value < accuracy.high <= 1
-    compared = results.read_comparison(found[0]["comparisons"][0])
+    compared = results.read_comparison(result[0]["comparisons"][0])
     lead = compared.metrics["accuracy"]
     assert lead.value == pytest.approx(accuracy.value - poor.metrics["accuracy"].value)
     assert lead.low > 0.3
@@ -102,9 +102,9 @@ def test_a_report_opens_offline_and_has_no_scripts(
     digits: Path, two: list[dict[str, str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "report"
-    asked = payload(digits, two, robustness=20, costs=True, report=str(folder))
-    found = rank_work.evaluate_models(World(), asked)
-    assert json.loads((folder / "report.json").read_text()) == found
+    request = payload(digits, two, robustness=20, costs=True, report=str(folder))
+    result = rank_work.evaluate_models(World(), request)
+    assert json.loads((folder / "report.json").read_text()) == result
     page = (folder / "report.html").read_text()
     assert "<script" not in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page), (
@@ -113,15 +113,15 @@ def test_a_report_opens_offline_and_has_no_scripts(
     assert "good <b>" not in page
     assert html.escape("good <b>") in page, "names come from users"
     assert "default-src 'none'" in page
-    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert pictures == [
+    images = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert images == [
         f"{name}-{number}.png"
         for name in ("charts", "confusion_matrix", "worst_mistakes")
         for number in (1, 2)
     ]
-    value = found["models"][0]["metrics"]["accuracy"]["value"]
+    value = result["models"][0]["metrics"]["accuracy"]["value"]
     assert f"{value:.4g}" in page
-    costs = found["models"][0]["costs"]
+    costs = result["models"][0]["costs"]
     assert costs.keys() == policy.COSTS, "a policy that limits another one could never be measured"
     assert costs["latency_p50_ms"] <= costs["latency_p95_ms"]
     assert costs["size_bytes"] == sum(
@@ -129,16 +129,20 @@ def test_a_report_opens_offline_and_has_no_scripts(
     )
 
 
-def test_fields_make_slices(digits: Path, two: list[dict[str, str]]) -> None:
+def test_metadata_fields_define_slices(digits: Path, two: list[dict[str, str]]) -> None:
     number = cards.read(digits).split("test").samples
     loader = loaded_model.load_model(
         Path(two[0]["model"]), two[0]["digest"], str(digits), World()
     ).loader("test", World())
     keys = [key for _, batch in loader.batches() for key in batch["key"]]
     assert len(keys) == number
-    fields = {"half": {key: "first" if place < 50 else "rest" for place, key in enumerate(keys)}}
-    found = rank_work.evaluate_models(World(), payload(digits, two[:1], fields=fields))["models"][0]
-    sizes = {part["name"]: part["samples"] for part in found["slices"] if part["by"] == "half"}
+    fields = {
+        "half": {key: "first" if position < 50 else "rest" for position, key in enumerate(keys)}
+    }
+    result = rank_work.evaluate_models(World(), payload(digits, two[:1], fields=fields))["models"][
+        0
+    ]
+    sizes = {part["name"]: part["samples"] for part in result["slices"] if part["by"] == "half"}
     assert sizes == {"first": 50, "rest": number - 50}
 
 
@@ -151,14 +155,14 @@ def test_models_of_different_tasks_are_not_compared(
 
 
 def test_a_target_that_is_the_image_is_not_corrupted(digits: Path, tmp_path: Path) -> None:
-    asked = payload(digits, [model("autoencoder", digits, tmp_path / "one")], robustness=20)
-    found = rank_work.evaluate_models(World(), {**asked, "intervals": False})["models"][0]
-    assert found["robustness"] is None
+    request = payload(digits, [model("autoencoder", digits, tmp_path / "one")], robustness=20)
+    result = rank_work.evaluate_models(World(), {**request, "intervals": False})["models"][0]
+    assert result["robustness"] is None
 
 
 def test_results_survive_json(digits: Path, two: list[dict[str, str]]) -> None:
-    found = rank_work.evaluate_models(World(), payload(digits, two, robustness=10))
-    for one in found["models"]:
+    result = rank_work.evaluate_models(World(), payload(digits, two, robustness=10))
+    for one in result["models"]:
         assert json.loads(json.dumps(results.to_plain(results.read_result(one)))) == one
-    (compared,) = found["comparisons"]
+    (compared,) = result["comparisons"]
     assert json.loads(json.dumps(results.to_plain(results.read_comparison(compared)))) == compared

@@ -1,4 +1,5 @@
-"""Saliency: every family has it, it points at what was learned, and the network doesn't notice."""
+"""Saliency: every family has it, it is high where the class is decided, and networks don't
+change."""
 
 from __future__ import annotations
 
@@ -16,20 +17,20 @@ SPEC = examples.SPECS["classification"]
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_every_classifier_has_it(name: str) -> None:
+def test_every_classifier_has_a_saliency_map(name: str) -> None:
     family = models.get(name)
     module, images = examples.tiny(family).train(), examples.train_batch(family)["image"]
     next(module.children()).eval()
     next(module.parameters()).requires_grad_(False)
     modes = [part.training for part in module.modules()]
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    found = grad_cam(module, images, torch.arange(8) % 4)
-    assert found is not None
-    assert found.kind == ("input gradient" if name in WITHOUT_MAPS else "grad-cam")
-    assert found.maps.shape == (8, SPEC.height, SPEC.width)
-    assert not found.maps.requires_grad
-    assert ((found.maps >= 0) & (found.maps <= 1)).all()
-    tops = found.maps.amax((1, 2))
+    result = grad_cam(module, images, torch.arange(8) % 4)
+    assert result is not None
+    assert result.kind == ("input gradient" if name in WITHOUT_MAPS else "grad-cam")
+    assert result.maps.shape == (8, SPEC.height, SPEC.width)
+    assert not result.maps.requires_grad
+    assert ((result.maps >= 0) & (result.maps <= 1)).all()
+    tops = result.maps.amax((1, 2))
     assert (torch.isclose(tops, torch.ones(8)) | (tops == 0)).all()
     assert (tops > 0).any()
     assert modes == [part.training for part in module.modules()]
@@ -41,8 +42,8 @@ def test_every_classifier_has_it(name: str) -> None:
 
 
 def squares(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noise (N, 3, 32, 32); each with two bright squares of 10 pixels: the colour of one is
-    its class (N,), the other is white; where they are, bool (N, 32, 32) each."""
+    """Noise (N, 3, 32, 32), each with two bright squares of 10 pixels: one in the colour of the
+    class (N,), one white. Also their positions, bool (N, 32, 32) each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 32, 32, generator=generator) * 0.3
     labels = torch.arange(count) % 3
@@ -69,7 +70,7 @@ def taught(net: nn.Module) -> nn.Module:
 
 
 class Patches(nn.Module):
-    """A network that ends in a sequence: patches of 4x4, of which the strongest count."""
+    """A network that ends in a sequence: patches of 4x4, of which the strongest decide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,19 +97,19 @@ def convolutions() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "kind"), [(convolutions, "grad-cam"), (Patches, "input gradient")]
 )
-def test_it_points_at_what_decides(make: type[nn.Module], kind: str) -> None:
-    """A tenth of the image is the coloured square: there lie much of the heat, and its peak. The
-    white one, which says nothing, is colder, and was not before the network learned that."""
+def test_saliency_is_high_on_the_square_that_decides(make: type[nn.Module], kind: str) -> None:
+    """The coloured square is a tenth of the image. It has much of the heat, and the peak. The
+    white square, which carries no information, has less, but not before training."""
     torch.manual_seed(0)
     net = make()
     images, labels, coloured, white = squares(24, 1)
 
     def share(places: Tensor) -> float:
-        """Of the heat, what lies in the squares or two pixels from them."""
-        found = grad_cam(net, images, labels)
-        assert found is not None
-        assert found.kind == kind
-        shares = (found.maps * around(places)).sum((1, 2)) / found.maps.sum((1, 2))
+        """The share of the heat in the squares or within two pixels of them."""
+        result = grad_cam(net, images, labels)
+        assert result is not None
+        assert result.kind == kind
+        shares = (result.maps * around(places)).sum((1, 2)) / result.maps.sum((1, 2))
         return float(shares.nan_to_num().mean())
 
     before = share(coloured) / share(white)
@@ -116,30 +117,30 @@ def test_it_points_at_what_decides(make: type[nn.Module], kind: str) -> None:
     assert (net(images).argmax(1) == labels).all()
     assert share(coloured) > 2 * around(coloured).mean()
     assert share(coloured) / share(white) > max(1, 2 * before)
-    found = grad_cam(net, images, labels)
-    assert found is not None
-    peaks = found.maps.flatten(1).argmax(1)
+    result = grad_cam(net, images, labels)
+    assert result is not None
+    peaks = result.maps.flatten(1).argmax(1)
     assert around(coloured).flatten(1).gather(1, peaks[:, None]).mean() > 0.6
 
 
-def around(places: Tensor) -> Tensor:
-    return nn.functional.max_pool2d(places[:, None].float(), 5, 1, 2)[:, 0]
+def around(positions: Tensor) -> Tensor:
+    return nn.functional.max_pool2d(positions[:, None].float(), 5, 1, 2)[:, 0]
 
 
-def test_another_class_has_another_map() -> None:
-    """Two squares in an image: each is seen when its class is asked for."""
+def test_each_class_has_its_own_saliency_map() -> None:
+    """With two squares in an image, each is highlighted for its own class."""
     torch.manual_seed(0)
     net = taught(convolutions())
     images = torch.zeros(2, 3, 32, 32)
     images[:, 0, 2:12, 2:12] = 2
     images[:, 1, 20:30, 20:30] = 2
-    found = grad_cam(net, images, torch.tensor([0, 1]))
-    assert found is not None
-    first, second = (divmod(int(m.argmax()), 32) for m in found.maps)
+    result = grad_cam(net, images, torch.tensor([0, 1]))
+    assert result is not None
+    first, second = (divmod(int(m.argmax()), 32) for m in result.maps)
     assert max(first) < 16 <= min(second)
 
 
-def test_maps_of_a_side_branch_are_not_the_networks() -> None:
+def test_feature_maps_of_a_side_branch_are_not_used() -> None:
     class Aside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -152,13 +153,13 @@ def test_maps_of_a_side_branch_are_not_the_networks() -> None:
             return logits
 
     images, labels, *_ = squares(3, 0)
-    found = grad_cam(Aside(), images, labels)
-    assert found is not None
-    assert found.kind == "input gradient"
+    result = grad_cam(Aside(), images, labels)
+    assert result is not None
+    assert result.kind == "input gradient"
 
 
-def test_channels_that_come_last_are_no_map() -> None:
-    """As in Swin transformers of torchvision: their last maps are those that are put in order."""
+def test_feature_maps_with_channels_last_are_not_used() -> None:
+    """As in torchvision's Swin transformers: the permuted maps are used."""
 
     class Last(nn.Module):
         def __init__(self, *, ordered: bool) -> None:
@@ -176,12 +177,12 @@ def test_channels_that_come_last_are_no_map() -> None:
 
     images, labels, *_ = squares(3, 0)
     for ordered, kind in ((True, "grad-cam"), (False, "input gradient")):
-        found = grad_cam(Last(ordered=ordered), images, labels)
-        assert found is not None
-        assert found.kind == kind
+        result = grad_cam(Last(ordered=ordered), images, labels)
+        assert result is not None
+        assert result.kind == kind
 
 
-def test_a_network_without_logits_has_none() -> None:
+def test_a_network_without_logits_has_no_saliency_map() -> None:
     images, labels, *_ = squares(3, 0)
     assert grad_cam(nn.Conv2d(3, 3, 3), images, labels) is None
     assert grad_cam(nn.Flatten(), images, labels) is not None

@@ -1,4 +1,4 @@
-"""Every family's network as a file that answers in a process without this project."""
+"""The network of every family as a file that predicts in a process without this project."""
 
 from __future__ import annotations
 
@@ -93,16 +93,16 @@ def write(name: str, form: str, to: Path, variant: str = "tiny") -> None:
 
 def pair(name: str, count: int, variant: str = "tiny") -> tuple[export.Array, export.Array]:
     images = images_of(name)[:count]
-    answers = predictor_of(name, variant).exported_output(images)
-    return images.permute(0, 2, 3, 1).contiguous().numpy(), answers.numpy()
+    predictions = predictor_of(name, variant).exported_output(images)
+    return images.permute(0, 2, 3, 1).contiguous().numpy(), predictions.numpy()
 
 
 @pytest.fixture(scope="module", params=export.FORMATS)
-def answered(
+def predicted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    """A format, and a folder of every family's file and what it answered in a process that has
-    neither this project on its path nor anything else in its folder."""
+    """A format, and a folder with the file of every family and its predictions, computed in a
+    process that can't import this project."""
     form = request.param
     folder = tmp_path_factory.mktemp(form)
     for name in EXPORTED:
@@ -122,26 +122,26 @@ def answered(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_a_file_predicts_without_tessera_as_the_model_does(
-    name: str, answered: tuple[str, Path]
+    name: str, predicted: tuple[str, Path]
 ) -> None:
-    form, folder = answered
+    form, folder = predicted
     for count in COUNTS:
         given = np.load(folder / f"{name}.{form}-{count}.npy")
         np.testing.assert_allclose(given, pair(name, count)[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_file_has_its_metadata(answered: tuple[str, Path]) -> None:
-    form, folder = answered
-    told = json.loads((folder / f"cnn.{form}.json").read_text())
+def test_a_file_has_its_metadata(predicted: tuple[str, Path]) -> None:
+    form, folder = predicted
+    metadata = json.loads((folder / f"cnn.{form}.json").read_text())
     if form == "onnx":
-        assert told["names"] == ["images", "probabilities"]
-        assert told["shapes"] == [["batch", 16, 16, 3], ["batch", 4]]
-        told = {
+        assert metadata["names"] == ["images", "probabilities"]
+        assert metadata["shapes"] == [["batch", 16, 16, 3], ["batch", 4]]
+        metadata = {
             "family": "cnn",
-            **{k: json.loads(v) for k, v in told["said"].items() if k != "family"},
+            **{k: json.loads(v) for k, v in metadata["said"].items() if k != "family"},
         }
-    assert told == metadata_of("cnn")
+    assert metadata == metadata_of("cnn")
     left = {path.suffix for path in folder.iterdir()}
     assert left == {f".{form}", ".npy", ".json"}, "weights lie beside the file"
 
@@ -158,17 +158,20 @@ def test_a_family_without_a_single_output_is_refused(name: str) -> None:
     [("rnn", "gru"), ("rnn", "bidirectional"), ("autoencoder", "variational")],
 )
 @pytest.mark.slow
-def test_variants_with_other_layers(name: str, variant: str, tmp_path: Path) -> None:
-    """Codes of the autoencoder are rounded to 16 bits: a last bit may turn one of them."""
+def test_variants_with_different_layers_can_be_exported(
+    name: str, variant: str, tmp_path: Path
+) -> None:
+    """The autoencoder rounds its codes to 16 bits, so a difference in a last bit may change a
+    code."""
     write(name, "onnx", tmp_path / "x.onnx", variant)
     ask = export.load(tmp_path / "x.onnx", "onnx")
-    found = export.compare(ask, [pair(name, n, variant) for n in COUNTS], classes=False)
-    assert found.within
-    assert found.images == sum(COUNTS)
+    result = export.compare(ask, [pair(name, n, variant) for n in COUNTS], classes=False)
+    assert result.within
+    assert result.images == sum(COUNTS)
 
 
 @pytest.mark.parametrize("form", export.FORMATS)
-def test_other_weights_are_noticed(form: str, tmp_path: Path) -> None:
+def test_different_weights_are_detected(form: str, tmp_path: Path) -> None:
     write("cnn", form, tmp_path / f"x.{form}")
     ask = export.load(tmp_path / f"x.{form}", form)
     images, expected = pair("cnn", 5)
@@ -201,19 +204,19 @@ def test_tolerances() -> None:
 
 
 def pickles(file: Path) -> list[str]:
-    """What of a pt2 file is neither a tensor's bytes nor text."""
-    found = []
+    """The parts of a pt2 file that are neither tensor bytes nor text."""
+    result = []
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             if "/data/weights/weight_" not in name:
                 try:
                     archive.read(name).decode()
                 except UnicodeDecodeError:
-                    found.append(name.partition("/")[2])
-    return found
+                    result.append(name.partition("/")[2])
+    return result
 
 
-def test_nothing_in_a_file_is_pickled(tmp_path: Path) -> None:
+def test_an_exported_file_has_no_pickle(tmp_path: Path) -> None:
     write("cnn", "pt2", tmp_path / "x.pt2")
     assert pickles(tmp_path / "x.pt2") == []
     plain = torch.export.export(predictor_of("cnn").exportable, (torch.zeros(2, 16, 16, 3).byte(),))
@@ -222,14 +225,14 @@ def test_nothing_in_a_file_is_pickled(tmp_path: Path) -> None:
 
 
 class Stubborn(nn.Module):
-    """What it does depends on the pixels: no graph can say that."""
+    """Its control flow depends on the pixels, which no graph can express."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() if images.float().mean() > 3 else images.float() * 2
 
 
 @pytest.mark.parametrize("form", export.FORMATS)
-def test_a_network_that_cannot_be_recorded(
+def test_a_network_that_cannot_be_exported_is_an_error(
     form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TesseraError, match="can't be recorded as a graph: ") as refused:
@@ -238,7 +241,7 @@ def test_a_network_that_cannot_be_recorded(
     assert capfd.readouterr() == ("", "")
 
 
-def test_weights_that_are_too_large_for_onnx(
+def test_weights_that_are_too_large_for_onnx_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "MOST_BYTES", 100)
@@ -248,7 +251,7 @@ def test_weights_that_are_too_large_for_onnx(
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_library_that_is_not_installed(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     export.check_installed("onnx")
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(TesseraError, match=f"needs {missing}, which") as refused:

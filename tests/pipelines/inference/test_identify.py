@@ -1,4 +1,4 @@
-"""Who is it, and is it the same: asked of a tiny network that was really trained."""
+"""Identification and comparison with a tiny trained network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def noisy(colours: torch.Tensor, seed: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    """Told three colours apart; asked about three others."""
+    """Trained on three colours, used for three others."""
     family = models.get("embedding")
     torch.manual_seed(0)
     module = family.build(RECIPE.config(), SPEC).train()
@@ -72,17 +72,17 @@ def version(**metrics: float) -> Version:
     return Version("colours", 1, "", tags)
 
 
-def test_the_nearest_name_is_found(predictor: Predictor, gallery: Path, tmp_path: Path) -> None:
+def test_the_nearest_name_is_predicted(predictor: Predictor, gallery: Path, tmp_path: Path) -> None:
     identify = build_gallery(predictor, gallery, 0.5)
     for seed, name in enumerate(COLOURS):
-        (found,) = predictor.predict([paint(tmp_path / "new.png", name, 50 + seed)])
-        said = identify(found.prediction)
-        assert json.loads(json.dumps(said)) == said
-        assert said["class"] == name
-        assert 0.5 < said["similarity"] <= 1.00001
-        assert said["known"] is True
-        assert said["top5"][0]["class"] == name
-        similar = [one["similarity"] for one in said["top5"]]
+        (result,) = predictor.predict([paint(tmp_path / "new.png", name, 50 + seed)])
+        output = identify(result.prediction)
+        assert json.loads(json.dumps(output)) == output
+        assert output["class"] == name
+        assert 0.5 < output["similarity"] <= 1.00001
+        assert output["known"] is True
+        assert output["top5"][0]["class"] == name
+        similar = [one["similarity"] for one in output["top5"]]
         assert similar == sorted(similar, reverse=True)
         assert len(similar) == 3
 
@@ -91,25 +91,25 @@ def test_a_prototype_is_the_normalised_mean(predictor: Predictor, gallery: Path)
     paths = sorted((gallery / "lilac").iterdir())
     embeddings = torch.stack([f.prediction["embedding"] for f in predictor.predict(paths)])
     mean = torch.nn.functional.normalize(embeddings.mean(0), dim=0)
-    (found,) = predictor.predict(paths[:1])
-    said = {
-        o["class"]: o for o in build_gallery(predictor, gallery, None)(found.prediction)["top5"]
+    (result,) = predictor.predict(paths[:1])
+    output = {
+        o["class"]: o for o in build_gallery(predictor, gallery, None)(result.prediction)["top5"]
     }
     expected = float(mean @ embeddings[0])
-    assert said["lilac"]["similarity"] == pytest.approx(expected, abs=1e-6)
+    assert output["lilac"]["similarity"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("threshold", "known"), [(-1.0, True), (1.01, False), (None, None)])
 def test_known_depends_on_the_threshold(
     predictor: Predictor, gallery: Path, threshold: float | None, known: bool | None
 ) -> None:
-    (found,) = predictor.predict([gallery / "green" / "0.png"])
-    said = build_gallery(predictor, gallery, threshold)(found.prediction)
-    assert said.get("known") is known
-    assert ("known" in said) == (threshold is not None)
+    (result,) = predictor.predict([gallery / "green" / "0.png"])
+    output = build_gallery(predictor, gallery, threshold)(result.prediction)
+    assert output.get("known") is known
+    assert ("known" in output) == (threshold is not None)
 
 
-def test_an_unusable_gallery_is_refused_by_name(
+def test_an_unusable_gallery_is_refused(
     predictor: Predictor, gallery: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bare").mkdir()
@@ -157,20 +157,20 @@ def test_predict_identifies_and_compares(
         sum(a * b for a, b in zip(first["embedding"], other["embedding"])), abs=1e-5
     )
     assert (again["same"], other["same"]) == (True, False)
-    untold = outputs(predictor, version(), PredictionOptions(given, compare=True))
-    assert "similarity" in untold[2]
-    assert "same" not in untold[2]
+    without_threshold = outputs(predictor, version(), PredictionOptions(given, compare=True))
+    assert "similarity" in without_threshold[2]
+    assert "same" not in without_threshold[2]
     with pytest.raises(TesseraError, match=r"absent\.png doesn't exist"):
         outputs(predictor, version(), PredictionOptions(given[1:], compare=True))
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"samples": 3, "compare": True}, "--compare needs images"),
         ({"paths": ("a",), "compare": True, "gallery": Path()}, "don't go together"),
     ],
 )
-def test_options_that_exclude_each_other_are_refused(asked: dict, message: str) -> None:
+def test_options_that_exclude_each_other_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        PredictionOptions(**{"paths": (), **asked})
+        PredictionOptions(**{"paths": (), **options})

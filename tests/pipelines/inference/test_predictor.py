@@ -1,4 +1,4 @@
-"""One answer for each input, whatever it is; the same answer as the network's own; safe names."""
+"""One prediction per input, equal to the output of the network, and safe file names."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (16, 12)) -> 
     return path
 
 
-def test_predictions_are_the_networks(predictor, tmp_path):
+def test_predictions_equal_the_output_of_the_network(predictor, tmp_path):
     paths = [write_image(tmp_path / f"{seed}.png", seed) for seed in range(7)]
     exportable = models.get("cnn").exportable(network(), SPEC)
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
     with torch.no_grad():
         expected = exportable(torch.from_numpy(images))
-    answers = [f.output for f in predictor.predict(paths)]
-    assert [a["path"] for a in answers] == [str(p) for p in paths]
-    for answer, row in zip(answers, expected):
-        assert json.loads(json.dumps(answer)) == answer
-        assert answer["class"] == SPEC.classes[int(row.argmax())]
-        assert answer["probability"] == pytest.approx(float(row.max()), rel=1e-5)
-        assert sum(a["probability"] for a in answer["top5"]) == pytest.approx(1)
+    predictions = [f.output for f in predictor.predict(paths)]
+    assert [a["path"] for a in predictions] == [str(p) for p in paths]
+    for prediction, row in zip(predictions, expected):
+        assert json.loads(json.dumps(prediction)) == prediction
+        assert prediction["class"] == SPEC.classes[int(row.argmax())]
+        assert prediction["probability"] == pytest.approx(float(row.max()), rel=1e-5)
+        assert sum(a["probability"] for a in prediction["top5"]) == pytest.approx(1)
 
 
 def test_images_of_any_size_are_resized(predictor, tmp_path):
-    (found,) = predictor.predict([write_image(tmp_path / "large.jpg", size=(300, 200))])
-    assert found.output["class"] in SPEC.classes
+    (result,) = predictor.predict([write_image(tmp_path / "large.jpg", size=(300, 200))])
+    assert result.output["class"] in SPEC.classes
 
 
 @pytest.mark.fault(20, 21, 25)
@@ -72,29 +72,29 @@ def test_each_input_has_a_result_in_order(predictor, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     bad = [damaged, text, empty, tmp_path / "absent.png", tmp_path / "pipe.png", Path("a\0b.png")]
     mixed = [good[0], *bad[:4], good[1], good[2], *bad[4:], good[3], good[4]]
-    answers = [f.output for f in predictor.predict(mixed)]
-    assert [a["path"] for a in answers] == [str(p) for p in mixed]
-    assert [("error" in a) for a in answers] == [path in bad for path in mixed]
-    assert all(set(a) == {"path", "error"} and a["error"] for a in answers if "error" in a)
-    reasons = {a["path"]: a["error"] for a in answers if "error" in a}
+    predictions = [f.output for f in predictor.predict(mixed)]
+    assert [a["path"] for a in predictions] == [str(p) for p in mixed]
+    assert [("error" in a) for a in predictions] == [path in bad for path in mixed]
+    assert all(set(a) == {"path", "error"} and a["error"] for a in predictions if "error" in a)
+    reasons = {a["path"]: a["error"] for a in predictions if "error" in a}
     assert "folder without images" in reasons[str(empty)]
     assert "doesn't exist" in reasons[str(tmp_path / "absent.png")]
     assert "not a regular file" in reasons[str(tmp_path / "pipe.png")]
     alone = [next(iter(predictor.predict([path]))).output for path in good]
-    for one, other in zip((a for a in answers if "error" not in a), alone, strict=True):
+    for one, other in zip((a for a in predictions if "error" not in a), alone, strict=True):
         assert one["path"] == other["path"]
         assert one["class"] == other["class"]
         assert one["probability"] == pytest.approx(other["probability"], rel=1e-5)
 
 
-def test_only_bad_inputs(predictor, tmp_path):
+def test_only_unreadable_inputs(predictor, tmp_path):
     absent = [tmp_path / str(n) for n in range(5)]
-    assert all("error" in found.output for found in predictor.predict(absent))
+    assert all("error" in result.output for result in predictor.predict(absent))
     assert list(predictor.predict([])) == []
 
 
 def test_inputs_are_read_lazily(predictor, tmp_path):
-    """A million paths are not listed before the first answer."""
+    """The first prediction doesn't wait for a list of a million paths."""
     path, taken = write_image(tmp_path / "a.png"), []
 
     def endless():

@@ -1,4 +1,5 @@
-"""The champion: of two decisions one wins, and a crash at any step leaves a champion."""
+"""The champion: one of two concurrent decisions wins, and after a crash at any step there is a
+champion."""
 
 from __future__ import annotations
 
@@ -104,10 +105,10 @@ class Crash(BaseException):
 
 
 @pytest.mark.parametrize("crash_at", range(4))
-def test_a_crash_between_two_steps_leaves_a_champion(
+def test_there_is_a_champion_after_a_crash_between_any_two_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
-    """Crashes before the first write, and after each one."""
+    """Crashes before the first write, and after each write."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, second = versions(registry, "run", tmp_path / "f", "m", 2)
     champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
@@ -144,8 +145,8 @@ def test_a_crash_between_two_steps_leaves_a_champion(
 
 
 @pytest.mark.control(49)
-def test_without_the_record_a_crash_is_never_finished(tmp_path: Path) -> None:
-    """The verdict is written, the alias isn't moved yet, and nothing says that it should be."""
+def test_without_the_record_a_crashed_promotion_is_never_finished(tmp_path: Path) -> None:
+    """The verdict is written, the alias isn't moved yet, and nothing records that it should be."""
     registry = MemoryRegistry(tmp_path / "memory")
     first, second = versions(registry, "run", tmp_path / "f", "m", 2)
     registry.alias("m", "champion", first.number)
@@ -155,7 +156,7 @@ def test_without_the_record_a_crash_is_never_finished(tmp_path: Path) -> None:
     assert state.champion.number == first.number
 
 
-def test_a_decision_for_a_deleted_version_blocks_nothing(tmp_path: Path) -> None:
+def test_a_decision_for_a_deleted_version_does_not_block_promotions(tmp_path: Path) -> None:
     registry = MemoryRegistry(tmp_path / "memory")
     first, second, third = versions(registry, "run", tmp_path / "f", "m", 3)
     champions.move(registry, "m", champions.read_state(registry, "m"), first, kind="promotion")
@@ -180,7 +181,7 @@ def test_a_late_client_doesnt_undo_newer_decisions(tmp_path: Path) -> None:
 
 
 def race(registries: list[Registry], name: str, rivals: list[Version], round_: int) -> None:
-    """Two promotions at once: one wins, the other raises, nothing else happens."""
+    """Two promotions at once: one succeeds, the other raises, and nothing else changes."""
     state = champions.read_state(registries[0], name)
     gate, outcomes = threading.Barrier(2), []
 
@@ -216,8 +217,8 @@ def test_of_two_concurrent_promotions_one_wins(
 
 
 @pytest.mark.control(47)
-def test_without_the_record_both_of_two_promotions_win(tmp_path: Path) -> None:
-    """The control: what happens with the alias alone."""
+def test_without_the_record_two_concurrent_promotions_both_succeed(tmp_path: Path) -> None:
+    """Control: with the alias alone."""
     registry = MemoryRegistry(tmp_path / "memory")
     versions(registry, "run", tmp_path / "f", "m", 3)
     registry.alias("m", "champion", 1)
@@ -250,7 +251,7 @@ def test_forty_races_of_two_promotions(
 def test_promotions_succeed_over_a_connection_that_keeps_breaking(
     mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Every second connection is refused or gets an error, and open ones are cut."""
+    """Every second connection is refused or returns an error, and open ones are cut."""
     run = mlflow_runs.open_run(
         mlflow_server.uri, experiment="e", name=request.node.name, tags={}, artifact_root=None
     )
@@ -279,7 +280,7 @@ def test_promotions_succeed_over_a_connection_that_keeps_breaking(
     assert len(champions.effective(sound.decisions("wired"))) == 4
 
 
-def test_a_deleted_version_is_gone(
+def test_a_deleted_version_is_not_listed(
     opened: tuple[Callable[[], Registry], str], tmp_path: Path
 ) -> None:
     registry = opened[0]()

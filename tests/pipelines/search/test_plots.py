@@ -18,13 +18,13 @@ UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
 
 
 def trial(number: int, values: list[float], metric: Metric = UP, **about: Any) -> Trial:
-    made = Trial(f"t{number}", number, {"lr": 0.1 * number}, **about)
+    one = Trial(f"t{number}", number, {"lr": 0.1 * number}, **about)
     for epoch, value in enumerate(values, 1):
-        made.note(epoch, value, metric)
-    return made
+        one.note(epoch, value, metric)
+    return one
 
 
-def test_plots_that_need_more_trials_are_left_out(tmp_path: Path) -> None:
+def test_plots_that_need_more_trials_are_omitted(tmp_path: Path) -> None:
     space = {"lr": LogUniform(1e-3, 1.0), "norm": Choice((True, False))}
     trials = []
     for number in range(1, 13):

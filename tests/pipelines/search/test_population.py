@@ -1,4 +1,4 @@
-"""Population based training as data: which members exploit, and which settings may change."""
+"""Population based training as data: which trials exploit, and which settings may change."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_the_worst_quarter_copies_from_the_best() -> None:
     assert len({tuple(exploits(scores, seed=seed).values()) for seed in range(20)}) > 1
 
 
-def test_a_failed_member_copies_from_one_that_did_not_fail() -> None:
+def test_a_failed_trial_copies_from_one_that_did_not_fail() -> None:
     assert exploits({"a": 0.5, "b": None, "c": None, "d": None}) == dict.fromkeys("bcd", "a")
     assert exploits({"a": 0.5, "b": 0.4, "c": 0.3, "d": None}) == {"d": "a"}
     assert exploits({"a": None, "b": None}) == {}
 
 
-def test_no_member_copies_from_one_that_is_not_better() -> None:
+def test_no_trial_copies_from_one_that_is_not_better() -> None:
     assert exploits(dict.fromkeys("abcd", 0.5)) == {}
     assert exploits({"a": 0.1}) == {}
     assert exploits({"a": 0.1, "b": 0.2}) == {"a": "b"}
@@ -70,14 +70,14 @@ def test_settings_stay_near_and_within_the_space() -> None:
         "augment.label_smoothing": 0.1,
         "augment.crop_padding": 0,
     }
-    found = [population.explore(settings, SPACE, random.Random(str(i))) for i in range(400)]
-    rates = [f["optim.model.lr"] for f in found]
+    result = [population.explore(settings, SPACE, random.Random(str(i))) for i in range(400)]
+    rates = [f["optim.model.lr"] for f in result]
     assert max(rates) == 1.0, "1.2 times 0.9 left the space"
     near = sum(rate in (1.0, pytest.approx(0.72)) for rate in rates) / len(rates)
     assert 0.65 < near < 0.85, "three quarters are a step away, the others drawn anew"
-    assert {round(f["augment.label_smoothing"], 9) for f in found} >= {0.08, 0.12}
-    assert {f["augment.crop_padding"] for f in found} == {0, 1, 2}
-    assert all(0 <= f["augment.label_smoothing"] <= 0.2 for f in found)
+    assert {round(f["augment.label_smoothing"], 9) for f in result} >= {0.08, 0.12}
+    assert {f["augment.crop_padding"] for f in result} == {0, 1, 2}
+    assert all(0 <= f["augment.label_smoothing"] <= 0.2 for f in result)
 
 
 def test_a_generation_is_a_function_of_the_state_and_the_seed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A search as plain data: spaces, grids, how many trials fit, and who won."""
+"""A search as plain data: search spaces, grids, how many trials fit, and the best trial."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def space_file(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_a_space_is_read_as_it_is_written(tmp_path: Path) -> None:
+def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
     text = """
 optim.model.lr: {log_uniform: [1e-4, 1]}
 optim.model.weight_decay: {uniform: [0, 1e-3]}
@@ -49,14 +49,14 @@ model.channels: [[8, 16], [16, 32]]
 
 
 @pytest.mark.parametrize("family", models.names())
-def test_every_family_s_own_space_can_be_kept(family: str) -> None:
+def test_the_default_space_of_every_family_can_be_stored(family: str) -> None:
     space = search_space.space_of(recipes.start(family))
     plain = json.loads(json.dumps(search_space.to_plain(space)))
-    found = {path: search_space.parse(path, given) for path, given in plain.items()}
-    assert search_space.to_plain(found) == search_space.to_plain(space)
+    result = {path: search_space.parse(path, given) for path, given in plain.items()}
+    assert search_space.to_plain(result) == search_space.to_plain(space)
 
 
-def test_what_is_set_is_not_searched(tmp_path: Path) -> None:
+def test_settings_that_are_set_are_not_searched(tmp_path: Path) -> None:
     own = search_space.space_of(recipes.start("cnn"))
     fixed = {"optim.model.lr": 0.1, "train.epochs": 3}
     assert set(search_space.space_of(recipes.start("cnn"), fixed=fixed)) == set(own) - {
@@ -92,14 +92,14 @@ def test_an_invalid_space_is_refused(tmp_path: Path, text: str, message: str) ->
         search_space.space_of(recipes.start("cnn"), space_file(tmp_path, text))
 
 
-def test_a_space_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_space_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be read: No such file"):
         search_space.read_space(tmp_path / "none.yaml")
 
 
 def test_a_grid_is_every_combination() -> None:
-    found = search_space.grid({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})
-    assert found == [{"a": a, "b": b} for a in (1, 2) for b in "xyz"]
+    result = search_space.grid({"a": Choice((1, 2)), "b": Choice(("x", "y", "z"))})
+    assert result == [{"a": a, "b": b} for a in (1, 2) for b in "xyz"]
     with pytest.raises(UsageError, match="b is a range"):
         search_space.grid({"a": Choice((1,)), "b": Uniform(0, 1)})
     with pytest.raises(UsageError, match="1,000,000 combinations"):
@@ -117,7 +117,7 @@ def test_a_grid_is_every_combination() -> None:
         (16, 0, 1, (1, 0), 3, 3),
     ],
 )
-def test_as_many_trials_run_as_fit(
+def test_as_many_trials_run_at_once_as_fit(
     cpus: int, gpus: int, workers: int, each: tuple[int, int], trials: int, at_once: int
 ) -> None:
     capacity = search_space.trial_capacity(
@@ -126,14 +126,14 @@ def test_as_many_trials_run_as_fit(
     assert capacity.at_once == at_once
 
 
-def test_a_trial_that_can_never_be_placed_is_refused_with_the_numbers() -> None:
+def test_a_trial_that_needs_more_than_the_cluster_has_is_refused() -> None:
     with pytest.raises(TesseraError, match=r"takes 4 CPUs \(4 workers\).*cluster has 2"):
         search_space.trial_capacity(cpus=2, gpus=0, workers=4, cpus_each=1, gpus_each=0, trials=1)
     with pytest.raises(TesseraError, match=r"takes 2 GPUs \(2 workers\).*cluster has 1"):
         search_space.trial_capacity(cpus=8, gpus=1, workers=2, cpus_each=1, gpus_each=1, trials=1)
 
 
-def test_grace_covers_the_warm_up() -> None:
+def test_the_grace_period_covers_the_warm_up() -> None:
     recipe = recipes.start("cnn").with_overrides({"train.epochs": 10, "schedule.warmup": 0.2})
     assert search_space.default_grace_epochs(recipe) == 2
     assert search_space.default_grace_epochs(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
@@ -148,10 +148,10 @@ def test_unknown_searches_and_schedulers_are_refused() -> None:
         search_space.check_choices("random", "hyperband")
 
 
-def test_pbt_with_settings_that_cant_change_leaves_nothing_behind(
+def test_pbt_with_settings_that_cannot_change_is_refused_and_creates_nothing(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The family's own space has such paths: each is named, before anything starts."""
+    """The default space of the family has such settings: each is listed before anything starts."""
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
     arguments = ["cnn", "--data", str(digits), "--scheduler", "pbt", "--set", "train.epochs=4"]
     with pytest.raises(UsageError, match=r"train\.batch_size .*; model\.convs changes"):
@@ -191,7 +191,7 @@ def test_a_search_has_only_one_driver(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_state_that_others_could_write_is_refused(tmp_path: Path) -> None:
-    """It is unpickled: reading it executes it."""
+    """The state is unpickled, which can run code."""
     tmp_path.chmod(0o755)
     folder = tmp_path / "tune"
     folder.mkdir(mode=0o700)

@@ -18,17 +18,17 @@ UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
 
 
 def trial(number: int, values: list[float], metric: Metric = UP, **about: Any) -> Trial:
-    made = Trial(f"t{number}", number, {"lr": 0.1 * number}, **about)
+    one = Trial(f"t{number}", number, {"lr": 0.1 * number}, **about)
     for epoch, value in enumerate(values, 1):
-        made.note(epoch, value, metric)
-    return made
+        one.note(epoch, value, metric)
+    return one
 
 
 def test_a_trial_is_ranked_by_its_best_epoch() -> None:
-    made = trial(1, [0.5, 0.9, 0.7, math.nan, math.inf])
-    assert (made.value, made.epoch, len(made.curve)) == (0.9, 2, 3)
-    made.note(2, 0.99, UP)  # repeated after a restart
-    assert (made.value, len(made.curve)) == (0.9, 3)
+    one = trial(1, [0.5, 0.9, 0.7, math.nan, math.inf])
+    assert (one.value, one.epoch, len(one.curve)) == (0.9, 2, 3)
+    one.note(2, 0.99, UP)  # repeated after a restart
+    assert (one.value, len(one.curve)) == (0.9, 3)
     assert trial(1, [0.5, 0.2, 0.7], DOWN).epoch == 2
 
 
@@ -41,18 +41,18 @@ def test_the_best_comes_first_and_trials_without_a_metric_last() -> None:
         search_trials.winner([trial(2, [], reason="it burned")], UP)
 
 
-def test_trials_are_kept_in_a_file(tmp_path: Path) -> None:
+def test_trials_are_stored_in_a_file(tmp_path: Path) -> None:
     trials = [trial(1, [0.5, 0.6], status="stopped"), trial(2, [], reason="no")]
     search_trials.write(trials, tmp_path / "trials.json")
     assert search_trials.read(tmp_path / "trials.json") == trials
     assert search_trials.read(tmp_path / "none.json") == []
 
 
-def test_a_trial_has_no_field_that_is_lost() -> None:
+def test_every_field_of_a_trial_is_stored() -> None:
     assert {f.name for f in dataclasses.fields(Trial)} == set(vars(trial(1, [0.5])))
 
 
-def test_a_copy_has_the_donors_best_value_and_its_own_curve() -> None:
+def test_a_trial_that_copied_has_the_best_value_of_the_donor_and_its_own_curve() -> None:
     copier, donor = trial(1, [0.5, 0.7]), trial(2, [0.6, 0.9])
     copier.copy_from(donor)
     assert (copier.value, copier.epoch, copier.curve) == (0.9, 2, [(1, 0.5), (2, 0.7)])

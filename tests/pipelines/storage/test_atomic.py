@@ -66,7 +66,7 @@ def test_text_json_and_bytes(tmp_path: Path, durable: bool) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-def test_what_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
+def test_the_old_file_is_kept_if_the_value_is_not_json(tmp_path: Path) -> None:
     path = tmp_path / "a"
     atomic.write_json_atomic(path, 1)
     with pytest.raises(TypeError):
@@ -92,7 +92,7 @@ def test_a_file_is_moved(tmp_path: Path) -> None:
         assert not source.exists()
 
 
-def test_replace_file_gives_a_path_of_the_same_kind(tmp_path: Path) -> None:
+def test_replace_file_yields_a_path_with_the_same_suffix(tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     target.write_text("old")
     with atomic.replace_file(target) as part:

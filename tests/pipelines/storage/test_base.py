@@ -1,4 +1,4 @@
-"""What every storage does, on a folder and in memory; the settings of the cache."""
+"""The contract of every storage, on a folder and in memory; the settings of the cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_a_written_file_is_there(storage: Storage, tmp_path: Path) -> None:
+def test_a_written_file_can_be_read(storage: Storage, tmp_path: Path) -> None:
     assert storage.names() == []
     assert storage.size("card.json") is None
     storage.write("card.json", b"{}")
@@ -79,7 +79,7 @@ def test_an_open_file_stays_readable(storage: Storage) -> None:
     os.close(file)
 
 
-def test_a_missing_file_is_named(storage: Storage, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_that_names_it(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match=r"card\.json of .*(can't be read|does not exist)"):
         storage.read("card.json")
     with pytest.raises(TesseraError, match=r"a\.tar of "):
@@ -90,7 +90,7 @@ def test_a_missing_file_is_named(storage: Storage, tmp_path: Path) -> None:
 
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "s3://b/x", "a\0b"])
-def test_a_path_that_leads_out_is_refused(storage: Storage, path: str, tmp_path: Path) -> None:
+def test_a_path_outside_the_storage_is_refused(storage: Storage, path: str, tmp_path: Path) -> None:
     for call in (storage.read, storage.remove, storage.size):
         with pytest.raises(TesseraError, match="not allowed"):
             call(path)
@@ -104,7 +104,7 @@ def test_only_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
     assert absolute_location("s3://bucket/set") == "s3://bucket/set"
 
 
-def test_the_cache_can_be_set() -> None:
+def test_the_cache_can_be_configured() -> None:
     settings = CacheSettings(Path("/elsewhere"), 5)
     try:
         use_cache(settings)

@@ -1,5 +1,4 @@
-"""The cache holds only complete, verified files, whatever is killed and however full the disk
-is."""
+"""The cache holds only complete, verified files, also after kills and with a full disk."""
 
 from __future__ import annotations
 

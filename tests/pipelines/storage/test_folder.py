@@ -1,4 +1,4 @@
-"""What is special about a local folder; test_base.py has what every storage does."""
+"""The local folder as a storage; test_base.py has the contract of every storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.storage.folder import FolderStorage
 
 
 def test_a_pipe_and_a_folder_have_no_size(tmp_path: Path) -> None:
-    """A reader of a pipe would wait for ever."""
+    """Reading from a pipe could block forever."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "inner").mkdir()
     assert FolderStorage(tmp_path).sizes(["pipe", "inner", "none"]) == {}
@@ -30,7 +30,7 @@ def test_a_large_file_is_not_read_into_memory(
         FolderStorage(tmp_path).read("large")
 
 
-def test_a_file_is_opened_in_its_place(tmp_path: Path) -> None:
+def test_a_file_is_opened_without_a_copy(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     storage.write("a.tar", b"shard")
     assert storage.fetch("a.tar", size_bytes=5, sha256="") == tmp_path / "a.tar"

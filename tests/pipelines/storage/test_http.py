@@ -1,4 +1,4 @@
-"""Data sets on a web server: network faults are survived or reported, and never cached."""
+"""Data sets on a web server: network faults are retried or reported, and never cached."""
 
 from __future__ import annotations
 
@@ -126,20 +126,22 @@ def test_a_replaced_file_is_reported_at_once(
 
 
 @pytest.mark.fault(6)
-def test_files_with_the_same_name_are_kept_apart(storage: HttpStorage, folder: Path) -> None:
+def test_files_with_the_same_name_are_cached_separately(storage: HttpStorage, folder: Path) -> None:
     other = DATA[::-1]
     assert fetch(storage) == DATA
-    found = storage.fetch(
+    result = storage.fetch(
         "val/0.tar", size_bytes=len(other), sha256=hashlib.sha256(other).hexdigest()
     )
-    assert found.read_bytes() == other
+    assert result.read_bytes() == other
 
 
 @pytest.mark.control(6)
 @pytest.mark.skipif(not shutil.which("curl"), reason="stock webdataset fetches with curl")
-def test_stock_webdataset_takes_one_name_for_one_file(wire: FaultyWire, tmp_path: Path) -> None:
-    """The reason for names by checksum: a cache by base name returns train for val, and keeps files
-    that were cut short."""
+def test_the_cache_of_stock_webdataset_confuses_files_with_the_same_name(
+    wire: FaultyWire, tmp_path: Path
+) -> None:
+    """Therefore our cache uses checksums as names. A cache by file name returns train for val,
+    and keeps truncated files."""
     from webdataset.cache import FileCache
 
     for name in ("train", "val"):
@@ -148,7 +150,7 @@ def test_stock_webdataset_takes_one_name_for_one_file(wire: FaultyWire, tmp_path
         assert got == DATA
 
 
-def test_it_is_read_only(storage: HttpStorage, tmp_path: Path) -> None:
+def test_a_web_server_is_read_only(storage: HttpStorage, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     for call in (
         lambda: storage.write("x", b"x"),
@@ -187,8 +189,9 @@ def test_a_data_set_is_read_over_a_faulty_network(
 
 
 @pytest.mark.control(5)
-def test_python_reads_a_cut_body_without_an_error(wire: FaultyWire, folder: Path) -> None:
-    """The reason for comparing lengths: tarfile accepts a tar that ends where a member ends."""
+def test_urllib_reads_a_truncated_body_without_an_error(wire: FaultyWire, folder: Path) -> None:
+    """Therefore lengths are compared: tarfile accepts a tar that is truncated at a member
+    boundary."""
     with tarfile.open(folder / "x.tar", "w") as tar:
         for n in range(6):
             tar.addfile(tarfile.TarInfo(f"{n}.cls"))

@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of an empty bucket of the test's own; the cache is the test's own too."""
+    """The address of an empty bucket; each test has its own bucket and cache."""
     import boto3
 
     for name, value in environment(server.endpoint).items():
@@ -66,7 +66,7 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
 
 @pytest.fixture
 def wire(server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyWire]:
-    """Between the client and the server from here on."""
+    """A proxy between the client and the server."""
     with wire_to(server.port) as wire:
         monkeypatch.setenv("AWS_ENDPOINT_URL", wire.address)
         yield wire
@@ -92,7 +92,7 @@ def keys(reader: ShardReader) -> list[str]:
 # ── the contract ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_written_file_is_there(s3: str, tmp_path: Path) -> None:
+def test_a_written_file_can_be_read(s3: str, tmp_path: Path) -> None:
     storage = open_storage(s3)
     assert storage.names() == []
     assert storage.size("card.json") is None
@@ -238,7 +238,7 @@ def uploaded(s3: str, make_set: Callable[..., tuple[Path, Card]]) -> Card:
 
 
 @pytest.mark.slow
-def test_a_set_is_packed_to_a_store_as_to_a_folder(s3: str, tmp_path: Path) -> None:
+def test_a_data_set_packed_to_a_store_equals_one_in_a_folder(s3: str, tmp_path: Path) -> None:
     here = pack.pack("digits", tmp_path / "digits", shard_samples=300)
     there = pack.pack("digits", s3, shard_samples=300)
     assert there.digest == here.digest
@@ -263,13 +263,13 @@ def test_damage_is_detected(s3: str, uploaded: Card) -> None:
     data[1500] ^= 1
     storage.write(shard.path, bytes(data))
     storage.remove(uploaded.splits["train"].shards[5].path)
-    found = verify.verify(s3).differences
-    assert [line.split(":")[0] for line in found] == [
+    result = verify.verify(s3).differences
+    assert [line.split(":")[0] for line in result] == [
         *["shard train/000003.tar"] * 2,
         *["shard train/000005.tar"] * 2,
     ]
-    assert "1 of 10 samples differ" in found[0]
-    assert "does not exist" in found[2]
+    assert "1 of 10 samples differ" in result[0]
+    assert "does not exist" in result[2]
 
 
 def test_opening_costs_the_same_for_any_number_of_shards(
@@ -334,11 +334,11 @@ def test_processes_fetch_each_shard_once(
     processes = [context.Process(target=read) for _ in range(3)]
     for process in processes:
         process.start()
-    found = Counter(key for _ in processes for key in queue.get())
+    result = Counter(key for _ in processes for key in queue.get())
     for process in processes:
         process.join(20)
-    assert set(found.values()) == {3}
-    assert len(found) == 120
+    assert set(result.values()) == {3}
+    assert len(result) == 120
     assert len(cached(tmp_path)) == 13, "12 shards and the index"
     total = sum(path.stat().st_size for path in (tmp_path / "cache").glob("[!.]*"))
     assert wire.passed < 2 * total

@@ -44,7 +44,7 @@ REFUSED = [
 
 @pytest.mark.fault(14)
 @pytest.mark.parametrize("where", REFUSED)
-def test_other_addresses_are_refused_and_run_nothing(
+def test_other_addresses_are_refused_and_run_no_code(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_other_addresses_are_refused_and_run_nothing(
 
 @pytest.mark.control(14)
 def test_stock_webdataset_runs_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason for the refusal: stock webdataset starts a shell for the same address."""
+    """Therefore they are refused: stock webdataset starts a shell for the same address."""
     import webdataset
 
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def test_stock_webdataset_runs_a_pipe(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.control(14)
 def test_fsspec_follows_a_chain(tmp_path: Path) -> None:
-    """The reason for the refusal: fsspec opens more than the outer address."""
+    """Therefore they are refused: fsspec opens more than the outer address."""
     import fsspec
 
     (tmp_path / "x").write_bytes(b"inner")
@@ -73,13 +73,13 @@ def test_fsspec_follows_a_chain(tmp_path: Path) -> None:
         assert file.read() == b"inner"
 
 
-def test_a_login_is_not_repeated() -> None:
+def test_credentials_in_an_address_are_not_printed() -> None:
     with pytest.raises(UsageError) as refused:
         open_storage("s3://key:secret@bucket/set")
     assert "secret" not in str(refused.value)
 
 
-def test_a_missing_library_is_named() -> None:
+def test_a_missing_library_is_reported() -> None:
     with pytest.raises(TesseraError, match="gcsfs is not installed"):
         open_storage("gs://bucket/set")
 

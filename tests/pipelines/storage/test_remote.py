@@ -1,4 +1,4 @@
-"""Retries and prefetching, which all remote storages share, over a web server."""
+"""Retries and prefetching, which all remote storages share, with a web server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK = RetryPolicy(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the server publishes."""
+    """The folder that the server publishes."""
     (tmp_path / "www").mkdir()
     (tmp_path / "www" / "card.json").write_bytes(b"{}")
     return tmp_path / "www"
@@ -43,7 +43,7 @@ def cache(tmp_path: Path) -> CacheSettings:
 
 @pytest.fixture
 def storage(wire: FaultyWire, cache: CacheSettings) -> HttpStorage:
-    """One whose server has responded once."""
+    """A storage whose server has responded once."""
     storage = HttpStorage(wire.address, cache, QUICK)
     assert storage.read("card.json") == b"{}"
     wire.connections = 0

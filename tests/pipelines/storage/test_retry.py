@@ -1,4 +1,4 @@
-"""Retries are bounded, wait longer each time, and end with what was tried."""
+"""Retries are limited, wait longer each time, and report their attempts in the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_transient_failure_is_retried(times: int) -> None:
     assert len(calls) == times + 1
 
 
-def test_a_lasting_failure_ends_with_what_was_tried() -> None:
+def test_a_permanent_failure_reports_the_attempts() -> None:
     calls, call = failing(99, TransientError("busy"))
     with pytest.raises(TesseraError, match=r"shard x: busy \(tried 4 times in \d+ s\)") as caught:
         retry_call(call, QUICK, "shard x", hint="wait")
@@ -42,21 +42,21 @@ def test_a_lasting_failure_ends_with_what_was_tried() -> None:
 
 
 @pytest.mark.parametrize("error", [TesseraError("no"), FileNotFoundError(), KeyboardInterrupt()])
-def test_another_failure_is_not_retried(error: BaseException) -> None:
+def test_other_failures_are_not_retried(error: BaseException) -> None:
     calls, call = failing(99, error)
     with pytest.raises(type(error)):
         retry_call(call, QUICK, "x")
     assert len(calls) == 1
 
 
-def test_the_caller_says_what_is_transient() -> None:
+def test_the_caller_decides_what_is_transient() -> None:
     for transient in (BlockingIOError, lambda error: error.errno == 11):
         calls, call = failing(2, BlockingIOError(11, "again"))
         assert retry_call(call, QUICK, "x", transient=transient) == "done"
         assert len(calls) == 3
 
 
-def test_without_words_the_last_error_is_raised() -> None:
+def test_without_a_description_the_last_error_is_raised() -> None:
     _, call = failing(99, BlockingIOError(11, "again"))
     with pytest.raises(BlockingIOError, match="again"):
         retry_call(call, QUICK, None, transient=BlockingIOError)
@@ -76,13 +76,13 @@ def test_a_deadline_ends_retries_without_a_number_of_attempts(seconds: float) ->
 
 
 @pytest.mark.parametrize("wrong", [{"max_attempts": None}, {"max_attempts": 0}])
-def test_a_policy_is_bounded(wrong: dict[str, None]) -> None:
+def test_a_policy_needs_a_limit(wrong: dict[str, None]) -> None:
     with pytest.raises(ValueError, match="max_attempts"):
         RetryPolicy(**wrong)
 
 
 def test_the_default_survives_a_minute() -> None:
-    """What the docstring says of the default, at the shortest that jitter makes it."""
+    """The claim of its docstring, with the shortest waits that jitter can give."""
     default = RetryPolicy()
     assert default.max_attempts
     least = min(sum(default.waits()) for _ in range(200))
@@ -93,7 +93,7 @@ def test_the_default_survives_a_minute() -> None:
     assert 60 < 0.6 * most <= least <= most < 120
 
 
-def test_jitter_leaves_the_global_generator_alone() -> None:
+def test_jitter_does_not_use_the_global_generator() -> None:
     random.seed(1)
     state = random.getstate()
     list(RetryPolicy().waits())

@@ -82,7 +82,7 @@ def test_writers_in_threads_and_processes_keep_lines_whole(tmp_path: Path) -> No
     assert (kinds.count("p"), kinds.count("t")) == (600, 600)
 
 
-def test_importing_loads_no_service() -> None:
+def test_importing_events_loads_no_service() -> None:
     code = (
         "import sys, pipelines.tracking.events, pipelines.tracking.mlflow_runs\n"
         "import pipelines.tracking.mlflow_registry, pipelines.workflows.context\n"

@@ -1,4 +1,4 @@
-"""The registry: one contract for the in-memory one and MLflow's, and what MLflow can serve."""
+"""The registry: one contract for the in-memory one and MLflow's, and serving with MLflow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(params=["memory", "sqlite", "http"])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Registry, str]:
-    """A registry and the run that its models come from."""
+    """A registry, and the run of its models."""
     if request.param == "memory":
         return MemoryRegistry(tmp_path / "memory"), "run"
     if request.param == "sqlite":
@@ -59,7 +59,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Registry, st
     return MlflowRegistry(server.uri), run.run_id
 
 
-def test_a_version_from_registering_to_its_alias(
+def test_a_version_is_registered_tagged_and_gets_an_alias(
     either: tuple[Registry, str], package: Path, tmp_path: Path
 ) -> None:
     registry, run_id = either
@@ -153,12 +153,12 @@ def test_files_that_cannot_be_stored_create_no_version(store: Path, package: Pat
     with pytest.raises(Exception, match="models"):
         registry.register("digits", package, run_id=run.run_id, tags={})
     assert registry.versions("digits") == []
-    found = run._client.search_logged_models([run.experiment_id])
-    assert [str(model.status) for model in found] == ["FAILED"]
+    result = run._client.search_logged_models([run.experiment_id])
+    assert [str(model.status) for model in result] == ["FAILED"]
 
 
 class Net(nn.Module):
-    """uint8 (B, H, W, C) in, probabilities (B, 10) out; everything that eval mode must undo."""
+    """uint8 (B, H, W, C) in, probabilities (B, 10) out; with every layer that eval mode changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,14 +243,14 @@ class Stubborn(nn.Module):
 
 
 class Batchy(nn.Module):
-    """Takes only batches of two."""
+    """Accepts only batches of two."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.float().reshape(2, 9, -1)
 
 
 @pytest.mark.parametrize("kind", [Stubborn, Batchy])
-def test_a_network_that_cannot_be_exported_says_why(
+def test_a_network_that_cannot_be_exported_is_reported_with_the_reason(
     kind: type[nn.Module], package: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(package)
@@ -259,5 +259,5 @@ def test_a_network_that_cannot_be_exported_says_why(
     assert "\n" not in reason
     assert contents(package) == before
     assert list(package.parent.glob(".servable*")) == []
-    said = capfd.readouterr()
-    assert said.out + said.err == ""
+    output = capfd.readouterr()
+    assert output.out + output.err == ""

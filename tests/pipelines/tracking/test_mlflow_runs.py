@@ -42,7 +42,7 @@ History = Callable[[str], list[tuple[int, int, float]]]
 
 @pytest.fixture(params=["memory", "mlflow"])
 def either(request: pytest.FixtureRequest) -> tuple[Tracker, History]:
-    """A tracker, and how to read a metric's (step, time, value) back."""
+    """A tracker, and a function that reads (step, time, value) of a metric."""
     if request.param == "memory":
         memory = MemoryTracker()
 
@@ -80,7 +80,9 @@ def test_params_may_be_repeated_but_not_changed(either: tuple[Tracker, History])
         tracker.params({"optim.lr": "0.2"})
 
 
-def test_files_tags_datasets_and_the_end(either: tuple[Tracker, History], tmp_path: Path) -> None:
+def test_files_tags_datasets_and_the_final_status(
+    either: tuple[Tracker, History], tmp_path: Path
+) -> None:
     tracker, _ = either
     (tmp_path / "grid.png").write_bytes(b"png")
     tracker.artifact(tmp_path / "grid.png", "pictures")
@@ -116,13 +118,13 @@ def test_one_training_is_one_run_through_every_restart(store: Path) -> None:
 
 def test_a_series_of_images_has_the_form_of_mlflows_own(store: Path, tmp_path: Path) -> None:
     """MLflow's pages find images by file name: compare ours with those that MLflow writes."""
-    picture = Image.new("RGB", (400, 300), "red")
-    picture.save(tmp_path / "val.png")
+    pixels = Image.new("RGB", (400, 300), "red")
+    pixels.save(tmp_path / "val.png")
     tracker = open_here(store)
     for _ in range(2):  # the second time after a restart
         tracker.image(tmp_path / "val.png", "val", 7, 1234)
     tracker._client.log_image(
-        tracker.run_id, picture, key="val", step=7, timestamp=1234, synchronous=True
+        tracker.run_id, pixels, key="val", step=7, timestamp=1234, synchronous=True
     )
     folder = mlflow_store.embedded_artifacts(store) / tracker.run_id / "artifacts" / "images"
     names = sorted(path.name for path in folder.iterdir())
@@ -161,10 +163,10 @@ def test_a_run_has_tags_datasets_and_a_status(store: Path, tmp_path: Path) -> No
     assert mlflow.data.get_source(inputs["test"]).to_dict() == {"url": "https://example.org/x.tar"}
     kept = mlflow_store.embedded_artifacts(store) / tracker.run_id / "artifacts/notes/folder/a.txt"
     assert kept.read_text() == "a"
-    found = tracker._client.search_runs(
+    result = tracker._client.search_runs(
         [tracker.experiment_id], filter_string=f"datasets.digest = '{'f' * 32}'"
     )
-    assert [found_run.info.run_id for found_run in found] == [tracker.run_id]
+    assert [found_run.info.run_id for found_run in result] == [tracker.run_id]
 
 
 def test_no_global_state_of_mlflow_changes(
@@ -223,10 +225,10 @@ def test_a_server_that_hangs_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [(401, "refuses this user"), (403, "refuses this user"), (404, "can't be used")],
 )
-def test_a_server_that_refuses_or_is_not_mlflow_is_an_error(status: int, said: str) -> None:
+def test_a_server_that_refuses_or_is_not_mlflow_is_an_error(status: int, message: str) -> None:
     class Answer(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.send_response(status)
@@ -240,7 +242,7 @@ def test_a_server_that_refuses_or_is_not_mlflow_is_an_error(status: int, said: s
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with pytest.raises(TesseraError, match=said) as caught:
+        with pytest.raises(TesseraError, match=message) as caught:
             mlflow_runs.connect(f"http://me:secret@127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
@@ -260,7 +262,7 @@ def test_by_default_artifacts_are_beside_the_database(
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_run_is_found_by_its_id(store: Path) -> None:
+def test_a_run_is_looked_up_by_its_id(store: Path) -> None:
     run = open_here(store)
     run.finish("FAILED")
     found = mlflow_runs.attach_run(mlflow_store.embedded_uri(store), run.run_id)
@@ -316,9 +318,9 @@ def test_settings_are_variables_that_mlflow_knows() -> None:
 
 
 def test_concurrent_runs_all_log_a_new_dataset(store: Path) -> None:
-    """As the trials of a search do. With MLflow's client alone some rounds fail."""
+    """As trials of a search do. With MLflow's client alone, some attempts fail."""
     count, rounds = 4, 25
-    trackers = [open_here(store, f"run-{place}") for place in range(count)]
+    trackers = [open_here(store, f"run-{position}") for position in range(count)]
     meeting = threading.Barrier(count)
 
     def name_it(tracker: mlflow_runs.MlflowTracker, number: int) -> None:

@@ -93,7 +93,7 @@ def test_everything_reaches_the_tracker_and_the_listeners(tmp_path: Path) -> Non
     assert [e["kind"] for e in received if e["kind"] != "notice"][-1] == "progress"
 
 
-def test_nan_and_infinities_arrive(tmp_path: Path) -> None:
+def test_nan_and_infinite_values_are_delivered(tmp_path: Path) -> None:
     tracker = MemoryTracker()
     EventLog(tmp_path / FILE)(metric(1, a=math.nan, b=math.inf, c=-math.inf))
     assert start_uploader(tmp_path, tracker).close(10) == 0
@@ -101,7 +101,7 @@ def test_nan_and_infinities_arrive(tmp_path: Path) -> None:
     assert (values_of(tracker, "b"), values_of(tracker, "c")) == ({1: [math.inf]}, {1: [-math.inf]})
 
 
-def test_the_first_value_of_a_metric_and_step_counts(tmp_path: Path) -> None:
+def test_the_first_value_of_a_metric_and_step_is_kept(tmp_path: Path) -> None:
     tracker = MemoryTracker()
     emit = EventLog(tmp_path / FILE)
     for step in (10, 20, 30):
@@ -119,7 +119,7 @@ def test_the_first_value_of_a_metric_and_step_counts(tmp_path: Path) -> None:
     assert values_of(tracker, "other") == {20: [5.0]}
 
 
-def test_an_outage_loses_nothing_and_is_announced_once(
+def test_an_outage_loses_no_event_and_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.tracking.uploader._OUTAGE_NOTICE_SECONDS", 0.2)
@@ -224,8 +224,8 @@ def test_waiting_events_are_delivered_by_the_next_uploader(tmp_path: Path) -> No
     assert len(received) == 10
 
 
-def test_a_killed_driver_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    """The driver is killed several times while it delivers; a file has what arrived."""
+def test_no_event_is_lost_or_repeated_when_the_driver_is_killed(tmp_path: Path) -> None:
+    """The driver is killed several times while it delivers; a file records what was delivered."""
     emit = EventLog(tmp_path / FILE)
     for step in range(3000):
         emit(metric(step, loss=float(step)))
@@ -271,7 +271,7 @@ def test_an_offset_beyond_the_end_of_the_file_is_ignored(tmp_path: Path) -> None
     assert len(tracker.points) == 1
 
 
-def test_many_steps_take_little_memory() -> None:
+def test_many_steps_need_little_memory() -> None:
     import tracemalloc
 
     tracemalloc.start()

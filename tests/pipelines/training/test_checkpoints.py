@@ -97,7 +97,7 @@ def test_a_stored_optimizer_continues_exactly(kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters()))
 
 
-def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_named(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_reported(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     newest = tmp_path / "step-000000003"
@@ -156,7 +156,7 @@ def test_every_bit_flip_is_detected(tmp_path: Path) -> None:
     checkpoints.check_digest(path, digest)  # the control: with every bit back it is good
 
 
-def test_a_crash_at_any_file_leaves_the_previous_checkpoint(
+def test_a_crash_at_any_file_preserves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
@@ -186,7 +186,7 @@ def test_a_crash_at_any_file_leaves_the_previous_checkpoint(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(
+def test_a_full_disk_is_reported_and_preserves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)

@@ -1,5 +1,5 @@
-"""A classifier that judges generated images: its predictions, what it refuses, and the training of
-a GAN that it judges."""
+"""A classifier that judges generated images: its predictions, invalid judges, and training a GAN
+with it."""
 
 from __future__ import annotations
 
@@ -264,10 +264,10 @@ def test_a_rank_without_an_image_takes_part_in_every_update(
     shutil.copytree(judge_files[0], tmp_path / JUDGE)
     recipe = gan(digits, judge_files[1], **{"train.batch_size": 719, "train.epochs": 1})
     payload = {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
-    found = gloo_ranks.run(WORK, "train", 2, payload)
-    assert "error" not in found[0], found[0]
-    assert found[0]["step"] == 3
-    assert found[0]["metrics"]["frechet"] > 0
+    result = gloo_ranks.run(WORK, "train", 2, payload)
+    assert "error" not in result[0], result[0]
+    assert result[0]["step"] == 3
+    assert result[0]["metrics"]["frechet"] > 0
     losses = [
         event["values"]["train/discriminator/loss"]
         for event, _ in read_events(tmp_path / "events.jsonl")
@@ -292,10 +292,10 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(
         "split": "train",
         "judge": str(judge_files[0]),
     }
-    found = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 3)]
-    assert found[0]["samples"] == cards.read(digits).split("train").samples
-    assert found[0] == found[1]
-    assert json.dumps(found[0]["metrics"], allow_nan=False)
+    result = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 3)]
+    assert result[0]["samples"] == cards.read(digits).split("train").samples
+    assert result[0] == result[1]
+    assert json.dumps(result[0]["metrics"], allow_nan=False)
 
 
 def test_without_a_judge_the_training_is_refused(digits: Path) -> None:

@@ -19,7 +19,9 @@ from pipelines.training import optim
         (Schedule(kind="one_cycle", warmup=0.5), {0: 0.04, 50: 1.0, 100: 0.0}),
     ],
 )
-def test_rate_over_the_samples(schedule: Schedule, expected: dict[int, float]) -> None:
+def test_the_learning_rate_follows_the_schedule(
+    schedule: Schedule, expected: dict[int, float]
+) -> None:
     for seen, value in expected.items():
         assert optim.factor(schedule, seen, 100) == pytest.approx(value, abs=1e-9)
 

@@ -1,4 +1,4 @@
-"""A run's folder: locked by one driver at a time, found by name or id."""
+"""The folder of a run: locked by one driver at a time, looked up by name or id."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_second_driver_of_a_run_is_refused(digits: Path, tmp_path: Path) -> No
         pass
 
 
-def test_a_run_is_found_by_name_or_id(digits: Path, tmp_path: Path) -> None:
+def test_a_run_is_looked_up_by_name_or_id(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match="has no runs yet"):
         training_run.find(tmp_path, "any")
     run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")

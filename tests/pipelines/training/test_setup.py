@@ -1,4 +1,4 @@
-"""What can't train is refused by `prepare`, before anything is created."""
+"""`prepare` refuses what can't be trained before anything is created."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_setup_has_the_digest_and_reads_the_card_once(
         ("dcgan", {}, "the recipe names none"),
     ],
 )
-def test_what_cannot_train_is_refused(
+def test_recipes_that_cannot_be_trained_are_refused(
     family: str, changes: dict[str, Any], message: str, digits: Path
 ) -> None:
     with pytest.raises(TesseraError, match=message):

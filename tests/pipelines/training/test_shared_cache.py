@@ -1,4 +1,4 @@
-"""The ranks of a machine share a buffer, and no file of it is left behind."""
+"""The ranks of a machine share a buffer, and no file remains."""
 
 from __future__ import annotations
 
@@ -36,21 +36,23 @@ def work(world: World, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_three_ranks_see_each_other_s_samples() -> None:
-    answers = gloo_ranks.run(Path(__file__), "work", 3, {})
-    assert [answer["seen"] for answer in answers] == [[1, 2, 3]] * 3
-    assert len({answer["path"] for answer in answers}) == 1
-    assert not any(answer["named"] for answer in answers), "a killed rank would leave it behind"
+    predictions = gloo_ranks.run(Path(__file__), "work", 3, {})
+    assert [response["seen"] for response in predictions] == [[1, 2, 3]] * 3
+    assert len({response["path"] for response in predictions}) == 1
+    assert not any(response["named"] for response in predictions), (
+        "a killed rank would leave it behind"
+    )
 
 
-def test_a_single_rank_shares_nothing() -> None:
+def test_a_single_rank_has_no_shared_buffer() -> None:
     assert share_pixels(3, SPEC, World()) is None
 
 
 def test_a_buffer_has_a_file_until_it_is_unlinked() -> None:
     """Control of the tests above."""
-    made = pixel_cache.create(3, SPEC)
-    assert made is not None
-    assert made.path is not None
-    assert made.path.exists()
-    made.unlink()
-    assert not made.path.exists()
+    buffer = pixel_cache.create(3, SPEC)
+    assert buffer is not None
+    assert buffer.path is not None
+    assert buffer.path.exists()
+    buffer.unlink()
+    assert not buffer.path.exists()

@@ -55,8 +55,8 @@ def fit(recipe: Recipe, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def losses(result: dict[str, Any]) -> list[float]:
-    found = [e["values"].get("train/loss") for e in result["events"] if e["kind"] == "metrics"]
-    return [value for value in found if value is not None]
+    detected = [e["values"].get("train/loss") for e in result["events"] if e["kind"] == "metrics"]
+    return [value for value in detected if value is not None]
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -72,8 +72,8 @@ def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 def test_the_loss_falls_and_every_epoch_is_logged(plain: dict[str, Any]) -> None:
     assert len(losses(plain)) == 3 * 15
     assert losses(plain)[-1] < losses(plain)[0] * 0.75
-    pictures = [e["path"] for e in plain["events"] if e["kind"] == "artifact"]
-    assert {Path(p).stem for p in pictures} == {
+    images = [e["path"] for e in plain["events"] if e["kind"] == "artifact"]
+    assert {Path(p).stem for p in images} == {
         *(f"val-{epoch:05d}" for epoch in (1, 2, 3)),
         "training_samples",
         "worst_mistakes",
@@ -224,8 +224,8 @@ def test_frozen_parameters_do_not_change(digits: Path, tmp_path: Path) -> None:
 def test_three_ranks_train_as_one(plain: dict[str, Any], digits: Path, tmp_path: Path) -> None:
     """`integration/test_training.py` has two on a real Ray."""
     payload = {"recipe": small(digits).to_json(), "run_dir": str(tmp_path)}
-    found = gloo_ranks.run(WORK, "train", 3, payload)[0]
-    apart = max(abs(a - b) for a, b in zip(losses(plain), found["losses"], strict=True))
+    result = gloo_ranks.run(WORK, "train", 3, payload)[0]
+    apart = max(abs(a - b) for a, b in zip(losses(plain), result["losses"], strict=True))
     assert apart < 1e-4
 
 
@@ -235,9 +235,9 @@ def test_a_rank_without_an_image_takes_part_in_every_update(digits: Path, tmp_pa
     assert cards.read(digits).split("train").samples % 719 == 1
     changes = {"train.batch_size": 719, "train.epochs": 2}
     payload = {"recipe": small(digits, **changes).to_json(), "run_dir": str(tmp_path / "three")}
-    found = gloo_ranks.run(WORK, "train", 3, payload)[0]
+    result = gloo_ranks.run(WORK, "train", 3, payload)[0]
     alone = fit(small(digits, **changes), tmp_path / "one")
-    apart = max(abs(a - b) for a, b in zip(losses(alone), found["losses"], strict=True))
+    apart = max(abs(a - b) for a, b in zip(losses(alone), result["losses"], strict=True))
     assert apart < 1e-4
 
 
@@ -252,12 +252,12 @@ def test_a_batch_of_one_image_that_can_not_be_normalised_is_refused(
 
 def test_every_rank_stops_at_a_loss_that_is_not_finite(digits: Path, tmp_path: Path) -> None:
     recipe = small(digits, **{"optim.model.lr": 1e9})
-    answers = gloo_ranks.run(
+    predictions = gloo_ranks.run(
         WORK, "train", 2, {"recipe": recipe.to_json(), "run_dir": str(tmp_path)}
     )
-    assert answers[0] == answers[1]
-    assert "not finite at step" in answers[0]["error"]
-    assert re.search(r"in a batch with: \d{4}, \d{4}", answers[0]["error"]), "keys are named"
+    assert predictions[0] == predictions[1]
+    assert "not finite at step" in predictions[0]["error"]
+    assert re.search(r"in a batch with: \d{4}, \d{4}", predictions[0]["error"]), "keys are named"
     assert not list(tmp_path.glob("checkpoints/step-*")), "such weights are never written"
 
 
@@ -275,7 +275,7 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(
         "data": str(digits),
         "split": "train",
     }
-    found = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 2, 3)]
-    assert found[0]["samples"] == cards.read(digits).split("train").samples
-    assert found[0] == found[1] == found[2]
-    assert json.dumps(found[0]["metrics"])
+    result = [gloo_ranks.run(WORK, "evaluate", size, payload)[0] for size in (1, 2, 3)]
+    assert result[0]["samples"] == cards.read(digits).split("train").samples
+    assert result[0] == result[1] == result[2]
+    assert json.dumps(result[0]["metrics"])

@@ -115,7 +115,7 @@ def test_names_are_drawn_only_if_there_are_few_objects() -> None:
     assert again == draw(many, ("x", "y", "z"), side=240).tobytes()
 
 
-def test_hostile_class_names_are_only_text() -> None:
+def test_malicious_class_names_are_drawn_as_text() -> None:
     words = ["<b>\x1b[31m\n\0" * 50, "", "\u202etxet\u202c", "日本語", "x" * 5000]
     boxed = panel([[5 * i, 5, 5 * i + 20, 30] for i in range(5)], [0, 1, 2, 3, 4])
     assert draw(boxed, words, side=300).size == (300, 200)

@@ -1,4 +1,4 @@
-"""Pictures are files that can be read, of a sensible size, that show what they are told."""
+"""Plots are readable image files of a sensible size with the requested content."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_grid_keeps_colours_and_range(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(20, 5, 50), (20, 50, 5), (4, 2000, 2000)])
-def test_grid_of_unusual_shapes(tmp_path, shape):
+def test_a_grid_of_unusual_shapes(tmp_path, shape):
     count, height, width = shape
     plots.grid(
         panels(torch.rand(count, 1, height, width), ["caption"] * count), (), tmp_path / "a.png"
@@ -64,8 +64,8 @@ def test_grid_of_unusual_shapes(tmp_path, shape):
     assert max(side) < 3000
 
 
-def test_groups_stand_side_by_side_with_what_is_said(tmp_path):
-    """Truth beside answer: boxes, masks of objects, classes of pixels."""
+def test_truth_and_prediction_are_drawn_side_by_side(tmp_path):
+    """Boxes, object masks and pixel classes."""
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     box = torch.tensor([[10.0, 5.0, 50.0, 35.0]])
     label = torch.tensor([1])
@@ -73,7 +73,7 @@ def test_groups_stand_side_by_side_with_what_is_said(tmp_path):
     inside[:, 5:35, 10:50] = 1
     pixels = torch.full((40, 60), 255, dtype=torch.uint8)
     pixels[:, :30] = 1
-    said = [
+    output = [
         Panel(image, "truth", boxes=box, labels=label),
         Panel(image, "answer", boxes=box, labels=label, scores=torch.tensor([0.9])),
         Panel(image, "objects", boxes=box, labels=label, masks=inside),
@@ -82,7 +82,7 @@ def test_groups_stand_side_by_side_with_what_is_said(tmp_path):
     sheets = []
     for count in (1, 3, 4):
         path = tmp_path / f"{count}.png"
-        plots.grid([said[:count]] * 2, ("cat", "dog"), path)
+        plots.grid([output[:count]] * 2, ("cat", "dog"), path)
         sheets.append(pixels_of(path))
     assert [sheet.shape[1] for sheet in sheets] == sorted(sheet.shape[1] for sheet in sheets)
     tint = np.array(draw.colour(1))
@@ -92,8 +92,8 @@ def test_groups_stand_side_by_side_with_what_is_said(tmp_path):
     assert not (pixels_of(plain) == tint).all(2).any()
 
 
-def test_hostile_captions_and_class_names_are_only_text(tmp_path):
-    """Neither mathematics nor a warning; `filterwarnings = error` is on."""
+def test_malicious_captions_and_class_names_are_drawn_as_text(tmp_path):
+    """No formula is interpreted and no warning raised; `filterwarnings = error` is on."""
     plots.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")
     plots.confusion_matrix(torch.eye(len(ODD)).long(), ODD, tmp_path / "matrix.png")
     history = {f"val/{name}": [(1, 0.5)] for name in ODD}
@@ -115,7 +115,7 @@ def test_confusion_matrix_at_any_number_of_classes(tmp_path, count):
         assert not np.array_equal(before, pixels_of(path))
 
 
-def test_classes_that_never_occur(tmp_path):
+def test_a_confusion_matrix_with_classes_that_never_occur(tmp_path):
     plots.confusion_matrix(torch.zeros(3, 3).long(), list("abc"), tmp_path / "matrix.png")
     assert pixels_of(tmp_path / "matrix.png").std() > 1
 
@@ -137,7 +137,7 @@ def test_learning_curves_have_a_plot_for_each_metric(tmp_path):
         assert (abs(both - colour).sum(1) < 6).any()
 
 
-def test_values_that_are_not_finite_are_left_out(tmp_path):
+def test_values_that_are_not_finite_are_omitted(tmp_path):
     nan = float("nan")
     path = tmp_path / "curves.png"
     plots.learning_curves({"train/loss": [(1, nan), (2, 1.0)], "val/loss": [(1, nan)]}, path)
@@ -159,7 +159,7 @@ def test_invalid_images_and_matrices_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_global_state_stays_untouched(tmp_path):
+def test_global_state_is_not_changed(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from pipelines.visuals import plots\n"
         "assert 'matplotlib' not in sys.modules\n"

@@ -1,4 +1,4 @@
-"""The display of a training: plain lines where no terminal is, and nothing wider than one."""
+"""The progress display: plain lines without a terminal, and no line wider than the terminal."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ EVENTS = [
 ]
 
 
-def test_a_line_an_epoch_and_one_for_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_epoch_and_each_notice_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         for one in EVENTS:
             display(one)
-    said = capsys.readouterr()
-    assert said.out == ""
-    lines = said.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
     assert lines.pop(0) == "run cnn-1"
     assert lines.pop(0) == "watch http://pages/1"
     assert len(lines) == 4
@@ -68,7 +68,7 @@ def test_a_callback_replaces_the_display_and_may_print(capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("run\n", "")
 
 
-def test_a_pack_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pack_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display()
     shown = io.StringIO()
     display.console = Console(file=shown, force_terminal=True, width=80)
@@ -78,7 +78,7 @@ def test_a_pack_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1,200 of 5,000 images" in shown.getvalue()
 
 
-def test_a_terminal_of_80_columns_shows_all() -> None:
+def test_all_values_fit_into_80_columns() -> None:
     display = Display()
     shown = io.StringIO()
     display.console = Console(file=shown, force_terminal=True, width=80)

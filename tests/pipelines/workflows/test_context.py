@@ -1,4 +1,4 @@
-"""Settings come from the environment in one place, and reach the workers."""
+"""Settings are read from the environment once, and passed to the workers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_cache_reaches_the_workers(
         ("8 KiB", 8192),
     ],
 )
-def test_sizes_are_read(text: str, size: int) -> None:
+def test_sizes_with_units_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -108,7 +108,7 @@ def test_an_invalid_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
-def test_a_wrong_size_is_one_line_and_no_traceback(
+def test_an_invalid_size_is_reported_in_one_line_without_a_traceback(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TESSERA_CACHE_SIZE", "much")

@@ -1,4 +1,4 @@
-"""`evaluate` as a function: what it returns, and what it notes."""
+"""`evaluate` as a function: what it returns, and what it stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def context(trained_home: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(trained_home)})
 
 
-def test_metrics_are_returned_and_noted_on_the_version(context: Context, digits: Path) -> None:
+def test_metrics_are_returned_and_stored_with_the_version(context: Context, digits: Path) -> None:
     report = evaluate("digits", data=digits, report=False, intervals=False, context=context)
     assert report.folder is None
     assert report.page is None

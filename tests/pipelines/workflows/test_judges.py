@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 SMALL = ("--variant", "tiny", "--workers", "0", "--set", "train.epochs=1", "--json")
 
 
-def test_the_whole_way(
+def test_a_generator_is_trained_evaluated_promoted_and_used(
     call: Call, digits: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(store))

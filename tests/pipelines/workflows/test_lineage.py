@@ -1,4 +1,4 @@
-"""`trace` as a function; what `tessera lineage` shows is tested in `tests/jobs/test_lineage.py`."""
+"""`trace` as a function. `tests/jobs/test_lineage.py` tests what `tessera lineage` prints."""
 
 from __future__ import annotations
 

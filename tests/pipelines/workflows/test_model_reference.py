@@ -1,4 +1,4 @@
-"""One grammar for a model in every verb."""
+"""The syntax of a model reference, the same in every verb."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.workflows.model_reference import ModelReference, parse, resolve
         ("my photos-2.b/12", ModelReference("my photos-2.b", 12)),
     ],
 )
-def test_the_forms(prefix: str, text: str, expected: ModelReference) -> None:
+def test_valid_references_are_parsed(prefix: str, text: str, expected: ModelReference) -> None:
     assert parse(prefix + text) == expected
     assert str(expected) == text
 
@@ -41,7 +41,7 @@ def test_the_forms(prefix: str, text: str, expected: ModelReference) -> None:
         "photos/².",
     ],
 )
-def test_other_forms_are_refused(text: str) -> None:
+def test_invalid_references_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="does not name a model"):
         parse(text)
 

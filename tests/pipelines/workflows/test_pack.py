@@ -1,4 +1,4 @@
-"""`pack` as a function; what is packed, and how, is tested in `tests/pipelines/data/packing`."""
+"""`pack` as a function. `tests/pipelines/data/packing` tests what is packed, and how."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def context(tmp_path: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
 
 
-def test_what_pack_returns_is_a_path_to_the_set(tmp_path: Path, context: Context) -> None:
+def test_pack_returns_the_path_of_the_data_set(tmp_path: Path, context: Context) -> None:
     events: list[dict[str, Any]] = []
     data = pack(
         "digits", to=tmp_path / "digits", workers=0, progress=events.append, context=context
@@ -40,7 +40,7 @@ def test_what_pack_returns_is_a_path_to_the_set(tmp_path: Path, context: Context
     ("workers", "address", "wanted"),
     [(0, "head:6379", False), (2, None, True), (None, "h:1", True)],
 )
-def test_where_shards_are_made(
+def test_whether_pack_uses_the_cluster(
     workers: int | None, address: str | None, wanted: bool, tmp_path: Path
 ) -> None:
     environment = {"TESSERA_HOME": str(tmp_path), **({"RAY_ADDRESS": address} if address else {})}

@@ -1,4 +1,4 @@
-"""Measured recipes are named without a path."""
+"""Recipes with measured results are used by name, without a path."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_every_recipe_is_listed_with_its_measured_result() -> None:
 
 
 def test_no_recipe_has_the_name_of_a_family() -> None:
-    """A family would come first, and the recipe could only be named by its path."""
+    """The family would take precedence, and the recipe could only be used by its path."""
     assert set(packaged_recipes.names()) & set(models.names()) == set()
 
 
-def test_what_is_trained_is_a_family_a_recipe_or_a_file(tmp_path: Path) -> None:
+def test_a_training_starts_from_a_family_a_packaged_recipe_or_a_file(tmp_path: Path) -> None:
     assert packaged_recipes.start("cnn", "tiny") == recipes.start("cnn", "tiny")
     digits = packaged_recipes.start("digits")
     assert digits == recipes.read(packaged_recipes.find("digits").file)

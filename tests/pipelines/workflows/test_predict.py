@@ -49,7 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def documented(task: str) -> set[str]:
-    """The fields that the document names in a task's section."""
+    """The fields that the documentation lists for a task."""
     sections = re.split(r"^## ", DOCUMENT.read_text(), flags=re.MULTILINE)
     (section,) = [s for s in sections if s.startswith(task.replace("_", " ") + "\n")]
     return set(re.findall(r"`(\w+)`", section))
@@ -122,7 +122,7 @@ def test_options_that_exclude_each_other_are_refused(options: dict, message: str
         predict.PredictionOptions(**options)
 
 
-def test_a_model_refuses_what_it_cannot_do(images: list[str], tmp_path: Path) -> None:
+def test_options_of_another_task_are_refused(images: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="makes none up"):
         outputs(predictor("cnn"), predict.PredictionOptions(samples=2))
     with pytest.raises(UsageError, match="--samples 64"):
@@ -136,7 +136,7 @@ def test_a_model_refuses_what_it_cannot_do(images: list[str], tmp_path: Path) ->
         outputs(predictor("cnn"), options)
 
 
-def test_samples_do_not_depend_on_how_many(tmp_path: Path) -> None:
+def test_generated_samples_do_not_depend_on_their_number(tmp_path: Path) -> None:
     few, more = tmp_path / "few", tmp_path / "more"
     for count, folder in ((2, few), (5, more)):
         options = predict.PredictionOptions(samples=count, results=folder, seed=4)
@@ -157,22 +157,20 @@ def test_samples_do_not_depend_on_how_many(tmp_path: Path) -> None:
         ('{"code": ' + "[" * 100_000, 1),
     ],
 )
-def test_codes_that_are_none_are_refused_by_their_line(
-    text: str, line: int, tmp_path: Path
-) -> None:
+def test_invalid_codes_are_refused_with_their_line(text: str, line: int, tmp_path: Path) -> None:
     path = tmp_path / "codes.jsonl"
     path.write_text(text)
     with pytest.raises(TesseraError, match=f"line {line} has no code"):
         predict.read_codes(path)
 
 
-def test_codes_are_read_from_answers(tmp_path: Path) -> None:
+def test_codes_are_read_from_predictions(tmp_path: Path) -> None:
     path = tmp_path / "codes.jsonl"
     path.write_text('{"path": "a.png", "code": [1, 2.5]}\n{"code": [0, -1]}\n')
     assert predict.read_codes(path) == [[1.0, 2.5], [0.0, -1.0]]
 
 
-def test_a_loaded_model_predicts_files_folders_and_what_cannot_be_read(
+def test_a_loaded_model_predicts_files_folders_and_reports_unreadable_files(
     trained_home: Path, images: list[str], tmp_path: Path
 ) -> None:
     context = Context.from_environment({"TESSERA_HOME": str(trained_home)})

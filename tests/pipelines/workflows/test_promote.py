@@ -1,4 +1,4 @@
-"""`promote` and `rollback` as functions; what they leave behind is in `tests/jobs/test_promote.py`."""
+"""`promote` and `rollback` as functions. `tests/jobs/test_promote.py` tests what they record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def context(trained_home: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(trained_home)})
 
 
-def test_a_version_is_promoted_once_it_is_evaluated(context: Context, digits: Path) -> None:
+def test_only_an_evaluated_version_is_promoted(context: Context, digits: Path) -> None:
     registry = services.open_registry(context)
     (version,) = registry.versions("digits")
     refused = promote(version, context=context)

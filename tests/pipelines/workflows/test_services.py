@@ -7,7 +7,7 @@ import socket
 from pipelines.workflows import services
 
 
-def test_a_link_says_if_nothing_answers() -> None:
+def test_a_link_has_a_warning_if_the_server_does_not_respond() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         link = f"http://127.0.0.1:{held.getsockname()[1]}/#/experiments/1"

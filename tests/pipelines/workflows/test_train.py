@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {"train.epochs": 1, "train.batch_size": 128, "workers.co
 
 @pytest.fixture
 def elsewhere(prepared_store: Path, tmp_path: Path) -> Context:
-    """A context that the environment doesn't name."""
+    """A context that differs from the environment."""
     shutil.copytree(prepared_store, tmp_path / "elsewhere")
     return Context.from_environment({"TESSERA_HOME": str(tmp_path / "elsewhere")})
 
@@ -45,7 +45,7 @@ def test_a_plan_creates_nothing(digits: Path, tmp_path: Path) -> None:
         ("cnn", {"model": "a/b"}, "a/b"),
     ],
 )
-def test_bad_arguments_are_refused_and_leave_nothing(
+def test_invalid_arguments_are_refused_and_create_nothing(
     what: str, more: dict[str, Any], message: str, digits: Path, tmp_path: Path
 ) -> None:
     context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
@@ -64,7 +64,7 @@ def test_bad_arguments_are_refused_and_leave_nothing(
         ("resnet", {"set": {"model.weights": "/no/w.pth"}}, "/no/w.pth"),
     ],
 )
-def test_what_cannot_train_is_refused_before_a_run_exists(
+def test_recipes_that_cannot_be_trained_are_refused_before_a_run_exists(
     function: Callable[..., Any],
     family: str,
     more: dict[str, Any],
@@ -73,14 +73,14 @@ def test_what_cannot_train_is_refused_before_a_run_exists(
     tmp_path: Path,
     mlflow_settings: None,
 ) -> None:
-    """By a dry run as well, which is `plan`."""
+    """Also by a dry run, which is `plan`."""
     context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
     with pytest.raises(TesseraError, match=message):
         function(family, data=digits, context=context, **more)
     assert not context.home.exists(), "neither a run nor a store of MLflow"
 
 
-def test_a_run_is_trained_where_the_context_says_and_resumed(
+def test_a_run_is_trained_in_the_home_of_its_context_and_resumed(
     digits: Path, elsewhere: Context, tmp_path: Path
 ) -> None:
     """With a listener instead of the display. Resuming a finished run registers nothing new."""
@@ -101,7 +101,7 @@ def test_a_run_is_trained_where_the_context_says_and_resumed(
         train.resume("no-such-run", progress=False, context=elsewhere)
 
 
-def test_the_default_name_has_the_task_if_the_data_set_is_for_another(digits: Path) -> None:
+def test_the_default_model_name_includes_a_task_other_than_that_of_the_data(digits: Path) -> None:
     from pipelines.data import card as cards
 
     card = cards.read(digits)

@@ -17,8 +17,8 @@ UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
 
 
 def test_a_finished_trial_is_reported_again_and_not_trained(tmp_path: Path) -> None:
-    """Tune's record may be older than the end of a trial. The control: a trial that isn't over is
-    trained, which fails because the recipe isn't one."""
+    """Tune's record may be older than the end of a trial. Control: a trial that hasn't ended is
+    trained, which fails because the recipe is invalid."""
     ended = Trial("a", 1, {}, status="stopped", curve=[(1, 0.5), (2, 0.6)])
     search_trials.write(
         [ended, Trial("b", 2, {}, status="running")], tmp_path / search_trials.TRIALS

@@ -1,4 +1,4 @@
-"""CIFAR's batches: no pickle is unpickled, and every pixel is where its makers put it."""
+"""CIFAR's batches: nothing is unpickled, and every pixel is at its position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.images import decode_image
@@ -20,11 +20,11 @@ from pipelines.data.sources import Source
 
 
 def check_rows(source: Source) -> None:
-    """Every image and label is that of `made.cifar_rows`."""
+    """Every image and label equals that of `sample_sources.cifar_rows`."""
     assert Counter(item.split for item in source.items) == {"train": 30, "test": 6}
     assert len({item.key for item in source.items}) == 36
     for at, item in enumerate(source.items):
-        pixels, labels = made.cifar_rows(at // 6)
+        pixels, labels = sample_sources.cifar_rows(at // 6)
         true = pixels[at % 6].reshape(3, 32, 32)
         np.testing.assert_array_equal(decode_image(source.load(item), 3).numpy(), true)
         assert item.label == labels[at % 6]
@@ -33,27 +33,27 @@ def check_rows(source: Source) -> None:
 @pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
 @pytest.mark.parametrize("around", ["", "cifar-10-batches-py"])
 def test_the_python_version_is_read(tmp_path: Path, protocol: int, around: str) -> None:
-    """0 stands for what Python 2 wrote, as the official files have it."""
-    made.cifar_python(tmp_path / "set" / around, protocol)
+    """0 is the format of Python 2, which the official files have."""
+    sample_sources.cifar_python(tmp_path / "set" / around, protocol)
     assert cifar10.recognises(str(tmp_path / "set"))
     source = cifar10.read(str(tmp_path / "set"), {})
-    assert source.classes == tuple(made.CIFAR_NAMES)
+    assert source.classes == tuple(sample_sources.CIFAR_NAMES)
     check_rows(source)
 
 
-def test_the_made_batch_is_what_python_reads(tmp_path: Path) -> None:
-    """The control: the bytes made as Python 2's are a pickle of that array."""
-    pixels, labels = made.cifar_rows(0)
-    found = pickle.loads(made.python2_pickle(pixels, labels), encoding="latin1")
-    np.testing.assert_array_equal(found["data"], pixels)
-    assert found["labels"] == labels
+def test_the_generated_batch_is_a_valid_pickle(tmp_path: Path) -> None:
+    """Control: the bytes generated as by Python 2 are a pickle of that array."""
+    pixels, labels = sample_sources.cifar_rows(0)
+    result = pickle.loads(sample_sources.python2_pickle(pixels, labels), encoding="latin1")
+    np.testing.assert_array_equal(result["data"], pixels)
+    assert result["labels"] == labels
 
 
 def test_the_binary_version_is_read(tmp_path: Path) -> None:
-    made.cifar_binary(tmp_path / "set")
+    sample_sources.cifar_binary(tmp_path / "set")
     assert cifar10.recognises(str(tmp_path / "set"))
     source = cifar10.read(str(tmp_path / "set"), {})
-    assert source.classes == tuple(made.CIFAR_NAMES)
+    assert source.classes == tuple(sample_sources.CIFAR_NAMES)
     check_rows(source)
 
 
@@ -62,7 +62,7 @@ def test_cifar_100_has_fine_and_coarse_labels(tmp_path: Path, binary: bool) -> N
     names = {"fine": [f"f{n}" for n in range(10)], "coarse": [f"c{n}" for n in range(10)]}
     fine: list[int] = []
     for seed, split in enumerate(("train", "test")):
-        pixels, labels = made.cifar_rows(seed)
+        pixels, labels = sample_sources.cifar_rows(seed)
         fine += labels
         coarse = [9 - label for label in labels]
         if binary:
@@ -99,7 +99,7 @@ class _Planted:
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
 def test_a_planted_pickle_does_not_run(tmp_path: Path, protocol: int, name: str) -> None:
-    folder = made.cifar_python(tmp_path / "set")
+    folder = sample_sources.cifar_python(tmp_path / "set")
     planted = pickle.dumps({b"data": _Planted(tmp_path / "marker"), b"labels": []}, protocol)
     (folder / name).write_bytes(planted)
     with pytest.raises(TesseraError, match=rf"^{name} is not a pickle of plain values.*uses"):
@@ -109,8 +109,8 @@ def test_a_planted_pickle_does_not_run(tmp_path: Path, protocol: int, name: str)
     assert (tmp_path / "marker").exists()
 
 
-def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
-    folder = made.cifar_python(tmp_path / "py")
+def test_damaged_and_missing_files_are_reported(tmp_path: Path) -> None:
+    folder = sample_sources.cifar_python(tmp_path / "py")
     data = (folder / "data_batch_2").read_bytes()
     cases = [b"", data[:-1], data[:5000], b"<html>", b"\x80\x02].", pickle.dumps({"labels": [1]})]
     for case in cases:
@@ -120,7 +120,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     (folder / "data_batch_2").unlink()
     with pytest.raises(TesseraError, match="has no data_batch_2"):
         cifar10.read(str(folder), {})
-    folder = made.cifar_binary(tmp_path / "bin")
+    folder = sample_sources.cifar_binary(tmp_path / "bin")
     path = folder / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TesseraError, match=r"^test_batch\.bin .*not a multiple of 3073"):
@@ -131,8 +131,8 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_labels_and_pixels_must_agree(tmp_path: Path) -> None:
-    folder = made.cifar_python(tmp_path / "py")
-    pixels, labels = made.cifar_rows(0)
+    folder = sample_sources.cifar_python(tmp_path / "py")
+    pixels, labels = sample_sources.cifar_rows(0)
     cases: list[tuple[Any, Any, str]] = [
         (pixels, labels[1:], "6 images and 5 labels"),
         (pixels, [*labels[1:], "a"], "no list of labels"),
@@ -142,10 +142,10 @@ def test_labels_and_pixels_must_agree(tmp_path: Path) -> None:
         ([1, 2], labels, "no `data` with 3072"),
         (pixels, [*labels[1:], 10], "labels from"),
     ]
-    for data, numbers, says in cases:
+    for data, numbers, message in cases:
         batch = pickle.dumps({"data": data, "labels": numbers}, 2)
         (folder / "data_batch_1").write_bytes(batch)
-        with pytest.raises(TesseraError, match=f"^data_batch_1 .*{says}"):
+        with pytest.raises(TesseraError, match=f"^data_batch_1 .*{message}"):
             cifar10.read(str(folder), {})
 
 
@@ -158,7 +158,7 @@ VALUES: list[Any] = [
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_plain_values_come_as_pickle_gives_them(protocol: int) -> None:
+def test_plain_values_are_read_as_by_pickle(protocol: int) -> None:
     for value in VALUES:
         if protocol < 3 and value is VALUES[3]:
             continue
@@ -168,7 +168,7 @@ def test_plain_values_come_as_pickle_gives_them(protocol: int) -> None:
 
 
 def test_every_other_operation_is_refused() -> None:
-    """No operation of pickle but those that plain values need gets past."""
+    """Only the operations of pickle that plain values need are allowed."""
     known = 0
     for operation in pickletools.opcodes:
         code = operation.code.encode("latin-1")
@@ -189,10 +189,10 @@ def test_every_other_operation_is_refused() -> None:
     assert known < 200
 
 
-def test_a_pickle_within_itself_is_harmless() -> None:
+def test_a_pickle_that_contains_itself_is_read() -> None:
     endless: list[Any] = []
     endless.append(endless)
-    found = safe_pickle.read(pickle.dumps(endless, 2), "x")
-    assert found[0] is found
+    result = safe_pickle.read(pickle.dumps(endless, 2), "x")
+    assert result[0] is result
     many = b"\x80\x02](" + b"]" * 100_000 + b"e."
     assert len(safe_pickle.read(many, "x")) == 100_000

@@ -1,4 +1,4 @@
-"""COCO: every form of mask is pycocotools' to the pixel, and what is wrong is named."""
+"""COCO: every form of mask agrees with pycocotools, and errors name the annotation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
 from sample_sources import HEIGHT, WIDTH
@@ -38,9 +38,9 @@ def change(
 
 def annotated(source: Source, row: int = 0) -> Objects:
     assert source.annotate is not None
-    found = source.annotate(source.items[row])
-    assert isinstance(found, Objects)
-    return found
+    result = source.annotate(source.items[row])
+    assert isinstance(result, Objects)
+    return result
 
 
 def refused(folder: Path) -> SampleError:
@@ -53,7 +53,7 @@ def refused(folder: Path) -> SampleError:
 
 
 def test_the_usual_layout_is_read(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+    folder = sample_sources.coco(tmp_path / "set")
     assert "instances_train2017.json" in coco.recognises(str(folder))
     source = coco.read(str(folder), {})
     assert (source.name, source.task) == ("set", "instance_segmentation")
@@ -68,15 +68,15 @@ def test_the_usual_layout_is_read(tmp_path: Path) -> None:
         "instances_train2017.json",
         "instances_val2017.json",
     ]
-    found = annotated(source)
-    assert found.labels.tolist() == [0, 1, 2, 0]
-    assert found.crowd.tolist() == [False, True, False, False]
-    np.testing.assert_array_equal(found.boxes, [[2, 3, 12.5, 15.25]] * 4)
-    check(found, height=HEIGHT, width=WIDTH, classes=3, where="x")
+    result = annotated(source)
+    assert result.labels.tolist() == [0, 1, 2, 0]
+    assert result.crowd.tolist() == [False, True, False, False]
+    np.testing.assert_array_equal(result.boxes, [[2, 3, 12.5, 15.25]] * 4)
+    check(result, height=HEIGHT, width=WIDTH, classes=3, where="x")
 
 
-def test_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+def test_masks_agree_with_pycocotools(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set")
     source = coco.read(str(folder), {})
     true = COCO(str(folder / "annotations" / "instances_train2017.json"))
     for row in range(3):
@@ -92,7 +92,7 @@ def test_random_polygons_are_drawn_as_pycocotools_does(tmp_path: Path) -> None:
         [(random.random((random.integers(3, 12), 2)) * [WIDTH, HEIGHT]).ravel().tolist()]
         for _ in range(200)
     ]
-    folder = made.coco(tmp_path / "set", splits=("train2017",), count=1)
+    folder = sample_sources.coco(tmp_path / "set", splits=("train2017",), count=1)
 
     def edit(content: dict[str, Any]) -> None:
         row = content["annotations"][0]
@@ -100,13 +100,13 @@ def test_random_polygons_are_drawn_as_pycocotools_does(tmp_path: Path) -> None:
 
     change(folder, edit)
     pixels = mask_pixels(annotated(coco.read(str(folder), {})), HEIGHT, WIDTH)
-    for found, polygon in zip(pixels, polygons, strict=True):
+    for result, polygon in zip(pixels, polygons, strict=True):
         true = reference.merge(reference.frPyObjects(polygon, HEIGHT, WIDTH))
-        np.testing.assert_array_equal(found, reference.decode(true))
+        np.testing.assert_array_equal(result, reference.decode(true))
 
 
-def test_boxes_alone_make_a_detection_set(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+def test_annotations_with_boxes_only_are_a_detection_set(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set")
     assert coco.read(str(folder), {"task": "detection"}).task == "detection"
     assert annotated(coco.read(str(folder), {"task": "detection"})).masks is None
     for split in ("train2017", "val2017"):
@@ -118,18 +118,18 @@ def test_boxes_alone_make_a_detection_set(tmp_path: Path) -> None:
         coco.read(str(folder), {"task": "keypoints"})
 
 
-def test_a_box_that_is_missing_is_the_mask_s(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+def test_a_missing_box_is_computed_from_the_mask(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set")
     change(folder, lambda c: [row.pop("bbox") for row in c["annotations"]])
-    found = annotated(coco.read(str(folder), {}))
-    for box, pixels in zip(found.boxes, mask_pixels(found, HEIGHT, WIDTH), strict=True):
+    result = annotated(coco.read(str(folder), {}))
+    for box, pixels in zip(result.boxes, mask_pixels(result, HEIGHT, WIDTH), strict=True):
         rows, columns = np.nonzero(pixels)
         assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
 @pytest.mark.fault(26, 27)
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("bbox", [2, 3, 0, 4], "box without area"),
         ("bbox", [2, 3, -1, 4], "box inverted"),
@@ -168,23 +168,25 @@ def test_a_box_that_is_missing_is_the_mask_s(tmp_path: Path) -> None:
         ("segmentation", {"a": 1}, "mask of another size"),
     ],
 )
-def test_a_bad_annotation_is_named(tmp_path: Path, field: str, value: Any, says: str) -> None:
-    folder = made.coco(tmp_path / "set")
+def test_an_invalid_annotation_is_rejected_with_its_reason(
+    tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    folder = sample_sources.coco(tmp_path / "set")
     change(folder, lambda c: c["annotations"][1].update({field: value}))
-    assert refused(folder).reason == says
+    assert refused(folder).reason == message
 
 
 @pytest.mark.fault(26)
 def test_an_infinite_box_is_refused(tmp_path: Path) -> None:
-    """1e999 is legal JSON, and infinite as a float."""
-    folder = made.coco(tmp_path / "set")
+    """1e999 is valid JSON, and infinite as a float."""
+    folder = sample_sources.coco(tmp_path / "set")
     path = folder / "annotations" / "instances_train2017.json"
     path.write_text(path.read_text().replace("10.5", "1e999", 1))
     assert refused(folder).reason == "box not finite"
 
 
-def test_rounded_coordinates_are_cut_at_the_edge(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+def test_rounded_coordinates_are_clipped_to_the_image(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set")
     ring = [[-0.4, -0.3, WIDTH + 0.25, 0, WIDTH, HEIGHT + 0.5]]
     change(
         folder,
@@ -192,19 +194,19 @@ def test_rounded_coordinates_are_cut_at_the_edge(tmp_path: Path) -> None:
             bbox=[-0.4, 0, WIDTH + 0.8, HEIGHT + 0.5], segmentation=ring
         ),
     )
-    found = annotated(coco.read(str(folder), {}))
-    assert found.boxes[0].tolist() == [0, 0, WIDTH, HEIGHT]
-    check(found, height=HEIGHT, width=WIDTH, classes=3, where="x")
+    result = annotated(coco.read(str(folder), {}))
+    assert result.boxes[0].tolist() == [0, 0, WIDTH, HEIGHT]
+    check(result, height=HEIGHT, width=WIDTH, classes=3, where="x")
 
 
-def test_an_image_of_another_size_than_stated_is_refused(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+def test_an_image_whose_size_differs_from_the_file_is_refused(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set")
     change(folder, lambda c: c["images"][0].update(width=HEIGHT, height=WIDTH))
     assert refused(folder).reason == "annotation of another size"
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "reason"),
     [
         (lambda c: c.pop("images"), "no list of images"),
         (lambda c: c.update(annotations={}), "no list of annotations"),
@@ -224,19 +226,19 @@ def test_an_image_of_another_size_than_stated_is_refused(tmp_path: Path) -> None
         (lambda c: c["categories"].clear(), "no categories"),
     ],
 )
-def test_a_file_that_is_not_coco_s_is_named(
-    tmp_path: Path, edit: Callable[[dict[str, Any]], object], says: str
+def test_a_file_that_is_not_coco_is_refused(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
-    folder = made.coco(tmp_path / "set")
+    folder = sample_sources.coco(tmp_path / "set")
     change(folder, edit)
-    with pytest.raises(TesseraError, match=says) as caught:
+    with pytest.raises(TesseraError, match=reason) as caught:
         coco.read(str(folder), {})
     assert "instances_" in caught.value.message
 
 
-def test_images_that_are_not_there_or_elsewhere_can_t_be_packed(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set", count=5)
-    made.image(tmp_path / "secret.jpg")
+def test_images_that_are_missing_or_outside_the_source_are_refused(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set", count=5)
+    sample_sources.image(tmp_path / "secret.jpg")
     (folder / "train2017" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     names = ["none.jpg", "../../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg", "a\0b"]
     change(folder, lambda c: [i.update(file_name=n) for i, n in zip(c["images"], names)])
@@ -253,13 +255,13 @@ def test_images_that_are_not_there_or_elsewhere_can_t_be_packed(tmp_path: Path) 
             source.load(item)
 
 
-def test_files_may_be_given_by_options(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set", splits=("a", "b"))
-    places = {
+def test_files_can_be_set_by_options(tmp_path: Path) -> None:
+    folder = sample_sources.coco(tmp_path / "set", splits=("a", "b"))
+    options = {
         split: f"annotations/instances_{name}.json"
         for split, name in (("train", "a"), ("test", "b"))
     }
-    source = coco.read(str(folder), places)
+    source = coco.read(str(folder), options)
     assert Counter(item.split for item in source.items) == {"train": 3, "test": 3}
     assert not any(item.problem for item in source.items)
     with pytest.raises(UsageError, match="there is no file"):
@@ -269,7 +271,7 @@ def test_files_may_be_given_by_options(tmp_path: Path) -> None:
 
 
 def test_roboflow_s_layout_is_read(tmp_path: Path) -> None:
-    made.coco(tmp_path / "made")
+    sample_sources.coco(tmp_path / "made")
     for split, old in (("train", "train2017"), ("valid", "val2017")):
         target = tmp_path / "set" / split
         target.parent.mkdir(exist_ok=True)
@@ -285,45 +287,45 @@ def test_roboflow_s_layout_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.fault(29)
 def test_an_image_without_objects_is_a_negative(tmp_path: Path) -> None:
-    folder = made.coco(tmp_path / "set")
+    folder = sample_sources.coco(tmp_path / "set")
     change(folder, lambda c: c["annotations"].clear())
-    found = annotated(coco.read(str(folder), {}))
-    assert (found.boxes.shape, found.masks) == ((0, 4), ())
-    check(found, height=HEIGHT, width=WIDTH, classes=3, where="x")
+    result = annotated(coco.read(str(folder), {}))
+    assert (result.boxes.shape, result.masks) == ((0, 4), ())
+    check(result, height=HEIGHT, width=WIDTH, classes=3, where="x")
 
 
 @pytest.fixture(scope="module")
 def nuclei(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = made.DATA / "dsb2018-fluorescence"
-    if not place.is_dir():
+    data = sample_sources.DATA / "dsb2018-fluorescence"
+    if not data.is_dir():
         pytest.skip("the nuclei are not here")
     folder = tmp_path_factory.mktemp("dsb2018")
-    with tarfile.open(place / "dsb2018-fluorescence.tar.gz") as archive:
+    with tarfile.open(data / "dsb2018-fluorescence.tar.gz") as archive:
         archive.extractall(folder, filter="data")
-    for path in place.glob("*.json"):
+    for path in data.glob("*.json"):
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
 @pytest.mark.slow
-def test_the_real_nuclei_have_their_true_counts_and_masks(nuclei: Path) -> None:
-    """Counts are those of the set's SOURCE.md; masks and areas are pycocotools'."""
+def test_the_real_nuclei_have_the_documented_counts_and_masks(nuclei: Path) -> None:
+    """The counts are those of the set's SOURCE.md; masks and areas agree with pycocotools."""
     source = coco.read(str(nuclei), {})
     assert (source.task, source.classes) == ("instance_segmentation", ("nucleus",))
     assert Counter(item.split for item in source.items) == {"train": 170, "val": 50}
     objects: Counter[str | None] = Counter()
     for at, item in enumerate(source.items):
-        found = annotated(source, at)
-        check(found, height=256, width=256, classes=1, where=item.origin)
-        objects[item.split] += len(found.boxes)
-        assert encode(found)[0] == "json"
+        result = annotated(source, at)
+        check(result, height=256, width=256, classes=1, where=item.origin)
+        objects[item.split] += len(result.boxes)
+        assert encode(result)[0] == "json"
         if at % 10:
             continue
         content = json.loads((nuclei / f"instances_{item.split}.json").read_text())
         number = next(i["id"] for i in content["images"] if i["file_name"] == item.origin)
         rows = [row for row in content["annotations"] if row["image_id"] == number]
-        pixels = mask_pixels(found, 256, 256)
-        for row, mask, text in zip(rows, pixels, found.masks or (), strict=True):
+        pixels = mask_pixels(result, 256, 256)
+        for row, mask, text in zip(rows, pixels, result.masks or (), strict=True):
             true = reference.frPyObjects(row["segmentation"], 256, 256)
             np.testing.assert_array_equal(mask, reference.decode(true))
             area = rle.area(rle.parse(text, 256, 256))

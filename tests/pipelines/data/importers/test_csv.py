@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.importers import csv
 
 
 def test_a_table_is_read(tmp_path: Path) -> None:
-    folder = made.table(tmp_path / "set")
+    folder = sample_sources.table(tmp_path / "set")
     assert csv.recognises(str(folder)) == "paths and labels in labels.csv"
     for source in (csv.read(str(folder), {}), csv.read(str(folder / "labels.csv"), {})):
         assert (source.name, source.task, source.classes) == (
@@ -28,9 +28,9 @@ def test_a_table_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(8, 29)
-def test_rows_with_a_fault_can_t_be_packed(tmp_path: Path) -> None:
-    folder = made.table(tmp_path / "set")
-    made.image(tmp_path / "secret.jpg")
+def test_invalid_rows_are_rejected(tmp_path: Path) -> None:
+    folder = sample_sources.table(tmp_path / "set")
+    sample_sources.image(tmp_path / "secret.jpg")
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     rows = [
         ("photos/0.jpg,cat,train", ""),
@@ -48,15 +48,15 @@ def test_rows_with_a_fault_can_t_be_packed(tmp_path: Path) -> None:
     text = "\n".join(["path,label,split", *(row for row, _ in rows)])
     (folder / "labels.csv").write_text(text)
     source = csv.read(str(folder), {})
-    found = [item.problem[0] if item.problem else "" for item in source.items]
-    assert found == [problem for _, problem in rows]
+    result = [item.problem[0] if item.problem else "" for item in source.items]
+    assert result == [problem for _, problem in rows]
     assert [item.row for item in source.items] == list(range(2, 2 + len(rows)))
     with pytest.raises(TesseraError, match="is outside"):
         source.load(source.items[-1])
 
 
-def test_columns_delimiter_and_folder_may_be_given(tmp_path: Path) -> None:
-    folder = made.table(tmp_path / "set")
+def test_columns_delimiter_and_folder_can_be_set(tmp_path: Path) -> None:
+    folder = sample_sources.table(tmp_path / "set")
     (folder / "labels.csv").unlink()
     text = "id;breed;fold\n0.jpg;10;train\n1.jpg;9;test\n"
     (folder / "my.csv").write_text(text)
@@ -86,7 +86,7 @@ def test_columns_delimiter_and_folder_may_be_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (b"", "has no column path"),
         (b"path,label\n", "no labelled images"),
@@ -97,14 +97,14 @@ def test_columns_delimiter_and_folder_may_be_given(tmp_path: Path) -> None:
         (b"path,label\na.jpg,\x1b[31m\n", "can't be printed"),
     ],
 )
-def test_a_bad_table_is_named(tmp_path: Path, text: bytes, says: str) -> None:
+def test_an_invalid_table_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "labels.csv").write_bytes(text)
-    with pytest.raises(TesseraError, match=says):
+    with pytest.raises(TesseraError, match=message):
         csv.read(str(tmp_path), {})
 
 
-def test_two_tables_are_not_guessed_between(tmp_path: Path) -> None:
-    folder = made.table(tmp_path / "set")
+def test_two_tables_are_refused(tmp_path: Path) -> None:
+    folder = sample_sources.table(tmp_path / "set")
     (folder / "more.csv").write_bytes((folder / "labels.csv").read_bytes())
     assert not csv.recognises(str(folder))
     with pytest.raises(TesseraError, match="has 2 tables"):

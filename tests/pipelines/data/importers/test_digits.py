@@ -11,7 +11,7 @@ from pipelines.data.images import decode_image
 from pipelines.data.packing.pack import pack
 
 
-def test_the_digits_are_all_there(tmp_path: Path) -> None:
+def test_all_digits_are_read(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     card = pack("digits", tmp_path / "out")
@@ -19,7 +19,7 @@ def test_the_digits_are_all_there(tmp_path: Path) -> None:
     assert sum(s.samples for s in card.splits.values()) == len(bundled.target) == 1797
     assert card.classes == tuple("0123456789")
     assert (card.name, card.image.channels, card.image.max_height) == ("digits", 1, 8)
-    found = 0
+    result = 0
     for split in card.splits:
         reader = shards.ShardReader(tmp_path / "out", card, split)
         for i in range(len(reader)):
@@ -28,5 +28,5 @@ def test_the_digits_are_all_there(tmp_path: Path) -> None:
             pixels = decode_image(sample.image, 1)[0].numpy()
             np.testing.assert_array_equal(np.rint(pixels / 255 * 16), bundled.images[row])
             assert sample.label == bundled.target[row]
-            found += 1
-    assert found == 1797
+            result += 1
+    assert result == 1797

@@ -1,4 +1,5 @@
-"""What every importer does: its options, damaged files, and sources that go to other processes."""
+"""The contract of every importer: options, damaged files, and sources that are sent to
+processes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import TesseraError
 from pipelines.data import importers
@@ -19,7 +20,7 @@ from pipelines.data.importers.support.reading import image_size
 from pipelines.data.sources import Source
 
 
-def test_every_importer_says_what_it_takes(tmp_path: Path) -> None:
+def test_every_importer_describes_its_options(tmp_path: Path) -> None:
     for name in importers.names():
         module = importers.get(name)
         assert name == module.NAME
@@ -29,7 +30,7 @@ def test_every_importer_says_what_it_takes(tmp_path: Path) -> None:
 
 
 def read_all(source: Source) -> None:
-    """Everything of every item that can be read, as a pack does."""
+    """Reads every item completely, as a pack does."""
     for item in source.items:
         if item.problem:
             continue
@@ -66,14 +67,14 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
 
 
 MADE: Mapping[str, Callable[[Path], Path]] = {
-    "cifar10": made.cifar_python,
-    "coco": made.coco,
-    "csv": made.table,
-    "instance_masks": made.instance_masks,
-    "masks": made.masks,
-    "medmnist": made.medmnist,
-    "voc": made.voc,
-    "yolo": made.yolo,
+    "cifar10": sample_sources.cifar_python,
+    "coco": sample_sources.coco,
+    "csv": sample_sources.table,
+    "instance_masks": sample_sources.instance_masks,
+    "masks": sample_sources.masks,
+    "medmnist": sample_sources.medmnist,
+    "voc": sample_sources.voc,
+    "yolo": sample_sources.yolo,
 }
 TARGETS = {
     "cifar10": "data_batch_1",
@@ -92,7 +93,7 @@ TARGETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("what", list(TARGETS))
 def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) -> None:
-    """Never another exception, never long, and within bounds of memory."""
+    """Never in another exception, and within limits of time and memory."""
     name = what.split()[0]
     folder = MADE[name](tmp_path / "set")
     path = folder / TARGETS[what]
@@ -118,8 +119,8 @@ def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) ->
     assert len(module.read(str(folder), {}).items)
 
 
-def test_the_untouched_sources_are_read_whole(tmp_path: Path) -> None:
-    """The control of the test above: nothing is refused where nothing was changed."""
+def test_the_unchanged_sources_are_read_completely(tmp_path: Path) -> None:
+    """Control of the test above: unchanged sources are not refused."""
     for name, make in MADE.items():
         source = importers.get(name).read(str(make(tmp_path / name)), {})
         assert not any(item.problem for item in source.items)
@@ -133,7 +134,7 @@ def test_the_untouched_sources_are_read_whole(tmp_path: Path) -> None:
         assert len({item.key for item in source.items}) == len(source.items)
 
 
-def test_sources_go_to_other_processes(tmp_path: Path) -> None:
+def test_sources_can_be_sent_to_other_processes(tmp_path: Path) -> None:
     import pickle
 
     for name, make in MADE.items():
@@ -149,7 +150,7 @@ def test_sources_go_to_other_processes(tmp_path: Path) -> None:
 
 
 def test_mnist_and_digits_are_not_recognised_as_each_other(tmp_path: Path) -> None:
-    made.write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
+    sample_sources.write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
     for name in ("image_folder", "digits"):
         assert not importers.get(name).recognises(str(tmp_path / "set"))
     assert not importers.get("digits").recognises("./digits")

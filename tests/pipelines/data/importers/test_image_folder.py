@@ -1,4 +1,4 @@
-"""A folder for each class, in folders for the splits or not."""
+"""A folder for each class, optionally in folders for the splits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_images_without_class_folders_are_without_labels(
 
 
 @pytest.mark.parametrize("stray", ["1.jpg", "train/1.jpg", "other/cat/1.jpg"])
-def test_images_beside_the_class_folders_are_refused(
+def test_images_next_to_the_class_folders_are_refused(
     tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage, stray: str
 ) -> None:
     source = make_folder(tmp_path / "pets", ["train/cat", "train/dog"], 3)
@@ -42,12 +42,12 @@ def test_images_beside_the_class_folders_are_refused(
 
 
 @pytest.mark.parametrize("folder", ["bird", "train/bird", "test/cat"])
-def test_an_empty_class_folder_is_refused_by_name(
+def test_an_empty_class_folder_is_refused(
     tmp_path: Path, make_folder: MakeFolder, folder: str
 ) -> None:
     splits = "/" in folder
-    places = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
-    source = make_folder(tmp_path / "pets", places, 3)
+    folders = ["train/cat", "train/dog", "test/dog"] if splits else ["cat", "dog"]
+    source = make_folder(tmp_path / "pets", folders, 3)
     (source / folder).mkdir()
     with pytest.raises(TesseraError, match=f"the class folder {folder} has no images"):
         pack(str(source), tmp_path / "out")
@@ -67,7 +67,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path, make_folder: Make
         pack(str(source), tmp_path / "out")
 
 
-def test_hidden_files_are_passed_over_and_others_counted(
+def test_hidden_files_are_skipped_and_others_counted(
     tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
@@ -76,18 +76,20 @@ def test_hidden_files_are_passed_over_and_others_counted(
     (source / "cat" / ".DS_Store").write_text("x")
     (source / "README.txt").write_text("x")
     (source / "dog" / "loop").symlink_to(source)
-    said: list[str] = []
-    card = pack(str(source), tmp_path / "out", notify=said.append)
+    messages: list[str] = []
+    card = pack(str(source), tmp_path / "out", notify=messages.append)
     assert sum(split.samples for split in card.splits.values()) == 9
-    assert said == [
+    assert messages == [
         f"reading {source} as image_folder: 2 class folders",
         "1 files without the suffix of an image are left out",
     ]
 
 
-def test_one_folder_is_said_to_be_no_class(
+def test_a_single_class_folder_is_packed_without_classes(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
-    said: list[str] = []
-    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", notify=said.append)
-    assert any("all are in cat: with a single folder there are no classes" in line for line in said)
+    messages: list[str] = []
+    pack(str(make_folder(tmp_path / "src", ["cat"])), tmp_path / "out", notify=messages.append)
+    assert any(
+        "all are in cat: with a single folder there are no classes" in line for line in messages
+    )

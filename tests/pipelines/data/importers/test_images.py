@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import TesseraError
 from pipelines.data.importers import images
@@ -20,7 +20,7 @@ def test_images_alone_are_read(tmp_path: Path) -> None:
         "TEST/e.jpg",
         "x/f.jpg",
     ):
-        made.image(tmp_path / "set" / name)
+        sample_sources.image(tmp_path / "set" / name)
     (tmp_path / "set" / "notes.txt").write_text("x")
     source = images.read(str(tmp_path / "set"), {})
     assert (source.task, source.classes, source.annotate) == ("images", (), None)
@@ -54,10 +54,12 @@ def test_images_alone_are_read(tmp_path: Path) -> None:
         (["a.txt"], False),
     ],
 )
-def test_images_are_what_remains(tmp_path: Path, paths: list[str], fits: bool) -> None:
+def test_images_recognises_folders_without_annotations(
+    tmp_path: Path, paths: list[str], fits: bool
+) -> None:
     for path in paths:
         if path.endswith(("jpg", "png")):
-            made.image(tmp_path / path)
+            sample_sources.image(tmp_path / path)
         else:
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text("{}")

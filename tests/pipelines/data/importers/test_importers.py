@@ -1,4 +1,4 @@
-"""Formats are the files of the folder, or modules from anywhere else."""
+"""Formats are the modules of the package, or modules from outside the project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import UsageError
 from pipelines.data import importers
@@ -57,7 +57,7 @@ scans = Scans()
 
 @pytest.fixture
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder outside the project with the package `mylab`, on the path of this process."""
+    """A folder outside the project with the package `mylab`, importable in this process."""
     package = tmp_path / "mylab"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -76,11 +76,13 @@ def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     for number in range(12):
-        made.image(tmp_path / "scans" / f"{('cat', 'dog')[number % 2]}_{number}.jpg", number)
+        sample_sources.image(
+            tmp_path / "scans" / f"{('cat', 'dog')[number % 2]}_{number}.jpg", number
+        )
     return tmp_path / "scans"
 
 
-def test_formats_are_the_files_of_the_folder() -> None:
+def test_formats_are_the_modules_of_the_package() -> None:
     files = Path(importers.__file__).parent.glob("[a-z]*.py")
     assert importers.names() == sorted(file.stem for file in files)
     assert [importers.get(name).NAME for name in importers.names()] == importers.names()
@@ -91,7 +93,7 @@ def test_formats_are_the_files_of_the_folder() -> None:
 @pytest.mark.parametrize(
     "form", ["mylab.dicom_folder", "mylab.formats:dicom_folder", "mylab.formats:scans"]
 )
-def test_a_format_from_another_folder_is_packed(
+def test_a_format_from_outside_the_project_is_packed(
     mylab: Path, scans: Path, tmp_path: Path, form: str
 ) -> None:
     card = pack(str(scans), tmp_path / "out", format=form)
@@ -100,7 +102,7 @@ def test_a_format_from_another_folder_is_packed(
     assert card.source == f"{form}:scans"
 
 
-def test_the_command_packs_a_format_from_another_folder(
+def test_the_command_packs_a_format_from_outside_the_project(
     mylab: Path, scans: Path, tmp_path: Path
 ) -> None:
     words = [str(scans), "--to", str(tmp_path / "out"), "--workers", "0", "--json"]
@@ -131,7 +133,9 @@ def test_the_command_packs_a_format_from_another_folder(
         ("mylab.broken", r"broken\.py, line 1: invalid syntax"),
     ],
 )
-def test_a_format_that_can_t_be_imported_says_why(mylab: Path, form: str, message: str) -> None:
+def test_a_format_that_cannot_be_imported_is_reported_with_the_reason(
+    mylab: Path, form: str, message: str
+) -> None:
     with pytest.raises(UsageError) as refused:
         importers.get(form)
     text = f"{refused.value.message}. {refused.value.hint}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from PIL import Image
 from sample_sources import HEIGHT, WIDTH
 
@@ -25,22 +25,22 @@ from pipelines.data.sources import Source
 
 def objects_of(source: Source, row: int = 0) -> Objects:
     assert source.annotate is not None
-    found = source.annotate(source.items[row])
-    assert isinstance(found, Objects)
-    return found
+    result = source.annotate(source.items[row])
+    assert isinstance(result, Objects)
+    return result
 
 
-def test_one_file_an_object_is_read(tmp_path: Path) -> None:
-    folder = made.instance_masks(tmp_path / "set")
+def test_a_mask_file_for_each_object_is_read(tmp_path: Path) -> None:
+    folder = sample_sources.instance_masks(tmp_path / "set")
     assert instance_masks.recognises(str(folder))
     assert not masks.recognises(str(folder))
     source = instance_masks.read(str(folder), {})
     assert (source.task, source.classes) == ("instance_segmentation", ("object",))
     assert [item.key for item in source.items] == ["id0", "id1", "id2"]
-    found = objects_of(source, 1)
-    check(found, height=HEIGHT, width=WIDTH, classes=1, where="x")
-    assert found.boxes.tolist() == [[3, 2, 11, 8], [3, 3, 11, 9]]
-    pixels = mask_pixels(found, HEIGHT, WIDTH)
+    result = objects_of(source, 1)
+    check(result, height=HEIGHT, width=WIDTH, classes=1, where="x")
+    assert result.boxes.tolist() == [[3, 2, 11, 8], [3, 3, 11, 9]]
+    pixels = mask_pixels(result, HEIGHT, WIDTH)
     for number in range(2):
         with Image.open(folder / "id1" / "masks" / f"m{number}.png") as image:
             np.testing.assert_array_equal(pixels[number], np.asarray(image) // 255)
@@ -48,12 +48,12 @@ def test_one_file_an_object_is_read(tmp_path: Path) -> None:
     assert instance_masks.read(str(folder), {"class": "nucleus"}).classes == ("nucleus",)
 
 
-def test_no_masks_are_a_negative_and_bad_ones_are_named(tmp_path: Path) -> None:
-    folder = made.instance_masks(tmp_path / "stage1_train")
+def test_an_image_without_masks_is_a_negative_and_invalid_masks_are_refused(tmp_path: Path) -> None:
+    folder = sample_sources.instance_masks(tmp_path / "stage1_train")
     for path in (folder / "id0" / "masks").iterdir():
         path.unlink()
     (folder / "id1" / "images" / "id1.png").unlink()
-    made.save(folder / "id2" / "masks" / "m0.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    sample_sources.save(folder / "id2" / "masks" / "m0.png", np.zeros((HEIGHT, WIDTH), np.uint8))
     source = instance_masks.read(str(tmp_path), {})
     assert {item.split for item in source.items} == {"train"}
     assert len(objects_of(source, 0).boxes) == 0
@@ -62,18 +62,18 @@ def test_no_masks_are_a_negative_and_bad_ones_are_named(tmp_path: Path) -> None:
         objects_of(source, 2)
 
 
-def test_a_mask_of_the_image_s_area_and_another_shape_is_refused(tmp_path: Path) -> None:
-    """Run lengths alone wouldn't tell: they add up."""
-    folder = made.instance_masks(tmp_path / "set")
-    made.save(folder / "id0" / "masks" / "m0.png", np.ones((WIDTH, HEIGHT), np.uint8))
+def test_a_mask_with_the_area_but_not_the_shape_of_the_image_is_refused(tmp_path: Path) -> None:
+    """Its run lengths alone would be valid: their sum is right."""
+    folder = sample_sources.instance_masks(tmp_path / "set")
+    sample_sources.save(folder / "id0" / "masks" / "m0.png", np.ones((WIDTH, HEIGHT), np.uint8))
     with pytest.raises(SampleError, match=r"m0\.png: the mask is 32 by 24"):
         objects_of(instance_masks.read(str(folder), {}))
 
 
 @pytest.mark.slow
-def test_the_real_nuclei_have_their_true_counts(tmp_path: Path) -> None:
-    """Figures are those of the set's SOURCE.md, which also says how its val was chosen."""
-    archive = made.DATA / "dsb2018-fluorescence" / "dsb2018-fluorescence.tar.gz"
+def test_the_real_nuclei_have_the_documented_counts(tmp_path: Path) -> None:
+    """The counts are those of the set's SOURCE.md, which also describes its val split."""
+    archive = sample_sources.DATA / "dsb2018-fluorescence" / "dsb2018-fluorescence.tar.gz"
     if not archive.is_file():
         pytest.skip("the nuclei are not here")
     import hashlib
@@ -87,10 +87,10 @@ def test_the_real_nuclei_have_their_true_counts(tmp_path: Path) -> None:
     for row, item in enumerate(source.items):
         name = Path(item.origin).parts[1]
         split = "train" if int(hashlib.sha1(name.encode()).hexdigest(), 16) % 5 else "val"
-        found = objects_of(source, row)
+        result = objects_of(source, row)
         images[split] += 1
-        objects[split] += len(found.boxes)
-        areas += mask_pixels(found, 256, 256).sum((1, 2)).tolist()
+        objects[split] += len(result.boxes)
+        areas += mask_pixels(result, 256, 256).sum((1, 2)).tolist()
     assert images == {"train": 170, "val": 50}
     assert objects == {"train": 4744, "val": 1406}
     assert (min(areas), max(areas)) == (21, 1591)

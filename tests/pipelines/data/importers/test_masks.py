@@ -1,4 +1,4 @@
-"""Masks of classes: what their values mean, and which mask belongs to which image."""
+"""Masks of classes: the meaning of their values, and the mask of each image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from PIL import Image
 from sample_sources import HEIGHT, WIDTH
 
@@ -26,10 +26,10 @@ from pipelines.data.sources import Source
 
 def pixels_of(source: Source, row: int = 0) -> np.ndarray:
     assert source.annotate is not None
-    found = source.annotate(source.items[row])
-    assert isinstance(found, Mask)
-    check(found, height=HEIGHT, width=WIDTH, classes=len(source.classes), where="x")
-    return found.pixels
+    result = source.annotate(source.items[row])
+    assert isinstance(result, Mask)
+    check(result, height=HEIGHT, width=WIDTH, classes=len(source.classes), where="x")
+    return result.pixels
 
 
 def mask_file(folder: Path, number: int = 0) -> np.ndarray:
@@ -38,7 +38,7 @@ def mask_file(folder: Path, number: int = 0) -> np.ndarray:
 
 
 def test_masks_of_0_and_255_are_binary(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
+    folder = sample_sources.masks(tmp_path / "set")
     assert masks.recognises(str(folder)) == "images in images with masks in masks"
     source = masks.read(str(folder), {})
     assert (source.task, source.classes) == ("semantic_segmentation", ("background", "foreground"))
@@ -51,7 +51,7 @@ def test_masks_of_0_and_255_are_binary(tmp_path: Path) -> None:
 
 
 def test_one_bit_masks_are_binary(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
+    folder = sample_sources.masks(tmp_path / "set")
     for number in range(3):
         Image.fromarray(mask_file(folder, number) > 0).save(folder / "masks" / f"{number}.png")
     source = masks.read(str(folder), {})
@@ -60,7 +60,7 @@ def test_one_bit_masks_are_binary(tmp_path: Path) -> None:
 
 
 def test_other_grey_values_are_classes_and_255_is_ignored(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set", values=(0, 1, 4, 255))
+    folder = sample_sources.masks(tmp_path / "set", values=(0, 1, 4, 255))
     source = masks.read(str(folder), {})
     assert source.classes == ("0", "1", "2", "3", "4")
     np.testing.assert_array_equal(pixels_of(source), mask_file(folder))
@@ -71,8 +71,8 @@ def test_other_grey_values_are_classes_and_255_is_ignored(tmp_path: Path) -> Non
 
 
 def test_the_entries_of_a_palette_are_classes(tmp_path: Path) -> None:
-    """The way to pixels that images go would make colours of them."""
-    folder = made.masks(tmp_path / "set", values=(0, 1, 15, 255))
+    """Reading it as an image would turn the entries into colours."""
+    folder = sample_sources.masks(tmp_path / "set", values=(0, 1, 15, 255))
     for number in range(3):
         image = Image.fromarray(mask_file(folder, number))
         image = image.convert("P")
@@ -91,7 +91,7 @@ COLOURS = np.array([[128, 64, 128], [70, 130, 180], [0, 0, 0]], np.uint8)
 
 
 def colour(folder: Path, mode: str = "RGB") -> list[np.ndarray]:
-    """Makes the masks' values colours; gives the values."""
+    """Replaces the values of the masks with colours; returns the values."""
     values = []
     for number in range(3):
         values.append(mask_file(folder, number))
@@ -102,7 +102,7 @@ def colour(folder: Path, mode: str = "RGB") -> list[np.ndarray]:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colours_are_numbered_or_named(tmp_path: Path, mode: str) -> None:
-    folder = made.masks(tmp_path / "set", values=(0, 1, 2))
+    folder = sample_sources.masks(tmp_path / "set", values=(0, 1, 2))
     values = colour(folder, mode)
     source = masks.read(str(folder), {})
     assert source.classes == ("#000000", "#4682b4", "#804080")
@@ -120,48 +120,52 @@ def test_colours_are_numbered_or_named(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     "text", ["road", "road=#12", "=#123456", "a=#123456,a=#123457", "a=#123456,b=#123456", "", ","]
 )
-def test_colours_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
-    folder = made.masks(tmp_path / "set")
+def test_invalid_colours_are_refused(tmp_path: Path, text: str) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
     with pytest.raises(UsageError, match="the option colours"):
         masks.read(str(folder), {"colours": text})
 
 
 def test_grey_in_three_channels_is_grey(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
+    folder = sample_sources.masks(tmp_path / "set")
     true = mask_file(folder) // 255
     for number in range(3):
-        made.save(
+        sample_sources.save(
             folder / "masks" / f"{number}.png", mask_file(folder, number)[..., None].repeat(3, 2)
         )
     np.testing.assert_array_equal(pixels_of(masks.read(str(folder), {})), true)
 
 
-def test_images_that_are_no_masks_are_refused(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
-    made.save(folder / "masks" / "0.png", made.noise(0))
+def test_images_that_are_not_masks_are_refused(tmp_path: Path) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
+    sample_sources.save(folder / "masks" / "0.png", sample_sources.noise(0))
     with pytest.raises(TesseraError, match="too many for classes"):
         masks.read(str(folder), {})
-    made.save(folder / "masks" / "0.png", (made.noise(0, channels=1).astype(np.uint16) + 300))
+    sample_sources.save(
+        folder / "masks" / "0.png", (sample_sources.noise(0, channels=1).astype(np.uint16) + 300)
+    )
     with pytest.raises(TesseraError, match="values"):
         masks.read(str(folder), {})
 
 
 def test_jpeg_masks_are_refused(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
-    made.save(folder / "masks" / "0.png", made.noise(0, channels=1), format="JPEG")
+    folder = sample_sources.masks(tmp_path / "set")
+    sample_sources.save(
+        folder / "masks" / "0.png", sample_sources.noise(0, channels=1), format="JPEG"
+    )
     source = masks.read(str(folder), {})
     with pytest.raises(SampleError, match="is a JPEG file"):
         pixels_of(source)
 
 
-def test_a_mask_of_another_size_or_value_is_named(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
+def test_a_mask_of_another_size_or_with_an_unknown_value_is_refused(tmp_path: Path) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
     source = masks.read(str(folder), {})
-    made.save(folder / "masks" / "0.png", mask_file(folder).T.copy())
+    sample_sources.save(folder / "masks" / "0.png", mask_file(folder).T.copy())
     with pytest.raises(SampleError, match=r"masks/0\.png: the mask is 32 by 24") as caught:
         pixels_of(source)
     assert caught.value.reason == "mask of another size"
-    made.save(folder / "masks" / "0.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
+    sample_sources.save(folder / "masks" / "0.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
     with pytest.raises(SampleError, match="the value 7, which is not a class"):
         pixels_of(source)
     (folder / "masks" / "0.png").write_bytes(b"\x89PNG")
@@ -170,8 +174,8 @@ def test_a_mask_of_another_size_or_value_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(8)
-def test_an_image_without_mask_can_t_be_packed(tmp_path: Path) -> None:
-    folder = made.masks(tmp_path / "set")
+def test_an_image_without_a_mask_is_refused(tmp_path: Path) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
     (folder / "masks" / "1.png").unlink()
     source = masks.read(str(folder), {})
     assert [item.origin for item in source.items if item.problem] == ["images/1.jpg"]
@@ -191,9 +195,9 @@ LAYOUTS = {
 def test_layouts_with_splits_are_read(tmp_path: Path, images: str, around: str) -> None:
     for seed, split in enumerate(("train", "valid")):
         for name in ("a", "b"):
-            made.image(tmp_path / around / images.format(split=split, name=name), seed)
+            sample_sources.image(tmp_path / around / images.format(split=split, name=name), seed)
             path = tmp_path / around / LAYOUTS[images].format(split=split, name=name)
-            made.save(path, np.full((HEIGHT, WIDTH), 255 * seed, np.uint8))
+            sample_sources.save(path, np.full((HEIGHT, WIDTH), 255 * seed, np.uint8))
     assert masks.recognises(str(tmp_path))
     source = masks.read(str(tmp_path), {})
     assert Counter(item.split for item in source.items) == {"train": 2, "val": 2}
@@ -204,9 +208,9 @@ def test_layouts_with_splits_are_read(tmp_path: Path, images: str, around: str) 
     assert {item.split for item in told.items} == {"test"}
 
 
-def test_the_real_membranes_have_their_true_counts(tmp_path: Path) -> None:
-    """Figures are those of the set's SOURCE.md."""
-    archive = made.DATA / "isbi-membrane" / "membrane.tar"
+def test_the_real_membranes_have_the_documented_counts(tmp_path: Path) -> None:
+    """The counts are those of the set's SOURCE.md."""
+    archive = sample_sources.DATA / "isbi-membrane" / "membrane.tar"
     if not archive.is_file():
         pytest.skip("the membranes are not here")
     with tarfile.open(archive) as tar:
@@ -216,7 +220,7 @@ def test_the_real_membranes_have_their_true_counts(tmp_path: Path) -> None:
     total = np.zeros(2)
     for item in source.items:
         assert source.annotate is not None
-        found = source.annotate(item)
-        check(found, height=512, width=512, classes=2, where=item.origin)
-        total += count(found, 2)
+        result = source.annotate(item)
+        check(result, height=512, width=512, classes=2, where=item.origin)
+        total += count(result, 2)
     np.testing.assert_allclose(total / total.sum(), [0.220, 0.780], atol=5e-4)

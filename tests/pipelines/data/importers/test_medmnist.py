@@ -1,4 +1,4 @@
-"""MedMNIST's arrays: read by their headers, and never unpickled."""
+"""MedMNIST's arrays: read from their headers, and never unpickled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import TesseraError
 from pipelines.data.images import decode_image
@@ -18,10 +18,10 @@ from pipelines.data.importers import medmnist
 
 
 def test_medmnist_is_read(tmp_path: Path) -> None:
-    folder = made.medmnist(tmp_path / "set")
-    for place in (folder, folder / "pathmnist.npz"):
-        assert medmnist.recognises(str(place)) == "train images and labels in pathmnist.npz"
-        source = medmnist.read(str(place), {})
+    folder = sample_sources.medmnist(tmp_path / "set")
+    for path in (folder, folder / "pathmnist.npz"):
+        assert medmnist.recognises(str(path)) == "train images and labels in pathmnist.npz"
+        source = medmnist.read(str(path), {})
         assert (source.name, source.classes) == ("pathmnist", ("0", "1", "2", "3"))
         assert Counter(item.split for item in source.items) == {"train": 12, "val": 4, "test": 5}
     true = np.load(folder / "pathmnist.npz")
@@ -33,7 +33,7 @@ def test_medmnist_is_read(tmp_path: Path) -> None:
 
 def test_grey_and_fortran_arrays_are_read(tmp_path: Path) -> None:
     grey = np.asfortranarray(np.random.default_rng(0).integers(0, 256, (4, 28, 20), np.uint8))
-    folder = made.medmnist(tmp_path / "set", val_images=grey)
+    folder = sample_sources.medmnist(tmp_path / "set", val_images=grey)
     source = medmnist.read(str(folder), {})
     for item in [item for item in source.items if item.split == "val"]:
         pixels = decode_image(source.load(item), 1)[0].numpy()
@@ -41,7 +41,7 @@ def test_grey_and_fortran_arrays_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "says"),
+    ("arrays", "message"),
     [
         ({"train_labels": np.zeros((12, 14), np.uint8)}, "14 labels an image: only one"),
         ({"train_images": np.zeros((12, 28, 28, 28), np.uint8)}, "volumes are not supported"),
@@ -54,11 +54,11 @@ def test_grey_and_fortran_arrays_are_read(tmp_path: Path) -> None:
         ({"train_images": np.zeros((12, 0, 28), np.uint8)}, "not images"),
     ],
 )
-def test_sets_of_another_kind_are_refused_by_name(
-    tmp_path: Path, arrays: dict[str, np.ndarray], says: str
+def test_data_sets_of_another_kind_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
 ) -> None:
-    folder = made.medmnist(tmp_path / "set", "chestmnist", **arrays)
-    with pytest.raises(TesseraError, match=says):
+    folder = sample_sources.medmnist(tmp_path / "set", "chestmnist", **arrays)
+    with pytest.raises(TesseraError, match=message):
         medmnist.read(str(folder), {})
 
 
@@ -79,7 +79,7 @@ def npy(array: np.ndarray, **header: Any) -> bytes:
 
 
 @pytest.mark.fault(12)
-def test_claims_and_bombs_are_refused_before_they_are_read(tmp_path: Path) -> None:
+def test_false_sizes_and_bombs_are_refused_before_they_are_read(tmp_path: Path) -> None:
     labels = npy(np.zeros(2, np.uint8))
     small = np.zeros((2, 8, 8), np.uint8)
     claims = {
@@ -89,9 +89,9 @@ def test_claims_and_bombs_are_refused_before_they_are_read(tmp_path: Path) -> No
         "can't be read|refused": npy(small, shape=(-2, 8, 8)),
         "can't be read": b"\x93NUMPY\x01\x00v\x00{'descr': '|u1'}",
     }
-    for number, (says, data) in enumerate(claims.items()):
+    for number, (message, data) in enumerate(claims.items()):
         folder = npz(tmp_path / str(number), {"train_images": data, "train_labels": labels})
-        with pytest.raises(TesseraError, match=says):
+        with pytest.raises(TesseraError, match=message):
             medmnist.read(str(folder), {})
     bomb = npy(np.zeros((2, 5000, 5000), np.uint8))
     folder = npz(tmp_path / "bomb", {"train_images": bomb, "train_labels": labels})
@@ -113,7 +113,7 @@ class _Planted:
 @pytest.mark.fault(13)
 def test_a_planted_pickle_in_an_array_is_not_unpickled(tmp_path: Path) -> None:
     array = np.array([_Planted(tmp_path / "marker")] * 12)
-    folder = made.medmnist(tmp_path / "set", train_labels=array)
+    folder = sample_sources.medmnist(tmp_path / "set", train_labels=array)
     with pytest.raises(TesseraError, match="array of object"):
         medmnist.read(str(folder), {})
     assert not (tmp_path / "marker").exists()

@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[4] / "../shared/data"
 @pytest.mark.parametrize("inner", ["", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("dot", ["-", "."])
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_is_read_under_its_usual_names(
+def test_mnist_is_recognised_by_its_file_names(
     tmp_path: Path, inner: str, dot: str, packed: bool
 ) -> None:
     root = tmp_path / "set"
@@ -39,7 +39,7 @@ def test_mnist_is_read_under_its_usual_names(
         assert item.label == item.row % 10
 
 
-def test_mnist_packs_with_val_cut_from_train(tmp_path: Path) -> None:
+def test_mnist_is_packed_with_val_taken_from_train(tmp_path: Path) -> None:
     write_mnist(tmp_path / "set", {"train": 200, "t10k": 30})
     card = pack(str(tmp_path / "set"), tmp_path / "out")
     assert {name: s.samples for name, s in card.splits.items()} == {
@@ -64,17 +64,17 @@ def spoiled(data: bytes) -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("case", list(spoiled(b"")))
-def test_damaged_idx_files_are_named(tmp_path: Path, case: str) -> None:
+def test_damaged_idx_files_are_reported(tmp_path: Path, case: str) -> None:
     write_mnist(tmp_path / "set", {"train": 20, "t10k": 10}, packed=False)
     path = tmp_path / "set" / "train-images-idx3-ubyte"
-    data, says = spoiled(path.read_bytes())[case]
+    data, message = spoiled(path.read_bytes())[case]
     path.write_bytes(data)
-    with pytest.raises(TesseraError, match=rf"^train-images-idx3-ubyte .*{says}"):
+    with pytest.raises(TesseraError, match=rf"^train-images-idx3-ubyte .*{message}"):
         pack(str(tmp_path / "set"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_gz_files_are_named(tmp_path: Path) -> None:
+def test_damaged_gz_files_are_reported(tmp_path: Path) -> None:
     write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
     path = tmp_path / "set" / "train-labels-idx1-ubyte.gz"
     data = path.read_bytes()
@@ -85,7 +85,7 @@ def test_damaged_gz_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(12)
-def test_a_gz_bomb_is_not_unfolded(tmp_path: Path) -> None:
+def test_a_gz_bomb_is_not_decompressed(tmp_path: Path) -> None:
     write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
     path = tmp_path / "set" / "train-labels-idx1-ubyte.gz"
     bomb = idx(np.zeros(20, np.uint8)) + b"\0" * (64 << 20)
@@ -94,7 +94,7 @@ def test_a_gz_bomb_is_not_unfolded(tmp_path: Path) -> None:
         mnist.read(str(tmp_path / "set"), {})
 
 
-def test_missing_and_unequal_idx_files_are_said(tmp_path: Path) -> None:
+def test_missing_and_unequal_idx_files_are_reported(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "set", {"train": 20, "t10k": 10})
     (folder / "t10k-labels-idx1-ubyte.gz").rename(folder / "away")
     with pytest.raises(TesseraError, match="has no test labels"):
@@ -107,8 +107,8 @@ def test_missing_and_unequal_idx_files_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="the MNIST files are not here")
-def test_the_real_mnist_has_its_true_counts() -> None:
-    """Counts are those of the set's SOURCE.md."""
+def test_the_real_mnist_has_the_documented_counts() -> None:
+    """The counts are those of the set's SOURCE.md."""
     source = mnist.read(str(DATA / "mnist"), {})
     counts = Counter((item.split, item.label) for item in source.items)
     train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]

@@ -1,4 +1,4 @@
-"""Torchvision's sets: files go in untouched, and while their code runs no pickle builds a thing."""
+"""Torchvision's data sets: files are packed unchanged, and no pickle creates objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
@@ -22,9 +22,9 @@ from pipelines.data.importers import torchvision as importer
 from pipelines.data.importers.support.unpickle_guard import guarded
 
 
-def test_a_set_of_files_is_read_untouched(tmp_path: Path) -> None:
+def test_files_are_read_unchanged(tmp_path: Path) -> None:
     for number in range(4):
-        made.image(tmp_path / ("cat", "dog")[number % 2] / f"{number}.jpg", number)
+        sample_sources.image(tmp_path / ("cat", "dog")[number % 2] / f"{number}.jpg", number)
     source = importer.read(str(tmp_path), {"name": "ImageFolder"})
     assert (source.name, source.task, source.classes) == (
         "ImageFolder",
@@ -41,8 +41,8 @@ def test_a_set_of_files_is_read_untouched(tmp_path: Path) -> None:
         assert source.load(item) == (tmp_path / item.origin).read_bytes()
 
 
-def test_a_set_of_arrays_is_read_with_its_splits(tmp_path: Path) -> None:
-    made.write_mnist(tmp_path / "MNIST" / "raw", {"train": 20, "t10k": 10}, packed=False)
+def test_arrays_are_read_with_their_splits(tmp_path: Path) -> None:
+    sample_sources.write_mnist(tmp_path / "MNIST" / "raw", {"train": 20, "t10k": 10}, packed=False)
     source = importer.read(str(tmp_path), {"name": "MNIST"})
     assert Counter(item.split for item in source.items) == {"train": 20, "test": 10}
     assert source.classes[3] == "3 - three"
@@ -56,8 +56,8 @@ def test_a_set_of_arrays_is_read_with_its_splits(tmp_path: Path) -> None:
 def test_images_as_targets_are_masks(tmp_path: Path) -> None:
     base = tmp_path / "VOCdevkit" / "VOC2012"
     for number in range(3):
-        made.image(base / "JPEGImages" / f"{number}.jpg", number)
-        mask = made.save(
+        sample_sources.image(base / "JPEGImages" / f"{number}.jpg", number)
+        mask = sample_sources.save(
             base / "SegmentationClass" / f"{number}.png", np.full((24, 32), number + 3, np.uint8)
         )
         with Image.open(mask) as grey:
@@ -74,14 +74,14 @@ def test_images_as_targets_are_masks(tmp_path: Path) -> None:
     assert source.classes == ("0", "1", "2", "3", "4", "5")
     assert source.annotate is not None
     for number, item in enumerate(source.items):
-        found = source.annotate(item)
-        assert isinstance(found, Mask)
-        check(found, height=24, width=32, classes=6, where="x")
-        assert (found.pixels == number + 3).all()
+        result = source.annotate(item)
+        assert isinstance(result, Mask)
+        check(result, height=24, width=32, classes=6, where="x")
+        assert (result.pixels == number + 3).all()
         assert source.load(item) == (base / "JPEGImages" / f"{number}.jpg").read_bytes()
 
 
-def test_an_unknown_or_missing_data_set_is_named(tmp_path: Path) -> None:
+def test_an_unknown_or_missing_data_set_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'CIFAR10'"):
         importer.read(str(tmp_path), {"name": "CIFAR11"})
     with pytest.raises(UsageError, match="unknown data set of torchvision"):
@@ -94,9 +94,9 @@ def test_an_unknown_or_missing_data_set_is_named(tmp_path: Path) -> None:
 
 def test_targets_of_another_kind_are_refused(tmp_path: Path) -> None:
     base = tmp_path / "VOCdevkit" / "VOC2012"
-    made.image(base / "JPEGImages" / "0.jpg")
+    sample_sources.image(base / "JPEGImages" / "0.jpg")
     (base / "Annotations").mkdir()
-    (base / "Annotations" / "0.xml").write_text(made.voc_xml([("cat", (1, 1, 2, 2), 0)]))
+    (base / "Annotations" / "0.xml").write_text(sample_sources.voc_xml([("cat", (1, 1, 2, 2), 0)]))
     (base / "ImageSets" / "Main").mkdir(parents=True)
     (base / "ImageSets" / "Main" / "train.txt").write_text("0\n")
     with pytest.raises(TesseraError, match=r"neither a class nor a mask\. for boxes"):
@@ -104,8 +104,8 @@ def test_targets_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_link_out_of_the_root_is_not_read(tmp_path: Path) -> None:
-    secret = made.image(tmp_path / "secret.jpg")
-    made.image(tmp_path / "set" / "cat" / "0.jpg")
+    secret = sample_sources.image(tmp_path / "secret.jpg")
+    sample_sources.image(tmp_path / "set" / "cat" / "0.jpg")
     (tmp_path / "set" / "cat" / "1.jpg").symlink_to(secret)
     source = importer.read(str(tmp_path / "set"), {"name": "ImageFolder"})
     with pytest.raises(TesseraError, match="is outside"):
@@ -121,18 +121,18 @@ class _Planted:
 
 
 @pytest.mark.fault(13)
-def test_a_planted_pickle_does_not_run_even_if_its_checksum_agreed(
+def test_a_planted_pickle_does_not_run_even_with_a_valid_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import datasets
 
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
-    folder = made.cifar_python(tmp_path / "cifar-10-batches-py", 0)
+    folder = sample_sources.cifar_python(tmp_path / "cifar-10-batches-py", 0)
     source = importer.read(str(tmp_path), {"name": "CIFAR10"})
-    assert (len(source.items), source.classes) == (36, tuple(made.CIFAR_NAMES))
-    pixels, _ = made.cifar_rows(0)
-    found = decode_image(source.load(source.items[0]), 3).numpy()
-    np.testing.assert_array_equal(found, pixels[0].reshape(3, 32, 32))
+    assert (len(source.items), source.classes) == (36, tuple(sample_sources.CIFAR_NAMES))
+    pixels, _ = sample_sources.cifar_rows(0)
+    result = decode_image(source.load(source.items[0]), 3).numpy()
+    np.testing.assert_array_equal(result, pixels[0].reshape(3, 32, 32))
 
     planted = {"data": _Planted(tmp_path / "marker"), "labels": [1]}
     (folder / "data_batch_4").write_bytes(pickle.dumps(planted, 2))
@@ -150,7 +150,7 @@ def _fresh() -> None:
     importer._make.cache_clear()
 
 
-def test_the_guard_holds_in_it_and_not_after_it(tmp_path: Path) -> None:
+def test_unpickling_is_blocked_only_while_the_data_set_is_read(tmp_path: Path) -> None:
     planted = pickle.dumps(_Planted(tmp_path / "marker"))
     array = pickle.dumps(np.arange(3), 2)
     server = socket.create_server(("127.0.0.1", 0))

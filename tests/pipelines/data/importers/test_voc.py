@@ -1,4 +1,4 @@
-"""PASCAL VOC: boxes counted from 1, lists for splits, XML that can do nothing."""
+"""PASCAL VOC: boxes counted from 1, lists for splits, and safe XML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from sample_sources import HEIGHT, WIDTH
 
 from models.core.errors import TesseraError, UsageError
@@ -21,29 +21,29 @@ from pipelines.data.sources import Source
 
 def annotated(source: Source, row: int = 0) -> Objects:
     assert source.annotate is not None
-    found = source.annotate(source.items[row])
-    assert isinstance(found, Objects)
-    return found
+    result = source.annotate(source.items[row])
+    assert isinstance(result, Objects)
+    return result
 
 
 @pytest.mark.parametrize("around", ["", "VOC2007", "VOCdevkit/VOC2007"])
 def test_the_usual_layout_is_read(tmp_path: Path, around: str) -> None:
-    made.voc(tmp_path / "set" / around)
+    sample_sources.voc(tmp_path / "set" / around)
     assert voc.recognises(str(tmp_path / "set")) == "VOC annotations in Annotations"
     source = voc.read(str(tmp_path / "set"), {})
     assert (source.task, source.classes) == ("detection", ("cat", "dog"))
     assert Counter(item.split for item in source.items) == {"train": 2, "val": 1, "test": 1}
-    found = annotated(source)
-    np.testing.assert_array_equal(found.boxes, [[0, 0, WIDTH, HEIGHT], [2, 3, 9, 12]])
-    assert (found.labels.tolist(), found.crowd.tolist()) == ([1, 0], [False, False])
-    check(found, height=HEIGHT, width=WIDTH, classes=2, where="x")
+    result = annotated(source)
+    np.testing.assert_array_equal(result.boxes, [[0, 0, WIDTH, HEIGHT], [2, 3, 9, 12]])
+    assert (result.labels.tolist(), result.crowd.tolist()) == ([1, 0], [False, False])
+    check(result, height=HEIGHT, width=WIDTH, classes=2, where="x")
     image, text = source.files(source.items[0])
     assert source.load(source.items[0]) == image.read_bytes()
     assert text.read_text().startswith("<annotation>")
 
 
 def test_difficult_objects_are_crowds_kept_or_dropped(tmp_path: Path) -> None:
-    made.voc(tmp_path / "set")
+    sample_sources.voc(tmp_path / "set")
     expected = {"crowd": [False, True], "keep": [False, False], "drop": [False]}
     for word, crowd in expected.items():
         source = voc.read(str(tmp_path / "set"), {"difficult": word})
@@ -54,8 +54,8 @@ def test_difficult_objects_are_crowds_kept_or_dropped(tmp_path: Path) -> None:
         voc.read(str(tmp_path / "set"), {"difficult": "maybe"})
 
 
-def test_trainval_counts_where_there_is_no_train(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
+def test_trainval_is_used_without_a_train_list(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
     lists = folder / "ImageSets" / "Main"
     (lists / "train.txt").unlink()
     (lists / "val.txt").unlink()
@@ -68,7 +68,7 @@ def test_trainval_counts_where_there_is_no_train(tmp_path: Path) -> None:
 
 
 def test_an_image_in_two_lists_is_refused(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
+    folder = sample_sources.voc(tmp_path / "set")
     (folder / "ImageSets" / "Main" / "test.txt").write_text("2007_000000\n")
     with pytest.raises(TesseraError, match="2007_000000 is in the lists train and test"):
         voc.read(str(folder), {})
@@ -77,8 +77,8 @@ def test_an_image_in_two_lists_is_refused(tmp_path: Path) -> None:
         voc.read(str(folder), {})
 
 
-def test_what_no_list_names_is_left_out_and_what_is_missing_can_t_be_packed(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
+def test_unlisted_images_are_skipped_and_missing_ones_reported(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
     main = folder / "ImageSets" / "Main"
     (main / "test.txt").write_text("nothing 1\n")
     (folder / "JPEGImages" / "2007_000000.jpg").unlink()
@@ -90,7 +90,7 @@ def test_what_no_list_names_is_left_out_and_what_is_missing_can_t_be_packed(tmp_
 
 @pytest.mark.fault(26)
 @pytest.mark.parametrize(
-    ("box", "says"),
+    ("box", "message"),
     [
         ((5, 5, 5, 9), "box without area"),
         ((5, 5, 9, 5), "box without area"),
@@ -103,30 +103,32 @@ def test_what_no_list_names_is_left_out_and_what_is_missing_can_t_be_packed(tmp_
         (("", 5, 9, 9), "box not finite"),
     ],
 )
-def test_a_bad_box_is_named(tmp_path: Path, box: tuple[Any, ...], says: str) -> None:
-    folder = made.voc(tmp_path / "set")
-    text = made.voc_xml([("dog", (1, 1, 9, 9), 0), ("cat", box, 0)])
+def test_an_invalid_box_is_rejected_with_its_reason(
+    tmp_path: Path, box: tuple[Any, ...], message: str
+) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
+    text = sample_sources.voc_xml([("dog", (1, 1, 9, 9), 0), ("cat", box, 0)])
     (folder / "Annotations" / "2007_000000.xml").write_text(text)
     source = voc.read(str(folder), {})
     with pytest.raises(SampleError, match="2007_000000") as caught:
         check(annotated(source), height=HEIGHT, width=WIDTH, classes=2, where="2007_000000")
-    assert caught.value.reason == says
+    assert caught.value.reason == message
 
 
-def test_zero_is_the_first_pixel_too(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
-    text = made.voc_xml([("dog", (0, 0, 9, 9), 0)])
+def test_a_coordinate_of_zero_is_the_first_pixel(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
+    text = sample_sources.voc_xml([("dog", (0, 0, 9, 9), 0)])
     (folder / "Annotations" / "2007_000000.xml").write_text(text)
     assert annotated(voc.read(str(folder), {})).boxes.tolist() == [[0, 0, 9, 9]]
 
 
-def test_another_size_than_stated_is_refused_and_none_is_taken(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
+def test_a_wrong_image_size_is_refused_and_a_missing_one_accepted(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
     path = folder / "Annotations" / "2007_000000.xml"
-    path.write_text(made.voc_xml([("dog", (1, 1, 9, 9), 0)], (WIDTH, HEIGHT)))
+    path.write_text(sample_sources.voc_xml([("dog", (1, 1, 9, 9), 0)], (WIDTH, HEIGHT)))
     with pytest.raises(SampleError, match="its annotation is for an image"):
         annotated(voc.read(str(folder), {}))
-    path.write_text(made.voc_xml([("dog", (1, 1, 9, 9), 0)], (0, 0)))
+    path.write_text(sample_sources.voc_xml([("dog", (1, 1, 9, 9), 0)], (0, 0)))
     assert len(annotated(voc.read(str(folder), {})).boxes) == 1
 
 
@@ -141,16 +143,16 @@ def test_another_size_than_stated_is_refused_and_none_is_taken(tmp_path: Path) -
         "<annotation>" + "<a>" * 100_000,
     ],
 )
-def test_xml_with_a_fault_can_t_be_packed(tmp_path: Path, text: str) -> None:
-    folder = made.voc(tmp_path / "set")
+def test_invalid_xml_is_rejected(tmp_path: Path, text: str) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
     (folder / "Annotations" / "2007_000000.xml").write_text(text)
     source = voc.read(str(folder), {})
     assert [item.key for item in source.items if item.problem] == ["2007_000000"]
 
 
-def test_the_named_path_is_never_used(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
-    made.image(tmp_path / "secret.jpg")
+def test_the_path_in_the_xml_is_never_used(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
+    sample_sources.image(tmp_path / "secret.jpg")
     path = folder / "Annotations" / "2007_000000.xml"
     text = path.read_text().replace("x.jpg", str(tmp_path / "secret.jpg"))
     path.write_text(text)
@@ -162,8 +164,8 @@ def test_the_named_path_is_never_used(tmp_path: Path) -> None:
         source.load(source.items[0])
 
 
-def test_classes_may_be_given(tmp_path: Path) -> None:
-    folder = made.voc(tmp_path / "set")
+def test_classes_can_be_set(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
     source = voc.read(str(folder), {"classes": "dog, emu"})
     assert source.classes == ("dog", "emu")
     with pytest.raises(SampleError, match="has the class 'cat'"):
@@ -172,9 +174,10 @@ def test_classes_may_be_given(tmp_path: Path) -> None:
         voc.read(str(folder), {"classes": "dog,dog"})
 
 
-def test_the_real_blood_cells_have_their_true_counts(tmp_path: Path) -> None:
-    """Counts are those of the set's SOURCE.md; the two boxes without area are named."""
-    archive = made.DATA / "bccd" / "BCCD.tar"
+def test_the_real_blood_cells_have_the_documented_counts(tmp_path: Path) -> None:
+    """The counts are those of the set's SOURCE.md; the two boxes without area are rejected by
+    name."""
+    archive = sample_sources.DATA / "bccd" / "BCCD.tar"
     if not archive.is_file():
         pytest.skip("the blood cells are not here")
     with tarfile.open(archive) as tar:
@@ -186,15 +189,15 @@ def test_the_real_blood_cells_have_their_true_counts(tmp_path: Path) -> None:
     bad = {}
     for row, item in enumerate(source.items):
         try:
-            found = annotated(source, row)
+            result = annotated(source, row)
         except SampleError as error:
             bad[item.key] = (error.reason, error.message)
             text = (tmp_path / "BCCD" / "Annotations" / f"{item.key}.xml").read_text()
             for name in source.classes:
                 boxes[item.split, name] += text.count(f"<name>{name}<")
             continue
-        check(found, height=480, width=640, classes=3, where=item.origin)
-        for name, number in zip(source.classes, count(found, 3), strict=True):
+        check(result, height=480, width=640, classes=3, where=item.origin)
+        for name, number in zip(source.classes, count(result, 3), strict=True):
             boxes[item.split, name] += number
     assert boxes == {
         ("train", "WBC"): 214,

@@ -1,4 +1,4 @@
-"""YOLO: boxes and polygons in shares of the image; the YAML has names, and which folder is what."""
+"""YOLO: normalised boxes and polygons; the YAML has class names and the folders of splits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sample_sources as made
+import sample_sources
 from pycocotools import mask as reference
 from sample_sources import HEIGHT, WIDTH
 
@@ -23,18 +23,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def annotated(source: Source, row: int = 0) -> Objects:
     assert source.annotate is not None
-    found = source.annotate(source.items[row])
-    assert isinstance(found, Objects)
-    return found
+    result = source.annotate(source.items[row])
+    assert isinstance(result, Objects)
+    return result
 
 
 @pytest.mark.parametrize("splits_first", [True, False])
 @pytest.mark.parametrize("polygons", [True, False])
 @pytest.mark.parametrize("around", ["", "inner"])
-def test_both_layouts_and_both_forms_are_read(
+def test_both_layouts_with_boxes_and_with_polygons_are_read(
     tmp_path: Path, splits_first: bool, polygons: bool, around: str
 ) -> None:
-    made.yolo(tmp_path / "set" / around, polygons=polygons, splits_first=splits_first)
+    sample_sources.yolo(tmp_path / "set" / around, polygons=polygons, splits_first=splits_first)
     folder = str(tmp_path / "set")
     assert yolo.recognises(folder)
     source = yolo.read(folder, {})
@@ -45,26 +45,26 @@ def test_both_layouts_and_both_forms_are_read(
         "data.yaml has train: /etc, which is not a folder here",
         "2 images have no text file, so no objects",
     )
-    found = annotated(source)
-    assert found.labels.tolist() == [1, 0]
+    result = annotated(source)
+    assert result.labels.tolist() == [1, 0]
     box = [0.25, 0.25, 0.75, 0.75] if polygons else [0.375, 0.25, 0.625, 0.75]
-    np.testing.assert_array_equal(found.boxes[0], np.array(box) * [WIDTH, HEIGHT, WIDTH, HEIGHT])
-    check(found, height=HEIGHT, width=WIDTH, classes=2, where="x")
+    np.testing.assert_array_equal(result.boxes[0], np.array(box) * [WIDTH, HEIGHT, WIDTH, HEIGHT])
+    check(result, height=HEIGHT, width=WIDTH, classes=2, where="x")
     if polygons:
         ring = np.array([0.25, 0.25, 0.75, 0.25, 0.5, 0.75]) * ([WIDTH, HEIGHT] * 3)
         true = reference.decode(reference.frPyObjects([ring.tolist()], HEIGHT, WIDTH))[..., 0]
-        np.testing.assert_array_equal(mask_pixels(found, HEIGHT, WIDTH), [true, true])
+        np.testing.assert_array_equal(mask_pixels(result, HEIGHT, WIDTH), [true, true])
     empty = annotated(source, 2)
     assert (len(empty.boxes), len(source.files(source.items[2]))) == (0, 1)
     assert len(source.files(source.items[0])) == 2
     assert source.load(source.items[0])[:2] == b"\xff\xd8"
 
 
-def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
-    folder = made.yolo(tmp_path / "set", polygons=True)
+def test_polygons_can_be_read_as_boxes(tmp_path: Path) -> None:
+    folder = sample_sources.yolo(tmp_path / "set", polygons=True)
     source = yolo.read(str(folder), {"task": "detection"})
-    found = annotated(source)
-    assert (source.task, found.masks, len(found.boxes)) == ("detection", None, 2)
+    result = annotated(source)
+    assert (source.task, result.masks, len(result.boxes)) == ("detection", None, 2)
     (folder / "labels" / "train" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     assert len(annotated(source, 1).boxes) == 1
     with pytest.raises(SampleError, match="line 1 is a box, while others are polygons"):
@@ -73,7 +73,7 @@ def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
 
 @pytest.mark.fault(26, 27)
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", "unknown class"),
         ("-1 0.5 0.5 0.1 0.1", "unknown class"),
@@ -96,8 +96,10 @@ def test_polygons_may_be_read_as_boxes(tmp_path: Path) -> None:
         ("0 \u0665 0.5 0.1 0.1", "unreadable annotation"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
-    folder = made.yolo(tmp_path / "set")
+def test_an_invalid_line_is_rejected_with_its_reason(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    folder = sample_sources.yolo(tmp_path / "set")
     (folder / "labels" / "train" / "0.txt").write_text(f"1 0.5 0.5 0.2 0.2\n{line}\n")
     with pytest.raises(SampleError, match=r"train/0") as caught:
         check(
@@ -107,11 +109,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
             classes=2,
             where="images/train/0.jpg",
         )
-    assert caught.value.reason == says
+    assert caught.value.reason == message
 
 
-def test_boxes_rounded_at_the_edge_are_cut(tmp_path: Path) -> None:
-    folder = made.yolo(tmp_path / "set")
+def test_boxes_rounded_beyond_the_edge_are_clipped(tmp_path: Path) -> None:
+    folder = sample_sources.yolo(tmp_path / "set")
     (folder / "labels" / "train" / "0.txt").write_text("0 0.500001 0.5 1.0 1.0\n")
     assert annotated(yolo.read(str(folder), {})).boxes.tolist() == [
         [pytest.approx(0.000032, abs=1e-9), 0, WIDTH, HEIGHT]
@@ -127,10 +129,8 @@ def test_boxes_rounded_at_the_edge_are_cut(tmp_path: Path) -> None:
         ("names: [no, 'on', 3]", ("no", "on", "3")),
     ],
 )
-def test_names_are_taken_as_they_are_written(
-    tmp_path: Path, text: str, classes: tuple[str, ...]
-) -> None:
-    folder = made.yolo(tmp_path / "set")
+def test_class_names_are_read_as_text(tmp_path: Path, text: str, classes: tuple[str, ...]) -> None:
+    folder = sample_sources.yolo(tmp_path / "set")
     (folder / "data.yaml").write_text(text)
     assert yolo.read(str(folder), {}).classes == classes
 
@@ -151,15 +151,15 @@ def test_names_are_taken_as_they_are_written(
         "names: &x [a, *x]",
     ],
 )
-def test_names_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
-    folder = made.yolo(tmp_path / "set")
+def test_invalid_class_names_are_refused(tmp_path: Path, text: str) -> None:
+    folder = sample_sources.yolo(tmp_path / "set")
     (folder / "data.yaml").write_text(text)
     with pytest.raises(TesseraError, match=r"data\.yaml"):
         yolo.read(str(folder), {})
 
 
-def test_names_may_stand_in_a_text_file_or_an_option(tmp_path: Path) -> None:
-    folder = made.yolo(tmp_path / "set")
+def test_class_names_can_be_in_a_text_file_or_an_option(tmp_path: Path) -> None:
+    folder = sample_sources.yolo(tmp_path / "set")
     (folder / "data.yaml").unlink()
     with pytest.raises(TesseraError, match="has no names of classes"):
         yolo.read(str(folder), {})
@@ -169,8 +169,8 @@ def test_names_may_stand_in_a_text_file_or_an_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "./", "../set/", "/home/someone/set/"])
-def test_the_yaml_says_which_folder_is_which_split(tmp_path: Path, before: str) -> None:
-    folder = made.yolo(tmp_path / "set")
+def test_the_yaml_assigns_folders_to_splits(tmp_path: Path, before: str) -> None:
+    folder = sample_sources.yolo(tmp_path / "set")
     for kind in ("images", "labels"):
         (folder / kind / "train").rename(folder / kind / "first")
         (folder / kind / "val").rename(folder / kind / "train")
@@ -187,7 +187,7 @@ def test_the_yaml_says_which_folder_is_which_split(tmp_path: Path, before: str) 
 
 
 def test_links_out_of_the_source_are_not_read(tmp_path: Path) -> None:
-    folder = made.yolo(tmp_path / "set")
+    folder = sample_sources.yolo(tmp_path / "set")
     secret = tmp_path / "secret.txt"
     secret.write_text("0 0.5 0.5 0.1 0.1\n")
     text = folder / "labels" / "train" / "0.txt"

@@ -1,4 +1,4 @@
-"""Samples as panels: what is drawn of an annotation, at a limited size."""
+"""Samples as panels: their annotations are drawn, at a limited size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_objects_are_scaled_with_their_image() -> None:
         assert torch.equal(panel.masks[0], torch.from_numpy(expected))
 
 
-def test_classes_of_pixels_and_images_without_annotation() -> None:
+def test_panels_of_masks_and_of_images_without_annotation() -> None:
     mask = np.arange(6, dtype=np.uint8).reshape(2, 3)
     image = Image.new("RGB", (3, 2))
     panel = make_panel(image, Mask(mask), max_side=320)

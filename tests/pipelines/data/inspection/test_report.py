@@ -1,5 +1,7 @@
-"""The page about a data set: what it says, how large it grows, and that other people's words stay
-words. In a real browser: test_report_page.py."""
+"""The page about a data set: its content, its size, and that text from the data is escaped.
+
+test_report_page.py opens it in a real browser.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_sets import Given, pack_set, pair
+from packed_sets import Sample, pack_set, pair
 from PIL import Image
 
 from pipelines.data.annotations import Mask, Objects
@@ -22,7 +24,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
+    """The tags with their attributes, and the text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ def noise(number: int, width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def labelled(labels: list[int], width: int = 40, height: int = 30) -> list[Given]:
+def labelled(labels: list[int], width: int = 40, height: int = 30) -> list[Sample]:
     return [(f"k{n:05d}", noise(n, width, height), label) for n, label in enumerate(labels)]
 
 
@@ -55,7 +57,7 @@ def render(folder: Path, samples: int = 8) -> str:
     return report.render(survey.take(folder, cards.read(folder), samples=samples))
 
 
-def test_the_page_says_what_the_card_says(tmp_path: Path) -> None:
+def test_the_page_shows_the_content_of_the_card(tmp_path: Path) -> None:
     rows = [{"key": "k", "origin": "a/b.jpg", "reason": "box without area", "detail": "object 4"}]
     sides = {"train": labelled([0, 0, 1]), "test": labelled([1])}
     pairs = [pair(("train", "k00000"), ("test", "k00000"), 17)]
@@ -81,7 +83,7 @@ def test_the_page_says_what_the_card_says(tmp_path: Path) -> None:
     assert html == render(tmp_path / "pets"), "the same data gives the same page"
 
 
-def test_nothing_in_the_page_comes_from_elsewhere_or_runs(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_and_runs_no_script(tmp_path: Path) -> None:
     pack_set(tmp_path, "classification", {"train": labelled([0, 1])}, ("a", "b"))
     page = Page(render(tmp_path))
     assert all((img["src"] or "").startswith("data:image/") for img in page.all("img"))
@@ -98,7 +100,7 @@ def boxes(number: int) -> Objects:
 
 
 @pytest.mark.parametrize("task", ["detection", "semantic_segmentation", "images"])
-def test_every_task_has_its_page(tmp_path: Path, task: str) -> None:
+def test_every_task_has_a_page(tmp_path: Path, task: str) -> None:
     mask = np.zeros((30, 40), np.uint8)
     mask[:15] = 1
     annotations = {"detection": boxes, "semantic_segmentation": lambda n: Mask(mask)}.get(task)
@@ -133,9 +135,7 @@ def test_many_classes_are_readable(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_stays_small_whatever_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_has_a_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack_set(tmp_path, "images", {"train": labelled_none(30, 900, 700)})
     monkeypatch.setattr(report, "IMAGE_BYTES", 500_000)
     html = render(tmp_path, samples=30)
@@ -145,17 +145,17 @@ def test_the_page_stays_small_whatever_it_shows(
     assert len(render(tmp_path, samples=30)) > 1_000_000
 
 
-def labelled_none(count: int, width: int, height: int) -> list[Given]:
+def labelled_none(count: int, width: int, height: int) -> list[Sample]:
     return [(f"k{n:05d}", noise(n, width, height), None) for n in range(count)]
 
 
 @pytest.mark.slow
-def test_long_words_do_not_make_the_page_large(tmp_path: Path) -> None:
-    """Beside the images, which are bounded by themselves, all lists and names are."""
+def test_long_names_do_not_make_the_page_large(tmp_path: Path) -> None:
+    """All lists and names are limited; the size of images is limited separately."""
     word = '"' * 5000  # each is written with five characters
     names = [f"{number} {word}" for number in range(1200)]
     edges = np.array([[1, 1, 10, 10.0]] * 9)
-    sides: dict[str, list[Given]] = {
+    sides: dict[str, list[Sample]] = {
         split: [
             (f"k{n}", noise(n), Objects(edges, np.arange(9) + 9 * n, np.zeros(9, bool)))
             for n in range(24)
@@ -170,7 +170,7 @@ def test_long_words_do_not_make_the_page_large(tmp_path: Path) -> None:
     assert len(text) + report.IMAGE_BYTES * 4 / 3 < 10_000_000
 
 
-def test_histograms_count_everything_once() -> None:
+def test_histograms_count_each_value_once() -> None:
     rng = np.random.default_rng(0)
     for spread in (False, True):
         values = rng.uniform(3, 900, 1000).tolist()
@@ -188,7 +188,7 @@ def test_histograms_count_everything_once() -> None:
 
 
 def test_the_histograms_of_all_splits_have_one_range(tmp_path: Path) -> None:
-    sides: dict[str, list[Given]] = {
+    sides: dict[str, list[Sample]] = {
         "train": [(f"a{n}", noise(n, 40 + n, 30), None) for n in range(10)],
         "val": [("b", noise(1, 300, 30), None)],
     }

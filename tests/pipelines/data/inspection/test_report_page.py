@@ -1,5 +1,4 @@
-"""The page about a data set in a real browser: nothing planted runs, nothing overflows, and it
-needs no network."""
+"""The page about a data set in a real browser: it runs no script, fits, and needs no network."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import jinja2
 import numpy as np
 import pytest
 from browser import MARKS
-from packed_sets import Given, pack_set, pair
+from packed_sets import Sample, pack_set, pair
 from PIL import Image
 
 from pipelines.data.annotations import Objects
@@ -42,13 +41,14 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> survey.Survey:
-    """A data set whose words are all planted. A key in a shard can't be, those of lists can."""
+    """A data set with markup in every text. Keys in a shard can't have any, but those in lists
+    can."""
     folder = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
     count = len(PLANTED)
     edges = np.array([[10 * n, 5 * n, 10 * n + 40, 5 * n + 50.0] for n in range(count)])
 
-    def given(number: int) -> Given:
+    def given(number: int) -> Sample:
         pixels = rng.integers(0, 256, (90 + 10 * number, 160, 3), dtype=np.uint8)
         objects = Objects(edges, np.arange(count), np.arange(count) % 4 == 3)
         return f"{'k' * 80}{number}", Image.fromarray(pixels), objects
@@ -91,7 +91,7 @@ class Opened:
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", WIDTHS)
-def test_nothing_runs_and_nothing_overflows(
+def test_no_script_runs_and_nothing_overflows(
     chromium: Any, hostile: survey.Survey, tmp_path: Path, size: str, scheme: str
 ) -> None:
     file = tmp_path / "page.html"
@@ -121,7 +121,7 @@ def test_nothing_runs_and_nothing_overflows(
 
 
 @pytest.mark.parametrize(("policy", "title"), [(False, "ran"), (True, "data set")])
-def test_without_escaping_the_script_runs_and_the_policy_stops_it(
+def test_without_escaping_the_content_policy_still_stops_the_script(
     chromium: Any,
     hostile: survey.Survey,
     tmp_path: Path,
@@ -129,7 +129,7 @@ def test_without_escaping_the_script_runs_and_the_policy_stops_it(
     policy: bool,
     title: str,
 ) -> None:
-    """The control: each of the two guards is one."""
+    """Control: each of the two protections works alone."""
     real = jinja2.Environment
     monkeypatch.setattr(
         jinja2, "Environment", lambda **settings: real(**{**settings, "autoescape": False})
@@ -145,12 +145,12 @@ def test_without_escaping_the_script_runs_and_the_policy_stops_it(
     opened.context.close()
 
 
-def test_a_thousand_classes_fold_away(chromium: Any, tmp_path: Path) -> None:
-    given: list[Given] = [
+def test_a_thousand_classes_are_collapsed(chromium: Any, tmp_path: Path) -> None:
+    sample: list[Sample] = [
         (f"k{n}", Image.new("RGB", (8, 8), (n, 2 * n, 90)), 10 * n) for n in range(100)
     ]
     names = [f"class {number}" for number in range(1000)]
-    card = pack_set(tmp_path / "set", "classification", {"train": given}, names)
+    card = pack_set(tmp_path / "set", "classification", {"train": sample}, names)
     file = tmp_path / "page.html"
     file.write_text(report.render(survey.take(tmp_path / "set", card, samples=24)))
     opened = Opened(chromium, file, WIDTHS["phone"], "dark")

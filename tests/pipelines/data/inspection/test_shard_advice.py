@@ -38,7 +38,7 @@ def test_shards_of_a_bad_size_get_a_better_number_of_samples(sizes: list[int], a
         assert re.match(advice, rows["shards"])
 
 
-def test_a_set_of_one_good_shard_needs_no_advice() -> None:
+def test_a_data_set_of_one_good_shard_gets_no_advice() -> None:
     assert not dict(shard_advice.advise(split([2 * MIB] * 50)))
 
 

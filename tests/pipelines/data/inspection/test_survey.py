@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_sets import Given, pack_set, pair
+from packed_sets import Sample, pack_set, pair
 from PIL import Image
 
 from models.core.errors import TesseraError
@@ -24,11 +24,11 @@ def image(number: int, width: int = 12, height: int = 8) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def labelled(labels: list[int]) -> list[Given]:
+def labelled(labels: list[int]) -> list[Sample]:
     return [(f"k{number:05d}", image(number), label) for number, label in enumerate(labels)]
 
 
-def boxed(number: int, labels: list[int]) -> Given:
+def boxed(number: int, labels: list[int]) -> Sample:
     boxes = np.array([[i, 1, i + 2.0, 5] for i in range(len(labels))]).reshape(-1, 4)
     none = np.zeros(len(labels), bool)
     return f"k{number:05d}", image(number), Objects(boxes, np.array(labels, np.int64), none)
@@ -49,7 +49,7 @@ def test_all_classes_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
     assert [s.key for s in again.shown] == [s.key for s in train.shown]
 
 
-def test_objects_are_counted_and_images_without_any_are_shown_too(tmp_path: Path) -> None:
+def test_objects_are_counted_and_images_without_objects_are_shown(tmp_path: Path) -> None:
     given = [boxed(number, [0] * (number % 4)) for number in range(40)] + [boxed(99, [1])]
     card = pack_set(tmp_path, "detection", {"train": given}, ("cell", "rare"))
     (train,) = survey.take(tmp_path, card, samples=3).splits
@@ -69,7 +69,7 @@ def test_every_task_is_surveyed(tmp_path: Path) -> None:
     annotations = {"semantic_segmentation": mask, "images": None, "classification": 1}
     for task, annotation in annotations.items():
         classes = () if task == "images" else ("a", "b")
-        given: list[Given] = [("one", image(0), annotation), ("two", image(1, 5, 7), None)]
+        given: list[Sample] = [("one", image(0), annotation), ("two", image(1, 5, 7), None)]
         given = given if task == "images" else given[:1]
         card = pack_set(tmp_path / task, task, {"val": given}, classes)
         (val,) = survey.take(tmp_path / task, card, samples=5).splits
@@ -84,7 +84,7 @@ def test_every_task_is_surveyed(tmp_path: Path) -> None:
             assert val.shown[0].label == (-1 if annotation is None else annotation)
 
 
-def test_pairs_come_with_their_images_the_most_alike_first(tmp_path: Path) -> None:
+def test_near_duplicates_are_shown_most_similar_first(tmp_path: Path) -> None:
     sides = {"train": labelled([0, 0, 0]), "test": labelled([0, 0])}
     pairs = [
         pair(("train", "k00002"), ("test", "k00001"), 9),
@@ -102,7 +102,7 @@ def test_pairs_come_with_their_images_the_most_alike_first(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "line", ["{", "[]", "{}", '{"key": 3, "reason": "x"}', "[" * 200_000, "\0", '{"left": NaN}']
 )
-def test_a_damaged_list_is_named_with_its_line(tmp_path: Path, file: str, line: str) -> None:
+def test_a_damaged_list_is_reported_with_its_line(tmp_path: Path, file: str, line: str) -> None:
     card = pack_set(tmp_path, "classification", {"train": labelled([0])}, "a")
     good = json.dumps(
         {**pair(("train", "a"), ("val", "b"), 1), "key": "a", "reason": "unreadable image"}
@@ -113,7 +113,7 @@ def test_a_damaged_list_is_named_with_its_line(tmp_path: Path, file: str, line: 
 
 
 @pytest.mark.fault(4)
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_reported(tmp_path: Path) -> None:
     card = pack_set(tmp_path, "classification", {"train": labelled([0] * 9)}, "a", shard_samples=3)
     survey.check(tmp_path, card)
     index = tmp_path / "train/index.npy"
@@ -136,7 +136,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         survey.check(tmp_path, card)
 
 
-def test_an_annotation_that_cannot_be_is_named(tmp_path: Path) -> None:
+def test_an_invalid_annotation_is_reported(tmp_path: Path) -> None:
     given = (
         "odd",
         image(0),
@@ -147,7 +147,7 @@ def test_an_annotation_that_cannot_be_is_named(tmp_path: Path) -> None:
         survey.take(tmp_path, card, samples=1)
 
 
-def test_of_a_remote_set_few_shards_are_fetched(tmp_path: Path) -> None:
+def test_few_shards_of_a_remote_data_set_are_fetched(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     pairs = [pair(("train", "k00000"), ("train", "k00199"), 1)]
     given = labelled([number // 100 for number in range(200)])

@@ -1,4 +1,4 @@
-"""Every byte of a data set is held against card and index; what differs is listed by name."""
+"""Every byte of a data set is compared with card and index; differences are listed by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def differences(folder: Path | str) -> list[str]:
 
 @pytest.fixture
 def packed(make_set: MakeSet) -> Path:
-    """12 samples of 3 classes in 2 shards of 6; its only split stands for train and test."""
+    """12 samples of 3 classes in 2 shards of 6; the same split is used for train and test."""
     folder, card = make_set(12, shard_samples=6)
     counts = {"a": 4, "b": 4, "c": 4}
     split = card.splits["train"].model_copy(update={"class_counts": counts})
@@ -36,7 +36,7 @@ def packed(make_set: MakeSet) -> Path:
     return folder
 
 
-def test_a_good_set_has_no_differences(packed: Path) -> None:
+def test_an_intact_data_set_has_no_differences(packed: Path) -> None:
     steps: list[tuple[int, int]] = []
     report = verify.verify(packed, workers=2, progress=lambda *step: steps.append(step))
     size = sum(path.stat().st_size for path in packed.rglob("*.tar"))
@@ -45,7 +45,7 @@ def test_a_good_set_has_no_differences(packed: Path) -> None:
     assert steps[-1] == (size, size)
 
 
-def test_a_set_of_each_task_is_verified(tmp_path: Path) -> None:
+def test_data_sets_of_every_task_are_verified(tmp_path: Path) -> None:
     boxes = Objects(np.array([[0.0, 0, 2, 2]]), np.array([0]), np.array([False]))
     notes = {
         "detection": encode(boxes),
@@ -71,7 +71,7 @@ def test_a_set_of_each_task_is_verified(tmp_path: Path) -> None:
 
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("at", [1000, 3000, 9000])
-def test_a_flipped_bit_is_found_and_its_sample_named(packed: Path, at: int) -> None:
+def test_a_flipped_bit_is_reported_with_its_sample(packed: Path, at: int) -> None:
     path = packed / "train" / "000001.tar"
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -81,7 +81,7 @@ def test_a_flipped_bit_is_found_and_its_sample_named(packed: Path, at: int) -> N
     assert "first is s00" in line
 
 
-def test_every_bit_counts(packed: Path) -> None:
+def test_every_flipped_bit_is_detected(packed: Path) -> None:
     path = packed / "train" / "000000.tar"
     good = path.read_bytes()
     for at in np.random.default_rng(0).integers(0, len(good), 40).tolist():
@@ -93,7 +93,7 @@ def test_every_bit_counts(packed: Path) -> None:
 
 
 @pytest.mark.fault(1)
-def test_a_cut_shard_is_found_with_what_is_lost(packed: Path) -> None:
+def test_a_truncated_shard_is_reported_with_its_lost_samples(packed: Path) -> None:
     path = packed / "train" / "000000.tar"
     data = path.read_bytes()
     path.write_bytes(data[: 3 * 2048])  # three samples: a header and a block, twice
@@ -103,7 +103,7 @@ def test_a_cut_shard_is_found_with_what_is_lost(packed: Path) -> None:
 
 
 @pytest.mark.fault(2)
-def test_zeros_in_the_midst_are_found(packed: Path) -> None:
+def test_zeros_in_a_shard_are_reported(packed: Path) -> None:
     path = packed / "train" / "000000.tar"
     data = bytearray(path.read_bytes())
     data[2048:3072] = bytes(1024)
@@ -113,7 +113,7 @@ def test_zeros_in_the_midst_are_found(packed: Path) -> None:
 
 
 @pytest.mark.fault(4)
-def test_what_is_missing_or_empty_is_found(packed: Path) -> None:
+def test_missing_and_empty_shards_are_reported(packed: Path) -> None:
     (packed / "train" / "000000.tar").unlink()
     (packed / "train" / "000001.tar").write_bytes(b"")
     first, second = differences(packed)
@@ -122,7 +122,7 @@ def test_what_is_missing_or_empty_is_found(packed: Path) -> None:
     assert "6 of 6 samples differ" in second
 
 
-def test_shards_that_are_swapped_are_found(packed: Path) -> None:
+def test_swapped_shards_are_reported(packed: Path) -> None:
     one, two = (packed / "train" / f"00000{n}.tar" for n in range(2))
     shutil.move(one, packed / "x")
     shutil.move(two, one)
@@ -131,7 +131,7 @@ def test_shards_that_are_swapped_are_found(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [10, 200, -10])
-def test_a_changed_index_is_found(packed: Path, at: int) -> None:
+def test_a_changed_index_is_reported(packed: Path, at: int) -> None:
     path = packed / "train" / "index.npy"
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -141,7 +141,7 @@ def test_a_changed_index_is_found(packed: Path, at: int) -> None:
     assert all("index" in line for line in lines)
 
 
-def test_a_missing_index_is_found_and_the_shards_are_read_all_the_same(packed: Path) -> None:
+def test_a_missing_index_is_reported_and_the_shards_are_still_read(packed: Path) -> None:
     (packed / "train" / "index.npy").unlink()
     path = packed / "train" / "000001.tar"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -150,9 +150,9 @@ def test_a_missing_index_is_found_and_the_shards_are_read_all_the_same(packed: P
     assert shard == "shard train/000001.tar: checksum differs"
 
 
-def test_an_index_that_says_other_things_is_found(packed: Path, make_set: MakeSet) -> None:
-    """All checksums are right, and the class in the tar is not the one in the index: what a packer
-    with a fault would make."""
+def test_an_index_that_differs_from_the_shards_is_reported(packed: Path, make_set: MakeSet) -> None:
+    """All checksums are valid, but the class in the tar differs from the index: the result of a
+    faulty packer."""
     from pipelines.data.index import Index, write_index
     from pipelines.storage.open import open_storage
 
@@ -184,7 +184,7 @@ def test_a_changed_card_is_refused(packed: Path) -> None:
         verify.verify(packed)
 
 
-def test_an_address_is_verified_and_its_damage_found(packed: Path) -> None:
+def test_a_remote_data_set_is_verified_and_damage_reported(packed: Path) -> None:
     with web_server(packed) as port:
         where = f"http://127.0.0.1:{port}"
         assert differences(where) == []
@@ -199,8 +199,8 @@ def test_an_address_is_verified_and_its_damage_found(packed: Path) -> None:
         assert "1 of 6 samples differ" in damaged
 
 
-def test_a_checksum_of_32_bits_is_not_all(packed: Path) -> None:
-    """What sha256 is for: bytes after the last sample are in no sample's checksum."""
+def test_bytes_outside_of_samples_are_verified_by_sha256(packed: Path) -> None:
+    """Bytes after the last sample aren't covered by the checksum of a sample."""
     path = packed / "train" / "000000.tar"
     data = bytearray(path.read_bytes())
     end = len(data) - 100

@@ -70,8 +70,8 @@ def test_each_task_has_its_fields(
     loader.close()
 
 
-def test_jpegs_and_pngs_give_the_same_pixels(tmp_path: Path) -> None:
-    """By the fast decoder or by Pillow: flat areas are equal."""
+def test_jpegs_and_pngs_have_the_same_pixels(tmp_path: Path) -> None:
+    """With the fast decoder and with Pillow: flat areas are equal."""
     spec = None
     images = []
     for form in ("PNG", "JPEG"):

@@ -1,5 +1,5 @@
-"""Every sample is read exactly once an epoch, in an order that depends only on data set, seed and
-epoch."""
+"""Every sample is read exactly once per epoch, in an order that depends only on data set, seed
+and epoch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def counted(steps: list[TrainStep]) -> list[int]:
     return [i for step in steps for i in step.batch["index"].tolist()[: step.counted]]
 
 
-def test_a_batch_holds_what_was_packed(make_set: MakeSet) -> None:
+def test_a_batch_has_the_packed_samples(make_set: MakeSet) -> None:
     folder, card = make_set(13)
     steps = list(train(folder, card, 4).epoch(0))
     assert [step.total for step in steps] == [4, 4, 4, 1]
@@ -64,7 +64,7 @@ def test_a_batch_holds_what_was_packed(make_set: MakeSet) -> None:
         assert batch["key"] == [f"s{i:04d}" for i in batch["index"].tolist()]
 
 
-def test_images_get_the_size_of_the_data_spec(make_set: MakeSet) -> None:
+def test_images_are_resized_to_the_data_spec(make_set: MakeSet) -> None:
     folder, card = make_set(3)
     spec = card.spec(6, 5)
     loader = TrainLoader(folder, card, spec, batch_size=2, seed=0, world=World())
@@ -105,7 +105,7 @@ def test_the_global_batches_don_t_depend_on_the_ranks(
 
 
 @pytest.mark.fault(15)
-def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> None:
+def test_a_rank_without_rows_gets_one_padding_row(make_set: MakeSet) -> None:
     folder, card = make_set(7)
     last = [list(train(folder, card, 6, World(rank, 3)).epoch(0))[-1] for rank in range(3)]
     assert [step.counted for step in last] == [1, 0, 0]
@@ -118,13 +118,13 @@ def test_a_rank_without_rows_gets_one_that_doesn_t_count(make_set: MakeSet) -> N
 @pytest.mark.slow
 @settings(max_examples=exactly_once.EXAMPLES, deadline=None, database=None)
 @given(exactly_once.CASES)
-def test_each_sample_is_used_once_for_any_numbers(case: exactly_once.Case) -> None:
+def test_each_sample_is_used_once_for_any_case(case: exactly_once.Case) -> None:
     exactly_once.check(case)
 
 
 @pytest.mark.control(16)
 def test_a_repeated_sample_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: parts that repeat a row, as samplers with padding make them, fail the check."""
+    """Control: parts with a repeated row, as from samplers with padding, fail the check."""
     leg = exactly_once.Leg(3, 0, 4)
     case = exactly_once.Case((4, 3), 4, 0, 0, (leg,))
     exactly_once.check(case)
@@ -135,7 +135,7 @@ def test_a_repeated_sample_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def padded(start: int, samples: int, batch_size: int, world: World) -> RankPart:
-    """Equal rows for each rank, as torch's DistributedSampler gives them."""
+    """The same number of rows for each rank, as with torch's DistributedSampler."""
     total = min(batch_size, samples - start)
     each = -(-total // world.size)
     first = min(world.rank * each, total - each)
@@ -209,20 +209,20 @@ def test_an_epoch_is_resumed_only_at_a_step(make_set: MakeSet, consumed: int) ->
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_evaluation_uses_each_sample_once_in_fixed_batches(make_set: MakeSet, size: int) -> None:
     folder, card = make_set(33)
-    found = {}
+    result = {}
     for rank in range(size):
         world = World(rank, size)
         loader = EvalLoader(folder, card, card.spec(), batch_size=7, world=world, split="test")
         assert loader.samples == 33
         for k, batch in loader.batches():
             assert k % size == rank
-            found[k] = batch["index"].tolist()
-    assert [i for k in sorted(found) for i in found[k]] == list(range(33))
-    assert all(indices == list(range(33))[k * 7 : k * 7 + 7] for k, indices in found.items())
+            result[k] = batch["index"].tolist()
+    assert [i for k in sorted(result) for i in result[k]] == list(range(33))
+    assert all(indices == list(range(33))[k * 7 : k * 7 + 7] for k, indices in result.items())
 
 
 @pytest.mark.fault(1, 4)
-def test_a_missing_split_and_a_short_shard_are_reported_at_once(make_set: MakeSet) -> None:
+def test_a_missing_split_and_a_short_shard_are_reported_on_opening(make_set: MakeSet) -> None:
     folder, card = make_set(12)
     with pytest.raises(TesseraError, match="no 'val' split"):
         EvalLoader(folder, card, card.spec(), batch_size=2, world=World(), split="val")
@@ -235,8 +235,8 @@ def test_a_missing_split_and_a_short_shard_are_reported_at_once(make_set: MakeSe
 def test_shards_are_prefetched_before_they_are_read(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of each window and the next one, each before its first sample is read. The parent of
-    the loader processes does it, not they."""
+    """The shards of each window and of the next one, before the first sample is read. The parent
+    of the loader processes fetches them."""
     folder, card = make_set(200, 2)
     requested: list[list[int]] = []
     read: list[tuple[int, set[int]]] = []
@@ -262,7 +262,7 @@ def test_shards_are_prefetched_before_they_are_read(
 
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("loader_workers", [0, 2])
-def test_a_damaged_sample_is_named(make_set: MakeSet, loader_workers: int) -> None:
+def test_a_damaged_sample_is_reported(make_set: MakeSet, loader_workers: int) -> None:
     folder, card = make_set(20)
     path = folder / card.splits["train"].shards[2].path
     data = bytearray(path.read_bytes())

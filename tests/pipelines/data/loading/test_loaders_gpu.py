@@ -1,4 +1,4 @@
-"""On a CUDA device: images that fit are kept there, and batches come pinned or from it."""
+"""On a CUDA device: images that fit are kept on it; batches are pinned or on the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeSet = Callable[..., tuple[Path, Card]]
 
 @pytest.mark.parametrize("loader_workers", [0, 2])
 @pytest.mark.parametrize("cache", ["none", "memory", "auto"])
-def test_batches_are_the_same_wherever_they_are_kept(
+def test_batches_do_not_depend_on_where_images_are_cached(
     make_set: MakeSet, cache: str, loader_workers: int
 ) -> None:
     folder, card = make_set(29)

@@ -1,5 +1,5 @@
-"""The order is a permutation that depends only on data set, split, seed and epoch, and any part of
-it costs the same."""
+"""The order is a permutation that depends only on data set, split, seed and epoch, and any part
+of it costs the same."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_an_order_is_a_permutation(sizes: list[int], epoch: int, window: int) ->
 
 @given(SIZES, st.integers(1, 5), st.data())
 def test_any_part_can_be_computed_alone(sizes: list[int], window: int, data: st.DataObject) -> None:
-    """In any sequence, also after a window was dropped from memory. A batch has the same
-    members."""
+    """In any sequence, also after a window was dropped from memory. The members of a batch are
+    the same."""
     arguments = ("digest", "train", sizes, 1, 0, window)
     expected = whole(*arguments)
     order = EpochOrder(*arguments)

@@ -1,4 +1,4 @@
-"""Memory for decoded images is shared by processes, and no file of it remains."""
+"""Memory for decoded images is shared by processes, and leaves no file behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_file_of_another_size_is_refused() -> None:
         pixel_cache.open_file(buffer.path, 7, SPEC)
 
 
-def test_without_room_in_shared_memory_the_temporary_folder_is_used(
+def test_the_temporary_folder_is_used_without_enough_shared_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixel_cache, "SHARED_FOLDER", tmp_path / "absent")
@@ -60,7 +60,7 @@ def test_without_room_in_shared_memory_the_temporary_folder_is_used(
     buffer.unlink()
 
 
-def test_without_room_anywhere_there_is_no_buffer() -> None:
+def test_without_enough_space_there_is_no_buffer() -> None:
     before = sorted(Path("/dev/shm").glob("tessera-*"))
     assert pixel_cache.create(1 << 45, SPEC) is None
     assert sorted(Path("/dev/shm").glob("tessera-*")) == before
@@ -81,7 +81,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unlink", [True, False])
-def test_a_killed_process_leaves_no_file_once_all_have_it_open(unlink: bool) -> None:
+def test_a_killed_process_leaves_no_file_after_all_have_opened_it(unlink: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED.replace("UNLINK", str(unlink))],
         cwd=Path(__file__).parents[4],
@@ -104,7 +104,9 @@ def test_a_killed_process_leaves_no_file_once_all_have_it_open(unlink: bool) -> 
         ({"cache": "device", "cache_bytes": 1 << 40}, "memory"),
     ],
 )
-def test_the_budget_decides_where_images_are_kept(arguments: dict[str, object], kind: str) -> None:
+def test_the_budget_decides_where_images_are_cached(
+    arguments: dict[str, object], kind: str
+) -> None:
     choice = pixel_cache.choose(1000, SPEC, **arguments)  # type: ignore[arg-type]
     assert choice.kind == kind
     assert str(choice).startswith(f"{kind}: ")
@@ -118,6 +120,6 @@ def test_a_requested_cache_that_is_too_small_is_an_error() -> None:
         pixel_cache.choose(1000, SPEC, cache="disk", cache_bytes=1000)
 
 
-def test_masks_count_as_pixels() -> None:
+def test_masks_are_included_in_the_size() -> None:
     assert pixel_cache.size_bytes(10, MASKS) == 10 * 2 * 20
     assert pixel_cache.size_bytes(10, SPEC) == 10 * 3 * 20

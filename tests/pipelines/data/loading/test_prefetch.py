@@ -1,4 +1,4 @@
-"""Prefetched items arrive in order, errors unchanged, and nothing outlives its iterator."""
+"""Prefetched items arrive in order, errors are unchanged, and no process outlives its iterator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
-def test_processes_return_items_in_order_and_are_kept() -> None:
+def test_processes_return_items_in_order_and_are_reused() -> None:
     processes = LoaderProcesses(square, 2)
     first = list(processes.items(range(20)))
     again = list(processes.items(range(5)))
@@ -94,7 +94,7 @@ def test_an_error_arrives_unchanged(error: TesseraError) -> None:
 
 
 def test_torch_alone_changes_the_error() -> None:
-    """The control: without the wrapping the message is a traceback, and the hint is lost."""
+    """Control: without our wrapper the message is a traceback, and the hint is lost."""
 
     class Failing(torch.utils.data.Dataset[int]):
         def __len__(self) -> int:

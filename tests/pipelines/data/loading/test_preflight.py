@@ -1,4 +1,4 @@
-"""What can't be fed to a training is refused with the reason."""
+"""Data that can't feed a training are refused with the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def packed(make_set: Callable[..., tuple[Path, Card]]) -> tuple[Path, Card]:
     return make_set(12, shard_samples=4)
 
 
-def test_enough_samples_for_the_workers_pass(packed: tuple[Path, Card]) -> None:
+def test_enough_samples_for_the_workers_are_accepted(packed: tuple[Path, Card]) -> None:
     folder, card = packed
     for workers, batch_size in ((0, 1), (1, 1), (12, 12), (3, 1000)):
         preflight.check_feedable(card, workers=workers, batch_size=batch_size, where=folder)

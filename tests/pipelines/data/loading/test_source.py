@@ -1,4 +1,4 @@
-"""Batches from a thread, from processes and from the pixel cache; nothing outlives its iterator."""
+"""Batches from a thread, from processes and from the pixel cache; none outlives its iterator."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def load(folder: Path, card: Card, world: World, **options: object) -> TrainLoad
 def test_ranks_that_share_decode_each_sample_once(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch, workers: int, tmp_path: Path
 ) -> None:
-    """Counts the images that all processes decode. Without sharing, the control, each rank decodes
-    the samples that are new to it in the next epoch."""
+    """Counts the images decoded by all processes. Control: without a shared cache, each rank
+    decodes samples again in the next epoch."""
     folder, card = make_set(29)
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     real = BatchMaker._decode
@@ -70,11 +70,11 @@ def test_ranks_that_share_decode_each_sample_once(
     monkeypatch.setattr(BatchMaker, "_decode", logged)
     counts = []
     for shared in (True, False):
-        made = pixel_cache.create(29, card.spec())
-        assert made is not None
-        assert made.path is not None
-        paths = [made, pixel_cache.open_file(made.path, 29, card.spec())]
-        made.unlink()
+        created = pixel_cache.create(29, card.spec())
+        assert created is not None
+        assert created.path is not None
+        paths = [created, pixel_cache.open_file(created.path, 29, card.spec())]
+        created.unlink()
         loaders = [
             load(
                 folder,
@@ -110,7 +110,7 @@ def test_the_choice_of_the_cache_is_reported(make_set: MakeSet) -> None:
 
 
 def test_a_batch_from_the_cache_is_a_copy(make_set: MakeSet) -> None:
-    """A training may change its batch: the cache stays as it is."""
+    """A training may change its batch without changing the cache."""
     folder, card = make_set(12)
     for workers in (0, 1):
         loader = load(folder, card, World(), loader_workers=workers)
@@ -153,16 +153,16 @@ def test_only_a_few_batches_are_prefetched(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, card = make_set(60)
-    made: list[int] = []
+    created: list[int] = []
     real = BatchMaker.fill
-    monkeypatch.setattr(BatchMaker, "fill", lambda *a: (made.append(1), real(*a))[1])
+    monkeypatch.setattr(BatchMaker, "fill", lambda *a: (created.append(1), real(*a))[1])
     stream = train(folder, card, 2).epoch(0)
     next(stream)
     deadline = time.monotonic() + 5
-    while len(made) < prefetch.THREAD_PREFETCH and time.monotonic() < deadline:
+    while len(created) < prefetch.THREAD_PREFETCH and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    assert prefetch.THREAD_PREFETCH <= len(made) <= prefetch.THREAD_PREFETCH + 2
+    assert prefetch.THREAD_PREFETCH <= len(created) <= prefetch.THREAD_PREFETCH + 2
     stream.close()  # type: ignore[attr-defined]
 
 

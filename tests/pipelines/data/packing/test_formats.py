@@ -1,4 +1,4 @@
-"""Each source is recognised as one format, and by no other."""
+"""Each source is recognised as exactly one format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import sample_sources as made
+import sample_sources
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.packing.formats import recognise
@@ -31,7 +31,7 @@ def test_a_source_without_a_known_format_is_refused_with_the_reason(
 
 
 def test_an_unknown_table_is_not_ignored(tmp_path: Path, make_image: Callable[..., Path]) -> None:
-    """Its labels would be lost without a message."""
+    """Otherwise its labels would be lost without a message."""
     for number in range(3):
         make_image(tmp_path / "set" / "img" / f"{number}.png", seed=number)
     table = tmp_path / "set" / "labels.csv"
@@ -49,14 +49,14 @@ def test_an_unknown_table_is_not_ignored(tmp_path: Path, make_image: Callable[..
 
 
 MADE: Mapping[str, Callable[[Path], Path]] = {
-    "cifar10": made.cifar_python,
-    "coco": made.coco,
-    "csv": made.table,
-    "instance_masks": made.instance_masks,
-    "masks": made.masks,
-    "medmnist": made.medmnist,
-    "voc": made.voc,
-    "yolo": made.yolo,
+    "cifar10": sample_sources.cifar_python,
+    "coco": sample_sources.coco,
+    "csv": sample_sources.table,
+    "instance_masks": sample_sources.instance_masks,
+    "masks": sample_sources.masks,
+    "medmnist": sample_sources.medmnist,
+    "voc": sample_sources.voc,
+    "yolo": sample_sources.yolo,
 }
 
 
@@ -81,13 +81,15 @@ REAL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", list(REAL))
-def test_the_real_sets_are_recognised_by_their_names_alone(tmp_path: Path, place: str) -> None:
-    """The files are empty, at most 30 a folder: recognising a format reads no image."""
-    name, form = REAL[place]
-    archive = made.DATA / place / name
+@pytest.mark.parametrize("dataset", list(REAL))
+def test_the_real_data_sets_are_recognised_by_file_names_alone(
+    tmp_path: Path, dataset: str
+) -> None:
+    """The files are empty, at most 30 per folder: recognising a format reads no image."""
+    name, form = REAL[dataset]
+    archive = sample_sources.DATA / dataset / name
     if not archive.is_file():
-        pytest.skip(f"{place} is not here")
+        pytest.skip(f"{dataset} is not here")
     with tarfile.open(archive) as tar:
         seen: Counter[Path] = Counter()
         for member in tar:
@@ -101,7 +103,7 @@ def test_the_real_sets_are_recognised_by_their_names_alone(tmp_path: Path, place
 
 
 def test_object_masks_with_a_coco_file_are_read_as_coco(tmp_path: Path) -> None:
-    folder = made.instance_masks(tmp_path / "stage1_train").parent
+    folder = sample_sources.instance_masks(tmp_path / "stage1_train").parent
     assert recognise(str(folder))[0] == "instance_masks"
     (folder / "instances_train.json").write_text("{}")
     assert recognise(str(folder))[0] == "coco"

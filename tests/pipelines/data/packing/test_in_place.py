@@ -1,4 +1,5 @@
-"""Shards of others: indexed where they lie; a sample that is wrong counts against a budget."""
+"""Existing WebDataset shards are indexed in place; invalid samples count against the allowed
+number."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ __all__ = ["add", "source"]  # fixtures
 # ── what is understood ────────────────────────────────────────────────────────────────────────
 
 
-def test_a_folder_is_indexed_where_it_lies(source: Path, tmp_path: Path) -> None:
+def test_a_folder_is_indexed_in_place(source: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in source.iterdir()}
     card = in_place.index(str(source), tmp_path / "out", options={})
     assert {path: path.read_bytes() for path in source.iterdir()} == before
@@ -45,13 +46,13 @@ def test_a_folder_is_indexed_where_it_lies(source: Path, tmp_path: Path) -> None
     assert cards.read(tmp_path / "out") == card
     assert (card.root, card.classes, card.task) == (str(source), ("0", "1"), "classification")
     assert card.splits["train"].class_counts == {"0": 20, "1": 20}
-    found = list(read_all(tmp_path / "out", card))
-    assert [(s.key, s.label) for s in found] == [(f"s{n:04d}", n % 2) for n in range(40)]
-    assert [s.image for s in found] == [image(n) for n in range(40)]
+    result = list(read_all(tmp_path / "out", card))
+    assert [(s.key, s.label) for s in result] == [(f"s{n:04d}", n % 2) for n in range(40)]
+    assert [s.image for s in result] == [image(n) for n in range(40)]
     assert verify.verify(tmp_path / "out").differences == ()
 
 
-def test_mean_and_sizes_are_those_of_the_pixels(source: Path, tmp_path: Path) -> None:
+def test_mean_and_sizes_are_computed_from_the_pixels(source: Path, tmp_path: Path) -> None:
     card = in_place.index(str(source), tmp_path / "out", options={})
     pixels = np.stack([np.asarray(open_image(image(n), "")) for n in range(40)]) / 255
     assert card.image.mean == pytest.approx(tuple(pixels.mean(axis=(0, 1, 2))))
@@ -59,14 +60,14 @@ def test_mean_and_sizes_are_those_of_the_pixels(source: Path, tmp_path: Path) ->
     assert (card.image.max_height, card.image.max_width) == (4, 5)
 
 
-def test_the_same_shards_give_the_same_digest(source: Path, tmp_path: Path) -> None:
+def test_the_same_shards_have_the_same_digest(source: Path, tmp_path: Path) -> None:
     digests = {
         in_place.index(str(source), tmp_path / f"out{n}", options={}).digest for n in range(3)
     }
     assert len(digests) == 1
 
 
-def test_an_address_is_indexed_too(source: Path, tmp_path: Path) -> None:
+def test_remote_shards_are_indexed(source: Path, tmp_path: Path) -> None:
     use_cache(CacheSettings(tmp_path / "cache"))
     try:
         with web_server(source) as port:
@@ -83,25 +84,25 @@ def test_an_address_is_indexed_too(source: Path, tmp_path: Path) -> None:
         use_cache(None)
 
 
-def test_pack_knows_the_format(source: Path, tmp_path: Path) -> None:
+def test_pack_recognises_webdataset_shards(source: Path, tmp_path: Path) -> None:
     assert formats.recognise(str(source))[0] == "webdataset"
     card = pack.pack(str(source), tmp_path / "out", name="wild", licence="MIT")
     assert (card.name, card.licence, card.source) == ("wild", "MIT", "webdataset:wds")
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_tarfile_writes_it(form: int, tmp_path: Path) -> None:
+def test_shards_written_by_tarfile_are_read(form: int, tmp_path: Path) -> None:
     long = "f" * 90 + "/" + "g" * 60 if form == tarfile.USTAR_FORMAT else "é" * 60 + "/" + "x" * 100
     names = [f"{long}/{n}.jpg" for n in range(3)]
     path = write_tar(tmp_path / "x.tar", [(name, b"%d" % n) for n, name in enumerate(names)], form)
     with path.open("rb") as file:
-        found = list(entries(file.fileno(), "x"))
-        assert [entry.name for entry in found] == names
-        assert [os.pread(file.fileno(), e.size, e.start) for e in found] == [b"0", b"1", b"2"]
+        result = list(entries(file.fileno(), "x"))
+        assert [entry.name for entry in result] == names
+        assert [os.pread(file.fileno(), e.size, e.start) for e in result] == [b"0", b"1", b"2"]
 
 
 @pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "posix", "ustar"])
-def test_tar_writes_it(form: str, tmp_path: Path) -> None:
+def test_shards_written_by_gnu_tar_are_read(form: str, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     names = [f"{'d' * 60}/{'e' * 60}/{n}.jpg" for n in range(3)]
     for name in names:
@@ -112,11 +113,11 @@ def test_tar_writes_it(form: str, tmp_path: Path) -> None:
         check=True,
     )
     with (tmp_path / "x.tar").open("rb") as file:
-        found = list(entries(file.fileno(), "x"))
-    assert [entry.name.removeprefix("./") for entry in found] == names
+        result = list(entries(file.fileno(), "x"))
+    assert [entry.name.removeprefix("./") for entry in result] == names
 
 
-def test_webdataset_writes_it(tmp_path: Path) -> None:
+def test_shards_written_by_webdataset_are_read(tmp_path: Path) -> None:
     from webdataset import ShardWriter
 
     (tmp_path / "wds").mkdir()
@@ -125,11 +126,11 @@ def test_webdataset_writes_it(tmp_path: Path) -> None:
         for n in range(10):
             writer.write({"__key__": f"a/b{n}", "png": image(n), "cls": n % 3})
     card = in_place.index(str(tmp_path / "wds"), tmp_path / "out", options={})
-    found = [s for split in card.splits for s in read_all(tmp_path / "out", card, split)]
-    assert sorted((s.key, s.label) for s in found) == [(f"a/b{n}", n % 3) for n in range(10)]
+    result = [s for split in card.splits for s in read_all(tmp_path / "out", card, split)]
+    assert sorted((s.key, s.label) for s in result) == [(f"a/b{n}", n % 3) for n in range(10)]
 
 
-def test_whole_shards_are_cut_off_where_no_split_is_told() -> None:
+def test_without_splits_whole_shards_become_val_and_test() -> None:
     paths = [f"part-{n:03d}.tar" for n in range(40)]
     splits = in_place.find_splits(paths, seed=0)
     assert splits == in_place.find_splits(paths[::-1], seed=0)
@@ -151,7 +152,7 @@ def test_whole_shards_are_cut_off_where_no_split_is_told() -> None:
         ({"json": b'{"y": "cat", "z": [1]}'}, {"label": "json:y"}, ("cat", "dog")),
     ],
 )
-def test_labels_are_written_in_many_ways(
+def test_labels_are_read_in_every_supported_form(
     label: dict[str, bytes], options: dict[str, str], classes: tuple[str, ...], tmp_path: Path
 ) -> None:
     ((extension, data),) = label.items()
@@ -176,7 +177,7 @@ def test_images_alone_have_no_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"label": "json"}, "label=json"),
         ({"label": "xml"}, "label=xml"),
@@ -187,9 +188,9 @@ def test_images_alone_have_no_classes(tmp_path: Path) -> None:
     ],
 )
 def test_options_are_checked(
-    options: dict[str, str], said: str, source: Path, tmp_path: Path
+    options: dict[str, str], message: str, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         in_place.index(str(source), tmp_path / "out", options=options)
     assert not (tmp_path / "out").exists()
 
@@ -218,7 +219,7 @@ def test_options_are_checked(
         ([("README", b"x")], "unknown member"),
     ],
 )
-def test_a_bad_sample_is_counted_against_a_budget(
+def test_an_invalid_sample_counts_against_the_allowed_number(
     members: Members, reason: str, add: Callable[..., Card], tmp_path: Path
 ) -> None:
     with pytest.raises(TesseraError, match=f"{reason}: 1"):
@@ -248,13 +249,13 @@ def test_a_bad_sample_is_counted_against_a_budget(
     ],
     ids=lambda data: data[:20].decode(),
 )
-def test_a_bad_json_label_is_rejected(data: bytes, add: Callable[..., Card]) -> None:
+def test_an_invalid_json_label_is_rejected(data: bytes, add: Callable[..., Card]) -> None:
     good = [("g.png", image(1)), ("g.json", b'{"y": 1}')]
     with pytest.raises(TesseraError, match=r"(unreadable label|unknown class): 1"):
         add([*good, ("a.png", image(1)), ("a.json", data)], label="json:y", extra="skip")
 
 
-def test_classes_are_those_that_are_told(add: Callable[..., Card]) -> None:
+def test_classes_can_be_set_by_an_option(add: Callable[..., Card]) -> None:
     with pytest.raises(TesseraError, match="unknown class"):
         add([*samples(1, 2), ("a.png", image(1)), ("a.cls", b"bird")], classes="cat,dog")
     with pytest.raises(TesseraError, match="some labels are numbers and some are names"):
@@ -262,7 +263,7 @@ def test_classes_are_those_that_are_told(add: Callable[..., Card]) -> None:
 
 
 @pytest.mark.fault(30)
-def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
+def test_a_class_missing_in_train_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "train.tar", samples(2, 4))
     write_tar(tmp_path / "in" / "val.tar", samples(1))
     with pytest.raises(TesseraError, match="val has the class '1', train doesn't"):

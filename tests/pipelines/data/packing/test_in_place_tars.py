@@ -1,6 +1,6 @@
-"""Shards of others that are damaged or dangerous: refused by name.
+"""Foreign shards that are damaged or dangerous are refused by name.
 
-Where a guard is tested, stock webdataset or tarfile shows what happens without it.
+Controls show what stock webdataset or tarfile does without the check.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ __all__ = ["add", "source"]  # fixtures
 
 
 def stock(folder: Path, *, decode: bool = False) -> list[dict[str, Any]]:
-    """What stock webdataset makes of the shards of train."""
+    """What stock webdataset reads from the shards of train."""
     import webdataset as library
 
     urls = [str(path) for path in sorted(folder.glob("*train*.tar"))]
-    found = library.WebDataset(urls, shardshuffle=False, empty_check=False)
-    return list(found.decode() if decode else found)
+    result = library.WebDataset(urls, shardshuffle=False, empty_check=False)
+    return list(result.decode() if decode else result)
 
 
 @pytest.mark.fault(1)
 @pytest.mark.control(1)
 @pytest.mark.parametrize("where", ["member", "header", "data", "half"])
-def test_a_cut_shard_is_refused(where: str, source: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_refused(where: str, source: Path, tmp_path: Path) -> None:
     path = source / "set-train-000000.tar"
     with path.open("rb") as file:
         starts = [entry.start - 512 for entry in entries(file.fileno(), "x")]
@@ -62,7 +62,7 @@ def test_a_cut_shard_is_refused(where: str, source: Path, tmp_path: Path) -> Non
 
 
 def _before(data: bytes, at: int) -> int:
-    """Where the pax header before a member begins, if it has one."""
+    """The offset of the pax header before a member, or of the member if it has none."""
     while at >= 1024 and data[at - 1024 + 156 : at - 1024 + 157] == b"x":
         at -= 1024
     return at
@@ -70,7 +70,7 @@ def _before(data: bytes, at: int) -> int:
 
 @pytest.mark.fault(2)
 @pytest.mark.control(2)
-def test_zeros_in_the_midst_are_refused(source: Path, tmp_path: Path) -> None:
+def test_zeros_in_a_shard_are_refused(source: Path, tmp_path: Path) -> None:
     path = source / "set-train-000000.tar"
     data = bytearray(path.read_bytes())
     at = _before(bytes(data), data.index(b"s0003.png") // 512 * 512)
@@ -82,7 +82,7 @@ def test_zeros_in_the_midst_are_refused(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(2)
-def test_every_flipped_header_byte_is_seen(source: Path) -> None:
+def test_every_flipped_header_byte_is_detected(source: Path) -> None:
     data = (source / "set-train-000000.tar").read_bytes()
     rng = random.Random(0)
     start = data.index(b"s0003.png") // 512 * 512
@@ -97,7 +97,7 @@ def test_every_flipped_header_byte_is_seen(source: Path) -> None:
 
 @pytest.mark.fault(4)
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"<html>" * 200, "no tar"),
@@ -106,16 +106,16 @@ def test_every_flipped_header_byte_is_seen(source: Path) -> None:
     ],
     ids=["empty", "error page", "gzip", "no members"],
 )
-def test_what_is_no_shard_is_named(data: bytes, said: str, tmp_path: Path) -> None:
+def test_files_that_are_not_shards_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "train.tar").write_bytes(data)
-    with pytest.raises(TesseraError, match=said):
+    with pytest.raises(TesseraError, match=message):
         in_place.index(str(tmp_path / "in"), tmp_path / "out", options={})
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.fault(12)
-def test_compressed_shards_are_named(tmp_path: Path) -> None:
+def test_compressed_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "train.tar.gz").write_bytes(b"x")
     with pytest.raises(TesseraError, match=r"train\.tar\.gz, which is compressed"):
@@ -123,7 +123,7 @@ def test_compressed_shards_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(7)
-def test_a_key_that_is_there_twice_is_named_with_both_places(
+def test_a_duplicate_key_is_reported_with_both_locations(
     add: Callable[..., Card], source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TesseraError, match=r"the key 's0001' twice, at bytes [\d,]+ and [\d,]+"):
@@ -167,7 +167,7 @@ def test_nothing_is_unpickled(
 
 
 @pytest.mark.control(13)
-def test_stock_webdataset_runs_it(tmp_path: Path) -> None:
+def test_stock_webdataset_unpickles_it(tmp_path: Path) -> None:
     payload = pickle.dumps(Bomb(tmp_path / "marker"))
     write_tar(tmp_path / "in" / "train.tar", [*samples(1), ("s0001.extra.pyd", payload)])
     stock(tmp_path / "in", decode=True)
@@ -176,7 +176,7 @@ def test_stock_webdataset_runs_it(tmp_path: Path) -> None:
 
 @pytest.mark.fault(11)
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (tarfile.SYMTYPE, "a symbolic link"),
         (tarfile.LNKTYPE, "a hard link"),
@@ -188,21 +188,21 @@ def test_stock_webdataset_runs_it(tmp_path: Path) -> None:
         (b"Z", "of type b'Z'"),
     ],
 )
-def test_what_is_no_file_is_refused_by_name(kind: bytes, said: str, tmp_path: Path) -> None:
+def test_members_that_are_not_files_are_refused(kind: bytes, message: str, tmp_path: Path) -> None:
     info = tarfile.TarInfo("a.png")
     info.type, info.linkname = kind, "/etc/passwd"
     header = info.tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "x.tar").write_bytes(header + bytes(1024))
     with (
         (tmp_path / "x.tar").open("rb") as file,
-        pytest.raises(TesseraError, match=f"'a.png'.*{said}"),
+        pytest.raises(TesseraError, match=f"'a.png'.*{message}"),
     ):
         list(entries(file.fileno(), "x.tar"))
 
 
 @pytest.mark.fault(10)
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("../../x.png", "refused"),
         ("a/../../x.png", "refused"),
@@ -213,18 +213,18 @@ def test_what_is_no_file_is_refused_by_name(kind: bytes, said: str, tmp_path: Pa
         (b"\xff\xfe.png", "not UTF-8"),
     ],
 )
-def test_a_name_that_leads_elsewhere_is_refused(
-    name: str | bytes, said: str, tmp_path: Path
+def test_a_member_name_outside_the_folder_is_refused(
+    name: str | bytes, message: str, tmp_path: Path
 ) -> None:
     info = tarfile.TarInfo(os.fsdecode(name))
     data = info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape") + bytes(1024)
     (tmp_path / "x.tar").write_bytes(data)
-    with (tmp_path / "x.tar").open("rb") as file, pytest.raises(TesseraError, match=said):
+    with (tmp_path / "x.tar").open("rb") as file, pytest.raises(TesseraError, match=message):
         list(entries(file.fileno(), "x.tar"))
 
 
 @pytest.mark.fault(10)
-def test_a_name_after_nul_is_not_seen(tmp_path: Path) -> None:
+def test_a_member_name_with_nul_is_refused(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x" * 200 + "\0../../evil.png")
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with (tmp_path / "x.tar").open("rb") as file, pytest.raises(TesseraError, match="refused"):
@@ -232,15 +232,15 @@ def test_a_name_after_nul_is_not_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(10)
-def test_strange_names_become_plain_keys(add: Callable[..., Card], tmp_path: Path) -> None:
+def test_unusual_names_become_safe_keys(add: Callable[..., Card], tmp_path: Path) -> None:
     card = add([("./a b/é;x.png", image(1)), ("./a b/é;x.cls", b"1"), *samples(2)])
-    found = [s.key for s in read_all(tmp_path / "out", card)]
-    assert found == ["a%20b/%C3%A9%3Bx", "s0002"]
+    result = [s.key for s in read_all(tmp_path / "out", card)]
+    assert result == ["a%20b/%C3%A9%3Bx", "s0002"]
 
 
 @pytest.mark.fault(12)
-def test_claims_of_a_header_cost_no_memory(tmp_path: Path) -> None:
-    """A header that says 50 GB, a sparse member of 1.5 GB in 10 KB, a pax header of 1 GB."""
+def test_false_sizes_in_a_header_need_no_memory(tmp_path: Path) -> None:
+    """A header that claims 50 GB, a sparse member of 1.5 GB in 10 KB, a pax header of 1 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     big = tarfile.TarInfo("a.png")
     big.size = 50 << 30
@@ -248,9 +248,9 @@ def test_claims_of_a_header_cost_no_memory(tmp_path: Path) -> None:
     sparse = tarfile.TarInfo("a.png")
     sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.realsize": "1500000000"}
     claims["sparse"] = sparse.tobuf(tarfile.PAX_FORMAT) + bytes(10240)
-    for said, data in claims.items():
+    for message, data in claims.items():
         (tmp_path / "x.tar").write_bytes(data)
-        with (tmp_path / "x.tar").open("rb") as file, pytest.raises(TesseraError, match=said):
+        with (tmp_path / "x.tar").open("rb") as file, pytest.raises(TesseraError, match=message):
             list(entries(file.fileno(), "x.tar"))
     hollow = tarfile.TarInfo("a.png")
     hollow.size = 2 << 30
@@ -269,8 +269,8 @@ def test_claims_of_a_header_cost_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.control(12)
-def test_the_library_reads_a_sparse_member_whole(tmp_path: Path) -> None:
-    """What the refusal is for: ten kilobytes become as many bytes as they say."""
+def test_tarfile_expands_a_sparse_member(tmp_path: Path) -> None:
+    """Therefore they are refused: ten kilobytes expand to as many bytes as they claim."""
     path = tmp_path / "big"
     path.touch()
     os.truncate(path, 50 << 20)
@@ -284,7 +284,7 @@ def test_the_library_reads_a_sparse_member_whole(tmp_path: Path) -> None:
         list(entries(file.fileno(), "x.tar"))
 
 
-def test_random_damage_never_raises_anything_else(source: Path, tmp_path: Path) -> None:
+def test_random_damage_raises_only_tessera_errors(source: Path, tmp_path: Path) -> None:
     data = (source / "set-train-000000.tar").read_bytes()
     rng = random.Random(1)
     outcomes = {"refused": 0, "read": 0}
@@ -306,7 +306,7 @@ def test_random_damage_never_raises_anything_else(source: Path, tmp_path: Path) 
 
 
 @pytest.mark.fault(3)
-def test_damage_after_indexing_is_seen_when_it_is_read(source: Path, tmp_path: Path) -> None:
+def test_damage_after_indexing_is_detected_when_read(source: Path, tmp_path: Path) -> None:
     card = in_place.index(str(source), tmp_path / "out", options={})
     path = source / "set-train-000001.tar"
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The same image in two splits: the later split keeps it; what only looks alike is listed."""
+"""The same image in two splits is kept in the later one; near duplicates are only listed."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def scene(seed: int) -> Image.Image:
-    """A picture of some detail, of which a copy of lower quality looks alike."""
+    """A detailed image whose copies of lower quality are near duplicates."""
     rough = np.random.default_rng(seed).integers(0, 256, (24, 32), dtype=np.uint8)
     return Image.fromarray(rough).resize((64, 48), Image.Resampling.BICUBIC).convert("RGB")
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """12 train, 4 val and 4 test images of a class; all are others."""
+    """12 train, 4 val and 4 test images of one class, all different."""
     for split, count, first in (("train", 12, 0), ("val", 4, 100), ("test", 4, 200)):
         folder = tmp_path / "pets" / split / "cat"
         folder.mkdir(parents=True)
@@ -66,7 +66,7 @@ def copy(source: Path, of: str, to: str, quality: int = 0) -> None:
             (source / to).write_bytes(out.getvalue())
 
 
-def test_sets_without_copies_have_no_leakage(tmp_path: Path, source: Path) -> None:
+def test_data_without_copies_have_no_near_duplicates(tmp_path: Path, source: Path) -> None:
     card = pack(str(source), tmp_path / "out")
     assert card.leakage == cards.NearDuplicates(near=0, images=0)
     assert not (tmp_path / "out" / near_duplicates.FILE).exists()
@@ -74,7 +74,7 @@ def test_sets_without_copies_have_no_leakage(tmp_path: Path, source: Path) -> No
 
 
 @pytest.mark.fault(31)
-def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: Path) -> None:
+def test_the_same_image_is_kept_only_in_the_later_split(tmp_path: Path, source: Path) -> None:
     copy(source, "test/cat/1.png", "val/cat/of-test.bmp")  # other bytes, the same pixels
     copy(source, "test/cat/1.png", "train/cat/of-test.bmp")
     copy(source, "val/cat/2.png", "train/cat/of-val.bmp")
@@ -83,9 +83,9 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
     how: dict[str, Any] = {"format": "image_folder", "shard_samples": 5}
     with pytest.raises(statistics.ResumableError, match="image in two splits: 3"):
         pack(str(source), tmp_path / "out", **how)
-    said: list[str] = []
-    card = pack(str(source), tmp_path / "out", allow_rejected="3", notify=said.append, **how)
-    assert any(line.startswith("resuming: 5 of 5") for line in said)
+    messages: list[str] = []
+    card = pack(str(source), tmp_path / "out", allow_rejected="3", notify=messages.append, **how)
+    assert any(line.startswith("resuming: 5 of 5") for line in messages)
     assert {name: split.samples for name, split in card.splits.items()} == {
         "train": 13,
         "val": 4,
@@ -107,7 +107,7 @@ def test_the_same_image_stays_in_the_later_split_alone(tmp_path: Path, source: P
 
 
 def _check_statistics(out: Path, card: Card) -> None:
-    """What was left out after all isn't counted."""
+    """Samples removed as duplicates aren't counted."""
     from pipelines.data.images import decode_image
 
     reader = shards.ShardReader(out, card, "train")
@@ -117,7 +117,7 @@ def _check_statistics(out: Path, card: Card) -> None:
     np.testing.assert_allclose(card.image.mean, np.concatenate(pixels, 1).mean(1) / 255, rtol=1e-12)
 
 
-def test_a_set_with_copies_has_the_same_bytes_however_it_was_packed(
+def test_a_data_set_with_copies_has_the_same_bytes_however_it_is_packed(
     tmp_path: Path, source: Path
 ) -> None:
     for name in ("1", "2", "3"):
@@ -137,7 +137,7 @@ def test_a_set_with_copies_has_the_same_bytes_however_it_was_packed(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_a_shard_of_copies_alone_is_left_out(tmp_path: Path, source: Path) -> None:
+def test_a_shard_with_only_copies_is_omitted(tmp_path: Path, source: Path) -> None:
     copy(source, "test/cat/1.png", "train/cat/of-test.bmp")
     card = pack(str(source), tmp_path / "out", shard_samples=1, allow_rejected="1")
     assert len(card.splits["train"].shards) == card.splits["train"].samples == 12
@@ -147,10 +147,10 @@ def test_a_shard_of_copies_alone_is_left_out(tmp_path: Path, source: Path) -> No
 
 
 @pytest.mark.fault(31)
-def test_images_that_look_alike_are_listed_and_stay(tmp_path: Path, source: Path) -> None:
+def test_near_duplicates_are_listed_and_kept(tmp_path: Path, source: Path) -> None:
     copy(source, "test/cat/1.png", "train/cat/again.jpg", quality=80)
-    said: list[str] = []
-    card = pack(str(source), tmp_path / "out", notify=said.append)
+    messages: list[str] = []
+    card = pack(str(source), tmp_path / "out", notify=messages.append)
     assert card.leakage == cards.NearDuplicates(near=1, images=2)
     (row,) = lines(tmp_path / "out" / near_duplicates.FILE)
     assert 0 <= row.pop("distance") < 32
@@ -158,11 +158,11 @@ def test_images_that_look_alike_are_listed_and_stay(tmp_path: Path, source: Path
         "left": {"split": "train", "key": "train/cat/again", "origin": "train/cat/again.jpg"},
         "right": {"split": "test", "key": "test/cat/1", "origin": "test/cat/1.png"},
     }
-    assert "near duplicates across splits: 1 pairs; see near_duplicates.jsonl" in said
+    assert "near duplicates across splits: 1 pairs; see near_duplicates.jsonl" in messages
     assert "train/cat/again" in keys(tmp_path / "out", "train")
 
 
-def test_the_search_for_what_looks_alike_can_be_left_out(tmp_path: Path, source: Path) -> None:
+def test_the_search_for_near_duplicates_can_be_disabled(tmp_path: Path, source: Path) -> None:
     copy(source, "test/cat/1.png", "train/cat/again.jpg", quality=80)
     copy(source, "test/cat/2.png", "train/cat/same.bmp")
     card = pack(str(source), tmp_path / "out", near_duplicates=False, allow_rejected="1")
@@ -170,17 +170,17 @@ def test_the_search_for_what_looks_alike_can_be_left_out(tmp_path: Path, source:
     assert card.rejected == 1, "the same image is rejected all the same"
 
 
-def test_a_pair_goes_by_the_samples_that_are_left(tmp_path: Path, source: Path) -> None:
-    """The nearest of a test image is rejected; the next one is still found."""
+def test_near_duplicates_are_searched_among_the_kept_samples(tmp_path: Path, source: Path) -> None:
+    """The nearest to a test image is rejected; the next one is still reported."""
     copy(source, "val/cat/1.png", "train/cat/same.bmp")
     copy(source, "val/cat/1.png", "test/cat/near.jpg", quality=80)
     copy(source, "val/cat/1.png", "train/cat/near.jpg", quality=60)
     pack(str(source), tmp_path / "out", allow_rejected="1")
-    found = {
+    result = {
         (row["left"]["key"], row["right"]["key"])
         for row in lines(tmp_path / "out" / near_duplicates.FILE)
     }
-    assert found == {
+    assert result == {
         ("train/cat/near", "val/cat/1"),
         ("train/cat/near", "test/cat/near"),
         ("val/cat/1", "test/cat/near"),

@@ -1,4 +1,4 @@
-"""From a source to a data set: whole, the same each time, and every bad input by its name."""
+"""From a source to a data set: complete, reproducible, and every invalid input is reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def left_behind(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if "packing" in p.name or p.name == "out"]
 
 
-def test_a_folder_of_classes_is_packed_whole(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_a_folder_of_classes_is_packed_completely(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 20)
     card = pack(str(source), tmp_path / "out")
     assert cards.read(tmp_path / "out") == card
@@ -59,7 +59,9 @@ def test_a_folder_of_classes_is_packed_whole(tmp_path: Path, make_folder: MakeFo
     assert left_behind(tmp_path) == ["out"]
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_the_same_input_is_packed_to_the_same_bytes(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
     one = make_folder(tmp_path / "a" / "pets", ["cat", "dog"], 12)
     two = make_folder(tmp_path / "b" / "pets", ["dog", "cat"][::-1], 12)
     for path in two.rglob("*"):
@@ -73,7 +75,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, make_folder: MakeFo
     assert other.digest != cards_[0].digest
 
 
-def test_mean_and_std_are_those_of_the_train_pixels(
+def test_mean_and_std_are_computed_from_the_train_pixels(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
@@ -96,7 +98,7 @@ def test_mean_and_std_are_those_of_the_train_pixels(
     assert sizes == (6, 6, 8, 8)
 
 
-def test_grey_images_alone_make_one_channel_and_mixed_ones_three(
+def test_grey_images_have_one_channel_and_mixed_ones_three(
     tmp_path: Path, make_image: MakeImage
 ) -> None:
     for number in range(6):
@@ -113,7 +115,7 @@ def test_grey_images_alone_make_one_channel_and_mixed_ones_three(
     np.testing.assert_allclose(mixed.mean, np.concatenate(pixels, 1).mean(1), rtol=1e-12)
 
 
-def test_other_formats_become_png_and_names_don_t_decide(
+def test_other_formats_become_png_whatever_their_extension(
     tmp_path: Path, make_image: MakeImage
 ) -> None:
     folder = tmp_path / "src" / "a"
@@ -124,15 +126,15 @@ def test_other_formats_become_png_and_names_don_t_decide(
             true[f"a/{path.stem}"] = np.array(image.convert("L"))
     make_image(folder / "really.png").rename(folder / "named.jpg")
     pack(str(tmp_path / "src"), tmp_path / "out")
-    found = {
+    result = {
         sample.key: sample
         for split in cards.read(tmp_path / "out").splits
         for sample in samples_of(tmp_path / "out", split)
     }
-    assert {sniff(s.image) for s in found.values()} == {"PNG"}
-    assert set(found) == {*true, "a/named"}
+    assert {sniff(s.image) for s in result.values()} == {"PNG"}
+    assert set(result) == {*true, "a/named"}
     for key, pixels in true.items():
-        np.testing.assert_array_equal(decode_image(found[key].image, 1)[0].numpy(), pixels)
+        np.testing.assert_array_equal(decode_image(result[key].image, 1)[0].numpy(), pixels)
 
 
 @pytest.mark.parametrize(
@@ -145,18 +147,18 @@ def test_other_formats_become_png_and_names_don_t_decide(
         (["train"], {"train": 16, "val": 2, "test": 2}),
     ],
 )
-def test_splits_are_taken_and_missing_ones_cut_from_train(
+def test_existing_splits_are_kept_and_missing_ones_taken_from_train(
     tmp_path: Path, make_folder: MakeFolder, given: list[str], counts: dict[str, int]
 ) -> None:
-    places = [f"{split}/{name}" for split in given for name in ("cat", "dog")]
-    source = make_folder(tmp_path / "pets", places, 10)
+    folders = [f"{split}/{name}" for split in given for name in ("cat", "dog")]
+    source = make_folder(tmp_path / "pets", folders, 10)
     card = pack(str(source), tmp_path / "out")
     assert {name: split.samples for name, split in card.splits.items()} == counts
     keys = [s.key for split in card.splits for s in samples_of(tmp_path / "out", split)]
     assert len(set(keys)) == len(keys) == 20 * len(given)
 
 
-def test_each_shard_is_a_mixture(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_each_shard_has_a_mixture_of_classes(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 40)
     pack(str(source), tmp_path / "out", shard_samples=16)
     train = samples_of(tmp_path / "out", "train")
@@ -176,20 +178,20 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(30)
-def test_a_class_that_train_hasn_t_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_a_class_missing_in_train_is_refused(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["train/cat", "test/cat", "test/emu"], 3)
     with pytest.raises(TesseraError, match="test has the class 'emu', train doesn't"):
         pack(str(source), tmp_path / "out")
 
 
 @pytest.mark.fault(30)
-def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
+def test_classes_missing_in_train_can_be_kept_for_test(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog", "emu", "owl, snowy"], 10)
-    said: list[str] = []
+    messages: list[str] = []
     unseen = ["owl, snowy", "emu"]
-    card = pack(str(source), tmp_path / "out", unseen=unseen, notify=said.append)
+    card = pack(str(source), tmp_path / "out", unseen=unseen, notify=messages.append)
     assert card.classes == ("cat", "dog", "emu", "owl, snowy")
     assert {name: list(split.class_counts.values()) for name, split in card.splits.items()} == {
         "train": [8, 8, 0, 0],
@@ -197,7 +199,7 @@ def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
         "test": [0, 0, 1, 1],
     }
     assert card.source == "image_folder:pets, unseen: emu, owl, snowy"
-    assert said[-1] == (
+    assert messages[-1] == (
         "test has the classes emu, owl, snowy and no others, train and val have the rest: "
         "20 images are left out"
     )
@@ -208,7 +210,7 @@ def test_classes_that_train_hasn_t_are_kept_for_test_when_told_to(
     assert {s.label for s in samples_of(tmp_path / "same", "test")} == {2, 3}
 
 
-def test_unseen_classes_are_refused_where_there_are_none(
+def test_invalid_unseen_classes_are_refused(
     tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
@@ -226,16 +228,16 @@ def test_unseen_classes_are_refused_where_there_are_none(
     assert left_behind(tmp_path) == []
 
 
-def test_what_is_cut_and_what_is_begun_anew_is_said(
+def test_new_splits_and_a_restart_are_reported(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
     source = make_folder(tmp_path / "src", ["train/a", "train/b", "val/a", "val/b"])
-    said: list[str] = []
-    pack(str(source), tmp_path / "out", notify=said.append)
-    assert "the source has no test split: taken from train, a tenth of it" in said
+    messages: list[str] = []
+    pack(str(source), tmp_path / "out", notify=messages.append)
+    assert "the source has no test split: taken from train, a tenth of it" in messages
     (source / "train" / "a" / "000.jpg").write_bytes(b"x")
     with pytest.raises(TesseraError, match="unreadable image: 1"):
-        pack(str(source), tmp_path / "new", notify=said.append)
-    assert not any(line.startswith("starting again") for line in said)
-    pack(str(source), tmp_path / "new", seed=1, allow_rejected="1", notify=said.append)
-    assert any(line.startswith("starting again") for line in said)
+        pack(str(source), tmp_path / "new", notify=messages.append)
+    assert not any(line.startswith("starting again") for line in messages)
+    pack(str(source), tmp_path / "new", seed=1, allow_rejected="1", notify=messages.append)
+    assert any(line.startswith("starting again") for line in messages)

@@ -1,4 +1,4 @@
-"""What goes into which shard: the same for the same source, and said by a digest."""
+"""The assignment of samples to shards: a function of the source, identified by a digest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.data.sources import Item, Source
 
 
 def encode(size: int, item: Item) -> bytes:
-    """Noise, which a PNG can't make smaller."""
+    """Noise, which PNG can't compress."""
     pixels = np.random.default_rng(item.row).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return encode_png(pixels)
 
@@ -53,7 +53,7 @@ def sizes(plan: PackPlan, split: str) -> list[int]:
     return [len(shard_plan.items) for shard_plan in plan.shards if shard_plan.split == split]
 
 
-def test_shards_of_a_split_are_as_even_as_can_be() -> None:
+def test_shards_of_a_split_are_as_even_as_possible() -> None:
     plan = plan_of(source(100, splits=("train", "train", "val", "test")), shard_samples=20)
     assert sizes(plan, "train") == [16, 17, 17]
     assert sizes(plan, "val") == [12, 13]
@@ -64,51 +64,51 @@ def test_shards_of_a_split_are_as_even_as_can_be() -> None:
     assert plan.samples == plan.total == 100
 
 
-def test_large_images_make_shards_of_few_samples() -> None:
+def test_shards_of_large_images_have_few_samples() -> None:
     small, large = source(6000, 2), source(6000, 300)
     assert len(sizes(plan_of(small), "train")) == -(-4800 // SHARD_SAMPLES)
     shard = max(sizes(plan_of(large), "train"))
     assert 0.9 * SHARD_BYTES < shard * (300 * 300 * 3) < SHARD_BYTES
 
 
-def test_the_size_of_a_shard_is_found_though_the_first_images_are_bad() -> None:
+def test_the_shard_size_is_estimated_although_the_first_images_are_unreadable() -> None:
     bad = replace(source(200), load=refuse)
     assert sizes(plan_of(bad), "train") == [160]
 
 
-def test_a_plan_doesn_t_hang_on_the_order_of_the_items() -> None:
-    given = source(60)
-    turned = replace(given, items=given.items[::-1])
-    assert plan_of(given) == plan_of(turned)
-    assert digest(plan_of(given), given, {}) == digest(plan_of(turned), turned, {})
+def test_a_plan_does_not_depend_on_the_order_of_the_items() -> None:
+    original = source(60)
+    turned = replace(original, items=original.items[::-1])
+    assert plan_of(original) == plan_of(turned)
+    assert digest(plan_of(original), original, {}) == digest(plan_of(turned), turned, {})
 
 
-def test_the_digest_is_over_all_that_is_packed_and_how() -> None:
-    given = source(60)
-    first = digest(plan_of(given, 20), given, {"seed": 0})
+def test_the_digest_covers_the_items_and_the_settings() -> None:
+    original = source(60)
+    first = digest(plan_of(original, 20), original, {"seed": 0})
     for field, value in (("key", "new"), ("origin", "x"), ("label", 0), ("row", 99)):
-        items = [replace(given.items[1], **{field: value}), *given.items]  # type: ignore[arg-type]
-        other = replace(given, items=items[:1] + items[1:2] + items[3:])
+        items = [replace(original.items[1], **{field: value}), *original.items]  # type: ignore[arg-type]
+        other = replace(original, items=items[:1] + items[1:2] + items[3:])
         assert digest(plan_of(other, 20), other, {"seed": 0}) != first, field
-    assert digest(plan_of(given, 20), given, {"seed": 1}) != first
-    assert digest(plan_of(given, 20, seed=1), given, {"seed": 0}) != first
-    assert digest(plan_of(given, 21), given, {"seed": 0}) == first, "it makes the same shards"
-    assert digest(plan_of(given, 10), given, {"seed": 0}) != first
-    named = replace(given, classes=("b", "a"))
+    assert digest(plan_of(original, 20), original, {"seed": 1}) != first
+    assert digest(plan_of(original, 20, seed=1), original, {"seed": 0}) != first
+    assert digest(plan_of(original, 21), original, {"seed": 0}) == first, "it makes the same shards"
+    assert digest(plan_of(original, 10), original, {"seed": 0}) != first
+    named = replace(original, classes=("b", "a"))
     assert digest(plan_of(named, 20), named, {"seed": 0}) != first
 
 
 def test_items_without_labels_are_one_stratum() -> None:
-    given = source(50)
-    items = [replace(item, label=None) for item in given.items]
-    plan = plan_of(replace(given, task="images", classes=(), items=items))
+    original = source(50)
+    items = [replace(item, label=None) for item in original.items]
+    plan = plan_of(replace(original, task="images", classes=(), items=items))
     assert (sum(sizes(plan, "train")), sum(sizes(plan, "val"))) == (40, 5)
 
 
-def test_a_class_that_train_hasn_t_is_refused_for_classes_of_images() -> None:
-    given = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
+def test_an_image_class_missing_in_train_is_refused() -> None:
+    original = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
     with pytest.raises(TesseraError, match="test has the class 'b', train doesn't"):
-        plan_of(given)
+        plan_of(original)
 
 
 def annotate(classes: int, item: Item) -> Annotation:
@@ -116,18 +116,20 @@ def annotate(classes: int, item: Item) -> Annotation:
     return Objects(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([label]), np.array([False]))
 
 
-def test_a_class_that_train_hasn_t_is_said_for_objects(
+def test_an_object_class_missing_in_train_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     from pipelines.data.importers import digits
 
-    given = source(40, splits=("train", "test"))
-    found = replace(given, task="detection", classes=("a", "b", "c"), annotate=partial(annotate, 3))
-    monkeypatch.setattr(digits, "read", lambda *_: found)
-    said: list[str] = []
-    card = pack("digits", f"{tmp_path}/out", notify=said.append)
-    assert "no train image has the class 'b'; only test images do" in said
-    assert "no train image has the class 'c'" in said
+    original = source(40, splits=("train", "test"))
+    result = replace(
+        original, task="detection", classes=("a", "b", "c"), annotate=partial(annotate, 3)
+    )
+    monkeypatch.setattr(digits, "read", lambda *_: result)
+    messages: list[str] = []
+    card = pack("digits", f"{tmp_path}/out", notify=messages.append)
+    assert "no train image has the class 'b'; only test images do" in messages
+    assert "no train image has the class 'c'" in messages
     assert card.splits["test"].class_counts == {"a": 0, "b": 20, "c": 0}
 
 
@@ -141,15 +143,15 @@ def labels_of(plan: PackPlan, split: str) -> set[int | None]:
 
 
 @pytest.mark.parametrize("splits", [(None,), ("train", "train", "train", "val", "val", "test")])
-def test_unseen_classes_are_test_s_alone(splits: Sequence[str | None]) -> None:
-    given = source(600, splits=splits)
-    items = [replace(item, label=item.row * 7 % 5) for item in given.items]
-    given = replace(given, classes=tuple("abcde"), items=items)
-    plan = plan_of(given, unseen=frozenset({1, 4}))
+def test_unseen_classes_are_only_in_test(splits: Sequence[str | None]) -> None:
+    original = source(600, splits=splits)
+    items = [replace(item, label=item.row * 7 % 5) for item in original.items]
+    original = replace(original, classes=tuple("abcde"), items=items)
+    plan = plan_of(original, unseen=frozenset({1, 4}))
     assert labels_of(plan, "train") == labels_of(plan, "val") == {0, 2, 3}
     assert labels_of(plan, "test") == {1, 4}
     assert plan.left_out == 600 - plan.total > 0
-    whole = plan_of(given)
+    whole = plan_of(original)
     assert whole.left_out == 0
     for split in ("train", "val", "test"):
         both = [
@@ -157,20 +159,20 @@ def test_unseen_classes_are_test_s_alone(splits: Sequence[str | None]) -> None:
             for made in (plan, whole)
         ]
         assert both[0] < both[1], "an image stays in its split"
-    assert digest(plan, given, {}) != digest(whole, given, {})
-    assert plan == plan_of(replace(given, items=items[::-1]), unseen=frozenset({1, 4}))
+    assert digest(plan, original, {}) != digest(whole, original, {})
+    assert plan == plan_of(replace(original, items=items[::-1]), unseen=frozenset({1, 4}))
 
 
 def test_an_unseen_class_needs_test_images_and_the_others_train_images() -> None:
-    given = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
-    assert labels_of(plan_of(given, unseen=frozenset({1})), "test") == {1}
+    original = source(40, splits=("train", "test"))  # odd ones are of class b, and of test
+    assert labels_of(plan_of(original, unseen=frozenset({1})), "test") == {1}
     with pytest.raises(TesseraError, match="test has no image of the unseen class 'a'"):
         plan_of(source(40, splits=("train", "train", "train", "test")), unseen=frozenset({0}))
     with pytest.raises(TesseraError, match="no train image is left: all classes are unseen"):
         plan_of(source(40), unseen=frozenset({0, 1}))
 
 
-def test_the_split_is_stratified_and_stays_when_others_come() -> None:
+def test_the_split_is_stratified_and_stable_when_images_are_added() -> None:
     items = [
         Item(f"{label}/{n}", "", label)
         for label, size in enumerate((100, 30, 3, 2))

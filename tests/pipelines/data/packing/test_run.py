@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Log:
-    """Packs here, and notes which shards were packed and what was said."""
+    """Packs in this process, and records the packed shards and the messages."""
 
     def __init__(self) -> None:
         self.packed: list[str] = []
@@ -61,7 +61,7 @@ def run(source: Path, to: Path | str, **options: Any) -> Log:
 
 
 class Stop:
-    """Ends a pack, as Ctrl-C would, when so many images were looked at."""
+    """Ends a pack, as Ctrl-C would, after a number of images."""
 
     def __init__(self, images: int) -> None:
         self._images = images
@@ -87,11 +87,11 @@ def interrupt(source: Path, to: Path | str, images: int = 0, **options: Any) -> 
 
 @pytest.fixture
 def pets(tmp_path: Path, make_folder: MakeFolder) -> Path:
-    """60 images; with shards of 10 that are 5, 1 and 1 shards."""
+    """60 images; with 10 per shard they make 5, 1 and 1 shards."""
     return make_folder(tmp_path / "pets", ["cat", "dog"], 30)
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_next_call_goes_on(tmp_path: Path, pets: Path) -> None:
+def test_ctrl_c_keeps_finished_shards_and_the_next_call_resumes(tmp_path: Path, pets: Path) -> None:
     fresh = run(pets, tmp_path / "fresh", shard_samples=10)
     assert len(fresh.packed) == 7
     stopped = interrupt(pets, tmp_path / "out", 28, shard_samples=10)
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_goes_on(tmp_path: Path, pet
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"shard_samples": 9}, {"resize": 4}, {"unseen": ["cat"]}]
 )
-def test_another_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, Any]) -> None:
+def test_a_changed_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, Any]) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     other = {"shard_samples": 10, **change}
     again = run(pets, tmp_path / "out", **other)
@@ -118,7 +118,7 @@ def test_another_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, 
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_another_list_of_images_starts_over(
+def test_a_changed_list_of_images_starts_over(
     tmp_path: Path, pets: Path, make_image: MakeImage
 ) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
@@ -171,7 +171,7 @@ def test_a_damaged_shard_or_record_is_packed_again(
 def test_without_the_check_a_damaged_shard_would_be_kept(
     tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control of the test above."""
+    """Control of the test above."""
     run(pets, tmp_path / "fresh", shard_samples=10)
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     flip(tmp_path / ".out.packing" / "train" / "000001.tar")
@@ -180,7 +180,7 @@ def test_without_the_check_a_damaged_shard_would_be_kept(
     assert contents(tmp_path / "out") != contents(tmp_path / "fresh")
 
 
-def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Path) -> None:
+def test_too_many_rejected_samples_keep_the_finished_shards(tmp_path: Path, pets: Path) -> None:
     (pets / "cat" / "bad.jpg").write_bytes(b"x")
     with pytest.raises(statistics.ResumableError, match=r"\.out\.packing/rejected\.jsonl"):
         run(pets, tmp_path / "out", shard_samples=10)
@@ -192,9 +192,8 @@ def test_a_refusal_for_rejected_samples_keeps_the_work(tmp_path: Path, pets: Pat
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
-    """Also where size and time of its file stay, as after a disk that couldn't be read for a
-    while."""
+def test_a_repaired_sample_is_packed(tmp_path: Path, pets: Path) -> None:
+    """Also if the size and time of its file are unchanged, as after a temporary read error."""
     file = pets / "cat" / "003.jpg"
     good, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     file.write_bytes(b"x" * len(good))
@@ -209,7 +208,7 @@ def test_a_sample_that_is_mended_is_packed(tmp_path: Path, pets: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_a_wrong_call_doesn_t_take_the_work_away(tmp_path: Path, pets: Path) -> None:
+def test_an_invalid_call_keeps_the_finished_shards(tmp_path: Path, pets: Path) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     with pytest.raises(UsageError):
         run(pets, tmp_path / "out", format="minst")
@@ -270,10 +269,10 @@ print(kills)
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_it_ends_with_the_same_bytes(
+def test_a_pack_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
-    """SIGKILL before each call that changes a folder, one after the other; and at random times."""
+    """SIGKILL before each call that changes a folder, one after the other, and at random times."""
     source = make_folder(tmp_path / "pets", ["cat"], 24)
     pack(str(source), tmp_path / "fresh", shard_samples=8)
     fresh = contents(tmp_path / "fresh")
@@ -296,14 +295,14 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(
     assert leftover == []
 
 
-def test_what_a_dead_pack_left_half_written_is_never_a_data_set(tmp_path: Path, pets: Path) -> None:
+def test_an_incomplete_pack_is_never_a_data_set(tmp_path: Path, pets: Path) -> None:
     interrupt(pets, tmp_path / "out", 50, shard_samples=10)
     shutil.copytree(tmp_path / ".out.packing", tmp_path / "stolen")
     with pytest.raises(TesseraError, match="is not a packed data set"):
         cards.read(tmp_path / "stolen")
 
 
-def test_at_an_address_it_goes_on_too(tmp_path: Path, pets: Path) -> None:
+def test_a_pack_to_an_address_resumes(tmp_path: Path, pets: Path) -> None:
     url = f"memory://{tmp_path.name}/out"
     storage = open_storage(url)
     run(pets, tmp_path / "fresh", shard_samples=10)
@@ -314,7 +313,9 @@ def test_at_an_address_it_goes_on_too(tmp_path: Path, pets: Path) -> None:
     assert {name: storage.read(name) for name in storage.names()} == contents(tmp_path / "fresh")
 
 
-def test_at_an_address_a_refusal_leaves_nothing(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_a_refused_pack_to_an_address_writes_nothing(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 2)
     for name in ("000", "001"):
         (source / "dog" / f"{name}.jpg").write_bytes(b"x")
@@ -324,7 +325,7 @@ def test_at_an_address_a_refusal_leaves_nothing(tmp_path: Path, make_folder: Mak
     assert open_storage(url).names() == []
 
 
-def test_an_address_that_holds_other_things_is_refused(tmp_path: Path, pets: Path) -> None:
+def test_an_address_with_other_files_is_refused(tmp_path: Path, pets: Path) -> None:
     url = f"memory://{tmp_path.name}/out"
     open_storage(url).write("mine.txt", b"keep")
     with pytest.raises(TesseraError, match="is not empty"):

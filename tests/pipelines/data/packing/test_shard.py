@@ -1,4 +1,4 @@
-"""An item as it goes into a shard: untouched or shrunk, with what is said of it, or refused."""
+"""How an item is written to a shard: unchanged or shrunk, with its annotation, or refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def spec(
 
 
 @pytest.mark.parametrize(("form", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
-def test_without_resize_bytes_go_in_untouched(form: str, extension: str) -> None:
+def test_without_resize_bytes_are_unchanged(form: str, extension: str) -> None:
     data = photo(form=form)
     sample = prepare(spec(data), ITEM)
     assert sample.packed.image == (extension, data)
@@ -68,7 +68,7 @@ def test_without_resize_bytes_go_in_untouched(form: str, extension: str) -> None
 
 
 @pytest.mark.parametrize("resize", [30, 31, 1000])
-def test_an_image_that_is_small_enough_is_untouched_and_never_enlarged(resize: int) -> None:
+def test_a_small_image_is_neither_changed_nor_enlarged(resize: int) -> None:
     data = photo((40, 30))
     assert prepare(spec(data, resize=resize, quality=50), ITEM).packed.image == ("jpg", data)
 
@@ -77,7 +77,7 @@ def test_an_image_that_is_small_enough_is_untouched_and_never_enlarged(resize: i
     ("size", "resize", "becomes"),
     [((40, 30), 15, (20, 15)), ((30, 40), 15, (15, 20)), ((641, 480), 256, (342, 256))],
 )
-def test_the_shorter_side_shrinks_and_the_aspect_stays(
+def test_the_shorter_side_is_resized_and_the_aspect_ratio_kept(
     size: tuple[int, int], resize: int, becomes: tuple[int, int]
 ) -> None:
     sample = prepare(spec(photo(size), resize=resize), ITEM)
@@ -96,7 +96,7 @@ def test_the_shorter_side_shrinks_and_the_aspect_stays(
         ("JPEG", 80, "JPEG"),
     ],
 )
-def test_what_was_lossless_stays_so_unless_a_quality_is_given(
+def test_lossless_images_stay_lossless_unless_a_quality_is_set(
     form: str, quality: int | None, becomes: str
 ) -> None:
     sample = prepare(spec(photo(form=form), resize=15, quality=quality), ITEM)
@@ -105,7 +105,7 @@ def test_what_was_lossless_stays_so_unless_a_quality_is_given(
     assert extension == {"JPEG": "jpg", "PNG": "png"}[becomes]
 
 
-def test_the_quality_is_that_of_the_jpeg() -> None:
+def test_the_quality_is_passed_to_the_jpeg_encoder() -> None:
     data = photo((400, 300))
     sizes = [
         len(prepare(spec(data, resize=150, quality=q), ITEM).packed.image[1])
@@ -116,8 +116,8 @@ def test_the_quality_is_that_of_the_jpeg() -> None:
     assert ninety == prepare(spec(data, resize=150), ITEM).packed.image
 
 
-def test_a_shrunk_image_is_that_of_a_good_filter() -> None:
-    """Within a level or two of the slow way, on the average."""
+def test_fast_shrinking_agrees_with_a_high_quality_filter() -> None:
+    """On average within two levels of the slow method."""
     data = photo((640, 480), form="PNG")
     sample = prepare(spec(data, resize=100), ITEM)
     with Image.open(io.BytesIO(data)) as image:
@@ -126,7 +126,7 @@ def test_a_shrunk_image_is_that_of_a_good_filter() -> None:
     assert difference.mean() < 1
 
 
-def test_a_turned_image_shrinks_upright() -> None:
+def test_a_rotated_image_is_shrunk_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     out = io.BytesIO()
@@ -136,36 +136,36 @@ def test_a_turned_image_shrinks_upright() -> None:
     assert open_image(sample.packed.image[1], "x").size == (15, 20)
 
 
-def test_objects_shrink_with_their_image() -> None:
+def test_objects_are_scaled_with_their_image() -> None:
     given = Objects(
         boxes=np.array([[4.0, 6.0, 20.0, 30.0]]), labels=np.array([1]), crowd=np.array([False])
     )
     sample = prepare(spec(photo(), "detection", given, resize=15), ITEM)
     assert sample.packed.note is not None
     assert sample.packed.note[0] == "json"
-    found = annotations.decode_objects(
+    result = annotations.decode_objects(
         sample.packed.note[1], height=15, width=20, classes=2, where="x"
     )
-    np.testing.assert_allclose(found.boxes, [[2.0, 3.0, 10.0, 15.0]])
+    np.testing.assert_allclose(result.boxes, [[2.0, 3.0, 10.0, 15.0]])
     assert sample.counts == [0, 1]
     assert sample.packed.label == -1
 
 
-def test_a_mask_shrinks_with_its_image() -> None:
+def test_a_mask_is_scaled_with_its_image() -> None:
     pixels = np.zeros((30, 40), np.uint8)
     pixels[:, 20:] = 1
     sample = prepare(spec(photo(), "semantic_segmentation", Mask(pixels), resize=15), ITEM)
     assert sample.packed.note is not None
     assert sample.packed.note[0] == "mask.png"
-    found = annotations.decode_mask(
+    result = annotations.decode_mask(
         sample.packed.note[1], height=15, width=20, classes=2, where="x"
     )
-    assert found.pixels[:, :10].max() == 0
-    assert found.pixels[:, 10:].min() == 1
+    assert result.pixels[:, :10].max() == 0
+    assert result.pixels[:, 10:].min() == 1
     assert sample.counts == [150, 150]
 
 
-def test_images_alone_have_no_note() -> None:
+def test_images_without_labels_have_no_annotation() -> None:
     sample = prepare(spec(photo(), "images"), replace(ITEM, label=None))
     assert sample.packed.note is None
     assert sample.counts == []
@@ -185,7 +185,9 @@ def fail(message: str, item: Item) -> Annotation:
         ({"problem": ("no image", "row 3 names none")}, "no image"),
     ],
 )
-def test_an_item_that_can_t_be_packed_says_why(change: dict[str, object], reason: str) -> None:
+def test_an_item_that_cannot_be_packed_is_recorded_with_the_reason(
+    change: dict[str, object], reason: str
+) -> None:
     with pytest.raises(SampleError) as caught:
         prepare(spec(photo()), replace(ITEM, **change))  # type: ignore[arg-type]
     assert caught.value.reason == reason
@@ -205,7 +207,9 @@ def boxes(*box: float) -> Objects:
         (Mask(np.full((30, 40), 7, np.uint8)), "unknown class"),
     ],
 )
-def test_a_bad_annotation_is_in_the_record(tmp_path: Path, note: Annotation, reason: str) -> None:
+def test_an_invalid_annotation_is_in_the_record(
+    tmp_path: Path, note: Annotation, reason: str
+) -> None:
     job = spec(photo(), "detection", note, where=str(tmp_path))
     record = pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))
     assert [(row["key"], row["reason"]) for row in record.rejected] == [("a", reason)]
@@ -214,7 +218,7 @@ def test_a_bad_annotation_is_in_the_record(tmp_path: Path, note: Annotation, rea
     assert not (tmp_path / "train").exists()
 
 
-def test_an_annotation_that_can_t_be_read_is_told_from_an_image(tmp_path: Path) -> None:
+def test_an_unreadable_annotation_is_distinguished_from_an_unreadable_image(tmp_path: Path) -> None:
     job = spec(photo(), "detection", boxes(1, 1, 2, 2), where=str(tmp_path))
     job = replace(job, source=replace(job.source, annotate=partial(fail, "a.xml is no XML")))
     record = pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))
@@ -240,7 +244,7 @@ def test_a_record_describes_its_shard(tmp_path: Path) -> None:
     assert find_record(replace(job, plan="other"), shard_plan) is None
 
 
-def test_the_bytes_of_a_shard_are_those_of_its_items(tmp_path: Path) -> None:
+def test_a_shard_has_the_bytes_of_its_items(tmp_path: Path) -> None:
     def make(name: str, seed: int) -> bytes:
         job = spec(encode_png(np.full((4, 4), seed, np.uint8)), where=str(tmp_path / name))
         pack_shard(job, ShardPlan("train", "train/000000.tar", (ITEM,)))

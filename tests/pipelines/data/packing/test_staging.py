@@ -1,4 +1,4 @@
-"""A data set is packed whole or not at all, and what was left out is listed."""
+"""A data set is packed completely or not at all, and rejected samples are listed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_unreadable_image_stops_the_pack(tmp_path: Path, make_folder: MakeFol
 
 
 @pytest.mark.parametrize("allowed", ["2", "10%", " 2 "])
-def test_rejected_samples_are_listed_where_they_are_allowed(
+def test_allowed_rejected_samples_are_listed(
     tmp_path: Path, make_folder: MakeFolder, allowed: str
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
@@ -77,7 +77,9 @@ def test_rejected_samples_are_listed_where_they_are_allowed(
     assert "cat/000.png" in duplicate["detail"]
 
 
-def test_one_more_than_allowed_is_too_many(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_more_rejected_samples_than_allowed_are_refused(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
     spoil(source, {"cat/1.jpg": b"x", "cat/2.jpg": b"x"})
     for allowed in ("1", "9%"):
@@ -86,7 +88,7 @@ def test_one_more_than_allowed_is_too_many(tmp_path: Path, make_folder: MakeFold
 
 
 @pytest.mark.parametrize("allowed", ["", "-1", "1.5", "x", "101%", "-1%", "1/0", "nan", "%"])
-def test_a_budget_that_is_none_is_refused(
+def test_an_invalid_allowed_number_is_refused(
     tmp_path: Path, make_folder: MakeFolder, allowed: str
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 3)
@@ -94,7 +96,7 @@ def test_a_budget_that_is_none_is_refused(
         pack(str(source), tmp_path / "out", allow_rejected=allowed)
 
 
-def test_a_class_of_which_nothing_is_left_is_refused(
+def test_a_class_without_remaining_samples_is_refused(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 2)
@@ -104,7 +106,9 @@ def test_a_class_of_which_nothing_is_left_is_refused(
     assert left_behind(tmp_path) == []
 
 
-def test_file_names_can_t_write_to_the_terminal(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_file_names_are_printed_without_terminal_escapes(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 3)
     (source / "cat" / "a\x1b[2Jb\nc.jpg").write_bytes(b"x")
     with pytest.raises(TesseraError, match="can't be packed") as caught:
@@ -112,7 +116,7 @@ def test_file_names_can_t_write_to_the_terminal(tmp_path: Path, make_folder: Mak
     assert str(caught.value).isprintable()
 
 
-def test_an_occupied_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_non_empty_output_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
@@ -128,7 +132,7 @@ def test_a_mount_point_is_refused_before_anything_is_read() -> None:
         pack("digits", Path("/proc"))
 
 
-def test_a_packed_data_set_is_not_packed_over(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_a_packed_data_set_is_not_overwritten(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 3)
     pack(str(source), tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -137,7 +141,7 @@ def test_a_packed_data_set_is_not_packed_over(tmp_path: Path, make_folder: MakeF
     assert contents(tmp_path / "out") == before
 
 
-def test_an_empty_output_folder_is_taken(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_an_empty_output_folder_is_used(tmp_path: Path, make_folder: MakeFolder) -> None:
     (tmp_path / "new" / "out").mkdir(parents=True)
     source = make_folder(tmp_path / "pets", ["cat"], 3)
     assert (
@@ -146,7 +150,7 @@ def test_an_empty_output_folder_is_taken(tmp_path: Path, make_folder: MakeFolder
 
 
 @pytest.mark.slow
-def test_a_killed_pack_leaves_no_half_set_and_the_next_one_works(
+def test_a_killed_pack_leaves_no_incomplete_data_set_and_the_next_one_succeeds(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
@@ -184,7 +188,7 @@ def test_two_packs_into_one_folder_don_t_mix(tmp_path: Path, make_folder: MakeFo
     assert left_behind(tmp_path) == ["out"]
 
 
-def test_a_stop_by_the_user_before_a_shard_is_done_leaves_nothing(
+def test_ctrl_c_before_the_first_shard_leaves_no_files(
     tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 100)
@@ -197,7 +201,7 @@ def test_a_stop_by_the_user_before_a_shard_is_done_leaves_nothing(
     assert left_behind(tmp_path) == []
 
 
-def test_a_full_disk_is_said(
+def test_a_full_disk_is_reported(
     tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = os.fsync
@@ -214,7 +218,7 @@ def test_a_full_disk_is_said(
     assert left_behind(tmp_path) == []
 
 
-def test_progress_ends_with_all(tmp_path: Path, make_folder: MakeFolder) -> None:
+def test_progress_ends_with_the_total(tmp_path: Path, make_folder: MakeFolder) -> None:
     source = make_folder(tmp_path / "pets", ["cat"], 130)
     seen: list[tuple[int, int]] = []
     pack(str(source), tmp_path / "out", progress=lambda *at: seen.append(at))

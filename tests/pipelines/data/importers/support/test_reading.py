@@ -1,4 +1,4 @@
-"""Paths stay in their source, and a header tells the same size as the decoded image."""
+"""Paths stay in their source, and the header has the size of the decoded image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-import sample_sources as made
+import sample_sources
 from PIL import Image
 
 from models.core.errors import TesseraError, UsageError
@@ -26,26 +26,30 @@ from pipelines.data.sample_error import SampleError
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_the_header_tells_the_upright_size(orientation: int, form: str) -> None:
+def test_the_size_from_the_header_is_that_of_the_upright_image(orientation: int, form: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     out = io.BytesIO()
-    Image.fromarray(made.noise(0)).save(out, format=form, exif=exif)
+    Image.fromarray(sample_sources.noise(0)).save(out, format=form, exif=exif)
     true = open_image(out.getvalue(), "x").size[::-1]
     assert image_size(out.getvalue(), "x") == true
-    assert true == ((made.WIDTH, made.HEIGHT) if orientation > 4 else (made.HEIGHT, made.WIDTH))
+    assert true == (
+        (sample_sources.WIDTH, sample_sources.HEIGHT)
+        if orientation > 4
+        else (sample_sources.HEIGHT, sample_sources.WIDTH)
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"%!PS-Adobe", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_has_no_size(data: bytes) -> None:
+def test_a_file_that_is_not_an_image_has_no_size(data: bytes) -> None:
     with pytest.raises(TesseraError, match=r"^x\.jpg"):
         image_size(data, "x.jpg")
 
 
 def test_paths_stay_in_the_source(tmp_path: Path) -> None:
     folder = tmp_path / "set"
-    secret = made.image(tmp_path / "secret.jpg")
-    made.image(folder / "a" / "1.jpg")
+    secret = sample_sources.image(tmp_path / "secret.jpg")
+    sample_sources.image(folder / "a" / "1.jpg")
     (folder / "link.jpg").symlink_to(secret)
     (folder / "inner.jpg").symlink_to(folder / "a" / "1.jpg")
     (folder / "out").symlink_to(tmp_path)
@@ -65,7 +69,7 @@ def test_paths_stay_in_the_source(tmp_path: Path) -> None:
     assert locate(tmp_path / "alias", "a/1.jpg").is_file()
 
 
-def test_splits_are_told_by_names() -> None:
+def test_splits_are_recognised_by_folder_names() -> None:
     names = [
         "train",
         "Train2017",

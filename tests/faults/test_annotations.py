@@ -1,5 +1,6 @@
-"""Wrong annotations in packed data sets whose checksums are right: none reaches a network; and what
-happens without the checks."""
+"""Invalid annotations in packed data sets with valid checksums.
+
+Training and evaluation reject each; the controls show what happens without the checks."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import examples
 import numpy as np
 import pytest
 import torch
-from noise_sets import CLASSES, KINDS, SIDE, pixels, said
+from noise_sets import CLASSES, KINDS, SIDE, annotation, pixels
 from PIL import Image
 
 import models
@@ -32,18 +33,18 @@ from pipelines.interfaces import World
 
 def good(kind: str, number: int) -> Packed:
     image = ("png", encode_png(pixels(number)))
-    note = said(kind, number)
+    truth = annotation(kind, number)
     if kind == "classification":
-        return Packed(f"s{number}", image, ("cls", b"%d" % note), note)
-    return Packed(f"s{number}", image, note and annotations.encode(note))
+        return Packed(f"s{number}", image, ("cls", b"%d" % truth), truth)
+    return Packed(f"s{number}", image, truth and annotations.encode(truth))
 
 
 def seal(folder: Path, kind: str, changed: Packed | None = None) -> Card:
     """A data set of four samples with matching checksums; the third is `changed`."""
-    given = [good(kind, number) for number in range(4)]
+    samples = [good(kind, number) for number in range(4)]
     if changed:
-        given[2] = changed
-    split = shards.write(folder, "train", given, shard_samples=2)
+        samples[2] = changed
+    split = shards.write(folder, "train", samples, shard_samples=2)
     sides = dict.fromkeys(("min_height", "max_height", "min_width", "max_width"), SIDE)
     image = ImageCard(channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, **sides)
     classes = () if kind == "images" else CLASSES
@@ -52,10 +53,10 @@ def seal(folder: Path, kind: str, changed: Packed | None = None) -> Card:
     return card.sealed()
 
 
-def read(way: str, folder: Path, card: Card, reads: str | None = None) -> list[Any]:
-    """The batches of a training or of an evaluation."""
+def read(mode: str, folder: Path, card: Card, reads: str | None = None) -> list[Any]:
+    """The batches of training or evaluation."""
     spec = card.spec(reads=reads)
-    if way == "evaluation":
+    if mode == "evaluation":
         evaluation = EvalLoader(
             folder, card, spec, batch_size=3, world=World(), split="train", cache="none"
         )
@@ -68,8 +69,8 @@ def read(way: str, folder: Path, card: Card, reads: str | None = None) -> list[A
 
 
 def objects_json(kind: str, **changes: Any) -> bytes:
-    """Objects as JSON, with other fields."""
-    fields = json.loads(annotations.encode(said(kind, 2))[1])
+    """Objects as JSON, with changed fields."""
+    fields = json.loads(annotations.encode(annotation(kind, 2))[1])
     kept = {name: value for name, value in {**fields, **changes}.items() if value is not None}
     return json.dumps(kept).encode()
 
@@ -91,38 +92,38 @@ OBJECTS: dict[str, dict[str, Any] | bytes] = {
     "box of three": box(1, 2, 9),
     "label -1": {"labels": [0, -1]},
     "label -100": {"labels": [0, -100]},
-    "label of no class": {"labels": [0, 3]},
+    "unknown label": {"labels": [0, 3]},
     "label of 30 digits": {"labels": [0, 10**30]},
-    "label of letters": {"labels": [0, "cat"]},
-    "label too few": {"labels": [0]},
-    "label too many": {"labels": [0, 1, 2]},
-    "crowd too few": {"crowd": [0]},
-    "a key twice": b'{"boxes":[],"crowd":[],"labels":[],"labels":[]}',
+    "label that is a word": {"labels": [0, "cat"]},
+    "too few labels": {"labels": [0]},
+    "too many labels": {"labels": [0, 1, 2]},
+    "too few crowd flags": {"crowd": [0]},
+    "duplicate key": b'{"boxes":[],"crowd":[],"labels":[],"labels":[]}',
     "200,000 levels": b"[" * 200_000,
-    "nothing": b"",
-    "no JSON": b"\x89PNG\r\n\x1a\n",
+    "empty": b"",
+    "not JSON": b"\x89PNG\r\n\x1a\n",
 }
 EMPTY = rle.write(rle.of_mask(np.zeros((SIDE, SIDE), np.uint8))).decode()
 LARGER = rle.write(rle.of_mask(np.ones((SIDE + 1, SIDE), np.uint8))).decode()
 INSTANCES = {
-    "masks too few": {"masks": [json.loads(objects_json("instance_segmentation"))["masks"][0]]},
+    "too few masks": {"masks": [json.loads(objects_json("instance_segmentation"))["masks"][0]]},
     "masks missing": {"masks": None},
     "mask without pixels": {"masks": [EMPTY, EMPTY]},
     "mask of another size": {"masks": [LARGER, LARGER]},
-    "mask of no run lengths": {"masks": ["\x00", "~"]},
+    "invalid run lengths": {"masks": ["\x00", "~"]},
 }
 
 
-def picture(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, form, **options)
     return out.getvalue()
 
 
 def areas(value: int, height: int = SIDE) -> np.ndarray[Any, Any]:
-    found = np.zeros((height, SIDE), np.uint8)
-    found[3:6, 2:5] = value
-    return found
+    mask = np.zeros((height, SIDE), np.uint8)
+    mask[3:6, 2:5] = value
+    return mask
 
 
 def damage(data: bytes) -> bytes:
@@ -131,19 +132,19 @@ def damage(data: bytes) -> bytes:
 
 MASKS: dict[str, bytes] = {
     "of another size": encode_png(areas(1, SIDE + 1)),
-    "turned": encode_png(areas(1, 2 * SIDE).T.copy()),
+    "rotated": encode_png(areas(1, 2 * SIDE).T.copy()),
     "damaged": damage(encode_png(areas(1))),
-    "cut": encode_png(areas(1))[:-15],
-    "of no class": encode_png(areas(3)),
-    "of no class, beside what is ignored": encode_png(areas(254)),
-    "without a class": encode_png(np.full((SIDE, SIDE), IGNORED, np.uint8)),
-    "of 16 bits": picture(Image.fromarray(areas(1).astype(np.uint16))),
-    "of 1 bit": picture(Image.fromarray(areas(1) > 0)),
-    "of a palette": picture(Image.fromarray(areas(1)).convert("P")),
-    "of colours": encode_png(areas(1)[..., None].repeat(3, 2)),
-    "transparent": picture(Image.fromarray(areas(1)), transparency=0),
-    "a JPEG": picture(Image.fromarray(areas(1)), "JPEG"),
-    "nothing": b"",
+    "truncated": encode_png(areas(1))[:-15],
+    "with an unknown class": encode_png(areas(3)),
+    "with an unknown class next to the ignored value": encode_png(areas(254)),
+    "with ignored pixels only": encode_png(np.full((SIDE, SIDE), IGNORED, np.uint8)),
+    "of 16 bits": encoded(Image.fromarray(areas(1).astype(np.uint16))),
+    "of 1 bit": encoded(Image.fromarray(areas(1) > 0)),
+    "with a palette": encoded(Image.fromarray(areas(1)).convert("P")),
+    "in colour": encode_png(areas(1)[..., None].repeat(3, 2)),
+    "transparent": encoded(Image.fromarray(areas(1)), transparency=0),
+    "a JPEG": encoded(Image.fromarray(areas(1)), "JPEG"),
+    "empty": b"",
 }
 LABELS = {f"label {label}": label for label in (-1, -100, 3, 2**31 - 1)}
 
@@ -158,15 +159,15 @@ def forged(kind: str, name: str) -> Packed:
     return forged_with(kind, {**OBJECTS, **INSTANCES}[name])
 
 
-def forged_with(kind: str, given: dict[str, Any] | bytes) -> Packed:
-    note = given if isinstance(given, bytes) else objects_json(kind, **given)
+def forged_with(kind: str, content: dict[str, Any] | bytes) -> Packed:
+    note = content if isinstance(content, bytes) else objects_json(kind, **content)
     return good(kind, 2)._replace(note=("json", note))
 
 
 DEFECTS = [
     *(("classification", name) for name in LABELS),
     *(("detection", name) for name in OBJECTS),
-    # Boxes and labels are read by the same function as for detection: one of each will do.
+    # The same function reads boxes and labels for detection: one case of each is enough.
     *(("instance_segmentation", name) for name in ("box NaN", "label -1", *INSTANCES)),
     *(("semantic_segmentation", name) for name in MASKS),
 ]
@@ -174,50 +175,51 @@ DEFECTS = [
 
 @pytest.mark.fault(20, 24, 26, 27, 28)
 @pytest.mark.parametrize(("kind", "name"), DEFECTS, ids=[f"{k}, {n}" for k, n in DEFECTS])
-def test_a_wrong_annotation_reaches_no_network(kind: str, name: str, tmp_path: Path) -> None:
+def test_invalid_annotations_are_rejected_when_read(kind: str, name: str, tmp_path: Path) -> None:
     card = seal(tmp_path, kind, forged(kind, name))
-    assert not verify.verify(tmp_path, workers=1).differences, "the checksums are right"
-    for way in ("training", "evaluation"):
+    assert not verify.verify(tmp_path, workers=1).differences, "the checksums must be valid"
+    for mode in ("training", "evaluation"):
         with pytest.raises(TesseraError, match=r"sample s2\b"):
-            read(way, tmp_path, card)
-        assert len(read(way, tmp_path, card, "images")) == 2, "the images alone can be read"
+            read(mode, tmp_path, card)
+        assert len(read(mode, tmp_path, card, "images")) == 2, "the images alone must be readable"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_unchanged_sets_are_read(kind: str, tmp_path: Path) -> None:
-    """The control of the test above."""
+def test_the_unchanged_data_sets_are_read(kind: str, tmp_path: Path) -> None:
+    """Control of the test above."""
     card = seal(tmp_path, kind)
-    for way in ("training", "evaluation"):
-        assert sum(len(batch["key"]) for batch in read(way, tmp_path, card)) == 4
+    for mode in ("training", "evaluation"):
+        assert sum(len(batch["key"]) for batch in read(mode, tmp_path, card)) == 4
 
 
 @pytest.mark.fault(26, 27)
 @pytest.mark.parametrize("name", ["box outside", "label -1", "mask of another size"])
-def test_masks_are_checked_even_if_only_boxes_are_read(name: str, tmp_path: Path) -> None:
+def test_masks_are_checked_when_only_boxes_are_read(name: str, tmp_path: Path) -> None:
     card = seal(tmp_path, "instance_segmentation", forged("instance_segmentation", name))
-    for way in ("training", "evaluation"):
+    for mode in ("training", "evaluation"):
         with pytest.raises(TesseraError, match=r"sample s2\b"):
-            read(way, tmp_path, card, "detection")
+            read(mode, tmp_path, card, "detection")
 
 
 @pytest.mark.fault(20, 21, 25)
 @pytest.mark.parametrize("change", [damage, lambda data: data[:60], lambda data: b"<html>"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_image_reaches_no_network(
+def test_damaged_images_are_rejected_when_read(
     kind: str, change: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     sound = good(kind, 2)
     card = seal(tmp_path, kind, sound._replace(image=("png", change(sound.image[1]))))
-    for way in ("training", "evaluation"):
+    for mode in ("training", "evaluation"):
         with pytest.raises(TesseraError, match=r"the image of sample s2\b"):
-            read(way, tmp_path, card)
+            read(mode, tmp_path, card)
 
 
 @pytest.mark.fault(26)
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("kind", ["detection", "instance_segmentation"])
-def test_a_box_too_thin_for_float32_is_left_out(kind: str, fit: Any, tmp_path: Path) -> None:
-    """It has an area in the shard, and none in float32, where losses take its logarithm."""
+def test_a_box_without_area_in_float32_is_dropped(kind: str, fit: Any, tmp_path: Path) -> None:
+    """It has an area in the shard, which has float64. Losses take the logarithm of the area in
+    float32, where it is zero."""
     card = seal(tmp_path, kind, forged_with(kind, box(9, 2, 9.0000001, 12)))
     for side in (SIDE, SIDE - 1):
         loader = EvalLoader(
@@ -235,7 +237,7 @@ def test_a_box_too_thin_for_float32_is_left_out(kind: str, fit: Any, tmp_path: P
         assert all((boxes[:, 2:] > boxes[:, :2]).all() for boxes in batch["boxes"])
 
 
-WRONG: dict[str, tuple[list[list[float]], list[int]]] = {
+INVALID: dict[str, tuple[list[list[float]], list[int]]] = {
     "NaN": ([[2, 4, math.nan, 25]], [1]),
     "without area": ([[9, 4, 9, 25]], [1]),
     "inverted": ([[19, 25, 2, 4]], [1]),
@@ -247,29 +249,29 @@ WRONG: dict[str, tuple[list[list[float]], list[int]]] = {
 
 
 @pytest.mark.control(26, 27)
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", INVALID)
 @pytest.mark.parametrize("family", ["yolo", "faster_rcnn", "mask_rcnn"])
-def test_without_the_check_wrong_annotations_are_trained_on(family: str, name: str) -> None:
-    """Silently, or with a loss of NaN; only YOLO's label is an index, which is out of bounds."""
-    found = models.get(family)
-    (boxes, labels), batch = WRONG[name], examples.train_batch(found, 2)
+def test_without_the_check_families_train_on_invalid_annotations(family: str, name: str) -> None:
+    """Silently, or with a loss of NaN. Only YOLO fails: it uses the label as an index."""
+    tested = models.get(family)
+    (boxes, labels), batch = INVALID[name], examples.train_batch(tested, 2)
     batch["boxes"], batch["labels"] = [torch.tensor(boxes).float()] * 2, [torch.tensor(labels)] * 2
     batch["crowd"] = [torch.zeros(1, dtype=torch.bool)] * 2
     if "masks" in batch:
         batch["masks"] = [torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.uint8)] * 2
     if family == "yolo" and "label" in name:
         with pytest.raises(RuntimeError, match="out of bounds"):
-            found.loss(examples.tiny(found).train(), batch)
+            tested.loss(examples.tiny(tested).train(), batch)
         return
-    loss = float(found.loss(examples.tiny(found).train(), batch)["loss"].detach())
-    lost = family != "yolo" and name in ("NaN", "without area", "inverted")
-    assert math.isfinite(loss) != lost
+    loss = float(tested.loss(examples.tiny(tested).train(), batch)["loss"].detach())
+    not_finite = family != "yolo" and name in ("NaN", "without area", "inverted")
+    assert math.isfinite(loss) != not_finite
 
 
 @pytest.mark.control(24, 27)
-def test_without_the_check_masks_change_their_meaning() -> None:
-    """16 bits become the brightest value, which is ignored; a mask of only that value has a loss of
-    NaN; an unknown class is an IndexError that names no sample."""
+def test_without_the_check_masks_are_misread() -> None:
+    """Values of 16 bits become 255, which is ignored; a mask with only that value has a loss of
+    NaN. An unknown class raises an IndexError that doesn't name the sample."""
     deep = Image.open(io.BytesIO(MASKS["of 16 bits"])).point(lambda value: value * 300)
     assert set(np.asarray(deep.convert("L")).ravel().tolist()) == {0, IGNORED}
     scores = torch.randn(1, 3, SIDE, SIDE)

@@ -1,4 +1,4 @@
-"""Data sets and sources that were made to do harm, with digests and checksums that are right."""
+"""Malicious data sets and sources, with valid digests and checksums."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def inspect(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    found = inspection_verify.verify(folder, workers=1).differences
-    if found:
-        raise TesseraError(found[0])
+    differences = inspection_verify.verify(folder, workers=1).differences
+    if differences:
+        raise TesseraError(differences[0])
 
 
 def plan(folder: Path) -> None:
@@ -61,18 +61,18 @@ def train(folder: Path) -> None:
     assert sum(step.counted for step in loader.epoch(0)) == card.split("train").samples
 
 
-WAYS = (inspect, verify, plan, train)
+READERS = (inspect, verify, plan, train)
 
 
 # ── cards ─────────────────────────────────────────────────────────────────────────────────────
 
 SHARD = ("splits", "train", "shards", 0)
 FORGED: dict[str, tuple[tuple[str | int, ...], Any]] = {
-    "fewer than none": ((*SHARD, "samples"), -3),
+    "a negative number of samples": ((*SHARD, "samples"), -3),
     "10^9 samples": ((*SHARD, "samples"), 10**9),
-    "an endless shard": ((*SHARD, "size_bytes"), 1 << 70),
-    "no channels": (("image", "channels"), 0),
-    "no height": (("image", "max_height"), 0),
+    "a shard of 2^70 bytes": ((*SHARD, "size_bytes"), 1 << 70),
+    "0 channels": (("image", "channels"), 0),
+    "a height of 0": (("image", "max_height"), 0),
     "a height of 10^12": (("image", "max_height"), 10**12),
     "no mean": (("image", "mean"), []),
     "an infinite std": (("image", "std"), [1e999]),
@@ -80,62 +80,62 @@ FORGED: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "no classes": (("classes",), []),
     "fewer classes": (("classes",), ["a", "b"]),
     "a class twice": (("classes",), ["a", "a", "c"]),
-    "other counts": (("splits", "train", "class_counts"), {"z": 1}),
+    "unknown class in the counts": (("splits", "train", "class_counts"), {"z": 1}),
     "no splits": (("splits",), {}),
     "another version": (("version",), 99),
-    "a path up": ((*SHARD, "path"), "../../etc/passwd"),
-    "a path of itself": ((*SHARD, "path"), "."),
+    "a path outside the folder": ((*SHARD, "path"), "../../etc/passwd"),
+    "the folder itself as path": ((*SHARD, "path"), "."),
     "a folder as shard": ((*SHARD, "path"), "train"),
-    "a path that steers": ((*SHARD, "path"), f"train/{ESCAPE}.tar"),
+    "a terminal escape in a path": ((*SHARD, "path"), f"train/{ESCAPE}.tar"),
     "a pipe as root": (("root",), "pipe:touch marker"),
     "a folder as index": (("splits", "train", "index"), "train"),
 }
 
 
-def forge(folder: Path, place: tuple[str | int, ...], value: Any) -> None:
-    """Changes the card and gives it the digest that is right then."""
+def forge(folder: Path, keys: tuple[str | int, ...], value: Any) -> None:
+    """Sets one field of the card, and updates the digest to match."""
     tree: Any = json.loads((folder / "card.json").read_text())
-    at = tree
-    for shard_plan in place[:-1]:
-        at = at[shard_plan]
-    at[place[-1]] = value
-    with suppress(ValueError):  # what is no card needs none
+    node = tree
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    with suppress(ValueError):  # an invalid card needs no digest
         tree["digest"] = Card.model_validate(tree).content_digest()
     (folder / "card.json").write_text(json.dumps(tree))
 
 
 @pytest.mark.fault(10, 12, 14, 30)
 @pytest.mark.parametrize("name", FORGED)
-def test_a_card_that_lies_is_an_error_of_ours(
+def test_a_forged_card_raises_a_tessera_error(
     name: str, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every way at least one says so; none of them fails in another way, hangs or runs
-    anything."""
+    """At least one of the readers raises it. None of them raises another error, hangs, or runs
+    code."""
     folder, _ = make_set(6, shard_samples=3)
     monkeypatch.chdir(folder)
-    for way in WAYS:
-        way(folder)
+    for reader in READERS:
+        reader(folder)
     forge(folder, *FORGED[name])
-    said = []
-    for way in WAYS:
+    messages = []
+    for reader in READERS:
         try:
-            way(folder)
+            reader(folder)
         except TesseraError as error:
-            said.append(str(error))
-    assert said
-    assert all(line.isprintable() for line in said), said
+            messages.append(str(error))
+    assert messages
+    assert all(line.isprintable() for line in messages), messages
     assert not (folder / "marker").exists()
 
 
-def test_a_set_of_images_without_spread_can_be_trained_on(tmp_path: Path) -> None:
-    """All pixels alike have a std of 0, by which they would be divided."""
+def test_a_std_of_zero_is_replaced_by_one(tmp_path: Path) -> None:
+    """Images of one colour have a std of 0; pixels are divided by it."""
     white = Image.new("L", (4, 4), 255)
     card = pack_set(tmp_path, "images", {"train": [("a", white, None)]})
     flat = card.image.model_copy(update={"std": (0.0,)})
     assert card.model_copy(update={"image": flat}).spec().std == (1.0,)
 
 
-def test_a_size_that_no_memory_has_is_refused(make_set: MakeSet) -> None:
+def test_an_image_size_that_exceeds_memory_is_refused(make_set: MakeSet) -> None:
     _, card = make_set(3)
     with pytest.raises(TesseraError, match=r"too large.*data\.height"):
         card.spec(20_000, 20_000)
@@ -143,7 +143,7 @@ def test_a_size_that_no_memory_has_is_refused(make_set: MakeSet) -> None:
 
 @pytest.mark.fault(14)
 @pytest.mark.parametrize(
-    ("where", "root", "taken"),
+    ("where", "root", "allowed"),
     [
         ("http://127.0.0.1:9/set", "/etc", False),
         ("http://127.0.0.1:9/set", "file:///etc", False),
@@ -157,19 +157,19 @@ def test_a_size_that_no_memory_has_is_refused(make_set: MakeSet) -> None:
         ("set", "/other", True),
     ],
 )
-def test_a_card_from_elsewhere_sends_a_reader_nowhere(where: str, root: str, taken: bool) -> None:
-    """Only a card in a folder, which is the user's own, may name any place."""
-    if taken:
+def test_a_remote_card_cannot_redirect_a_reader(where: str, root: str, allowed: bool) -> None:
+    """Only a card in a local folder may name any location for its shards."""
+    if allowed:
         assert open_shards(where, root).where == root
         return
     with pytest.raises(TesseraError, match="says that its shards are in"):
         open_shards(where, root)
-    open_storage(root)  # the control: as an address of the user's own it is one
+    open_storage(root)  # control: the user may open the same address
 
 
 @pytest.mark.slow
 @pytest.mark.fault(12)
-def test_a_card_of_many_shards_is_read_in_time(make_set: MakeSet) -> None:
+def test_a_card_of_50_000_shards_is_read_within_10_seconds(make_set: MakeSet) -> None:
     _, card = make_set(3)
     split = card.splits["train"]
     shard = split.shards[0].model_copy(update={"samples": 0})
@@ -186,7 +186,7 @@ def test_a_card_of_many_shards_is_read_in_time(make_set: MakeSet) -> None:
 
 
 def reindex(folder: Path, change: Callable[[Any], None]) -> None:
-    """Changes the rows of train and makes all checksums right again."""
+    """Changes the index rows of train, and updates all checksums to match."""
     card = cards.read(folder)
     split = card.splits["train"]
     rows = np.load(folder / split.index)
@@ -194,8 +194,8 @@ def reindex(folder: Path, change: Callable[[Any], None]) -> None:
     starts = np.cumsum([0, *(shard.samples for shard in split.shards)])
     tables = [rows[start:end] for start, end in pairwise(starts)]
     sums, size, sha256 = index.write_index(folder / split.index, tables)
-    made = tuple(s.model_copy(update={"rows_sha256": x}) for s, x in zip(split.shards, sums))
-    update = {"shards": made, "index_bytes": size, "index_sha256": sha256}
+    updated = tuple(s.model_copy(update={"rows_sha256": x}) for s, x in zip(split.shards, sums))
+    update = {"shards": updated, "index_bytes": size, "index_sha256": sha256}
     changed = card.model_copy(update={"splits": {"train": split.model_copy(update=update)}})
     (folder / "card.json").write_text(changed.sealed().to_json())
 
@@ -215,32 +215,32 @@ def relabel(rows: Any) -> None:
 
 @pytest.mark.fault(9, 10, 27)
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (swap, "its samples overlap"),
         (relabel, "its class differs from the index"),
         (steer, "a key with characters that are not allowed"),
     ],
 )
-def test_rows_of_other_samples_are_found_by_verify(
-    change: Callable[[Any], None], said: str, make_set: MakeSet
+def test_verify_detects_wrong_index_rows_with_valid_checksums(
+    change: Callable[[Any], None], message: str, make_set: MakeSet
 ) -> None:
     folder, _ = make_set(6, shard_samples=3)
     reindex(folder, lambda rows: None)
     verify(folder)
     reindex(folder, change)
-    with pytest.raises(TesseraError, match=said):
+    with pytest.raises(TesseraError, match=message):
         verify(folder)
     if change is steer:
-        with pytest.raises(TesseraError, match=said):
+        with pytest.raises(TesseraError, match=message):
             train(folder)
 
 
-# ── what is printed ───────────────────────────────────────────────────────────────────────────
+# ── printed output ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.fault(10)
-def test_errors_and_answers_can_t_steer_a_terminal() -> None:
+def test_errors_and_json_output_contain_no_terminal_escapes() -> None:
     error = TesseraError(f"{ESCAPE}a\u202eb\udcff\x9b", hint="\x07")
     assert str(error) == r"\x1b[2Ja\u202eb\udcff\x9b. \x07"
     assert str(TesseraError("one\ntwo é")) == "one\ntwo é"
@@ -249,50 +249,52 @@ def test_errors_and_answers_can_t_steer_a_terminal() -> None:
     assert line.isprintable()
     assert "é" in line
     assert json.loads(line) == value
-    plain = json.dumps(value, ensure_ascii=False)  # the control
+    plain = json.dumps(value, ensure_ascii=False)  # control
     assert not plain.isprintable()
     with pytest.raises(UnicodeEncodeError):
         plain.encode()
 
 
-# ── files that are none ───────────────────────────────────────────────────────────────────────
+# ── not regular files ─────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("name", ["card.json", "train/index.npy", "train/000000.tar"])
-def test_a_pipe_in_a_data_set_is_not_waited_for(name: str, make_set: MakeSet) -> None:
+def test_a_pipe_in_a_data_set_is_refused_without_blocking(name: str, make_set: MakeSet) -> None:
     folder, _ = make_set(6, shard_samples=3)
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    for way in WAYS:
+    for reader in READERS:
         with pytest.raises(TesseraError, match=r"missing|has no card\.json"):
-            way(folder)
+            reader(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.control(11)
-def test_a_pipe_is_waited_for_without_the_look(tmp_path: Path) -> None:
+def test_opening_a_pipe_without_the_check_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     program = [sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r}, 'rb')"]
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run(program, timeout=3)
 
 
-def circle(path: Path) -> None:
+def link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def above(path: Path) -> None:
+def link_to_parent(path: Path) -> None:
     path.symlink_to(path.parent.parent)
 
 
-def nothing(path: Path) -> None:
+def link_to_zeros(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
 @pytest.mark.fault(11)
-@pytest.mark.parametrize("make", [os.mkfifo, circle, above, nothing, os.mkdir])
-def test_what_is_no_image_file_is_passed_over(
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, link_to_itself, link_to_parent, link_to_zeros, os.mkdir]
+)
+def test_files_that_are_not_regular_are_skipped(
     make: Callable[[Path], None], tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "in", ["a", "b"], 4)
@@ -317,7 +319,7 @@ def test_a_pipe_among_shards_or_annotations_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(10, 11)
-def test_a_table_s_names_are_no_way_out(tmp_path: Path) -> None:
+def test_csv_paths_outside_the_source_are_refused(tmp_path: Path) -> None:
     for number in range(6):
         save(tmp_path / "in" / f"{number}.png", noise(number))
     rows = [f"{number}.png,{number % 2}" for number in range(6)]
@@ -330,11 +332,10 @@ def test_a_table_s_names_are_no_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(3)
-def test_a_file_that_changes_while_it_is_packed_is_packed_as_it_was_read(
+def test_a_file_changed_during_packing_is_packed_as_first_read(
     tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in the shard was checked: the bytes that were looked at are those that are
-    written."""
+    """The bytes that were checked are the bytes that are written."""
     from pipelines.data.importers import image_folder
 
     source = make_folder(tmp_path / "in", ["a", "b"], 4)
@@ -358,8 +359,9 @@ def test_a_file_that_changes_while_it_is_packed_is_packed_as_it_was_read(
 
 
 @pytest.mark.fault(22)
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    """Few bytes a scan, a walk over all pixels each: a file of a megabyte would take minutes."""
+def test_a_jpeg_with_too_many_scans_is_refused() -> None:
+    """A scan takes few bytes, and a decoder visits all pixels for each: a file of 1 MB would take
+    minutes."""
     out = io.BytesIO()
     Image.new("L", (1600, 1600)).save(out, "JPEG", progressive=True)
     data = out.getvalue()
@@ -376,5 +378,5 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     plain = time.process_time() - began
     began = time.process_time()
     with Image.open(io.BytesIO(data[:-2] + last * 400 + data[-2:])) as image:
-        image.load()  # the control
+        image.load()  # control
     assert time.process_time() - began > 5 * plain
