@@ -104,7 +104,7 @@ def test_every_task_has_a_page(tmp_path: Path, task: str) -> None:
     mask = np.zeros((30, 40), np.uint8)
     mask[:15] = 1
     annotations = {"detection": boxes, "semantic_segmentation": lambda n: Mask(mask)}.get(task)
-    given: list[Given] = [
+    given: list[Sample] = [
         (f"k{n}", noise(n), annotations(n) if annotations else None) for n in range(9)
     ]
     pack_set(tmp_path, task, {"train": given}, ("ground", "sky") if annotations else ())
