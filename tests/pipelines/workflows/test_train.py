@@ -37,7 +37,7 @@ def test_a_plan_creates_nothing(digits: Path, tmp_path: Path) -> None:
     ("what", "more", "message"),
     [
         ("cnm", {}, "'cnm'"),
-        ("cnn", {"set": {"train.epoch": 1}}, "the recipe has no 'train.epoch'"),
+        ("cnn", {"set": {"train.epoch": 1}}, "unknown setting 'train.epoch'"),
         ("cnn", {"variant": "huge"}, "huge"),
         ("no/such.yaml", {}, "can't be read"),
         ("cnn", {"data": "nowhere"}, "nowhere"),
@@ -59,7 +59,11 @@ def test_invalid_arguments_are_refused_and_create_nothing(
     ("family", "more", "message"),
     [
         ("backbone", {"set": {"model.name": "nonsense"}}, "nonsense"),
-        ("cnn", {"workers": 10_000, "set": {"train.batch_size": 10_000}}, "train samples can't"),
+        (
+            "cnn",
+            {"workers": 10_000, "set": {"train.batch_size": 10_000}},
+            "train samples are not enough",
+        ),
         ("cnn", {"workers": 1_000, "set": {"train.batch_size": 1_000}}, "1000 workers with 1 CPU"),
         ("resnet", {"set": {"model.weights": "/no/w.pth"}}, "/no/w.pth"),
     ],
