@@ -11,6 +11,7 @@ import pytest
 
 import models
 from pipelines import recipe as recipes
+from pipelines.data.packing import pack
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("measure", ROOT / "benchmarks" / "measure.py")
@@ -111,6 +112,12 @@ def test_a_changed_result_changes_the_tables() -> None:
     entry["values"] = [v - 0.0001 for v in entry["values"]]
     assert measure.table(measure.best_results(results)) not in measure.README.read_text()
     assert measure.table(results) not in measure.MEASURED.read_text()
+
+
+def test_the_digits_are_packed_to_the_bytes_that_were_measured(tmp_path: Path) -> None:
+    """A change of code must not change the bytes of a data set, nor its digest."""
+    card = pack.pack("digits", tmp_path / "digits")
+    assert card.digest == measure.read_results()["digits"]["data_digest"]
 
 
 def test_mean_and_sample_deviation() -> None:
