@@ -54,8 +54,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of a recipe, by its path for `--set`. `tessera describe FAMILY` prints the same "
-        "for one family, with the defaults of a variant.",
+        "Every setting of a recipe, by its path for `--set`. `tessera describe FAMILY` prints the "
+        "same for one family, with the defaults of a variant.",
         "",
     ]
     for section, title in SECTIONS.items():

@@ -210,23 +210,13 @@ class MlflowRegistry:
     def decide(self, name: str, decision: Decision) -> None:
         """The record is a registered model of its own, NAME.champions. The server numbers its
         versions, and that is the order of the decisions."""
-        from mlflow.exceptions import MlflowException
-
         with _explain_missing(f"model {name!r} has no version {decision.target}"):
             target = str(decision.target)
             run_id = _retry(lambda: self._client.get_model_version(name, target)).run_id
         record = f"{name}{RECORD}"
         query = f"name = '{record}'"
         if not _retry(lambda: self._client.search_model_versions(query, max_results=1)):
-            try:
-                self._client.create_registered_model(
-                    record,
-                    tags={tag_names.RECORD_OF: name},
-                    description=f"The decisions about the champion of {name}, in order.",
-                )
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+            _retry(lambda: self._create_record(record, name))
         tags = {
             f"{tag_names.DECISION_PREFIX}{key}": str(value)
             for key, value in asdict(decision).items()
@@ -237,6 +227,20 @@ class MlflowRegistry:
                 record, source=source, run_id=run_id, tags=tags
             )
         )
+
+    def _create_record(self, record: str, name: str) -> None:
+        """Creates the model that holds the decisions, unless another client did so first."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(
+                record,
+                tags={tag_names.RECORD_OF: name},
+                description=f"The decisions about the champion of {name}, in order.",
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def decisions(self, name: str) -> list[Decision]:
         decisions = []

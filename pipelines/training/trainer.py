@@ -364,7 +364,7 @@ def _explain_norm_error(batch: Batch) -> Iterator[None]:
             f"a rank has {len(batch['key'])} image of a batch, and the network can't normalise "
             "over it: its feature maps have shrunk to one pixel",
             hint="choose train.batch_size so that the last batch of an epoch has several images "
-            "for each worker, or a smaller train.accumulate, or larger images: data.height, data.width",
+            "for each worker, or a smaller train.accumulate, or larger images (data.height)",
         ) from None
 
 

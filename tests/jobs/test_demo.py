@@ -41,7 +41,8 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     assert first["aliases"] == "challenger, champion"
     assert first["champion"] == "version 1"
     assert float(first["images/s"]) > 0
-    assert first["run"].endswith("?workflowType=machine_learning")
+    assert "?workflowType=machine_learning" in first["run"]
+    assert first["run"].endswith("(once `tessera up` runs)")
     assert re.fullmatch(r"(9|10) of 10 right, in a fresh process", first["unseen images"])
     assert shown[-1] == "open the pages with: tessera up"
     assert [path.name for path in tmp_path.iterdir()] == [".tessera"]

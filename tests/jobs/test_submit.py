@@ -30,7 +30,7 @@ REFUSED = [
         ["--workers", "3000", "--set", "train.batch_size=3000"],
         "1439 train samples are not enough for 3000 workers",
     ),
-    (["--set", "data.digest=" + "a" * 64], "is another than the recipe names"),
+    (["--set", "data.digest=" + "a" * 64], "the recipe has aaaaaaaaaaaa"),
 ]
 
 
