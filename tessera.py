@@ -88,8 +88,8 @@ def __dir__() -> list[str]:
 # ── the command, and folders of the same names as Tessera's packages ──────────────────────────
 
 _PACKAGES = ("jobs", "models", "pipelines")
-"""Names so common that a user's project may have folders of them. These come first on `sys.path` with
-`PYTHONPATH=.` or `python -m`."""
+"""Names so common that a user's project may have folders of them. These come first on `sys.path`
+with `PYTHONPATH=.` or `python -m`."""
 _ROOT = Path(__file__).resolve().parent
 
 

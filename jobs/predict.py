@@ -74,8 +74,8 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
     if out is not None:
         print(f"{total:,} predictions in {out}", file=sys.stderr)
     if failed:
-        print(f"{failed} of {total} inputs couldn't be read: see their lines", file=sys.stderr)
-    return int(strict and failed > 0)
+        print(f"{failed} of {total} inputs couldn't be read; each line says why", file=sys.stderr)
+    return int(failed > 0 and (strict or failed == total))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ class Mixer(Classifier[MixerConfig]):
     def build(self, config, data):
         pixels = data.channels * data.height * data.width
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(pixels, config.width), nn.Linear(config.width, len(data.classes))
+            nn.Flatten(),
+            nn.Linear(pixels, config.width),
+            nn.Linear(config.width, len(data.classes)),
         )
 
 FAMILY = Mixer()

@@ -397,8 +397,9 @@ def test_an_unreadable_input_has_a_line_of_its_own(call: Call, home: Path, tmp_p
         ]
         assert all("error" in answer for answer in answers[1:])
         assert all((a["model"], a["version"]) == ("digits", 1) for a in answers)
-        assert done.err == "2 of 3 inputs couldn't be read: see their lines\n"
+        assert done.err == "2 of 3 inputs couldn't be read; each line says why\n"
     assert call("predict", "digits@challenger", good, "--strict").status == 0
+    assert call("predict", "digits@challenger", good.with_name("nothing.png")).status == 1
 
 
 def test_predictions_are_written_completely_or_not_at_all(

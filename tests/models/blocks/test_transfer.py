@@ -180,7 +180,8 @@ def test_densenet_loads_files_with_older_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("alexnet", {"hidden": 0}), ("alexnet", {"width_divisor": 3}), ("alexnet", {"dropout": 1.0}),
+        ("alexnet", {"hidden": 0}), ("alexnet", {"width_divisor": 3}),
+        ("alexnet", {"dropout": 1.0}),
         ("vgg", {"depth": 12}), ("vgg", {"hidden": 0}), ("vgg", {"freeze": "gradual"}),
         ("googlenet", {"stem": "huge"}), ("googlenet", {"auxiliary_dropout": -0.1}),
         ("densenet", {"blocks": ()}), ("densenet", {"growth": 0}), ("densenet", {"features": 0}),

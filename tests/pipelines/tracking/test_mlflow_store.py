@@ -43,7 +43,8 @@ def test_a_damaged_or_read_only_store_is_an_error(tmp_path: Path) -> None:
 def test_concurrent_first_uses_create_one_valid_store(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipelines.tracking import mlflow_store; print(mlflow_store.prepare(Path(sys.argv[1])))"
+        "from pipelines.tracking import mlflow_store\n"
+        "print(mlflow_store.prepare(Path(sys.argv[1])))"
     )
     root = tmp_path / "with space" / "store"
     processes = [

@@ -35,7 +35,7 @@ def boxed(number: int, labels: list[int]) -> Sample:
 
 
 def test_all_classes_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
-    """One of 3,000 images is of the rarest class: it is not among those that are read, but shown."""
+    """One of 3,000 images is of the rarest class: it is not read, but shown."""
     labels = [0] * 1500 + [1] * 1498 + [2, 3]
     card = pack_set(
         tmp_path, "classification", {"train": labelled(labels)}, "abcd", shard_samples=700
