@@ -61,7 +61,7 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
         show_table(rows)
         show_next("tessera lineage MODEL")
     else:
-        click.echo("no model is registered yet: tessera train")
+        click.echo("no model is registered yet; train one: tessera train FAMILY --data DIR")
     return 0
 
 

@@ -306,7 +306,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Splits `path=value` from a command line; the value is YAML (`0.3`, `true`, `[1, 2]`)."""
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise UsageError(f"--set {text!r} is not of the form path=value")
+        raise UsageError(
+            f"--set {text} has no value", hint="write it as PATH=VALUE, as in optim.model.lr=0.1"
+        )
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:

@@ -112,10 +112,11 @@ class MlflowRegistry:
             if str(version.number) == str(ref) or str(ref) in version.aliases:
                 return version
         aliases = sorted(alias for version in versions for alias in version.aliases)
+        numbers = ", ".join(str(version.number) for version in versions)
         raise TesseraError(
             f"model {name!r} has no version or alias {str(ref)!r}",
-            hint=f"it has versions {', '.join(str(v.number) for v in versions)} and "
-            + (f"aliases {', '.join(aliases)}" if aliases else "no alias"),
+            hint=f"it has version{'s' if len(versions) > 1 else ''} {numbers}, and "
+            + (f"the aliases {', '.join(aliases)}" if aliases else "no alias"),
         )
 
     def versions(self, name: str) -> list[Version]:

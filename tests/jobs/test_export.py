@@ -179,7 +179,7 @@ def test_invalid_arguments_are_refused(
         ("digits --format tflite", 2, "'tflite'"),
         ("digits --format pt2 --out none/x.pt2", 2, "none is not a folder"),
         ("digits --format pt2 --out /dev/null --force", 2, "/dev/null is not a file"),
-        ("digits/7 --format pt2", 1, "it has versions 1"),
+        ("digits/7 --format pt2", 1, "it has version 1"),
         ("digits --format pt2 --data none", 1, "is not a packed data set"),
     ):
         done = call("export", *words.split())

@@ -74,7 +74,9 @@ def test_an_unknown_model_is_an_error(home: Path, call: Call) -> None:
 
 def test_an_empty_registry(store: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(store))
-    assert call("registry").out == "no model is registered yet: tessera train\n"
+    assert call("registry").out == (
+        "no model is registered yet; train one: tessera train FAMILY --data DIR\n"
+    )
     assert json.loads(call("registry", "--json").out) == []
     done = call("registry", "digits")
     assert (done.status, "no model is registered yet" in done.err) == (1, True)

@@ -71,7 +71,7 @@ def _unrecognised(source: str) -> TesseraError:
     if not folder.exists():
         bundled = ", ".join(n for n in importers.names() if importers.get(n).recognises(n))
         return UsageError(
-            f"there is no {source}",
+            f"{source} doesn't exist",
             hint=f"give a folder, or the name of a bundled data set: {bundled}",
         )
     if not folder.is_dir():

@@ -112,7 +112,7 @@ def test_errors_list_what_exists(store: Path, package: Path, tmp_path: Path) -> 
     registry.alias("digits", "champion", 1)
     with pytest.raises(UsageError, match="did you mean 'digits'"):
         registry.version("digit", 1)
-    with pytest.raises(TesseraError, match="versions 1 and aliases champion"):
+    with pytest.raises(TesseraError, match="version 1, and the aliases champion"):
         registry.version("digits", "champ")
     for name in ("a/b", "a:b", "it's", "", " ", "..", "x" * 300):
         with pytest.raises(UsageError, match="is not a valid name of a model"):

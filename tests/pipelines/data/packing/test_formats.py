@@ -17,7 +17,7 @@ from pipelines.data.packing.formats import recognise
 def test_a_source_without_a_known_format_is_refused_with_the_reason(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
-    with pytest.raises(UsageError, match=r"there is no .*nowhere.* bundled data set: digits"):
+    with pytest.raises(UsageError, match=r"nowhere doesn't exist.* bundled data set: digits"):
         recognise(str(tmp_path / "nowhere"))
     file = tmp_path / "x.zip"
     file.write_bytes(b"PK")
