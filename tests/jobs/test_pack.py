@@ -116,7 +116,7 @@ def test_errors_are_two_lines_and_an_exit_status(tmp_path: Path, pets: Path, cal
     cases: list[tuple[tuple[object, ...], int, str]] = [
         (("pack", pets, "--to", out), 1, "images can't be packed"),
         (("pack", pets, "--to", tmp_path / "full"), 1, "is not empty"),
-        (("pack", tmp_path / "no", "--to", out), 2, "there is no"),
+        (("pack", tmp_path / "no", "--to", out), 2, "doesn't exist"),
         (("pack", pets, "--to", out, "--format", "minst"), 2, "did you mean 'mnist'"),
         (("pack", pets, "--to", out, "--format", "image_folder:x"), 2, "takes no options"),
         (("pack", pets, "--to", out, "--option", "x"), 2, "is not of the form NAME=VALUE"),
