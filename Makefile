@@ -1,18 +1,23 @@
-# demo · test · check · docs · bench · measure · up · down. CI calls `make test` and nothing else.
+# demo · test · cluster-test · check · docs · bench · measure · up · down. CI calls `make test`, and
+# then `make cluster-test`.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # Where it is set, every start compiles all of torch again, which takes longer than the rest of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs bench measure up down chromium s3
+.PHONY: demo test cluster-test check docs bench measure up down chromium s3 lab
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
 # Three at a time, also on two cores: much of a test is waiting for Ray's and MLflow's processes to start.
 test: check chromium s3
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
+
+# Clusters of machines that have only the network in common. Needs root; otherwise it is skipped.
+cluster-test: $(READY) s3 lab
+	$(BIN)/python -m pytest -m cluster tests/cluster --durations 0
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -60,6 +65,12 @@ s3:
 	@command -v radosgw >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && { apt-get update -qq; apt-get install -qq -y radosgw ceph-mon ceph-osd; } >/dev/null 2>&1; } \
 	  || echo "no S3 server here: its tests will be skipped"
+
+# The machines of the cluster tests are Linux namespaces on a bridge.
+lab:
+	@command -v ip >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { apt-get update -qq; apt-get install -qq -y iproute2; } >/dev/null 2>&1; } \
+	  || echo "no ip here: the tests of clusters will be skipped"
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' \

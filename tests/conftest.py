@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cluster_lab
 import pytest
 from cli_runner import Call, Done
 from data_fixtures import make_folder, make_image, make_set  # noqa: F401  (fixtures)
@@ -61,6 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a service as slow, and sorts the slow files first, so that the worker
     processes end together; of them those first that share the Ray cluster."""
     for item in items:
+        if item.path.parent.name == "cluster" and item.path.parents[1].name == "tests":
+            item.add_marker("cluster")
+            item.add_marker("slow")
         needs = SERVICES & set(getattr(item, "fixturenames", ()))
         if needs or item.path.parent.name == "integration":
             item.add_marker("slow")
@@ -70,6 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # ── Ray ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs machines of namespaces where there can be none."""
+    if item.get_closest_marker("cluster") and (reason := cluster_lab.missing()):
+        pytest.skip(reason)
 
 
 def _needs_ray(item: pytest.Item | None) -> bool:

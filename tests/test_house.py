@@ -54,7 +54,7 @@ IMPORT_LINE = re.compile(
 """An import of ours, alone on its line or before a semicolon."""
 
 MOST_LINES = 465
-NOT_MIRRORED = ("support", "integration", "faults", "docs", "benchmarks", "deploy")
+NOT_MIRRORED = ("support", "integration", "faults", "docs", "benchmarks", "deploy", "cluster")
 """Folders of tests/ whose files aren't about one module."""
 
 

@@ -1,7 +1,9 @@
-"""A real S3 server on loopback: Ceph's radosgw over one monitor and one store in memory, or moto's
-server where that is installed. Debian: `make s3`.
+"""A real S3 server: Ceph's radosgw over one monitor and one store in memory, or moto's server where
+that is installed. Debian: `make s3`.
 
-In: an empty folder. Out: an endpoint with one user. It takes about 15 seconds to start.
+In: an empty folder. Out: an endpoint with one user, on loopback or at an address of this machine.
+It takes about 15 seconds to start. `python s3_server.py FOLDER HOST PORT` runs one until it is
+killed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +47,7 @@ osd data = {root}/osd
 osd objectstore = memstore
 memstore device bytes = 1073741824
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint={host}:{port}
 """
 _CAPS = {
     "mon.": ("mon", "allow *"),
@@ -65,17 +68,19 @@ def missing() -> str:
 class S3Server:
     """After `start`, `endpoint` accepts requests signed with KEY and SECRET."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.root, self.host = root, host
         self.kind = "moto" if any(not shutil.which(tool) for tool in _TOOLS) else "radosgw"
-        self.port, self._mon, self._mon_v1 = free_ports(3)
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        free, self._mon, self._mon_v1 = free_ports(3)
+        self.port = port or free
+        self.endpoint = f"http://{host}:{self.port}"
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         if self.kind == "moto":
-            self._spawn(sys.executable, "-m", "moto.server", "-p", str(self.port))
+            moto = (sys.executable, "-m", "moto.server", "-H", self.host, "-p", str(self.port))
+            self._spawn(*moto)
         else:
             self._start_ceph()
         deadline = time.monotonic() + 120
@@ -92,7 +97,7 @@ class S3Server:
 
     def _start_ceph(self) -> None:
         fsid, conf, keyring = str(uuid.uuid4()), self.root / "ceph.conf", self.root / "keyring"
-        ports = {"mon": self._mon, "mon_v1": self._mon_v1, "port": self.port}
+        ports = {"mon": self._mon, "mon_v1": self._mon_v1, "host": self.host, "port": self.port}
         conf.write_text(_CONF.format(fsid=fsid, root=self.root, **ports))
         for at, (name, caps) in enumerate(_CAPS.items()):
             pairs = [
@@ -168,3 +173,9 @@ def environment(endpoint: str) -> dict[str, str]:
         "AWS_CONFIG_FILE": nowhere,
         "AWS_SHARED_CREDENTIALS_FILE": nowhere,
     }
+
+
+if __name__ == "__main__":
+    server = S3Server(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    server.start()
+    signal.pause()
