@@ -7,6 +7,7 @@ all worker processes; a test that writes uses a copy.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +20,7 @@ import pytest
 from cli_runner import Call, Done
 from data_fixtures import make_folder, make_image, make_set  # noqa: F401  (fixtures)
 from once_per_run import copy_home, shared_folder
+from s3_server import S3Server, environment
 
 # Before torch is imported: several thread pools on few cores are slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,7 +32,7 @@ from pipelines.tracking import mlflow_runs, mlflow_store
 if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
 
-SERVICES = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server"}
+SERVICES = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server", "s3_server"}
 """Fixtures that start processes; a test that needs one is slow."""
 
 RAY_IS_HELD = pytest.StashKey[bool]()
@@ -42,9 +44,12 @@ RAY_IS_HELD = pytest.StashKey[bool]()
 @cache
 def _group(file: str) -> str:
     """Files of one group run in the same worker process, because they share something that takes
-    long to start: the Ray cluster, or the libraries of ONNX."""
-    if "ray_cluster" in (Path(__file__).parents[1] / file).read_text(encoding="utf-8"):
+    long to start: the Ray cluster, the S3 server, or the libraries of ONNX."""
+    source = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    if "ray_cluster" in source:
         return "ray"
+    if "s3_server" in source:
+        return "s3"
     return "export" if file.endswith("/test_export.py") else file
 
 
@@ -199,6 +204,36 @@ def start_mlflow(prepared_store: Path, tmp_path: Path) -> Iterator[MlflowServer]
     server.start()
     yield server
     server.kill()
+
+
+# ── S3 ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server; tests make buckets of their own."""
+    server = S3Server(tmp_path_factory.mktemp("s3") / "server")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The address of a folder in an empty bucket; each test has its own bucket and cache."""
+    import boto3
+
+    from pipelines.storage.base import CacheSettings, use_cache
+
+    for name, value in environment(s3_server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    bucket = "b" + hashlib.sha256(os.fsencode(tmp_path)).hexdigest()[:20]
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    use_cache(CacheSettings(tmp_path / "cache"))
+    yield f"s3://{bucket}/set"
+    use_cache(None)
 
 
 # ── data and a trained model ──────────────────────────────────────────────────────────────────

@@ -104,6 +104,15 @@ class Storage(Protocol):
         """Writes a small file, which appears complete or not at all and survives a power failure
         after the call."""
 
+    def create_if_absent(self, path: str, data: bytes) -> bool:
+        """Writes a small file unless there is one. Of several processes that create a path at the
+        same time, on any machines, one gets True. Raises TesseraError if the store is known to
+        have no conditional writes; see `lease.py` for stores that ignore the condition."""
+
+    def times(self, folder: str) -> dict[str, float]:
+        """Returns the time of the last write of each file below `folder`, in seconds since 1970 by
+        the clock of the store, which may differ from this machine's."""
+
     def remove(self, path: str) -> None:
         """Removes a file; does nothing if there is none."""
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from models.core.errors import TesseraError
@@ -70,6 +72,30 @@ class FolderStorage:
 
     def write(self, path: str, data: bytes) -> None:
         write_bytes_atomic(self._locate(path), data, durable=True)
+
+    def create_if_absent(self, path: str, data: bytes) -> bool:
+        file = self._locate(path)
+        part = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            os.link(part, file)  # unlike a rename, it fails if there is a file
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise TesseraError(
+                f"{path} of {self.where} can't be written: {error.strerror or error}"
+            ) from None
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+    def times(self, folder: str) -> dict[str, float]:
+        times = {}
+        for name in self.names(folder):
+            with suppress(FileNotFoundError):
+                times[name] = self._locate(name).stat().st_mtime
+        return times
 
     def remove(self, path: str) -> None:
         self._locate(path).unlink(missing_ok=True)

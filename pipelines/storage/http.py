@@ -80,6 +80,9 @@ class HttpStorage(RemoteStorage):
     def _upload(self, file: Path, path: str, seconds: float) -> None:
         raise self._read_only()
 
+    def _create(self, path: str, data: bytes, seconds: float) -> None:
+        raise self._read_only()
+
     def _delete(self, path: str, seconds: float) -> None:
         raise self._read_only()
 

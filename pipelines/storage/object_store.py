@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,25 @@ class ObjectStorage(RemoteStorage):
         start = len(self._root) + 1
         return {name.lstrip("/")[start:]: int(info["size"]) for name, info in files.items()}
 
+    def _times(self, folder: str, seconds: float) -> dict[str, float]:
+        del seconds
+        files = self._call("find", folder, None, detail=True)
+        start = len(self._root) + 1
+        return {name.lstrip("/")[start:]: _time(info) for name, info in files.items()}
+
+    def _create(self, path: str, data: bytes, seconds: float) -> None:
+        try:
+            self._call("pipe_file", path, seconds, data, mode="create")
+        except TypeError:
+            raise self._unconditional() from None
+
+    def _unconditional(self) -> TesseraError:
+        return TesseraError(
+            f"{self.where} can't be written conditionally: the store or its library doesn't "
+            "support that",
+            hint="use a store that supports If-None-Match, or a folder that all machines share",
+        )
+
     def _upload(self, file: Path, path: str, seconds: float) -> None:
         if self._protocol == "memory":
             self._call("pipe_file", path, None, file.read_bytes())
@@ -86,7 +106,11 @@ class ObjectStorage(RemoteStorage):
 
     def _translate(self, error: Exception) -> Exception:
         """The exception to raise for an error of one of the libraries."""
-        kind = type(error).__name__
+        kind, code = type(error).__name__, _status(error)
+        if kind == "FileExistsError" or code == 412:
+            return FileExistsError()
+        if code == 501:
+            return self._unconditional()
         message = (str(error) or kind).splitlines()[0]
         if kind in ("NoCredentialsError", "PartialCredentialsError"):
             return TesseraError(
@@ -139,3 +163,21 @@ def _code(error: OSError) -> str:
     code = str(response.get("Error", {}).get("Code", ""))
     known = {"NoSuchBucket": "there is no such bucket", "404": "", "NoSuchKey": "", "403": ""}
     return known.get(code, code)
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that the error reports; 0 if there is none."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status)
+
+
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+"""Names of the time of the last write in fsspec's listings of the stores."""
+
+
+def _time(info: dict[str, Any]) -> float:
+    value = next(info[name] for name in _TIMES if info.get(name) is not None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value.timestamp() if isinstance(value, datetime) else float(value)

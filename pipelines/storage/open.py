@@ -18,14 +18,20 @@ from pipelines.storage.base import (
     split_location,
 )
 from pipelines.storage.folder import FolderStorage
+from pipelines.storage.retry import RetryPolicy
 
 
-def open_storage(where: str | Path, cache: CacheSettings | None = None) -> Storage:
+def open_storage(
+    where: str | Path,
+    cache: CacheSettings | None = None,
+    *,
+    policy: RetryPolicy | None = None,
+) -> Storage:
     """Opens a folder, which need not exist yet, or a URL.
 
-    Copies of remote files go into `cache`, by default the cache of this process. Makes no
-    connection. Raises UsageError for an address that is not accepted, and TesseraError if the
-    library for its scheme is not installed.
+    Copies of remote files go into `cache`, by default the cache of this process. `policy` says how
+    requests to an object store are retried. Makes no connection. Raises UsageError for an address
+    that is not accepted, and TesseraError if the library for its scheme is not installed.
     """
     scheme, rest = split_location(where)
     if not scheme:
@@ -40,7 +46,11 @@ def open_storage(where: str | Path, cache: CacheSettings | None = None) -> Stora
     from pipelines.storage.object_store import ObjectStorage
 
     return ObjectStorage(
-        OBJECT_STORE_SCHEMES[scheme], rest.strip("/"), url, cache or current_cache()
+        OBJECT_STORE_SCHEMES[scheme],
+        rest.strip("/"),
+        url,
+        cache or current_cache(),
+        policy or RetryPolicy(),
     )
 
 

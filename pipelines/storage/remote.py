@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +67,14 @@ class RemoteStorage:
         raise NotImplementedError
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
+        raise NotImplementedError
+
+    def _create(self, path: str, data: bytes, seconds: float) -> None:
+        """Writes a file unless there is one: then raises FileExistsError."""
+        raise NotImplementedError
+
+    def _times(self, folder: str, seconds: float) -> dict[str, float]:
+        """Returns the times of the last write of all files below a folder."""
         raise NotImplementedError
 
     def _delete(self, path: str, seconds: float) -> None:
@@ -155,6 +164,25 @@ class RemoteStorage:
             file = Path(folder, "file")
             file.write_bytes(data)
             self.put(file, path)
+
+    def create_if_absent(self, path: str, data: bytes) -> bool:
+        check_path(path, self.where)
+        seconds, attempts = self._policy.call_seconds, count()
+
+        def create() -> bool:
+            earlier = next(attempts)
+            try:
+                self._create(path, data, seconds)
+            except FileExistsError:
+                # An earlier attempt may have arrived although its response didn't.
+                return earlier > 0 and self._read(path, 0, len(data) + 1, seconds) == data
+            return True
+
+        return self._retry(path, create)
+
+    def times(self, folder: str) -> dict[str, float]:
+        folder = "/".join(check_path(folder, self.where))
+        return self._retry(folder, partial(self._times, folder, self._policy.call_seconds))
 
     def remove(self, path: str) -> None:
         check_path(path, self.where)

@@ -7,16 +7,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, environment, missing
+from s3_server import missing
 
 from pipelines.data.inspection.verify import verify
 from pipelines.data.packing.pack import pack
 from pipelines.data.packing.staging import SHARDS
-from pipelines.storage.base import CacheSettings, Storage, use_cache
+from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
 
 pytestmark = [
@@ -24,23 +24,6 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing() or "there is one"),
 ]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import boto3
-
-    server = S3Server(tmp_path / "server")
-    try:
-        server.start()
-        for name, value in environment(server.endpoint).items():
-            monkeypatch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="packs")
-        use_cache(CacheSettings(tmp_path / "cache"))
-        yield "s3://packs/pets"
-    finally:
-        use_cache(None)
-        server.stop()
 
 
 def shard_records(storage: Storage) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,26 @@ def test_a_file_is_replaced(storage: Storage) -> None:
     storage.write("card.json", b"second")
     assert storage.read("card.json") == b"second"
     assert storage.names() == ["card.json"]
+
+
+def test_a_file_is_created_only_if_there_is_none(storage: Storage) -> None:
+    assert storage.create_if_absent("lease/1", b"first")
+    assert not storage.create_if_absent("lease/1", b"other")
+    assert storage.read("lease/1") == b"first"
+    storage.remove("lease/1")
+    assert storage.create_if_absent("lease/1", b"again")
+    assert storage.names() == ["lease/1"]
+
+
+def test_times_are_those_of_the_last_write(storage: Storage) -> None:
+    storage.write("lease/1", b"")
+    storage.write("lease/2", b"")
+    storage.write("other", b"")
+    times = storage.times("lease")
+    assert list(times) == ["lease/1", "lease/2"]
+    assert times["lease/1"] <= times["lease/2"]
+    assert abs(times["lease/2"] - time.time()) < 60
+    assert storage.times("none") == {}
 
 
 def test_an_open_file_stays_readable(storage: Storage) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import shutil
 import threading
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import rank_work
 from faulty_server import FaultyWire, wire_to
-from s3_server import S3Server, environment, missing
+from s3_server import S3Server, missing
 
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
@@ -24,7 +23,7 @@ from pipelines.data.card import Card
 from pipelines.data.inspection import verify
 from pipelines.data.packing import pack
 from pipelines.data.shards import ShardReader
-from pipelines.storage.base import CacheSettings, current_cache, use_cache
+from pipelines.storage.base import current_cache
 from pipelines.storage.object_store import ObjectStorage
 from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy
@@ -40,34 +39,10 @@ DATA = hashlib.shake_128(b"data").digest(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3") / "server")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
 @pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of an empty bucket; each test has its own bucket and cache."""
-    import boto3
-
-    for name, value in environment(server.endpoint).items():
-        monkeypatch.setenv(name, value)
-    bucket = "b" + hashlib.sha256(os.fsencode(tmp_path)).hexdigest()[:20]
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    use_cache(CacheSettings(tmp_path / "cache"))
-    yield f"s3://{bucket}/set"
-    use_cache(None)
-
-
-@pytest.fixture
-def wire(server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyWire]:
+def wire(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyWire]:
     """A proxy between the client and the server."""
-    with wire_to(server.port) as wire:
+    with wire_to(s3_server.port) as wire:
         monkeypatch.setenv("AWS_ENDPOINT_URL", wire.address)
         yield wire
 
@@ -131,9 +106,9 @@ def test_errors_name_the_problem(s3: str) -> None:
 
 
 def test_wrong_credentials_are_reported(
-    s3: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if server.kind == "moto":
+    if s3_server.kind == "moto":
         pytest.skip("moto's server takes any login")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(TesseraError, match="access is denied"):
