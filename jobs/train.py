@@ -38,7 +38,18 @@ GROUP = "training"
     shell_complete=completion.variants,
     help="Variant of the family, such as tiny or base.",
 )
-@click.option("--workers", type=int, help="Data-parallel workers; 0 trains in this process.")
+@click.option(
+    "--workers",
+    metavar="N|MIN:MAX",
+    help="Data-parallel workers; 0 trains in this process, 2:8 grows and shrinks with the cluster.",
+)
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Set workers.wait_seconds, the time to wait for machines.",
+)
 @settings_options
 @click.option("--model", help="Name in the registry; by default the data set's.")
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
@@ -50,7 +61,8 @@ def command(
     what: str | None,
     data: str | None,
     variant: str | None,
-    workers: int | None,
+    workers: str | None,
+    wait_seconds: float | None,
     overrides: tuple[str, ...],
     model: str | None,
     experiment: str,
@@ -69,6 +81,8 @@ def command(
     from pipelines.workflows import train
 
     changes = dict(map(recipes.parse_override, overrides))
+    if wait_seconds is not None:
+        changes["workers.wait_seconds"] = wait_seconds
     if resume:
         if what or variant or model:
             raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")

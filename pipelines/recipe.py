@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -127,14 +128,44 @@ class Checkpoint(_Frozen):
 class Workers(_Frozen):
     """The data-parallel workers."""
 
-    count: int = Field(default=2, ge=0)
-    """Number of workers; 0 trains in this process, without Ray."""
+    count: int | str = 2
+    """Number of workers; 0 trains in this process, without Ray. `2:8` is a group of 2 to 8 workers
+    that grows and shrinks with the cluster."""
     cpus: int = Field(default=1, ge=1)
     """CPUs of each worker."""
     gpus: Literal["auto"] | int = "auto"
     """GPUs of each worker; `auto` is one if the cluster has enough of them."""
     max_failures: int = Field(default=3, ge=0)
-    """How often the workers are restarted after one of them died."""
+    """How often the workers are restarted after one of them died, without a new checkpoint in
+    between."""
+    wait_seconds: float | None = Field(default=None, ge=0)
+    """Seconds to wait for machines if the workers don't fit on the cluster; by default 600 on a
+    cluster that was joined, and 0 on one that is started on this machine."""
+
+    @field_validator("count", mode="before")
+    @classmethod
+    def _check_count(cls, value: Any) -> int | str:
+        """A number, or the range MIN:MAX as text; also from a number as text or a pair."""
+        numbers = value.split(":") if isinstance(value, str) else value
+        numbers = numbers if isinstance(numbers, Sequence) else [numbers]
+        try:
+            low, high = int(numbers[0]), int(numbers[-1])
+        except (TypeError, ValueError, IndexError):
+            low, high = -1, -1
+        is_range = len(numbers) == 2 and 1 <= low <= high
+        if isinstance(value, bool | float) or not (is_range or (len(numbers) == 1 and low >= 0)):
+            raise ValueError("use a number of workers, or a range from 1 such as 2:8")
+        return low if low == high else f"{low}:{high}"
+
+    @property
+    def smallest(self) -> int:
+        """The number of workers, or the smallest number of a range."""
+        return int(str(self.count).partition(":")[0])
+
+    @property
+    def largest(self) -> int:
+        """The number of workers, or the largest number of a range."""
+        return int(str(self.count).rpartition(":")[2])
 
 
 class Recipe(_Frozen):
@@ -253,7 +284,7 @@ def start(family: str, variant: str | None = None) -> Recipe:
 def read(path: Path) -> Recipe:
     """A recipe from a YAML or JSON file. Raises UsageError if it isn't one."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"recipe {path} can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -264,6 +295,19 @@ def read(path: Path) -> Recipe:
             f"recipe {path} is not a mapping of settings", hint="begin with: family: cnn"
         )
     return build(tree)
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 without numbers of base 60: there the range 2:8 would be 128."""
+
+    yaml_implicit_resolvers = {
+        first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_YamlLoader)
 
 
 FREE_TO_CHANGE = (
@@ -310,7 +354,7 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"--set {text} has no value", hint="write it as PATH=VALUE, as in optim.model.lr=0.1"
         )
     try:
-        parsed = yaml.safe_load(value)
+        parsed = _parse_yaml(value)
     except yaml.YAMLError:
         parsed = value
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string

@@ -162,14 +162,16 @@ def cluster_resources() -> Resources:
 
 
 def known_resources(address: str | None) -> Resources | None:
-    """Resources of the cluster that `connect(address)` would use, as far as they are known without
-    connecting: those of the connected cluster, or of this machine. None for another address."""
+    """Resources of the cluster that `connect(address)` would start, or has started. None for the
+    address of another cluster, which may get more machines when they are needed."""
+    if address:
+        return None
     if "ray" in sys.modules:
         import ray
 
         if ray.is_initialized():
             return cluster_resources()
-    return None if address else local_resources()
+    return local_resources()
 
 
 def local_resources() -> Resources:

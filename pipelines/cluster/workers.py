@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.cluster.connection import Resources, cluster_resources
 from pipelines.cluster.tasks import on_this_node
+from pipelines.cluster.worker_count import WorkerGroup, wait_until_fits
 from pipelines.interfaces import Emit, World
 
 Payload = TypeVar("Payload")
@@ -23,49 +23,6 @@ Work: TypeAlias = Callable[[Payload, World, Emit], Result]
 """What every worker runs. Payload and result are pickled; the result of rank 0 is kept."""
 
 FLUSH_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class WorkerGroup:
-    """How many workers there are, and the resources of each.
-
-    Args:
-        workers: 0 runs the function in the calling process, without Ray.
-        cpus: CPUs per worker.
-        gpus: GPUs per worker; "auto" is 1 if the cluster has one for each worker, otherwise 0.
-        max_failures: How often the group is started again after a worker died.
-    """
-
-    workers: int
-    cpus: int = 1
-    gpus: Literal["auto"] | int = "auto"
-    max_failures: int = 3
-
-
-def check_fits(group: WorkerGroup, resources: Resources) -> int:
-    """GPUs per worker. Raises TesseraError if the group can never be placed on `resources`."""
-    if group.workers * group.cpus > resources.cpus:
-        fitting = int(resources.cpus) // group.cpus or 1
-        raise TesseraError(
-            f"{group.workers} workers with {group.cpus} CPU each don't fit: "
-            f"there are {resources.cpus:g} CPUs",
-            hint=f"use --workers {fitting}, or a larger cluster",
-        )
-    gpus = gpus_per_worker(group, resources)
-    if group.workers * gpus > resources.gpus:
-        raise TesseraError(
-            f"{group.workers} workers with {gpus} GPU each don't fit: "
-            f"there are {resources.gpus:g} GPUs",
-            hint="use fewer workers, or --set workers.gpus=0 to train on the CPU",
-        )
-    return gpus
-
-
-def gpus_per_worker(group: WorkerGroup, resources: Resources) -> int:
-    """GPUs that each worker of the group gets."""
-    if group.gpus == "auto":
-        return int(0 < group.workers <= resources.gpus)
-    return group.gpus
 
 
 def run_local(work: Work[Payload, Result], payload: Payload, emit: Emit) -> Result:
@@ -93,8 +50,9 @@ def run_group(
     """Runs the function on the group's workers with Ray Train; returns rank 0's result.
 
     Events go through an actor beside this process, so they survive the workers. When a worker
-    dies, the whole group is started again, up to `max_failures` times; the function itself finds
-    its newest checkpoint. A TesseraError in a worker is final, because it would occur again.
+    dies, the whole group is started again, up to `max_failures` times without a new checkpoint in
+    between; the function itself finds its newest checkpoint. A TesseraError in a worker is final,
+    because it would occur again. Machines that are missing are waited for, `wait_seconds` long.
 
     Raises:
         TesseraError: The worker's own one; or the group doesn't fit, or failed too often.
@@ -103,14 +61,16 @@ def run_group(
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    gpus = check_fits(group, cluster_resources())
+    def say(text: str) -> None:
+        emit({"kind": "notice", "text": text})
+
+    group = replace(group, gpus=wait_until_fits(group, say))
     event_sink = _start_event_sink(emit)
     config: _LoopConfig[Payload, Result] = {"work": work, "payload": payload, "sink": event_sink}
+    failures = FailureCount(group.max_failures)
     try:
-        for attempt in range(1, group.max_failures + 2):
-            trainer = _make_trainer(
-                config, group, gpus, name=name, storage=storage, verbose=verbose
-            )
+        while True:
+            trainer = _make_trainer(config, group, name=name, storage=storage, verbose=verbose)
             try:
                 result: Result = trainer.fit().return_value
                 return result
@@ -118,16 +78,45 @@ def run_group(
                 refusal, line = _explain(error)
                 if refusal is not None:
                     raise refusal from None
-                if attempt > group.max_failures:
+                failures.add(ray.get(event_sink.committed.remote()))
+                if failures.are_too_many:
                     raise TesseraError(
-                        f"the workers failed {attempt} times, the last time with: {line}",
+                        f"the workers failed {failures}, the last time with: {line}",
                         hint="--verbose shows the traceback; --resume continues from the last "
                         "checkpoint",
                     ) from error
-                emit({"kind": "restart", "attempt": attempt, "reason": line})
-        raise AssertionError("unreachable")
+                emit({"kind": "restart", "attempt": failures.in_all, "reason": line})
+            wait_until_fits(group, say)
     finally:
         ray.kill(event_sink)
+
+
+class FailureCount:
+    """Counts failures of a group since its last progress.
+
+    A long training on machines that may be taken away fails often, and still ends: only failures
+    without a new checkpoint in between say that it can't go on.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._committed = 0
+        self.in_a_row = 0
+        self.in_all = 0
+
+    def add(self, committed: int) -> None:
+        """Counts a failure, at a time when so many checkpoints are committed."""
+        self.in_a_row = 1 if committed > self._committed else self.in_a_row + 1
+        self.in_all += 1
+        self._committed = committed
+
+    @property
+    def are_too_many(self) -> bool:
+        return self.in_a_row > self._allowed
+
+    def __str__(self) -> str:
+        times = "once" if self.in_a_row == 1 else f"{self.in_a_row} times"
+        return f"{times} since the last checkpoint" if self._committed else times
 
 
 class _LoopConfig(TypedDict, Generic[Payload, Result]):
@@ -141,7 +130,6 @@ class _LoopConfig(TypedDict, Generic[Payload, Result]):
 def _make_trainer(
     config: _LoopConfig[Payload, Result],
     group: WorkerGroup,
-    gpus: int,
     *,
     name: str,
     storage: Path,
@@ -150,6 +138,7 @@ def _make_trainer(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    gpus = int(group.gpus)
     return TorchTrainer(
         _loop,
         train_loop_config=config,
@@ -200,9 +189,15 @@ def _start_event_sink(emit: Emit) -> Any:
 class _EventSink:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
+        self._committed = 0
 
     def write(self, event: Mapping[str, Any]) -> None:
+        self._committed += event["kind"] == "checkpoint"
         self._emit(event)
+
+    def committed(self) -> int:
+        """How many checkpoints were committed so far."""
+        return self._committed
 
     def flush(self) -> None:
         self._emit.flush()

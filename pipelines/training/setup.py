@@ -21,7 +21,7 @@ from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Family
 from models.metrics import custom as custom_metrics
 from pipelines.cluster.connection import Resources
-from pipelines.cluster.workers import WorkerGroup, check_fits
+from pipelines.cluster.worker_count import WorkerGroup, check_fits
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.data.loading import preflight
@@ -102,7 +102,7 @@ def check_ready(
     recipe, card, where = setup.recipe, setup.card, setup.recipe.data.path
     for metric in recipe.metrics:
         custom_metrics.get(metric)
-    workers, batch_size = recipe.workers.count, recipe.train.batch_size
+    workers, batch_size = recipe.workers.largest, recipe.train.batch_size
     preflight.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
     preflight.check_files(where, card, "val")
     if resources is not None:
@@ -164,11 +164,14 @@ def optim_settings(setup: TrainingSetup, part: str) -> Any:
 
 def worker_group(recipe: Recipe) -> WorkerGroup:
     """The workers that a recipe asks for."""
+    workers = recipe.workers
     return WorkerGroup(
-        recipe.workers.count,
-        cpus=recipe.workers.cpus,
-        gpus=recipe.workers.gpus,
-        max_failures=recipe.workers.max_failures,
+        workers.smallest,
+        cpus=workers.cpus,
+        gpus=workers.gpus,
+        max_failures=workers.max_failures,
+        max_workers=workers.largest,
+        wait_seconds=workers.wait_seconds,
     )
 
 

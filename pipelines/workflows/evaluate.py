@@ -178,7 +178,7 @@ def measure(
     """Evaluates the versions in one job and compares the first with each of the others. Writes
     nothing to the registry."""
     from pipelines import recipe as recipes
-    from pipelines.cluster import workers as cluster_workers
+    from pipelines.cluster.worker_count import WorkerGroup
     from pipelines.evaluation import job
     from pipelines.evaluation.payload import EvaluationPayload, ModelFiles
     from pipelines.interfaces import NullEmit
@@ -222,7 +222,7 @@ def measure(
         with services.executor(
             context,
             job.evaluate_models,
-            cluster_workers.WorkerGroup(workers),
+            WorkerGroup(workers),
             name=name,
             storage=storage,
             verbose=verbose,

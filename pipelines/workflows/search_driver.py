@@ -95,7 +95,7 @@ def run(
 
 def trial_capacity(recipe: Recipe, trials: int, resources: Resources) -> TrialCapacity:
     """How many trials run at a time. Raises TesseraError if not even one fits."""
-    from pipelines.cluster import workers
+    from pipelines.cluster.worker_count import gpus_per_worker
     from pipelines.training.setup import worker_group
 
     group = worker_group(recipe)
@@ -104,7 +104,7 @@ def trial_capacity(recipe: Recipe, trials: int, resources: Resources) -> TrialCa
         gpus=resources.gpus,
         workers=max(group.workers, 1),
         cpus_each=group.cpus,
-        gpus_each=workers.gpus_per_worker(group, resources),
+        gpus_each=gpus_per_worker(group, resources),
         trials=trials,
     )
 

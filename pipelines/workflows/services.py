@@ -11,13 +11,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from models.core.errors import TesseraError
 from pipelines import tag_names
-from pipelines.cluster import connection, workers
+from pipelines.cluster import connection, worker_count, workers
 from pipelines.storage.base import use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs, mlflow_store
 
@@ -99,20 +100,25 @@ def known_resources(context: Context) -> connection.Resources | None:
 def executor(
     context: Context,
     work: workers.Work[Payload, Result],
-    group: workers.WorkerGroup,
+    group: worker_count.WorkerGroup,
     *,
     name: str,
     storage: Path,
     verbose: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Callable[[Payload, Emit], Result]]:
     """A function that runs `work`: in this process for 0 workers, otherwise on the cluster, which
-    is joined or started here. Raises TesseraError if the group doesn't fit."""
+    is joined or started here. Waits until the group fits on a cluster that was joined; `say` gets a
+    line about that. Raises TesseraError if the group doesn't fit."""
     apply_settings(context)
     if group.workers == 0:
         yield lambda payload, emit: workers.run_local(work, payload, emit)
         return
     with joined(context, verbose=verbose):
-        workers.check_fits(group, connection.cluster_resources())
+        if group.wait_seconds is None:
+            wait_seconds = worker_count.WAIT_SECONDS if context.ray_address else 0.0
+            group = replace(group, wait_seconds=wait_seconds)
+        group = replace(group, gpus=worker_count.wait_until_fits(group, say))
         yield lambda payload, emit: workers.run_group(
             work,
             payload,

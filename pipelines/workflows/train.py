@@ -52,7 +52,7 @@ def train(
     *,
     data: str | os.PathLike[str] | None = None,
     variant: str | None = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     set: Mapping[str, Any] | None = None,
     model: str | None = None,
     experiment: str = EXPERIMENT,
@@ -68,7 +68,8 @@ def train(
         data: A packed data set: a folder, an address, or what `pack` returned. May be left out if
             the recipe names one.
         variant: A variant of the family.
-        workers: Data-parallel workers; 0 trains in this process. By default those of the recipe.
+        workers: Data-parallel workers; 0 trains in this process; "2:8" is a group that grows and
+            shrinks with the cluster. By default those of the recipe.
         set: New values for settings of the recipe, by dotted path: `{"train.epochs": 3}`.
         model: Name in the registry; the data set's name by default.
         experiment: MLflow experiment of the run.
@@ -109,7 +110,7 @@ def resume(
     run: str,
     *,
     data: str | os.PathLike[str] | None = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     set: Mapping[str, Any] | None = None,
     experiment: str = EXPERIMENT,
     verbose: bool = False,
@@ -150,13 +151,13 @@ def plan(
     *,
     data: str | os.PathLike[str] | None = None,
     variant: str | None = None,
-    workers: int | None = None,
+    workers: int | str | None = None,
     set: Mapping[str, Any] | None = None,
     context: Context | None = None,
 ) -> TrainingPlan:
     """What `train` would train with the same arguments. Creates nothing, raises as `train`."""
     from pipelines.cluster import connection
-    from pipelines.cluster.workers import check_fits
+    from pipelines.cluster.worker_count import check_fits
     from pipelines.training.setup import worker_group
     from pipelines.workflows import services
     from pipelines.workflows.context import Context
@@ -202,7 +203,7 @@ def make_recipe(
     return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
 
 
-def _changes(set: Mapping[str, Any] | None, workers: int | None) -> dict[str, Any]:
+def _changes(set: Mapping[str, Any] | None, workers: int | str | None) -> dict[str, Any]:
     changes = dict(set or {})
     return changes if workers is None else {**changes, "workers.count": workers}
 
@@ -296,7 +297,13 @@ def execute(
     ):
         opening = pool.submit(services.open_registry, context)
         with services.executor(
-            context, worker.run, group, name=run.name, storage=storage, verbose=verbose
+            context,
+            worker.run,
+            group,
+            name=run.name,
+            storage=storage,
+            verbose=verbose,
+            say=lambda text: listener({"kind": "notice", "text": text}),
         ) as execute_work:
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / training_run.JUDGE)

@@ -23,7 +23,8 @@ from PIL import Image
 import models
 from jobs import predict
 from pipelines import recipe as recipes
-from pipelines.cluster.workers import Work, WorkerGroup
+from pipelines.cluster.worker_count import WorkerGroup
+from pipelines.cluster.workers import Work
 from pipelines.data.packing import pack
 from pipelines.promotion import champions
 from pipelines.recipe import Recipe

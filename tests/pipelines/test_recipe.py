@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,3 +97,37 @@ def test_a_star_matches_any_name() -> None:
     changed = recipes.start("dcgan").with_overrides({"optim.*.lr": 0.5})
     assert len(changed.optim) == 2
     assert {part.lr for part in changed.optim.values()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "smallest", "largest"),
+    [
+        (0, 0, 0, 0),
+        (3, 3, 3, 3),
+        ("3", 3, 3, 3),
+        ("2:8", "2:8", 2, 8),
+        ([2, 8], "2:8", 2, 8),
+        ((4, 4), 4, 4, 4),
+    ],
+)
+def test_workers_are_a_number_or_a_range(
+    given: Any, count: Any, smallest: int, largest: int
+) -> None:
+    workers = recipes.start("cnn").with_overrides({"workers.count": given}).workers
+    assert (workers.count, workers.smallest, workers.largest) == (count, smallest, largest)
+
+
+@pytest.mark.parametrize("given", [-1, "two", "8:2", "0:4", "1:2:3", "2:", True, 2.5, []])
+def test_other_counts_of_workers_are_refused(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"workers\.count.*such as 2:8"):
+        recipes.start("cnn").with_overrides({"workers.count": given})
+
+
+def test_a_range_in_yaml_is_no_number_of_base_60(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("family: cnn\nworkers: {count: 2:8}\n")
+    recipe = recipes.read(file)
+    assert recipe.workers.count == "2:8"
+    assert recipes.parse_override("workers.count=2:8") == ("workers.count", "2:8")
+    file.write_text(recipe.to_json())
+    assert recipes.read(file) == recipe

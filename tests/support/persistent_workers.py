@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import workers as cluster_workers
+from pipelines.cluster.worker_count import WorkerGroup
 from pipelines.interfaces import Emit, NullEmit, World
 
 Execute = Callable[[cluster_workers.Work[Any, Any], Any, Emit], Any]
@@ -82,7 +83,7 @@ def open_workers(workers: int, storage: Path) -> Iterator[Execute]:
     ended: list[BaseException | None] = []
 
     def run() -> None:
-        group = cluster_workers.WorkerGroup(workers, max_failures=0)
+        group = WorkerGroup(workers, max_failures=0)
         try:
             cluster_workers.run_group(
                 _serve, {"queue": queue}, group, name="kept", storage=storage, emit=NullEmit()
