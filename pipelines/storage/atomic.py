@@ -68,6 +68,12 @@ def move_atomic(file: Path, path: Path) -> None:
         shutil.move(file, part)
 
 
+def copy_atomic(file: Path, path: Path) -> None:
+    """Copies `file` to `path`, where the copy replaces what is there."""
+    with _part_of(path, durable=False) as part:
+        shutil.copyfile(file, part)
+
+
 @contextmanager
 def replace_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
     """Yields an unused path in the folder of `path`, for a library that writes to a path. It ends

@@ -100,6 +100,9 @@ class Storage(Protocol):
     def put(self, file: Path, path: str) -> None:
         """Moves a local file into the storage, where it appears complete or not at all."""
 
+    def upload(self, file: Path, path: str) -> None:
+        """As `put`, but the local file stays where it is."""
+
     def write(self, path: str, data: bytes) -> None:
         """Writes a small file, which appears complete or not at all and survives a power failure
         after the call."""
@@ -119,6 +122,10 @@ class Storage(Protocol):
     def names(self, folder: str = "") -> list[str]:
         """Returns the sorted paths of all files below `folder`, an empty list if there is no such
         folder. A web server can't be listed."""
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Returns the sorted names of the folders directly below `folder`, an empty list if there
+        is no such folder. A web server can't be listed."""
 
 
 @dataclass(frozen=True)

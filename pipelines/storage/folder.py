@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from models.core.errors import TesseraError
-from pipelines.storage.atomic import move_atomic, write_bytes_atomic
+from pipelines.storage.atomic import copy_atomic, move_atomic, write_bytes_atomic
 from pipelines.storage.base import MAX_READ_BYTES, FileInfo, check_path
 
 
@@ -70,6 +70,9 @@ class FolderStorage:
     def put(self, file: Path, path: str) -> None:
         move_atomic(file, self._locate(path))
 
+    def upload(self, file: Path, path: str) -> None:
+        copy_atomic(file, self._locate(path))
+
     def write(self, path: str, data: bytes) -> None:
         write_bytes_atomic(self._locate(path), data, durable=True)
 
@@ -104,6 +107,13 @@ class FolderStorage:
         root = self._locate(folder) if folder else self._folder
         paths = (Path(parent, name) for parent, _, names in os.walk(root) for name in names)
         return sorted(path.relative_to(self._folder).as_posix() for path in paths)
+
+    def folders(self, folder: str = "") -> list[str]:
+        root = self._locate(folder) if folder else self._folder
+        try:
+            return sorted(path.name for path in root.iterdir() if path.is_dir())
+        except FileNotFoundError:
+            return []
 
     def _locate(self, path: str) -> Path:
         return self._folder.joinpath(*check_path(path, self.where))

@@ -72,10 +72,10 @@ class HttpStorage(RemoteStorage):
         return int(length)
 
     def _sizes(self, folder: str, seconds: float) -> dict[str, int]:
-        raise TesseraError(
-            f"{self.where} can't be listed: it is a web server",
-            hint="use an s3:// address or a folder",
-        )
+        raise self._not_listed()
+
+    def _folders(self, folder: str, seconds: float) -> list[str]:
+        raise self._not_listed()
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
         raise self._read_only()
@@ -85,6 +85,12 @@ class HttpStorage(RemoteStorage):
 
     def _delete(self, path: str, seconds: float) -> None:
         raise self._read_only()
+
+    def _not_listed(self) -> TesseraError:
+        return TesseraError(
+            f"{self.where} can't be listed: it is a web server",
+            hint="use an s3:// address or a folder",
+        )
 
     def _read_only(self) -> TesseraError:
         return TesseraError(

@@ -40,8 +40,10 @@ class ObjectStorage(RemoteStorage):
         where: str,
         cache: CacheSettings,
         policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        *,
+        has_responded: bool = False,
     ) -> None:
-        super().__init__(where, cache, policy)
+        super().__init__(where, cache, policy, has_responded=has_responded)
         self._protocol, self._root = protocol, root
         self._held: tuple[int, Any] | None = None
         self._class()
@@ -80,6 +82,18 @@ class ObjectStorage(RemoteStorage):
             "support that",
             hint="use a store that supports If-None-Match, or a folder that all machines share",
         )
+
+    def _folders(self, folder: str, seconds: float) -> list[str]:
+        del seconds  # a listing may be of any length
+        try:
+            entries = self._call("ls", folder, None, detail=True)
+        except FileNotFoundError:
+            return []
+        return [
+            entry["name"].rstrip("/").rpartition("/")[2]
+            for entry in entries
+            if entry["type"] == "directory"
+        ]
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
         if self._protocol == "memory":

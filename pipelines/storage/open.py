@@ -26,12 +26,14 @@ def open_storage(
     cache: CacheSettings | None = None,
     *,
     policy: RetryPolicy | None = None,
+    has_responded: bool = False,
 ) -> Storage:
     """Opens a folder, which need not exist yet, or a URL.
 
     Copies of remote files go into `cache`, by default the cache of this process. `policy` says how
-    requests to an object store are retried. Makes no connection. Raises UsageError for an address
-    that is not accepted, and TesseraError if the library for its scheme is not installed.
+    requests to an object store are retried. With `has_responded` the address is known to be right,
+    and the first request is retried as any other. Makes no connection. Raises UsageError for an
+    address that is not accepted, and TesseraError if the library for its scheme is not installed.
     """
     scheme, rest = split_location(where)
     if not scheme:
@@ -51,6 +53,7 @@ def open_storage(
         url,
         cache or current_cache(),
         policy or RetryPolicy(),
+        has_responded=has_responded,
     )
 
 

@@ -44,11 +44,18 @@ class RemoteStorage:
 
     remote = True
 
-    def __init__(self, where: str, cache: CacheSettings, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        where: str,
+        cache: CacheSettings,
+        policy: RetryPolicy,
+        *,
+        has_responded: bool = False,
+    ) -> None:
         self.where = where
         self._cache = Cache(cache.folder, cache.limit_bytes)
         self._policy = policy
-        self._has_responded = False
+        self._has_responded = has_responded
         self._prefetcher = _Prefetcher()
 
     # Requests, made by subclasses.
@@ -64,6 +71,10 @@ class RemoteStorage:
     def _sizes(self, folder: str, seconds: float) -> dict[str, int]:
         """Returns the sizes in bytes of all files below a folder, by path in this storage; nothing
         if there is no such folder."""
+        raise NotImplementedError
+
+    def _folders(self, folder: str, seconds: float) -> list[str]:
+        """Returns the names of the folders directly below a folder."""
         raise NotImplementedError
 
     def _upload(self, file: Path, path: str, seconds: float) -> None:
@@ -147,6 +158,10 @@ class RemoteStorage:
                 out.write(block)
 
     def put(self, file: Path, path: str) -> None:
+        self.upload(file, path)
+        file.unlink()
+
+    def upload(self, file: Path, path: str) -> None:
         size = file.stat().st_size
         # An upload gets the timeout of one block for each block of the file.
         seconds = self._policy.call_seconds * (1 + size // BLOCK_BYTES)
@@ -155,7 +170,6 @@ class RemoteStorage:
         stored = self.size(path)
         if stored != size:
             raise TesseraError(f"{path} of {self.where} has {stored} bytes, {size} were uploaded")
-        file.unlink()
 
     def write(self, path: str, data: bytes) -> None:
         import tempfile
@@ -198,6 +212,11 @@ class RemoteStorage:
     def names(self, folder: str = "") -> list[str]:
         folder = "/".join(check_path(folder, self.where)) if folder else ""
         return sorted(self._list(folder))
+
+    def folders(self, folder: str = "") -> list[str]:
+        folder = "/".join(check_path(folder, self.where)) if folder else ""
+        call = partial(self._folders, folder, self._policy.call_seconds)
+        return sorted(self._retry(folder, call))
 
     def _list(self, folder: str) -> dict[str, int]:
         return self._retry(folder, partial(self._sizes, folder, self._policy.call_seconds))

@@ -237,13 +237,9 @@ def verify(path: Path) -> str:
     DamagedError that names a file which differs."""
     try:
         raw = (path / MANIFEST).read_bytes()
-        entries = json.loads(raw)["files"]
-        items = [(str(name), int(e["size_bytes"]), str(e["sha256"])) for name, e in entries.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError:
         raise DamagedError(f"{path.name} has no readable {MANIFEST}") from None
-    for name, size_bytes, sha256 in items:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DamagedError(f"{MANIFEST} names {name!r}, which is outside of the folder")
+    for name, size_bytes, sha256 in parse_manifest(raw, path.name):
         file = path / name
         if not file.is_file():
             raise DamagedError(f"file {name} is missing")
@@ -252,6 +248,20 @@ def verify(path: Path) -> str:
                 f"file {name} has changed since it was written: its checksum differs"
             )
     return hashlib.sha256(raw).hexdigest()
+
+
+def parse_manifest(raw: bytes, folder: str) -> list[tuple[str, int, str]]:
+    """The path, size in bytes and sha256 of each file that a manifest lists. `folder` is the name
+    in errors. Raises DamagedError if it can't be read, or names a file outside of its folder."""
+    try:
+        entries = json.loads(raw)["files"]
+        items = [(str(name), int(e["size_bytes"]), str(e["sha256"])) for name, e in entries.items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{folder} has no readable {MANIFEST}") from None
+    for name, _, _ in items:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedError(f"{MANIFEST} names {name!r}, which is outside of the folder")
+    return items
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

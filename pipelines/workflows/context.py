@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.core.errors import UsageError
-from pipelines.storage.base import CacheSettings
+from pipelines.storage.base import (
+    WEB_SCHEMES,
+    CacheSettings,
+    absolute_location,
+    file_path,
+    split_location,
+)
 from pipelines.tracking import mlflow_runs, mlflow_store
 
 
@@ -22,11 +28,15 @@ class Context:
     """The settings that every workflow needs.
 
     Args:
-        home: Absolute folder of runs, searches, reports and the embedded MLflow store.
+        home: Absolute folder of reports and the embedded MLflow store, and of runs and searches
+            unless `storage` is another folder.
         tracking_uri: Address of MLflow; the embedded store in `home` by default.
         ray_address: Address of a running Ray cluster, or None to start one when it is needed.
         cache: Folder for copies of remote shards, and the bytes that they may take in total.
         ui: Address under which `tessera up` serves the pages of the embedded MLflow.
+        storage: Where all files of runs and searches are kept: a folder that all machines of the
+            cluster see, or an address such as s3://BUCKET/FOLDER. With an address, the folders in
+            `home` are only working copies. None is `home`.
     """
 
     home: Path
@@ -34,13 +44,16 @@ class Context:
     ray_address: str | None
     cache: CacheSettings
     ui: str
+    storage: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Context:
         """Reads TESSERA_HOME, MLFLOW_TRACKING_URI, RAY_ADDRESS, TESSERA_CACHE,
-        TESSERA_CACHE_SIZE, XDG_CACHE_HOME and TESSERA_UI; an empty variable counts as unset.
+        TESSERA_CACHE_SIZE, XDG_CACHE_HOME, TESSERA_UI and TESSERA_STORAGE; an empty variable counts
+        as unset.
 
-        Raises UsageError if TESSERA_CACHE_SIZE is not a valid size.
+        Raises UsageError if TESSERA_CACHE_SIZE is not a valid size, or TESSERA_STORAGE not a
+        location that can be written.
         """
         home = Path(environ.get("TESSERA_HOME") or ".tessera").expanduser().absolute()
         return cls(
@@ -49,17 +62,44 @@ class Context:
             ray_address=environ.get("RAY_ADDRESS") or None,
             cache=_cache_settings(environ),
             ui=environ.get("TESSERA_UI") or mlflow_runs.DEFAULT_UI,
-        )
+        ).with_storage(environ.get("TESSERA_STORAGE") or None)
+
+    def with_storage(self, storage: str | None) -> Context:
+        """The same settings with another storage; None changes nothing. Raises UsageError if it is
+        not a location that can be written."""
+        if storage is None:
+            return self
+        location = absolute_location(storage)
+        scheme, rest = split_location(location)
+        if scheme in WEB_SCHEMES:
+            raise UsageError(
+                f"{storage} can't be the storage of runs: a web server can't be written",
+                hint="use a folder or an address such as s3://BUCKET/FOLDER",
+            )
+        if scheme == "file":
+            location = str(file_path(location, rest))
+        return replace(self, storage=location)
+
+    @property
+    def remote_storage(self) -> str:
+        """The address of an object store, without a slash at its end; empty if runs are kept in a
+        folder."""
+        is_address = self.storage is not None and bool(split_location(self.storage)[0])
+        return (self.storage or "").rstrip("/") if is_address else ""
+
+    @property
+    def _folder(self) -> Path:
+        return self.home if self.storage is None or self.remote_storage else Path(self.storage)
 
     @property
     def runs_dir(self) -> Path:
         """The folder with one subfolder per training."""
-        return self.home / "runs"
+        return self._folder / "runs"
 
     @property
     def searches_dir(self) -> Path:
         """The folder with one subfolder per search."""
-        return self.home / "searches"
+        return self._folder / "searches"
 
     @property
     def reports_dir(self) -> Path:

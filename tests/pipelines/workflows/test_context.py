@@ -115,3 +115,27 @@ def test_an_invalid_size_is_reported_in_one_line_without_a_traceback(
     done = call("families")
     assert (done.status, done.out) == (2, "")
     assert "TESSERA_CACHE_SIZE=much is not a valid size" in done.err
+
+
+def test_runs_are_kept_in_the_home_folder_in_another_folder_or_at_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = {"TESSERA_HOME": str(tmp_path / "home")}
+    plain = Context.from_environment(home)
+    assert (plain.runs_dir, plain.remote_storage) == (tmp_path / "home" / "runs", "")
+    for where in ("shared", f"file://{tmp_path}/shared"):
+        folder = Context.from_environment({**home, "TESSERA_STORAGE": where})
+        assert (folder.runs_dir, folder.remote_storage) == (tmp_path / "shared" / "runs", "")
+        assert folder.searches_dir == tmp_path / "shared" / "searches"
+    remote = plain.with_storage("s3://bucket/tessera/")
+    assert remote.remote_storage == "s3://bucket/tessera"
+    assert remote.runs_dir == plain.runs_dir, "a working copy"
+    assert remote.with_storage(None) == remote
+
+
+def test_a_storage_that_cant_be_written_is_refused() -> None:
+    with pytest.raises(UsageError, match="a web server can't be written"):
+        Context.from_environment({"TESSERA_STORAGE": "https://host/runs"})
+    with pytest.raises(UsageError, match="has a scheme that is not supported"):
+        Context.from_environment({"TESSERA_STORAGE": "pipe:ls"})
