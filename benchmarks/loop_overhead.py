@@ -23,6 +23,7 @@ from pipelines.data.packing import pack
 from pipelines.interfaces import NullEmit, World
 from pipelines.recipe import Recipe
 from pipelines.training import optim
+from pipelines.training.checkpoint_store import CheckpointFolder
 from pipelines.training.evaluator import autocast
 from pipelines.training.hardware import describe as hardware
 from pipelines.training.setup import open_setup
@@ -50,7 +51,7 @@ def ours(recipe: Recipe, folder: Path) -> float:
         validate=lambda module, epoch: {"accuracy": 0.0},
         world=World(),
         emit=NullEmit(),
-        folder=folder,
+        store=CheckpointFolder(folder, NullEmit(), keep=recipe.checkpoint.keep),
     )
     trainer.train_epoch()
     seconds = 0.0

@@ -173,6 +173,8 @@ def environment_for_job(local: bool) -> dict[str, str]:
     # An address of this machine would mean another machine there: the cluster has its own.
     if host and (local or host not in ("localhost", "127.0.0.1", "::1")):
         environment["MLFLOW_TRACKING_URI"] = tracking
+    if storage := Context.from_environment().storage:
+        environment["TESSERA_STORAGE"] = storage
     if local:
         environment["TESSERA_HOME"] = str(Context.from_environment().home)
     if commit := git("rev-parse", "HEAD"):

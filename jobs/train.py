@@ -11,6 +11,7 @@ import click
 from jobs.cli import run as run_command
 from jobs.shared import completion
 from jobs.shared.settings_options import SettingsCommand, settings_options
+from jobs.shared.storage_option import settings_with, storage_option
 
 if TYPE_CHECKING:
     from pipelines.training.driver import Outcome
@@ -54,6 +55,7 @@ GROUP = "training"
 @click.option("--model", help="Name in the registry; by default the data set's.")
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
 @click.option("--resume", metavar="RUN", help="Resume this run, by its name or MLflow run ID.")
+@storage_option
 @click.option("--dry-run", is_flag=True, help="Check and print what would be trained, and stop.")
 @click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -67,6 +69,7 @@ def command(
     model: str | None,
     experiment: str,
     resume: str | None,
+    storage: str | None,
     dry_run: bool,
     verbose: bool,
     as_json: bool,
@@ -83,6 +86,7 @@ def command(
     changes = dict(map(recipes.parse_override, overrides))
     if wait_seconds is not None:
         changes["workers.wait_seconds"] = wait_seconds
+    context = settings_with(storage)
     if resume:
         if what or variant or model:
             raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")
@@ -94,12 +98,15 @@ def command(
             experiment=experiment,
             verbose=verbose,
             progress=not as_json,
+            context=context,
         )
         return _show(outcome, as_json)
     if not what:
         raise UsageError("nothing to train", hint="name a family or a recipe: tessera families")
     if dry_run:
-        plan = train.plan(what, data=data, variant=variant, workers=workers, set=changes)
+        plan = train.plan(
+            what, data=data, variant=variant, workers=workers, set=changes, context=context
+        )
         return _show_plan(plan, as_json)
     outcome = train.train(
         what,
@@ -111,6 +118,7 @@ def command(
         experiment=experiment,
         verbose=verbose,
         progress=not as_json,
+        context=context,
     )
     return _show(outcome, as_json)
 

@@ -9,6 +9,7 @@ import click
 from jobs.cli import run as run_command
 from jobs.shared import completion
 from jobs.shared.settings_options import SettingsCommand, settings_options
+from jobs.shared.storage_option import settings_with, storage_option
 
 if TYPE_CHECKING:
     from pipelines.workflows.tune import SearchResult
@@ -81,6 +82,7 @@ GROUP = "training"
 @click.option("--model", help="Name in the registry; by default the data set's.")
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
 @click.option("--resume", metavar="SEARCH", help="Resume this search.")
+@storage_option
 @click.option("--verbose", is_flag=True, help="Show Ray's output, and tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -102,6 +104,7 @@ def command(
     model: str | None,
     experiment: str,
     resume: str | None,
+    storage: str | None,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -113,13 +116,19 @@ def command(
     from pipelines import recipe as recipes
     from pipelines.workflows import tune
 
+    context = settings_with(storage)
     if resume:
         if what or data:
             raise UsageError(
                 "--resume uses the recipe and the data of the search", hint="leave it out"
             )
         result = tune.resume(
-            resume, refit=refit, model=model, verbose=verbose, progress=not as_json
+            resume,
+            refit=refit,
+            model=model,
+            verbose=verbose,
+            progress=not as_json,
+            context=context,
         )
         return _show(result, as_json)
     if not what:
@@ -146,6 +155,7 @@ def command(
         experiment=experiment,
         verbose=verbose,
         progress=not as_json,
+        context=context,
     )
     return _show(result, as_json)
 

@@ -22,7 +22,8 @@ Result = TypeVar("Result")
 Work: TypeAlias = Callable[[Payload, World, Emit], Result]
 """What every worker runs. Payload and result are pickled; the result of rank 0 is kept."""
 
-FLUSH_SECONDS = 60.0
+FLUSH_SECONDS = 600.0
+"""Longer than a run's storage may be down: with one, a flush waits until it has the events."""
 
 
 def run_local(work: Work[Payload, Result], payload: Payload, emit: Emit) -> Result:

@@ -14,8 +14,10 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from models.core.errors import TesseraError
 from pipelines.interfaces import Point, Tracker
 from pipelines.storage.atomic import write_atomic
 from pipelines.tracking.events import Event, read_events, to_json_values
@@ -39,6 +41,9 @@ class Uploader:
     step) is delivered once: the first line in the file counts, so steps that are repeated after a
     restart don't appear twice. The offset up to which events were delivered is saved beside the
     log, and a new Uploader and its listeners resume there. A listener that raises is removed.
+
+    `readable` returns the bytes of the log that may be delivered to the tracker; by default all.
+    `fetch` is called with the path of a file that an event names and that isn't here.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Uploader:
         is_permanent: Callable[[BaseException], bool],
         listeners: Sequence[Callable[[Event], None]] = (),
         interval_seconds: float = 1.0,
+        readable: Callable[[], int] | None = None,
+        fetch: Callable[[str], None] | None = None,
     ) -> None:
         self._path = log_path
         self._listeners = list(listeners)
@@ -56,7 +63,16 @@ class Uploader:
         self._done = threading.Event()
         # Two channels, so that an image that can't be stored never delays a metric.
         self._channels = [
-            _Channel(log_path, kinds, tracker, is_permanent, self._notices.put, interval_seconds)
+            _Channel(
+                log_path,
+                kinds,
+                tracker,
+                is_permanent,
+                self._notices.put,
+                interval_seconds,
+                readable,
+                fetch,
+            )
             for kinds in (("metrics", "tags"), ("artifact", "image"))
         ]
         self._listener_thread = threading.Thread(
@@ -115,6 +131,8 @@ class _Channel(threading.Thread):
         is_permanent: Callable[[BaseException], bool],
         notify: Callable[[Event], None],
         interval_seconds: float,
+        readable: Callable[[], int] | None,
+        fetch: Callable[[str], None] | None,
     ) -> None:
         super().__init__(name=f"upload-{kinds[0]}", daemon=True)
         self._path = log_path
@@ -123,6 +141,7 @@ class _Channel(threading.Thread):
         self._is_permanent = is_permanent
         self._notify = notify
         self._interval_seconds = interval_seconds
+        self._readable, self._fetch = readable, fetch
         self._offset_path = log_path.with_name(f"{log_path.name}.{kinds[0]}.offset")
         self._seen = SeenSteps()
         self._failing_since: float | None = None
@@ -152,7 +171,11 @@ class _Channel(threading.Thread):
         """Delivers all new events; False if the deadline of `close` has passed."""
         points: list[Point] = []
         end = self.offset
-        for event, end in read_events(self._path, self.offset):
+        readable = self._readable() if self._readable else None
+        for event, after in read_events(self._path, self.offset):
+            if readable is not None and after > readable:
+                break
+            end = after
             if event["kind"] not in self._kinds:
                 continue
             if event["kind"] == "metrics":
@@ -221,6 +244,9 @@ class _Channel(threading.Thread):
         path = (folder / event["path"]).resolve()
         if not path.is_relative_to(folder):
             raise ValueError(f"{event['path']} lies outside of the run's folder")
+        if not path.exists() and self._fetch is not None:
+            with suppress(TesseraError):
+                self._fetch(event["path"])
         if not path.exists():
             raise FileNotFoundError(f"{event['path']} doesn't exist any more")
         if event["kind"] == "image":

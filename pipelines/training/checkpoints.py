@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,9 +193,14 @@ def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
     """Removes all but the newest `keep` checkpoints and the best, and parts of crashed writes."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
-        if best_step is None or path.name != name_of(best_step):
-            shutil.rmtree(path, ignore_errors=True)
+    for name in outdated([path.name for path in folder.glob("step-*")], keep, best_step):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def outdated(names: Iterable[str], keep: int, best_step: int | None) -> list[str]:
+    """The names of all checkpoints but the newest `keep` and the best."""
+    older = sorted(names, reverse=True)[keep:]
+    return [name for name in older if best_step is None or name != name_of(best_step)]
 
 
 def write_model(checkpoint: Path, target: Path) -> str:

@@ -21,12 +21,11 @@ from pipelines.interfaces import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
 from pipelines.storage.base import cache_payload
 from pipelines.storage.retry import RetryPolicy, retry_call
-from pipelines.tracking.events import EventLog
 from pipelines.tracking.uploader import Uploader
-from pipelines.training import checkpoints, registration
+from pipelines.training import checkpoints, registration, run_files
 from pipelines.training.payload import TrainingPayload, TrainingSummary
 from pipelines.training.registration import SaveExportable
-from pipelines.training.run import CHECKPOINTS, PICTURES, Run, history, median_speed
+from pipelines.training.run import PICTURES, Run, history, median_speed
 from pipelines.training.setup import TrainingSetup
 from pipelines.visuals import plots
 
@@ -108,6 +107,8 @@ def launch(
     `train`."""
     registered: list[Version] = []
 
+    files = run_files.of(run)
+
     def register(best: Path, summary: TrainingSummary) -> None:
         once = partial(
             registration.register,
@@ -120,6 +121,7 @@ def launch(
             tags or {},
         )
         registered.append(_register_with_retries(once, run))
+        files.publish_model()
 
     result = train(
         run,
@@ -164,19 +166,29 @@ def train(
     """
     run = replace(run, run_id=tracker.run_id)
     run.write()
+    files = run_files.of(run)
+    files.begin()
     _log_start(run, setup, tracker, tags or {})
-    event_log = EventLog(run.event_log)
-    uploader = Uploader(run.event_log, tracker, listeners=listeners, is_permanent=is_permanent)
+    event_log = files.open_log(listeners)
+    uploader = Uploader(
+        run.event_log,
+        tracker,
+        listeners=listeners,
+        is_permanent=is_permanent,
+        readable=files.readable,
+        fetch=files.fetch,
+    )
     uploader.start()
     status, delivery_seconds = "FAILED", DELIVERY_SECONDS
     failed_events = 0
     try:
         payload = _payload(run, setup, until_epoch)
         summary = execute(payload, StoppableEmit(event_log, stop) if stop else event_log)
-        best = run.folder / CHECKPOINTS / summary.checkpoint
-        _check_recipe(best.with_name(summary.newest), setup.recipe)
+        best = files.checkpoint(summary.checkpoint)
+        _check_recipe(files.checkpoint(summary.newest), setup.recipe)
         _check_recipe(best, setup.recipe, run.changing)
         if summary.ended:
+            files.fetch_sample_log(setup.recipe)
             _draw_curves(run, event_log)
             if conclude is not None:
                 conclude(best, summary)
@@ -188,6 +200,7 @@ def train(
         status, delivery_seconds = "KILLED", INTERRUPTED_DELIVERY_SECONDS
         raise
     finally:
+        files.close_log(delivery_seconds)
         failed_events = uploader.close(delivery_seconds)
         event_log.close()
         if status != "RUNNING":
@@ -210,6 +223,8 @@ def _payload(run: Run, setup: TrainingSetup, until_epoch: int | None) -> Trainin
         until_epoch=until_epoch,
         changing=run.changing,
         cache=cache_payload(),
+        storage=run.storage,
+        shared_file="run.json",
     )
 
 

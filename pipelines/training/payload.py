@@ -21,10 +21,13 @@ class TrainingPayload:
     Args:
         recipe: With the digest of its data set.
         card: Of the data set. Sent along, so that no worker has to read it again.
-        run_dir: Folder of the run, which all workers see under the same path.
+        run_dir: Folder of the run. Without `storage` all workers see it under the same path; with
+            one it holds the machine's working copies.
         until_epoch: Stop after this epoch although the recipe has more; None to train to the end.
         changing: Paths of settings that may differ from the checkpoint that is resumed.
         cache: Where copies of remote shards lie, as `cache_payload` gives it.
+        storage: Address of the run's files in an object store; empty if `run_dir` has them.
+        shared_file: A file in `run_dir` that every worker must see, if there is no `storage`.
     """
 
     recipe: Recipe
@@ -33,6 +36,8 @@ class TrainingPayload:
     until_epoch: int | None = None
     changing: tuple[str, ...] = ()
     cache: Mapping[str, Any] = field(default_factory=dict)
+    storage: str = ""
+    shared_file: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipelines.interfaces import Registry, Tracker, Version
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import State
 from pipelines.training.payload import TrainingSummary
-from pipelines.training.run import Run
+from pipelines.training.run import MODEL, Run
 from pipelines.training.setup import data_spec
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def register(
             best.name,
         ):
             return version
-    target = run.folder / "model"
+    target = run.folder / MODEL
     if target.exists():  # left by a driver that died while registering
         shutil.rmtree(target)
     state = checkpoints.load(best)

@@ -29,9 +29,11 @@ from pipelines.recipe import Recipe
 from pipelines.storage.atomic import write_json_atomic
 from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking.events import read_events
+from pipelines.training.run_storage import RunStorage, address_of
 
 CHECKPOINTS = "checkpoints"
 JUDGE = "judge"
+MODEL = "model"
 PICTURES = "pictures"
 """Folders within a run's folder."""
 
@@ -46,6 +48,8 @@ class Run:
         run_id: Id in the tracking service; empty before it was tracked.
         resumed: Whether the folder existed before.
         changing: Paths of settings that may change while it trains: those of a population member.
+        storage: Address of its files in an object store, of which `folder` then has working copies;
+            empty if `folder` is where they are kept.
     """
 
     folder: Path
@@ -54,6 +58,7 @@ class Run:
     run_id: str = ""
     resumed: bool = False
     changing: tuple[str, ...] = ()
+    storage: str = ""
 
     @property
     def event_log(self) -> Path:
@@ -79,12 +84,14 @@ class Lockable(Protocol):
     def name(self) -> str: ...
 
 
-def create(root: Path, recipe: Recipe, *, model: str, stamp: str) -> Run:
-    """Creates the folder of a new training; `stamp` is the time in its name."""
+def create(root: Path, recipe: Recipe, *, model: str, stamp: str, storage: str = "") -> Run:
+    """Creates the folder of a new training; `stamp` is the time in its name. `storage` is the
+    address below which the files of all runs are, if that isn't `root`."""
     name = f"{recipe.family}-{model}-{stamp}-{secrets.token_hex(2)}"
     folder = root / name
     folder.mkdir(parents=True)
-    return _write_new(Run(folder, name, model), recipe)
+    run = Run(folder, name, model, storage=address_of(storage, "runs", name))
+    return _write_new(run, recipe)
 
 
 def find_or_create(
@@ -123,8 +130,12 @@ def discard_untracked(run: Run) -> None:
         shutil.rmtree(run.folder)
 
 
-def find(root: Path, ref: str) -> Run:
-    """A run by its name or its id in the tracking service. Raises TesseraError without one."""
+def find(root: Path, ref: str, storage: str = "") -> Run:
+    """A run by its name or its id in the tracking service. One that is only in `storage`, where the
+    files of all runs may be, is found too; then its folder has a copy of its recipe. Raises
+    TesseraError without one."""
+    if storage:
+        return _find_stored(root, ref, storage)
     known = {}
     for file in sorted(root.glob("*/run.json")):
         run = _read(file)
@@ -133,6 +144,24 @@ def find(root: Path, ref: str) -> Run:
         known[run.name] = run
     if not known:
         raise TesseraError(f"there is no run {ref!r}: {root} has no runs yet")
+    raise unknown("run", ref, known)
+
+
+def _find_stored(root: Path, ref: str, storage: str) -> Run:
+    runs = RunStorage.open(f"{storage}/runs")
+    known = runs.storage.folders()
+    candidates = [ref] if ref in known else known  # an id is in the runs' own files
+    for name in candidates:
+        folder = root / name
+        if runs.storage.size(f"{name}/run.json") is None:
+            continue
+        content = json.loads(runs.storage.read(f"{name}/run.json"))
+        if ref in (name, content["run_id"]):
+            for file in ("recipe.json", "run.json"):
+                runs.fetch_file(f"{name}/{file}", folder / file)
+            return replace(_read(folder / "run.json"), storage=address_of(storage, "runs", name))
+    if not known:
+        raise TesseraError(f"there is no run {ref!r}: {storage} has no runs yet")
     raise unknown("run", ref, known)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,9 +65,12 @@ class RunStorage:
 
     # ── folders with a manifest ──────────────────────────────────────────────────────────────
 
-    def publish_folder(self, folder: Path, path: str) -> None:
+    def publish_folder(
+        self, folder: Path, path: str, *, complete: Callable[[], None] | None = None
+    ) -> None:
         """Uploads a folder that has a manifest. One that is there already, complete and with the
-        same content, is left as it is; any other is replaced."""
+        same content, is left as it is; any other is replaced. `complete` is called when all files
+        but the manifest are there."""
         raw = (folder / MANIFEST).read_bytes()
         present = self.storage.names(path)
         if f"{path}/{MANIFEST}" in present:
@@ -79,6 +82,8 @@ class RunStorage:
             self.storage.remove(f"{path}/{stale}")
         for name in wanted:
             self.storage.upload(folder / name, f"{path}/{name}")
+        if complete is not None:
+            complete()
         self.storage.upload(folder / MANIFEST, f"{path}/{MANIFEST}")
 
     def complete_folders(self, path: str) -> tuple[list[str], list[str]]:

@@ -13,7 +13,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,6 +24,7 @@ from models.core.family import Batch, BatchRng
 from pipelines.data.loading.loaders import TrainStep
 from pipelines.interfaces import Emit, World
 from pipelines.training import checkpoints, distributed, optim
+from pipelines.training.checkpoint_store import CheckpointFolder
 from pipelines.training.checkpoints import Progress, State
 from pipelines.training.evaluator import autocast, to_device
 from pipelines.training.sample_log import SampleLog
@@ -70,7 +70,7 @@ class Trainer:
         validate: Validate,
         world: World,
         emit: Emit,
-        folder: Path,
+        store: CheckpointFolder,
         state: State | None = None,
         on_first_batch: Callable[[Batch], None] | None = None,
         sample_log: SampleLog | None = None,
@@ -78,7 +78,7 @@ class Trainer:
     ) -> None:
         """
         Args:
-            folder: Where checkpoints are written.
+            store: Where checkpoints are saved.
             state: A checkpoint to continue from.
             on_first_batch: Called on rank 0 with the first transformed batch of the training.
             sample_log: Records the samples of each step.
@@ -87,7 +87,7 @@ class Trainer:
         """
         self.setup, self.recipe, self.family = setup, setup.recipe, setup.family
         self.loader, self.validate, self.world, self.emit = loader, validate, world, emit
-        self.folder, self.on_first_batch, self.sample_log = folder, on_first_batch, sample_log
+        self.store, self.on_first_batch, self.sample_log = store, on_first_batch, sample_log
         self.config = self.recipe.config()
         self.precision = resolve_precision(self.recipe.train.precision, world.device)
         self.transform = self.family.augment(self.recipe.augment_settings(), setup.data, train=True)
@@ -182,6 +182,7 @@ class Trainer:
         self.images_per_second = means.images_per_second
         if not self.world.leads:
             return
+        self.store.raise_failure()
         rates = {f"train/lr/{p}": o.param_groups[0]["lr"] for p, o in self.optimizers.items()}
         if len(rates) == 1:
             rates = {"train/lr": next(iter(rates.values()))}
@@ -214,15 +215,16 @@ class Trainer:
             self._emit_metrics(progress.epoch, {**values, "val/seconds": seconds})
 
     def save_checkpoint(self) -> None:
-        """Commits: when this returns on any rank, the checkpoint is complete and all earlier events
-        are on disk. Called by all ranks."""
+        """Saves a checkpoint; see `CheckpointFolder.save` for when it is committed. Called by all
+        ranks."""
         self._average_buffers()
         weights = self.eval_module.state_dict()
         self._check_weights()
+        if self.sample_log:
+            self.sample_log.publish()
+            distributed.broadcast(None, self.world)  # collective: a checkpoint implies these lines
         if self.world.leads:
-            self.emit.flush()
-            path = checkpoints.save(
-                self.folder,
+            self.store.save(
                 weights=weights,
                 training=self.module.state_dict() if self.ema else None,
                 optimizers=self.optimizers,
@@ -230,11 +232,7 @@ class Trainer:
                 card=self.setup.card,
                 progress=self.progress,
             )
-            checkpoints.prune(
-                self.folder, keep=self.recipe.checkpoint.keep, best_step=self.progress.best_step
-            )
-            self.emit({"kind": "checkpoint", "path": path.name, "step": self.progress.step})
-        distributed.broadcast(None, self.world)  # collective: no rank runs ahead of the commit
+        distributed.broadcast(None, self.world)  # collective: no rank runs ahead of the save
 
     @property
     def eval_module(self) -> nn.Module:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
 
+from models.core.errors import TesseraError
 from models.core.family import Judge
 from pipelines import recipe as recipes
 from pipelines import tag_names
@@ -23,7 +25,9 @@ from pipelines.data.loading.source import LoadingOptions
 from pipelines.interfaces import Emit, World
 from pipelines.recipe import Recipe
 from pipelines.storage.base import use_cache_of
+from pipelines.tracking.published_log import EmitFiles
 from pipelines.training import checkpoints, distributed, hardware
+from pipelines.training.checkpoint_store import CheckpointFolder, PublishedCheckpoints
 from pipelines.training.checkpoints import Progress, State
 from pipelines.training.evaluator import (
     Evaluator,
@@ -35,6 +39,7 @@ from pipelines.training.judge import open_judge
 from pipelines.training.payload import TrainingPayload, TrainingSummary
 from pipelines.training.previews import PreviewLogger
 from pipelines.training.run import CHECKPOINTS, JUDGE
+from pipelines.training.run_storage import RunStorage, scratch_folder
 from pipelines.training.sample_log import SampleLog
 from pipelines.training.setup import TrainingSetup
 from pipelines.training.shared_cache import share_pixels
@@ -47,10 +52,11 @@ def run(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummary:
     use_cache_of(payload.cache)
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
     setup = TrainingSetup.of(payload.recipe, payload.card)
-    checkpoint_dir = payload.run_dir / CHECKPOINTS
-    state = _resume(checkpoint_dir, setup.recipe, world, emit, payload.changing)
-    previews = PreviewLogger(setup, payload.run_dir, emit)
-    validation = _Validation(setup, world, payload.run_dir)
+    files = _Files.of(payload, emit)
+    emit = files.emit
+    state = _resume(files.checkpoints, setup.recipe, world, emit, payload.changing)
+    previews = PreviewLogger(setup, files.run_dir, emit)
+    validation = _Validation(setup, world, files.run_dir)
 
     def validate(module: nn.Module, epoch: int) -> Mapping[str, float]:
         predictions = validation.predict(module)
@@ -70,24 +76,63 @@ def run(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummary:
         validate=validate,
         world=world,
         emit=emit,
-        folder=checkpoint_dir,
+        store=files.checkpoints,
         state=state,
         on_first_batch=previews.training_samples,
-        sample_log=_open_sample_log(setup.recipe, payload.run_dir, world, state),
+        sample_log=_open_sample_log(setup.recipe, files, world, state),
         until_epoch=payload.until_epoch,
     )
     progress = trainer.train()
+    if world.leads:
+        files.checkpoints.wait()
+    distributed.broadcast(None, world)  # collective: the last checkpoint is committed
     summary = _summary(trainer, progress)
     if not summary.ended:
         return summary
     module = setup.build_module().to(world.device)
-    module.load_state_dict(checkpoints.load(checkpoint_dir / summary.checkpoint).weights)
+    module.load_state_dict(files.checkpoints.load(summary.checkpoint).weights)
     predictions = validation.predict(module)
     if predictions is None:
         return summary
     previews.outcome(validation.evaluator(module), predictions)
     emit.flush()
     return dataclasses.replace(summary, metrics=validation.metrics(predictions))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Where this worker's files are: the folder of the run, or this machine's copy of it."""
+
+    run_dir: Path
+    emit: Emit
+    checkpoints: CheckpointFolder
+    storage: RunStorage | None = None
+
+    @classmethod
+    def of(cls, payload: TrainingPayload, emit: Emit) -> _Files:
+        keep = payload.recipe.checkpoint.keep
+        if not payload.storage:
+            _check_shared(payload)
+            folder = payload.run_dir / CHECKPOINTS
+            return cls(payload.run_dir, emit, CheckpointFolder(folder, emit, keep=keep))
+        run_dir = scratch_folder(payload.run_dir)
+        storage = RunStorage.open(payload.storage, has_responded=True)
+        if payload.recipe.judge:
+            storage.fetch_folder(JUDGE, run_dir / JUDGE)
+        emit = EmitFiles(emit, run_dir)
+        store = PublishedCheckpoints(run_dir / CHECKPOINTS, emit, storage, keep=keep)
+        return cls(run_dir, emit, store, storage)
+
+
+def _check_shared(payload: TrainingPayload) -> None:
+    """Raises TesseraError if this machine doesn't see the run's folder: one that joined the cluster
+    after `cluster.shared_folder` asked all of them."""
+    if payload.shared_file and not (payload.run_dir / payload.shared_file).exists():
+        raise TesseraError(
+            f"the machine {socket.gethostname()} doesn't see {payload.run_dir}, so what is trained "
+            "would be lost",
+            hint="keep runs in an object store: --storage s3://BUCKET/FOLDER, or TESSERA_STORAGE",
+        )
 
 
 class _Validation:
@@ -158,10 +203,13 @@ def _summary(trainer: Trainer, progress: Progress) -> TrainingSummary:
 
 
 def _open_sample_log(
-    recipe: Recipe, run_dir: Path, world: World, state: State | None
+    recipe: Recipe, files: _Files, world: World, state: State | None
 ) -> SampleLog | None:
+    if not recipe.data.sample_log:
+        return None
     step = state.progress.step if state else 0
-    return SampleLog(run_dir, world, step=step) if recipe.data.sample_log else None
+    storage = files.storage.storage if files.storage else None
+    return SampleLog(files.run_dir, world, step=step, storage=storage)
 
 
 def _train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
@@ -195,22 +243,19 @@ def _reading_options(recipe: Recipe) -> LoadingOptions:
 
 
 def _resume(
-    folder: Path, recipe: Recipe, world: World, emit: Emit, changing: Sequence[str]
+    store: CheckpointFolder, recipe: Recipe, world: World, emit: Emit, changing: Sequence[str]
 ) -> State | None:
     """The newest intact checkpoint, chosen by rank 0 and read by every rank; None without one.
     Raises UsageError if it was made with other settings."""
     name = None
     if world.leads:
-        folder.mkdir(parents=True, exist_ok=True)
-        state, notices = checkpoints.newest(folder)
-        for line in notices:
-            emit({"kind": "notice", "text": line})
+        state = store.newest()
         name = state.path.name if state else None
         if state:
             emit({"kind": "resume", "checkpoint": name, **dataclasses.asdict(state.progress)})
     name = distributed.broadcast(name, world)
     if name is None:
         return None
-    state = checkpoints.load(folder / name)
+    state = store.load(name)
     recipes.check_resumable(state.recipe, recipe, changing)
     return state

@@ -90,7 +90,9 @@ def train(
     name = model_name(setup.recipe, setup.card) if model is None else model
     mlflow_registry.check_name(name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = training_run.create(context.runs_dir, setup.recipe, model=name, stamp=stamp)
+    run = training_run.create(
+        context.runs_dir, setup.recipe, model=name, stamp=stamp, storage=context.remote_storage
+    )
     try:
         return execute(
             context,
@@ -134,7 +136,7 @@ def resume(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    existing = training_run.find(context.runs_dir, run)
+    existing = training_run.find(context.runs_dir, run, context.remote_storage)
     changes = _changes(set, workers)
     if data:
         changes["data.path"] = absolute_location(os.fspath(data))
@@ -276,7 +278,7 @@ def execute(
     """Trains a run from its newest checkpoint to its last epoch, and registers it."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from pipelines.cluster import connection
+    from pipelines.cluster import connection, shared_folder
     from pipelines.tracking import mlflow_model, mlflow_runs
     from pipelines.training import driver as training_driver
     from pipelines.training import run as training_run
@@ -305,6 +307,8 @@ def execute(
             verbose=verbose,
             say=lambda text: listener({"kind": "notice", "text": text}),
         ) as execute_work:
+            if group.workers and not run.storage:
+                shared_folder.check_shared(run.folder, cpus=group.cpus)
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / training_run.JUDGE)
             tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)
