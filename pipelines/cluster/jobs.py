@@ -1,13 +1,12 @@
-"""A Ray cluster as a service: the command of its head, its jobs, a function on one of its workers.
+"""A Ray cluster as a service: the command of its head, and its jobs.
 
-In: addresses and commands as plain data. Out: a command line, a job's id, log and exit status, or a
-worker's result. Must not know what a job does, nor MLflow.
+In: addresses and commands as plain data. Out: a command line, or a job's id, log and exit status.
+Must not know what a job does, nor MLflow.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -17,18 +16,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from models.core.errors import TesseraError
-from pipelines.cluster.connection import Resources, cluster_resources
 
 PACKAGES = ("jobs", "models", "pipelines")
 """The folders of a checkout that travel with a job: no data, no `.env`, no history."""
 
 _REFUSED_SECONDS = 60
 """How long a cluster may refuse before following its log is given up."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -153,21 +149,3 @@ def _unreachable(address: str, error: BaseException) -> TesseraError:
         f"the Ray cluster at {address} can't be reached, or refuses: {lines[0]}",
         hint="see `tessera status`; its token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH",
     )
-
-
-def run_on_worker(address: str | None, function: Callable[[], Result]) -> tuple[Result, Resources]:
-    """Runs `function` in a task on a worker of the cluster at `address`, or of one that is started
-    here for it; returns its result and the cluster's resources.
-
-    Blocks as long as the cluster doesn't answer: call it in a process that you can end.
-    """
-    import ray
-
-    where = {"address": address} if address else {"address": "local", "include_dashboard": False}
-    ray.init(**where, log_to_driver=False, logging_level="ERROR")
-    try:
-        result: Result = ray.get(ray.remote(num_cpus=0)(function).remote())
-        return result, cluster_resources()
-    finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()

@@ -20,8 +20,8 @@ import s3_server
 from lab import Lab, Machine
 
 BUCKET = "data"
-DATA = f"s3://{BUCKET}/digits"
-MOST_WORKERS = 20
+DATA, STORAGE = f"s3://{BUCKET}/digits", f"s3://{BUCKET}/storage"
+MOST_WORKERS = 200
 S3_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT = 5733, 5000, 6379, 8265
 _TOKEN = "0123456789abcdef" * 4
 _READY_SECONDS = 180
@@ -61,6 +61,12 @@ print(json.dumps([
     for run in client.search_runs(ids)
 ]))
 """
+_AUTH = """[mlflow]
+default_permission = NO_PERMISSIONS
+database_uri = sqlite:////srv/auth.db
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
 _MAKE_BUCKET = f"import boto3; boto3.client('s3').create_bucket(Bucket={BUCKET!r})"
 
 
@@ -74,6 +80,7 @@ class Cluster:
     head: Machine
     laptop: Machine
     workers: list[Machine] = field(default_factory=list)
+    driver: Machine | None = None
     _added: int = 0
 
     # ── its parts ─────────────────────────────────────────────────────────────────────────────
@@ -82,12 +89,47 @@ class Cluster:
         program = f"{lab.CHECKOUT}/tests/support/s3_server.py"
         self.store.start(f"python {program} /srv/s3 {self.store.address} {S3_PORT}")
 
-    def start_mlflow(self) -> subprocess.Popen[bytes]:
-        return self.mlflow.start(
+    def kill_store(self) -> None:
+        """Kills the S3 server's process that answers requests; what it stores stays."""
+        self.store.run("pkill -KILL -x radosgw", check=True)
+
+    def restart_store(self) -> None:
+        self.store.start("radosgw -c /srv/s3/ceph.conf -n client.rgw -f", log="s3.again.log")
+
+    def kill_mlflow(self) -> None:
+        self.mlflow.run("pkill -KILL -f '[m]lflow.server'", check=True)
+
+    def start_mlflow(self) -> None:
+        self.mlflow.start(
             f"mlflow server --host 0.0.0.0 --port {MLFLOW_PORT} --workers 1 --allowed-hosts '*'"
             " --backend-store-uri sqlite:////srv/mlflow.db --artifacts-destination /srv/artifacts",
             {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
+
+    def start_secured_mlflow(self) -> dict[str, str]:
+        """Starts another MLflow server, which requires a login. Returns the environment of a client
+        who has one."""
+        port, password = MLFLOW_PORT + 1, "correct horse battery"
+        self.mlflow.run(f"cat > /srv/auth.ini <<'END'\n{_AUTH}\nEND", check=True)
+        self.mlflow.start(
+            f"mlflow server --host 0.0.0.0 --port {port} --workers 1 --allowed-hosts '*'"
+            " --app-name basic-auth --backend-store-uri sqlite:////srv/secured.db"
+            " --artifacts-destination /srv/secured",
+            {
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "MLFLOW_AUTH_CONFIG_PATH": "/srv/auth.ini",
+                "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret",
+            },
+            log="secured-mlflow.log",
+        )
+        uri = f"http://{self.mlflow.address}:{port}"
+        wait(lambda: self.lab.get(f"{uri}/health") is not None, "MLflow with a login")
+        return {
+            "MLFLOW_TRACKING_URI": uri,
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": password,
+        }
 
     def start_head(self) -> None:
         ports = f"--port={RAY_PORT} --dashboard-port={DASHBOARD_PORT} --dashboard-host=0.0.0.0"
@@ -101,6 +143,15 @@ class Cluster:
         self.workers.append(machine)
         return machine
 
+    def start_driver(self) -> Machine:
+        """A new machine without CPUs for Ray, on which `tessera train` can run as on a login node.
+        The one before it is killed."""
+        if self.driver:
+            self.driver.kill()
+        self.driver = self.lab.machine("driver")
+        self._start_ray(self.driver, f"--address={self.head.address}:{RAY_PORT}", cpus=0)
+        return self.driver
+
     def _start_ray(self, machine: Machine, options: str, *, cpus: int, gpus: int = 0) -> None:
         machine.start(
             f"ray start --block --disable-usage-stats --node-ip-address={machine.address}"
@@ -113,8 +164,9 @@ class Cluster:
         self.workers.remove(worker)
 
     def replace_head(self, *, workers: int) -> None:
-        """Kills the head with all workers, and starts a new Ray cluster at the same address."""
-        self.head.kill()
+        """Kills the head and all workers, and starts a new Ray cluster at the same address."""
+        if self.head.name in self.lab.machines:
+            self.head.kill()
         for worker in list(self.workers):
             self.kill(worker)
         self.head = self.lab.machine("head")
@@ -188,7 +240,9 @@ def cluster(
     """Starts a cluster. `shared`: TESSERA_HOME is one folder for all machines. `environment` is set
     on all machines."""
     numbered = [f"worker-{i}" for i in range(1, MOST_WORKERS + 1)]
-    with Lab(folder, ["s3", "mlflow", "head", "laptop", *numbered], shared=shared) as machines:
+    with Lab(
+        folder, ["s3", "mlflow", "head", "laptop", "driver", *numbered], shared=shared
+    ) as machines:
         addresses = machines.addresses
         machines.environment |= {
             "RAY_AUTH_MODE": "token",
