@@ -1,7 +1,7 @@
-"""A cluster whose machines share a folder for the runs: from data to a promoted model, and what
-survives when machines die.
+"""Trainings on machines that share a folder for the runs, and on machines that share none, whose
+runs are in an object store: from data to a promoted model, and what survives when machines die.
 
-The tests run in this order, on one cluster: the last one ends it.
+The tests of a kind run in this order on one cluster, which the last one ends.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from collections.abc import Iterator
 
 import cluster_lab
 import pytest
-from cluster_lab import DATA, Cluster
+from cluster_lab import DATA, STORAGE, Cluster
 
 TRAIN = f"tessera submit train cnn --data {DATA} --workers 2"
-EPOCHS = 90
+EPOCHS = 60
 """Long enough that a machine can be killed in the middle."""
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster_lab.cluster(tmp_path_factory.mktemp("lab"), workers=3, shared=True) as cluster:
+@pytest.fixture(scope="module", params=["shared folder", "object store"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("lab")
+    shared = request.param == "shared folder"
+    storage = {} if shared else {"TESSERA_STORAGE": STORAGE}
+    with cluster_lab.cluster(folder, workers=3, shared=shared, **storage) as cluster:
         packed = cluster.user(f"tessera pack digits --to {DATA}")
         assert packed.returncode == 0, packed.stderr
         yield cluster
@@ -37,17 +42,16 @@ def test_a_model_is_trained_registered_evaluated_and_promoted(cluster: Cluster) 
     (run,) = cluster.runs("one")
     assert run.status == "FINISHED"
     assert run.points == list(range(1, 9))
-    assert "registered" in cluster.user("tessera registry one").stdout
 
 
 def test_a_training_resumes_when_a_machine_dies(cluster: Cluster) -> None:
     training = cluster.start(f"{TRAIN} --epochs {EPOCHS} --model two", log="two.log")
-    cluster.wait_for_log("two.log", f"epoch 30/{EPOCHS}")
+    cluster.wait_for_log("two.log", f"epoch 20/{EPOCHS}")
     cluster.kill(cluster.training_machines()[0])
     status = cluster_lab.end_of(training, timeout_seconds=300)
     log = cluster.lab.log("two.log")
     assert status == 0, log
-    assert re.search("resuming from step-|going on from step-", log)
+    assert "resumed from step-" in log
     (run,) = cluster.runs("two")
     assert run.status == "FINISHED"
     assert run.points == list(range(1, EPOCHS + 1))
@@ -56,7 +60,7 @@ def test_a_training_resumes_when_a_machine_dies(cluster: Cluster) -> None:
 
 def test_a_run_resumes_on_another_cluster_when_the_head_dies(cluster: Cluster) -> None:
     training = cluster.start(f"{TRAIN} --epochs {EPOCHS} --model three", log="three.log")
-    cluster.wait_for_log("three.log", f"epoch 30/{EPOCHS}")
+    cluster.wait_for_log("three.log", f"epoch 20/{EPOCHS}")
     (name,) = re.findall(r"^run (\S+)", cluster.lab.log("three.log"), re.MULTILINE)
     cluster.replace_head(workers=2)
     assert cluster_lab.end_of(training, timeout_seconds=240) == 1
