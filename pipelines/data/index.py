@@ -18,6 +18,7 @@ no rows, however many shards it has, and rows are verified when they are read.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from models.core.errors import TesseraError
 from pipelines.data.card import MAX_KEY_LENGTH, SplitCard
 from pipelines.data.tar import damaged
 from pipelines.storage.base import Storage
@@ -43,6 +45,11 @@ FIELDS = [
 MAX_SAMPLE_BYTES = 1 << 30
 KEPT_SHARDS = 64
 """Number of shards whose rows are kept in memory."""
+FETCHED_BYTES = 64 << 20
+"""A remote index up to this size is fetched as one file. Of a larger one the rows of a shard are
+read when they are needed: a hundred million samples have an index of 6 GB, and fetching it on each
+of a thousand machines would delay a training by minutes."""
+_MAX_HEADER_BYTES = 4096
 _KEY_BYTES = np.zeros(256, bool)
 _KEY_BYTES[list(b"\0/-_~%0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
 Rows = np.ndarray[Any, Any]
@@ -97,15 +104,15 @@ class Index:
             raise damaged(
                 f"the card of {storage.where} has another number of samples than its shards"
             )
-        path = storage.fetch(card.index, size_bytes=card.index_bytes, sha256=card.index_sha256)
-        if not path.is_file():
-            raise damaged(f"{self._name} is missing")
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            raise damaged(f"{self._name} is missing") from None
+        self._storage, self._file = storage, -1
+        if storage.remote and card.index_bytes > FETCHED_BYTES:
+            size = storage.size(card.index)
+            if size is None:
+                raise damaged(f"{self._name} is missing")
+        else:
+            size = self._open(storage)
         self._kept: OrderedDict[int, Rows] = OrderedDict()
-        self._head, self._type = self._read_header(path)
+        self._head, self._type = self._read_header(size)
 
     def __len__(self) -> int:
         return self._card.samples
@@ -130,7 +137,7 @@ class Index:
         return rows
 
     def close(self) -> None:
-        """Closes the file. Rows can't be read afterwards."""
+        """Closes the local file, if there is one."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -139,15 +146,34 @@ class Index:
         if hasattr(self, "_file"):
             self.close()
 
-    def _read_header(self, path: Path) -> tuple[int, np.dtype[Any]]:
+    def _open(self, storage: Storage) -> int:
+        """Opens the index as a local file, and returns its size in bytes."""
+        card = self._card
+        path = storage.fetch(card.index, size_bytes=card.index_bytes, sha256=card.index_sha256)
+        if not path.is_file():
+            raise damaged(f"{self._name} is missing")
         try:
-            with path.open("rb") as file:
-                version = np.lib.format.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(version)
-                shape, _, kind = np.lib.format.read_array_header_1_0(file)
-                head = file.tell()
-                size = os.fstat(file.fileno()).st_size
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise damaged(f"{self._name} is missing") from None
+        return os.fstat(self._file).st_size
+
+    def _read_bytes(self, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of the index, fewer if a local file ends early."""
+        if self._file >= 0:
+            return os.pread(self._file, stop - start, start)
+        return self._storage.read_range(self._card.index, start, stop)
+
+    def _read_header(self, size: int) -> tuple[int, np.dtype[Any]]:
+        try:
+            file = io.BytesIO(self._read_bytes(0, min(size, _MAX_HEADER_BYTES)))
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(version)
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            head = file.tell()
+        except TesseraError:
+            raise
         except Exception:  # NumPy's parser raises almost any error on a damaged header
             raise damaged(f"{self._name} is not a valid index") from None
         width = kind["key"].itemsize if kind.names and "key" in kind.names else 0
@@ -163,7 +189,7 @@ class Index:
         card, where = self._card.shards[shard], f"{self._name}, shard {shard}"
         size = card.samples * self._type.itemsize
         start = self._head + int(self.starts[shard]) * self._type.itemsize
-        data = os.pread(self._file, size, start)
+        data = self._read_bytes(start, start + size)
         if len(data) != size or hashlib.sha256(data).hexdigest() != card.rows_sha256:
             raise damaged(f"{where}: checksum differs")
         rows = np.frombuffer(data, self._type)

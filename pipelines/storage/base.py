@@ -73,6 +73,9 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes:
         """Returns the content of a file of at most `MAX_READ_BYTES`."""
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Returns bytes `start` to `stop` of a file. Raises TesseraError if it ends earlier."""
+
     def size(self, path: str) -> int | None:
         """Returns the size of a file in bytes, or None if there is no regular file."""
 

@@ -37,6 +37,17 @@ class FolderStorage:
             raise TesseraError(f"{path} of {self.where} is larger than {MAX_READ_BYTES:,} bytes")
         return data
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        try:
+            with self._locate(path).open("rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
+        if len(data) != stop - start:
+            raise TesseraError(f"{path} of {self.where} ends before byte {stop:,}")
+        return data
+
     def size(self, path: str) -> int | None:
         try:
             status = self._locate(path).stat()

@@ -102,6 +102,13 @@ class RemoteStorage:
             )
         return b"".join(self._blocks(path, size))
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        check_path(path, self.where)
+        data = self._retry(path, partial(self._range, path, start, stop))
+        if len(data) != stop - start:
+            raise TesseraError(f"{path} of {self.where} ends before byte {stop:,}")
+        return data
+
     def size(self, path: str) -> int | None:
         check_path(path, self.where)
 
@@ -230,6 +237,12 @@ class RemoteStorage:
         for start in range(0, size_bytes, BLOCK_BYTES):
             stop = min(start + BLOCK_BYTES, size_bytes)
             yield self._retry(path, partial(self._block, path, start, stop, size_bytes), policy)
+
+    def _range(self, path: str, start: int, stop: int) -> bytes:
+        data = self._read(path, start, stop, self._policy.call_seconds)
+        if len(data) < stop - start and self._size(path, self._policy.call_seconds) >= stop:
+            raise TransientError(f"only {len(data):,} of {stop - start:,} bytes arrived")
+        return data
 
     def _block(self, path: str, start: int, stop: int, size_bytes: int) -> bytes:
         data = self._read(path, start, stop, self._policy.call_seconds)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_server import web_server
 from small_shards import reader_of, some, stored
 
 from models.core.errors import TesseraError
+from pipelines.data import index as index_module
 from pipelines.data import shards
 from pipelines.data.card import SplitCard
+from pipelines.data.index import Index
+from pipelines.storage.base import CacheSettings
+from pipelines.storage.http import HttpStorage
+from pipelines.storage.retry import RetryPolicy
 
 
 @pytest.fixture
@@ -37,6 +44,48 @@ def test_a_missing_or_damaged_index_is_reported(written: tuple[Path, SplitCard])
     (folder / card.index).write_bytes(index[:-1] + b"x")
     with pytest.raises(TesseraError, match=r"index train/index\.npy .*shard 2: checksum differs"):
         reader_of(folder, card).read(11)
+
+
+@pytest.fixture
+def remote(
+    written: tuple[Path, SplitCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, SplitCard, HttpStorage]]:
+    """The same shards behind a web server, and an index that is too large to be fetched."""
+    folder, card = written
+    monkeypatch.setattr(index_module, "FETCHED_BYTES", card.index_bytes - 1)
+    cache = CacheSettings(tmp_path / "cache", 10 << 20)
+    with web_server(folder) as port:
+        yield folder, card, HttpStorage(f"http://127.0.0.1:{port}", cache, RetryPolicy())
+
+
+def test_rows_of_a_large_remote_index_are_read_when_needed(
+    remote: tuple[Path, SplitCard, HttpStorage],
+) -> None:
+    folder, card, storage = remote
+    index, whole = Index(storage, card), np.load(folder / card.index)
+    shards, rows = index.gather(np.array([11, 0, 6]))
+    assert shards.tolist() == [2, 0, 1]
+    assert rows.tolist() == whole[[11, 0, 6]].tolist()
+    assert not list((folder / "cache").glob("[!.]*")), "the index was fetched whole"
+    (folder / card.index).unlink()
+    assert index.rows(0).tolist() == whole[:5].tolist(), "rows are kept"
+    with pytest.raises(TesseraError, match=r"index\.npy .*is missing"):
+        Index(storage, card)
+
+
+def test_a_damaged_row_of_a_large_remote_index_is_reported(
+    remote: tuple[Path, SplitCard, HttpStorage],
+) -> None:
+    folder, card, storage = remote
+    index = Index(storage, card)
+    data = (folder / card.index).read_bytes()
+    (folder / card.index).write_bytes(data[:-1] + b"x")
+    assert len(index.rows(1)) == 5
+    with pytest.raises(TesseraError, match=r"shard 2: checksum differs"):
+        index.rows(2)
+    (folder / card.index).write_bytes(data[:-1])
+    with pytest.raises(TesseraError, match=r"index\.npy .*(ends before|says 12 samples)"):
+        Index(storage, card).rows(2)
 
 
 def reindexed(folder: Path, card: SplitCard, index: np.ndarray) -> SplitCard:

@@ -49,6 +49,9 @@ def test_a_written_file_can_be_read(storage: Storage, tmp_path: Path) -> None:
     assert storage.names("train") == ["train/000000.tar"]
     assert storage.names("val") == []
     assert storage.read("card.json") == b"{}"
+    assert storage.read_range("train/000000.tar", 1, 3) == b"ar"
+    with pytest.raises(TesseraError, match="ends before byte 4"):
+        storage.read_range("train/000000.tar", 1, 4)
     assert storage.size("train/000000.tar") == 3
     assert storage.sizes(["train/000000.tar", "train/1.tar", "card.json"]) == {
         "train/000000.tar": 3,

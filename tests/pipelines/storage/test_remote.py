@@ -60,6 +60,13 @@ def test_a_server_that_never_responded_gets_few_attempts(cache: CacheSettings) -
         storage.read("card.json")
 
 
+def test_a_range_of_a_file_is_read(storage: HttpStorage, folder: Path) -> None:
+    (folder / "x").write_bytes(b"0123456789")
+    assert storage.read_range("x", 3, 7) == b"3456"
+    with pytest.raises(TesseraError, match="ends before byte 11"):
+        storage.read_range("x", 3, 11)
+
+
 def test_shards_are_prefetched_and_the_threads_end(
     storage: HttpStorage, wire: FaultyWire, cache: CacheSettings, folder: Path
 ) -> None:
