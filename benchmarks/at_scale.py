@@ -58,7 +58,7 @@ class Plan:
     shards: int = 100_000
     samples: int = 1000
     image_bytes: int = 110_000
-    store_requests: float = 5500.0
+    store_requests: float = 100_000.0
     store_gbits: float = 1000.0
     machine_gbits: float = 25.0
     gpu_hours: float = 16_384 * 54 * 24 / 419
@@ -96,16 +96,45 @@ def traffic(plan: Plan, machines: int, key_bytes: int = 20) -> dict[str, float]:
     blocks = math.ceil(shard_bytes / BLOCK_BYTES) + 1
     seconds = plan.shards * plan.samples / (machines * plan.gpus * plan.images_per_second)
     received = fetches * (shard_bytes + plan.samples * row_bytes)
+    requests, gbits = fetches * blocks / seconds, received * 8 / seconds / 1e9
+    limits = (
+        plan.store_requests / requests,
+        plan.store_gbits / gbits,
+        plan.machine_gbits * machines / gbits,
+    )
     return {
         "machines": machines,
         "samples": plan.samples,
         "epoch_seconds": seconds,
         "readers_per_shard": fetches / plan.shards,
-        "requests_per_second": fetches * blocks / seconds,
-        "store_gbits": received * 8 / seconds / 1e9,
-        "machine_gbits": received * 8 / seconds / 1e9 / machines,
+        "requests_per_second": requests,
+        "store_gbits": gbits,
+        "machine_gbits": gbits / machines,
+        "speed": min(1.0, *limits),
         "machine_window_gb": WINDOW * shard_bytes / 1e9,
         "index_gb": plan.shards * plan.samples * row_bytes / 1e9,
+    }
+
+
+def start(plan: Plan) -> dict[str, float]:
+    """What a resume asks of the store before the first step: on each machine the checkpoint, the
+    header of the index, and the shards of the first step with their rows. At the end of an epoch
+    one rank uploads a checkpoint; the rest is part of `traffic`."""
+    from pipelines.storage.remote import BLOCK_BYTES
+
+    shard_bytes = plan.samples * plan.image_bytes
+    shards = math.ceil(plan.gpus * plan.batch / plan.samples) + 1
+    requests = 2 + math.ceil(plan.checkpoint_bytes / BLOCK_BYTES)
+    requests += shards * (1 + math.ceil(shard_bytes / BLOCK_BYTES))
+    gbits = (plan.checkpoint_bytes + shards * shard_bytes) * 8 / 1e9
+    return {
+        "requests": requests * plan.machines,
+        "seconds": max(
+            requests * plan.machines / plan.store_requests,
+            gbits * plan.machines / plan.store_gbits,
+            gbits / plan.machine_gbits,
+        ),
+        "upload_seconds": plan.checkpoint_bytes * 8 / 1e9 / plan.machine_gbits,
     }
 
 
@@ -181,7 +210,8 @@ import json, sys, time
 from pathlib import Path
 from pipelines.data import card as cards
 from pipelines.data.loading.order import EpochOrder
-def resident(): return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+def resident():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
 text = Path(sys.argv[1]).read_text()
 before, start = resident(), time.perf_counter()
 card = cards.parse(text, "card.json")
@@ -234,17 +264,27 @@ def markdown(entry: dict[str, Any]) -> str:
         f"{plan.gpus} GPUs a machine, {plan.batch} images a GPU and step, "
         f"{plan.images_per_second:,.0f} images/s a GPU:",
         "",
-        "| machines | images a shard | readers of a shard | requests/s | store | a machine |",
-        "|---|---|---|---|---|---|",
+        "| machines | images a shard | its readers | requests/s | store | a machine | speed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in entry["traffic"]:
         lines.append(
             f"| {row['machines']:,} | {row['samples']:,} "
             f"| {row['readers_per_shard']:.2f} | {row['requests_per_second']:,.0f} "
-            f"| {row['store_gbits']:,.0f} Gbit/s | {row['machine_gbits']:.1f} Gbit/s |"
+            f"| {row['store_gbits']:,.0f} Gbit/s | {row['machine_gbits']:.1f} Gbit/s "
+            f"| {row['speed']:.0%} |"
         )
-    opened = entry["opening"]
+    opened, begin = entry["opening"], entry["start"]
     lines += [
+        "",
+        f"Speed is the share of the GPUs' speed that a store with {plan.store_requests:,.0f} "
+        f"requests/s and {plan.store_gbits:,.0f} Gbit/s allows, with {plan.machine_gbits:g} Gbit/s "
+        "a machine and without a cache.",
+        "",
+        f"A resume on {plan.machines:,} machines sends {begin['requests']:,.0f} requests before "
+        f"its first step, which takes that store {begin['seconds']:.0f} s with a checkpoint of "
+        f"{plan.checkpoint_bytes / 1e9:g} GB. One machine uploads it in "
+        f"{begin['upload_seconds']:.1f} s, beside the training.",
         "",
         f"Card: {opened['card_bytes'] / 1e6:.0f} MB, read in {opened['parse_seconds']:.1f} s; card "
         f"and order take {opened['memory_bytes'] / 1e6:.0f} MB a process. "
@@ -276,6 +316,7 @@ def evaluate(plan: Plan, nodes: Sequence[int], trials: int) -> dict[str, Any]:
             for machines in nodes
         ],
         "opening": opening(plan),
+        "start": start(replace(plan, samples=plan.gpus * plan.batch // 2)),
         "mtbf_hours": plan.mtbf_seconds / 3600,
         "daly_minutes": interval / 60,
         "young_minutes": young_seconds(plan) / 60,
@@ -295,7 +336,7 @@ def main() -> None:
     plan = Plan(**{name: getattr(options, name) for name in asdict(Plan())})
     nodes = sorted({*(n for n in NODES if n < plan.machines), plan.machines})
     entry = {**machine("numpy"), **evaluate(plan, nodes, options.trials)}
-    heads = ["machines", "images a shard", "readers", "requests/s", "Gbit/s", "Gbit/s a machine"]
+    heads = ["machines", "images a shard", "readers", "requests/s", "Gbit/s", "speed"]
     rows = [
         [
             f"{row['machines']:,}",
@@ -303,7 +344,7 @@ def main() -> None:
             f"{row['readers_per_shard']:.2f}",
             f"{row['requests_per_second']:,.0f}",
             f"{row['store_gbits']:,.1f}",
-            f"{row['machine_gbits']:.2f}",
+            f"{row['speed']:.0%}",
         ]
         for row in entry["traffic"]
     ]
