@@ -16,7 +16,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,9 @@ from models.core.spaces import Choice, Space, Uniform
 
 EPOCH = "epoch"
 VALUE = "value"
-_TRIAL_CPUS = 0.01
-"""Tune refuses 0, and its default of 1 would leave a trial's workers waiting forever."""
 _NODE_SHARE = 0.0001
+"""A trial's process takes this much of its node and no CPU: its workers need them, and a head may
+have none. Tune refuses a trial that takes nothing."""
 _THREAD_TIMEOUT_SECONDS = "3600"
 
 Payload = TypeVar("Payload")
@@ -39,6 +39,17 @@ TrainTrial: TypeAlias = Callable[[Payload, str, dict[str, Any], Report], None]
 """Trains one trial: from the search's payload, the trial's id and its settings."""
 OnEvent = Callable[[str, str, dict[str, Any]], None]
 """Called with what happened ("start", "result", "complete" or "error"), the trial's id, details."""
+
+
+@dataclass(frozen=True)
+class KnownTrial:
+    """A trial that an earlier tuner of the same search started, on this or another machine, and its
+    best value so far."""
+
+    id: str
+    settings: Mapping[str, Any]
+    over: bool
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,9 @@ class TunerOptions:
         budget_seconds: When the search ends, finished or not.
         keep_processes: Whether the next trial runs in the process of the one before. Only if
             the trial's function leaves nothing running behind.
+        known: Trials of the search so far, for a tuner without its own record of them. A grid and
+            a random search sample the same settings again: such a trial gets the id that it had.
+            Optuna is told the values of those that ended, and samples only the rest.
     """
 
     folder: Path
@@ -74,6 +88,7 @@ class TunerOptions:
     seed: int
     budget_seconds: float | None = None
     keep_processes: bool = False
+    known: Sequence[KnownTrial] = ()
 
 
 def run(
@@ -88,9 +103,7 @@ def run(
     continues. Raises KeyboardInterrupt after a Ctrl-C, once Tune has saved its state."""
     from ray import tune
 
-    trainable = tune.with_resources(
-        _trainable(train_trial, payload, options.space), _trial_resources()
-    )
+    trainable = tune.with_resources(_trainable(train_trial, payload, options), _trial_resources())
     path = str(options.folder.absolute())
     if restore:
         check_owned(options.folder)
@@ -158,8 +171,10 @@ def check_owned(folder: Path) -> None:
 
 
 def _trainable(
-    train_trial: TrainTrial[Payload], payload: Payload, space: Mapping[str, Space]
+    train_trial: TrainTrial[Payload], payload: Payload, options: TunerOptions
 ) -> Callable[[dict[str, Any]], None]:
+    space, known = options.space, tuple(options.known)
+
     def trial(config: dict[str, Any]) -> None:
         from ray import tune
 
@@ -171,9 +186,20 @@ def _trainable(
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _THREAD_TIMEOUT_SECONDS
         trial_id = tune.get_context().get_trial_id()
         assert trial_id is not None
-        train_trial(payload, trial_id, decode(config, space), report)
+        settings = decode(config, space)
+        train_trial(payload, _id_of(trial_id, settings, known), settings, report)
 
     return trial
+
+
+def _id_of(trial_id: str, settings: Mapping[str, Any], known: Sequence[KnownTrial]) -> str:
+    """The id of a trial: that of the known one with the same number and settings, or its own. An id
+    is PREFIX_NUMBER, and the prefix differs between two tuners."""
+    number = trial_id.rpartition("_")[2]
+    for one in known:
+        if one.id.rpartition("_")[2] == number and dict(one.settings) == dict(settings):
+            return one.id
+    return trial_id
 
 
 def _trial_resources() -> dict[str, float]:
@@ -181,7 +207,7 @@ def _trial_resources() -> dict[str, float]:
     import ray
 
     here = ray.util.get_node_ip_address()
-    return {"CPU": _TRIAL_CPUS, f"node:{here}": _NODE_SHARE}
+    return {f"node:{here}": _NODE_SHARE}
 
 
 def _tuner(trainable: Any, options: TunerOptions) -> Any:
@@ -195,7 +221,7 @@ def _tuner(trainable: Any, options: TunerOptions) -> Any:
             mode=options.direction,
             search_alg=_search_algorithm(options),
             scheduler=_scheduler(options),
-            num_samples=1 if options.search == "grid" else options.trials,
+            num_samples=_samples(options),
             max_concurrent_trials=options.at_once,
             time_budget_s=options.budget_seconds,
             reuse_actors=options.keep_processes,
@@ -206,9 +232,21 @@ def _tuner(trainable: Any, options: TunerOptions) -> Any:
             verbose=0,
             # A trial whose process dies is started once more and resumes from its checkpoint.
             failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_callback(options.space)],
+            callbacks=[_callback(options.space, tuple(options.known))],
         ),
     )
+
+
+def _samples(options: TunerOptions) -> int:
+    if options.search == "grid":
+        return 1
+    ended = [one for one in options.known if one.over] if options.search == "optuna" else []
+    return max(options.trials - len(ended), 0)
+
+
+def _ended(options: TunerOptions) -> list[KnownTrial]:
+    """Those whose value counts."""
+    return [one for one in options.known if one.over and one.value is not None]
 
 
 def _search_algorithm(options: TunerOptions) -> Any:
@@ -227,7 +265,14 @@ def _search_algorithm(options: TunerOptions) -> Any:
             hint="pip install 'tessera-train[optuna]', or --search random",
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(metric=VALUE, mode=options.direction, seed=options.seed)
+    ended = _ended(options)
+    told = {
+        "points_to_evaluate": [_encode_settings(one.settings, options.space) for one in ended],
+        "evaluated_rewards": [one.value for one in ended],
+    }
+    return OptunaSearch(
+        metric=VALUE, mode=options.direction, seed=options.seed, **(told if ended else {})
+    )
 
 
 def _scheduler(options: TunerOptions) -> Any:
@@ -260,6 +305,14 @@ def _encode(space: Mapping[str, Space], *, grid: bool) -> dict[str, Any]:
     return encoded
 
 
+def _encode_settings(settings: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, Any]:
+    """The reverse of `decode`."""
+    return {
+        path: json.dumps(settings[path]) if isinstance(values, Choice) else settings[path]
+        for path, values in space.items()
+    }
+
+
 def decode(config: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, Any]:
     """The sampled settings, from what `_encode` made."""
     return {
@@ -278,7 +331,7 @@ def _notify(what: str, trial_id: str, details: dict[str, Any]) -> None:
         on_event(what, trial_id, details)
 
 
-def _callback(space: Mapping[str, Space]) -> Any:
+def _callback(space: Mapping[str, Space], known: Sequence[KnownTrial]) -> Any:
     from ray import tune
 
     class Callback(tune.Callback):  # type: ignore[misc]
@@ -303,6 +356,7 @@ def _callback(space: Mapping[str, Space]) -> Any:
             # `_listeners` that it would see directly are not those of the module.
             from pipelines.cluster import tuner
 
-            tuner._notify(what, trial.trial_id, details)
+            settings = decode(trial.config, space)
+            tuner._notify(what, tuner._id_of(trial.trial_id, settings, known), details)
 
     return Callback()

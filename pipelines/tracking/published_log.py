@@ -73,12 +73,6 @@ class PublishedEventLog(EventLog):
         for file in offset_files(self.path):
             self._storage.upload(file, file.name)
 
-    def fetch(self, path: str) -> None:
-        """Downloads a file that an event names into the run's folder."""
-        file = self.path.parent / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(file, self._storage.read(path))
-
     def _upload_files(self, lines: bytes) -> None:
         for line in lines.splitlines():
             try:

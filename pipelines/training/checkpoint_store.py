@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,27 @@ class PublishedCheckpoints(CheckpointFolder):
                 f"checkpoint {path.name} can't be uploaded: {reason}",
                 hint="the checkpoint before it is complete; when the storage is back, use --resume",
             )
+
+
+def fetch_all(address: str, folder: Path) -> None:
+    """Makes the checkpoints in the local folder those of a run's storage. A damaged one is left
+    out."""
+    storage = RunStorage.open(address)
+    complete, _ = storage.complete_folders(CHECKPOINTS)
+    for path in folder.glob("step-*"):
+        if path.name not in complete:
+            shutil.rmtree(path)
+    for name in complete:
+        with suppress(DamagedError):
+            storage.fetch_folder(f"{CHECKPOINTS}/{name}", folder / name)
+
+
+def replace_all(address: str, folder: Path) -> None:
+    """Makes the checkpoints in a run's storage those of the local folder."""
+    storage = RunStorage.open(address)
+    names = sorted(path.name for path in folder.glob("step-*"))
+    for name in names:
+        storage.publish_folder(folder / name, f"{CHECKPOINTS}/{name}")
+    complete, partial = storage.complete_folders(CHECKPOINTS)
+    for name in {*complete, *partial} - set(names):
+        storage.remove_folder(f"{CHECKPOINTS}/{name}")

@@ -28,6 +28,7 @@ from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
 from pipelines.storage.atomic import write_json_atomic
 from pipelines.storage.retry import RetryPolicy, retry_call
+from pipelines.tracking import published_log
 from pipelines.tracking.events import read_events
 from pipelines.training.run_storage import RunStorage, address_of
 
@@ -95,15 +96,36 @@ def create(root: Path, recipe: Recipe, *, model: str, stamp: str, storage: str =
 
 
 def find_or_create(
-    root: Path, recipe: Recipe, *, name: str, model: str, changing: Sequence[str] = ()
+    root: Path,
+    recipe: Recipe,
+    *,
+    name: str,
+    model: str,
+    changing: Sequence[str] = (),
+    storage: str = "",
 ) -> Run:
     """The run of this name, created if it doesn't exist: for a search, which names its runs and may
-    start them again. See `Run` for `changing`."""
+    start them again. See `Run` for `changing`. `storage` is the address of this run's files."""
     folder = root / name
-    if (folder / "run.json").exists():
-        return replace(_read(folder / "run.json"), model=model)
+    if (existing := open_existing(folder, storage)) is not None:
+        return replace(existing, model=model)
     folder.mkdir(parents=True, exist_ok=True)
-    return _write_new(Run(folder, name, model, changing=tuple(changing)), recipe)
+    run = Run(folder, name, model, changing=tuple(changing), storage=storage)
+    return _write_new(run, recipe)
+
+
+def open_existing(folder: Path, storage: str = "") -> Run | None:
+    """The run in `folder`, whose files are at the address `storage` if it is given: then the folder
+    gets copies of its recipe and event log. None if there is no run."""
+    if storage:
+        files = RunStorage.open(storage)
+        if files.storage.size("run.json") is not None:
+            for file in ("recipe.json", "run.json"):
+                files.fetch_file(file, folder / file)
+            published_log.restore(folder / "events.jsonl", files.storage)
+    if not (folder / "run.json").exists():
+        return None
+    return replace(_read(folder / "run.json"), storage=storage)
 
 
 def _read(file: Path) -> Run:

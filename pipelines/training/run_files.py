@@ -65,6 +65,7 @@ class PublishedFiles(RunFiles):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._storage = RunStorage.open(run.storage)
+        self.fetch = self._fetch
         self._publisher: Publisher | None = None
 
     def begin(self) -> None:
@@ -84,7 +85,7 @@ class PublishedFiles(RunFiles):
             for listener in listeners:
                 listener({"kind": "notice", "level": "warning", "text": text})
 
-        self.readable, self.fetch, self._log = log.published, log.fetch, log
+        self.readable, self._log = log.published, log
         self._publisher = Publisher(log, notify).start()
         return log
 
@@ -92,6 +93,9 @@ class PublishedFiles(RunFiles):
         if self._publisher is not None:
             self._publisher.close(deadline_seconds)
         super().close_log(deadline_seconds)
+
+    def _fetch(self, path: str) -> None:
+        self._storage.fetch_file(path, self._run.folder / path)
 
     def checkpoint(self, name: str) -> Path:
         folder = self._run.folder / CHECKPOINTS / name

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.search import population
 from pipelines.search.population import Member, Population
-from pipelines.workflows import trial
+from pipelines.workflows import search_files, trial
 from pipelines.workflows.trial import Segment, SegmentResult
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.workflows.search_board import Leaderboard, SearchSpec
     from pipelines.workflows.trial import TrialPayload
 
-FILE = "population.json"
+FILE = search_files.POPULATION
 
 
 def run(
@@ -38,18 +38,17 @@ def run(
 ) -> None:
     """Runs all generations, from the one in population.json. None starts after the budget."""
     deadline = time.monotonic() + (spec.budget_seconds or float("inf"))
-    file = spec.folder / FILE
-    current = population.read(file)
+    current = population.read(spec.folder / FILE)
     if current is None:
         current = population.begin(spec.parsed_space(), spec.trials, spec.seed)
-        population.write(current, file)
+        _write(current, spec)
     while True:
         until = min((current.generation + 1) * spec.interval_epochs, most_epochs)
         first = current.generation * spec.interval_epochs + 1
         if not current.ready:
             _copy_weights(current, spec, board)
             current.ready = True
-            population.write(current, file)
+            _write(current, spec)
         _train(current, spec, payload, board, at_once, first, until)
         if until >= most_epochs or not _any_left(current) or time.monotonic() > deadline:
             break
@@ -60,7 +59,7 @@ def run(
             seed=spec.seed,
             epoch=until + 1,
         )
-        population.write(current, file)
+        _write(current, spec)
     for member in current.members:
         failed = current.scores[member.id] is None
         board.on_event("error" if failed else "complete", member.id, {})
@@ -73,16 +72,23 @@ def _any_left(current: Population) -> bool:
 def _copy_weights(current: Population, spec: SearchSpec, board: Leaderboard) -> None:
     """Copies the donors' checkpoints. No member trains meanwhile, and no donor gets weights itself,
     so an interrupted copy is repeated from the same files."""
-    from pipelines.training import checkpoints
+    from pipelines.training import checkpoint_store, checkpoints
     from pipelines.training.run import CHECKPOINTS
 
     def folder(member: str) -> Path:
         return spec.folder / "trials" / trial.run_name(spec.name, member) / CHECKPOINTS
 
+    def address(member: str) -> str:
+        return spec.trial_storage(trial.run_name(spec.name, member))
+
     for name, donor in current.donors.items():
         member = current.member(name)
         change = member.changes[-1]
+        if spec.storage:
+            checkpoint_store.fetch_all(address(donor), folder(donor))
         change["checkpoint"] = checkpoints.copy_checkpoints(folder(donor), folder(name))
+        if spec.storage:
+            checkpoint_store.replace_all(address(name), folder(name))
         board.on_event("exploit", name, {"donor": donor, **_about(member)})
 
 
@@ -115,7 +121,13 @@ def _train(
             board.on_event("result", member.id, {"epoch": epoch, "value": value})
         board.on_event("wait", member.id, {"reason": reason})
         current.scores[member.id] = score
-        population.write(current, spec.folder / FILE)
+        _write(current, spec)
+
+
+def _write(current: Population, spec: SearchSpec) -> None:
+    """Writes the state, on this machine and in the storage, before anything depends on it."""
+    population.write(current, spec.folder / FILE)
+    search_files.publish(spec.storage, spec.folder, FILE)
 
 
 def _score(result: SegmentResult, until: int) -> tuple[float | None, str]:

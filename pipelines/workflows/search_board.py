@@ -20,7 +20,7 @@ from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
 from pipelines.storage.atomic import write_json_atomic
-from pipelines.workflows import services
+from pipelines.workflows import search_files, services
 from pipelines.workflows import trial as workflows_trial
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What is searched, and how. `recipe` is JSON, `space` as in a YAML file. `folder` isn't
-    written to search.json, because the home folder may be moved."""
+    """What is searched, and how. `recipe` is JSON, `space` as in a YAML file. `folder` and
+    `storage`, the address of the search's files in an object store, aren't written to search.json,
+    because they may be moved."""
 
     folder: Path
     name: str
@@ -48,6 +49,7 @@ class SearchSpec:
     reduction: float
     budget_seconds: float | None
     interval_epochs: int = 1
+    storage: str = ""
     parent: str = ""
     """The id of the search's run in MLflow."""
 
@@ -57,19 +59,35 @@ class SearchSpec:
     def write(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)  # private: reading Tune's state executes it
-        facts = {name: value for name, value in asdict(self).items() if name != "folder"}
-        write_json_atomic(self.folder / "search.json", facts)
+        moved = ("folder", "storage")
+        facts = {name: value for name, value in asdict(self).items() if name not in moved}
+        write_json_atomic(self.folder / search_files.SPEC, facts)
+        search_files.publish(self.storage, self.folder, search_files.SPEC)
+
+    def trial_storage(self, run: str) -> str:
+        """The address of a trial's files; empty without a storage."""
+        return f"{self.storage}/trials/{run}" if self.storage else ""
 
 
 def find(context: Context, name: str) -> SearchSpec:
-    """Reads the spec of a search. Raises TesseraError if there is none of that name."""
-    known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
+    """Reads the spec of a search. One in the storage is found from any machine. Raises TesseraError
+    if there is none of that name."""
+    folder, storage = context.searches_dir / name, context.remote_storage
+    if storage:
+        known = search_files.names(storage)
+    else:
+        known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
     if name not in known:
         if not known:
             raise TesseraError(f"there is no search {name!r}: no search has run here yet")
         raise unknown("search", name, known)
-    text = (context.searches_dir / name / "search.json").read_text(encoding="utf-8")
-    return SearchSpec(folder=context.searches_dir / name, **json.loads(text))
+    if storage:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        search_files.fetch(storage, name, folder)
+    text = (folder / search_files.SPEC).read_text(encoding="utf-8")
+    address = search_files.address(storage, name)
+    return SearchSpec(folder=folder, storage=address, **json.loads(text))
 
 
 class Leaderboard:
@@ -92,6 +110,7 @@ class Leaderboard:
         self._known = {trial.id: trial for trial in self.trials}
         self._started: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trial-end")
+        self._published = search_files.LatestFile(spec.storage, spec.folder, search_trials.TRIALS)
 
     def end_runs_again(self) -> None:
         """After a search was killed, the end of a trial may be missing in MLflow."""
@@ -128,6 +147,7 @@ class Leaderboard:
             self._count_seconds(trial)
             self._end(trial, what, about)
         search_trials.write(self.trials, self._spec.folder / search_trials.TRIALS)
+        self._published.changed()
 
     def _copy_weights(self, trial: Trial, donor: Trial) -> None:
         trial.copy_from(donor)
@@ -169,19 +189,21 @@ class Leaderboard:
         from pipelines.tracking import mlflow_runs
         from pipelines.tracking.uploader import Uploader
         from pipelines.training import run as training_run
+        from pipelines.training import run_files
 
         try:
-            folder = self._spec.folder / "trials"
-            if not (folder / trial.run / "run.json").exists():
-                return
-            run = training_run.find(folder, trial.run)
-            if not run.run_id:
+            folder = self._spec.folder / "trials" / trial.run
+            run = training_run.open_existing(folder, self._spec.trial_storage(trial.run))
+            if run is None or not run.run_id:
                 return
             tracker = services.attach_tracker(self._context, run.run_id)
             # The process of a stopped trial may still be running.
             with training_run.locked(run, patience_seconds=workflows_trial.LOCK_SECONDS):
                 uploader = Uploader(
-                    run.event_log, tracker, is_permanent=mlflow_runs.is_permanent
+                    run.event_log,
+                    tracker,
+                    is_permanent=mlflow_runs.is_permanent,
+                    fetch=run_files.of(run).fetch,
                 ).start()
                 uploader.close(60.0)
             values = {tag_names.TRIAL_STATUS: trial.status, tag_names.TRIAL_REASON: trial.reason}
@@ -195,6 +217,7 @@ class Leaderboard:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
+        self._published.close()
 
 
 def line(trial: Trial, metric: Metric, trials: int) -> str:

@@ -12,16 +12,18 @@ not know how a trial is trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.search import space as search_space
 from pipelines.search import trials as search_trials
 from pipelines.search.trials import Trial
-from pipelines.workflows import generations, services
+from pipelines.workflows import generations, search_files, services
 from pipelines.workflows import trial as workflows_trial
 from pipelines.workflows.search_board import Leaderboard, SearchSpec
 from pipelines.workflows.trial import TrialPayload
@@ -29,7 +31,7 @@ from pipelines.workflows.trial import TrialPayload
 if TYPE_CHECKING:
     from models.core.family import Metric
     from pipelines.cluster.connection import Resources
-    from pipelines.cluster.tuner import TunerOptions
+    from pipelines.cluster.tuner import KnownTrial, TunerOptions
     from pipelines.interfaces import Listener
     from pipelines.recipe import Recipe
     from pipelines.search.space import TrialCapacity
@@ -130,19 +132,32 @@ def _run_trials(
         parent=spec.parent,
         experiment=spec.experiment,
         metric=metric.name,
+        storage=spec.storage,
     )
     if spec.scheduler == "pbt":
         generations.run(spec, metric, recipe.train.epochs, payload, board, capacity.at_once)
         return
     options = _tuner_options(spec, recipe, capacity)
-    again = restore and tuner.can_restore(options.folder)
+    again = restore and not spec.storage and tuner.can_restore(options.folder)
+    if spec.storage and sum(trial.over for trial in board.trials) >= spec.trials:
+        return
+    if spec.storage:
+        # Tune's record may be another machine's, or older than what another machine did since.
+        options = replace(options, known=_known(board.trials))
+        shutil.rmtree(options.folder, ignore_errors=True)
     tuner.run(workflows_trial.run_trial, payload, options, board.on_event, restore=again)
     for trial in board.trials:
         # Tune's record may be older than ours: it samples the settings of such a trial again.
-        if again and not trial.over:
+        if restore and not trial.over:
             board.on_event(
                 "error", trial.id, {"reason": "it had just started when the search was killed"}
             )
+
+
+def _known(trials: Sequence[Trial]) -> list[KnownTrial]:
+    from pipelines.cluster.tuner import KnownTrial
+
+    return [KnownTrial(trial.id, dict(trial.settings), trial.over, trial.value) for trial in trials]
 
 
 def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) -> TunerOptions:
@@ -183,6 +198,7 @@ def _conclude(
         parent.artifact(file, "pictures")
     for name in (search_trials.TRIALS, "winner.yaml"):
         parent.artifact(spec.folder / name, "")
+    search_files.publish_results(spec.storage, spec.folder)
     ranked = search_trials.ranked(board.trials, metric)
     return FinishedSearch(winner=best, trials=tuple(ranked), page=parent.link())
 
@@ -224,4 +240,9 @@ def run_of(spec: SearchSpec, trial: Trial) -> Run:
     """The run of a trial."""
     from pipelines.training import run as training_run
 
-    return training_run.find(spec.folder / "trials", trial.run)
+    run = training_run.open_existing(
+        spec.folder / "trials" / trial.run, spec.trial_storage(trial.run)
+    )
+    if run is None:
+        raise TesseraError(f"the run of trial {trial.number} of {spec.name} is missing")
+    return run

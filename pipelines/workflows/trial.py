@@ -60,6 +60,13 @@ class TrialPayload:
     parent: str
     experiment: str
     metric: str
+    storage: str = ""
+    """The address of the search's files in an object store; empty if `folder` has them."""
+
+    def storage_of(self, trial_id: str) -> str:
+        """The address of a trial's files; empty without a storage."""
+        name = run_name(self.search, trial_id)
+        return f"{self.storage}/trials/{name}" if self.storage else ""
 
     @property
     def trials_dir(self) -> Path:
@@ -107,7 +114,13 @@ def run_trial(
         return
     recipe = recipes.build(json.loads(payload.recipe)).with_overrides(settings)
     name = run_name(payload.search, trial_id)
-    run = training_run.find_or_create(payload.trials_dir, recipe, name=name, model=payload.search)
+    run = training_run.find_or_create(
+        payload.trials_dir,
+        recipe,
+        name=name,
+        model=payload.search,
+        storage=payload.storage_of(trial_id),
+    )
     for epoch, value in training_run.history(run).get(f"val/{payload.metric}", []):
         report(epoch, value)
     error = _train_and_report(payload, trial_id, run, recipe, report)
@@ -170,6 +183,7 @@ def run_segment(payload: TrialPayload, segment: Segment) -> SegmentResult:
         name=run_name(payload.search, segment.id),
         model=payload.search,
         changing=list(segment.settings),
+        storage=payload.storage_of(segment.id),
     )
     _log_settings(run, segment)
     reason = ""

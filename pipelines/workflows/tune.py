@@ -240,7 +240,7 @@ def _make_spec(
 ) -> SearchSpec:
     """Builds the spec of a search. Raises UsageError if it can't be searched."""
     from pipelines.search import population
-    from pipelines.workflows import services, train
+    from pipelines.workflows import search_files, services, train
 
     resources = services.known_resources(context) if recipe.workers.count else None
     if resources is not None:  # otherwise it is checked once the cluster is joined
@@ -256,6 +256,7 @@ def _make_spec(
     name = _name(setup)
     return SearchSpec(
         folder=context.searches_dir / name,
+        storage=search_files.address(context.remote_storage, name),
         name=name,
         recipe=recipe.to_json(),
         space=search_space.to_plain(parsed),

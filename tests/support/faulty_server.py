@@ -26,6 +26,7 @@ class FaultyWire:
     "stall"    accepts the request and never responds
     "cut:N"    closes after N bytes of the response
     "drip:N"   sends N bytes of the response per second
+    "trickle:N"   takes N bytes of the request per second
     "flip:N"   flips a bit of byte N of the response
     """
 
@@ -106,7 +107,8 @@ class FaultyWire:
             return
         theirs, ours = await asyncio.open_connection("127.0.0.1", self.target)
         try:
-            requests = asyncio.create_task(self._pass(reader, ours))
+            slow = int(number) if kind == "trickle" else 0
+            requests = asyncio.create_task(self._pass(reader, ours, bytes_a_second=slow))
             try:
                 await self._pass(theirs, writer, kind or "none", int(number or 0))
             finally:
@@ -120,10 +122,14 @@ class FaultyWire:
         to: asyncio.StreamWriter,
         kind: str = "",
         number: int = 0,
+        bytes_a_second: int = 0,
     ) -> None:
         """Copies bytes. Without `kind` they are requests, which are counted by their method."""
         passed = 0
-        while data := await source.read(number if kind == "drip" else _CHUNK):
+        chunk = max(bytes_a_second // 10, 1) if bytes_a_second else _CHUNK
+        while data := await source.read(number if kind == "drip" else chunk):
+            if bytes_a_second:
+                await asyncio.sleep(len(data) / bytes_a_second)
             if not kind:
                 self.requests += data.startswith((b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE "))
             if kind == "cut":

@@ -10,9 +10,11 @@ from typing import Any
 from pipelines import recipe as recipes
 from pipelines.evaluation import job, results
 from pipelines.evaluation.payload import EvaluationPayload, ModelFiles
-from pipelines.interfaces import NullEmit, World
+from pipelines.interfaces import Emit, NullEmit, World
 from pipelines.recipe import Recipe
+from pipelines.storage.retry import RetryPolicy
 from pipelines.tracking.events import EventLog, read_events
+from pipelines.tracking.published_log import PublishedEventLog
 from pipelines.training import worker
 from pipelines.training.payload import TrainingPayload
 from pipelines.training.setup import open_setup
@@ -37,6 +39,20 @@ def train(world: World, payload: dict[str, Any]) -> dict[str, Any]:
         if "train/loss" in event.get("values", {})
     ]
     return {"losses": losses, **dataclasses.asdict(summary)}
+
+
+def train_apart(world: World, payload: dict[str, Any]) -> dict[str, Any]:
+    """Trains on machines that share no folder, but `payload["storage"]`; without one, they share
+    the folder of machine 0. Returns the worker's summary."""
+    storage = payload["storage"]
+    run_dir = Path(payload["home"]) / f"machine-{world.rank if storage else 0}"
+    emit: Emit = NullEmit()
+    if world.leads:
+        log = run_dir / "events.jsonl"
+        emit = PublishedEventLog(log, storage, RetryPolicy()) if storage else EventLog(log)
+    recipe = recipes.build(json.loads(payload["recipe"]))
+    more = {"storage": storage, "until_epoch": payload.get("until_epoch")}
+    return dataclasses.asdict(worker.run(payload_for(recipe, run_dir, **more), world, emit))
 
 
 def evaluate(world: World, payload: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""How a search that is resumed without Tune's own record finds its trials again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.core.spaces import Choice, Uniform
+from pipelines.cluster import tuner
+from pipelines.cluster.tuner import KnownTrial, TunerOptions
+
+SPACE = {"train.batch_size": Choice((32, 64)), "optim.model.lr": Uniform(0.01, 0.1)}
+KNOWN = [
+    KnownTrial("aaaaa_00000", {"train.batch_size": 32, "optim.model.lr": 0.05}, True, 0.5),
+    KnownTrial("aaaaa_00001", {"train.batch_size": 64, "optim.model.lr": 0.02}, True, None),
+    KnownTrial("aaaaa_00002", {"train.batch_size": 64, "optim.model.lr": 0.03}, False, 0.4),
+]
+
+
+def options(**changes: Any) -> TunerOptions:
+    given: dict[str, Any] = {
+        "folder": Path("tune"),
+        "space": SPACE,
+        "search": "random",
+        "scheduler": "none",
+        "trials": 5,
+        "at_once": 1,
+        "direction": "max",
+        "most_epochs": 4,
+        "grace_epochs": 1,
+        "reduction": 3.0,
+        "seed": 0,
+        "known": KNOWN,
+    }
+    return TunerOptions(**{**given, **changes})
+
+
+def test_a_trial_of_an_earlier_tuner_keeps_its_id() -> None:
+    settings = dict(KNOWN[0].settings)
+    assert tuner._id_of("ccccc_00000", settings, KNOWN) == "aaaaa_00000"
+    assert tuner._id_of("ccccc_00001", settings, KNOWN) == "ccccc_00001", "another number"
+    changed = {**settings, "optim.model.lr": 0.06}
+    assert tuner._id_of("ccccc_00000", changed, KNOWN) == "ccccc_00000", "other settings"
+
+
+def test_all_trials_are_sampled_again_except_by_optuna() -> None:
+    assert tuner._samples(options()) == 5
+    assert tuner._samples(options(search="grid")) == 1
+    assert tuner._samples(options(search="optuna")) == 3, "two are over"
+
+
+@pytest.mark.slow
+def test_optuna_is_told_the_trials_that_ended() -> None:
+    pytest.importorskip("optuna")
+    algorithm = tuner._search_algorithm(options(search="optuna"))
+    assert algorithm.set_search_properties(tuner.VALUE, "max", tuner._encode(SPACE, grid=False))
+    told = algorithm._ot_study.trials
+    assert [(trial.value, trial.params["optim.model.lr"]) for trial in told] == [(0.5, 0.05)]
