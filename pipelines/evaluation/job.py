@@ -17,7 +17,7 @@ from torch import Tensor
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Batch
 from models.metrics import custom as custom_metrics
-from pipelines.evaluation import bootstrap, costs, gradients, robustness, slices
+from pipelines.evaluation import bootstrap, costs, exchange, gradients, robustness, slices
 from pipelines.evaluation.evaluated import EvaluatedModel
 from pipelines.evaluation.payload import EvaluationPayload, EvaluationResults, ModelFiles
 from pipelines.evaluation.results import Comparison, EvaluationResult, SliceMetrics
@@ -34,6 +34,8 @@ SLICE_RESAMPLES = 200
 def evaluate_models(payload: EvaluationPayload, world: World, emit: Emit) -> EvaluationResults:
     """Called by all ranks. Raises UsageError if the models can't be compared with each other."""
     use_cache_of(payload.cache)
+    if payload.storage:
+        payload = exchange.fetch_models(payload)
     evaluated: list[EvaluatedModel] = []
     for files in payload.models:
         one = _evaluate(files, payload, world)
@@ -41,6 +43,9 @@ def evaluate_models(payload: EvaluationPayload, world: World, emit: Emit) -> Eva
             if evaluated:
                 _check_comparable(evaluated[0].result, one.result)
             evaluated.append(one)
+    if payload.storage:
+        distributed.broadcast(None, world)  # collective: all ranks have read the files
+        exchange.remove_copies(payload)
     if not world.leads:
         return EvaluationResults()
     comparisons = [_compare(evaluated[0], other, payload.confidence) for other in evaluated[1:]]
@@ -48,6 +53,8 @@ def evaluate_models(payload: EvaluationPayload, world: World, emit: Emit) -> Eva
         from pipelines.evaluation import report
 
         report.write(payload.report, evaluated, comparisons, payload.split)
+        if payload.storage:
+            exchange.publish_report(payload)
     return EvaluationResults(tuple(one.result for one in evaluated), tuple(comparisons))
 
 

@@ -38,6 +38,8 @@ class EvaluationPayload:
         confidence: Of the intervals of differences between models.
         report: Folder for the page, its data and its images; None for no report.
         cache: What `cache_payload` returned, for remote shards.
+        storage: Address in an object store through which the workers get the models and return the
+            report; empty if they see the folders.
     """
 
     models: tuple[ModelFiles, ...]
@@ -50,6 +52,7 @@ class EvaluationPayload:
     confidence: float = 0.95
     report: Path | None = None
     cache: Mapping[str, Any] = field(default_factory=dict)
+    storage: str = ""
 
 
 @dataclass(frozen=True)

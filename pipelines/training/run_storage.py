@@ -118,6 +118,11 @@ class RunStorage:
         for name in self.storage.names(path):
             self.storage.remove(name)
 
+    def remove_all(self) -> None:
+        """Removes all files."""
+        for name in self.storage.names():
+            self.storage.remove(name)
+
     def _manifest(self, path: str) -> bytes:
         if self.storage.size(f"{path}/{MANIFEST}") is None:
             raise DamagedError(f"{path.rpartition('/')[2]} has no readable {MANIFEST}")
@@ -143,8 +148,8 @@ class RunStorage:
 
 
 def address_of(storage: str, kind: str, name: str) -> str:
-    """The address of a run or a search in a remote storage; `kind` is "runs" or "searches". Empty
-    if `storage` is empty."""
+    """The address of a run or a search in a remote storage; `kind` is "runs", "searches" or
+    "temporary". Empty if `storage` is empty."""
     return f"{storage}/{kind}/{name}" if storage else ""
 
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,7 @@ def measure(
     nothing to the registry."""
     from pipelines import recipe as recipes
     from pipelines.cluster.worker_count import WorkerGroup
-    from pipelines.evaluation import job
+    from pipelines.evaluation import exchange, job
     from pipelines.evaluation.payload import EvaluationPayload, ModelFiles
     from pipelines.interfaces import NullEmit
     from pipelines.storage.base import cache_payload
@@ -187,7 +188,10 @@ def measure(
     from pipelines.workflows import judges, services
 
     context.home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=context.home) as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=context.home) as scratch,
+        services.temporary_storage(context, "evaluate") if workers else nullcontext("") as address,
+    ):
         files = []
         for number, version in enumerate(versions):
             folder = Path(scratch) / str(number)
@@ -216,6 +220,7 @@ def measure(
             confidence=options.confidence,
             report=report,
             cache=cache_payload(),
+            storage=address,
         )
         name = "-".join(["evaluate", versions[0].name, *(str(v.number) for v in versions)])
         storage = Path(scratch) / "ray"
@@ -227,7 +232,11 @@ def measure(
             storage=storage,
             verbose=verbose,
         ) as execute:
+            if address:
+                exchange.publish_models(payload)
             results = execute(payload, NullEmit())
+            if address:
+                exchange.fetch_report(payload)
         if report and options.report:
             shutil.copytree(report, options.report, dirs_exist_ok=True)
     return list(results.models), list(results.comparisons)

@@ -102,9 +102,14 @@ def reproduce(
         again.update(checkpoints.load(best).weights)
 
     context.home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=context.home, prefix=".reproduce-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=context.home, prefix=".reproduce-") as scratch,
+        services.temporary_storage(context, "reproduce") as address,
+    ):
         registered = checkpoints.read_model(registry.download(version, Path(scratch)), digest)
-        run = training_run.find_or_create(Path(scratch), recipe, name="again", model=version.name)
+        run = training_run.find_or_create(
+            Path(scratch), recipe, name="again", model=version.name, storage=address
+        )
         judges.fetch(recipe, registry, run.folder / training_run.JUDGE)
         tracker = MemoryTracker()
         primary = models.get(recipe.family).task.primary.name

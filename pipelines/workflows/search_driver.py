@@ -63,7 +63,7 @@ def run(
     Raises TesseraError if no trial fits into the cluster, or if every trial failed.
     """
     import models
-    from pipelines.cluster import connection
+    from pipelines.cluster import connection, shared_folder
     from pipelines.training import run as training_run
 
     def say(text: str) -> None:
@@ -73,6 +73,8 @@ def run(
         if restore:  # locked before anything is changed
             stack.enter_context(training_run.locked(spec))
         stack.enter_context(services.joined(context, verbose=verbose))
+        if recipe.workers.count and not spec.storage:
+            shared_folder.check_shared(spec.folder.parent, cpus=recipe.workers.cpus)
         capacity = trial_capacity(recipe, spec.trials, connection.cluster_resources())
         parent = stack.enter_context(_parent_run(context, spec, recipe))
         spec = replace(spec, parent=parent.run_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from models.core.errors import TesseraError
 from pipelines import tag_names
-from pipelines.cluster import connection, worker_count, workers
+from pipelines.cluster import connection, shared_folder, worker_count, workers
 from pipelines.storage.base import use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs, mlflow_store
 
@@ -106,10 +107,17 @@ def executor(
     storage: Path,
     verbose: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    check_shared: bool = True,
 ) -> Iterator[Callable[[Payload, Emit], Result]]:
     """A function that runs `work`: in this process for 0 workers, otherwise on the cluster, which
     is joined or started here. Waits until the group fits on a cluster that was joined; `say` gets a
-    line about that. Raises TesseraError if the group doesn't fit."""
+    line about that.
+
+    `storage` is a folder for Ray's own files. Unless files are kept in an object store, the folder
+    that it is in must be shared by all machines, which `check_shared` asks.
+
+    Raises TesseraError if the group doesn't fit, or if a machine doesn't share the folder.
+    """
     apply_settings(context)
     if group.workers == 0:
         yield lambda payload, emit: workers.run_local(work, payload, emit)
@@ -119,6 +127,8 @@ def executor(
             wait_seconds = worker_count.WAIT_SECONDS if context.ray_address else 0.0
             group = replace(group, wait_seconds=wait_seconds)
         group = replace(group, gpus=worker_count.wait_until_fits(group, say))
+        if check_shared and not context.remote_storage:
+            shared_folder.check_shared(storage.parent, cpus=group.cpus)
         yield lambda payload, emit: workers.run_group(
             work,
             payload,
@@ -128,6 +138,22 @@ def executor(
             emit=emit,
             verbose=verbose,
         )
+
+
+@contextmanager
+def temporary_storage(context: Context, kind: str) -> Iterator[str]:
+    """An address in the storage of runs for files that a job's workers exchange with this process;
+    they are removed at the end. Empty if runs are kept in a folder."""
+    if not context.remote_storage:
+        yield ""
+        return
+    from pipelines.training.run_storage import RunStorage, address_of
+
+    address = address_of(context.remote_storage, "temporary", f"{kind}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield address
+    finally:
+        RunStorage.open(address).remove_all()
 
 
 def attach_tracker(context: Context, run_id: str) -> MlflowTracker:

@@ -278,7 +278,7 @@ def execute(
     """Trains a run from its newest checkpoint to its last epoch, and registers it."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from pipelines.cluster import connection, shared_folder
+    from pipelines.cluster import connection
     from pipelines.tracking import mlflow_model, mlflow_runs
     from pipelines.training import driver as training_driver
     from pipelines.training import run as training_run
@@ -307,8 +307,6 @@ def execute(
             verbose=verbose,
             say=lambda text: listener({"kind": "notice", "text": text}),
         ) as execute_work:
-            if group.workers and not run.storage:
-                shared_folder.check_shared(run.folder, cpus=group.cpus)
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / training_run.JUDGE)
             tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)

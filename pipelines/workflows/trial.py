@@ -263,6 +263,7 @@ def _train(
             worker_group(recipe),
             name=run.name,
             storage=run.folder / "ray",
+            check_shared=False,  # the search has done it
         ) as execute,
     ):
         training_driver.train(
