@@ -71,7 +71,8 @@ class PublishedEventLog(EventLog):
     def flush(self) -> None:
         self.publish()
         for file in offset_files(self.path):
-            self._storage.upload(file, file.name)
+            # Its bytes, because the uploader may replace the file meanwhile.
+            self._storage.write(file.name, file.read_bytes())
 
     def _upload_files(self, lines: bytes) -> None:
         for line in lines.splitlines():

@@ -67,17 +67,17 @@ class LatestFile:
             self._thread.start()
 
     def changed(self) -> None:
-        """Called after each write. Raises TesseraError if an upload failed for good."""
+        """Called after each write."""
         self._changed.set()
-        if self._failure is not None:
-            raise self._failure
 
     def close(self) -> None:
-        """Returns when the newest content is uploaded."""
+        """Returns when the newest content is uploaded. Raises TesseraError if it can't be."""
         self._closing.set()
         self._changed.set()
         if self._address:
             self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         while True:
@@ -85,9 +85,12 @@ class LatestFile:
             # The flags are cleared, and read, before the file: what is written later counts again.
             last = self._closing.is_set()
             self._changed.clear()
-            if (self._folder / self._name).exists():
+            file = self._folder / self._name
+            if file.exists():
                 try:
-                    publish(self._address, self._folder, self._name)
+                    # Its bytes, because the file may be replaced during the upload.
+                    RunStorage.open(self._address).storage.write(self._name, file.read_bytes())
+                    self._failure = None
                 except TesseraError as error:
                     self._failure = error
             if last:

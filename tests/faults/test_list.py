@@ -53,6 +53,12 @@ FAULTS = {
         30: "classes missing in train, a single class, classes in another order",
         31: "the same image, or a near duplicate, in two splits",
     },
+    "training": {
+        35: "the machine of the driver lost",
+        36: "a checkpoint whose upload dies after any file",
+        37: "the newest checkpoint truncated, changed, missing, empty",
+        43: "the object store down during a training",
+    },
     "model, registry, promotion": {
         45: "files of a registered version replaced",
         46: "a model or a checkpoint with a pickle in it",

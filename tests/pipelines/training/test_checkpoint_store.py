@@ -131,7 +131,8 @@ def test_another_machine_finds_the_newest_intact_checkpoint(
     assert not never_committed.exists()
 
 
-def test_a_failed_upload_ends_the_training_with_one_line(
+@pytest.mark.control(43)
+def test_control_an_upload_that_is_not_retried_ends_the_training_with_one_line(
     storage: RunStorage, card: Card, tmp_path: Path
 ) -> None:
     store = PublishedCheckpoints(tmp_path / "checkpoints", Emitted(), storage, keep=2)
