@@ -34,12 +34,17 @@ def point(step: int, value: float = 1.0) -> dict[str, Any]:
 
 
 def deliver(log: PublishedEventLog, tracker: MemoryTracker, *, with_limit: bool = True) -> int:
+    def fetch(path: str) -> None:
+        file = log.path.parent / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        open_storage(log._address).download(path, file)
+
     uploader = Uploader(
         log.path,
         tracker,
         is_permanent=lambda error: False,
         readable=log.published if with_limit else None,
-        fetch=log.fetch,
+        fetch=fetch,
     )
     return uploader.start().close(5.0)
 
