@@ -1,4 +1,4 @@
-"""`tessera describe FAMILY`: its variants, and every setting with type, default and meaning."""
+"""`tessera describe`: the variants and settings of a family, or what a measured recipe changes."""
 
 from __future__ import annotations
 
@@ -12,37 +12,56 @@ from jobs.cli import run
 from jobs.shared import completion
 
 if TYPE_CHECKING:
-    from pipelines.workflows.describe import FamilyDescription
+    from pipelines.workflows.describe import FamilyDescription, RecipeDescription
 
 GROUP = "training"
 
 
-@click.command(short_help="Show the variants and all settings of a family.")
-@click.argument("family", metavar="FAMILY", shell_complete=completion.families)
+@click.command(short_help="Show all settings of a family, or those of a recipe.")
+@click.argument("what", metavar="FAMILY|RECIPE", shell_complete=completion.families_and_recipes)
 @click.option(
     "--variant",
-    default="base",
-    show_default=True,
+    show_default="base",
     shell_complete=completion.variants,
     help="Variant whose defaults are shown.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
-def command(family: str, variant: str, as_json: bool) -> None:
+def command(what: str, variant: str | None, as_json: bool) -> None:
     """Show the variants of FAMILY and every setting of its recipe.
 
-    Each setting has the path that `--set` takes, its default, its type and what it does.
+    Each setting has the path that `--set` takes, its default, its type and what it does. Of a
+    measured RECIPE the settings are shown that differ from its family's, and its results.
     """
     from dataclasses import asdict
 
+    import models
     from jobs.shared.terminal import show_json, show_next
-    from pipelines.workflows.describe import describe
+    from pipelines.workflows import packaged_recipes
+    from pipelines.workflows.describe import describe, describe_recipe
 
-    description = describe(family, variant)
+    if what in models.names() or "." in what:
+        description = describe(what, variant or "base")
+        if as_json:
+            show_json(asdict(description))
+        else:
+            _show(description)
+            show_next(f"tessera train {what} --data DIR --set PATH=VALUE")
+        return
+    packaged_recipes.start(what, variant)
+    recipe = describe_recipe(what)
     if as_json:
-        show_json(asdict(description))
+        show_json(asdict(recipe))
     else:
-        _show(description)
-        show_next(f"tessera train {family} --data DIR --set PATH=VALUE")
+        _show_recipe(recipe)
+        show_next(f"tessera train {what} --data DIR")
+
+
+def _show_recipe(recipe: RecipeDescription) -> None:
+    click.echo(f"{recipe.recipe}: a measured recipe of the family {recipe.family}")
+    click.echo(f"data: {recipe.data}\n{recipe.result}\ntraining: {recipe.duration}")
+    click.echo(f"\nSettings that differ from those of {recipe.family} {recipe.variant}:")
+    for one in recipe.settings:
+        click.echo(f"  {one.path} = {_text(one.value)}  (default {_text(one.default)})")
 
 
 def _show(description: FamilyDescription) -> None:

@@ -1,8 +1,10 @@
-"""Describes a family: its task, its variants, and every setting of its recipe.
+"""Describes a family or a packaged recipe.
 
-In: a family's name. Out: a `FamilyDescription`, read from the dataclasses of the family, its task
-and the recipe: names, types, defaults, and the docstring below each attribute. `tessera describe`
-prints it, and the documentation's page of settings is generated from it. Must not know any service.
+In: a name. Out: a `FamilyDescription`: the family's task, its variants, and every setting of its
+recipe, read from the dataclasses of the family, its task and the recipe: names, types, defaults,
+and the docstring below each attribute. Or a `RecipeDescription`: what was measured, and the
+settings that differ from the family's. `tessera describe` prints both, and the documentation's page
+of settings is generated from them. Must not know any service.
 """
 
 from __future__ import annotations
@@ -66,6 +68,54 @@ class FamilyDescription:
     variant: str
     variants: tuple[Variant, ...]
     settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting of a recipe that differs from the default of its family's variant. `default` is
+    None for a setting that the default doesn't have."""
+
+    path: str
+    value: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class RecipeDescription:
+    """A packaged recipe: `data` is the data set it was measured on, `result` the test metrics,
+    `duration` how long a training took."""
+
+    recipe: str
+    family: str
+    variant: str
+    data: str
+    result: str
+    duration: str
+    settings: tuple[Difference, ...]
+
+
+def describe_recipe(name: str) -> RecipeDescription:
+    """The description of a packaged recipe. Raises UsageError if there is none of this name."""
+    from pipelines import recipe as recipes
+    from pipelines.workflows import packaged_recipes
+
+    packaged = packaged_recipes.find(name)
+    recipe = packaged_recipes.start(name)
+    start = recipes.start(recipe.family, recipe.variant)
+    default = dict(recipes.leaves(start.model_dump(mode="json")))
+    return RecipeDescription(
+        recipe=name,
+        family=recipe.family,
+        variant=recipe.variant,
+        data=packaged.data,
+        result=packaged.result,
+        duration=packaged.duration,
+        settings=tuple(
+            Difference(path, value, default.get(path))
+            for path, value in recipes.leaves(recipe.model_dump(mode="json"))
+            if path not in default or default[path] != value
+        ),
+    )
 
 
 def describe(family: str, variant: str = "base") -> FamilyDescription:

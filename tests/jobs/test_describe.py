@@ -9,7 +9,8 @@ from cli_runner import Call
 
 import models
 from pipelines import recipe as recipes
-from pipelines.workflows.describe import attributes, describe
+from pipelines.workflows import packaged_recipes
+from pipelines.workflows.describe import attributes, describe, describe_recipe
 
 
 @pytest.mark.parametrize("family", models.names())
@@ -52,3 +53,27 @@ def test_text_and_json_have_the_same_content(call: Call) -> None:
     assert all(f"  {one['path']} = " in text for one in plain["settings"])
     assert "tiny (shown below): model.channels=[8, 16]" in text
     assert "did you mean 'cnn'" in call("describe", "cn").err
+
+
+@pytest.mark.parametrize("name", packaged_recipes.names())
+def test_a_recipe_differs_from_its_family_in_what_its_file_sets(name: str) -> None:
+    described = describe_recipe(name)
+    assert described.data
+    assert described.result.startswith("test ")
+    assert described.duration
+    default = recipes.start(described.family, described.variant)
+    changes = {one.path: one.value for one in described.settings}
+    expected = packaged_recipes.start(name).model_dump(mode="json")
+    assert default.with_overrides(changes).model_dump(mode="json") == expected
+
+
+def test_a_recipe_is_described_by_its_results_and_settings(call: Call) -> None:
+    done = call("describe", "digits")
+    assert "digits: a measured recipe of the family cnn\n" in done.out
+    assert packaged_recipes.find("digits").result in done.out
+    assert "  augment.crop_padding = 1  (default " in done.out
+    assert "next: tessera train digits --data DIR" in done.err
+    plain = json.loads(call("describe", "digits", "--json").out)
+    assert plain["settings"][0].keys() == {"path", "value", "default"}
+    assert "--variant is for a family" in call("describe", "digits", "--variant", "tiny").err
+    assert "did you mean 'digits'" in call("describe", "digit").err
