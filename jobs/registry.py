@@ -31,6 +31,20 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
     MODEL is NAME for all versions, or NAME/2 or NAME@alias for one.
     """
     from jobs.shared.terminal import show_json, show_next, show_table
+
+    rows = _rows(model, delete=delete)
+    if as_json:
+        show_json(rows)
+    elif rows:
+        show_table(rows)
+        show_next("tessera lineage MODEL")
+    else:
+        click.echo("no model is registered yet; train one: tessera train FAMILY --data DIR")
+    return 0
+
+
+def _rows(model: str | None, *, delete: bool) -> list[dict[str, Any]]:
+    """The rows of the list; deletes the version before that with `delete`."""
     from models.core.errors import UsageError
     from pipelines.promotion import gate
     from pipelines.workflows import model_reference, services
@@ -42,27 +56,19 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
         raise UsageError(
             "--delete needs a version", hint=f"tessera registry {model or 'MODEL'}/1 --delete"
         )
-    registry = services.open_registry(Context.from_environment())
+    context = Context.from_environment()
+    if named is None and not services.has_registry(context):
+        return []
+    registry = services.open_registry(context)
     if named is None:
-        rows = [summary(name, registry.versions(name)) for name in registry.names()]
-    elif delete:
-        version = named.resolve(registry)
+        return [summary(name, registry.versions(name)) for name in registry.names()]
+    version = named.resolve(registry)
+    if delete:
         gate.delete(registry, version.name, version.number)
         click.echo(f"version {version.number} of {version.name} is deleted", err=True)
-        rows = [row(left) for left in reversed(registry.versions(version.name))]
     elif one_version:
-        rows = [row(named.resolve(registry))]
-    else:
-        newest = named.resolve(registry)
-        rows = [row(version) for version in reversed(registry.versions(newest.name))]
-    if as_json:
-        show_json(rows)
-    elif rows:
-        show_table(rows)
-        show_next("tessera lineage MODEL")
-    else:
-        click.echo("no model is registered yet; train one: tessera train FAMILY --data DIR")
-    return 0
+        return [row(version)]
+    return [row(one) for one in reversed(registry.versions(version.name))]
 
 
 def summary(name: str, versions: list[Version]) -> dict[str, Any]:

@@ -28,6 +28,12 @@ def embedded_artifacts(root: Path) -> Path:
     return root.absolute() / "artifacts"
 
 
+def exists(root: Path) -> bool:
+    """Whether there is an embedded store in `root`."""
+    path = root.absolute() / "mlflow.db"
+    return path.exists() and path.stat().st_size > 0
+
+
 def prepare(root: Path) -> str:
     """Creates or upgrades the embedded store in `root` and returns its address. Several processes
     may call it at the same time. Takes seconds the first time, then milliseconds."""

@@ -43,12 +43,23 @@ def apply_settings(context: Context) -> None:
     use_cache(context.cache)
 
 
-def open_registry(context: Context) -> MlflowRegistry:
-    """The model registry; the embedded store is created if it doesn't exist."""
+def open_registry(context: Context, *, create: bool = False) -> MlflowRegistry:
+    """The model registry. Without `create` an embedded store must exist: a command that only reads
+    leaves nothing behind.
+
+    Raises TesseraError if no model can be registered yet.
+    """
     apply_settings(context)
     if context.is_embedded:
+        if not create and not has_registry(context):
+            raise TesseraError("no model is registered yet", hint="train one: tessera train")
         mlflow_store.prepare(context.home)
     return mlflow_registry.MlflowRegistry(context.tracking_uri, ui=context.ui)
+
+
+def has_registry(context: Context) -> bool:
+    """Whether there is a registry: a server, or an embedded store that exists."""
+    return not context.is_embedded or mlflow_store.exists(context.home)
 
 
 def open_tracker(

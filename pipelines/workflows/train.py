@@ -297,7 +297,7 @@ def execute(
         show_progress(progress) as listener,
         ThreadPoolExecutor(1) as pool,
     ):
-        opening = pool.submit(services.open_registry, context)
+        opening = pool.submit(services.open_registry, context, create=True)
         with services.executor(
             context,
             worker.run,
