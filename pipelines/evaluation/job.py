@@ -129,8 +129,8 @@ def _costs(model: LoadedModel, folder: Path, split: str) -> dict[str, float]:
     device = str(next(model.module.parameters()).device)
     one = make_batch(1)
     with gradients.eval_mode(model.module):
-        time = costs.latency(predict, one, device, seconds=1.0)
-        best = costs.throughput(predict, make_batch, device, largest=LARGEST_BATCH, seconds=0.5)
+        time = costs.latency(predict, one, device, seconds=0.5)
+        best = costs.throughput(predict, make_batch, device, largest=LARGEST_BATCH, seconds=0.2)
         memory = costs.peak_memory(predict, one, device)
         measured: dict[str, float] = {
             "parameters": costs.parameters(model.module),
