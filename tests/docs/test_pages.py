@@ -1,88 +1,90 @@
 """Every command on a page of the documentation runs, each page in a project folder of its own.
 
-The pages of FROM_NOTHING start from a folder of images. All others start where `first-steps.md`
-ends: the images are packed as `data/photos`, and version 1 of the model `photos` is champion.
+A page starts where the commands of `first-steps.md` end: the images are packed as `data/photos`,
+and version 1 of the model `photos` is champion. Not here: `search.md` needs Ray
+(`test_pages_with_ray.py`), and `clusters.md` needs the services that `tessera up` starts
+(`tests/jobs/shared/test_local_services.py`).
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from once_per_run import copy_home, shared_folder
-from pages import Shell, commands, write_photos
-
-from jobs.shared import local_services
-from pipelines import recipe as recipes
-from pipelines.data.packing import pack
+from pages import SERVICES, Shell, commands
 
 ROOT = Path(__file__).parents[2]
-FROM_NOTHING = {"first-steps.md"}
+ELSEWHERE = {"first-steps", "clusters", "search"}
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)]
-PORTS = ("--ray-port", "--dashboard-port", "--mlflow-port")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images, not packed."""
-    return shared_folder(tmp_path_factory, "photos", write_photos)
-
-
-@pytest.fixture(scope="module")
-def project(photos: Path, prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which version 1 of `photos` was trained, evaluated and promoted."""
-
-    def make(folder: Path) -> None:
-        from pipelines.workflows import evaluate, promote, train
-
-        shutil.copytree(photos, folder)
-        shutil.copytree(prepared_store, folder / ".tessera")
-        data = folder / "data" / "photos"
-        pack.pack(str(folder / "photos"), data)
-        settings = {"train.epochs": 2, "workers.count": 0, "data.path": str(data)}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TESSERA_HOME", str(folder / ".tessera"))
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            recipe = recipes.start("cnn", "tiny").with_overrides(settings)
-            train.train(recipe, model="photos", progress=False)
-            evaluate.evaluate("photos/1", data=data)
-            promote.promote("photos/1")
-
-    return shared_folder(tmp_path_factory, "project", make)
-
-
-@pytest.fixture
-def open_shell(
-    ray_cluster: None, photos: Path, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Callable[[str], Shell]]:
-    """Makes a shell in a copy of the folder from which a page starts."""
-    folder = tmp_path / "project"
-
-    def open_shell(page: str) -> Shell:
-        if page in FROM_NOTHING:
-            shutil.copytree(photos, folder)
-        else:
-            source: Path = request.getfixturevalue("project")
-            shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".tessera"))
-            copy_home(source / ".tessera", folder / ".tessera")
-        return Shell(folder, fresh=False)
-
-    yield open_shell
-    if (folder / ".tessera" / "services.json").exists():
-        environment = Shell(folder, fresh=True).environment
-        subprocess.run([sys.executable, "-m", "jobs.down"], cwd=ROOT, env=environment, check=False)
+HERE = [page for page in PAGES if page.stem not in ELSEWHERE]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_the_page_runs(page: Path, open_shell: Callable[[str], Shell]) -> None:
-    shell = open_shell(page.name)
+@pytest.mark.parametrize("page", HERE, ids=lambda page: page.stem)
+def test_every_command_of_the_page_runs(page: Path, shell: Shell) -> None:
     for command in commands(page):
-        if command.text == "tessera up":
-            ports = "".join(f" {option} {local_services.free_port()}" for option in PORTS)
-            command = command._replace(text=command.text + ports)
         shell(command)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_first_steps(project: Path) -> None:
+    """The fixture `project` ran them."""
+    out = {file.stem: file.read_text() for file in (project / "output").iterdir()}
+    assert set(out) == {"pack", "train", "evaluate", "promote", "predict"}
+    assert "600 images" in out["pack"]
+    assert "photos/1" in out["train"]
+    assert "accuracy" in out["evaluate"]
+    assert "photos@champion is version 1" in out["promote"]
+    lines = [json.loads(line) for line in (project / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == len(list((project / "new").iterdir()))
+    assert [line["path"] for line in lines if "error" in line] == ["new/broken.png"]
+
+
+@pytest.mark.slow
+def test_the_python_of_the_first_steps(shell: Shell) -> None:
+    listed = commands(ROOT / "docs" / "first-steps.md")
+    (block,) = [command for command in listed if command.language == "python"]
+    rows = [row.split() for row in shell(block).splitlines()]
+    assert [row[0] for row in rows] == ["new/600.png", "new/601.png"]
+    assert all(label.isdigit() and 0 < float(share) <= 1 for _, label, share in rows)
+
+
+def test_the_commands_for_services_are_on_the_pages() -> None:
+    """A command that no page has any more need not be left out."""
+    assert set(SERVICES) <= {command.text for page in PAGES for command in commands(page)}
+
+
+@pytest.mark.slow
+def test_the_example_of_a_verb_works(shell: Shell, tmp_path: Path) -> None:
+    """In a copy of the project: a verb is a file in the folder `jobs`."""
+    checkout = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "jobs", checkout / "jobs", ignore=ignored)
+    shutil.copy(ROOT / "tessera.py", checkout)
+    for name in ("models", "pipelines"):
+        (checkout / name).symlink_to(ROOT / name)
+    (block,) = [
+        command
+        for command in commands(ROOT / "docs" / "extend.md")
+        if command.title == "jobs/count.py"
+    ]
+    (checkout / block.title).write_text(block.text)
+
+    def tessera(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "tessera", *words],
+            cwd=checkout,
+            env=shell.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "  count        Count the registered versions of a model.\n" in tessera("--help")
+    assert tessera("count", "photos") == "photos has 1 versions\n"

@@ -1,66 +1,36 @@
-"""README: its commands and its Python run as they are shown, and what it names exists."""
+"""README: what it names exists. `tests/test_wheel.py` runs its commands and its Python."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from pages import Command, Shell, commands, write_photos
+from pages import commands
 
 from jobs.cli import verbs
-from jobs.shared import local_services
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "README.md"
 NOT_RUN = {
     "make demo": "needs a package index: tests/jobs/test_demo.py runs what it calls",
     "make test": "it is what runs this",
+    "tessera pack photos --to data/photos": "the first steps begin with it: test_pages.py runs it",
+    "tessera up": "tests/jobs/shared/test_local_services.py runs it",
 }
-PORTS = ("--ray-port", "--dashboard-port", "--mlflow-port")
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    """A shell in a folder with photos, where every command is a process of its own."""
-    write_photos(tmp_path)
-    shell = Shell(tmp_path, fresh=True)
-    yield shell
-    if (tmp_path / ".tessera" / "services.json").exists():
-        subprocess.run(
-            [sys.executable, "-m", "jobs.down"], cwd=ROOT, env=shell.environment, check=False
-        )
-
-
-@pytest.mark.slow
-def test_the_python_on_the_first_screen(shell: Shell) -> None:
-    (block,) = [command for command in commands(PAGE) if command.language == "python"]
-    rows = [row.split() for row in shell(block).splitlines()]
-    assert len(rows) == 2
-    assert all(label.isdigit() and 0 < float(share) <= 1 for label, share in rows)
-
-
-@pytest.mark.slow
-def test_the_commands_on_the_first_screen(shell: Shell) -> None:
-    out = {}
-    for language, text, _ in commands(PAGE):
-        if language == "sh" and text not in NOT_RUN:
-            ports = [word for port in PORTS for word in (port, str(local_services.free_port()))]
-            called = " ".join([text, *ports]) if text == "tessera up" else text
-            out[text.split()[1]] = shell(Command(language, called))
-    assert "600 images" in out["pack"]
-    assert "photos/1" in out["train"]
-    assert "photos@champion is version 1" in out["promote"]
-    assert len(out["predict"].splitlines()) == 2
-    assert "http://127.0.0.1" in out["up"]
+def test_every_command_is_run_by_a_test() -> None:
+    """`tests/test_wheel.py` runs these."""
+    shown = [command.text for command in commands(PAGE) if command.language == "sh"]
+    run = [text.split()[1] for text in shown if text not in NOT_RUN]
+    assert run == ["train", "evaluate", "promote", "predict"]
 
 
 def test_what_is_not_run_is_shown() -> None:
     """A reason for a command that the README no longer has is no reason."""
     assert set(NOT_RUN) <= {command.text for command in commands(PAGE)}
+    first = commands(ROOT / "docs" / "first-steps.md")[0].text
+    assert first in NOT_RUN
 
 
 def test_it_has_at_most_120_lines() -> None:

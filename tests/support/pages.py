@@ -11,17 +11,22 @@ import contextlib
 import io
 import os
 import re
-import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
+import models
+
 BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SETTINGS = ("RAY_", "MLFLOW_", "TESSERA_")
+SERVICES = ("tessera up", "tessera down")
+"""Not run with a page: `tests/jobs/shared/test_local_services.py` runs both."""
+
 LIMIT_SECONDS = 600
 WITHOUT_TESSERA = """
 import sys
@@ -65,13 +70,13 @@ def write_photos(folder: Path) -> None:
 class Shell:
     """Runs commands in a folder and keeps environment variables from one to the next.
 
-    With `fresh` every command runs in a new process, as for a user. Otherwise plain `tessera`
-    lines and Python blocks that import tessera run in this process, which takes a fraction of the
-    time; the rest runs in bash.
+    Lines that only call `tessera`, and Python blocks that import it, run in this process, which
+    takes a fraction of the time of a new one: `tests/test_wheel.py` runs such lines as processes.
+    The rest runs in bash.
     """
 
-    def __init__(self, folder: Path, *, fresh: bool) -> None:
-        self.folder, self.fresh = folder, fresh
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         own = (*SETTINGS, "PYTEST", "PYTHONPATH")
         kept = {n: v for n, v in os.environ.items() if not n.startswith(own)}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
@@ -81,49 +86,20 @@ class Shell:
     def __call__(self, command: Command) -> str:
         """Runs a command; returns its output, or raises AssertionError with it."""
         if command.title:
-            (self.folder / command.title).write_text(command.text)
+            path = self.folder / command.title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(command.text)
             return ""
-        if not self.fresh and self._is_ours(command):
+        if command.language == "python" and "import tessera" not in command.text:
+            return self._start(sys.executable, "-c", command.text + WITHOUT_TESSERA)
+        if command.language == "python" or _only_calls_tessera(command.text):
             return self._in_this_process(command)
-        return self._in_a_process(command)
+        out = self._start("bash", "-c", f"set -e\n{command.text}\nenv -0 > .environment")
+        kept = (self.folder / ".environment").read_text().split("\0")
+        self.environment = dict(line.split("=", 1) for line in kept if line)
+        return out
 
-    def _is_ours(self, command: Command) -> bool:
-        if "PYTHONPATH" in self.environment:
-            return False  # it holds for a new process only
-        if command.language == "python":
-            return "import tessera" in command.text
-        services = re.match(r"tessera (up|down|submit|status|doctor)\b", command.text)
-        return command.text.startswith("tessera ") and not services and not _needs_bash(command)
-
-    def _in_this_process(self, command: Command) -> str:
-        from jobs.cli import run, tessera
-
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            patch.chdir(self.folder)
-            for name in [name for name in os.environ if name.startswith(("TESSERA_", "MLFLOW_T"))]:
-                patch.delenv(name)
-            for name, value in self.environment.items():
-                if name.startswith(SETTINGS):
-                    patch.setenv(name, value)
-            if command.language == "python":
-                exec(compile(command.text, "page", "exec"), {"__name__": "__main__"})
-                return out.getvalue()
-            with pytest.raises(SystemExit) as left:
-                run(tessera, "tessera", shlex.split(command.text)[1:])
-        assert left.value.code == 0, f"$ {command.text}\n{out.getvalue()}\n{err.getvalue()}"
-        return out.getvalue()
-
-    def _in_a_process(self, command: Command) -> str:
-        if command.language == "python":
-            alone = "" if "import tessera" in command.text else WITHOUT_TESSERA
-            words = [sys.executable, "-c", command.text + alone]
-        else:
-            words = ["bash", "-c", f"set -e\n{command.text}\nenv -0 > .environment"]
+    def _start(self, *words: str) -> str:
         done = subprocess.run(
             words,
             cwd=self.folder,
@@ -134,13 +110,51 @@ class Shell:
             timeout=LIMIT_SECONDS,
             check=False,
         )
-        assert done.returncode == 0, f"$ {command.text}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"$ {words[-1]}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
-        if command.language == "sh":
-            kept = (self.folder / ".environment").read_text().split("\0")
-            self.environment = dict(line.split("=", 1) for line in kept if line)
         return done.stdout
 
+    def _in_this_process(self, command: Command) -> str:
+        from jobs.cli import run, tessera
 
-def _needs_bash(command: Command) -> bool:
-    return bool(re.search(r"[|&;<>$*]", command.text))
+        out, err = io.StringIO(), io.StringIO()
+        words: list[str] = []
+        if command.language == "sh":
+            words = self._start("bash", "-c", f"printf '%s\\0' {command.text}").split("\0")[1:-1]
+        with (
+            self._like_a_new_process(),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            if command.language == "python":
+                exec(compile(command.text, "page", "exec"), {"__name__": "__main__"})
+                return out.getvalue()
+            with pytest.raises(SystemExit) as left:
+                run(tessera, "tessera", words)
+        assert left.value.code == 0, f"$ {command.text}\n{out.getvalue()}\n{err.getvalue()}"
+        return out.getvalue()
+
+    @contextlib.contextmanager
+    def _like_a_new_process(self) -> Iterator[None]:
+        """The folder, the environment and the user's modules of a new process."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name in [name for name in os.environ if name.startswith(("TESSERA_", "MLFLOW_T"))]:
+                patch.delenv(name)
+            for name, value in self.environment.items():
+                if name.startswith((*SETTINGS, "PYTHONPATH")):
+                    patch.setenv(name, value)
+            for folder in self.environment.get("PYTHONPATH", "").split(os.pathsep):
+                if folder:
+                    patch.syspath_prepend(folder)
+            yield
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__file__", None) or "").startswith(f"{self.folder}{os.sep}"):
+                del sys.modules[name]
+        models.get.cache_clear()
+
+
+def _only_calls_tessera(text: str) -> bool:
+    """Whether bash has nothing to do but to expand the words of a call."""
+    plain = re.sub(r"\$\([^)]*\)", "", text)
+    return text.startswith("tessera ") and not re.search(r"[|&;<>]", plain)

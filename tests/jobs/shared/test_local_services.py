@@ -1,10 +1,14 @@
-"""`up`, `status`, `submit`, `down` with a real Ray head and a real MLflow server."""
+"""`up`, `status`, `submit`, `down` with a real Ray head and a real MLflow server.
+
+The commands on the page about clusters run here, on the same services.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import stat
@@ -18,8 +22,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pages import commands
 
-import models
 from jobs import submit
 from jobs.shared import local_services
 from jobs.shared.local_services import Service
@@ -65,9 +69,10 @@ def members(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[psutil.Process]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of running services."""
-    folder = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("home") / ".tessera"
+    shutil.copytree(prepared_store, folder)
     try:
         started = tessera(folder, "up", "--cpus", "2", *ports())
         assert started.returncode == 0, started.stderr
@@ -120,8 +125,8 @@ def test_mlflow_serves_the_embedded_store(home: Path) -> None:
         data=body,
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(made, timeout=20) as answer:
-        assert json.load(answer)["experiment_id"]
+    with urllib.request.urlopen(made, timeout=20) as response:
+        assert json.load(response)["experiment_id"]
     import sqlite3
 
     store = sqlite3.connect(home / "mlflow.db")
@@ -139,9 +144,9 @@ def test_submit_prints_the_log_and_returns_the_exit_status(home: Path) -> None:
     ours = [sys.executable, "-m", "jobs.submit"]
     plain = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", "."]
     commands = {
-        "good": ([*ours, "families"], environment(home)),
+        "good": ([*ours, "formats"], environment(home)),
         "bad": ([*ours, "inspect", "no-such-set"], environment(home)),
-        "ray": ([*plain, "--", "python", "-m", "jobs.families"], environment(home, **known)),
+        "ray": ([*plain, "--", "python", "-m", "jobs.formats"], environment(home, **known)),
     }
     running = {
         name: subprocess.Popen(
@@ -149,15 +154,40 @@ def test_submit_prints_the_log_and_returns_the_exit_status(home: Path) -> None:
         )
         for name, (argv, env) in commands.items()
     }
-    said = {name: process.communicate(timeout=150) for name, process in running.items()}
-    assert running["good"].returncode == 0, said["good"]
-    assert said["good"][0].startswith("classification: ")  # nothing but the verb's own words
-    assert models.names()[0] in said["good"][0]
-    assert running["bad"].returncode == 1, said["bad"]
-    assert "no-such-set is not a packed data set" in said["bad"][0]
-    assert "Traceback" not in "".join(said["bad"])
-    assert running["ray"].returncode == 0, said["ray"]
-    assert "classification" in said["ray"][0]
+    printed = {name: process.communicate(timeout=150) for name, process in running.items()}
+    assert running["good"].returncode == 0, printed["good"]
+    assert (
+        printed["good"][0] == tessera(home, "formats").stdout
+    )  # nothing but the verb's own output
+    assert running["bad"].returncode == 1, printed["bad"]
+    assert "no-such-set is not a packed data set" in printed["bad"][0]
+    assert "Traceback" not in "".join(printed["bad"])
+    assert running["ray"].returncode == 0, printed["ray"]
+    assert "image_folder" in printed["ray"][0]
+
+
+@pytest.mark.slow
+def test_the_commands_on_the_page_about_clusters(home: Path, digits: Path, tmp_path: Path) -> None:
+    """In a project with a packed data set. `tessera up` finds the services of the other tests up,
+    and `tessera down`, which is the last one on the page, is left to the last test."""
+    shutil.copytree(digits, tmp_path / "data" / "photos")
+    *lines, last = [command.text for command in commands(ROOT / "docs" / "clusters.md")]
+    assert (lines[0], last) == ("tessera up", "tessera down")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(["set -ex", *lines])],
+        cwd=tmp_path,
+        env=environment(home, PATH=path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("up already")
+    assert "models:/digits/1" in done.stdout
+    machines = done.stdout.partition("\nmachine  ")[2].splitlines()
+    assert len(machines) == 2, "the head of the table, and this machine"
 
 
 @pytest.mark.slow
@@ -178,15 +208,15 @@ def test_control_c_confirms_before_it_stops_the_job(home: Path) -> None:
         assert job.stdout
         assert job.stderr
         next(line for line in job.stdout if "python" in line)
-        for answer in (b"n\n", b"y\n"):
+        for reply in (b"n\n", b"y\n"):
             job.send_signal(signal.SIGINT)
-            asked = ""
-            while not asked.endswith("stop the job? [y/N]: "):
+            question = ""
+            while not question.endswith("stop the job? [y/N]: "):
                 letter = job.stderr.read(1)
-                assert letter, asked
-                asked += letter
-            os.write(keyboard, answer)
-            time.sleep(0.5)  # for the first answer: it follows the log again
+                assert letter, question
+                question += letter
+            os.write(keyboard, reply)
+            time.sleep(0.5)  # for the first reply: it follows the log again
         assert job.wait(60) == 130
         log = job.stdout.read()
         assert log.count("python  ") <= 1  # no line twice
@@ -251,7 +281,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "more", "status", "said"),
+    ("arguments", "more", "status", "message"),
     [
         (["families"], {}, 1, "no Ray cluster to submit to"),
         (
@@ -268,11 +298,11 @@ def _words(process: psutil.Process) -> list[str]:
     ],
 )
 def test_invalid_submissions_are_refused(
-    tmp_path: Path, arguments: list[str], more: dict[str, str], status: int, said: str
+    tmp_path: Path, arguments: list[str], more: dict[str, str], status: int, message: str
 ) -> None:
     refused = tessera(tmp_path, "submit", *arguments, **more)
     assert refused.returncode == status
-    assert said in refused.stderr
+    assert message in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
