@@ -1,6 +1,7 @@
 """A built wheel works in an environment of its own, also in a folder with packages named like ours.
 
 The heavy libraries are those of this environment: the new one sees them behind its own packages.
+The commands of README run here, and its Python, which trains for one epoch and without Ray.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from pages import Shell, commands, write_photos
 
 ROOT = Path(__file__).parents[1]
+UV = Path(sys.executable).with_name("uv")
 BUILT_FROM = ("models", "pipelines", "jobs", "tests")
 
 pytestmark = pytest.mark.slow
@@ -30,8 +33,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE", "tessera.py"):
         shutil.copy(ROOT / name, copy / name)
-    words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    _run([sys.executable, "-m", "pip", *words, "--wheel-dir", copy / "dist", copy], copy)
+    words = ["--quiet", "--wheel", "--no-build-isolation", "--offline", "--python", sys.executable]
+    _run([UV, "build", *words, "--out-dir", copy / "dist", copy], copy)
     (file,) = (copy / "dist").glob("*.whl")
     return file
 
@@ -42,21 +45,27 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     _run([sys.executable, "-m", "venv", "--without-pip", folder], folder)
     (site,) = folder.glob("lib/python3*/site-packages")
-    words = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed"]
-    python = folder / "bin" / "python"
-    _run([sys.executable, "-m", "pip", "--python", python, *words, wheel], folder)
+    words = ["--quiet", "--no-deps", "--offline", "--python", folder / "bin" / "python"]
+    _run([UV, "pip", "install", *words, wheel], folder)
     # The libraries, without this environment's own .pth files, which would bring the checkout.
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A user's folder with packages that have the names of ours."""
+@pytest.fixture(scope="module")
+def project(prepared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with photos, and with packages that have the names of ours."""
+    folder = tmp_path_factory.mktemp("project")
+    write_photos(folder)
+    shutil.copytree(prepared_store, folder / ".tessera")
+    write_packages(folder)
+    return folder
+
+
+def write_packages(folder: Path) -> None:
     for name in ("jobs", "models", "pipelines"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the user\\'s own')\n")
-    return tmp_path
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('the user\\'s own')\n")
 
 
 def _run(words: list[str | Path], folder: Path, **environment: str) -> str:
@@ -103,62 +112,74 @@ def test_the_command_imports_its_own_packages(
     assert "Training:" in _run([*command, "--help"], project, PYTHONPATH=".")
 
 
-def test_the_command_works_in_a_folder_with_packages_of_these_names(
-    installed: Path, project: Path
-) -> None:
-    def tessera(line: str) -> str:
-        return _run([installed / "bin" / "tessera", *line.split()], project, PYTHONPATH=".")
-
-    tessera("pack digits --to data --workers 0")
-    tessera("inspect data --html page.html")
-    assert "<style>" in (project / "page.html").read_text()
-    # With a worker of Ray: it starts with the project's folder first on its path.
-    words = "--variant tiny --epochs 1 --workers 1"
-    assert "models:/digits/1" in tessera(f"train cnn --data data {words}")
-    assert "train digits" not in tessera("train digits --data data --dry-run")
-    tessera("evaluate digits --data data --robustness 0 --report report")
-    assert (project / "report" / "report.html").is_file()
-
-
-SNIPPET = """
+SETTINGS = '{"train.epochs": 3}'
+QUICK = '{"train.epochs": 1, "workers.count": 0}'
+BEFORE = """
 import sys, time
 began = time.perf_counter()
 import tessera
 assert time.perf_counter() - began < 0.5
 assert not {"torch", "ray", "mlflow", "click", "numpy"} & set(sys.modules)
-data = tessera.pack("digits", to="data/digits")
-options = {"train.epochs": 1, "workers.count": 0}
-run = tessera.train("cnn", variant="tiny", data=data, set=options, progress=False)
-report = tessera.evaluate(run.version, data=data)
-tessera.promote(run.version)
-model = tessera.load("digits@challenger")
-from PIL import Image
-Image.new("L", (8, 8)).save("a.png")
-for prediction in model.predict(["a.png"]):
-    print(prediction.label, prediction.probability)
+"""
+AFTER = """
+assert "<style>" in report.page.read_text()
 print(tessera.__file__)
 """
 
 
-def test_the_python_api_works_in_such_a_folder(installed: Path, project: Path) -> None:
-    (project / "script.py").write_text(SNIPPET)
-    said = _run([installed / "bin" / "python", "script.py"], project).splitlines()
-    assert said[-1].startswith(str(installed))
-    assert 0 <= float(said[-2].split()[1]) <= 1
+@pytest.fixture(scope="module")
+def printed(installed: Path, project: Path) -> list[str]:
+    """The lines that README's Python prints; it leaves the data set `data/photos`."""
+    (block,) = [c.text for c in commands(ROOT / "README.md") if c.language == "python"]
+    assert SETTINGS in block
+    (project / "script.py").write_text(BEFORE + block.replace(SETTINGS, QUICK) + AFTER)
+    return _run([installed / "bin" / "python", "script.py"], project).splitlines()
+
+
+def test_the_python_of_readme_works_in_such_a_folder(installed: Path, printed: list[str]) -> None:
+    *_, first, second, file = printed
+    assert file.startswith(str(installed))
+    rows = [first.split(), second.split()]
+    assert all(label.isdigit() and 0 < float(share) <= 1 for label, share in rows)
+
+
+def test_the_commands_of_readme_work_in_such_a_folder(
+    installed: Path, project: Path, printed: list[str], prepared_store: Path, tmp_path: Path
+) -> None:
+    """On the data set that the Python packed, in a new home: what needs Ray, or only loads a model,
+    as a process of the wheel, the rest in this process. Ray's workers start with the project's
+    folder first on their path."""
+    listed = [command for command in commands(ROOT / "README.md") if command.language == "sh"]
+    line = {command.text.split()[1]: command for command in listed}
+    shutil.copytree(prepared_store, tmp_path / "home")
+    shell = Shell(project)
+    shell.environment["TESSERA_HOME"] = home = str(tmp_path / "home")
+
+    def start(text: str) -> str:
+        words = [installed / "bin" / "tessera", *text.removeprefix("tessera ").split()]
+        return _run(words, project, PYTHONPATH=".", TESSERA_HOME=home)
+
+    assert "photos/1" in start(line["train"].text)
+    assert "accuracy" in shell(line["evaluate"])
+    assert "photos@champion is version 1" in shell(line["promote"])
+    assert len(start(line["predict"].text).splitlines()) == 2
+    start("tessera inspect data/photos --html page.html")
+    assert "<style>" in (project / "page.html").read_text()
 
 
 def test_python_imports_tessera_s_own_or_says_what_is_in_the_way(
-    installed: Path, project: Path
+    installed: Path, tmp_path: Path
 ) -> None:
+    write_packages(tmp_path)
     own = "import tessera\nprint(tessera.Context.__module__)\n"
-    (project / "script.py").write_text(own)
+    (tmp_path / "script.py").write_text(own)
     python = installed / "bin" / "python"
-    assert _run([python, "script.py"], project) == "pipelines.workflows.context\n"
-    (project / "models" / "__init__.py").write_text("")
-    (project / "script.py").write_text(f"import models\n{own}")
+    assert _run([python, "script.py"], tmp_path) == "pipelines.workflows.context\n"
+    (tmp_path / "models" / "__init__.py").write_text("")
+    (tmp_path / "script.py").write_text(f"import models\n{own}")
     done = subprocess.run(
-        [python, "script.py"], cwd=project, capture_output=True, text=True, check=False
+        [python, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     line = done.stderr.splitlines()[-1]
-    folder = project / "models"
+    folder = tmp_path / "models"
     assert line.startswith(f"ImportError: the folder {folder} hides Tessera's package 'models'")
