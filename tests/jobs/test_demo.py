@@ -1,39 +1,26 @@
-"""`make demo` as a user runs it, without the installation."""
+"""`tessera demo` as `make demo` runs it, on the cluster of the tests."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cli_runner import Call
 
 ACCURACY = 0.97
-LIMIT_SECONDS = 600
-
-
-def call(folder: Path, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    services = ("RAY_", "MLFLOW_", "TESSERA_", "PYTEST")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(services)}
-    done = subprocess.run(
-        [sys.executable, "-m", f"jobs.{verb}", *arguments],
-        cwd=folder,
-        env={**clean, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @pytest.mark.slow
-def test_the_demo_runs(tmp_path: Path) -> None:
-    shown = call(tmp_path, "demo").stdout.splitlines()
+def test_the_demo_runs(
+    ray_cluster: None, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TESSERA_HOME", raising=False)
+    done = call("demo")
+    assert done.status == 0, done.err
+    assert "Traceback" not in done.err
+    shown = done.out.splitlines()
     first = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in shown[1:-2])
     assert first["family"] == "cnn"
     assert float(first["test accuracy"]) >= ACCURACY
