@@ -146,10 +146,18 @@ def test_photos_are_reproducible_and_equal_in_all_formats(
     assert in_blob == in_tar == {path.read_bytes() for path in jpegs}
 
 
-@pytest.mark.slow
-def test_a_set_without_raw_data_is_skipped(tmp_path: Path) -> None:
-    output = run("data_loading.py", "--data", tmp_path, "--work", tmp_path, "--results", tmp_path)
-    assert "cifar10 is skipped" in output
+def test_a_set_without_raw_data_is_skipped(
+    data_loading: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = [
+        word for name in ("data", "work", "results") for word in (f"--{name}", str(tmp_path))
+    ]
+    monkeypatch.setattr(sys, "argv", ["data_loading.py", *folders])
+    data_loading.main()
+    assert "cifar10 is skipped" in capsys.readouterr().out
     assert not (tmp_path / "data_loading.json").exists()
 
 
@@ -198,22 +206,6 @@ def test_cost_of_a_search_until_the_target(tmp_path: Path, monkeypatch: pytest.M
     (row,) = bench.rows([entry])
     assert row == ["asha", "1/2", "4", "2", "2", "6", "4", "0.9000"]
     assert bench.rows(bench.summary(searches[1:], ["asha"]))[0][1:5] == ["0/1", "-", "-", "-"]
-
-
-@pytest.mark.slow
-def test_search_overhead_is_measured_per_trial(tmp_path: Path) -> None:
-    folders = ["--work", tmp_path / "work", "--results", tmp_path / "results"]
-    methods = ["--only", "optuna alone", "generations"]
-    run("search_overhead.py", *folders, "--trials", 1, 3, "--rounds", 1, *methods)
-    entry = json.loads((tmp_path / "results/search_overhead.json").read_text())
-    measured = {(one["method"], one["trials"]): one for one in entry["entries"]}
-    assert set(measured) == {(method, n) for method in methods[1:] for n in (1, 3)}
-    for (_, trials), one in measured.items():
-        assert one["seconds_per_trial"] == pytest.approx(one["seconds"] / trials)
-    seconds = entry["growth"]["generations"]["seconds_per_further_trial"]
-    few, many = measured["generations", 1], measured["generations", 3]
-    assert seconds == pytest.approx((many["seconds"] - few["seconds"]) / 2)
-    assert not list((tmp_path / "work").iterdir())
 
 
 @pytest.mark.slow

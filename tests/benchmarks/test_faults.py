@@ -31,8 +31,8 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ("kind", "outcome"), [("die", "died"), ("lie", "wrong"), ("fail", "other"), ("hang", "hung")]
 )
 def test_bad_outcomes_are_counted(faults: ModuleType, kind: str, outcome: str) -> None:
-    """After each of them the run continues with the next case."""
-    count = 1 if kind == "hang" else 2
+    """After a process that died, a new one continues with the next case."""
+    count = 2 if kind == "die" else 1
     outcomes = faults.run(kind, count, timeout=5.0 if kind == "hang" else 100.0)
     assert outcomes.counts == {outcome: count}
     assert len(outcomes.bad) == count
@@ -42,12 +42,12 @@ def test_bad_outcomes_are_counted(faults: ModuleType, kind: str, outcome: str) -
 @pytest.mark.slow
 def test_a_small_run_has_no_bad_outcome(tmp_path: Path) -> None:
     program = [sys.executable, str(BENCHMARKS / "faults.py"), "--cases", "12"]
-    kinds = ["shards, detection", "index", "card", "PNG files", "JPEG files", "hostile members"]
+    kinds = ["shards, detection", "JPEG files"]
     options = ["--results", str(tmp_path), "--only", *kinds]
     done = subprocess.run([*program, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     entry = json.loads((tmp_path / "faults.json").read_text())
     assert entry["injected"] == 12 * len(kinds) == sum(entry["all"].values())
-    assert entry["all"]["refused"] > entry["injected"] / 2
+    assert entry["kinds"][kinds[0]]["refused"] > 12 / 2
     assert not entry["bad"]
-    assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:7]] == kinds
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[1:3]] == kinds

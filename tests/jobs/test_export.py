@@ -248,13 +248,12 @@ def test_the_images_that_are_compared(
 @pytest.mark.parametrize(
     ("name", "gives", "classes"),
     [
-        ("autoencoder", "image", False),
         ("embedding", "embedding", False),
         ("unet", "probabilities", True),
         ("yolo", "", False),
     ],
 )
-def test_every_task_can_be_exported(
+def test_predictions_that_are_no_classes_are_exported_or_refused(
     name: str, gives: str, classes: bool, home: Path, here: Path, tmp_path: Path, call: Call
 ) -> None:
     kind = family_sources.READ_FROM[models.get(name).task.reads]

@@ -233,7 +233,7 @@ def test_without_the_record_two_concurrent_promotions_both_succeed(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.fault(47)
-def test_forty_races_of_two_promotions(
+def test_twelve_races_of_two_promotions(
     mlflow_server: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = mlflow_runs.open_run(
@@ -243,9 +243,9 @@ def test_forty_races_of_two_promotions(
     registries: list[Registry] = [MlflowRegistry(mlflow_server.uri) for _ in range(2)]
     for name in (f"raced-{number}" for number in range(4)):
         rivals = versions(registries[0], run.run_id, tmp_path / "f", name, 2)
-        for round_ in range(10):
+        for round_ in range(3):  # the first round sets the first alias
             race(registries, name, rivals, round_)
-        assert len(champions.effective(registries[0].decisions(name))) == 10
+        assert len(champions.effective(registries[0].decisions(name))) == 3
 
 
 @pytest.mark.slow
