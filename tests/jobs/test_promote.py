@@ -58,6 +58,15 @@ def fit(
     return version.number
 
 
+def register_copy(home: Path, of: int, *, without: str = "") -> int:
+    """Registers the files of a version once more, without one of its tags; returns the number."""
+    registry = services.open_registry(Context.from_environment())
+    version = registry.version("digits", of)
+    tags = {name: value for name, value in version.tags.items() if name != without}
+    folder = home / f"version-{of}" / f"digits-{of}"
+    return registry.register("digits", folder, run_id=version.run_id, tags=tags).number
+
+
 def champion(call: Call, model: str = "digits") -> int | None:
     rows = json.loads(call("registry", model, "--json").out)
     held = [row["version"] for row in rows if "champion" in row["aliases"].split(", ")]
@@ -234,7 +243,7 @@ def test_a_worse_candidate_that_was_lucky_on_a_few_images_is_refused(
     assert "McNemar's test" in failed or "gain in accuracy" in failed
     lead = next(rule for rule in verdict["rules"] if rule["name"] == "gain in accuracy")
     value = float(lead["candidate"].split()[0])
-    assert value == 1.0, "by its figure alone it is the better one"
+    assert value == 1.0, "by this metric alone it is the better one"
     evaluate.evaluate(f"digits/{WORSE}", data=digits, report=False, intervals=False)
 
 
@@ -243,18 +252,16 @@ def right_on(home: Path, version: int, data: Path) -> dict[str, bool]:
     from pipelines.training import evaluator
 
     registry = services.open_registry(Context.from_environment())
-    found = registry.version("digits", version)
-    scratch = home / f"scratch-{version}"
-    folder = registry.download(found, scratch)
-    subject = loaded_model.load_model(folder, found.tags["tessera.digest"], str(data), World())
-    answers = evaluator.predict_split(
-        subject.family, subject.evaluator, subject.data, subject.loader("test", World()), World()
+    digest = registry.version("digits", version).tags["tessera.digest"]
+    folder = home / f"version-{version}" / f"digits-{version}"
+    model = loaded_model.load_model(folder, digest, str(data), World())
+    predictions = evaluator.predict_split(
+        model.family, model.evaluator, model.data, model.loader("test", World()), World()
     )
-    shutil.rmtree(scratch)
-    assert answers is not None
+    assert predictions is not None
     return {
         key: record["predicted"] == record["label"]
-        for key, record in zip(answers.keys, answers.records)
+        for key, record in zip(predictions.keys, predictions.records)
     }
 
 
@@ -273,10 +280,10 @@ class Payload:
 def test_tampered_files_are_refused_and_their_code_does_not_run(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
-    number = fit(digits, 1, seed=9)
+    number = register_copy(home, WORSE)
     registry = services.open_registry(Context.from_environment())
-    place = registry._client.get_model_version_download_uri("digits", str(number))
-    files, marker = Path(place.removeprefix("file://")), tmp_path / "marker"
+    uri = registry._client.get_model_version_download_uri("digits", str(number))
+    files, marker = Path(uri.removeprefix("file://")), tmp_path / "marker"
     whole = tmp_path / "whole"
     shutil.copytree(files, whole)
     kinds = {
@@ -298,8 +305,8 @@ def test_tampered_files_are_refused_and_their_code_does_not_run(
         ):
             done = call(*verb)
             assert done.status == 1, (name, verb)
-            said = done.out + done.err
-            assert "checksum differs" in said or "no readable manifest" in said, (name, said)
+            output = done.out + done.err
+            assert "checksum differs" in output or "no readable manifest" in output, (name, output)
         shutil.rmtree(files)
         shutil.copytree(whole, files)
     run = home / "runs" / registry.version("digits", number).tags["tessera.run"]
@@ -316,7 +323,7 @@ def test_tampered_files_are_refused_and_their_code_does_not_run(
 def test_a_deleted_run_and_a_foreign_source_are_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
-    number = fit(digits, 1, seed=11)
+    number = register_copy(home, WORSE)
     registry = services.open_registry(Context.from_environment())
     version = registry.version("digits", number)
     files = registry.download(version, tmp_path)
@@ -324,7 +331,7 @@ def test_a_deleted_run_and_a_foreign_source_are_refused(
     done = call("promote", f"digits/{number}")
     registry._client.restore_run(version.run_id)
     assert (done.status, "its run was deleted" in done.out) == (1, True)
-    # A version of the same tags and files, that somebody put beside the store.
+    # A version of the same tags and files, that somebody put next to the store.
     made = registry._client.create_model_version(
         "digits", source=f"file://{files}", run_id=version.run_id, tags=dict(version.tags)
     )
@@ -336,10 +343,7 @@ def test_a_deleted_run_and_a_foreign_source_are_refused(
 def test_versions_not_evaluated_or_evaluated_on_other_data_are_refused(
     home: Path, digits: Path, call: Call, tmp_path: Path
 ) -> None:
-    recipe = recipes.start("cnn", "tiny").with_overrides(
-        {"data.path": str(digits), "train.epochs": 1, "workers.count": 0, "seed": 12}
-    )
-    number = train.train(recipe, model="digits", progress=False).version.number
+    number = register_copy(home, WORSE, without=f"{tag_names.EVALUATION_PREFIX}test")
     done = call("promote", f"digits/{number}")
     assert (done.status, "was not evaluated" in done.out) == (1, True)
     evaluate.evaluate(f"digits/{number}", data=digits, report=False, intervals=False)
