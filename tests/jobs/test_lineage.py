@@ -130,11 +130,11 @@ def test_a_version_registered_without_tessera(home: Path, call: Call, tmp_path: 
 
 def test_a_version_is_reproduced_bit_for_bit(home: Path, call: Call) -> None:
     found = call("reproduce", "digits@champion", "--json")
-    answer = json.loads(found.out)
-    assert (found.status, answer["reproduced"]) == (0, True)
-    assert answer["weights"] == "the same, bit for bit"
-    assert answer["differences"] == []
-    assert all(was == now for was, now in answer["metrics"].values())
+    result = json.loads(found.out)
+    assert (found.status, result["reproduced"]) == (0, True)
+    assert result["weights"] == "the same, bit for bit"
+    assert result["differences"] == []
+    assert all(was == now for was, now in result["metrics"].values())
     assert not list(home.glob(".reproduce-*"))
     assert len(json.loads(call("registry", "digits", "--json").out)) == 2
 

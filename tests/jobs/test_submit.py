@@ -34,14 +34,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), REFUSED)
+@pytest.mark.parametrize(("options", "message"), REFUSED)
 @pytest.mark.parametrize("verb", [("submit", "train"), ("train",)])
 def test_an_unfeedable_training_is_refused_with_the_reason(
-    verb: tuple[str, ...], options: list[str], said: str, packed: Path, home: Path, call: Call
+    verb: tuple[str, ...], options: list[str], message: str, packed: Path, home: Path, call: Call
 ) -> None:
     refused = call(*verb, "cnn", "--data", packed, *options)
     assert refused.status in (1, 2)
-    assert said in refused.err
+    assert message in refused.err
     assert "cluster" not in refused.err
     assert not home.exists()
 

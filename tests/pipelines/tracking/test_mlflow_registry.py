@@ -191,12 +191,12 @@ def test_a_process_without_tessera_predicts_the_same(
     registry, run = open_here(store)
     registry.register("served", package, run_id=run.run_id, tags={})
 
-    asked = images(5)
-    np.save(tmp_path / "asked.npy", asked)
+    inputs = images(5)
+    np.save(tmp_path / "inputs.npy", inputs)
     code = (
         "import sys, json, numpy, mlflow.pyfunc\n"
         "model = mlflow.pyfunc.load_model('models:/served/1')\n"
-        "numpy.save('answer.npy', model.predict(numpy.load('asked.npy')))\n"
+        "numpy.save('predictions.npy', model.predict(numpy.load('inputs.npy')))\n"
         "print(json.dumps(model.metadata.metadata), 'pipelines' in sys.modules)"
     )
     environment = {
@@ -211,8 +211,10 @@ def test_a_process_without_tessera_predicts_the_same(
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == '{"classes": ["a", "b"]} False'
     with torch.no_grad():
-        expected = net.eval()(torch.from_numpy(asked)).numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), expected, rtol=1e-5, atol=1e-6)
+        expected = net.eval()(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(
+        np.load(tmp_path / "predictions.npy"), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_stored_flavor_has_no_pickle_and_no_code(package: Path) -> None:

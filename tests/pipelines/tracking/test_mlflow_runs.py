@@ -230,12 +230,12 @@ def test_a_server_that_hangs_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_a_server_that_refuses_or_is_not_mlflow_is_an_error(status: int, message: str) -> None:
     class Answer(http.server.BaseHTTPRequestHandler):
-        def answer(self) -> None:
+        def respond(self) -> None:
             self.send_response(status)
             self.end_headers()
             self.wfile.write(b"<html>no</html>")
 
-        do_GET = do_POST = answer
+        do_GET = do_POST = respond
 
         def log_message(self, *args: object) -> None: ...
 
