@@ -13,7 +13,6 @@ from cli_runner import Call
 from PIL import Image
 
 import tessera
-from pipelines.cluster import tasks
 
 COLOURS = {"apple": (200, 60, 60), "pear": (60, 200, 60)}
 SMALL: dict[str, Any] = {"train.epochs": 3, "train.batch_size": 16, "workers.count": 0}
@@ -67,31 +66,6 @@ def test_from_photos_to_predictions(photos: Path, tmp_path: Path, context: Any) 
     assert (exported.file, exported.same_data) == (str(file), True)
     with pytest.raises(tessera.TesseraError, match="is the first champion"):
         tessera.rollback("photos", context=context)
-
-
-@pytest.mark.slow
-def test_a_ray_task_can_train(photos: Path, tmp_path: Path, ray_cluster: Any, context: Any) -> None:
-    """Where Ray runs already it is used, and is left running."""
-    data = tessera.pack(photos, to=tmp_path / "data", workers=0, progress=False, context=context)
-
-    def train(shared: Any, settings: dict[str, Any]) -> str:  # sent by value: it has no module
-        import tessera
-
-        location, context = shared
-        run = tessera.train(
-            "cnn",
-            data=location,
-            variant="tiny",
-            set={**settings, "train.epochs": 1},
-            model="from-a-task",
-            progress=False,
-            context=context,
-        )
-        return run.version.name
-
-    ((_, name),) = tasks.map_tasks(train, (data.location, context), [SMALL], workers=1)
-    assert name == "from-a-task"
-    assert tessera.load(name, context=context).classes == ("apple", "pear")
 
 
 def test_bad_input_raises_what_the_command_prints(call: Call, digits: Path) -> None:
