@@ -44,12 +44,14 @@ RAY_IS_HELD = pytest.StashKey[bool]()
 @cache
 def _group(file: str) -> str:
     """Files of one group run in the same worker process, because they share something that takes
-    long to start: the Ray cluster, the S3 server, or the libraries of ONNX."""
+    long to start: the Ray cluster, the S3 server, the MLflow server, or ONNX's libraries."""
     source = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
     if "ray_cluster" in source:
         return "ray"
     if "s3_server" in source:
         return "s3"
+    if "mlflow_server" in source:
+        return "mlflow"
     return "export" if file.endswith("/test_export.py") else file
 
 
