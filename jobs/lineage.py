@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
 from jobs.cli import run as run_command
@@ -23,15 +25,15 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import lineage, services
 
-    facts = lineage.trace(model)
+    facts = dataclasses.asdict(lineage.trace(model))
     if as_json:
         show_json(facts)
         return 0
-    recipe = facts.pop("recipe")
-    shown = {name: value for name, value in facts.items() if value}
-    shown["libraries"] = ", ".join(f"{n} {v}" for n, v in facts["libraries"].items())
-    shown["settings"] = ", ".join(f"{path}={value}" for path, value in sorted(recipe.items()))
-    shown["page"] = services.page(facts["page"])
+    facts["aliases"] = ", ".join(facts["aliases"])
+    facts["libraries"] = ", ".join(f"{n} {v}" for n, v in facts["libraries"].items())
+    facts["settings"] = ", ".join(f"{path}={v}" for path, v in sorted(facts["settings"].items()))
+    facts["page"] = services.page(facts["page"])
+    shown = {n.replace("_", " "): v for n, v in facts.items() if v}
     show_facts(shown)
     show_next(f"tessera reproduce {model}")
     return 0

@@ -90,10 +90,10 @@ def test_a_version_is_traced_to_the_digest_of_its_data(
     assert found["version"] == "models:/digits/1"
     assert found["files"] == f"sha256 {version.tags['tessera.digest']}"
     assert found["verdict"].startswith("promoted: accuracy")
-    assert found["data digest"] == cards.read(digits).digest
+    assert found["data_digest"] == cards.read(digits).digest
     assert cards.read(digits).digest in found["evaluated"]
-    assert found["recipe"]["train.epochs"] == 2
-    assert found["recipe"]["data.path"] == str(digits)
+    assert found["settings"]["train.epochs"] == 2
+    assert found["settings"]["data.path"] == str(digits)
     assert found["hardware"] == hardware.describe()
     assert set(found["libraries"]) == {
         "torch",
