@@ -1,8 +1,9 @@
 """The interfaces between Tessera's core and the services it runs on.
 
-In: nothing. Out: `World` (which worker this is), `Emit` and `Listener` (where events go), `Tracker`
-(one run in the tracking service) and `Registry` (model versions), with the data that they exchange.
-Must not know Ray, MLflow or torch.
+In: nothing. Out: `World` (which worker this is), `Control` (what it is asked for), `Emit` and
+`Listener` (where events go), `Tracker` (one run in the tracking service) and `Registry` (model
+versions), with the data that they exchange. Must not know Ray, MLflow or
+torch.
 
     interface    real                                substitute without a service
     Emit         `tracking.events.EventLog`          `NullEmit`
@@ -18,6 +19,39 @@ from pathlib import Path
 from typing import Any, Protocol
 
 
+class Control(Protocol):
+    """How the driver watches a worker, and asks its group to stop at a common step."""
+
+    def begin(self, step: int) -> None:
+        """The training starts after so many steps. Its thread calls this."""
+
+    def phase(self, name: str) -> None:
+        """What the training does from now on: "data", "compute", "sync" (which may wait for other
+        workers) or "" for something else. Costs a microsecond."""
+
+    def stops_after(self, step: int) -> bool:
+        """Called by every worker after each step, with the number of steps completed. True if the
+        group is to commit and stop here. While a stop is agreed upon, it waits for the others."""
+
+
+class NullControl:
+    """A `Control` that never asks for anything."""
+
+    def begin(self, step: int) -> None:
+        return
+
+    def phase(self, name: str) -> None:
+        return
+
+    def stops_after(self, step: int) -> bool:
+        return False
+
+
+class GroupStopped(Exception):
+    """Raised by the function of a worker that has committed and stopped because its `Control` asked
+    for it. The driver forms the group again."""
+
+
 @dataclass(frozen=True)
 class World:
     """Which worker of a group this is, and its device.
@@ -26,11 +60,13 @@ class World:
         rank: 0 for the worker that leads, which writes files and reports results.
         size: Number of workers; 1 without torch.distributed.
         device: "cpu" or "cuda:0".
+        control: The driver's line to this worker.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    control: Control = field(default=NullControl(), compare=False, repr=False)
 
     @property
     def leads(self) -> bool:
@@ -68,6 +104,8 @@ class Listener(Protocol):
     - `run`: a training begins; its `name`, its `page` in MLflow, and the `metric` that selects
       the best checkpoint
     - `metrics`, `restart`, `resume`, `notice`: as the training's workers and driver emit them
+    - `group`: a group of workers was formed again and works; its number of `workers`, that
+      `before`, the `seconds` that it took, and the `reason`
     - `advance`: `done` of `total` things are processed, counted in `unit` ("images", "GB")
 
     Ignore kinds that you don't know: there may be more in the future.

@@ -154,11 +154,22 @@ def submission_id() -> str | None:
 
 
 def cluster_resources() -> Resources:
-    """Resources of the cluster that this process is connected to."""
+    """Resources of the cluster that this process is connected to, without nodes that are being
+    drained."""
     import ray
 
-    found = ray.cluster_resources()
-    return Resources(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0))
+    draining = draining_nodes()
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in draining]
+    return Resources(*(sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")))
+
+
+def draining_nodes() -> dict[str, int]:
+    """Ray's id of each node that will be taken away, with the time in ms since 1970, 0 if it isn't
+    known."""
+    from ray._private.state import state
+
+    draining: dict[str, int] = state.get_draining_nodes()
+    return draining
 
 
 def known_resources(address: str | None) -> Resources | None:

@@ -128,15 +128,16 @@ def wait_until_fits(group: WorkerGroup, say: Callable[[str], None]) -> int:
             return gpus
 
 
-def count_places(group: WorkerGroup, gpus: int, say: Callable[[str], None]) -> int:
-    """How many workers an elastic group can have now: what is free on the cluster, at most
-    `group.largest`. Waits until it is at least `group.workers`, and then `SETTLE_SECONDS` for more.
+def count_places(group: WorkerGroup, say: Callable[[str], None]) -> int:
+    """How many workers a group can have now: what is free on the cluster, at most `group.largest`.
+    Waits until it is at least `group.workers`, and then `SETTLE_SECONDS` for more. `group.gpus`
+    must be a number.
 
     Raises TesseraError after `group.wait_seconds`, or `BUSY_SECONDS` if that is longer.
     """
     waited, reminder = _Clock(max(group.wait_seconds or 0.0, BUSY_SECONDS)), _Reminder(say)
     ready, settled = 0, _Clock(SETTLE_SECONDS)
-    with Places(group, gpus=gpus) as places:
+    with Places(group, gpus=int(group.gpus)) as places:
         places.request(group.largest)
         while True:
             before, ready = ready, places.ready()
@@ -221,7 +222,9 @@ class Places:
 
     def ready(self) -> int:
         """How many of the places are reserved now."""
-        return sum(bool(group.wait(0)) for group in self._groups)
+        from ray.util.placement_group import placement_group_table
+
+        return sum(placement_group_table(g)["state"] == "CREATED" for g in self._groups)
 
     def release(self) -> None:
         """Gives all places back."""

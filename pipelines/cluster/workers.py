@@ -6,24 +6,24 @@ result. Must not know what the function does, nor MLflow or WebDataset.
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.cluster.tasks import on_this_node
-from pipelines.cluster.worker_count import WorkerGroup, wait_until_fits
-from pipelines.interfaces import Emit, World
+from pipelines.cluster.event_sink import SinkEmit, start_control, start_event_sink
+from pipelines.cluster.group_monitor import Forming, GroupMonitor
+from pipelines.cluster.network import GroupNotFormedError, torch_config
+from pipelines.cluster.worker_count import WorkerGroup, count_places, wait_until_fits
+from pipelines.interfaces import Emit, GroupStopped, World
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 Work: TypeAlias = Callable[[Payload, World, Emit], Result]
 """What every worker runs. Payload and result are pickled; the result of rank 0 is kept."""
-
-FLUSH_SECONDS = 600.0
-"""Longer than a run's storage may be down: with one, a flush waits until it has the events."""
 
 
 def run_local(work: Work[Payload, Result], payload: Payload, emit: Emit) -> Result:
@@ -51,45 +51,93 @@ def run_group(
     """Runs the function on the group's workers with Ray Train; returns rank 0's result.
 
     Events go through an actor beside this process, so they survive the workers. When a worker
-    dies, the whole group is started again, up to `max_failures` times without a new checkpoint in
+    dies, the whole group is formed again, up to `max_failures` times without a new checkpoint in
     between; the function itself finds its newest checkpoint. A TesseraError in a worker is final,
     because it would occur again. Machines that are missing are waited for, `wait_seconds` long.
+
+    The group is also formed again when a machine is about to be taken away, which is no failure,
+    and an elastic one when it can grow. The workers then commit at their next step and stop.
 
     Raises:
         TesseraError: The worker's own one; or the group doesn't fit, or failed too often.
     """
     import ray
-    from ray.exceptions import RayActorError
-    from ray.train import TrainingFailedError
 
     def say(text: str) -> None:
         emit({"kind": "notice", "text": text})
 
     group = replace(group, gpus=wait_until_fits(group, say))
-    event_sink = _start_event_sink(emit)
-    config: _LoopConfig[Payload, Result] = {"work": work, "payload": payload, "sink": event_sink}
+    sink = start_event_sink(emit)
     failures = FailureCount(group.max_failures)
+    forming = Forming(size=0)
     try:
         while True:
-            trainer = _make_trainer(config, group, name=name, storage=storage, verbose=verbose)
-            try:
-                result: Result = trainer.fit().return_value
+            forming = replace(forming, size=_size(group, say))
+            attempt = f"{name}-{uuid.uuid4().hex[:6]}"
+            ray.get(sink.begin.remote(attempt))
+            config: _LoopConfig[Payload, Result] = {
+                "work": work,
+                "payload": payload,
+                "sink": sink,
+                "attempt": attempt,
+            }
+            trainer = _make_trainer(config, group, forming.size, storage=storage, verbose=verbose)
+            with GroupMonitor(sink, group, forming, emit) as monitor:
+                end = _fit(trainer)
+            if isinstance(end, _Finished):
+                result: Result = end.result
                 return result
-            except (TrainingFailedError, RayActorError) as error:
-                refusal, line = _explain(error)
-                if refusal is not None:
-                    raise refusal from None
-                failures.add(ray.get(event_sink.committed.remote()))
-                if failures.are_too_many:
-                    raise TesseraError(
-                        f"the workers failed {failures}, the last time with: {line}",
-                        hint="--verbose shows the traceback; --resume continues from the last "
-                        "checkpoint",
-                    ) from error
-                emit({"kind": "restart", "attempt": failures.in_all, "reason": line})
+            reason = monitor.change.reason if monitor.change else "the workers stopped"
+            if isinstance(end, Failed):
+                if not (end.is_preemption or monitor.was_preempted()):
+                    failures.add(ray.get(sink.committed.remote()), end)
+                reason = end.reason
+                emit({"kind": "restart", "attempt": forming.number + 1, "reason": reason})
+            forming = Forming(0, forming.number + 1, forming.size, time.monotonic(), reason)
             wait_until_fits(group, say)
     finally:
-        ray.kill(event_sink)
+        ray.kill(sink)
+
+
+def _size(group: WorkerGroup, say: Callable[[str], None]) -> int:
+    """How many workers the next group has. A fixed group on a Ray of our own doesn't wait for
+    places here: Ray Train does."""
+    return count_places(group, say) if group.is_elastic or group.wait_seconds else group.workers
+
+
+@dataclass(frozen=True)
+class _Finished:
+    result: Any
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """The workers have committed and stopped."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The workers, or one of them, died or raised an error."""
+
+    reason: str
+    error: BaseException
+    is_preemption: bool = False
+
+
+def _fit(trainer: Any) -> _Finished | _Stopped | Failed:
+    """Runs one group to its end. Raises a worker's TesseraError."""
+    from ray.exceptions import RayActorError
+    from ray.train import TrainingFailedError
+
+    try:
+        result = trainer.fit().return_value
+    except (TrainingFailedError, RayActorError) as error:
+        refusal, line = _explain(error)
+        if refusal is not None:
+            raise refusal from None
+        causes = getattr(error, "worker_failures", {}).values()
+        return Failed(line, error, any(getattr(c, "preempted", False) for c in causes))
+    return result if isinstance(result, _Stopped) else _Finished(result)
 
 
 class FailureCount:
@@ -105,15 +153,17 @@ class FailureCount:
         self.in_a_row = 0
         self.in_all = 0
 
-    def add(self, committed: int) -> None:
-        """Counts a failure, at a time when so many checkpoints are committed."""
+    def add(self, committed: int, failure: Failed) -> None:
+        """Counts a failure, at a time when so many checkpoints are committed. Raises TesseraError
+        if it is one too many."""
         self.in_a_row = 1 if committed > self._committed else self.in_a_row + 1
         self.in_all += 1
         self._committed = committed
-
-    @property
-    def are_too_many(self) -> bool:
-        return self.in_a_row > self._allowed
+        if self.in_a_row > self._allowed:
+            raise TesseraError(
+                f"the workers failed {self}, the last time with: {failure.reason}",
+                hint="--verbose shows the traceback; --resume continues from the last checkpoint",
+            ) from failure.error
 
     def __str__(self) -> str:
         times = "once" if self.in_a_row == 1 else f"{self.in_a_row} times"
@@ -126,13 +176,14 @@ class _LoopConfig(TypedDict, Generic[Payload, Result]):
     work: Work[Payload, Result]
     payload: Payload
     sink: Any
+    attempt: str
 
 
 def _make_trainer(
     config: _LoopConfig[Payload, Result],
     group: WorkerGroup,
+    size: int,
     *,
-    name: str,
     storage: Path,
     verbose: bool,
 ) -> Any:
@@ -143,15 +194,16 @@ def _make_trainer(
     return TorchTrainer(
         _loop,
         train_loop_config=config,
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(
-            num_workers=group.workers,
+            num_workers=size,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": group.cpus, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
             # A new name for each attempt: the function resumes from its own checkpoints, never
             # from Ray's record of a run, which may be truncated after a crash.
-            name=f"{name}-{uuid.uuid4().hex[:6]}",
+            name=config["attempt"],
             storage_path=str(storage.absolute()),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
             logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
@@ -168,7 +220,10 @@ def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
             if isinstance(cause, TesseraError):
                 return cause, str(cause)
     if not failures:
-        return None, f"{type(error).__name__}: {_last_line(error)}"
+        cause: BaseException = getattr(error, "controller_failure", error)
+        if isinstance(cause, GroupNotFormedError):
+            return None, str(cause)
+        return None, f"{type(cause).__name__}: {_last_line(cause)}"
     rank, first = min(failures.items())
     return None, f"worker {rank}: {type(first).__name__}: {_last_line(first)}"
 
@@ -178,54 +233,18 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip()[:200]
 
 
-def _start_event_sink(emit: Emit) -> Any:
-    """An actor on this node that passes the workers' events on to `emit`."""
-    import ray
-
-    return (
-        ray.remote(num_cpus=0)(_EventSink).options(scheduling_strategy=on_this_node()).remote(emit)
-    )
-
-
-class _EventSink:
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._committed = 0
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        self._committed += event["kind"] == "checkpoint"
-        self._emit(event)
-
-    def committed(self) -> int:
-        """How many checkpoints were committed so far."""
-        return self._committed
-
-    def flush(self) -> None:
-        self._emit.flush()
-
-
-class _SinkEmit:
-    """A worker's `Emit`. A call returns at once; `flush` waits until all events are on disk."""
-
-    def __init__(self, sink: Any) -> None:
-        self._sink = sink
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        self._sink.write.remote(dict(event))
-
-    def flush(self) -> None:
-        import ray
-
-        # An actor runs the calls of one caller in order, so this one comes after all writes.
-        ray.get(self._sink.flush.remote(), timeout=FLUSH_SECONDS)
-
-
-def _loop(config: _LoopConfig[Payload, Result]) -> Result:
+def _loop(config: _LoopConfig[Payload, Result]) -> Result | _Stopped:
     """What Ray Train runs in each worker."""
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
-    device = str(ray.train.torch.get_device())
-    world = World(context.get_world_rank(), context.get_world_size(), device)
-    return config["work"](config["payload"], world, _SinkEmit(config["sink"]))
+    rank, size = context.get_world_rank(), context.get_world_size()
+    control = start_control(config["sink"], config["attempt"], rank, size)
+    world = World(rank, size, str(ray.train.torch.get_device()), control)
+    try:
+        return config["work"](config["payload"], world, SinkEmit(config["sink"]))
+    except GroupStopped:
+        return _Stopped()
+    finally:
+        control.close()

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models.core.errors import TesseraError
 from models.core.family import Batch, BatchRng
 from pipelines.data.loading.loaders import TrainStep
-from pipelines.interfaces import Emit, World
+from pipelines.interfaces import Emit, GroupStopped, World
 from pipelines.training import checkpoints, distributed, optim
 from pipelines.training.checkpoint_store import CheckpointFolder
 from pipelines.training.checkpoints import Progress, State
@@ -119,11 +119,18 @@ class Trainer:
         self.images_per_second = 0.0
 
     def train(self) -> Progress:
-        """Trains epoch by epoch; each ends with a validation and a checkpoint."""
+        """Trains epoch by epoch; each ends with a validation and a checkpoint.
+
+        Raises GroupStopped after the checkpoint at which the driver asked the workers to stop.
+        """
+        control = self.world.control
+        control.begin(self.progress.step)
         while self.should_continue_training():
             self.train_epoch()
             self.validate_epoch()
             self.save_checkpoint()
+            if control.stops_after(self.progress.step) and self.should_continue_training():
+                raise GroupStopped
         return self.progress
 
     def should_continue_training(self) -> bool:
@@ -148,9 +155,13 @@ class Trainer:
             if progress.step % recipe.train.log_every_steps == 0:
                 self.log_metrics()
             every = recipe.checkpoint.every_steps
-            if every and progress.step % every == 0 and step.consumed < self.loader.samples:
+            stops = self.world.control.stops_after(progress.step)
+            is_due = stops or (every and progress.step % every == 0)
+            if is_due and step.consumed < self.loader.samples:
                 self.log_metrics()
                 self.save_checkpoint()
+                if stops:
+                    raise GroupStopped
         self.log_metrics()
 
     def train_step(self, step: TrainStep) -> None:
@@ -270,9 +281,11 @@ class Trainer:
         """The rest of the epoch's steps. Time spent waiting for one is added to the metrics."""
         steps = iter(self.loader.epoch(self.progress.epoch, self.progress.consumed))
         while True:
+            self.world.control.phase("data")
             began = time.perf_counter()
             step = next(steps, None)
             self.metrics.waited_seconds += time.perf_counter() - began
+            self.world.control.phase("compute" if step else "")
             if step is None:
                 return
             yield step
@@ -302,7 +315,9 @@ class Trainer:
                     # DDP averages gradients over ranks. Scaled like this, the result is the
                     # gradient of the mean over the global batch, however it was split.
                     scale = counted * self.world.size / step.total
+                    self.world.control.phase("sync")  # DDP waits here for the other ranks
                     (losses["loss"] * scale).backward()  # type: ignore[no-untyped-call]
+                    self.world.control.phase("compute")
                 if counted:
                     self._record_losses(part, losses, piece)
             if self.recipe.train.clip_norm:

@@ -110,6 +110,9 @@ class Display:
         elif kind == "restart":
             self.began = None
             self.say(f"workers restarted (attempt {event['attempt']}): {event['reason']}")
+        elif kind == "group":
+            sizes = f"{event['before']} → {event['workers']} workers"
+            self.say(f"{sizes} in {event['seconds']:.0f} s: {event['reason']}")
         elif kind == "resume":
             self.began = None
             self.say(f"resumed from {event['checkpoint']} (epoch {event['epoch']})")
