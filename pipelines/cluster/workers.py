@@ -220,10 +220,10 @@ def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
             if isinstance(cause, TesseraError):
                 return cause, str(cause)
     if not failures:
-        cause: BaseException = getattr(error, "controller_failure", error)
-        if isinstance(cause, GroupNotFormedError):
-            return None, str(cause)
-        return None, f"{type(cause).__name__}: {_last_line(cause)}"
+        failed: BaseException = getattr(error, "controller_failure", error)
+        if isinstance(failed, GroupNotFormedError):
+            return None, str(failed)
+        return None, f"{type(failed).__name__}: {_last_line(failed)}"
     rank, first = min(failures.items())
     return None, f"worker {rank}: {type(first).__name__}: {_last_line(first)}"
 
