@@ -224,7 +224,11 @@ def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
         if isinstance(failed, GroupNotFormedError):
             return None, str(failed)
         return None, f"{type(failed).__name__}: {_last_line(failed)}"
-    rank, first = min(failures.items())
+    # When a worker dies, those that it was connected to fail too, and may be noticed before it.
+    lost = {r: f for r, f in failures.items() if "gloo/transport" not in str(f)}
+    if not lost:
+        return None, f"worker {min(failures)} lost its connection to another worker"
+    rank, first = min(lost.items())
     return None, f"worker {rank}: {type(first).__name__}: {_last_line(first)}"
 
 
