@@ -32,6 +32,8 @@ _PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_T
 _RAY_MESSAGES = re.compile(
     r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE
 )
+_BEGUN = re.compile(r"^(run|search) (\S+)$", re.MULTILINE)
+"""The line with which a training or a search says its name."""
 _PATH_METAVARS = ("DIR", "FILE", "PATHS…")
 
 
@@ -205,14 +207,17 @@ def source_root() -> Path | None:
 
 def wait_for(cluster: object, job: str, as_json: bool) -> int:
     """Follows the job to its end and returns its exit status."""
-    from pipelines.cluster.jobs import Jobs
+    from pipelines.cluster.jobs import Jobs, LostJobError
 
     assert isinstance(cluster, Jobs)
-    seen = 0
+    seen, begun = 0, ""
 
     def write(text: str) -> None:
-        nonlocal seen
+        nonlocal seen, begun
         seen += len(text)
+        if not begun and (named := _BEGUN.search(text)):
+            verb = "train" if named[1] == "run" else "tune"
+            begun = f"tessera submit {verb} --resume {named[2]}"
         text = _RAY_MESSAGES.sub("", text)
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
@@ -220,6 +225,9 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
         try:
             cluster.follow(job, write, skip=seen)
             break
+        except LostJobError as lost:
+            hint = f"when it is back: {begun or 'submit the job again'}"
+            raise LostJobError(lost.message, hint=hint) from lost
         except KeyboardInterrupt:
             if not confirm_stop(job):
                 continue

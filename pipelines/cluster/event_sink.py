@@ -15,12 +15,15 @@ from pipelines.cluster.group_control import Beat, GroupRecord, Heard, Orders, Wo
 from pipelines.cluster.tasks import on_this_node
 from pipelines.interfaces import Emit
 
-FLUSH_SECONDS = 60.0
+FLUSH_SECONDS = 600.0
+"""Longer than a run's storage may be down: with one, a flush waits until it has the events."""
 ANSWER_SECONDS = 60.0
+BEATS = "beats"
 
 
 class EventSink:
-    """The actor's class."""
+    """The actor's class. Its last five methods run in a thread of their own (`on_beats`), because
+    `flush` may take minutes."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -56,9 +59,14 @@ def start_event_sink(emit: Emit) -> Any:
     """The actor, on this node, that passes the workers' events on to `emit`."""
     import ray
 
-    return (
-        ray.remote(num_cpus=0)(EventSink).options(scheduling_strategy=on_this_node()).remote(emit)
-    )
+    actor = ray.remote(num_cpus=0, concurrency_groups={BEATS: 1})(EventSink)
+    return actor.options(scheduling_strategy=on_this_node()).remote(emit)
+
+
+def on_beats(method: Any) -> Any:
+    """A method of the actor that is called in the thread of beats: `on_beats(sink.heard).remote()`.
+    The calls of that thread are not ordered with those of the other one."""
+    return method.options(concurrency_group=BEATS)
 
 
 class SinkEmit:
@@ -91,7 +99,7 @@ def start_control(sink: Any, attempt: str, rank: int, size: int) -> WorkerContro
     )
 
     def send(beat: Beat) -> Orders:
-        orders: Orders = ray.get(sink.hear.remote(beat), timeout=ANSWER_SECONDS)
+        orders: Orders = ray.get(on_beats(sink.hear).remote(beat), timeout=ANSWER_SECONDS)
         return orders
 
     return WorkerControl(send, own).start()

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines import tag_names
 from pipelines.cluster.connection import draining_nodes
+from pipelines.cluster.event_sink import on_beats
 from pipelines.cluster.group_control import Heard
 from pipelines.cluster.watchdog import Watchdog
 from pipelines.cluster.worker_count import SETTLE_SECONDS, Places, WorkerGroup
@@ -108,7 +109,7 @@ class GroupMonitor:
         with Places(self._group, gpus=int(self._group.gpus)) as places:
             while not self._ended.wait(POLL_SECONDS):
                 try:
-                    heard = ray.get(self._sink.heard.remote(), timeout=ANSWER_SECONDS)
+                    heard = ray.get(on_beats(self._sink.heard).remote(), timeout=ANSWER_SECONDS)
                     self._look(heard, draining_nodes(), places)
                 except Exception:  # a head that doesn't answer now may answer at the next look
                     continue
@@ -143,7 +144,7 @@ class GroupMonitor:
     def _stop(self, change: Change) -> None:
         self.change = change
         self._emit({"kind": "notice", "level": "info", "text": f"{change.reason}: saving"})
-        self._sink.ask_to_stop.remote()
+        on_beats(self._sink.ask_to_stop).remote()
 
     def _report(self) -> None:
         forming, seconds = self._forming, time.monotonic() - self._forming.since

@@ -53,6 +53,10 @@ def head_command(
     return command if cpus is None else [*command, f"--num-cpus={cpus}"]
 
 
+class LostJobError(TesseraError):
+    """A job that can't be followed any more, because its cluster is gone."""
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at `address` (http://HOST:PORT).
 
@@ -101,10 +105,16 @@ class Jobs:
 
     def follow(self, job: str, write: Callable[[str], None], *, skip: int = 0) -> int:
         """Passes the job's log to `write` as it grows, until the job has ended, without the first
-        `skip` characters. Returns the length of the log, for the next `skip`."""
+        `skip` characters. Returns the length of the log, for the next `skip`.
+
+        A head that doesn't answer is waited for, `_REFUSED_SECONDS` long. Raises LostJobError if
+        it doesn't come back, or comes back as a new cluster.
+        """
         return asyncio.run(self._follow(job, write, skip))
 
     async def _follow(self, job: str, write: Callable[[str], None], skip: int) -> int:
+        from aiohttp import ClientError
+
         seen, refused_since = 0, time.monotonic()
         while True:
             position = 0
@@ -118,10 +128,27 @@ class Jobs:
                     refused_since = time.monotonic()
                 if self.has_ended(job):
                     return max(seen, skip)
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, ClientError) as error:
+                if self._is_unknown(job):
+                    raise LostJobError(
+                        f"the cluster at {self.address} was started again and has lost job {job}"
+                    ) from error
                 if time.monotonic() - refused_since > _REFUSED_SECONDS:
-                    raise _unreachable(self.address, error) from error
+                    raise LostJobError(
+                        f"the head of the cluster at {self.address} has not answered for "
+                        f"{_REFUSED_SECONDS} s"
+                    ) from error
             await asyncio.sleep(1)
+
+    def _is_unknown(self, job: str) -> bool:
+        """Whether the cluster answers that it has no such job."""
+        try:
+            self._client.get_job_status(job)
+        except RuntimeError as error:
+            return "does not exist" in str(error)
+        except OSError:
+            return False
+        return False
 
     def has_ended(self, job: str) -> bool:
         return bool(self._client.get_job_status(job).is_terminal())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 
 from models.core.errors import TesseraError
-from pipelines.cluster.event_sink import SinkEmit, start_control, start_event_sink
+from pipelines.cluster.event_sink import SinkEmit, on_beats, start_control, start_event_sink
 from pipelines.cluster.group_monitor import Forming, GroupMonitor
 from pipelines.cluster.network import GroupNotFormedError, torch_config
 from pipelines.cluster.worker_count import WorkerGroup, count_places, wait_until_fits
@@ -74,7 +74,7 @@ def run_group(
         while True:
             forming = replace(forming, size=_size(group, say))
             attempt = f"{name}-{uuid.uuid4().hex[:6]}"
-            ray.get(sink.begin.remote(attempt))
+            ray.get(on_beats(sink.begin).remote(attempt))
             config: _LoopConfig[Payload, Result] = {
                 "work": work,
                 "payload": payload,
@@ -90,7 +90,7 @@ def run_group(
             reason = monitor.change.reason if monitor.change else "the workers stopped"
             if isinstance(end, Failed):
                 if not (end.is_preemption or monitor.was_preempted()):
-                    failures.add(ray.get(sink.committed.remote()), end)
+                    failures.add(ray.get(on_beats(sink.committed).remote()), end)
                 reason = end.reason
                 emit({"kind": "restart", "attempt": forming.number + 1, "reason": reason})
             forming = Forming(0, forming.number + 1, forming.size, time.monotonic(), reason)

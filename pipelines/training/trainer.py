@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +130,15 @@ class Trainer:
             self.validate_epoch()
             self.save_checkpoint()
             if control.stops_after(self.progress.step) and self.should_continue_training():
-                raise GroupStopped
+                self._stop()
         return self.progress
+
+    def _stop(self) -> NoReturn:
+        """Ends the work of this group, on all ranks, once its last checkpoint is committed."""
+        if self.world.leads:
+            self.store.wait()
+        distributed.broadcast(None, self.world)
+        raise GroupStopped
 
     def should_continue_training(self) -> bool:
         patience = self.recipe.train.patience
@@ -161,7 +168,7 @@ class Trainer:
                 self.log_metrics()
                 self.save_checkpoint()
                 if stops:
-                    raise GroupStopped
+                    self._stop()
         self.log_metrics()
 
     def train_step(self, step: TrainStep) -> None:

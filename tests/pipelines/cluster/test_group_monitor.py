@@ -49,6 +49,9 @@ class Requests:
     def ask_to_stop(self) -> Requests:
         return self
 
+    def options(self, **options: str) -> Requests:
+        return self
+
     def remote(self) -> None:
         self.count += 1
 
