@@ -100,12 +100,18 @@ def test_a_group_waits_for_machines_then_grows_and_shrinks_and_no_sample_is_lost
     assert not wrong, "samples were lost or used twice"
 
 
-def test_a_worker_that_is_stopped_is_named_with_its_stack(cluster: Cluster) -> None:
+def test_a_worker_that_is_told_to_end_is_no_failure_and_one_that_is_stopped_is_named(
+    cluster: Cluster,
+) -> None:
     while len(cluster.workers) < 2:
         cluster.add_worker()
     cluster.wait_for_nodes(1 + len(cluster.workers))
-    training = cluster.start(f"{TRAIN} --workers 2 --epochs 80 --model stopped", log="stopped.log")
-    cluster.wait_for_log("stopped.log", "epoch 5/80")
+    training = cluster.start(f"{TRAIN} --workers 2 --epochs 120 --model stopped", log="stopped.log")
+    cluster.wait_for_log("stopped.log", "epoch 5/120")
+    cluster.training_machines()[0].run("pkill -TERM -f RayTrainWorker", check=True)
+    cluster.wait_for_log("stopped.log", "2 → 2 workers")
+    assert "workers restarted" not in cluster.lab.log("stopped.log")
+
     machine = cluster.training_machines()[0]
     stopped_at = time.monotonic()
     machine.run("pkill -STOP -f RayTrainWorker", check=True)

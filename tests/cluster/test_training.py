@@ -64,7 +64,9 @@ def test_a_run_resumes_on_another_cluster_when_the_head_dies(cluster: Cluster) -
     (name,) = re.findall(r"^run (\S+)", cluster.lab.log("three.log"), re.MULTILINE)
     cluster.replace_head(workers=2)
     assert cluster_lab.end_of(training, timeout_seconds=240) == 1
-    assert "--resume" in cluster.lab.log("three.log")
+    log = cluster.lab.log("three.log")
+    assert f"tessera submit train --resume {name}" in log
+    assert "Traceback" not in log
     resumed = cluster.user(f"tessera submit train --resume {name}")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     (run,) = cluster.runs("three")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
-from pipelines.interfaces import World
+from pipelines.interfaces import GroupStopped, NullControl, World
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import checkpoints, worker
@@ -149,6 +150,43 @@ def test_resume_with_another_seed_batch_or_data_is_refused(digits: Path, tmp_pat
             fit(recipe.with_overrides(change), tmp_path)
     with pytest.raises(TesseraError, match="not the one that the recipe names"):
         fit(recipe.with_overrides({"data.digest": "0" * 64}), tmp_path)
+
+
+class StopAt(NullControl):
+    """Asks the workers to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stops_after(self, step: int) -> bool:
+        return step >= self.step
+
+
+def test_workers_that_are_asked_to_stop_commit_and_resume_exactly(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    for step in (7, 15, 30):  # within the first epoch, and at the end of an epoch
+        payload = rank_work.payload_for(small(digits), tmp_path)
+        with (
+            closing(EventLog(tmp_path / "events.jsonl")) as emit,
+            pytest.raises(GroupStopped),
+        ):
+            worker.run(payload, World(control=StopAt(step)), emit)
+        newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+        assert newest.name == f"step-{step:09d}", "no step is done again"
+    whole = fit(small(digits), tmp_path)
+    assert equal(whole, plain)
+    assert losses(whole) == losses(plain)
+
+
+def test_a_stop_after_the_last_step_is_the_end(
+    plain: dict[str, Any], digits: Path, tmp_path: Path
+) -> None:
+    payload = rank_work.payload_for(small(digits), tmp_path)
+    with closing(EventLog(tmp_path / "events.jsonl")) as emit:
+        summary = worker.run(payload, World(control=StopAt(45)), emit)
+    assert summary.ended
+    assert summary.metrics == plain["metrics"]
 
 
 def test_a_training_in_pieces_is_the_same_training(
