@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines.cluster.workers import Failed, FailureCount
+from pipelines.cluster.workers import Failed, FailureCount, _explain
 
 FAILED = Failed("worker 1: died", RuntimeError("died"))
 
@@ -28,3 +28,31 @@ def test_without_progress_so_many_failures_are_allowed(allowed: int) -> None:
         failures.add(0, FAILED)
     with pytest.raises(TesseraError, match="failed"):
         failures.add(0, FAILED)
+
+
+class GroupError(Exception):
+    """As Ray Train reports it: the failure of each rank that it noticed."""
+
+    def __init__(self, worker_failures: dict[int, Exception]) -> None:
+        super().__init__("training failed")
+        self.worker_failures = worker_failures
+
+
+GLOO = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error")
+
+
+def test_the_worker_that_died_is_named_and_not_those_that_lost_it() -> None:
+    died = ValueError("no more memory")
+    assert _explain(GroupError({0: GLOO, 1: died})) == (
+        None,
+        "worker 1: ValueError: no more memory",
+    )
+    assert _explain(GroupError({0: GLOO})) == (
+        None,
+        "worker 0 lost its connection to another worker",
+    )
+
+
+def test_a_refusal_of_a_worker_is_found() -> None:
+    refusal = TesseraError("the loss is not finite")
+    assert _explain(GroupError({0: GLOO, 1: refusal}))[0] is refusal
