@@ -73,6 +73,8 @@ class Run:
         content: dict[str, Any] = {"name": self.name, "model": self.model, "run_id": self.run_id}
         if self.changing:
             content["changing"] = self.changing
+        if self.storage:
+            content["storage"] = self.storage
         write_json_atomic(self.folder / "run.json", content)
 
 
@@ -115,8 +117,11 @@ def find_or_create(
 
 
 def open_existing(folder: Path, storage: str = "") -> Run | None:
-    """The run in `folder`, whose files are at the address `storage` if it is given: then the folder
-    gets copies of its recipe and event log. None if there is no run."""
+    """The run in `folder`, whose files are at the address `storage` if it is given, or at the one
+    that the run was started with: then the folder gets copies of its recipe and event log. None if
+    there is no run."""
+    if not storage and (folder / "run.json").exists():
+        storage = _read(folder / "run.json").storage
     if storage:
         files = RunStorage.open(storage)
         if files.storage.size("run.json") is not None:
@@ -137,6 +142,7 @@ def _read(file: Path) -> Run:
         content["run_id"],
         resumed=True,
         changing=tuple(content.get("changing", ())),
+        storage=content.get("storage", ""),
     )
 
 
@@ -156,35 +162,33 @@ def find(root: Path, ref: str, storage: str = "") -> Run:
     """A run by its name or its id in the tracking service. One that is only in `storage`, where the
     files of all runs may be, is found too; then its folder has a copy of its recipe. Raises
     TesseraError without one."""
-    if storage:
-        return _find_stored(root, ref, storage)
-    known = {}
+    stored = RunStorage.open(f"{storage}/runs") if storage else None
+    names = stored.storage.folders() if stored else []
+    if stored and (name := _stored_name(stored, names, ref)):
+        for copied in ("recipe.json", "run.json"):
+            stored.fetch_file(f"{name}/{copied}", root / name / copied)
+        address = address_of(storage, "runs", name)
+        return replace(_read(root / name / "run.json"), storage=address)
+    known = dict.fromkeys(names)
     for file in sorted(root.glob("*/run.json")):
         run = _read(file)
         if ref in (run.name, run.run_id):
             return run
-        known[run.name] = run
+        known[run.name] = None
     if not known:
-        raise TesseraError(f"there is no run {ref!r}: {root} has no runs yet")
+        where = storage or root
+        raise TesseraError(f"there is no run {ref!r}: {where} has no runs yet")
     raise unknown("run", ref, known)
 
 
-def _find_stored(root: Path, ref: str, storage: str) -> Run:
-    runs = RunStorage.open(f"{storage}/runs")
-    known = runs.storage.folders()
-    candidates = [ref] if ref in known else known  # an id is in the runs' own files
-    for name in candidates:
-        folder = root / name
-        if runs.storage.size(f"{name}/run.json") is None:
-            continue
-        content = json.loads(runs.storage.read(f"{name}/run.json"))
-        if ref in (name, content["run_id"]):
-            for file in ("recipe.json", "run.json"):
-                runs.fetch_file(f"{name}/{file}", folder / file)
-            return replace(_read(folder / "run.json"), storage=address_of(storage, "runs", name))
-    if not known:
-        raise TesseraError(f"there is no run {ref!r}: {storage} has no runs yet")
-    raise unknown("run", ref, known)
+def _stored_name(runs: RunStorage, names: Sequence[str], ref: str) -> str:
+    """The name of a stored run, from its name or its id; empty if there is none."""
+    for name in [ref] if ref in names else names:  # an id is in the runs' own files
+        if runs.storage.size(f"{name}/run.json") is not None:
+            content = json.loads(runs.storage.read(f"{name}/run.json"))
+            if ref in (name, content["run_id"]):
+                return name
+    return ""
 
 
 @contextmanager

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What is searched, and how. `recipe` is JSON, `space` as in a YAML file. `folder` and
-    `storage`, the address of the search's files in an object store, aren't written to search.json,
-    because they may be moved."""
+    """What is searched, and how. `recipe` is JSON, `space` as in a YAML file. `folder` isn't
+    written to search.json, because the home folder may be moved. `storage` is the address of the
+    search's files in an object store, empty if the folder has them."""
 
     folder: Path
     name: str
@@ -59,8 +59,7 @@ class SearchSpec:
     def write(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)  # private: reading Tune's state executes it
-        moved = ("folder", "storage")
-        facts = {name: value for name, value in asdict(self).items() if name not in moved}
+        facts = {name: value for name, value in asdict(self).items() if name != "folder"}
         write_json_atomic(self.folder / search_files.SPEC, facts)
         search_files.publish(self.storage, self.folder, search_files.SPEC)
 
@@ -73,21 +72,22 @@ def find(context: Context, name: str) -> SearchSpec:
     """Reads the spec of a search. One in the storage is found from any machine. Raises TesseraError
     if there is none of that name."""
     folder, storage = context.searches_dir / name, context.remote_storage
-    if storage:
-        known = search_files.names(storage)
-    else:
-        known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
-    if name not in known:
+    known = [file.parent.name for file in sorted(context.searches_dir.glob("*/search.json"))]
+    stored = search_files.names(storage) if storage else []
+    if name not in known and name not in stored:
+        known = sorted({*known, *stored})
         if not known:
             raise TesseraError(f"there is no search {name!r}: no search has run here yet")
         raise unknown("search", name, known)
-    if storage:
+    address = search_files.address(storage, name) if name in stored else ""
+    if not address:
+        address = json.loads((folder / search_files.SPEC).read_text("utf-8"))["storage"]
+    if address:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        search_files.fetch(storage, name, folder)
-    text = (folder / search_files.SPEC).read_text(encoding="utf-8")
-    address = search_files.address(storage, name)
-    return SearchSpec(folder=folder, storage=address, **json.loads(text))
+        search_files.fetch(address, folder)
+    facts = json.loads((folder / search_files.SPEC).read_text(encoding="utf-8"))
+    return SearchSpec(folder=folder, **{**facts, "storage": address})
 
 
 class Leaderboard:

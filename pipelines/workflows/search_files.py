@@ -29,9 +29,9 @@ def names(storage: str) -> list[str]:
     return RunStorage.open(f"{storage}/searches").storage.folders()
 
 
-def fetch(storage: str, name: str, folder: Path) -> None:
+def fetch(address: str, folder: Path) -> None:
     """Makes the state in the search's local folder that of the storage."""
-    files = RunStorage.open(address(storage, name))
+    files = RunStorage.open(address)
     for file in STATE:
         if files.storage.size(file) is None:
             (folder / file).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
 from pipelines.training import run as training_run
+from pipelines.training import run_files
 
 
 def small(digits: Path) -> Recipe:
@@ -35,3 +37,38 @@ def test_a_run_is_looked_up_by_name_or_id(digits: Path, tmp_path: Path) -> None:
     assert training_run.find(tmp_path, run.name).folder == run.folder
     with pytest.raises(TesseraError, match="did you mean"):
         training_run.find(tmp_path, run.name[:-1])
+
+
+def test_a_stored_run_is_found_from_any_machine(digits: Path, tmp_path: Path) -> None:
+    storage = f"memory://bucket/{tmp_path.name}"
+    recipe = small(digits)
+    run = training_run.create(tmp_path, recipe, model="digits", stamp="now", storage=storage)
+    with pytest.raises(TesseraError, match="has no runs yet"):
+        training_run.find(tmp_path / "there", run.name, storage)
+    tracked = replace(run, run_id="abc")
+    tracked.write()
+    run_files.of(tracked).begin()
+    for ref in (run.name, "abc"):
+        found = training_run.find(tmp_path / "there", ref, storage)
+        assert (found.name, found.run_id, found.storage) == (run.name, "abc", run.storage)
+        assert found.folder == tmp_path / "there" / run.name
+        assert found.recipe() == recipe
+    with pytest.raises(TesseraError, match="did you mean"):
+        training_run.find(tmp_path / "there", run.name[:-1], storage)
+
+
+def test_a_run_keeps_its_storage_when_it_is_resumed_without_naming_it(
+    digits: Path, tmp_path: Path
+) -> None:
+    storage = f"memory://bucket/{tmp_path.name}"
+    run = training_run.create(tmp_path, small(digits), model="digits", stamp="now", storage=storage)
+    assert training_run.find(tmp_path, run.name).storage == run.storage
+    existing = training_run.open_existing(run.folder)
+    assert existing is not None
+    assert existing.storage == run.storage
+
+
+def test_a_run_of_a_folder_is_found_beside_those_of_a_storage(digits: Path, tmp_path: Path) -> None:
+    run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
+    found = training_run.find(tmp_path, run.name, f"memory://bucket/{tmp_path.name}")
+    assert found.storage == ""
