@@ -95,12 +95,12 @@ class RemoteStorage:
 
     def read(self, path: str) -> bytes:
         check_path(path, self.where)
-        size = self._retry(path, partial(self._size, path, self._policy.call_seconds))
+        size, data = self._retry(path, partial(self._read_small, path))
         if size > MAX_READ_BYTES:
             raise TesseraError(
                 f"{path} of {self.where} has {size:,} bytes, too many to read at once"
             )
-        return b"".join(self._blocks(path, size))
+        return b"".join(self._blocks(path, size)) if data is None else data
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         check_path(path, self.where)
@@ -224,6 +224,18 @@ class RemoteStorage:
         folder = "/".join(check_path(folder, self.where)) if folder else ""
         call = partial(self._folders, folder, self._policy.call_seconds)
         return sorted(self._retry(folder, call))
+
+    def _read_small(self, path: str) -> tuple[int, bytes | None]:
+        """The size of a file; and its content, if it has only one block. That is read in one
+        request, because another machine may replace the file at any time."""
+        size = self._size(path, self._policy.call_seconds)
+        if size > BLOCK_BYTES:
+            return size, None
+        # One byte more than it has, to see whether it has grown meanwhile.
+        data = self._read(path, 0, size + 1, self._policy.call_seconds) if size else b""
+        if len(data) != size:
+            raise TransientError(f"{len(data):,} bytes arrived of a file of {size:,}")
+        return size, data
 
     def _list(self, folder: str) -> dict[str, int]:
         return self._retry(folder, partial(self._sizes, folder, self._policy.call_seconds))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -109,3 +111,28 @@ def test_a_new_list_cancels_the_old_one(
         time.sleep(0.01)
     assert wire.connections <= 4
     assert cached(cache) == []
+
+
+def test_a_file_that_is_replaced_meanwhile_is_read_as_a_whole(
+    storage: HttpStorage, cache: CacheSettings, folder: Path
+) -> None:
+    """With the size before and the content after a replacement, it would be cut."""
+    texts = [b"[" + b"0, " * count + b"0]" for count in (1, 400)]
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for text in texts:
+                (folder / "new").write_bytes(text)
+                os.replace(folder / "new", folder / "state.json")
+                time.sleep(0.001)
+
+    (folder / "state.json").write_bytes(texts[0])
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        patient = HttpStorage(storage.where, cache, dataclasses.replace(QUICK, max_attempts=100))
+        assert {patient.read("state.json") for _ in range(40)} <= set(texts)
+    finally:
+        stop.set()
+        thread.join()
