@@ -53,6 +53,12 @@ GROUP = "training"
 )
 @settings_options
 @click.option("--model", help="Name in the registry; by default the data set's.")
+@click.option(
+    "--run",
+    metavar="NAME",
+    help="Name of the run. Repeated, the command resumes it, or prints the result if it is "
+    "finished.",
+)
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
 @click.option("--resume", metavar="RUN", help="Resume this run, by its name or MLflow run ID.")
 @storage_option
@@ -67,6 +73,7 @@ def command(
     wait_seconds: float | None,
     overrides: tuple[str, ...],
     model: str | None,
+    run: str | None,
     experiment: str,
     resume: str | None,
     storage: str | None,
@@ -88,7 +95,7 @@ def command(
         changes["workers.wait_seconds"] = wait_seconds
     context = settings_with(storage)
     if resume:
-        if what or variant or model:
+        if what or variant or model or run:
             raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")
         outcome = train.resume(
             resume,
@@ -115,6 +122,7 @@ def command(
         workers=workers,
         set=changes,
         model=model,
+        run=run,
         experiment=experiment,
         verbose=verbose,
         progress=not as_json,

@@ -80,6 +80,12 @@ GROUP = "training"
     "--refit", is_flag=True, help="Train the best settings in full and register the model."
 )
 @click.option("--model", help="Name in the registry; by default the data set's.")
+@click.option(
+    "--run",
+    metavar="NAME",
+    help="Name of the search. Repeated, the command resumes it, or prints the result if it is "
+    "finished.",
+)
 @click.option("--experiment", default="tessera", show_default=True, help="MLflow experiment.")
 @click.option("--resume", metavar="SEARCH", help="Resume this search.")
 @storage_option
@@ -102,6 +108,7 @@ def command(
     seed: int,
     refit: bool,
     model: str | None,
+    run: str | None,
     experiment: str,
     resume: str | None,
     storage: str | None,
@@ -118,7 +125,7 @@ def command(
 
     context = settings_with(storage)
     if resume:
-        if what or data:
+        if what or data or run:
             raise UsageError(
                 "--resume uses the recipe and the data of the search", hint="leave it out"
             )
@@ -152,6 +159,7 @@ def command(
         seed=seed,
         refit=refit,
         model=model,
+        run=run,
         experiment=experiment,
         verbose=verbose,
         progress=not as_json,

@@ -160,6 +160,10 @@ class MlflowTracker:
     def uri(self) -> str:
         return str(self._client.tracking_uri)
 
+    def status(self) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        return str(self._client.get_run(self.run_id).info.status)
+
     def params(self, values: Mapping[str, str]) -> None:
         """Raises TesseraError if a parameter was logged before with another value."""
         from mlflow.entities import Param

@@ -17,7 +17,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from models.core.errors import TesseraError, unknown
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
 from pipelines.storage.atomic import write_json_atomic
+from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking import published_log
 from pipelines.tracking.events import read_events
@@ -106,14 +107,19 @@ def find_or_create(
     changing: Sequence[str] = (),
     storage: str = "",
 ) -> Run:
-    """The run of this name, created if it doesn't exist: for a search, which names its runs and may
-    start them again. See `Run` for `changing`. `storage` is the address of this run's files."""
+    """The run of this name, created if it doesn't exist. Of several processes that create it at
+    the same time, on any machines, the first one's recipe counts. See `Run` for `changing`.
+    `storage` is the address of this run's files."""
     folder = root / name
     if (existing := open_existing(folder, storage)) is not None:
-        return replace(existing, model=model)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, name, model, changing=tuple(changing), storage=storage)
-    return _write_new(run, recipe)
+        return existing
+    files = open_storage(storage or folder)
+    new = files.create_if_absent("recipe.json", recipe.to_json().encode())
+    if storage:
+        RunStorage(files).fetch_file("recipe.json", folder / "recipe.json")
+    run = Run(folder, name, model, resumed=not new, changing=tuple(changing), storage=storage)
+    run.write()
+    return run
 
 
 def open_existing(folder: Path, storage: str = "") -> Run | None:
@@ -153,8 +159,11 @@ def _write_new(run: Run, recipe: Recipe) -> Run:
 
 
 def discard_untracked(run: Run) -> None:
-    """Removes the folder of a run that was refused before it was tracked; keeps any other."""
-    if not json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["run_id"]:
+    """Removes the folder of a run that was created for a training which was refused before it was
+    tracked; keeps any other."""
+    if run.resumed or json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["run_id"]:
+        return
+    with suppress(TesseraError), locked(run):  # another process may have begun it
         shutil.rmtree(run.folder)
 
 

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 
+WINNER = "winner.yaml"
+"""The recipe of the best trial, in the folder of the search."""
+
+
 @dataclass(frozen=True)
 class FinishedSearch:
     """The best trial, all trials with the best first, and the page of the search in MLflow."""
@@ -95,6 +99,23 @@ def run(
         finally:
             board.close()
         return _conclude(spec, recipe, board, metric, parent)
+
+
+def finished(context: Context, spec: SearchSpec, recipe: Recipe) -> FinishedSearch | None:
+    """The result of a search that has ended; None of any other."""
+    import models
+
+    trials = search_trials.read(spec.folder / search_trials.TRIALS)
+    if not (spec.folder / WINNER).exists() or not all(trial.over for trial in trials):
+        return None
+    tracker = services.attach_tracker(context, spec.parent)
+    if tracker.status() != "FINISHED":
+        return None
+    metric = models.get(recipe.family).task.primary
+    ranked = search_trials.ranked(trials, metric)
+    return FinishedSearch(
+        winner=search_trials.winner(trials, metric), trials=tuple(ranked), page=tracker.link()
+    )
 
 
 def trial_capacity(recipe: Recipe, trials: int, resources: Resources) -> TrialCapacity:
@@ -194,11 +215,11 @@ def _conclude(
 
     best = search_trials.winner(board.trials, metric)
     winner = recipe.with_overrides(best.settings).model_dump(mode="json")
-    (spec.folder / "winner.yaml").write_text(yaml.safe_dump(winner, sort_keys=False), "utf-8")
+    (spec.folder / WINNER).write_text(yaml.safe_dump(winner, sort_keys=False), "utf-8")
     folder = spec.folder / "pictures"
     for file in plots.draw(board.trials, spec.parsed_space(), metric, folder):
         parent.artifact(file, "pictures")
-    for name in (search_trials.TRIALS, "winner.yaml"):
+    for name in (search_trials.TRIALS, WINNER):
         parent.artifact(spec.folder / name, "")
     search_files.publish_results(spec.storage, spec.folder)
     ranked = search_trials.ranked(board.trials, metric)

@@ -55,6 +55,7 @@ def train(
     workers: int | str | None = None,
     set: Mapping[str, Any] | None = None,
     model: str | None = None,
+    run: str | None = None,
     experiment: str = EXPERIMENT,
     tags: Mapping[str, str] | None = None,
     verbose: bool = False,
@@ -72,6 +73,8 @@ def train(
             shrinks with the cluster. By default those of the recipe.
         set: New values for settings of the recipe, by dotted path: `{"train.epochs": 3}`.
         model: Name in the registry; the data set's name by default.
+        run: Name of the run. If it exists it is resumed, or its result returned if it has
+            finished, so that a call may be repeated. By default a name with the time.
         experiment: MLflow experiment of the run.
         tags: Additional tags for the run and the registered version.
         verbose: Whether to show Ray's own output.
@@ -79,32 +82,45 @@ def train(
         context: Where runs, MLflow and Ray are; from the environment by default.
 
     Raises TesseraError if the recipe, the data set or the workers can't train. Then nothing is left
-    behind.
+    behind. With `run`, also if the run of this name was begun with other settings.
     """
     from pipelines.tracking import mlflow_registry
     from pipelines.training import run as training_run
+    from pipelines.visuals.progress import show_progress
+    from pipelines.workflows import named_runs
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
+    if run is not None:
+        named_runs.check_name(run)
     setup = prepare(context, make_recipe(what, data, variant, _changes(set, workers)))
     name = model_name(setup.recipe, setup.card) if model is None else model
     mlflow_registry.check_name(name)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = training_run.create(
-        context.runs_dir, setup.recipe, model=name, stamp=stamp, storage=context.remote_storage
-    )
+    storage = context.remote_storage
+    if run is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        new = training_run.create(
+            context.runs_dir, setup.recipe, model=name, stamp=stamp, storage=storage
+        )
+    else:
+        new = named_runs.begin_or_find(context, run, setup.recipe, name, model is not None)
+        if (outcome := named_runs.finished(context, new, setup)) is not None:
+            with show_progress(progress) as listener:
+                listener({"kind": "message", "text": f"{run} is finished: nothing to train"})
+            return outcome
     try:
         return execute(
             context,
-            run,
+            new,
             setup,
             experiment=experiment,
             tags=tags,
             verbose=verbose,
             progress=progress,
+            patience_seconds=named_runs.PATIENCE_SECONDS if run else 0.0,
         )
     except BaseException:
-        training_run.discard_untracked(run)
+        training_run.discard_untracked(new)
         raise
 
 
@@ -274,8 +290,10 @@ def execute(
     tags: Mapping[str, str] | None = None,
     verbose: bool = False,
     progress: bool | Listener = True,
+    patience_seconds: float = 0.0,
 ) -> Outcome:
-    """Trains a run from its newest checkpoint to its last epoch, and registers it."""
+    """Trains a run from its newest checkpoint to its last epoch, and registers it. Another driver
+    that works on it is waited for as `training_run.locked` does."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pipelines.cluster import connection
@@ -293,7 +311,7 @@ def execute(
     # Opening the cluster and the registry takes seconds each, mostly waiting for other processes.
     # The run is opened after both, so that a refused training leaves nothing in MLflow.
     with (
-        training_run.locked(run),
+        training_run.locked(run, patience_seconds=patience_seconds),
         show_progress(progress) as listener,
         ThreadPoolExecutor(1) as pool,
     ):

@@ -80,6 +80,7 @@ def tune(
     seed: int = 0,
     refit: bool = False,
     model: str | None = None,
+    run: str | None = None,
     experiment: str = "tessera",
     verbose: bool = False,
     progress: bool | Listener = True,
@@ -103,18 +104,23 @@ def tune(
         interval: Epochs of a generation of PBT.
         seed: Random seed of the search.
         refit: Whether the best settings are trained in full and registered, as `model`.
+        run: Name of the search. If it exists it is resumed, or its result returned if it has
+            finished, so that a call may be repeated. By default a name with the time.
         experiment: MLflow experiment of the search and its trials.
         verbose: Whether to show Ray's own output.
         progress: True for a display on stderr, False for none, or a `Listener`.
         context: Where runs, MLflow and Ray are; from the environment by default.
 
-    Raises TesseraError if the recipe can't be searched, or if every trial failed.
+    Raises TesseraError if the recipe can't be searched, or if every trial failed. With `run`, also
+    if the search of this name was begun with other settings.
     """
-    from pipelines.workflows import train
+    from pipelines.workflows import named_runs, train
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
     search_space.check_choices(search, scheduler)
+    if run is not None:
+        named_runs.check_name(run)
     changes = {**(set or {}), "workers.count": workers_per_trial}
     spec = _make_spec(
         context,
@@ -130,8 +136,11 @@ def tune(
         interval=interval,
         fixed=changes,
         budget_seconds=_parse_seconds(budget) if budget else None,
+        name=run,
     )
-    return _run(context, spec, False, refit, model, verbose, progress)
+    if run is not None:
+        spec = _begin_or_find(context, spec)
+    return _run(context, spec, run is not None, refit, model, verbose, progress)
 
 
 def resume(
@@ -167,9 +176,13 @@ def _run(
 
     recipe = recipes.build(json.loads(spec.recipe))
     with show_progress(progress) as listener:
-        search = search_driver.run(
-            context, spec, recipe, restore=restore, verbose=verbose, listener=listener
-        )
+        search = search_driver.finished(context, spec, recipe) if restore else None
+        if search is not None:
+            listener({"kind": "message", "text": f"{spec.name} is finished: nothing to search"})
+        else:
+            search = search_driver.run(
+                context, spec, recipe, restore=restore, verbose=verbose, listener=listener
+            )
     result = SearchResult(
         name=spec.name,
         folder=spec.folder,
@@ -223,7 +236,7 @@ def _refit(
         return train.continue_run(
             context, search_driver.run_of(spec, best), winner, model=model, **options
         )
-    return train.train(winner, context=context, model=model, **options)
+    return train.train(winner, context=context, model=model, run=f"{spec.name}-refit", **options)
 
 
 def _make_spec(
@@ -236,6 +249,7 @@ def _make_spec(
     grace: int | None,
     interval: int | None,
     fixed: Collection[str],
+    name: str | None,
     **more: Any,
 ) -> SearchSpec:
     """Builds the spec of a search. Raises UsageError if it can't be searched."""
@@ -253,7 +267,7 @@ def _make_spec(
     if scheduler == "pbt":
         population.check_size(trials, epochs, length)
         population.check_space(recipe, parsed, setup.data)
-    name = _name(setup)
+    name = name or _name(setup)
     return SearchSpec(
         folder=context.searches_dir / name,
         storage=search_files.address(context.remote_storage, name),
@@ -266,6 +280,26 @@ def _make_spec(
         interval_epochs=length,
         **more,
     )
+
+
+def _begin_or_find(context: Context, spec: SearchSpec) -> SearchSpec:
+    """The search of this name, begun if it doesn't exist. Raises UsageError if it has other
+    settings."""
+    from pipelines import recipe as recipes
+    from pipelines.workflows import named_runs, search_board
+
+    if not (spec.folder / "search.json").exists():
+        spec.write()
+        return spec
+    known = search_board.find(context, spec.name)
+    before, now = (recipes.build(json.loads(each.recipe)) for each in (known, spec))
+    changes = recipes.differences(before, now) + [
+        f"{name} was {value}, is {vars(spec)[name]}"
+        for name, value in vars(known).items()
+        if name not in ("recipe", "parent") and value != vars(spec)[name]
+    ]
+    named_runs.refuse_changes(spec.name, changes)
+    return known
 
 
 def _name(setup: TrainingSetup) -> str:

@@ -23,7 +23,7 @@ import yaml
 from searches import EPOCHS, SETTINGS, check_runs, folder_of, runs_of, start, wait_for, write_space
 
 from jobs import tune
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, UsageError
 from pipelines.interfaces import World
 from pipelines.tracking.events import EventLog, read_events
 from pipelines.training import run as training_run
@@ -46,16 +46,19 @@ def test_a_grid_with_a_trial_that_diverges_and_a_refit(
     home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a learning rate of 1e30 the loss is not finite: that trial fails, the search
-    continues."""
+    continues. The same command again prints the same result and searches nothing."""
     space = write_space(tmp_path, optim__model__lr=[0.05, 1e30])
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
-    assert (
-        tune.command.main(
-            [*arguments, "--workers-per-trial", "0", "--refit", "--json"], standalone_mode=False
-        )
-        == 0
-    )
-    response = json.loads(capsys.readouterr().out)
+    arguments += ["--workers-per-trial", "0", "--refit", "--run", "rates", "--json"]
+    printed = []
+    for _ in range(2):
+        assert tune.command.main(arguments, standalone_mode=False) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    with pytest.raises(UsageError, match="rates was begun with other settings: seed was 0, is 1"):
+        tune.command.main([*arguments, "--seed", "1"], standalone_mode=False)
+    response = json.loads(printed[0])
+    assert response["search"] == "rates"
     name = response["search"]
     standing = check_runs(name, 2)
     by_rate = {t["settings"]["optim.model.lr"]: t for t in standing}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import recipe as recipes
+from pipelines.training.driver import Outcome
 from pipelines.workflows import services, train
 from pipelines.workflows.context import Context
 
@@ -103,6 +106,54 @@ def test_a_run_is_trained_in_the_home_of_its_context_and_resumed(
         train.resume(outcome.run.name, set={"seed": 5}, progress=False, context=elsewhere)
     with pytest.raises(TesseraError, match="run"):
         train.resume("no-such-run", progress=False, context=elsewhere)
+
+
+def test_a_named_run_is_begun_resumed_and_then_only_reported(
+    digits: Path, elsewhere: Context
+) -> None:
+    """What a cluster repeats until it succeeds: the same call, interrupted after two epochs."""
+    events: list[dict[str, Any]] = []
+
+    def interrupt(event: dict[str, Any]) -> None:
+        events.append(event)
+        if sum("val/accuracy" in each.get("values", ()) for each in events) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def once_more(progress: Any = False, **more: Any) -> Outcome:
+        settings = {**SMALL, "train.epochs": 8, **more}
+        return train.train(
+            "cnn", data=digits, set=settings, run="nightly", progress=progress, context=elsewhere
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        once_more(interrupt)
+    events.clear()
+    outcome = once_more(events.append)
+    assert outcome.run.name == outcome.run.folder.name == "nightly"
+    assert "resume" in [event["kind"] for event in events]
+    events.clear()
+    again = once_more(events.append)
+    assert [event["text"] for event in events] == ["nightly is finished: nothing to train"]
+    assert again.version.number == outcome.version.number
+    assert again.metrics == pytest.approx(dict(outcome.metrics))
+    assert (again.epoch, again.link) == (outcome.epoch, outcome.link)
+    client = services.attach_tracker(elsewhere, outcome.run.run_id)._client
+    experiment = client.get_experiment_by_name(train.EXPERIMENT).experiment_id
+    assert len(client.search_runs([experiment])) == 1
+    with pytest.raises(UsageError, match="nightly was begun with other settings: seed was 0, is 5"):
+        once_more(seed=5)
+    with pytest.raises(UsageError, match="model was digits, is other"):
+        train.train(outcome.run.recipe(), run="nightly", model="other", context=elsewhere)
+
+
+def test_a_named_run_that_is_refused_leaves_nothing_behind(digits: Path, tmp_path: Path) -> None:
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
+    for name in ("a/b", "../up", "", ".hidden"):
+        with pytest.raises(UsageError, match="is not a valid name of a run"):
+            train.train("cnn", data=digits, run=name, context=context)
+    with pytest.raises(TesseraError, match="nowhere"):
+        train.train("cnn", data="nowhere", run="nightly", context=context)
+    assert not context.home.exists()
 
 
 def test_the_default_model_name_includes_a_task_other_than_that_of_the_data(digits: Path) -> None:
