@@ -278,12 +278,20 @@ class ShardReader:
         file = self._open.get(shard)
         if file is not None:
             return file
+        if self._storage.remote:
+            self._close_deleted()
         if len(self._open) >= MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         card = self._card.shards[shard]
         file = self._storage.open(card.path, size_bytes=card.size_bytes, sha256=card.sha256)
         self._open[shard] = file
         return file
+
+    def _close_deleted(self) -> None:
+        """Closes shards that the cache has deleted: only then their bytes are free."""
+        for shard, file in list(self._open.items()):
+            if not os.fstat(file).st_nlink:
+                os.close(self._open.pop(shard))
 
     def close(self) -> None:
         """Closes the shards; the next read opens them again."""

@@ -6,7 +6,10 @@ know where the bytes come from.
 Several processes and threads share a folder: the first that needs a file downloads it, the others
 wait. A file is written as NAME.part under a lock that ends with its process, and gets its name when
 size and checksum are right. A download that was cut short, damaged or killed never gets a name.
-When room is needed, the least recently used files are deleted first.
+
+When room is needed, the least recently used files are deleted first; those that a process of this
+machine has open, which a shared lock shows, only if no others are left. The bytes of a deleted file
+are free when all have closed it.
 """
 
 from __future__ import annotations
@@ -46,12 +49,20 @@ class Cache:
         os.close(self.open(sha256, size_bytes, blocks, what))
         return self._folder / sha256
 
-    def open(self, sha256: str, size_bytes: int, blocks: Blocks, what: str) -> int:
+    def fetch_unless_busy(self, sha256: str, size_bytes: int, blocks: Blocks, what: str) -> None:
+        """Brings the file into the cache, unless another process or thread is just doing it. Raises
+        as `open` does."""
+        os.close(self.open(sha256, size_bytes, blocks, what, wait=False))
+
+    def open(
+        self, sha256: str, size_bytes: int, blocks: Blocks, what: str, *, wait: bool = True
+    ) -> int:
         """Returns a file descriptor of this content, which stays readable when the file is deleted
         from the cache. Calls `blocks` if the content is not in the cache.
 
         `what` names the file in errors. Raises TesseraError, and keeps nothing, if the bytes don't
-        have this size and checksum, if they exceed the limit or the disk, or if `blocks` raises it.
+        have this size and checksum, if they exceed the limit or the disk, or if `blocks` raises it;
+        without `wait`, also if another process is just writing the file.
         """
         if size_bytes > self._limit:
             raise TesseraError(
@@ -64,13 +75,15 @@ class Cache:
             while True:
                 if (file := self._hit(sha256, size_bytes)) is not None:
                     return file
-                with _locked(self._folder / (sha256 + _PART)) as part:
+                with _locked(self._folder / (sha256 + _PART), wait=wait) as part:
                     if part is None:
                         continue
                     if self.has(sha256, size_bytes):
                         os.unlink(self._folder / (sha256 + _PART))
                     else:
                         self._fill(part, sha256, size_bytes, blocks, what)
+        except BlockingIOError:
+            raise TesseraError(f"{what} is being downloaded by another process") from None
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise TesseraError(
@@ -90,6 +103,7 @@ class Cache:
                 os.unlink(self._folder / sha256)
             return None
         os.utime(file)
+        fcntl.flock(file, fcntl.LOCK_SH)  # until it is closed; shows that the file is in use
         return file
 
     def _fill(self, part: int, sha256: str, size_bytes: int, blocks: Blocks, what: str) -> None:
@@ -125,11 +139,13 @@ class Cache:
             os.ftruncate(part, 0)
             kept = sorted(self._entries(), key=lambda entry: entry[0])
             total = size_bytes + sum(size for _, size, _ in kept)
-            for _, size, path in kept:
-                if total <= self._limit:
-                    break
-                if path.name != name and _delete(path):
-                    total -= size
+            for in_use in (False, True):
+                for _, size, path in kept:
+                    if total <= self._limit:
+                        break
+                    if path.name != name and _delete(path, in_use=in_use):
+                        total -= size
+                kept = [entry for entry in kept if entry[2].exists()]
             os.ftruncate(part, size_bytes)
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
@@ -144,12 +160,13 @@ class Cache:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int | None]:
+def _locked(path: Path, *, wait: bool) -> Iterator[int | None]:
     """Creates and locks a file. Yields its descriptor, or None if another process renamed or
-    removed the file while this one waited for the lock."""
+    removed the file while this one waited for the lock. Without `wait` raises BlockingIOError if
+    another process has the lock."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         try:
             same = os.path.samestat(os.fstat(file), os.stat(path))
         except FileNotFoundError:
@@ -159,14 +176,15 @@ def _locked(path: Path) -> Iterator[int | None]:
         os.close(file)
 
 
-def _delete(path: Path) -> bool:
-    """Deletes a file unless its lock shows that it is being written. Returns whether it is gone."""
+def _delete(path: Path, *, in_use: bool) -> bool:
+    """Deletes a file unless its lock shows that it is being written or, without `in_use`, that a
+    process has it open. Returns whether it is gone."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     try:
-        if path.name.endswith(_PART):
+        if path.name.endswith(_PART) or not in_use:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
         return True

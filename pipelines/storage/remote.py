@@ -155,7 +155,8 @@ class RemoteStorage:
                     raise TesseraError("cancelled")
                 yield block
 
-        self._cache.fetch(file.sha256, file.size_bytes, blocks, file.path)
+        # The workers of a machine prefetch the same files: each takes one that no other has begun.
+        self._cache.fetch_unless_busy(file.sha256, file.size_bytes, blocks, file.path)
 
     def download(self, path: str, to: Path) -> None:
         check_path(path, self.where)

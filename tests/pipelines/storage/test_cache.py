@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,46 @@ def test_an_open_file_stays_readable_when_it_is_deleted(tmp_path: Path) -> None:
     assert names(tmp_path) == [other[0]]
     assert os.pread(file, 1000, 0) == data
     os.close(file)
+
+
+def _hold_open(folder: Path, sha256: str, opened: Event, done: Event) -> None:
+    file = Cache(folder, 3500).open(sha256, 1000, list, "x")
+    opened.set()
+    done.wait(20)
+    os.close(file)
+
+
+def test_a_file_that_a_process_has_open_is_deleted_last(tmp_path: Path) -> None:
+    cache, held = Cache(tmp_path, 3500), [content(n) for n in range(5)]
+    for sha256, data in held[:3]:
+        cache.fetch(sha256, 1000, lambda data=data: [data], "x")
+        time.sleep(0.01)
+    opened, done = FORK.Event(), FORK.Event()
+    reader = FORK.Process(target=_hold_open, args=(tmp_path, held[0][0], opened, done))
+    reader.start()
+    assert opened.wait(20)
+    for name, seconds in zip(held[:3], (1, 2, 3), strict=False):
+        os.utime(tmp_path / name[0], (seconds, seconds))
+    cache.fetch(held[3][0], 1000, lambda: [held[3][1]], "x")
+    assert names(tmp_path) == sorted(held[n][0] for n in (0, 2, 3)), "0 is the oldest, but open"
+    done.set()
+    reader.join(20)
+    cache.fetch(held[4][0], 1000, lambda: [held[4][1]], "x")
+    assert names(tmp_path) == sorted(held[n][0] for n in (2, 3, 4))
+
+
+def test_a_file_that_another_process_downloads_is_not_prefetched(tmp_path: Path) -> None:
+    (sha256, data), log = content(1), tmp_path / "log"
+    slow = FORK.Process(target=_fetch_slowly, args=(tmp_path / "cache", sha256, data, log, 60))
+    slow.start()
+    while not log.exists():
+        time.sleep(0.01)
+    with pytest.raises(TesseraError, match="is being downloaded by another process"):
+        Cache(tmp_path / "cache", LIMIT).fetch_unless_busy(sha256, 1000, list, "x")
+    slow.kill()
+    slow.join()
+    Cache(tmp_path / "cache", LIMIT).fetch_unless_busy(sha256, 1000, lambda: [data], "x")
+    assert names(tmp_path / "cache") == [sha256]
 
 
 def test_a_file_larger_than_the_limit_is_refused(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from pipelines.data.card import Card
 from pipelines.data.inspection import verify
 from pipelines.data.packing import pack
 from pipelines.data.shards import ShardReader
-from pipelines.storage.base import current_cache
+from pipelines.storage.base import CacheSettings, current_cache, use_cache
 from pipelines.storage.object_store import ObjectStorage
 from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy
@@ -317,6 +319,45 @@ def test_processes_fetch_each_shard_once(
     assert len(cached(tmp_path)) == 13, "12 shards and the index"
     total = sum(path.stat().st_size for path in (tmp_path / "cache").glob("[!.]*"))
     assert wire.passed < 2 * total
+
+
+def test_one_limit_bounds_the_cache_of_all_processes(
+    s3: str, uploaded: Card, tmp_path: Path
+) -> None:
+    """Three processes read 12 shards through a cache for 4. What they have open counts: a deleted
+    file that is open still occupies the disk."""
+    shards = uploaded.splits["train"].shards
+    limit = 4 * max(shard.size_bytes for shard in shards) + (1 << 14)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def read(cache: CacheSettings) -> None:
+        use_cache(cache)
+        reader = ShardReader(s3, uploaded, "train")
+        read = keys(reader)
+        held = [os.fstat(file) for file in reader._open.values()]
+        queue.put((read, sum(status.st_size for status in held if not status.st_nlink)))
+
+    settings = CacheSettings(tmp_path / "cache", limit)
+    processes = [context.Process(target=read, args=(settings,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    largest = 0
+    results = []
+    while len(results) < 3:
+        if not queue.empty():
+            results.append(queue.get())
+        total = 0
+        for path in (tmp_path / "cache").glob("[!.]*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        largest = max(largest, total)
+    for process in processes:
+        process.join(20)
+    assert largest <= limit
+    for read_keys, deleted in results:
+        assert read_keys == [f"s{n:04d}" for n in range(120)]
+        assert deleted <= 2 * max(shard.size_bytes for shard in shards)
 
 
 def test_a_training_over_a_faulty_network_equals_one_on_a_folder(
