@@ -23,6 +23,7 @@ GROUP_SIZE = "tessera.group.size"  # number of workers now
 GROUP_PREFIX = "tessera.group."  # + number of a change of the group: its sizes, seconds and reason
 PYTHON = "tessera.python"
 LIBRARY_PREFIX = "tessera.version."  # + name of a library: its version
+RESTARTS = "tessera.restarts"  # JSON: each start from step 0 that repeated steps, and why
 RESUMED_PREFIX = "tessera.resumed."  # + path of a setting: its value since a resume
 RAY_JOB = "ray.job_id"
 RAY_SUBMISSION = "ray.submission_id"

@@ -33,13 +33,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.storage.base import Storage
 from pipelines.storage.retry import RetryPolicy, retry_call
 
+FOLDER = "lease"
+"""Where the entries of a run's lease are, below its address."""
 TTL_SECONDS = 30.0
 """A lease that was not renewed for so long is free for another holder."""
 RENEWALS_PER_TTL = 3
@@ -113,15 +115,16 @@ class Lease:
         """Why the lease is lost; None while nothing of that is known."""
         return self._lost
 
-    def check(self) -> None:
+    def check(self, patience_seconds: float = 120.0) -> None:
         """Returns if the lease is held; call it before each write. Asks the store only if the last
-        renewal was long ago, and then waits up to two minutes for a store that is down. Raises
+        renewal was long ago, and then waits `patience_seconds` for a store that is down. Raises
         LeaseLostError if another holder has it now, and TesseraError if the store is down."""
         if self._lost:
             raise self._lost
         if _now() - self._renewed < self._entry.ttl_seconds * _SAFE_PART:
             return
-        retry_call(self._renew, _OUTAGE, None, transient=_may_pass)
+        policy = replace(_OUTAGE, deadline_seconds=patience_seconds)
+        retry_call(self._renew, policy, None, transient=_may_pass)
 
     def release(self) -> None:
         """Ends the lease, so that the next holder need not wait. Does nothing if it is lost."""
@@ -136,10 +139,12 @@ class Lease:
         wait = self._entry.ttl_seconds / RENEWALS_PER_TTL
         while not self._ended.wait(wait):
             wait = self._entry.ttl_seconds / RENEWALS_PER_TTL
+            known = self._lost is not None
             try:
                 self._renew()
             except LeaseLostError as error:
-                self._on_lost(error)
+                if not known:
+                    self._on_lost(error)
                 return
             except TesseraError:
                 wait = min(wait, 1.0)  # the store is down

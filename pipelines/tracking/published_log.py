@@ -20,11 +20,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.interfaces import Emit
+from pipelines.storage import lease
 from pipelines.storage.appended import AppendedFile
 from pipelines.storage.atomic import write_bytes_atomic
 from pipelines.storage.base import Storage
@@ -40,11 +42,13 @@ CONTENT = "content"
 
 class PublishedEventLog(EventLog):
     """An event log in a storage too. `flush` returns when all events so far are there, with the
-    files that they name. Any process of the driver's machine may write and flush."""
+    files that they name. Any process of the driver's machine may write and flush. `attempt` is
+    the number of the driver's lease, if it has one: nothing is published for a driver that was
+    replaced."""
 
-    def __init__(self, path: Path, address: str, policy: RetryPolicy) -> None:
+    def __init__(self, path: Path, address: str, policy: RetryPolicy, *, attempt: int = 0) -> None:
         super().__init__(path)
-        self._address, self._policy = address, policy
+        self._address, self._policy, self._attempt = address, policy, attempt
         self._storage = open_storage(address, policy=policy, has_responded=True)
         self._appended = AppendedFile(path, self._storage, path.name)
 
@@ -58,14 +62,16 @@ class PublishedEventLog(EventLog):
         super().__call__(plain)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (PublishedEventLog, (self.path, self._address, self._policy))
+        make = partial(PublishedEventLog, attempt=self._attempt)
+        return make, (self.path, self._address, self._policy)
 
     def published(self) -> int:
         """The bytes of the file that are in the storage."""
         return self._appended.published()
 
     def publish(self) -> None:
-        """Uploads new events, after the files that they name."""
+        """Uploads new events, after the files that they name. Raises LeaseLostError if another
+        driver has replaced this one."""
         self._appended.publish(self._upload_files)
 
     def flush(self) -> None:
@@ -75,6 +81,9 @@ class PublishedEventLog(EventLog):
             self._storage.write(file.name, file.read_bytes())
 
     def _upload_files(self, lines: bytes) -> None:
+        if self._attempt:
+            name = self.path.parent.name
+            lease.check_attempt(self._storage, lease.FOLDER, name, self._attempt)
         for line in lines.splitlines():
             try:
                 file = _file_of(json.loads(line), self.path.parent)

@@ -35,6 +35,9 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, emit: Emit, *, keep: int) -> None:
         self.folder, self._emit, self._keep = folder, emit, keep
+        self.where = str(folder)
+        self.damaged: list[str] = []
+        """Names of the checkpoints that `newest` found damaged."""
 
     def newest(self) -> State | None:
         """The newest intact checkpoint; None without one. Emits a notice for each newer one that is
@@ -43,6 +46,8 @@ class CheckpointFolder:
         state, notices = checkpoints.newest(self.folder)
         for line in notices:
             self._emit({"kind": "notice", "text": line})
+        names = sorted(path.name for path in self.folder.glob("step-*"))
+        self.damaged = [name for name in names if not state or name > state.path.name]
         return state
 
     def load(self, name: str) -> State:
@@ -73,6 +78,7 @@ class PublishedCheckpoints(CheckpointFolder):
 
     def __init__(self, folder: Path, emit: Emit, storage: RunStorage, *, keep: int) -> None:
         super().__init__(folder, emit, keep=keep)
+        self.where = f"{storage.where}/{CHECKPOINTS}"
         self._storage = storage
         self._upload: threading.Thread | None = None
         self._failure: TesseraError | None = None
@@ -88,6 +94,7 @@ class PublishedCheckpoints(CheckpointFolder):
             try:
                 return self.load(name)
             except DamagedError as error:
+                self.damaged.append(name)
                 text = f"checkpoint {name} is damaged and ignored: {error.message}"
                 self._emit({"kind": "notice", "text": text})
                 self._storage.remove_folder(f"{CHECKPOINTS}/{name}")

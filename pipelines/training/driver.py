@@ -21,6 +21,7 @@ from pipelines.interfaces import Emit, Registry, Tracker, Version
 from pipelines.recipe import Recipe
 from pipelines.storage.base import cache_payload
 from pipelines.storage.retry import RetryPolicy, retry_call
+from pipelines.tracking.restarts import MarkRestarts
 from pipelines.tracking.uploader import Uploader
 from pipelines.training import checkpoints, registration, run_files
 from pipelines.training.payload import TrainingPayload, TrainingSummary
@@ -155,7 +156,7 @@ def train(
         execute: Runs the workers.
         is_permanent: Whether an error of the tracking service will occur again.
         conclude: Called with the folder of the best checkpoint and the summary while the tracked
-            run is still open, if the training has ended.
+            run is still open, if the training has ended and no other driver has replaced this one.
         until_epoch: Stop after this epoch; the tracked run stays RUNNING.
         stop: Set it to stop a training in this process, at its next event.
 
@@ -183,13 +184,16 @@ def train(
     failed_events = 0
     try:
         payload = _payload(run, setup, until_epoch)
-        summary = execute(payload, StoppableEmit(event_log, stop) if stop else event_log)
+        emit = MarkRestarts(event_log, run.event_log)
+        summary = execute(payload, StoppableEmit(emit, stop) if stop else emit)
         best = files.checkpoint(summary.checkpoint)
         _check_recipe(files.checkpoint(summary.newest), setup.recipe)
         _check_recipe(best, setup.recipe, run.changing)
         if summary.ended:
             files.fetch_sample_log(setup.recipe)
             _draw_curves(run, event_log)
+            if run.lease:
+                run.lease.check()
             if conclude is not None:
                 conclude(best, summary)
         status = "FINISHED" if summary.ended else "RUNNING"
@@ -200,6 +204,8 @@ def train(
         status, delivery_seconds = "KILLED", INTERRUPTED_DELIVERY_SECONDS
         raise
     finally:
+        if not run.is_ours:  # the other driver tracks the run now
+            status, delivery_seconds = "RUNNING", 0.0
         files.close_log(delivery_seconds)
         failed_events = uploader.close(delivery_seconds)
         event_log.close()
@@ -224,6 +230,7 @@ def _payload(run: Run, setup: TrainingSetup, until_epoch: int | None) -> Trainin
         changing=run.changing,
         cache=cache_payload(),
         storage=run.storage,
+        attempt=run.attempt,
         shared_file="run.json",
     )
 

@@ -27,6 +27,7 @@ class TrainingPayload:
         changing: Paths of settings that may differ from the checkpoint that is resumed.
         cache: Where copies of remote shards lie, as `cache_payload` gives it.
         storage: Address of the run's files in an object store; empty if `run_dir` has them.
+        attempt: Number of the driver's lease on `storage`; 0 without one.
         shared_file: A file in `run_dir` that every worker must see, if there is no `storage`.
     """
 
@@ -37,6 +38,7 @@ class TrainingPayload:
     changing: tuple[str, ...] = ()
     cache: Mapping[str, Any] = field(default_factory=dict)
     storage: str = ""
+    attempt: int = 0
     shared_file: str = ""
 
 

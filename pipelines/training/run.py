@@ -16,9 +16,11 @@ import fcntl
 import json
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +28,9 @@ from typing import Any, Protocol
 from models.core.errors import TesseraError, unknown
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
+from pipelines.storage import lease
 from pipelines.storage.atomic import write_json_atomic
+from pipelines.storage.lease import Holder, Lease, LeaseLostError
 from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy, retry_call
 from pipelines.tracking import published_log
@@ -52,6 +56,7 @@ class Run:
         changing: Paths of settings that may change while it trains: those of a population member.
         storage: Address of its files in an object store, of which `folder` then has working copies;
             empty if `folder` is where they are kept.
+        lease: That of the driver, if the files are in an object store and this process drives it.
     """
 
     folder: Path
@@ -61,6 +66,24 @@ class Run:
     resumed: bool = False
     changing: tuple[str, ...] = ()
     storage: str = ""
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the driver that works on the run; 0 if no driver elsewhere could."""
+        return self.lease.attempt if self.lease else 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other driver has replaced this one, as far as can be told now."""
+        try:
+            if self.lease:
+                self.lease.check(patience_seconds=5.0)
+        except LeaseLostError:
+            return False
+        except TesseraError:
+            pass  # the store is down, for everybody
+        return True
 
     @property
     def event_log(self) -> Path:
@@ -163,8 +186,10 @@ def discard_untracked(run: Run) -> None:
     tracked; keeps any other."""
     if run.resumed or json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["run_id"]:
         return
-    with suppress(TesseraError), locked(run):  # another process may have begun it
+    with suppress(TesseraError), driven(run):  # another process may have begun it
         shutil.rmtree(run.folder)
+        if run.storage:
+            open_storage(run.storage).remove("recipe.json")
 
 
 def find(root: Path, ref: str, storage: str = "") -> Run:
@@ -220,6 +245,42 @@ def locked(run: Lockable, *, patience_seconds: float = 0.0) -> Iterator[None]:
                 hint="wait for it, or stop it first",
             ) from None
         yield
+
+
+@contextmanager
+def driven(run: Run, *, job: str = "", patience_seconds: float = 0.0) -> Iterator[Run]:
+    """Makes this process the only driver of a run, over all machines that reach its files: by a
+    lock in its folder and, in an object store, by a lease. Yields the run with its lease.
+
+    A driver whose lease is lost gets a KeyboardInterrupt in its main thread, which ends the block
+    with the LeaseLostError. `job` is the job that this process belongs to, for messages. Another
+    driver is waited for as `locked` and `lease.held` do; raises TesseraError if there is one.
+    """
+    with locked(run, patience_seconds=patience_seconds):
+        if not run.storage:
+            yield run
+            return
+        main = threading.current_thread() is threading.main_thread()
+        with lease.held(
+            open_storage(run.storage, policy=lease.REQUESTS),
+            lease.FOLDER,
+            run.name,
+            holder=Holder.this_process(job),
+            patience_seconds=patience_seconds,
+            on_lost=_interrupt if main else lambda error: None,
+        ) as held:
+            try:
+                yield replace(run, lease=held)
+            except BaseException:
+                if held.lost:
+                    raise held.lost from None
+                raise
+
+
+def _interrupt(error: LeaseLostError) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
 
 
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:

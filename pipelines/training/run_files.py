@@ -64,7 +64,7 @@ class PublishedFiles(RunFiles):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self._storage = RunStorage.open(run.storage)
+        self._storage = RunStorage.open(run.storage, attempt=run.attempt)
         self.fetch = self._fetch
         self._publisher: Publisher | None = None
 
@@ -79,7 +79,9 @@ class PublishedFiles(RunFiles):
         self._storage.publish_file(folder / "run.json", "run.json")
 
     def open_log(self, listeners: Sequence[Listener]) -> EventLog:
-        log = PublishedEventLog(self._run.event_log, self._run.storage, PATIENCE)
+        log = PublishedEventLog(
+            self._run.event_log, self._run.storage, PATIENCE, attempt=self._run.attempt
+        )
 
         def notify(text: str) -> None:
             for listener in listeners:

@@ -24,6 +24,7 @@ from pathlib import Path
 from models.core.errors import TesseraError
 from pipelines.storage.atomic import replace_file, replace_folder
 from pipelines.storage.base import Storage
+from pipelines.storage.lease import FOLDER, check_attempt
 from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy
 from pipelines.training.checkpoints import MANIFEST, DamagedError, parse_manifest, verify
@@ -34,22 +35,34 @@ PATIENCE = RetryPolicy(max_attempts=None, deadline_seconds=300.0)
 
 class RunStorage:
     """The files below the address of one run. All methods raise TesseraError if the store stays
-    unreachable or refuses."""
+    unreachable or refuses.
 
-    def __init__(self, storage: Storage) -> None:
+    `attempt` is the number of the driver's lease, if it has one. What publishes for a driver that
+    was replaced gets a LeaseLostError, and publishes nothing.
+    """
+
+    def __init__(self, storage: Storage, attempt: int = 0) -> None:
         self.storage = storage
         self.where = storage.where
+        self._attempt = attempt
 
     @classmethod
-    def open(cls, address: str, *, has_responded: bool = False) -> RunStorage:
+    def open(cls, address: str, *, has_responded: bool = False, attempt: int = 0) -> RunStorage:
         """Opens the storage at an address without a connection. With `has_responded` the address
         is known to be right, so that a store which is down is waited for, as in `PATIENCE`."""
-        return cls(open_storage(address, policy=PATIENCE, has_responded=has_responded))
+        storage = open_storage(address, policy=PATIENCE, has_responded=has_responded)
+        return cls(storage, attempt)
+
+    def check(self) -> None:
+        """Raises LeaseLostError if another driver has replaced the one that this works for."""
+        if self._attempt:
+            check_attempt(self.storage, FOLDER, self.where.rpartition("/")[2], self._attempt)
 
     # ── files ────────────────────────────────────────────────────────────────────────────────
 
     def publish_file(self, file: Path, path: str) -> None:
         """Uploads a file, which appears complete or not at all."""
+        self.check()
         self.storage.upload(file, path)
 
     def fetch_file(self, path: str, to: Path) -> None:
@@ -71,6 +84,7 @@ class RunStorage:
         """Uploads a folder that has a manifest. One that is there already, complete and with the
         same content, is left as it is; any other is replaced. `complete` is called when all files
         but the manifest are there."""
+        self.check()
         raw = (folder / MANIFEST).read_bytes()
         present = self.storage.names(path)
         if f"{path}/{MANIFEST}" in present:
@@ -84,6 +98,7 @@ class RunStorage:
             self.storage.upload(folder / name, f"{path}/{name}")
         if complete is not None:
             complete()
+        self.check()  # the uploads took a while
         self.storage.upload(folder / MANIFEST, f"{path}/{MANIFEST}")
 
     def complete_folders(self, path: str) -> tuple[list[str], list[str]]:
@@ -114,6 +129,7 @@ class RunStorage:
 
     def remove_folder(self, path: str) -> None:
         """Removes a folder, its manifest first."""
+        self.check()
         self.storage.remove(f"{path}/{MANIFEST}")
         for name in self.storage.names(path):
             self.storage.remove(name)

@@ -116,7 +116,7 @@ class _Files:
             folder = payload.run_dir / CHECKPOINTS
             return cls(payload.run_dir, emit, CheckpointFolder(folder, emit, keep=keep))
         run_dir = scratch_folder(payload.run_dir)
-        storage = RunStorage.open(payload.storage, has_responded=True)
+        storage = RunStorage.open(payload.storage, has_responded=True, attempt=payload.attempt)
         if payload.recipe.judge:
             storage.fetch_folder(JUDGE, run_dir / JUDGE)
         emit = EmitFiles(emit, run_dir)
@@ -253,6 +253,10 @@ def _resume(
         name = state.path.name if state else None
         if state:
             emit({"kind": "resume", "checkpoint": name, **dataclasses.asdict(state.progress)})
+        elif store.damaged:
+            emit({"kind": "start", "reason": f"damaged: {', '.join(sorted(store.damaged))}"})
+        else:
+            emit({"kind": "start", "reason": f"there is no checkpoint in {store.where}"})
     name = distributed.broadcast(name, world)
     if name is None:
         return None

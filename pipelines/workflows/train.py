@@ -293,7 +293,7 @@ def execute(
     patience_seconds: float = 0.0,
 ) -> Outcome:
     """Trains a run from its newest checkpoint to its last epoch, and registers it. Another driver
-    that works on it is waited for as `training_run.locked` does."""
+    that works on it is waited for as `training_run.driven` does."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pipelines.cluster import connection
@@ -311,7 +311,9 @@ def execute(
     # Opening the cluster and the registry takes seconds each, mostly waiting for other processes.
     # The run is opened after both, so that a refused training leaves nothing in MLflow.
     with (
-        training_run.locked(run, patience_seconds=patience_seconds),
+        training_run.driven(
+            run, job=connection.submission_id() or "", patience_seconds=patience_seconds
+        ) as run,
         show_progress(progress) as listener,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -347,6 +349,8 @@ def execute(
                     tags=tags,
                 )
             except (KeyboardInterrupt, SystemExit):
+                if not run.is_ours:
+                    raise
                 text = f"resume with: tessera train --resume {run.name}"
                 listener({"kind": "message", "text": text})
                 raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C

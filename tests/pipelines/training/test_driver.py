@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
+from pipelines import tag_names
 from pipelines.cluster import workers
 from pipelines.data import card as cards
 from pipelines.interfaces import Emit
 from pipelines.recipe import Recipe
+from pipelines.storage.lease import LeaseLostError
+from pipelines.storage.open import open_storage
+from pipelines.tracking.events import read_events
 from pipelines.tracking.memory import MemoryRegistry, MemoryTracker
 from pipelines.training import driver, registration, worker
 from pipelines.training import run as training_run
@@ -66,6 +71,68 @@ class Services:
 @pytest.fixture
 def services(tmp_path: Path) -> Services:
     return Services(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+def test_a_training_whose_checkpoints_are_lost_says_that_it_starts_again(
+    damage: str, services: Services, digits: Path, tmp_path: Path
+) -> None:
+    """No point is delivered twice, and the run is tagged where the second training began."""
+    recipe = small(digits).with_overrides({"train.log_every_steps": 5})
+    run = training_run.create(tmp_path / "runs", recipe, model="digits", stamp="now")
+
+    def interrupted(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
+        execute(replace(payload, until_epoch=1), emit)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        services.launch(run, recipe, interrupted)
+    steps = {step for _, step in services.tracker.points}
+    for path in (run.folder / "checkpoints").glob("step-*"):
+        shutil.rmtree(path) if damage == "removed" else (path / "manifest.json").write_text("{")
+    services.launch(training_run.find(tmp_path / "runs", run.name), recipe)
+    (restart,) = json.loads(services.tracker.logged_tags[tag_names.RESTARTS])
+    assert restart["after_step"] == max(steps)
+    expected = "there is no checkpoint in" if damage == "removed" else "damaged: step-0"
+    assert restart["reason"].startswith(expected)
+    events = [event for event, _ in read_events(run.event_log)]
+    trained = [e["step"] for e in events if "train/loss" in e.get("values", ())]
+    assert len(trained) > len(set(trained)), "steps were repeated"
+    points = [point for point in services.tracker.points if point[0] == "train/loss"]
+    assert len(points) == len(set(trained))
+    assert all(len(values) == 1 for values in services.tracker.points.values())
+
+
+def test_a_driver_that_was_replaced_publishes_and_tracks_nothing_more(
+    services: Services, digits: Path, tmp_path: Path
+) -> None:
+    """It was stopped for longer than its lease lives, and continues with its first epoch."""
+    recipe = small(digits)
+    run = training_run.create(
+        tmp_path / "runs", recipe, model="digits", stamp="now", storage=f"memory://b{tmp_path}"
+    )
+    storage = open_storage(run.storage)
+    before: list[str] = []
+
+    def work(payload: TrainingPayload, emit: Emit) -> TrainingSummary:
+        (entry,) = storage.names("lease")
+        other = {**json.loads(storage.read(entry)), "number": 9, "token": "other", "attempt": 2}
+        assert storage.create_if_absent("lease/000000009", json.dumps(other).encode())
+        before.extend(name for name in storage.names() if not name.startswith("lease/"))
+        assert ours.lease
+        assert ours.attempt == payload.attempt == 1
+        ours.lease._renewed -= 3600
+        return execute(payload, emit)
+
+    with (
+        pytest.raises(LeaseLostError, match=r"attempt 2, host .* has replaced attempt 1 of cnn-"),
+        training_run.driven(run) as ours,
+    ):
+        services.launch(ours, recipe, work)
+    assert services.tracker.status == "RUNNING"
+    assert not services.registry.names()
+    assert before == [name for name in storage.names() if not name.startswith("lease/")]
 
 
 @pytest.mark.slow
