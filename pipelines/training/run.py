@@ -248,21 +248,23 @@ def locked(run: Lockable, *, patience_seconds: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def driven(run: Run, *, job: str = "", patience_seconds: float = 0.0) -> Iterator[Run]:
-    """Makes this process the only driver of a run, over all machines that reach its files: by a
-    lock in its folder and, in an object store, by a lease. Yields the run with its lease.
+def leased(
+    run: Lockable, storage: str, *, job: str = "", patience_seconds: float = 0.0
+) -> Iterator[Lease | None]:
+    """Makes this process the only driver of a run or a search, over all machines that reach its
+    files: by a lock in its folder and, if it has an address in `storage`, by a lease there.
 
     A driver whose lease is lost gets a KeyboardInterrupt in its main thread, which ends the block
     with the LeaseLostError. `job` is the job that this process belongs to, for messages. Another
     driver is waited for as `locked` and `lease.held` do; raises TesseraError if there is one.
     """
     with locked(run, patience_seconds=patience_seconds):
-        if not run.storage:
-            yield run
+        if not storage:
+            yield None
             return
         main = threading.current_thread() is threading.main_thread()
         with lease.held(
-            open_storage(run.storage, policy=lease.REQUESTS),
+            open_storage(storage, policy=lease.REQUESTS),
             lease.FOLDER,
             run.name,
             holder=Holder.this_process(job),
@@ -270,11 +272,19 @@ def driven(run: Run, *, job: str = "", patience_seconds: float = 0.0) -> Iterato
             on_lost=_interrupt if main else lambda error: None,
         ) as held:
             try:
-                yield replace(run, lease=held)
+                yield held
             except BaseException:
                 if held.lost:
                     raise held.lost from None
                 raise
+
+
+@contextmanager
+def driven(run: Run, *, job: str = "", patience_seconds: float = 0.0) -> Iterator[Run]:
+    """Makes this process the only driver of a run, as `leased` does; yields the run with its
+    lease."""
+    with leased(run, run.storage, job=job, patience_seconds=patience_seconds) as held:
+        yield replace(run, lease=held)
 
 
 def _interrupt(error: LeaseLostError) -> None:

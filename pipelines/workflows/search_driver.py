@@ -73,9 +73,10 @@ def run(
     def say(text: str) -> None:
         listener({"kind": "message", "text": text})
 
+    job = connection.submission_id() or ""
     with ExitStack() as stack:
         if restore:  # locked before anything is changed
-            stack.enter_context(training_run.locked(spec))
+            stack.enter_context(training_run.leased(spec, spec.storage, job=job))
         stack.enter_context(services.joined(context, verbose=verbose))
         if recipe.workers.count and not spec.storage:
             shared_folder.check_shared(spec.folder.parent, cpus=recipe.workers.cpus)
@@ -84,7 +85,7 @@ def run(
         spec = replace(spec, parent=parent.run_id)
         spec.write()
         if not restore:
-            stack.enter_context(training_run.locked(spec))
+            stack.enter_context(training_run.leased(spec, spec.storage, job=job))
         say(f"search {spec.name}")
         say(f"watch {services.page(parent.link())}")
         say(f"{spec.trials} trials, {capacity.at_once} at a time: {capacity.reason}")

@@ -286,9 +286,13 @@ def _begin_or_find(context: Context, spec: SearchSpec) -> SearchSpec:
     """The search of this name, begun if it doesn't exist. Raises UsageError if it has other
     settings."""
     from pipelines import recipe as recipes
-    from pipelines.workflows import named_runs, search_board
+    from pipelines.workflows import named_runs, search_board, search_files
 
-    if not (spec.folder / "search.json").exists():
+    if spec.storage:
+        exists = spec.name in search_files.names(context.remote_storage)
+    else:
+        exists = (spec.folder / search_files.SPEC).exists()
+    if not exists:
         spec.write()
         return spec
     known = search_board.find(context, spec.name)
