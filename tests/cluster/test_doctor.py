@@ -25,6 +25,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def login(cluster: Cluster) -> dict[str, str]:
+    return cluster.start_secured_mlflow()
+
+
 Faults = dict[tuple[str, str], str]
 """The details of the checks that failed, by machine and check."""
 
@@ -41,19 +46,33 @@ def diagnose(
     return done.returncode, faults, {(f["machine"], f["check"]) for f in findings}
 
 
-def test_storage_that_is_not_shared_is_the_only_fault_of_a_good_cluster(cluster: Cluster) -> None:
-    status, faults, checks = diagnose(cluster, f"--data {DATA}")
+def test_what_only_one_machine_has_is_found_on_the_others(cluster: Cluster) -> None:
+    """A data set on the head's disk, and runs on each machine's own."""
+    cluster.head.run("tessera pack digits --to /srv/digits", check=True)
+    status, faults, checks = diagnose(cluster, "--data /srv/digits")
     assert status == 1
-    assert set(faults) == {(machine, "storage") for machine in MACHINES}
+    storage = {(machine, "storage") for machine in MACHINES}
+    assert set(faults) == storage | {("worker-1", "data"), ("worker-2", "data")}
     assert "sees no files of head, worker-2" in faults["worker-1", "storage"]
     assert "sees no files of worker-1, worker-2" in faults["head", "storage"]
     assert {(m, c) for m in MACHINES for c in ("data", "mlflow", "network", "clock")} <= checks
 
 
-def test_nothing_is_wrong_with_runs_in_an_object_store(cluster: Cluster) -> None:
-    status, faults, checks = diagnose(cluster, f"--data {DATA} --storage {STORAGE}")
+def test_nothing_is_wrong_with_an_object_store_and_a_login(
+    cluster: Cluster, login: dict[str, str]
+) -> None:
+    options = f"--data {DATA} --storage {STORAGE}"
+    status, faults, checks = diagnose(cluster, options, **login)
     assert (status, faults) == (0, {})
-    assert {(machine, "storage") for machine in MACHINES} <= checks
+    assert {(m, c) for m in MACHINES for c in ("data", "mlflow", "storage")} <= checks
+
+
+def test_a_missing_login_of_mlflow_is_found_on_every_machine(
+    cluster: Cluster, login: dict[str, str]
+) -> None:
+    status, faults, _ = diagnose(cluster, MLFLOW_TRACKING_URI=login["MLFLOW_TRACKING_URI"])
+    assert status == 1
+    assert {key for key in faults if key[1] == "mlflow"} == {(m, "mlflow") for m in MACHINES}
 
 
 def test_two_machines_that_do_not_reach_each_other_are_named(cluster: Cluster) -> None:
@@ -66,24 +85,6 @@ def test_two_machines_that_do_not_reach_each_other_are_named(cluster: Cluster) -
     assert "can't reach worker-2" in faults["worker-1", "network"]
     assert "can't reach worker-1" in faults["worker-2", "network"]
     assert ("head", "network") not in faults
-
-
-def test_a_missing_login_of_mlflow_is_found_on_every_machine(cluster: Cluster) -> None:
-    login = cluster.start_secured_mlflow()
-    _, faults, checks = diagnose(cluster, **login)
-    assert not {key for key in faults if key[1] == "mlflow"}
-    assert {(machine, "mlflow") for machine in MACHINES} <= checks
-    del login["MLFLOW_TRACKING_PASSWORD"], login["MLFLOW_TRACKING_USERNAME"]
-    status, faults, _ = diagnose(cluster, **login)
-    assert status == 1
-    assert {key for key in faults if key[1] == "mlflow"} == {(m, "mlflow") for m in MACHINES}
-
-
-def test_a_data_set_on_one_machine_only_is_found(cluster: Cluster) -> None:
-    cluster.head.run("tessera pack digits --to /srv/digits", check=True)
-    _, faults, _ = diagnose(cluster, "--data /srv/digits")
-    missing = {machine for machine, check in faults if check == "data"}
-    assert missing == {"worker-1", "worker-2"}
 
 
 def test_a_machine_without_a_network_is_named(cluster: Cluster) -> None:
