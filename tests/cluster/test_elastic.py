@@ -135,3 +135,12 @@ def test_machines_that_cannot_reach_each_other_are_named(cluster: Cluster) -> No
     output = done.stdout + done.stderr
     assert re.search(rf"{one.name} \({one.address}, eth0\) can't reach {other.name}", output)
     assert "Traceback" not in output
+
+
+def test_one_gpu_for_two_workers_is_left_with_a_word(cluster: Cluster) -> None:
+    """Ray counts a GPU that isn't there; training on the CPUs doesn't touch it."""
+    cluster.add_worker(gpus=1)
+    cluster.wait_for_nodes(1 + len(cluster.workers))
+    done = cluster.user(f"{TRAIN} --workers 2 --epochs 2 --model gpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 GPU for 2 workers: training on CPUs" in done.stdout + done.stderr
