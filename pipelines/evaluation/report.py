@@ -28,7 +28,7 @@ from pipelines.interfaces import World
 from pipelines.training import previews
 from pipelines.training.evaluator import Predictions
 from pipelines.training.loaded_model import LoadedModel
-from pipelines.visuals import html, plots
+from pipelines.visuals import confusion, html, plots
 
 PAGE, DATA = "report.html", "report.json"
 WORST = 24
@@ -234,7 +234,7 @@ def _draw(folder: Path, number: int, one: EvaluatedModel, split: str) -> Iterato
         yield Plot("Curves", _embed(path("charts")))
     matrix = task.confusion(predictions.records, data)
     if matrix is not None:
-        plots.confusion_matrix(matrix, data.classes, path("confusion_matrix"))
+        confusion.confusion_matrix(matrix, data.classes, path("confusion_matrix"))
         yield Plot("Confusion", _embed(path("confusion_matrix")))
     groups, note = _worst(model, predictions, split)
     plots.grid(groups, data.classes, path("worst_mistakes"))

@@ -21,7 +21,7 @@ from pipelines.interfaces import Emit, World
 from pipelines.training.evaluator import PredictBatch, Predictions
 from pipelines.training.run import PICTURES
 from pipelines.training.setup import TrainingSetup
-from pipelines.visuals import plots
+from pipelines.visuals import confusion, plots
 
 Indices: TypeAlias = np.ndarray[Any, Any]
 """Positions of samples in a split: int64 (N,)."""
@@ -79,7 +79,7 @@ class PreviewLogger:
         matrix = task.confusion(predictions.records, data)
         if matrix is not None:
             path = self._path("confusion_matrix")
-            plots.confusion_matrix(matrix, data.classes, path)
+            confusion.confusion_matrix(matrix, data.classes, path)
             self._emit_artifact(f"{PICTURES}/{path.name}", PICTURES)
 
     def _panels(

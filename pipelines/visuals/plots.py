@@ -1,6 +1,6 @@
 """Plots of a training and grids of images, as PNG files.
 
-In: panels, a confusion matrix, or metrics by step. Out: one PNG at the given path, whose folder is
+In: panels, charts, or metrics by step. Out: one PNG at the given path, whose folder is
 created. Must not know what was trained or where the files go. Plots use matplotlib's objects,
 without pyplot and its global state, and matplotlib is loaded only when one is drawn. Grids
 are put together with Pillow, which takes a hundredth of the time.
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from models.core.errors import TesseraError
 from models.core.family import Chart, Panel
@@ -34,10 +33,6 @@ TILE_PIXELS, GAP_PIXELS, CAPTION_PIXELS = 144, 12, 13
 LARGE_TILE_PIXELS = 288
 SMALL_PIXELS = 96
 """Images up to this size get small tiles, unless objects are drawn on them."""
-COUNTED_CLASSES = 25
-"""With at most this many classes the counts are written into the confusion matrix."""
-NAMED_CLASSES = 120
-"""With at most this many classes each one is named at the axes."""
 FIRST = ("loss", "accuracy")
 """The metrics that come first among the learning curves."""
 COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
@@ -97,49 +92,6 @@ def _tile(panel: Panel, classes: Sequence[str], width: int, height: int) -> Imag
     high, wide = panel.image.shape[-2:]
     scale = min(width / wide, height / high)
     return draw.draw(panel, classes, side=max(1, round(max(high, wide) * scale)))
-
-
-def confusion_matrix(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Draws counts (K, K): rows are the true classes, columns the predicted ones. The colour is the
-    share of the row, on a scale that stretches small shares, so that a few mistakes are visible."""
-    from matplotlib.colors import PowerNorm
-
-    count = len(classes)
-    if tuple(matrix.shape) != (count, count):
-        raise TesseraError(f"a matrix of shape {tuple(matrix.shape)} for {count} classes")
-    counts = matrix.cpu().double()
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    side = min(max(4.5, 0.42 * count), 15.0)
-    figure = new_figure(side + 1.6, side + 0.8)
-    axis = figure.subplots()
-    shown = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, vmin=0, vmax=1))
-    cell_points = 72 * side / count
-    size = min(9.0, max(5.0, 0.62 * cell_points))
-    every = math.ceil(count / NAMED_CLASSES)
-    ticks = list(range(0, count, every))
-    names = [textwrap.shorten(one_line(classes[tick]), 24, placeholder="…") for tick in ticks]
-    wide = max(map(len, names)) * size * 0.6 > cell_points
-    axis.set_xticks(ticks, names, rotation=90 if wide else 0, fontsize=size, parse_math=False)
-    axis.set_yticks(ticks, names, fontsize=size, parse_math=False)
-    axis.tick_params(length=0)
-    axis.set_xlabel("predicted class")
-    axis.set_ylabel("true class")
-    correct = int(counts.diagonal().sum())
-    axis.set_title(f"{correct} of {int(counts.sum())} correct", fontsize=11)
-    if count <= COUNTED_CLASSES:
-        for row in range(count):
-            for column in range(count):
-                number = int(counts[row, column])
-                if number:
-                    colour = "white" if shares[row, column] > 0.3 else "#334155"
-                    axis.text(
-                        column, row, str(number), ha="center", va="center", fontsize=8, color=colour
-                    )
-    bar = figure.colorbar(shown, ax=axis, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
-    bar.set_label("share of the true class", fontsize=9)
-    bar.outline.set_visible(False)
-    save(figure, path)
 
 
 def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:

@@ -95,31 +95,12 @@ def test_truth_and_prediction_are_drawn_side_by_side(tmp_path):
 def test_malicious_captions_and_class_names_are_drawn_as_text(tmp_path):
     """No formula is interpreted and no warning raised; `filterwarnings = error` is on."""
     plots.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")
-    plots.confusion_matrix(torch.eye(len(ODD)).long(), ODD, tmp_path / "matrix.png")
     history = {f"val/{name}": [(1, 0.5)] for name in ODD}
     plots.learning_curves(history, tmp_path / "curves.png")
     assert all(pixels_of(path).std() > 1 for path in tmp_path.iterdir())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 10, 100, 400])
-def test_confusion_matrix_at_any_number_of_classes(tmp_path, count):
-    path = tmp_path / "matrix.png"
-    matrix = torch.eye(count, dtype=torch.int64) * 50
-    plots.confusion_matrix(matrix, [f"class {k}" for k in range(count)], path)
-    before = pixels_of(path)
-    assert 400 < max(before.shape) < 2500
-    if count > 1:
-        matrix[0, count - 1] = 1  # one mistake in 51 is seen
-        plots.confusion_matrix(matrix, [f"class {k}" for k in range(count)], path)
-        assert not np.array_equal(before, pixels_of(path))
-
-
-def test_a_confusion_matrix_with_classes_that_never_occur(tmp_path):
-    plots.confusion_matrix(torch.zeros(3, 3).long(), list("abc"), tmp_path / "matrix.png")
-    assert pixels_of(tmp_path / "matrix.png").std() > 1
-
-
 def test_learning_curves_have_a_plot_for_each_metric(tmp_path):
     curve = [(step, 1 / step) for step in range(1, 50)]
     one = {"train/loss": curve, "val/loss": [(1, 0.6), (2, 0.4)]}
@@ -146,15 +127,13 @@ def test_values_that_are_not_finite_are_omitted(tmp_path):
         plots.learning_curves({"train/loss": [(1, nan)]}, path)
 
 
-def test_invalid_images_and_matrices_are_refused(tmp_path):
+def test_invalid_images_are_refused(tmp_path):
     with pytest.raises(TesseraError, match="float32 can't be drawn"):
         plots.grid([[Panel(torch.rand(3, 4, 4))]], (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="an image of shape"):
         plots.grid(panels(torch.rand(2, 5, 4, 4), ["a", "b"]), (), tmp_path / "a.png")
     with pytest.raises(TesseraError, match="no image"):
         plots.grid(panels(torch.rand(0, 3, 4, 4), []), (), tmp_path / "a.png")
-    with pytest.raises(TesseraError, match="for 3 classes"):
-        plots.confusion_matrix(torch.zeros(2, 2), list("abc"), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 
