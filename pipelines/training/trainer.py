@@ -59,6 +59,19 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
+def seed_torch(seed: int, device: str) -> None:
+    """Seeds the generators that a network on `device` draws from.
+
+    `torch.manual_seed` seeds those of devices that aren't used as well: each call remembers a stack
+    trace for each kind of device, which takes longer than a step of a small network and is never
+    freed.
+    """
+    if device == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 class Trainer:
     """One training on one rank. `train()` runs to the end, or to early stopping."""
 
@@ -177,7 +190,7 @@ class Trainer:
         self._set_learning_rates()
         seed = (self.recipe.seed, progress.epoch, progress.step)
         # Dropout masks are a function of the step, so a resumed training draws the same ones.
-        torch.manual_seed(seed_for("step", *seed, self.world.rank))
+        seed_torch(seed_for("step", *seed, self.world.rank), self.world.device)
         rng = BatchRng(seed_for("augment", *seed), step.total, step.rows)
         batch = self.transform(to_device(step.batch, self.world.device), rng)
         if self.recipe.train.channels_last and batch["image"].ndim == 4:
