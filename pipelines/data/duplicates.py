@@ -249,6 +249,8 @@ def _compare(
     keys = (queries.keys ^ flip).astype(np.int64)
     starts = table.starts[keys]
     counts = table.starts[keys + 1] - starts
+    if not counts.any():  # nearly always in a small data set
+        return
     ends = np.cumsum(counts)
     first = 0
     while first < len(keys):
