@@ -1,22 +1,30 @@
-"""The rules of the house, held by reading every file. Each test lists all violations of its rule.
+"""The rules for layers and layout, held by reading every file. Each test lists all violations of
+its rule.
 
-The rules themselves are explained in CONTRIBUTING.md.
+The rules themselves are explained in CONTRIBUTING.md; those for words and texts are tested in
+`test_house_words.py`.
 """
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-TESTS = ROOT / "tests"
-OURS = ("models", "pipelines", "jobs", "tessera")
-FILES = [*sorted(p for top in OURS[:-1] for p in (ROOT / top).rglob("*.py")), ROOT / "tessera.py"]
+from source_tree import (
+    FILES,
+    MODULES,
+    ROOT,
+    TESTS,
+    check,
+    imports,
+    name_of,
+    text_of,
+    tree,
+)
 
 LAYERS = (
     ("jobs",),
@@ -48,53 +56,13 @@ HEAVY = {
 }
 """Libraries that no module of ours loads when it is imported."""
 
-IMPORT_LINE = re.compile(
-    rf"^\s*((?:from (?:{'|'.join(OURS)})[\w.]* import|import (?:{'|'.join(OURS)})\b)[^;\n#]*)", re.M
-)
-"""An import of ours, alone on its line or before a semicolon."""
-
 MOST_LINES = 465
 NOT_MIRRORED = ("support", "integration", "faults", "docs", "benchmarks", "deploy", "cluster")
 """Folders of tests/ whose files aren't about one module."""
 
 
-# ── reading ───────────────────────────────────────────────────────────────────────────────────
+# ── layers ────────────────────────────────────────────────────────────────────────────────────
 
-
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imports(path: Path, *, top_only: bool = False) -> Iterator[str]:
-    """Dotted names that a file imports; with `top_only` those that importing the file imports."""
-    for node in _top(tree(path)) if top_only else ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _top(module: ast.Module) -> Iterator[ast.AST]:
-    stack: list[ast.AST] = list(module.body)
-    while stack:
-        node = stack.pop()
-        yield node
-        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if not is_typing and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            stack.extend(ast.iter_child_nodes(node))
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in FILES}
 IN_LAYERS = [path for path in FILES if path.name != "tessera.py"]
 """`tessera.py` is the door: it names functions of the workflows and loads them when they are used,
 and it finds the packages of the project. It imports nothing at once, so anybody may import it."""
@@ -105,6 +73,7 @@ def resolve(imported: str) -> Path | None:
     return MODULES.get(imported) or MODULES.get(imported.rpartition(".")[0])
 
 
+@cache
 def imported_files(path: Path) -> set[Path]:
     found = {file for name in imports(path) if (file := resolve(name))}
     return {file for file in found if file in IN_LAYERS} - {path}
@@ -119,11 +88,6 @@ def layer_of(path: Path) -> int:
         if name == folder or name.startswith(f"{folder}/")
     ]
     return max(matches)[1]
-
-
-def check(violations: Iterable[str]) -> None:
-    found = sorted(violations)
-    assert not found, "\n".join(["", *found])
 
 
 # ── who imports whom ──────────────────────────────────────────────────────────────────────────
@@ -212,12 +176,14 @@ def test_no_verb_loads_torch() -> None:
 
 def test_importing_everything_has_no_effect(tmp_path: Path) -> None:
     """No folder, thread, environment variable or heavy library appears in a process that imports
-    every module of ours."""
+    every module of ours and gets every family."""
     code = (
         "import importlib, os, sys, threading\n"
         "import torch, safetensors.torch, rich, click, yaml, pydantic, numpy, PIL\n"
         "before = dict(os.environ), threading.active_count()\n"
         f"for m in {list(MODULES)!r}: importlib.import_module(m)\n"
+        "import models\n"
+        "for name in models.names(): models.get(name)\n"
         "assert dict(os.environ) == before[0], 'environment'\n"
         "assert threading.active_count() == before[1], 'threads'\n"
         f"heavy = [m for m in {sorted(HEAVY)!r} if m in sys.modules]\n"
@@ -242,12 +208,14 @@ def _run(code: str, folder: Path) -> None:
 
 
 def test_every_module_has_a_docstring() -> None:
-    check(name_of(path) for path in FILES if not ast.get_docstring(tree(path)) and tree(path).body)
+    check(
+        name_of(path) for path in FILES if (code := tree(path)).body and not ast.get_docstring(code)
+    )
 
 
 def test_no_file_is_too_long() -> None:
     every = [*FILES, *TESTS.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in every}
+    lengths = {path: len(text_of(path).splitlines()) for path in every}
     check(f"{name_of(path)}: {n} lines" for path, n in lengths.items() if n > MOST_LINES)
 
 
@@ -279,118 +247,6 @@ def _environment_reads(path: Path) -> set[int]:
 def test_mlflow_folder_shadows_nothing() -> None:
     """A folder `mlflow/` with Python in it would be imported in place of the library."""
     assert not list((ROOT / "mlflow").rglob("*.py"))
-
-
-# ── programs in strings ───────────────────────────────────────────────────────────────────────
-
-
-def test_programs_in_strings_import_what_exists() -> None:
-    """Tests and benchmarks run programs that are written in strings, which no checker reads."""
-    files = {*TESTS.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")} - {Path(__file__)}
-    check(problem for path in files for problem in _unknown_imports(path))
-
-
-def _unknown_imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            for line in IMPORT_LINE.findall(node.value):
-                if problem := _unknown_import(line):
-                    yield f"{name_of(path)}:{node.lineno}: {line}: {problem}"
-
-
-def _unknown_import(line: str) -> str | None:
-    """What is wrong with an import of ours; None if it resolves, or if it is no Python."""
-    try:
-        (statement,) = ast.parse(line).body
-    except SyntaxError:  # prose, or a line that a bracket continues
-        return None
-    if isinstance(statement, ast.Import):
-        wrong = [alias.name for alias in statement.names if not _is_module(alias.name)]
-        return f"there is no module {wrong[0]}" if wrong else None
-    assert isinstance(statement, ast.ImportFrom)
-    assert statement.module is not None
-    if not _is_module(statement.module):
-        return f"there is no module {statement.module}"
-    wrong = [a.name for a in statement.names if not _is_defined(statement.module, a.name)]
-    return f"{statement.module} has no {wrong[0]}" if wrong else None
-
-
-def _is_module(name: str) -> bool:
-    return (
-        name.split(".")[0] not in OURS
-        or name in MODULES
-        or (ROOT / name.replace(".", "/")).is_dir()
-    )
-
-
-def _is_defined(module: str, name: str) -> bool:
-    if _is_module(f"{module}.{name}"):
-        return True
-    return name in _names(MODULES[module]) if module in MODULES else False
-
-
-@cache
-def _names(path: Path) -> frozenset[str]:
-    """The names that a module defines or imports at any depth outside of functions."""
-    names: set[str] = set()
-    for node in _top(tree(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-    if path == ROOT / "tessera.py":  # its names are loaded when used, from a table of strings
-        names |= {str(n.value) for n in ast.walk(tree(path)) if isinstance(n, ast.Constant)}
-    return frozenset(names)
-
-
-# ── the words ─────────────────────────────────────────────────────────────────────────────────
-
-WORDS = {
-    r"\bmend(s|ed|ing)?\b": "repair, correct, hint",
-    r"\bAsker\b": "Evaluator",
-    r"\bAsked\b": "options, request",
-    r"\bSubject\b": "LoadedModel",
-    r"\bbadness\b": "error_score",
-    r"\bspool": "event log",
-    r"\bShipper\b": "Uploader",
-    r"\bundelivered\b": "failed events",
-    r"\bSeat\b": "ChampionState",
-    r"\bOvertaken": "ConcurrentPromotionError",
-    r"\bDraws\(|: Draws\b": "BatchRng",
-    r"\bExamination\b": "evaluation job",
-    r"\bexamin(e|es|ed|ing)\b": "evaluate, check",
-    r"\btally\b": "statistics, counts",
-    r"\breceipts?\b": "shard records",
-    r"\benrol": "add to the gallery",
-    r"\bgalleries\b": "identify",
-    r"\bdrawn_twice\b": "resample_with_replacement",
-    r"\bresamples\b": "bootstrap_samples",
-    r"\bfrom_images\b": "takes_images",
-    r"\bconsult\b": "apply_judge",
-    r"\bgang\b": "persistent workers",
-    r"\bmade_sources\b": "sample_sources",
-    r"\bquietly\b": "suppress_…",
-    r"[Ll]ook-?alike": "near duplicate",
-    r"\b[Ww]hoever\b": "the user, the caller, code that",
-    r"\bgoes on with\b": "continues, resumes",
-    r"\btake(s|n)? over\b": "copy weights from, replace",
-    r"\bwhat is given\b": "the argument, the input",
-}
-"""Words that must not return, as regular expressions, and the words of the field in their place."""
-
-
-def test_the_words_of_the_field_are_used() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    own = [path for path in TESTS.rglob("*.py") if path != Path(__file__)]
-    check(
-        f"{name_of(path)}:{number} has {match[0]!r}, better: {instead}"
-        for path in [*FILES, *pages, *own]
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        for word, instead in WORDS.items()
-        if (match := re.search(word, line))
-    )
 
 
 # ── tests mirror modules ──────────────────────────────────────────────────────────────────────
@@ -432,17 +288,6 @@ def test_the_reader_of_imports_sees_functions_and_classes(tmp_path: Path) -> Non
     file.write_text("import a\ndef f():\n    from ray import b\nclass C:\n    import c\n")
     assert set(imports(file)) == {"a", "ray.b", "c"}
     assert set(imports(file, top_only=True)) == {"a", "c"}
-
-
-def test_an_import_in_a_string_is_resolved() -> None:
-    known = ["import tessera", "from pipelines.data import card, shards", "import models.core"]
-    assert not any(map(_unknown_import, known))
-    assert _unknown_import("from pipelines.data.card import Nothing")
-    assert _unknown_import("from pipelines.nothing import Card")
-    assert _unknown_import("import jobs.nothing")
-    assert IMPORT_LINE.findall("x = 1\n  from models import get; get()\n") == [
-        "from models import get"
-    ]
 
 
 def test_a_circle_is_found() -> None:

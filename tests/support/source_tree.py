@@ -1,0 +1,75 @@
+"""The source of the project, for the tests of its rules.
+
+In: the files of the working tree. Out: their texts, syntax trees and imports. A tree is made anew
+for each caller, because keeping all of them would slow down the garbage collector.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+OURS = ("models", "pipelines", "jobs", "tessera")
+FILES = [*sorted(p for top in OURS[:-1] for p in (ROOT / top).rglob("*.py")), ROOT / "tessera.py"]
+
+
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(text_of(path))
+
+
+@cache
+def imports(path: Path, *, top_only: bool = False) -> tuple[str, ...]:
+    """Dotted names that a file imports; with `top_only` those that importing the file imports."""
+    names: list[str] = []
+    for node in top_nodes(tree(path)) if top_only else _all(tree(path)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(names)
+
+
+def _all(module: ast.Module) -> Iterator[ast.AST]:
+    """Every statement; expressions import nothing."""
+    stack: list[ast.AST] = [module]
+    while stack:
+        node = stack.pop()
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            stack.extend(getattr(node, field, ()))
+
+
+def top_nodes(module: ast.Module) -> Iterator[ast.AST]:
+    stack: list[ast.AST] = list(module.body)
+    while stack:
+        node = stack.pop()
+        yield node
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if not is_typing and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            stack.extend(ast.iter_child_nodes(node))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def check(violations: Iterable[str]) -> None:
+    found = sorted(violations)
+    assert not found, "\n".join(["", *found])
