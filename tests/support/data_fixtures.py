@@ -1,24 +1,31 @@
-"""Small packed data sets, and folders of images to pack."""
+"""Small packed data sets, and folders of images to pack.
+
+Torch is imported when a fixture needs it: the process that only hands out the tests to others
+doesn't.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.card import Card, ImageCard
-from pipelines.data.images import encode_png
-from pipelines.data.shards import Packed, write
+if TYPE_CHECKING:
+    from pipelines.data.card import Card
 
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> Callable[..., tuple[Path, Card]]:
     """Writes a data set of 4 by 4 images whose pixels all have the value of the sample's number
     (modulo 251), in shards of `shard_samples`."""
+    from pipelines.data.card import Card, ImageCard
+    from pipelines.data.images import encode_png
+    from pipelines.data.shards import Packed, write
 
     def make(count: int, shard_samples: int = 5, name: str = "set") -> tuple[Path, Card]:
         folder = tmp_path / name
