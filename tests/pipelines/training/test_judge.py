@@ -255,6 +255,7 @@ def test_accumulation_updates_both_parts_together(
     assert first == {name: pytest.approx(value, rel=0.1) for name, value in expected.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(15)
 def test_a_rank_without_an_image_takes_part_in_every_update(
     digits: Path, judge_files: tuple[Path, str], tmp_path: Path
@@ -277,6 +278,7 @@ def test_a_rank_without_an_image_takes_part_in_every_update(
     assert all(0.5 < loss < 3 for loss in losses), "means are over the images that count"
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_the_number_of_ranks(
     trained: tuple[Path, dict[str, Any]],
     digits: Path,
