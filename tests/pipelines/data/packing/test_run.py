@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_sources import noise, save
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
@@ -153,31 +154,43 @@ def cut(path: Path) -> None:
 NOTES = f"{staging.SHARDS}/train/000001"
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source `pets`, its pack `fresh`, and `out`, whose pack was interrupted.
+    Only read."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    for number in range(60):
+        name = f"{('cat', 'dog')[number % 2]}/{number:03d}.png"
+        save(folder / "pets" / name, noise(number, 6, 8))
+    run(folder / "pets", folder / "fresh", shard_samples=10)
+    interrupt(folder / "pets", folder / "out", 50, shard_samples=10)
+    return folder
+
+
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize(
     "name", ["train/000001.tar", f"{NOTES}.json", f"{NOTES}.rows.npy", f"{NOTES}.fingerprints.npy"]
 )
 def test_a_damaged_shard_or_record_is_packed_again(
-    tmp_path: Path, pets: Path, name: str, damage: Callable[[Path], None]
+    tmp_path: Path, interrupted: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    run(pets, tmp_path / "fresh", shard_samples=10)
-    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    shutil.copytree(interrupted / ".out.packing", tmp_path / ".out.packing")
     damage(tmp_path / ".out.packing" / name)
-    again = run(pets, tmp_path / "out", shard_samples=10)
+    again = run(interrupted / "pets", tmp_path / "out", shard_samples=10)
     assert "train/000001.tar" in again.packed or name.endswith(".json")
-    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert len(again.packed) < 7, "the other shards are kept"
+    assert contents(tmp_path / "out") == contents(interrupted / "fresh")
 
 
 def test_without_the_check_a_damaged_shard_would_be_kept(
-    tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control of the test above."""
-    run(pets, tmp_path / "fresh", shard_samples=10)
-    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+    shutil.copytree(interrupted / ".out.packing", tmp_path / ".out.packing")
     flip(tmp_path / ".out.packing" / "train" / "000001.tar")
     monkeypatch.setattr("pipelines.data.packing.shard._is_stored", lambda *_: True)
-    run(pets, tmp_path / "out", shard_samples=10)
-    assert contents(tmp_path / "out") != contents(tmp_path / "fresh")
+    run(interrupted / "pets", tmp_path / "out", shard_samples=10)
+    assert contents(tmp_path / "out") != contents(interrupted / "fresh")
 
 
 def test_too_many_rejected_samples_keep_the_finished_shards(tmp_path: Path, pets: Path) -> None:
