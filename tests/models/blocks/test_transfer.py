@@ -48,6 +48,7 @@ def test_trains_on_a_single_image_of_any_size(name, shape):
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_torchvisions_own_networks_fail_on_small_images():
     """Control: without our changes they raise."""
     for bare, size in ((torchvision.models.alexnet, 32), (torchvision.models.vgg11, 16)):
