@@ -59,6 +59,7 @@ def test_a_missing_file_is_reported(
     assert not home.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["PACKED", "/only/on/the/cluster", "s3://bucket/set"])
 def test_feedable_or_unreachable_data_are_submitted(
     data: str, packed: Path, call: Call, monkeypatch: pytest.MonkeyPatch

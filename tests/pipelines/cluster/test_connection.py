@@ -50,6 +50,7 @@ connection.disconnect()
 """
 
 
+@pytest.mark.slow
 def test_a_start_on_a_taken_port_is_retried_on_another() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TAKEN_PORT], cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -60,6 +61,7 @@ def test_a_start_on_a_taken_port_is_retried_on_another() -> None:
     assert started == "True 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [True, False])
 def test_disconnect_does_not_wait_for_a_head_that_hangs(stop: bool) -> None:
     """The head is stopped with SIGSTOP. Ray's own shutdown would wait for it forever."""

@@ -209,6 +209,7 @@ print(decoded, refused)
 FLIPPED = 3000
 
 
+@pytest.mark.slow
 @pytest.mark.fault(3)
 def test_flipped_bits_crash_no_process() -> None:
     """In a new process, to survive a crash. If both decoders accept a damaged file, their pixels

@@ -71,6 +71,7 @@ def payload(digits: Path, two: list[dict[str, str]], **more: Any) -> dict[str, A
     return {"models": two, "data": str(digits), "split": "test", **more}
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_ranks(
     digits: Path, two: list[dict[str, str]]
 ) -> None:
@@ -98,6 +99,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(
     assert good.robustness.attacked["pgd_8"] < good.robustness.clean
 
 
+@pytest.mark.slow
 def test_a_report_opens_offline_and_has_no_scripts(
     digits: Path, two: list[dict[str, str]], tmp_path: Path
 ) -> None:

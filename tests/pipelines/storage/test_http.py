@@ -63,9 +63,12 @@ def cached(cache: CacheSettings) -> list[str]:
     return [path.name for path in cache.folder.glob("[!.]*")]
 
 
+TIMEOUTS = [pytest.param(fault, marks=pytest.mark.slow) for fault in ("stall", "drip:1000")]
+
+
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(
-    "fault", ["503", "500", "429", "refuse", "stall", "cut:0", "cut:100", "cut:150000", "drip:1000"]
+    "fault", ["503", "500", "429", "refuse", "cut:0", "cut:100", "cut:150000", *TIMEOUTS]
 )
 def test_a_transient_fault_is_retried(
     fault: str, storage: HttpStorage, wire: FaultyWire, cache: CacheSettings
@@ -77,7 +80,7 @@ def test_a_transient_fault_is_retried(
 
 
 @pytest.mark.fault(5)
-@pytest.mark.parametrize("fault", ["503", "refuse", "stall", "cut:0", "cut:150000", "drip:1000"])
+@pytest.mark.parametrize("fault", ["503", "refuse", "cut:0", "cut:150000", *TIMEOUTS])
 def test_a_lasting_fault_is_an_error_and_nothing_is_cached(
     fault: str, storage: HttpStorage, wire: FaultyWire, cache: CacheSettings
 ) -> None:
@@ -169,6 +172,7 @@ def test_each_size_is_requested(storage: HttpStorage) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.fault(5)
 def test_a_data_set_is_read_over_a_faulty_network(
     make_set: Callable[..., tuple[Path, Card]], tmp_path: Path

@@ -95,6 +95,7 @@ def test_shards_are_prefetched_and_the_threads_end(
         storage.fetch("no.tar", size_bytes=50_000, sha256="0" * 64)
 
 
+@pytest.mark.slow
 def test_a_new_list_cancels_the_old_one(
     storage: HttpStorage, wire: FaultyWire, folder: Path, cache: CacheSettings
 ) -> None:

@@ -40,6 +40,7 @@ def test_a_damaged_or_read_only_store_is_an_error(tmp_path: Path) -> None:
         mlflow_store.prepare(tmp_path / "file" / "store")
 
 
+@pytest.mark.slow
 def test_concurrent_first_uses_create_one_valid_store(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
@@ -66,6 +67,7 @@ def test_concurrent_first_uses_create_one_valid_store(tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_a_prepared_store_of_another_version_is_upgraded(store: Path) -> None:
     database = store / "mlflow.db"
     connection = sqlite3.connect(database)

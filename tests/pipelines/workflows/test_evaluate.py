@@ -29,6 +29,7 @@ def test_metrics_are_returned_and_stored_with_the_version(context: Context, digi
     assert f"{tag_names.EVALUATION_PREFIX}test" in version.tags
 
 
+@pytest.mark.slow
 def test_a_report_goes_into_a_new_folder(context: Context, digits: Path, tmp_path: Path) -> None:
     (version,) = services.open_registry(context).versions("digits")
     to = tmp_path / "report"

@@ -19,6 +19,7 @@ def context(trained_home: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(trained_home)})
 
 
+@pytest.mark.slow
 def test_only_an_evaluated_version_is_promoted(context: Context, digits: Path) -> None:
     registry = services.open_registry(context)
     (version,) = registry.versions("digits")

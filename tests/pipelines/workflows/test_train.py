@@ -87,6 +87,7 @@ def test_recipes_that_cannot_be_trained_are_refused_before_a_run_exists(
     assert not context.home.exists(), "neither a run nor a store of MLflow"
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_in_the_home_of_its_context_and_resumed(
     digits: Path, elsewhere: Context, tmp_path: Path
 ) -> None:

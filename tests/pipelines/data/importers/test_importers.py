@@ -102,6 +102,7 @@ def test_a_format_from_outside_the_project_is_packed(
     assert card.source == f"{form}:scans"
 
 
+@pytest.mark.slow
 def test_the_command_packs_a_format_from_outside_the_project(
     mylab: Path, scans: Path, tmp_path: Path
 ) -> None:

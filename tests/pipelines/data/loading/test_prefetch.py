@@ -93,6 +93,7 @@ def test_an_error_arrives_unchanged(error: TesseraError) -> None:
     assert getattr(caught.value, "reason", "") == getattr(error, "reason", "")
 
 
+@pytest.mark.slow
 def test_torch_alone_changes_the_error() -> None:
     """Control: without our wrapper the message is a traceback, and the hint is lost."""
 
