@@ -71,7 +71,7 @@ def command(seed: int, verbose: bool, as_json: bool) -> int:
         "dataset": f"{version.name}, {evaluation.samples} test images",
         "test accuracy": round(evaluation.metrics["accuracy"], 4),
         "images/s": round(outcome.images_per_second),
-        "run": outcome.link if as_json else services.page(outcome.link),
+        "run": outcome.link if as_json else services.page(context, outcome.link),
         "model version": reference,
         "aliases": ", ".join(registry.version(version.name, version.number).aliases),
         "champion": f"version {registry.version(version.name, champions.CHAMPION).number}",

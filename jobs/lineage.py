@@ -24,6 +24,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     """
     from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import lineage, services
+    from pipelines.workflows.context import Context
 
     facts = dataclasses.asdict(lineage.trace(model))
     if as_json:
@@ -32,7 +33,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     facts["aliases"] = ", ".join(facts["aliases"])
     facts["libraries"] = ", ".join(f"{n} {v}" for n, v in facts["libraries"].items())
     facts["settings"] = ", ".join(f"{path}={v}" for path, v in sorted(facts["settings"].items()))
-    facts["page"] = services.page(facts["page"])
+    facts["page"] = services.page(Context.from_environment(), facts["page"])
     shown = {n.replace("_", " "): v for n, v in facts.items() if v}
     show_facts(shown)
     show_next(f"tessera reproduce {model}")

@@ -188,6 +188,7 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
 def _show(outcome: Outcome, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import services
+    from pipelines.workflows.context import Context
 
     facts: dict[str, Any] = {
         "run": outcome.run.name,
@@ -202,7 +203,7 @@ def _show(outcome: Outcome, as_json: bool) -> int:
     if as_json:
         show_json(facts)
     else:
-        show_facts({**facts, "page": services.page(outcome.link)})
+        show_facts({**facts, "page": services.page(Context.from_environment(), outcome.link)})
         show_next(f"tessera evaluate {facts['model'].removeprefix('models:/')} --data DIR")
     return 0
 

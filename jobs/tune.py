@@ -171,6 +171,7 @@ def command(
 def _show(result: SearchResult, as_json: bool) -> int:
     from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import services
+    from pipelines.workflows.context import Context
     from pipelines.workflows.search_board import settings_text
 
     best, outcome = result.winner, result.outcome
@@ -199,7 +200,7 @@ def _show(result: SearchResult, as_json: bool) -> int:
         "winner": f"trial {best.number}: val {result.metric} {best.value:.4f}",
         "settings": settings_text(best.settings),
         "recipe": str(result.recipe),
-        "page": services.page(result.page),
+        "page": services.page(Context.from_environment(), result.page),
     }
     if outcome:
         shown["refit"] = f"val {result.metric} {outcome.metrics[result.metric]:.4f}"

@@ -22,6 +22,8 @@ from urllib.parse import quote
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines import tag_names
 from pipelines.interfaces import Decision, Version
+from pipelines.tracking import mlflow_files
+from pipelines.tracking.mlflow_errors import RefusedError, explain_refusal
 from pipelines.tracking.mlflow_runs import VIEW, connect, page_root
 
 T = TypeVar("T")
@@ -36,11 +38,11 @@ _DEFAULT_STORE = threading.Lock()
 
 
 class MlflowRegistry:
-    """`interfaces.Registry` over MLflow. `uri` and `ui` as for `mlflow_runs.open_run`."""
+    """`interfaces.Registry` over MLflow. `uri` and `public_url` as for `mlflow_runs.open_run`."""
 
-    def __init__(self, uri: str | None, *, ui: str | None = None) -> None:
+    def __init__(self, uri: str | None, *, public_url: str | None = None) -> None:
         self._client = connect(uri)
-        self._ui = ui
+        self._public_url = public_url
 
     def register(
         self, name: str, directory: Path, *, run_id: str, tags: Mapping[str, str], step: int = 0
@@ -74,7 +76,10 @@ class MlflowRegistry:
             raise
         _retry(lambda: client.finalize_logged_model(model_id, "READY"))
         _retry(lambda: client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)]))
-        number = _retry(lambda: self._add_version(name, model_id, run_id, tags))
+        number = _retry(
+            lambda: self._add_version(name, model_id, run_id, tags),
+            f"a new version of model {name!r}",
+        )
         # The link from the logged model's page to the version's, as MLflow's own tools set it.
         link = json.dumps([{"name": name, "version": number}])
         _retry(lambda: client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link}))
@@ -87,6 +92,8 @@ class MlflowRegistry:
 
         source = f"models:/{model_id}"
         try:
+            # Before any question about the name: MLflow with users refuses those about a model
+            # that isn't there. Who creates a model may do everything with it.
             self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -123,6 +130,11 @@ class MlflowRegistry:
         from mlflow.exceptions import MlflowException
 
         check_name(name)
+        # A search first, which finds nothing: MLflow with users answers 403, not 404, to a direct
+        # question for a model that isn't there.
+        rows = list(self._rows(name))
+        if not rows:
+            return []
         try:
             aliases = dict(_retry(lambda: self._client.get_registered_model(name)).aliases)
         except MlflowException as error:
@@ -140,7 +152,7 @@ class MlflowRegistry:
                 dict(row.tags),
                 tuple(sorted(held.get(int(row.version), ()))),
             )
-            for row in self._rows(name)
+            for row in rows
         ]
         return sorted(versions, key=lambda version: version.number)
 
@@ -168,6 +180,9 @@ class MlflowRegistry:
         try:
             # Retry: if two clients set the first alias at the same time, the server lets one fail.
             _retry(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
+        except RefusedError:
+            self.version(name, number)  # raises and lists what exists
+            raise
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 self.version(name, number)  # raises and lists what exists
@@ -179,7 +194,10 @@ class MlflowRegistry:
             ) from None
 
     def delete(self, version: Version) -> None:
-        with _explain_missing(f"model {version.name!r} has no version {version.number}"):
+        with (
+            _explain_missing(f"model {version.name!r} has no version {version.number}"),
+            explain_refusal(f"the deletion of version {version.number}"),
+        ):
             self._client.delete_model_version(version.name, str(version.number))
 
     def missing(self, version: Version) -> str:
@@ -188,6 +206,8 @@ class MlflowRegistry:
         try:
             run = _retry(lambda: self._client.get_run(version.run_id))
             location = self._location(version)
+        except RefusedError:
+            return "its run isn't in MLflow, or this user may not see it"
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
@@ -274,9 +294,7 @@ class MlflowRegistry:
 
     def download(self, version: Version, to: Path) -> Path:
         """Downloads the version's files to the folder `to`/NAME-NUMBER, which appears once it is
-        complete. Raises TesseraError if it exists already."""
-        from mlflow.artifacts import download_artifacts
-
+        complete. Raises TesseraError if it exists already, and if the files can't be had."""
         target = to / f"{version.name}-{version.number}"
         if target.exists():
             raise TesseraError(f"{target} exists already", hint="remove it, or name another folder")
@@ -291,14 +309,13 @@ class MlflowRegistry:
             location = self._location(version)
             files = Path(scratch) / "files"
             files.mkdir()
-            downloaded = download_artifacts(
-                artifact_uri=location, dst_path=str(files), tracking_uri=self._client.tracking_uri
-            )
-            os.replace(downloaded, target)
+            what = f"the files of model {version.name!r} version {version.number}"
+            fetched = mlflow_files.download(location, files, self._client.tracking_uri, what)
+            os.replace(fetched, target)
         return target
 
     def link(self, version: Version) -> str:
-        base = page_root(self._client.tracking_uri, self._ui)
+        base = page_root(self._client.tracking_uri, self._public_url)
         return f"{base}/#/models/{quote(version.name, safe='')}/versions/{version.number}?{VIEW}"
 
 
@@ -318,11 +335,16 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def _explain_missing(message: str, hint: str = "") -> Iterator[None]:
-    """Raises TesseraError(message) where MLflow raises RESOURCE_DOES_NOT_EXIST."""
+    """Raises TesseraError(message) where MLflow raises RESOURCE_DOES_NOT_EXIST, and where it
+    refuses, which is how a server with users answers for what isn't there."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
+    except RefusedError as error:
+        raise TesseraError(
+            f"{message}, or this user may not use it", hint=hint or error.hint
+        ) from error
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -356,15 +378,17 @@ def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def _retry(action: Callable[[], T]) -> T:
-    """Calls an idempotent action and retries it for two minutes while MLflow is unreachable."""
+def _retry(action: Callable[[], T], what: str = "a request") -> T:
+    """Calls an idempotent action and retries it for two minutes while MLflow is unreachable. Raises
+    RefusedError at once if MLflow refuses `what` to this user."""
     from mlflow.exceptions import MlflowException
 
     deadline = time.monotonic() + _RETRY_SECONDS
     pause_seconds = 0.5
     while True:
         try:
-            return action()
+            with explain_refusal(what):
+                return action()
         except MlflowException as error:
             if error.error_code not in _TRANSIENT or time.monotonic() > deadline:
                 raise

@@ -20,6 +20,7 @@ from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.interfaces import Point
 from pipelines.tracking import mlflow_store
+from pipelines.tracking.mlflow_errors import explain_refusal, is_refusal
 from pipelines.tracking.system_metrics import Sampler
 
 VIEW = "workflowType=machine_learning"
@@ -32,16 +33,19 @@ _START_TIMEOUT_SECONDS = 5
 _PARAM_LENGTH = 6000  # MLflow cuts longer ones
 _DIGEST_LENGTH = 32  # MLflow takes 36 characters, a sha256 has 64
 _PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
-_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 
 
 def settings() -> dict[str, str]:
     """Environment variables that a process needs before anything in it imports MLflow.
 
     A request that fails raises immediately: our callers retry on their own, and MLflow's retries
-    would block a thread for 246 s. Nothing is unpickled, no telemetry is sent, nothing is printed.
+    would block a thread for 246 s. Files go through the server, because the addresses of its object
+    store that it would hand out are often reachable for the server alone. Nothing is unpickled, no
+    telemetry is sent, nothing is printed.
     """
     return {
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -93,14 +97,14 @@ def open_run(
     name: str,
     tags: Mapping[str, str],
     artifact_root: Path | None,
-    ui: str | None = None,
+    public_url: str | None = None,
 ) -> MlflowTracker:
     """Returns the run of the training called `name`, found by its tag or created, and sets it
     RUNNING.
 
-    `artifact_root` is where a new experiment keeps its files, unless a server decides that. `ui` is
-    the address at which a store without a server is shown. Raises TesseraError if the service can't
-    be reached.
+    `artifact_root` is where a new experiment keeps its files, unless a server decides that.
+    `public_url` is the address of MLflow's pages in links, where that isn't `uri`. Raises
+    TesseraError if the service can't be reached, or refuses this user.
     """
     if "'" in name or not name:
         raise TesseraError(
@@ -112,48 +116,52 @@ def open_run(
             hint="use 1 to 500 characters",
         )
     client = connect(uri)
-    experiment_id = _experiment_id(client, experiment, artifact_root)
-    runs = client.search_runs(
-        [experiment_id],
-        filter_string=f"tags.`{tag_names.RUN}` = '{name}'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    if runs:
-        tracker = MlflowTracker(client, experiment_id, runs[0].info.run_id, ui)
-        tracker.tags(tags)
-    else:
-        all_tags = {**_context_tags(), **tags, tag_names.RUN: name}
-        run = client.create_run(experiment_id, tags=all_tags, run_name=name)
-        tracker = MlflowTracker(client, experiment_id, run.info.run_id, ui)
-    client.update_run(tracker.run_id, status="RUNNING")
+    with explain_refusal(f"experiment {experiment!r}", "name an experiment of your own"):
+        experiment_id = _experiment_id(client, experiment, artifact_root)
+        runs = client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{tag_names.RUN}` = '{name}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        if runs:
+            tracker = MlflowTracker(client, experiment_id, runs[0].info.run_id, public_url)
+            tracker.tags(tags)
+        else:
+            all_tags = {**_context_tags(), **tags, tag_names.RUN: name}
+            run = client.create_run(experiment_id, tags=all_tags, run_name=name)
+            tracker = MlflowTracker(client, experiment_id, run.info.run_id, public_url)
+        client.update_run(tracker.run_id, status="RUNNING")
     return tracker
 
 
-def attach_run(uri: str | None, run_id: str, *, ui: str | None = None) -> MlflowTracker:
+def attach_run(uri: str | None, run_id: str, *, public_url: str | None = None) -> MlflowTracker:
     """Returns the tracker of an existing run with its status unchanged. Raises TesseraError if
     there is no such run."""
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
     try:
-        run = client.get_run(run_id)
+        with explain_refusal(f"run {run_id!r}"):
+            run = client.get_run(run_id)
     except MlflowException as error:
         if not is_permanent(error):
             raise
         raise TesseraError(f"MLflow has no run {run_id!r}", hint="give the id of a run") from error
-    return MlflowTracker(client, run.info.experiment_id, run.info.run_id, ui)
+    return MlflowTracker(client, run.info.experiment_id, run.info.run_id, public_url)
 
 
 class MlflowTracker:
     """`interfaces.Tracker` over one MLflow run. Methods raise MLflow's own error if it is
     unreachable."""
 
-    def __init__(self, client: Any, experiment_id: str, run_id: str, ui: str | None) -> None:
+    def __init__(
+        self, client: Any, experiment_id: str, run_id: str, public_url: str | None
+    ) -> None:
         self.run_id = run_id
         self.experiment_id = experiment_id
         self._client = client
-        self._ui = ui
+        self._public_url = public_url
         self._sampler: Sampler | None = None
 
     @property
@@ -270,14 +278,17 @@ class MlflowTracker:
         self._client.set_terminated(self.run_id, status)
 
     def link(self) -> str:
-        base = page_root(self.uri, self._ui)
+        base = page_root(self.uri, self._public_url)
         return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{VIEW}"
 
 
-def page_root(uri: str, ui: str | None) -> str:
-    """The address of the web pages of the service at `uri`, without a password in it."""
+def page_root(uri: str, public_url: str | None) -> str:
+    """The address of the web pages of the service at `uri`: `public_url` if there is one, else
+    `uri` without a password, or where `tessera up` serves an embedded store."""
+    if public_url:
+        return public_url.rstrip("/")
     if not uri.startswith(("http://", "https://")):
-        return (ui or DEFAULT_UI).rstrip("/")
+        return DEFAULT_UI
     return _without_password(uri).rstrip("/")
 
 
@@ -338,7 +349,7 @@ def _unreachable(uri: str | None, error: Exception) -> TesseraError:
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__ or cause
     what = " ".join(str(cause).split())[:300]
-    if getattr(error, "error_code", "") in _REFUSED:
+    if is_refusal(error):
         return TesseraError(
             f"MLflow at {where} refuses this user or this address: {what}",
             hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or use the address "

@@ -20,7 +20,7 @@ from pipelines.storage.base import (
     file_path,
     split_location,
 )
-from pipelines.tracking import mlflow_runs, mlflow_store
+from pipelines.tracking import mlflow_store
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Context:
         tracking_uri: Address of MLflow; the embedded store in `home` by default.
         ray_address: Address of a running Ray cluster, or None to start one when it is needed.
         cache: Folder for copies of remote shards, and the bytes that they may take in total.
-        ui: Address under which `tessera up` serves the pages of the embedded MLflow.
+        public_url: Address at which a browser reaches MLflow's pages, for links; None if that is
+            `tracking_uri`, or where `tessera up` serves the embedded store.
         storage: Where all files of runs and searches are kept: a folder that all machines of the
             cluster see, or an address such as s3://BUCKET/FOLDER. With an address, the folders in
             `home` are only working copies. None is `home`.
@@ -43,14 +44,14 @@ class Context:
     tracking_uri: str
     ray_address: str | None
     cache: CacheSettings
-    ui: str
+    public_url: str | None = None
     storage: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Context:
         """Reads TESSERA_HOME, MLFLOW_TRACKING_URI, RAY_ADDRESS, TESSERA_CACHE,
-        TESSERA_CACHE_SIZE, XDG_CACHE_HOME, TESSERA_UI and TESSERA_STORAGE; an empty variable counts
-        as unset.
+        TESSERA_CACHE_SIZE, XDG_CACHE_HOME, MLFLOW_PUBLIC_URL and TESSERA_STORAGE; an empty variable
+        counts as unset.
 
         Raises UsageError if TESSERA_CACHE_SIZE is not a valid size, or TESSERA_STORAGE not a
         location that can be written.
@@ -61,7 +62,7 @@ class Context:
             tracking_uri=environ.get("MLFLOW_TRACKING_URI") or mlflow_store.embedded_uri(home),
             ray_address=environ.get("RAY_ADDRESS") or None,
             cache=_cache_settings(environ),
-            ui=environ.get("TESSERA_UI") or mlflow_runs.DEFAULT_UI,
+            public_url=environ.get("MLFLOW_PUBLIC_URL") or None,
         ).with_storage(environ.get("TESSERA_STORAGE") or None)
 
     def with_storage(self, storage: str | None) -> Context:

@@ -87,7 +87,7 @@ def run(
         if not restore:
             stack.enter_context(training_run.leased(spec, spec.storage, job=job))
         say(f"search {spec.name}")
-        say(f"watch {services.page(parent.link())}")
+        say(f"watch {services.page(context, parent.link())}")
         say(f"{spec.trials} trials, {capacity.at_once} at a time: {capacity.reason}")
         metric = models.get(recipe.family).task.primary
         board = Leaderboard(context, spec, metric, recipe.train.epochs, parent, say)

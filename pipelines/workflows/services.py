@@ -54,7 +54,7 @@ def open_registry(context: Context, *, create: bool = False) -> MlflowRegistry:
         if not create and not has_registry(context):
             raise TesseraError("no model is registered yet", hint="train one: tessera train")
         mlflow_store.prepare(context.home)
-    return mlflow_registry.MlflowRegistry(context.tracking_uri, ui=context.ui)
+    return mlflow_registry.MlflowRegistry(context.tracking_uri, public_url=context.public_url)
 
 
 def has_registry(context: Context) -> bool:
@@ -77,7 +77,7 @@ def open_tracker(
         artifact_root=mlflow_store.embedded_artifacts(context.home)
         if context.is_embedded
         else None,
-        ui=context.ui,
+        public_url=context.public_url,
     )
 
 
@@ -170,7 +170,7 @@ def temporary_storage(context: Context, kind: str) -> Iterator[str]:
 def attach_tracker(context: Context, run_id: str) -> MlflowTracker:
     """The tracker of an existing run. The run's status doesn't change."""
     apply_settings(context)
-    return mlflow_runs.attach_run(context.tracking_uri, run_id, ui=context.ui)
+    return mlflow_runs.attach_run(context.tracking_uri, run_id, public_url=context.public_url)
 
 
 def registered_digest(version: Version) -> str:
@@ -184,8 +184,11 @@ def registered_digest(version: Version) -> str:
     return digest
 
 
-def page(link: str) -> str:
-    """The link, with a note if the server can't be reached."""
+def page(context: Context, link: str) -> str:
+    """The link, with a note if the server can't be reached from here. A public address is meant for
+    another machine's browser: whether this one reaches it says nothing."""
+    if context.public_url:
+        return link
     parts = urlsplit(link)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:

@@ -334,7 +334,7 @@ def execute(
             if group.workers:
                 tags[tag_names.RAY_JOB] = connection.job_id()
             primary = setup.family.task.primary.name
-            page = services.page(tracker.link())
+            page = services.page(context, tracker.link())
             listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
             try:
                 return training_driver.launch(

@@ -68,7 +68,7 @@ def trained(
     server = make_server(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESSERA_HOME", str(root))
-        patch.setenv("TESSERA_UI", server.uri)
+        patch.setenv("MLFLOW_PUBLIC_URL", server.uri)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         settings = f"--set train.epochs={EPOCHS} --set train.log_every_steps=1"
         output = call(f"train cnn --workers 0 --data {digits} {settings} --json")

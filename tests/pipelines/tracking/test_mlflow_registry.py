@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mlflow_server import MlflowServer
 from torch import nn
 
 from models.core.errors import TesseraError, UsageError
@@ -102,6 +104,14 @@ def test_missing_models_and_versions_raise_tessera_errors(
             registry.version("some", ref)
     with pytest.raises(TesseraError, match="no version or alias"):
         registry.alias("some", "champion", 7)
+
+
+@pytest.mark.control(58)
+def test_a_server_without_users_answers_everybody(mlflow_server: MlflowServer) -> None:
+    """Control of tests/integration/test_mlflow_auth.py: there all of this needs a login."""
+    search = f"{mlflow_server.uri}/api/2.0/mlflow/registered-models/search"
+    with urllib.request.urlopen(search, timeout=20) as response:
+        assert response.status == 200
 
 
 def test_errors_list_what_exists(store: Path, package: Path, tmp_path: Path) -> None:

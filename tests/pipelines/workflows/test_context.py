@@ -52,13 +52,13 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
             "TESSERA_HOME": str(tmp_path),
             "MLFLOW_TRACKING_URI": "http://tracking:5000",
             "RAY_ADDRESS": "head:6379",
-            "TESSERA_UI": "http://pages:80",
+            "MLFLOW_PUBLIC_URL": "http://pages:80",
         }
     )
     assert (context.runs_dir, context.searches_dir) == (tmp_path / "runs", tmp_path / "searches")
     assert context.tracking_uri == "http://tracking:5000"
     assert not context.is_embedded
-    assert (context.ray_address, context.ui) == ("head:6379", "http://pages:80")
+    assert (context.ray_address, context.public_url) == ("head:6379", "http://pages:80")
 
 
 @pytest.mark.parametrize(

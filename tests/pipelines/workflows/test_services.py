@@ -31,10 +31,18 @@ def test_a_command_that_only_reads_creates_no_store(
 
 
 def test_a_link_has_a_warning_if_the_server_does_not_respond() -> None:
+    here = Context.from_environment({})
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         link = f"http://127.0.0.1:{held.getsockname()[1]}/#/experiments/1"
-        assert services.page(link) == f"{link} (once `tessera up` runs)"
+        assert services.page(here, link) == f"{link} (once `tessera up` runs)"
         held.listen()
-        assert services.page(link) == link
-    assert services.page("https://name.invalid/x") == ("https://name.invalid/x (not reachable now)")
+        assert services.page(here, link) == link
+    assert services.page(here, "https://name.invalid/x") == (
+        "https://name.invalid/x (not reachable now)"
+    )
+
+
+def test_a_public_link_is_for_another_machine_and_gets_no_warning() -> None:
+    context = Context.from_environment({"MLFLOW_PUBLIC_URL": "https://name.invalid"})
+    assert services.page(context, "https://name.invalid/x") == "https://name.invalid/x"
