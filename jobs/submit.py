@@ -1,7 +1,8 @@
 """`tessera submit VERB …`: runs a verb as a job on a running Ray cluster.
 
 In: a verb with its arguments. Out: the job's log on stdout, and its exit status as ours. The code
-of a checkout is sent with the job; data and secrets are not.
+of a checkout is sent with the job; data and secrets are not: the cluster's own environment, or
+files on its machines, log a job in.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from pipelines.workflows.context import Context
 LOCAL_VERBS = {"up", "down", "status", "submit"}
 """Verbs that manage services on this machine. They can't be submitted."""
 
-_PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
+_PASSED_ON = ("OMP_NUM_THREADS", "MLFLOW_PUBLIC_URL")
+_SECRETS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""Never sent: Ray stores a job's variables in plain text and shows them to whoever may list jobs.
+The cluster has its own."""
 _RAY_MESSAGES = re.compile(
     r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE
 )
@@ -78,6 +89,8 @@ def command(
         )
     from pipelines.cluster.jobs import Jobs
 
+    if note := unsent_secrets():
+        click.echo(note, err=True)
     cluster = Jobs(address)
     job = cluster.submit(
         shlex.join(["python", "-m", f"jobs.{verb}", *settle_paths(verb, arguments)]),
@@ -174,7 +187,7 @@ def environment_for_job(local: bool) -> dict[str, str]:
     host = urlsplit(tracking).hostname or ""
     # An address of this machine would mean another machine there: the cluster has its own.
     if host and (local or host not in ("localhost", "127.0.0.1", "::1")):
-        environment["MLFLOW_TRACKING_URI"] = tracking
+        environment["MLFLOW_TRACKING_URI"] = without_password(tracking)
     if storage := Context.from_environment().storage:
         environment["TESSERA_STORAGE"] = storage
     if local:
@@ -186,6 +199,28 @@ def environment_for_job(local: bool) -> dict[str, str]:
             tags["mlflow.source.git.branch"] = branch
         environment["MLFLOW_RUN_CONTEXT"] = json.dumps(tags)
     return environment
+
+
+def unsent_secrets() -> str:
+    """A line that names the submitter's secrets, which the job doesn't get; empty without any."""
+    held = [name for name in _SECRETS if os.environ.get(name)]
+    tracking = os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if without_password(tracking) != tracking:
+        held.append("the password in MLFLOW_TRACKING_URI")
+    if not held:
+        return ""
+    return (
+        f"not sent, because Ray shows a job's variables: {', '.join(held)}; "
+        "those of the cluster count"
+    )
+
+
+def without_password(address: str) -> str:
+    """An address without `user:password@`."""
+    parts = urlsplit(address)
+    if not parts.netloc:
+        return address
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def git(*arguments: str) -> str:

@@ -5,6 +5,7 @@ The commands on the page about clusters run here, on the same services.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +95,7 @@ def test_up_starts_healthy_services_and_a_second_up_changes_nothing(home: Path) 
     assert state(home) == json.loads(before.stdout)
 
 
+@pytest.mark.fault(57)
 def test_ray_refuses_requests_without_the_token(home: Path) -> None:
     known = state(home)["environment"]
     assert isinstance(known, dict)
@@ -102,6 +105,45 @@ def test_ray_refuses_requests_without_the_token(home: Path) -> None:
     assert local_services.probe_url(jobs) == "requires a token"
     assert local_services.probe_url(jobs, bearer="0" * 64) == "refuses the token"
     assert local_services.probe_url(jobs, bearer=token.read_text()) == ""
+
+
+@pytest.mark.fault(57)
+@pytest.mark.control(57)
+def test_no_port_of_ray_takes_a_job_without_the_token(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dashboard and each agent, on every port that listens; the control is the token."""
+    known = state(home)["environment"]
+    assert isinstance(known, dict)
+    token = Path(known["RAY_AUTH_TOKEN_PATH"]).read_text()
+    listening = {
+        connection.laddr.port
+        for process in members(home, monkeypatch)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    } - {urllib.parse.urlsplit(known["MLFLOW_TRACKING_URI"]).port}
+    routes = ("/api/jobs/", "/api/job_agent/jobs/", "/api/serve/applications/")
+
+    def statuses(bearer: str) -> set[int]:
+        """Of a GET and a POST to each route of each port; those that speak no HTTP are left out."""
+        found = set()
+        for port in listening:
+            for path in routes:
+                for body in (None, b"{}"):
+                    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=body)
+                    request.add_header("Authorization", f"Bearer {bearer}")
+                    try:
+                        with urllib.request.urlopen(request, timeout=2) as response:
+                            found.add(response.status)
+                    except urllib.error.HTTPError as error:
+                        error.close()
+                        found.add(error.code)
+                    except (OSError, http.client.HTTPException):
+                        continue
+        return found
+
+    assert statuses("0" * 64) <= {401, 403, 404}
+    assert 200 in statuses(token)
 
 
 def test_services_listen_on_loopback_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +450,10 @@ def test_only_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_environment_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "trainer")
+    secrets = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY")
+    for name in secrets:
+        monkeypatch.setenv(name, "s3cr3t")
+    monkeypatch.setenv("MLFLOW_PUBLIC_URL", "https://pages")
     for uri, local, sent in (
         ("sqlite:///mlflow.db", True, False),
         ("http://127.0.0.1:5000", True, True),
@@ -418,8 +463,17 @@ def test_the_environment_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         job = submit.environment_for_job(local)
         assert job.get("MLFLOW_TRACKING_URI") == (uri if sent else None)
-        assert job["MLFLOW_TRACKING_USERNAME"] == "trainer"
+        assert job["MLFLOW_PUBLIC_URL"] == "https://pages"
         assert ("TESSERA_HOME" in job) == local
+        assert "s3cr3t" not in str(job), "Ray shows a job's variables"
+        assert all(name in submit.unsent_secrets() for name in secrets)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://trainer:s3cr3t@mlflow.example.com/x")
+    job = submit.environment_for_job(local=False)
+    assert job["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com/x"
+    assert "the password in MLFLOW_TRACKING_URI" in submit.unsent_secrets()
+    for name in (*secrets, "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name)
+    assert submit.unsent_secrets() == ""
 
 
 def test_a_token_set_in_the_shell_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
