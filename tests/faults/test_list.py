@@ -68,6 +68,12 @@ FAULTS = {
         49: "a process that dies between any two steps of a promotion",
         50: "rolled back twice; the champion deleted",
     },
+    "deployment": {
+        55: "a secret that is unset or empty; a secret in a file, a log or a process list",
+        56: "ports that are reached from elsewhere without being meant to",
+        57: "Ray asked without a token or with a wrong one, on each of its ports",
+        58: "MLflow asked without a login, by a foreign host or page, for another user's files",
+    },
 }
 KNOWN = {number: text for section in FAULTS.values() for number, text in section.items()}
 WITHOUT_CONTROL: dict[int, str] = {}
