@@ -19,7 +19,7 @@ from models.core.errors import TesseraError
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking.mlflow_errors import RefusedError
 from pipelines.tracking.mlflow_registry import MlflowRegistry
-from pipelines.workflows import promote, services, train
+from pipelines.workflows import evaluate, promote, services, train
 from pipelines.workflows.context import Context
 
 PUBLIC = "https://mlflow.example.com"
@@ -27,23 +27,17 @@ pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
 @pytest.fixture(scope="module")
-def store_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+def store_address(request: pytest.FixtureRequest) -> str | None:
     """The address of an S3 server; None where there can be none: files are then in a folder."""
     if s3_server.missing() or not can_hide_the_store():
-        yield None
-        return
+        return None
     import boto3
 
-    server = s3_server.S3Server(tmp_path_factory.mktemp("s3"))
-    try:
-        server.start()
-        keys = {"aws_access_key_id": s3_server.KEY, "aws_secret_access_key": s3_server.SECRET}
-        boto3.client(
-            "s3", endpoint_url=server.endpoint, region_name="us-east-1", **keys
-        ).create_bucket(Bucket=BUCKET)
-        yield server.endpoint
-    finally:
-        server.stop()
+    endpoint: str = request.getfixturevalue("s3_server").endpoint
+    keys = {"aws_access_key_id": s3_server.KEY, "aws_secret_access_key": s3_server.SECRET}
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+    client.create_bucket(Bucket=BUCKET)
+    return endpoint
 
 
 @pytest.fixture(scope="module")
@@ -62,64 +56,70 @@ def server(
 def trainer(
     server: SecuredMlflow, digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Context]:
-    """The environment of a user who trained `digits` twice: a poor version, then a good one."""
+    """The environment of a user who trained `digits`, registered it twice and promoted both."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESSERA_HOME", str(tmp_path_factory.mktemp("home")))
         for name, value in server.client("trainer").items():
             patch.setenv(name, value)
         patch.setenv("MLFLOW_PUBLIC_URL", PUBLIC)
-        for epochs in (1, 6):
-            trained = train.train(
-                "cnn",
-                data=digits,
-                variant="tiny",
-                workers=0,
-                set={"train.epochs": epochs},
-                model="digits",
-                progress=False,
-            )
-            assert trained.link.startswith(f"{PUBLIC}/#/experiments/")
-            assert promote.promote(trained.version, data=digits).passed
-        yield Context.from_environment()
+        trained = train.train(
+            "cnn",
+            data=digits,
+            variant="tiny",
+            workers=0,
+            set={"train.epochs": 1},
+            model="digits",
+            progress=False,
+        )
+        assert trained.link.startswith(f"{PUBLIC}/#/experiments/")
+        evaluate.evaluate(trained.version, data=digits, report=False, intervals=False)
+        assert promote.promote(trained.version).passed
+        context = Context.from_environment()
+        registry = services.open_registry(context)
+        first = registry.version("digits", 1)
+        files = registry.download(first, tmp_path_factory.mktemp("files"))
+        again = registry.register("digits", files, run_id=first.run_id, tags=dict(first.tags))
+        assert promote.promote(again, margin=-1).passed
+        yield context
 
 
 def test_a_user_without_rights_goes_the_whole_way(
     trainer: Context, digits: Path, call: Call, tmp_path: Path
 ) -> None:
     registry = services.open_registry(trainer)
-    assert [v.aliases for v in registry.versions("digits")] == [(), ("challenger", "champion")]
+    assert [v.aliases for v in registry.versions("digits")] == [("challenger",), ("champion",)]
     listed = json.loads(call("registry", "--json").out)
     assert [(row["model"], row["versions"], row["champion"]) for row in listed] == [
         ("digits", 2, 2)
     ]
-    evaluated = call("evaluate", "digits@champion", "--data", digits, "--no-intervals", "--json")
+    evaluated = call("evaluate", "digits@champion", "--data", digits, "--no-report", "--json")
     assert evaluated.status == 0, evaluated.err
-    assert json.loads(call("lineage", "digits/2", "--json").out)["aliases"] == (
-        "challenger, champion"
-    )
+    assert json.loads(call("lineage", "digits/2", "--json").out)["aliases"] == "champion"
     assert call("rollback", "digits").status == 0
     assert registry.version("digits", "champion").number == 1
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
-    predicted = call("predict", "digits@champion", tmp_path / "image.png", "--json")
+    predicted = call("predict", "digits@champion", tmp_path / "image.png")
     assert predicted.status == 0, predicted.err
-    assert json.loads(predicted.out.splitlines()[0])["label"] in map(str, range(10))
+    assert json.loads(predicted.out.splitlines()[0])["class"] in map(str, range(10))
     assert call("registry", "digits/2", "--delete").status == 0
     assert [v.number for v in registry.versions("digits")] == [1]
 
 
-def test_a_model_that_is_not_there_is_reported_at_once(trainer: Context, call: Call) -> None:
+def test_a_model_that_is_not_there_is_reported_at_once(
+    trainer: Context, digits: Path, call: Call
+) -> None:
     registry = services.open_registry(trainer)
     started = time.monotonic()
     assert registry.versions("nothing") == []
     assert registry.decisions("nothing") == []
     for arguments in (
-        ["evaluate", "nothing", "--data", "data"],
+        ["evaluate", "nothing", "--data", digits],
         ["promote", "nothing"],
         ["rollback", "nothing"],
         ["predict", "nothing", "image.png"],
         ["lineage", "nothing/2"],
         ["registry", "nothing@champion"],
-        ["export", "nothing", "--to", "out"],
+        ["export", "nothing", "--format", "pt2"],
     ):
         refused = call(*arguments)
         assert refused.status in (1, 2), arguments
@@ -169,7 +169,7 @@ def test_files_go_through_the_server(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "true")
         started = time.monotonic()
-        refused = call("export", "digits/1", "--to", tmp_path / "out")
+        refused = call("export", "digits/1", "--format", "pt2", "--out", tmp_path / "x.pt2")
         assert time.monotonic() - started < 30
     assert refused.status == 1
     message, hint = refused.err.strip().splitlines()[-2:]
