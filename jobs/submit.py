@@ -38,7 +38,7 @@ _SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
-"""Never sent: Ray stores a job's variables in plain text and shows them to whoever may list jobs.
+"""Never sent: Ray stores a job's variables in plain text and shows them to all who may list jobs.
 The cluster has its own."""
 _RAY_MESSAGES = re.compile(
     r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE

@@ -26,7 +26,6 @@ import psutil
 import pytest
 from pages import commands
 
-from jobs import submit
 from jobs.shared import local_services
 from jobs.shared.local_services import Service
 from pipelines.workflows.context import Context
@@ -426,54 +425,6 @@ def _until(condition: object, seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def test_only_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cnn").mkdir()  # a folder that is called like a family
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "recipe.yaml").touch()
-    settle = submit.settle_paths
-    assert settle("train", ("cnn", "--set", "optim.model.lr=0.3")) == [
-        "cnn",
-        "--set",
-        "optim.model.lr=0.3",
-    ]
-    assert settle("train", ("sub/recipe.yaml", "--data", "new")) == [
-        str(tmp_path / "sub" / "recipe.yaml"),
-        "--data",
-        str(tmp_path / "new"),
-    ]
-    assert settle("train", ("cnn", "--data=new")) == ["cnn", f"--data={tmp_path / 'new'}"]
-    assert settle("train", ("cnn", "--data", "/far/away")) == ["cnn", "--data", "/far/away"]
-
-
-def test_the_environment_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
-    secrets = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY")
-    for name in secrets:
-        monkeypatch.setenv(name, "s3cr3t")
-    monkeypatch.setenv("MLFLOW_PUBLIC_URL", "https://pages")
-    for uri, local, sent in (
-        ("sqlite:///mlflow.db", True, False),
-        ("http://127.0.0.1:5000", True, True),
-        ("http://127.0.0.1:5000", False, False),
-        ("https://mlflow.example.com", False, True),
-    ):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        job = submit.environment_for_job(local)
-        assert job.get("MLFLOW_TRACKING_URI") == (uri if sent else None)
-        assert job["MLFLOW_PUBLIC_URL"] == "https://pages"
-        assert ("TESSERA_HOME" in job) == local
-        assert "s3cr3t" not in str(job), "Ray shows a job's variables"
-        assert all(name in submit.unsent_secrets() for name in secrets)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://trainer:s3cr3t@mlflow.example.com/x")
-    job = submit.environment_for_job(local=False)
-    assert job["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com/x"
-    assert "the password in MLFLOW_TRACKING_URI" in submit.unsent_secrets()
-    for name in (*secrets, "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name)
-    assert submit.unsent_secrets() == ""
 
 
 def test_a_token_set_in_the_shell_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
