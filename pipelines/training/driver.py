@@ -7,6 +7,7 @@ In: a run, its `TrainingSetup`, a tracker, a registry, and a function that runs 
 from __future__ import annotations
 
 import importlib.metadata
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -231,6 +232,7 @@ def _payload(run: Run, setup: TrainingSetup, until_epoch: int | None) -> Trainin
         cache=cache_payload(),
         storage=run.storage,
         attempt=run.attempt,
+        driver_host=socket.gethostname(),
         shared_file="run.json",
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,11 +93,13 @@ def run(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummary:
     module = setup.build_module().to(world.device)
     module.load_state_dict(files.checkpoints.load(summary.checkpoint).weights)
     predictions = validation.predict(module)
-    if predictions is None:
-        return summary
-    previews.outcome(validation.evaluator(module), predictions)
-    emit.flush()
-    return dataclasses.replace(summary, metrics=validation.metrics(predictions))
+    if predictions is not None:
+        previews.outcome(validation.evaluator(module), predictions)
+        emit.flush()
+        summary = dataclasses.replace(summary, metrics=validation.metrics(predictions))
+    distributed.broadcast(None, world)  # collective: no rank reads its files any more
+    files.remove_copies(payload)
+    return summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,11 @@ class _Files:
         emit = EmitFiles(emit, run_dir)
         store = PublishedCheckpoints(run_dir / CHECKPOINTS, emit, storage, keep=keep)
         return cls(run_dir, emit, store, storage)
+
+    def remove_copies(self, payload: TrainingPayload) -> None:
+        """Removes this machine's copies when a training has ended, unless it is the driver's."""
+        if self.storage is not None and payload.driver_host not in ("", socket.gethostname()):
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
 def _check_shared(payload: TrainingPayload) -> None:
