@@ -17,6 +17,7 @@ import pytest
 from faulty_server import wire_to
 from mlflow_server import MlflowServer
 from s3_server import S3Server
+from stored_runs import expire_lease
 
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
@@ -88,6 +89,7 @@ def test_another_machine_goes_on_when_the_drivers_is_lost(
     shutil.rmtree(tmp_path / "lost")
 
     (name,) = storage.folders("runs")
+    expire_lease(storage, f"runs/{name}")
     there = machine(tmp_path / "there", mlflow_server, s3)
     before = training_run.find(there.runs_dir, name, there.remote_storage)
     outcome = train.resume(name, progress=False, context=there)

@@ -13,6 +13,7 @@ import pytest
 import searches
 from mlflow_server import MlflowServer
 from searches import SETTINGS, check_runs, folder_of, start, wait_for, write_space
+from stored_runs import expire_lease
 
 from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
@@ -42,6 +43,7 @@ def lose_machine(
     shutil.rmtree(home / "lost")
     patch.setenv("TESSERA_HOME", str(home / "there"))
     (name,) = storage.folders("searches")
+    expire_lease(storage, f"searches/{name}")
     return name
 
 
