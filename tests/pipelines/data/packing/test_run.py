@@ -107,15 +107,30 @@ def test_ctrl_c_keeps_finished_shards_and_the_next_call_resumes(tmp_path: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "out", "pets"]
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source `pets`, its pack `fresh`, and `out`, whose pack was interrupted.
+    Only read."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    for number in range(60):
+        name = f"{('cat', 'dog')[number % 2]}/{number:03d}.png"
+        save(folder / "pets" / name, noise(number, 6, 8))
+    run(folder / "pets", folder / "fresh", shard_samples=10)
+    interrupt(folder / "pets", folder / "out", 50, shard_samples=10)
+    return folder
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"shard_samples": 9}, {"resize": 4}, {"unseen": ["cat"]}]
 )
-def test_a_changed_plan_starts_over(tmp_path: Path, pets: Path, change: dict[str, Any]) -> None:
-    interrupt(pets, tmp_path / "out", 50, shard_samples=10)
+def test_a_changed_plan_starts_over(
+    tmp_path: Path, interrupted: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(interrupted / ".out.packing", tmp_path / ".out.packing")
     other = {"shard_samples": 10, **change}
-    again = run(pets, tmp_path / "out", **other)
+    again = run(interrupted / "pets", tmp_path / "out", **other)
     assert again.resumed == ""
-    run(pets, tmp_path / "fresh", **other)
+    run(interrupted / "pets", tmp_path / "fresh", **other)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
@@ -152,19 +167,6 @@ def cut(path: Path) -> None:
 
 
 NOTES = f"{staging.SHARDS}/train/000001"
-
-
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source `pets`, its pack `fresh`, and `out`, whose pack was interrupted.
-    Only read."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    for number in range(60):
-        name = f"{('cat', 'dog')[number % 2]}/{number:03d}.png"
-        save(folder / "pets" / name, noise(number, 6, 8))
-    run(folder / "pets", folder / "fresh", shard_samples=10)
-    interrupt(folder / "pets", folder / "out", 50, shard_samples=10)
-    return folder
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
