@@ -7,6 +7,7 @@ all worker processes; a test that writes uses a copy.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -78,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {item: _group(item.nodeid.split("::")[0]) for item in items}
     slow = {groups[item] for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (groups[item] != "ray", groups[item] not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 # ── Ray ───────────────────────────────────────────────────────────────────────────────────────
