@@ -182,8 +182,9 @@ def held(
     *,
     holder: Holder,
     patience_seconds: float = 0.0,
-    ttl_seconds: float = TTL_SECONDS,
+    ttl_seconds: float | None = None,
     on_lost: Callable[[LeaseLostError], None] = lambda error: None,
+    on_wait: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Lease]:
     """Holds the lease whose entries are in `folder`, and releases it at the end.
 
@@ -192,13 +193,16 @@ def held(
         what: What the lease is for, such as the name of a run, for messages.
         patience_seconds: How long to watch a holder that shows no sign of life. One that does is
             not waited for.
-        ttl_seconds: After so long without a renewal another holder can get the lease.
+        ttl_seconds: After so long without a renewal another holder can get the lease; by default
+            `TTL_SECONDS`.
         on_lost: Called in a thread when another holder has got it.
+        on_wait: Called with a line when a holder is waited for.
 
     Raises TesseraError if somebody else holds the lease, or if the store has no conditional writes.
     """
     entries = _Entries(storage, folder, what)
-    lease = _acquire(entries, holder, patience_seconds, ttl_seconds, on_lost)
+    ttl_seconds = TTL_SECONDS if ttl_seconds is None else ttl_seconds
+    lease = _acquire(entries, holder, patience_seconds, ttl_seconds, on_lost, on_wait)
     try:
         yield lease
     finally:
@@ -219,9 +223,11 @@ def _acquire(
     patience_seconds: float,
     ttl_seconds: float,
     on_lost: Callable[[LeaseLostError], None],
+    on_wait: Callable[[str], None],
 ) -> Lease:
     began = watched = _now()
     seen: _Entry | None = None
+    announced = False
     while True:
         asked = _now()
         newest = entries.newest()
@@ -247,6 +253,12 @@ def _acquire(
         assert newest is not None
         if age <= newest.ttl_seconds and asked - began >= patience_seconds:
             raise _refusal(entries.what, newest, age)
+        if not announced:
+            announced = True
+            on_wait(
+                f"{entries.what} was being trained by {newest.holder}, last seen {age:.0f} s ago; "
+                f"waiting up to {newest.ttl_seconds:.0f} s for a sign of life"
+            )
         time.sleep(newest.ttl_seconds * _WATCHED_PART / 3)
 
 

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +42,8 @@ JUDGE = "judge"
 MODEL = "model"
 PICTURES = "pictures"
 """Folders within a run's folder."""
+LEASE_PATIENCE_SECONDS = 45.0
+"""How long a driver that shows no sign of life is waited for: longer than its lease lives."""
 
 
 @dataclass(frozen=True)
@@ -249,14 +251,19 @@ def locked(run: Lockable, *, patience_seconds: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def leased(
-    run: Lockable, storage: str, *, job: str = "", patience_seconds: float = 0.0
+    run: Lockable,
+    storage: str,
+    *,
+    job: str = "",
+    patience_seconds: float = 0.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Lease | None]:
     """Makes this process the only driver of a run or a search, over all machines that reach its
     files: by a lock in its folder and, if it has an address in `storage`, by a lease there.
 
     A driver whose lease is lost gets a KeyboardInterrupt in its main thread, which ends the block
-    with the LeaseLostError. `job` is the job that this process belongs to, for messages. Another
-    driver is waited for as `locked` and `lease.held` do; raises TesseraError if there is one.
+    with the LeaseLostError. `job` is the job that this process belongs to, for messages. A driver
+    that may be dead is waited for, which `say` is told; raises TesseraError if another one lives.
     """
     with locked(run, patience_seconds=patience_seconds):
         if not storage:
@@ -268,8 +275,9 @@ def leased(
             lease.FOLDER,
             run.name,
             holder=Holder.this_process(job),
-            patience_seconds=patience_seconds,
+            patience_seconds=LEASE_PATIENCE_SECONDS,
             on_lost=_interrupt if main else lambda error: None,
+            on_wait=say,
         ) as held:
             try:
                 yield held
@@ -280,10 +288,10 @@ def leased(
 
 
 @contextmanager
-def driven(run: Run, *, job: str = "", patience_seconds: float = 0.0) -> Iterator[Run]:
-    """Makes this process the only driver of a run, as `leased` does; yields the run with its
-    lease."""
-    with leased(run, run.storage, job=job, patience_seconds=patience_seconds) as held:
+def driven(run: Run, **options: Any) -> Iterator[Run]:
+    """Makes this process the only driver of a run, as `leased` does with these options; yields the
+    run with its lease."""
+    with leased(run, run.storage, **options) as held:
         yield replace(run, lease=held)
 
 

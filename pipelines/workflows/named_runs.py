@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from pipelines.training.setup import TrainingSetup
     from pipelines.workflows.context import Context
 
-PATIENCE_SECONDS = 45.0
-"""How long a repeated command waits for a driver that shows no sign of life: longer than its lease
-lives."""
+PATIENCE_SECONDS = 10.0
+"""How long a repeated command waits for the lock of a run: its driver may be about to end."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

@@ -76,7 +76,7 @@ def run(
     job = connection.submission_id() or ""
     with ExitStack() as stack:
         if restore:  # locked before anything is changed
-            stack.enter_context(training_run.leased(spec, spec.storage, job=job))
+            stack.enter_context(training_run.leased(spec, spec.storage, job=job, say=say))
         stack.enter_context(services.joined(context, verbose=verbose))
         if recipe.workers.count and not spec.storage:
             shared_folder.check_shared(spec.folder.parent, cpus=recipe.workers.cpus)
@@ -85,7 +85,7 @@ def run(
         spec = replace(spec, parent=parent.run_id)
         spec.write()
         if not restore:
-            stack.enter_context(training_run.leased(spec, spec.storage, job=job))
+            stack.enter_context(training_run.leased(spec, spec.storage, job=job, say=say))
         say(f"search {spec.name}")
         say(f"watch {services.page(context, parent.link())}")
         say(f"{spec.trials} trials, {capacity.at_once} at a time: {capacity.reason}")

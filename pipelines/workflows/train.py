@@ -293,7 +293,7 @@ def execute(
     patience_seconds: float = 0.0,
 ) -> Outcome:
     """Trains a run from its newest checkpoint to its last epoch, and registers it. Another driver
-    that works on it is waited for as `training_run.driven` does."""
+    that works on it is waited for as `training_run.leased` does."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pipelines.cluster import connection
@@ -311,10 +311,13 @@ def execute(
     # Opening the cluster and the registry takes seconds each, mostly waiting for other processes.
     # The run is opened after both, so that a refused training leaves nothing in MLflow.
     with (
-        training_run.driven(
-            run, job=connection.submission_id() or "", patience_seconds=patience_seconds
-        ) as run,
         show_progress(progress) as listener,
+        training_run.driven(
+            run,
+            job=connection.submission_id() or "",
+            patience_seconds=patience_seconds,
+            say=lambda text: listener({"kind": "notice", "text": text}),
+        ) as run,
         ThreadPoolExecutor(1) as pool,
     ):
         opening = pool.submit(services.open_registry, context, create=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +32,13 @@ from pipelines.workflows import train
 from pipelines.workflows.context import Context
 
 ROOT = Path(__file__).parents[2]
+COMMAND = (
+    sys.executable,
+    "-c",
+    "import sys; from pipelines.storage import lease; lease.TTL_SECONDS = 6.0; "
+    "from jobs import cli, train; cli.run(train.command, 'tessera train')",
+)
+"""`tessera train` with a lease that others need not wait for so long."""
 WORK = ROOT / "tests" / "support" / "rank_work.py"
 EPOCHS = 12
 
@@ -69,7 +78,7 @@ def test_another_machine_goes_on_when_the_drivers_is_lost(
         "TESSERA_HOME": str(tmp_path / "lost"),
         "MLFLOW_TRACKING_URI": mlflow_server.uri,
     }
-    command = [sys.executable, "-m", "jobs.train", str(file), "--storage", s3, "--json"]
+    command = [*COMMAND, str(file), "--storage", s3, "--json"]
     training = subprocess.Popen(
         command,
         env=environment,
@@ -173,3 +182,51 @@ def test_a_run_that_is_nowhere_is_refused(
     with pytest.raises(TesseraError, match="has no runs yet"):
         train.resume("any", progress=False, context=here)
     assert replace(here, storage=None).remote_storage == ""
+
+
+@pytest.mark.fault(35)
+def test_a_driver_that_was_stopped_and_replaced_writes_nothing_more(
+    digits: Path, s3: str, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    """The same command on two machines, as a cluster would repeat it: one run, each point once."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(small(digits, **{"train.epochs": 40}).to_json())
+
+    def begin(home: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, str(file), "--storage", s3, "--run", "nightly", "--json"],
+            env={
+                **os.environ,
+                "TESSERA_HOME": str(tmp_path / home),
+                "MLFLOW_TRACKING_URI": mlflow_server.uri,
+            },
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    storage = open_storage(f"{s3}/runs/nightly")
+    first = begin("one")
+    deadline = time.monotonic() + 120
+    while not any(name.endswith("manifest.json") for name in storage.names("checkpoints")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = begin("two")
+    out, err = second.communicate(timeout=180)
+    assert second.returncode == 0, err
+    stored = {name: storage.size(name) for name in storage.names()}
+    result = json.loads(out)
+    os.kill(first.pid, signal.SIGCONT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "has replaced attempt 1 of nightly" in err
+    assert "Traceback" not in err
+    assert stored == {name: storage.size(name) for name in storage.names()}
+    run_id = json.loads(storage.read("run.json"))["run_id"]
+    points = history(mlflow_server, run_id, "val/accuracy")
+    assert [step for step, _ in points] == list(range(1, 41))
+    again, err = begin("three").communicate(timeout=60)
+    assert json.loads(again) == {**result, "images/s": json.loads(again)["images/s"]}
