@@ -22,6 +22,7 @@ from models.core.errors import TesseraError
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SHUTDOWN_SECONDS = 30.0
+HEAD_SECONDS = 3.0
 START_ATTEMPTS = 3
 
 
@@ -46,6 +47,10 @@ def settings(address: str | None = None) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # A worker's result or death is noticed at the next poll; Ray's default is every 2 s.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # Seconds after which a worker that doesn't answer, as one that was stopped, is given up.
+        # Ray's default is 600.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",
+        # Drained nodes are noticed by `group_monitor`, without another process.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Seconds by which Tune's own record of a search may lag behind; Tune's default is 10.
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
@@ -161,6 +166,19 @@ def cluster_resources() -> Resources:
     draining = draining_nodes()
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in draining]
     return Resources(*(sum(n.get(kind, 0) for n in nodes) for kind in ("CPU", "GPU")))
+
+
+def head_answers() -> bool:
+    """Whether the head of the cluster accepts connections. Ray itself ends a process that can't
+    reach it for a minute."""
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=HEAD_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def draining_nodes() -> dict[str, int]:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from pipelines import tag_names
-from pipelines.cluster.connection import draining_nodes
+from pipelines.cluster.connection import draining_nodes, head_answers
 from pipelines.cluster.event_sink import on_beats
 from pipelines.cluster.group_control import Heard
 from pipelines.cluster.watchdog import Watchdog
@@ -24,6 +24,7 @@ from pipelines.interfaces import Emit
 
 POLL_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
+HEAD_EVERY_SECONDS = 5.0
 GROW_AFTER_SECONDS = 30.0
 """How long a group trains before it is stopped to grow, which costs about half as long."""
 
@@ -81,6 +82,7 @@ class GroupMonitor:
         self._working_since: float | None = None
         self._nodes: set[str] = set()
         self._watchdog = Watchdog()
+        self._head_is_there, self._head_asked = True, time.monotonic()
         self._room, self._room_since = 0, 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="group-monitor", daemon=True)
@@ -108,11 +110,26 @@ class GroupMonitor:
 
         with Places(self._group, gpus=int(self._group.gpus)) as places:
             while not self._ended.wait(POLL_SECONDS):
+                if not self._head_answers():
+                    continue
                 try:
                     heard = ray.get(on_beats(self._sink.heard).remote(), timeout=ANSWER_SECONDS)
                     self._look(heard, draining_nodes(), places)
                 except Exception:  # a head that doesn't answer now may answer at the next look
                     continue
+
+    def _head_answers(self) -> bool:
+        """Asks the head now and then, and says once if it doesn't answer. Ray's own calls would
+        wait for it, and end this process after a minute."""
+        now = time.monotonic()
+        if self._head_is_there and now < self._head_asked + HEAD_EVERY_SECONDS:
+            return True
+        self._head_asked, was_there = now, self._head_is_there
+        self._head_is_there = head_answers()
+        if was_there and not self._head_is_there:
+            text = "the head of the cluster doesn't answer; the training ends in a minute"
+            self._emit({"kind": "notice", "text": f"{text} without it, and --resume continues it"})
+        return self._head_is_there
 
     def _look(self, heard: Sequence[Heard], draining: Mapping[str, int], places: Places) -> None:
         self._nodes |= {h.beat.node for h in heard}

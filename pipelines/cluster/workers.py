@@ -229,7 +229,18 @@ def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
     if not lost:
         return None, f"worker {min(failures)} lost its connection to another worker"
     rank, first = min(lost.items())
+    for text, line in _DEATHS.items():
+        if text in str(first):
+            return None, f"worker {rank}: {line}"
     return None, f"worker {rank}: {type(first).__name__}: {_last_line(first)}"
+
+
+_DEATHS = {
+    "running low on memory": "its machine ran out of memory",
+    "node has died": "its machine is gone",
+    "worker process has died": "its process died",
+}
+"""What Ray says, in a paragraph, when it loses an actor, and the same in a few words."""
 
 
 def _last_line(error: BaseException) -> str:

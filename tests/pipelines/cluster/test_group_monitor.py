@@ -129,3 +129,17 @@ def test_a_new_group_is_reported_once_with_its_time(monkeypatch: pytest.MonkeyPa
     assert group["seconds"] == 14.0
     assert tags["values"]["tessera.group.size"] == "2"
     assert tags["values"]["tessera.group.2"] == "3 to 2 workers in 14.0 s: h2 is being drained"
+
+
+def test_a_head_that_is_gone_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch, WorkerGroup(2, gpus=0), size=2)
+    answers = iter([True, False, False, True, False])
+    monkeypatch.setattr(group_monitor, "head_answers", lambda: next(answers))
+    results = []
+    for _ in range(5):
+        watched.now += group_monitor.HEAD_EVERY_SECONDS
+        results.append(watched.monitor._head_answers())
+    assert results == [True, False, False, True, False]
+    first, second = [event["text"] for event in watched.events.events]
+    assert first == second
+    assert "the head of the cluster doesn't answer" in first

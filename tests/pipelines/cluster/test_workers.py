@@ -53,6 +53,18 @@ def test_the_worker_that_died_is_named_and_not_those_that_lost_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("The actor is dead because its worker process has died. Worker exit", "its process died"),
+        ("The actor died because its node has died. Node Id: 7", "its machine is gone"),
+        ("Task was killed due to the node running low on memory.", "its machine ran out of memory"),
+    ],
+)
+def test_a_worker_that_ray_lost_is_told_in_a_few_words(said: str, line: str) -> None:
+    assert _explain(GroupError({2: RuntimeError(said)}))[1] == f"worker 2: {line}"
+
+
 def test_a_refusal_of_a_worker_is_found() -> None:
     refusal = TesseraError("the loss is not finite")
     assert _explain(GroupError({0: GLOO, 1: refusal}))[0] is refusal
