@@ -123,6 +123,7 @@ def reproduce(
                 name=run.name,
                 storage=run.folder / "ray",
                 verbose=verbose,
+                say=lambda text: listener({"kind": "notice", "text": text}),
             ) as execute,
         ):
             listener(

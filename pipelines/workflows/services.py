@@ -117,12 +117,12 @@ def executor(
     name: str,
     storage: Path,
     verbose: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
     check_shared: bool = True,
 ) -> Iterator[Callable[[Payload, Emit], Result]]:
     """A function that runs `work`: in this process for 0 workers, otherwise on the cluster, which
-    is joined or started here. Waits until the group fits on a cluster that was joined; `say` gets a
-    line about that.
+    is joined or started here. With `say`, which gets lines for the user, it waits until the group
+    fits on a cluster that was joined.
 
     `storage` is a folder for Ray's own files. Unless files are kept in an object store, the folder
     that it is in must be shared by all machines, which `check_shared` asks.
@@ -135,9 +135,10 @@ def executor(
         return
     with joined(context, verbose=verbose):
         if group.wait_seconds is None:
-            wait_seconds = worker_count.WAIT_SECONDS if context.ray_address else 0.0
-            group = replace(group, wait_seconds=wait_seconds)
-        group = replace(group, gpus=worker_count.wait_until_fits(group, say))
+            waits = context.ray_address and say
+            group = replace(group, wait_seconds=worker_count.WAIT_SECONDS if waits else 0.0)
+        gpus = worker_count.wait_until_fits(group, say or (lambda text: None))
+        group = replace(group, gpus=gpus)
         if check_shared and not context.remote_storage:
             shared_folder.check_shared(storage.parent, cpus=group.cpus)
         yield lambda payload, emit: workers.run_group(
