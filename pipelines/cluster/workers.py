@@ -239,6 +239,7 @@ _DEATHS = {
     "running low on memory": "its machine ran out of memory",
     "node has died": "its machine is gone",
     "worker process has died": "its process died",
+    "temporarily unavailable": "it can't be reached any more",
 }
 """What Ray says, in a paragraph, when it loses an actor, and the same in a few words."""
 

@@ -57,6 +57,7 @@ def test_the_worker_that_died_is_named_and_not_those_that_lost_it() -> None:
     ("said", "line"),
     [
         ("The actor is dead because its worker process has died. Worker exit", "its process died"),
+        ("The actor is temporarily unavailable: RpcError", "it can't be reached any more"),
         ("The actor died because its node has died. Node Id: 7", "its machine is gone"),
         ("Task was killed due to the node running low on memory.", "its machine ran out of memory"),
     ],
