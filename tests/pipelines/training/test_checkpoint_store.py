@@ -14,6 +14,7 @@ from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines.data import card as cards
 from pipelines.data.card import Card
+from pipelines.training import checkpoint_store
 from pipelines.training.checkpoint_store import PublishedCheckpoints
 from pipelines.training.checkpoints import Progress, name_of
 from pipelines.training.run_storage import RunStorage
@@ -148,3 +149,27 @@ def test_control_an_upload_that_is_not_retried_ends_the_training_with_one_line(
         with pytest.raises(TesseraError, match="step-000000002 can't be uploaded: access is deni"):
             call()
     assert storage.complete_folders("checkpoints") == ([name_of(1)], [])
+
+
+def test_checkpoints_of_one_run_replace_those_of_another(
+    storage: RunStorage, card: Card, tmp_path: Path
+) -> None:
+    donor, taker = f"{storage.where}/donor", f"{storage.where}/taker"
+    for address, steps in ((donor, (4, 8)), (taker, (2, 4, 6))):
+        store = PublishedCheckpoints(
+            tmp_path / "machine" / address[-5:], Emitted(), RunStorage.open(address), keep=3
+        )
+        for step in steps:
+            save(store, card, step)
+        store.wait()
+    copies = tmp_path / "elsewhere" / "donor"
+    checkpoint_store.fetch_all(donor, copies)
+    assert sorted(p.name for p in copies.glob("step-*")) == [name_of(4), name_of(8)]
+    checkpoint_store.replace_all(taker, copies)
+    expected = {n.removeprefix("donor"): storage.storage.read(n) for n in names(storage, "donor")}
+    replaced = {n.removeprefix("taker"): storage.storage.read(n) for n in names(storage, "taker")}
+    assert replaced == expected
+
+
+def names(storage: RunStorage, folder: str) -> list[str]:
+    return storage.storage.names(folder)
