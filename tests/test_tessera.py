@@ -40,6 +40,7 @@ def context(own_home: Path) -> tessera.Context:
     return tessera.Context.from_environment({"TESSERA_HOME": str(own_home)})
 
 
+@pytest.mark.slow
 def test_from_photos_to_predictions(photos: Path, tmp_path: Path, context: Any) -> None:
     """With every object handed on as it is returned."""
     for name, label in (("a.jpg", "apple"), ("b.jpg", "pear")):

@@ -157,6 +157,7 @@ def test_synonyms_are_unique_and_point_to_existing_verbs() -> None:
     assert {instead.split()[0] for instead in SYNONYMS} - {"--help", "--version"} <= set(verbs())
 
 
+@pytest.mark.slow
 def test_a_dry_run_loads_no_service(digits: Path) -> None:
     shown = start("train", "cnn", "--data", str(digits), "--workers", "0", "--dry-run")
     assert shown.returncode == 0, shown.stderr
@@ -217,6 +218,7 @@ def test_formats(call: Call) -> None:
 # ── exit status ───────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_not_an_error() -> None:
     shown = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} -m jobs.families --json | head -c 1"],
@@ -243,6 +245,7 @@ run(command, "x")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "status"),
     [("return 0", 0), ("return 3", 3), ("raise UsageError('no')", 2), ("1 / 0", 1)],

@@ -94,6 +94,7 @@ def test_up_starts_healthy_services_and_a_second_up_changes_nothing(home: Path) 
     assert state(home) == json.loads(before.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(57)
 def test_ray_refuses_requests_without_the_token(home: Path) -> None:
     known = state(home)["environment"]
@@ -106,6 +107,7 @@ def test_ray_refuses_requests_without_the_token(home: Path) -> None:
     assert local_services.probe_url(jobs, bearer=token.read_text()) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.fault(57)
 @pytest.mark.control(57)
 def test_no_port_of_ray_takes_a_job_without_the_token(
@@ -373,6 +375,7 @@ def _names(service: Service) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_only_recorded_processes_are_ended() -> None:
     """The leader, its child and an orphan of its session end; a process that reuses the number
     doesn't."""
@@ -396,6 +399,7 @@ def test_only_recorded_processes_are_ended() -> None:
         leader.wait()
 
 
+@pytest.mark.slow
 def test_orphans_are_ended_after_the_leader_ended() -> None:
     leader = subprocess.Popen(["sh", "-c", "sleep 300 & wait"], start_new_session=True)
     service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
@@ -408,6 +412,7 @@ def test_orphans_are_ended_after_the_leader_ended() -> None:
     assert not orphan.is_running()
 
 
+@pytest.mark.slow
 def test_processes_that_ignore_sigterm_are_killed() -> None:
     leader = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; sleep 300"], start_new_session=True)
     try:

@@ -22,7 +22,7 @@ from pipelines.tracking.mlflow_registry import MlflowRegistry
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
-@pytest.fixture(params=["memory", "sqlite", "http"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("http", marks=pytest.mark.slow)])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[], Registry], str]:
     """A function that opens the registry, and the run that its models come from."""
     if request.param == "memory":

@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.fixture(params=["memory", "sqlite", "http"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("http", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Registry, str]:
     """A registry, and the run of its models."""
     if request.param == "memory":
@@ -188,6 +188,7 @@ def images(count: int) -> np.ndarray[Any, Any]:
     return generator.integers(0, 256, (count, 9, 12, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_a_process_without_tessera_predicts_the_same(
     store: Path, package: Path, tmp_path: Path
 ) -> None:
