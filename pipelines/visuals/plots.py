@@ -112,8 +112,8 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Pa
     order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
     columns = min(3, len(order))
     rows = math.ceil(len(order) / columns)
-    figure = new_figure(4.2 * columns, 2.9 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    axes = _panels(4.2, 2.9, rows, columns, top=0.55)
+    figure = axes[0].figure
     for axis, name in zip(axes, order):
         _draw_curves(axis, name, panels[name])
     for axis in axes[len(order) :]:
@@ -123,8 +123,8 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Pa
 
 def draw_charts(charts: Sequence[Chart], path: Path) -> None:
     """Draws charts side by side."""
-    figure = new_figure(4.4 * len(charts), 4.0)
-    axes = figure.subplots(1, len(charts), squeeze=False).ravel()
+    axes = _panels(4.4, 4.0, 1, len(charts), top=0.35)
+    figure = axes[0].figure
     for axis, chart in zip(axes, charts):
         if chart.diagonal:
             axis.plot([0, 1], [0, 1], color=COLOURS["train"], linewidth=1, linestyle="--")
@@ -177,16 +177,36 @@ def _draw_curves(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float
         axis.legend(handles=handles, fontsize=8, frameon=False)
 
 
-def new_figure(width_inches: float, height_inches: float) -> Figure:
+def _panels(width: float, height: float, rows: int, columns: int, *, top: float) -> Any:
+    """Axes in rows and columns, each in a part of that many inches, with room for labels below and
+    at the left, and `top` inches above. Measuring the labels would take as long as drawing them."""
+    left, right, below = 0.62, 0.12, 0.45
+    figure = new_figure(width * columns, height * rows, layout=None)
+    figure.subplots_adjust(
+        left=left / (width * columns),
+        right=1 - right / (width * columns),
+        bottom=below / (height * rows),
+        top=1 - top / (height * rows),
+        wspace=(left + right) / (width - left - right),
+        hspace=(below + top) / (height - below - top),
+    )
+    return figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def new_figure(width_inches: float, height_inches: float, layout: Any = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
+    size = (width_inches, height_inches)
+    return Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout, facecolor="white")
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG. `savefig` would draw the figure twice if it has a layout."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A class name in a script that the font doesn't have is drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
-        figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+        FigureCanvasAgg(figure).print_png(path)
