@@ -193,7 +193,7 @@ def test_a_candidate_trained_on_the_test_images_is_refused(
     rest = [int(key) for key in keys(digits, "val")]
     source = image_folder(tmp_path / "raw", {"train": test, "val": rest[:90], "test": rest[90:]})
     pack.pack(str(source), tmp_path / "leaky")
-    number = fit(tmp_path / "leaky", 30, on=digits)
+    number = fit(tmp_path / "leaky", 8, on=digits)
     done = call("promote", f"digits/{number}", "--json")
     verdict = json.loads(done.out)
     assert (done.status, verdict["passed"]) == (1, False)
