@@ -147,6 +147,7 @@ def test_no_port_of_ray_takes_a_job_without_the_token(
     assert 200 in statuses(token)
 
 
+@pytest.mark.slow
 def test_services_listen_on_loopback_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listening = [
         connection.laddr.ip
@@ -158,6 +159,7 @@ def test_services_listen_on_loopback_only(home: Path, monkeypatch: pytest.Monkey
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_mlflow_serves_the_embedded_store(home: Path) -> None:
     known = state(home)["environment"]
     assert isinstance(known, dict)
