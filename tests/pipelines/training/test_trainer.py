@@ -168,6 +168,7 @@ class StopAt(NullControl):
         return step >= self.step
 
 
+@pytest.mark.slow
 def test_workers_that_are_asked_to_stop_commit_and_resume_exactly(
     plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_workers_that_are_asked_to_stop_commit_and_resume_exactly(
     assert losses(whole) == losses(plain)
 
 
+@pytest.mark.slow
 def test_a_stop_after_the_last_step_is_the_end(
     plain: dict[str, Any], digits: Path, tmp_path: Path
 ) -> None:
