@@ -54,9 +54,12 @@ FAULTS = {
         31: "the same image, or a near duplicate, in two splits",
     },
     "training": {
+        33: "a worker that is stopped",
+        34: "a worker that is told to end, as on a spot machine",
         35: "the machine of the driver lost",
         36: "a checkpoint whose upload dies after any file",
         37: "the newest checkpoint truncated, changed, missing, empty",
+        41: "a worker that is three times slower than the others",
         43: "the object store down during a training",
     },
     "model, registry, promotion": {
