@@ -87,6 +87,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries report what is left at the end of the process as leaked
+
+
 # ── Ray ───────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -184,6 +184,7 @@ def test_a_failed_training_is_tracked_and_not_registered(
     assert services.registry.versions("digits") == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_killed_and_can_be_resumed(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_workers_that_trained_another_recipe_are_refused(
     assert services.registry.versions("digits") == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_params_and_tags_changed_settings(
     services: Services, digits: Path, tmp_path: Path
 ) -> None:

@@ -109,13 +109,20 @@ def test_accumulation_changes_losses_by_rounding_only(
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"train.ema": 0.9},
-        {"variant": "base", "model.channels": [8, 16]},
-        {"variant": "lenet-dropout", "augment.crop_padding": 1},
-        {"optim.model.kind": "adamw", "train.clip_norm": 0.5},
+        pytest.param({}, id="plain"),
+        pytest.param({"variant": "base", "model.channels": [8, 16]}, id="batchnorm"),
+        pytest.param({"train.ema": 0.9}, id="ema", marks=pytest.mark.slow),
+        pytest.param(
+            {"variant": "lenet-dropout", "augment.crop_padding": 1},
+            id="dropout and augmentation",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"optim.model.kind": "adamw", "train.clip_norm": 0.5},
+            id="adamw and clipping",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "ema", "batchnorm", "dropout and augmentation", "adamw and clipping"],
 )
 def test_resume_is_exact(changes: dict[str, Any], digits: Path, tmp_path: Path) -> None:
     """From the middle of an epoch and from the end of one."""
@@ -266,6 +273,7 @@ def test_the_moving_average_is_saved_beside_the_trained_weights(
     assert any(not torch.equal(state.weights[k], state.training[k]) for k in state.weights)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_do_not_change(digits: Path, tmp_path: Path) -> None:
     """Transfer learning: the weights of another network, all frozen but a new head."""
     recipe = small(digits, family="resnet", **{"train.epochs": 1, "train.batch_size": 500})
