@@ -1,6 +1,6 @@
 """Groups of workers that grow and shrink with the cluster, on machines that share no folder.
 
-The tests run in this order on one cluster, which has no worker at first.
+The tests share one cluster, which has no worker before the first one.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ def drain(cluster: Cluster, address: str, seconds: int) -> None:
     )
 
 
+def have_two_workers(cluster: Cluster) -> None:
+    while len(cluster.workers) < 2:
+        cluster.add_worker()
+    cluster.wait_for_nodes(1 + len(cluster.workers))
+
+
 def test_a_group_waits_for_machines_then_grows_and_shrinks_and_no_sample_is_lost(
     cluster: Cluster,
 ) -> None:
@@ -107,9 +113,7 @@ def test_a_group_waits_for_machines_then_grows_and_shrinks_and_no_sample_is_lost
 def test_a_worker_that_is_told_to_end_is_no_failure_and_one_that_is_stopped_is_named(
     cluster: Cluster,
 ) -> None:
-    while len(cluster.workers) < 2:
-        cluster.add_worker()
-    cluster.wait_for_nodes(1 + len(cluster.workers))
+    have_two_workers(cluster)
     training = cluster.start(f"{TRAIN} --workers 2 --epochs 120 --model stopped", log="stopped.log")
     cluster.wait_for_log("stopped.log", "epoch 5/120")
     cluster.training_machines()[0].run("pkill -TERM -f RayTrainWorker", check=True)
@@ -131,6 +135,7 @@ def test_a_worker_that_is_told_to_end_is_no_failure_and_one_that_is_stopped_is_n
 
 
 def test_machines_that_cannot_reach_each_other_are_named(cluster: Cluster) -> None:
+    have_two_workers(cluster)
     one, other = cluster.workers[:2]
     one.block(other)
     began = time.monotonic()
