@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 SERVICES = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server", "s3_server"}
 """Fixtures that start processes; a test that needs one is slow."""
 
+MACHINES = Path(__file__).parent / "cluster"
+"""Tests that need a cluster of machines."""
+
 RAY_IS_HELD = pytest.StashKey[bool]()
 
 
@@ -43,10 +47,15 @@ RAY_IS_HELD = pytest.StashKey[bool]()
 
 
 @cache
+def _text(file: str) -> str:
+    return (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+
+
+@cache
 def _group(file: str) -> str:
     """Files of one group run in the same worker process, because they share something that takes
     long to start: the Ray cluster, the S3 server, the MLflow server, or ONNX's libraries."""
-    source = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    source = _text(file)
     if "ray_cluster" in source:
         return "ray"
     if "s3_server" in source:
@@ -68,17 +77,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a service as slow, and sorts the slow files first, so that the worker
-    processes end together; of them those first that share the Ray cluster."""
+    processes end together; of them those first that share the Ray cluster, and of these those that
+    share its two kept workers."""
     for item in items:
-        if item.path.parent.name == "cluster" and item.path.parents[1].name == "tests":
+        if item.path.is_relative_to(MACHINES):
             item.add_marker("cluster")
             item.add_marker("slow")
         needs = SERVICES & set(getattr(item, "fixturenames", ()))
         if needs or item.path.parent.name == "integration":
             item.add_marker("slow")
-    groups = {item: _group(item.nodeid.split("::")[0]) for item in items}
+    files = {item: item.nodeid.split("::")[0] for item in items}
+    groups = {item: _group(files[item]) for item in items}
     slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (groups[item] != "ray", groups[item] not in slow))
+    items.sort(
+        key=lambda item: (
+            groups[item] != "ray",
+            groups[item] not in slow,
+            "kept_workers" not in _text(files[item]),
+        )
+    )
 
 
 def pytest_collection_finish() -> None:
@@ -97,21 +114,25 @@ def pytest_unconfigure() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs machines of namespaces where there can be none."""
-    if item.get_closest_marker("cluster") and (reason := cluster_lab.missing()):
+    if item.path.is_relative_to(MACHINES) and (reason := cluster_lab.missing()):
         pytest.skip(reason)
 
 
-def _needs_ray(item: pytest.Item | None) -> bool:
-    return "ray_cluster" in getattr(item, "fixturenames", ())
+def _needs(item: pytest.Item | None, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, None, None]:
-    """Ends the Ray cluster after the last test that needs it."""
+    """Ends the kept workers, and the Ray cluster, after the last test that needs them."""
     yield
-    if _needs_ray(item) and not _needs_ray(nextitem):
+    if _needs(item, "kept_workers") and not _needs(nextitem, "kept_workers"):
+        import persistent_workers
+
+        persistent_workers.end()
+    if _needs(item, "ray_cluster") and not _needs(nextitem, "ray_cluster"):
         from pipelines.cluster import connection
 
         connection.disconnect()
@@ -131,6 +152,30 @@ def ray_cluster(mlflow_settings: None, pytestconfig: pytest.Config) -> None:
     held = pytestconfig.stash.get(RAY_IS_HELD, False)
     assert opened is not held, "a test left a Ray cluster behind, or ended that of the tests"
     pytestconfig.stash[RAY_IS_HELD] = True
+
+
+@pytest.fixture(scope="module")
+def kept_workers(ray_cluster: None) -> Iterator[None]:
+    """Every training on two workers of this process runs on the same two Ray Train workers, which
+    are kept for the next test and the next file. They end when the next test doesn't need them."""
+    import persistent_workers
+
+    from pipelines.workflows import services
+
+    usual = services.executor
+
+    @contextmanager
+    def executor(context: Any, work: Any, group: Any, **more: Any) -> Iterator[Any]:
+        if group.workers == 2:
+            services.apply_settings(context)
+            yield lambda payload, emit: persistent_workers.execute(2, work, payload, emit)
+            return
+        with usual(context, work, group, **more) as execute:
+            yield execute
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "executor", executor)
+        yield
 
 
 # ── MLflow ────────────────────────────────────────────────────────────────────────────────────

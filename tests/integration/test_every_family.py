@@ -8,14 +8,10 @@ test.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import family_sources
 import mlflow
-import persistent_workers
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -23,8 +19,6 @@ from PIL import Image
 import models
 from jobs import predict
 from pipelines import recipe as recipes
-from pipelines.cluster.worker_count import WorkerGroup
-from pipelines.cluster.workers import Work
 from pipelines.data.packing import pack
 from pipelines.promotion import champions
 from pipelines.recipe import Recipe
@@ -76,34 +70,9 @@ def judge(home: Path, packed: dict[str, Path]) -> str:
     return f"models:/judge/{outcome.version.number}"
 
 
-@pytest.fixture(scope="module")
-def workers(
-    ray_cluster: None, judge: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Runs every training on the same two workers."""
-    usual = services.executor
-    with (
-        persistent_workers.open_workers(2, tmp_path_factory.mktemp("kept")) as run_kept,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-
-        @contextmanager
-        def executor(
-            context: Context, work: Work[Any, Any], group: WorkerGroup, **more: Any
-        ) -> Iterator[Any]:
-            if group.workers == 2:
-                yield lambda payload, emit: run_kept(work, payload, emit)
-                return
-            with usual(context, work, group, **more) as execute:
-                yield execute
-
-        patch.setattr(services, "executor", executor)
-        yield
-
-
 @pytest.mark.parametrize("name", models.names())
 def test_every_family_trains_and_predicts(
-    name: str, home: Path, packed: dict[str, Path], judge: str, workers: None, tmp_path: Path
+    name: str, home: Path, packed: dict[str, Path], judge: str, kept_workers: None, tmp_path: Path
 ) -> None:
     task = models.get(name).task
     recipe = recipe_for(name, packed, 2)
