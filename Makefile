@@ -17,7 +17,7 @@ test: check chromium s3
 
 # Clusters of machines that have only the network in common. Needs root; otherwise it is skipped.
 cluster-test: $(READY) s3 lab
-	timeout --kill-after 30 1800 $(BIN)/python -m pytest -m cluster tests/cluster --durations 0
+	timeout --kill-after 30 1800 $(BIN)/python -m pytest -m cluster tests/cluster tests/integration --durations 0
 
 check: $(READY)
 	$(BIN)/ruff check .

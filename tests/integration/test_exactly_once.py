@@ -1,7 +1,8 @@
 """A training on a real Ray uses each sample once per epoch, though its workers are killed.
 
 All workers are killed several times, and each attempt has another number of workers. The sample log
-shows which samples were used.
+shows which samples were used. `make cluster-test` runs this, because four groups of workers are
+started; a killed worker and a killed driver are in `test_training.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipelines.training import sample_log
 from pipelines.workflows import train
 from pipelines.workflows.context import Context
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 EPOCHS = 8
 BATCH = 100

@@ -1,9 +1,9 @@
 """Trainings on a real Ray, tracked in a real MLflow, and killed.
 
-The reference is an undisturbed training on two workers. A training whose worker was killed must end
-with the same weights, bit for bit. A training whose driver was killed resumes with another number
-of workers. Each is one MLflow run without repeated steps. Tests that need no Ray are in
-`tests/pipelines/training`.
+One training on two workers is killed twice: first one of its workers, then its driver. It must end
+with the weights of an undisturbed training, bit for bit, as one MLflow run without repeated steps,
+and every sample must be used once per epoch. A copy of it is resumed with another number of
+workers. Tests that need no Ray are in `tests/pipelines/training`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from cli_runner import Call
-from safetensors.torch import load_file
+from once_per_run import copy_home
 
 from jobs import train as train_verb
 from models.core.errors import TesseraError
@@ -32,7 +35,7 @@ from pipelines.data import card as cards
 from pipelines.recipe import Recipe
 from pipelines.tracking.events import read_events
 from pipelines.training import run as training_run
-from pipelines.training.driver import Outcome
+from pipelines.training import sample_log
 from pipelines.training.run import Run
 from pipelines.workflows import services, train
 from pipelines.workflows.context import Context
@@ -54,6 +57,7 @@ def small(digits: Path, workers: int, **changes: Any) -> Recipe:
             "train.batch_size": 96,
             "train.precision": "fp32",
             "train.log_every_steps": 1,
+            "data.sample_log": True,
             "workers.count": workers,
             **changes,
         }
@@ -65,20 +69,58 @@ def home(own_home: Path) -> Path:
     return own_home
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A training that was killed and resumed, and TESSERA_HOME as it was before the resume."""
+
+    run: Run
+    version: str
+    before: Path
+
+
 @pytest.fixture(scope="module")
-def undisturbed(home: Path, digits: Path) -> Outcome:
-    """A training on two Ray workers."""
-    return train.train(small(digits, 2), progress=False)
+def killed(
+    kept_workers: None, home: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Killed:
+    """A training on two Ray workers by a driver of its own, on the cluster of the tests. Rank 1 is
+    killed in mid-training, later the driver, and the run is resumed on two workers."""
+    import ray
+
+    scratch = tmp_path_factory.mktemp("killed")
+    (scratch / "recipe.yaml").write_text(yaml.safe_dump(small(digits, 2).model_dump(mode="json")))
+    runs = Context.from_environment().runs_dir
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", str(scratch / "recipe.yaml")],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        stderr=subprocess.DEVNULL,
+    )
+
+    def alive() -> bool:
+        assert process.poll() is None, "the driver ended early"
+        return True
+
+    (folder,) = wait_for(lambda: alive() and runs.is_dir() and list(runs.iterdir()))
+    wait_for(lambda: alive() and reached(folder, 2))
+    os.kill(worker_pids(folder)[1], signal.SIGKILL)
+    wait_for(lambda: alive() and len(worker_pids(folder)) == 4 and reached(folder, 4))
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in worker_pids(folder)))
+    before = copy_home(home, scratch / "home")
+    outcome = train.resume(folder.name, workers=2, progress=False)
+    version = f"{outcome.version.name}/{outcome.version.number}"
+    return Killed(training_run.find(runs, folder.name), version, before)
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """Of all attempts so far, each with rank 0 and rank 1 in this order."""
+    started = [e for e in events(folder) if e["kind"] == "worker"]
+    attempts = zip(started[::2], started[1::2], strict=False)  # the second may be starting
+    return [e["pid"] for pair in attempts for e in sorted(pair, key=lambda e: e["rank"])]
 
 
 def losses(run: Run) -> list[float]:
     return [value for _, value in training_run.history(run)["train/loss"]]
-
-
-def weights_equal(one: Run, other: Run) -> bool:
-    files = [sorted(r.folder.glob("checkpoints/step-*"))[-1] for r in (one, other)]
-    a, b = (load_file(f / "weights.safetensors") for f in files)
-    return a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
 
 
 def check_one_run(run: Run, epochs: int, steps: int) -> None:
@@ -123,88 +165,64 @@ def reached(folder: Path, epoch: int) -> bool:
     )
 
 
-def apart(one: Run, other: Run) -> float:
-    return max(abs(a - b) for a, b in zip(losses(one), losses(other), strict=True))
+def kinds(run: Run) -> Counter[str]:
+    return Counter(e["kind"] for e in events(run.folder))
 
 
-def test_weights_do_not_depend_on_the_number_of_workers(undisturbed: Outcome, digits: Path) -> None:
-    alone = train.train(small(digits, 0), progress=False)
-    assert len(losses(alone.run)) == STEPS
-    assert losses(alone.run)[-1] < losses(alone.run)[0] / 2, "nothing was learned"
-    assert apart(alone.run, undisturbed.run) < LOSS_TOLERANCE
-    for outcome in (alone, undisturbed):
-        check_one_run(outcome.run, EPOCHS, STEPS)
-
-
-def test_a_killed_worker_does_not_change_the_weights(
-    undisturbed: Outcome, digits: Path, home: Path
+@pytest.mark.fault(17)
+def test_a_training_whose_worker_and_driver_were_killed_is_one_run(
+    killed: Killed, digits: Path
 ) -> None:
-    before = set(Context.from_environment().runs_dir.iterdir())
-    killed: list[int] = []
-
-    def kill() -> None:
-        folder = wait_for(
-            lambda: next(iter(set(Context.from_environment().runs_dir.iterdir()) - before), None)
-        )
-        wait_for(lambda: reached(folder, 3))
-        pid = next(e["pid"] for e in events(folder) if e["kind"] == "worker" and e["rank"] == 1)
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    outcome = train.train(small(digits, 2), progress=False)
-    thread.join()
-    kinds = [e["kind"] for e in events(outcome.run.folder)]
-    assert killed
-    assert kinds.count("restart") == 1
-    assert kinds.count("resume") == 1
-    check_one_run(outcome.run, EPOCHS, STEPS)
-    assert losses(outcome.run) == losses(undisturbed.run)
-    assert weights_equal(outcome.run, undisturbed.run)
+    seen = kinds(killed.run)
+    assert (seen["restart"], seen["resume"], seen["worker"]) == (1, 2, 6)
+    check_one_run(killed.run, EPOCHS, STEPS)
+    assert losses(killed.run)[-1] < losses(killed.run)[0] / 2, "nothing was learned"
+    samples = cards.read(digits).split("train").samples
+    used = sample_log.read(killed.run.folder)
+    assert sorted(used) == list(range(EPOCHS))
+    for epoch, result in used.items():
+        assert Counter(result) == Counter(range(samples)), f"epoch {epoch}"
 
 
-def test_a_killed_driver_is_resumed_in_the_same_run(
-    undisturbed: Outcome, digits: Path, home: Path, tmp_path: Path
-) -> None:
-    import ray
-
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(small(digits, 2).model_dump(mode="json")))
-    before = set(Context.from_environment().runs_dir.iterdir())
-    address = ray.get_runtime_context().gcs_address
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", str(recipe)],
-        env={**os.environ, "RAY_ADDRESS": address},
-        stderr=subprocess.DEVNULL,
-    )
-    folder = wait_for(
-        lambda: next(iter(set(Context.from_environment().runs_dir.iterdir()) - before), None)
-    )
-    wait_for(lambda: reached(folder, 3))
-    process.kill()
-    process.wait()
-    wait_for(lambda: ray.available_resources().get("CPU", 0) >= 4)  # its workers are gone
-    arguments = ["--resume", folder.name, "--workers", "0", "--json"]
-    assert train_verb.command.main(arguments, standalone_mode=False) == 0
-    run = training_run.find(Context.from_environment().runs_dir, folder.name)
-    kinds = [e["kind"] for e in events(folder)]
-    assert kinds.count("resume") == 1
-    check_one_run(run, EPOCHS, STEPS)
-    assert apart(run, undisturbed.run) < LOSS_TOLERANCE
-
-
-def test_a_training_on_two_workers_is_reproduced_bit_for_bit(
-    undisturbed: Outcome, call: Call
-) -> None:
-    response = json.loads(call("reproduce", f"digits/{undisturbed.version.number}", "--json").out)
+def test_kills_do_not_change_the_weights(killed: Killed, call: Call) -> None:
+    """`reproduce` trains the recipe again, this time undisturbed, on two workers."""
+    response = json.loads(call("reproduce", killed.version, "--json").out)
     assert response["weights"] == "the same, bit for bit"
     assert (response["reproduced"], response["differences"]) == (True, [])
 
 
-def test_an_embedded_ray_listens_on_loopback_only() -> None:
-    import psutil
+def test_a_killed_training_is_resumed_with_another_number_of_workers(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(killed.before))
+    arguments = ["--resume", killed.run.name, "--workers", "0", "--json"]
+    assert train_verb.command.main(arguments, standalone_mode=False) == 0
+    run = training_run.find(Context.from_environment().runs_dir, killed.run.name)
+    assert run.folder != killed.run.folder
+    assert kinds(run)["worker"] == 5
+    check_one_run(run, EPOCHS, STEPS)
+    alone, together = losses(run), losses(killed.run)
+    assert alone != together, "it was trained on two workers"
+    assert max(abs(a - b) for a, b in zip(alone, together, strict=True)) < LOSS_TOLERANCE
 
+
+def test_a_finished_run_is_not_trained_again(
+    killed: Killed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--resume", killed.run.name, "--workers", "0", "--json"]
+    assert train_verb.command.main(arguments, standalone_mode=False) == 0
+    response = json.loads(capsys.readouterr().out)
+    assert response["model"] == f"models:/{killed.version}"
+    check_one_run(killed.run, EPOCHS, STEPS)
+
+
+def test_resume_refuses_other_settings(killed: Killed) -> None:
+    arguments = ["--resume", killed.run.name, "--workers", "0", "--set", "seed=5", "--json"]
+    with pytest.raises(TesseraError, match="seed was 0, is 5"):
+        train_verb.command.main(arguments, standalone_mode=False)
+
+
+def test_an_embedded_ray_listens_on_loopback_only() -> None:
     listening = {
         (process.name(), connection.laddr.ip)
         for process in psutil.Process().children(recursive=True)
@@ -214,23 +232,6 @@ def test_an_embedded_ray_listens_on_loopback_only() -> None:
     assert listening, "nothing listens"
     away = {name for name, ip in listening if ip.removeprefix("::ffff:") != "127.0.0.1"}
     assert not away
-
-
-def test_a_finished_run_is_not_trained_again(
-    undisturbed: Outcome, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = undisturbed.run.name
-    arguments = ["--resume", name, "--workers", "0", "--json"]
-    assert train_verb.command.main(arguments, standalone_mode=False) == 0
-    response = json.loads(capsys.readouterr().out)
-    assert response["model"] == f"models:/digits/{undisturbed.version.number}"
-    check_one_run(undisturbed.run, EPOCHS, STEPS)
-
-
-def test_resume_refuses_other_settings(undisturbed: Outcome) -> None:
-    arguments = ["--resume", undisturbed.run.name, "--workers", "0", "--set", "seed=5", "--json"]
-    with pytest.raises(TesseraError, match="seed was 0, is 5"):
-        train_verb.command.main(arguments, standalone_mode=False)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) -> None:
@@ -254,13 +255,13 @@ def test_no_event_is_lost_when_mlflow_is_down_during_training(
         wait_for(lambda: reached(folder, 2))
         start_mlflow.kill()
         down["from"] = time.time()
-        time.sleep(10)
+        time.sleep(3)
         start_mlflow.start()
         down["to"] = time.time()
 
     thread = threading.Thread(target=outage)
     thread.start()
-    epochs = 120
+    epochs = 60
     # In this process: training and shipping share an interpreter, where a wait would show most.
     outcome = train.train(small(digits, 0, **{"train.epochs": epochs}), progress=False)
     thread.join()

@@ -3,17 +3,19 @@
 Starting processes takes most of the time of a small training on Ray. Tests with many small
 trainings run them one after the other on the same workers.
 
-    with persistent_workers.open_workers(2, storage) as execute:
-        execute(worker.run, payload, emit)        does what `cluster.workers.run_group` does
+    persistent_workers.execute(2, worker.run, payload, emit)
+                                                  does what `cluster.workers.run_group` does
+    persistent_workers.end()
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,26 @@ def _serve(payload: dict[str, Any], world: World, emit: Emit) -> dict[str, Any]:
     return {}
 
 
+_kept = ExitStack()
+_groups: dict[int, Execute] = {}
+
+
+def execute(workers: int, work: cluster_workers.Work[Any, Any], payload: Any, emit: Emit) -> Any:
+    """Runs a training on kept workers, which are started for the first one."""
+    if workers not in _groups:
+        scratch = Path(_kept.enter_context(tempfile.TemporaryDirectory()))
+        _groups[workers] = _kept.enter_context(_open_workers(workers, scratch))
+    return _groups[workers](work, payload, emit)
+
+
+def end() -> None:
+    """Ends all kept workers."""
+    _groups.clear()
+    _kept.close()
+
+
 @contextmanager
-def open_workers(workers: int, storage: Path) -> Iterator[Execute]:
+def _open_workers(workers: int, storage: Path) -> Iterator[Execute]:
     """Starts the workers, and ends them afterwards. A training that fails ends them too."""
     import ray  # which reads its environment when it is imported
 
