@@ -1,6 +1,7 @@
 """Population based training on a real Ray with a real MLflow.
 
-Trials copy weights, diverge, and are resumed after the driver was killed.
+One population has a trial that diverges, which copies the weights of another; its driver is killed
+in the second generation, and it is resumed.
 """
 
 from __future__ import annotations
@@ -9,17 +10,28 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rank_work
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
-from searches import EPOCHS, SETTINGS, folder_of, runs_of, start, wait_for, write_space
+from searches import (
+    EPOCHS,
+    SETTINGS,
+    TWO_AT_ONCE,
+    folder_of,
+    runs_of,
+    start,
+    wait_for,
+    write_space,
+)
 
 from jobs import tune
-from models.core.spaces import Choice
+from models.core.spaces import Choice, Space, Uniform
 from pipelines import recipe as recipes
 from pipelines import tag_names
 from pipelines.interfaces import World
@@ -33,31 +45,26 @@ from pipelines.workflows.context import Context
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.fixture
-def home(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    root = tmp_path / ".tessera"
-    shutil.move(store, root)
-    monkeypatch.setenv("TESSERA_HOME", str(root))
-    return root
+LR, DECAY = "optim.model.lr", "optim.model.weight_decay"
+RATES = [0.05, 0.04, 0.02, 1e30]
+"""With the last one the loss is not finite."""
 
 
-PBT = [*("--scheduler", "pbt"), *("--interval", "2"), *("--trials", "4"), *("--seed", "1")]
-PBT += [*("--workers-per-trial", "0"), *("--set", "checkpoint.keep=9")]
-PBT_SPACE = {
-    "optim__model__lr": {"log_uniform": [1e-5, 0.1]},
-    "optim__model__weight_decay": {"uniform": [0.0, 1e-3]},
-}
-
-
-def diverging_seed() -> int:
-    """A seed for which the second trial diverges and then gets the learning rate of the other."""
-    space = {"lr": Choice((0.05, 1e30))}
+def diverging_seed(space: dict[str, Space], count: int) -> int:
+    """A seed for which the last trial diverges and no other, and does not diverge again with its
+    new settings, whichever trial it copies."""
     for seed in range(1000):
-        people = population.begin(space, 2, seed)
-        first = [m.settings["lr"] for m in people.members]
-        people.scores = {"00001": 0.5, "00002": None}
-        population.advance(people, space, direction="max", seed=seed, epoch=2)
-        if (first, people.members[1].settings["lr"]) == ([0.05, 1e30], 0.05):
+        first = population.begin(space, count, seed).members
+        if [m.settings[LR] > 1 for m in first] != [False] * (count - 1) + [True]:
+            continue
+        after = []
+        for best in first[:-1]:
+            people = population.begin(space, count, seed)
+            people.scores = {m.id: float(m.id == best.id) for m in first[:-1]}
+            people.scores[first[-1].id] = None
+            population.advance(people, space, direction="max", seed=seed, epoch=3)
+            after.append(people.members[-1].settings[LR])
+        if max(after) < 1:
             return seed
     raise AssertionError("no such seed")
 
@@ -72,7 +79,8 @@ def checkpoint(name: str, member: str, epoch: int) -> Path:
 
 
 def check_population(name: str) -> list[dict[str, Any]]:
-    """Each trial has one run; its metrics have every epoch once, and its tags every change."""
+    """Each trial has one run; its metrics have every epoch once, and its tags every change. The
+    trial that diverged has no metrics of its first generation."""
     parent, children = runs_of(name)
     assert parent.info.status == "FINISHED"
     standing = json.loads((folder_of(name) / "trials.json").read_text())
@@ -84,7 +92,8 @@ def check_population(name: str) -> list[dict[str, Any]]:
     for trial in standing:
         child = by_id[trial["id"]]
         assert (child.info.status, trial["status"]) == ("FINISHED", "finished")
-        assert [epoch for epoch, _ in trial["curve"]] == list(range(1, EPOCHS + 1))
+        began = 1 if len(trial["changes"]) == 1 else 3
+        assert [epoch for epoch, _ in trial["curve"]] == list(range(began, EPOCHS + 1))
         changes = json.loads(child.data.tags[tag_names.SETTINGS])
         assert changes == trial["changes"]
         assert changes[-1]["settings"] == trial["settings"]
@@ -101,20 +110,72 @@ def check_population(name: str) -> list[dict[str, Any]]:
     return list(standing)
 
 
-def test_a_trial_copies_weights_and_continues_bit_for_bit(
-    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@dataclass(frozen=True)
+class Resumed:
+    """A population that was killed and resumed to its end. `before` is its state when killed."""
+
+    name: str
+    before: population.Population
+    trials: list[dict[str, Any]]
+    response: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def resumed(own_home: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """The driver is killed in its second generation; its cluster keeps running."""
+    import ray
+
+    space: dict[str, Space] = {LR: Choice(tuple(RATES)), DECAY: Uniform(0.0, 1e-3)}
+    file = write_space(
+        tmp_path_factory.mktemp("space"),
+        optim__model__lr=RATES,
+        optim__model__weight_decay={"uniform": [0.0, 1e-3]},
+    )
+    words = [sys.executable, "-m", "jobs.tune", "cnn", "--data", str(digits), *SETTINGS]
+    words += ["--scheduler", "pbt", "--interval", "2", "--trials", "4", "--space", file]
+    words += ["--workers-per-trial", "0", "--set", "checkpoint.keep=9", *TWO_AT_ONCE]
+    words += ["--seed", str(diverging_seed(space, 4))]
+    process = start(words, {"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+
+    def generation() -> list[int]:
+        files = Context.from_environment().searches_dir.glob("*/population.json")
+        return [json.loads(file.read_text())["generation"] for file in files]
+
+    wait_for(process, lambda: generation() == [1])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
+    before = population.read(folder_of(name) / "population.json")
+    assert before is not None
+    ran = CliRunner().invoke(tune.command, ["--resume", name, "--refit", "--json"])
+    assert ran.exit_code == 0, ran.output
+    return Resumed(name, before, check_population(name), json.loads(ran.stdout))
+
+
+def test_a_killed_population_resumes_with_the_same_result(resumed: Resumed) -> None:
+    """Random choices and deciding metrics are the same as without the kill."""
+    assert resumed.before.donors
+    assert len(resumed.before.scores) < 4
+    search = search_board.find(Context.from_environment(), resumed.name)
+    again = population.begin(search.parsed_space(), 4, search.seed)
+    again.scores = {t["id"]: dict(t["curve"]).get(2) for t in resumed.trials}
+    population.advance(again, search.parsed_space(), direction="max", seed=search.seed, epoch=3)
+    assert {m.id: m.settings for m in again.members} == {
+        t["id"]: t["settings"] for t in resumed.trials
+    }
+    assert again.donors == resumed.before.donors
+
+
+def test_a_trial_that_diverged_copies_weights_and_continues_bit_for_bit(
+    resumed: Resumed, tmp_path: Path
 ) -> None:
-    """After a copy, the trial equals a training from the checkpoint of the donor with the new
+    """After the copy, the trial equals a training from the checkpoint of the donor with the new
     settings, bit for bit. With the old settings the result would differ."""
-    space = write_space(tmp_path, **PBT_SPACE)
-    arguments = ["cnn", "--data", str(digits), *SETTINGS, *PBT, "--space", space, "--refit"]
-    assert tune.command.main([*arguments, "--json"], standalone_mode=False) == 0
-    response = json.loads(capsys.readouterr().out)
-    name = response["search"]
-    standing = check_population(name)
-    (taker,) = [t for t in standing if len(t["changes"]) > 1]
-    donor = next(t for t in standing if t["id"] == taker["changes"][1]["donor"])
-    assert dict(donor["curve"])[2] > dict(taker["curve"])[2]
+    name = resumed.name
+    (taker,) = [t for t in resumed.trials if len(t["changes"]) > 1]
+    assert [change["settings"][LR] > 1 for change in taker["changes"]] == [True, False]
+    donor = next(t for t in resumed.trials if t["id"] == taker["changes"][1]["donor"])
+    assert dict(donor["curve"])[2] == max(dict(t["curve"]).get(2, 0) for t in resumed.trials)
     assert checkpoints.verify(checkpoint(name, donor["id"], 2)) == taker["changes"][1]["checkpoint"]
 
     def replay(settings: dict[str, Any], where: str) -> Any:
@@ -133,22 +194,25 @@ def test_a_trial_copies_weights_and_continues_bit_for_bit(
     other = replay(donor["settings"], "other")
     assert not all(torch.equal(reached[key], other[key]) for key in reached)
 
+
+def test_the_best_trial_of_a_population_is_registered(resumed: Resumed) -> None:
     version = model_reference.resolve(
-        services.open_registry(Context.from_environment()), response["model"]
+        services.open_registry(Context.from_environment()), resumed.response["model"]
     )
-    winner = next(t for t in standing if t["id"] == response["winner"]["id"])
+    winner = next(t for t in resumed.trials if t["id"] == resumed.response["winner"]["id"])
     assert version.tags["tessera.trial"] == winner["id"]
-    assert response["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)
+    assert resumed.response["refit"]["accuracy"] == pytest.approx(winner["value"], abs=1e-9)
 
 
-def test_a_trial_that_diverges_copies_the_weights_of_another(
-    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.cluster
+def test_a_trial_on_ray_train_that_diverges_copies_the_weights_of_another(
+    own_home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a learning rate of 1e30 the loss is not finite. The trial copies weights and
-    continues in the same run. Here each trial has a Ray Train worker."""
+    """As above, but each trial has a Ray Train worker: four groups of them."""
+    seed = diverging_seed({LR: Choice((0.05, 1e30))}, 2)
     space = write_space(tmp_path, optim__model__lr=[0.05, 1e30])
     arguments = ["cnn", "--data", str(digits), *SETTINGS, "--set", "train.epochs=2"]
-    arguments += ["--scheduler", "pbt", "--trials", "2", "--seed", str(diverging_seed())]
+    arguments += ["--scheduler", "pbt", "--trials", "2", "--seed", str(seed)]
     assert tune.command.main([*arguments, "--space", space, "--json"], standalone_mode=False) == 0
     response = json.loads(capsys.readouterr().out)
     good, bad = sorted(response["trials"], key=lambda t: len(t["changes"]))
@@ -160,38 +224,3 @@ def test_a_trial_that_diverges_copies_the_weights_of_another(
     _, children = runs_of(response["search"])
     assert {child.info.status for child in children} == {"FINISHED"}
     assert len(children) == 2
-
-
-def test_a_killed_population_resumes_with_the_same_result(
-    home: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The driver is killed in its second generation; its cluster keeps running. Random choices
-    and deciding metrics are the same as without the kill."""
-    import ray
-
-    space = write_space(tmp_path, **PBT_SPACE)
-    words = [sys.executable, "-m", "jobs.tune", "cnn", "--data", str(digits), *SETTINGS, *PBT]
-    address = ray.get_runtime_context().gcs_address
-    process = start([*words, "--space", space], {"RAY_ADDRESS": address})
-
-    def generation() -> list[int]:
-        files = Context.from_environment().searches_dir.glob("*/population.json")
-        return [json.loads(file.read_text())["generation"] for file in files]
-
-    wait_for(process, lambda: generation() == [1])
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (name,) = [path.name for path in Context.from_environment().searches_dir.iterdir()]
-    before = population.read(folder_of(name) / "population.json")
-    assert before is not None
-    assert before.donors
-    assert len(before.scores) < 4
-
-    assert tune.command.main(["--resume", name, "--json"], standalone_mode=False) == 0
-    standing = check_population(name)
-    search = search_board.find(Context.from_environment(), name)
-    again = population.begin(search.parsed_space(), 4, search.seed)
-    again.scores = {t["id"]: dict(t["curve"])[2] for t in standing}
-    population.advance(again, search.parsed_space(), direction="max", seed=search.seed, epoch=3)
-    assert {m.id: m.settings for m in again.members} == {t["id"]: t["settings"] for t in standing}
-    assert again.donors == before.donors

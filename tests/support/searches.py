@@ -22,6 +22,8 @@ SETTINGS = [
     *("--set", "train.batch_size=96"),
     *("--set", "train.precision=fp32"),
 ]
+TWO_AT_ONCE = ["--set", "workers.cpus=2"]
+"""Two trials at a time on four CPUs. Each has a process that loads torch and MLflow."""
 
 
 def write_space(tmp_path: Path, **space: Any) -> str:

@@ -1,17 +1,23 @@
-"""How a search that is resumed without Tune's own record finds its trials again."""
+"""What Ray Tune's classes are given: what Optuna draws, and the trials of a search that is resumed
+without Tune's own record."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.core.spaces import Choice, Uniform
+from models.core.spaces import Choice, LogUniform, Space, Uniform
 from pipelines.cluster import tuner
 from pipelines.cluster.tuner import KnownTrial, TunerOptions
 
 SPACE = {"train.batch_size": Choice((32, 64)), "optim.model.lr": Uniform(0.01, 0.1)}
+OPTUNA_SPACE: dict[str, Space] = {
+    "model.channels": Choice(([4, 8], [8, 16])),
+    "optim.model.lr": LogUniform(1e-3, 0.1),
+}
 KNOWN = [
     KnownTrial("aaaaa_00000", {"train.batch_size": 32, "optim.model.lr": 0.05}, True, 0.5),
     KnownTrial("aaaaa_00001", {"train.batch_size": 64, "optim.model.lr": 0.02}, True, None),
@@ -58,3 +64,31 @@ def test_optuna_is_told_the_trials_that_ended() -> None:
     assert algorithm.set_search_properties(tuner.VALUE, "max", tuner._encode(SPACE, grid=False))
     told = algorithm._ot_study.trials
     assert [(trial.value, trial.params["optim.model.lr"]) for trial in told] == [(0.5, 0.05)]
+
+
+@pytest.mark.slow
+def test_the_settings_are_those_that_optuna_samples() -> None:
+    """Optuna alone samples the same settings with the same seed and results; one is a list."""
+    optuna = pytest.importorskip(
+        "optuna", reason="optuna isn't installed: pip install 'tessera-train[optuna]'"
+    )
+    drawn = options(space=OPTUNA_SPACE, search="optuna", trials=12, direction="max", seed=5)
+    tunes = tuner._search_algorithm(drawn)
+    assert tunes.set_search_properties(None, None, tuner._encode(OPTUNA_SPACE, grid=False))
+    sampled = []
+    for trial in map(str, range(drawn.trials)):
+        sampled.append(tuner.decode(tunes.suggest(trial), OPTUNA_SPACE))
+        tunes.on_trial_complete(trial, {tuner.VALUE: score(sampled[-1])})
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=5))
+    for settings in sampled:
+        asked = study.ask()
+        channels = asked.suggest_categorical("model.channels", ["[4, 8]", "[8, 16]"])
+        rate = asked.suggest_float("optim.model.lr", 1e-3, 0.1, log=True)
+        assert {"model.channels": json.loads(channels), "optim.model.lr": rate} == settings
+        study.tell(asked, score(settings))
+    assert len({json.dumps(settings) for settings in sampled}) == drawn.trials
+
+
+def score(settings: dict[str, Any]) -> float:
+    return float(settings["optim.model.lr"] * len(settings["model.channels"]))
