@@ -69,14 +69,16 @@ def test_a_killed_search_resumes_without_losing_or_repeating_a_trial(
 ) -> None:
     """The driver is killed after a trial has ended; its cluster keeps running. Tune's record
     always lags behind, so here it is reset to a state before any trial had ended. With a learning
-    rate of 1e30 the loss is not finite: that trial fails, the search continues."""
+    rate of 1e30 the loss is not finite: that trial fails, the search continues. The same command
+    resumes the search by its name, and once more it prints the same and searches nothing."""
     import ray
 
     space = write_space(tmp_path, optim__model__lr=[0.05, 0.04, 1e30, 0.02])
-    words = [sys.executable, "-m", "jobs.tune", "cnn", "--data", str(digits), *SETTINGS]
-    words += ["--search", "grid", "--space", space, "--scheduler", "none"]
-    words += ["--workers-per-trial", "0", *TWO_AT_ONCE]
-    process = start(words, {"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    arguments = ["cnn", "--data", str(digits), *SETTINGS, "--search", "grid", "--space", space]
+    arguments += ["--scheduler", "none", "--workers-per-trial", "0", *TWO_AT_ONCE]
+    arguments += ["--refit", "--run", "rates", "--json"]
+    address = ray.get_runtime_context().gcs_address
+    process = start([sys.executable, "-m", "jobs.tune", *arguments], {"RAY_ADDRESS": address})
     done: dict[str, Any] = {}
     lagging = tmp_path / "lagging"
 
@@ -100,8 +102,15 @@ def test_a_killed_search_resumes_without_losing_or_repeating_a_trial(
     shutil.rmtree(folder_of(name) / "tune")
     shutil.copytree(lagging, folder_of(name) / "tune")
 
-    assert tune.command.main(["--resume", name, "--refit", "--json"], standalone_mode=False) == 0
-    response = json.loads(capsys.readouterr().out)
+    printed = []
+    for _ in range(2):
+        assert tune.command.main(arguments, standalone_mode=False) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    with pytest.raises(UsageError, match="rates was begun with other settings: seed was 0, is 1"):
+        tune.command.main([*arguments, "--seed", "1"], standalone_mode=False)
+    response = json.loads(printed[0])
+    assert response["search"] == name == "rates"
     trials = check_runs(name, 4)
     assert before <= {t["id"] for t in trials}
     by_rate = {t["settings"]["optim.model.lr"]: t for t in trials}
