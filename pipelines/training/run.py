@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import secrets
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,7 @@ from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
 from pipelines.storage import lease
 from pipelines.storage.atomic import write_json_atomic
+from pipelines.storage.folder import FolderStorage
 from pipelines.storage.lease import Holder, Lease, LeaseLostError
 from pipelines.storage.open import open_storage
 from pipelines.storage.retry import RetryPolicy, retry_call
@@ -96,12 +99,20 @@ class Run:
         return recipes.read(self.folder / "recipe.json")
 
     def write(self) -> None:
+        write_json_atomic(self.folder / "run.json", self._content())
+
+    def write_if_absent(self) -> None:
+        """As `write`, unless another process has written it."""
+        content = json.dumps(self._content()).encode()
+        FolderStorage(self.folder).create_if_absent("run.json", content)
+
+    def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = {"name": self.name, "model": self.model, "run_id": self.run_id}
         if self.changing:
             content["changing"] = self.changing
         if self.storage:
             content["storage"] = self.storage
-        write_json_atomic(self.folder / "run.json", content)
+        return content
 
 
 class Lockable(Protocol):
@@ -142,9 +153,8 @@ def find_or_create(
     new = files.create_if_absent("recipe.json", recipe.to_json().encode())
     if storage:
         RunStorage(files).fetch_file("recipe.json", folder / "recipe.json")
-    run = Run(folder, name, model, resumed=not new, changing=tuple(changing), storage=storage)
-    run.write()
-    return run
+    Run(folder, name, model, changing=tuple(changing), storage=storage).write_if_absent()
+    return replace(_read(folder / "run.json"), resumed=not new)
 
 
 def open_existing(folder: Path, storage: str = "") -> Run | None:
@@ -188,10 +198,12 @@ def discard_untracked(run: Run) -> None:
     tracked; keeps any other."""
     if run.resumed or json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["run_id"]:
         return
-    with suppress(TesseraError), driven(run):  # another process may have begun it
-        shutil.rmtree(run.folder)
-        if run.storage:
-            open_storage(run.storage).remove("recipe.json")
+    with suppress(TesseraError):
+        with driven(run):  # another process may have begun it
+            shutil.rmtree(run.folder)
+        if run.storage and (files := open_storage(run.storage)).size("run.json") is None:
+            for name in ("recipe.json", *files.names(lease.FOLDER)):
+                files.remove(name)
 
 
 def find(root: Path, ref: str, storage: str = "") -> Run:
@@ -237,15 +249,21 @@ def locked(run: Lockable, *, patience_seconds: float = 0.0) -> Iterator[None]:
         first_wait_seconds=0.05,
         max_wait_seconds=0.05,
     )
-    with (run.folder / "lock").open("w") as file:
+    with (run.folder / "lock").open("a+") as file:
         lock = partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             retry_call(lock, policy, None, transient=BlockingIOError)
         except BlockingIOError:
+            file.seek(0)
+            seconds = max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
             raise TesseraError(
-                f"{run.name} is being trained by another process",
+                f"{run.name} is being trained by {file.read() or 'another process'}, "
+                f"which began {seconds:.0f} s ago",
                 hint="wait for it, or stop it first",
             ) from None
+        file.truncate(0)
+        file.write(str(Holder.this_process()))
+        file.flush()
         yield
 
 

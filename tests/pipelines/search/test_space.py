@@ -185,7 +185,7 @@ def test_a_search_has_only_one_driver(tmp_path: Path, monkeypatch: pytest.Monkey
     spec.write()
     with (
         run.locked(spec),
-        pytest.raises(TesseraError, match="one is being trained by another process"),
+        pytest.raises(TesseraError, match=r"one is being trained by host .*, process \d+"),
     ):
         tune.command.main(["--resume", "one"], standalone_mode=False)
 

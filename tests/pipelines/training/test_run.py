@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,10 @@ import pytest
 from models.core.errors import TesseraError
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
+from pipelines.storage.open import open_storage
 from pipelines.training import run as training_run
 from pipelines.training import run_files
+from pipelines.training.run import Run
 
 
 def small(digits: Path) -> Recipe:
@@ -22,7 +28,9 @@ def test_a_second_driver_of_a_run_is_refused(digits: Path, tmp_path: Path) -> No
     run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
     with (
         training_run.locked(run),
-        pytest.raises(TesseraError, match="is being trained by another process"),
+        pytest.raises(
+            TesseraError, match=rf"is being trained by host .*, process {os.getpid()}, which began"
+        ),
         training_run.locked(run),
     ):
         pass
@@ -72,3 +80,30 @@ def test_a_run_of_a_folder_is_found_beside_those_of_a_storage(digits: Path, tmp_
     run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
     found = training_run.find(tmp_path, run.name, f"memory://bucket/{tmp_path.name}")
     assert found.storage == ""
+
+
+def test_of_two_drivers_that_create_a_run_one_recipe_counts(digits: Path, tmp_path: Path) -> None:
+    given = [small(digits).with_overrides({"seed": seed}) for seed in (1, 2)]
+    gate = threading.Barrier(2)
+
+    def create(number: int, recipe: Recipe) -> Run:
+        gate.wait(20)
+        root = tmp_path / str(number)
+        return training_run.find_or_create(root, recipe, name="nightly", model="digits")
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            one, other = pool.map(partial(create, number), given, timeout=20)
+            assert one.recipe() == other.recipe()
+            assert one.recipe() in given
+
+
+def test_a_run_that_was_refused_leaves_nothing_in_its_storage(digits: Path, tmp_path: Path) -> None:
+    where = f"memory://refused{tmp_path}"
+    run = training_run.create(tmp_path, small(digits), model="m", stamp="now", storage=where)
+    with training_run.driven(run) as ours:
+        assert ours.attempt == 1
+    assert open_storage(where).names()
+    training_run.discard_untracked(run)
+    assert not open_storage(where).names()
+    assert not run.folder.exists()
