@@ -23,8 +23,8 @@ COPY pipelines pipelines
 COPY jobs jobs
 RUN pip install --no-cache-dir --no-deps .
 COPY deploy/docker/ray-node.sh /usr/local/bin/ray-node.sh
-# New volumes take over the owner of these folders.
-RUN useradd --create-home --uid 1000 tessera && mkdir -p /data /tmp/ray && chown tessera /data /tmp/ray
+# A new volume takes over the owner of this folder.
+RUN useradd --create-home --uid 1000 tessera && mkdir /data && chown tessera /data
 USER tessera
 WORKDIR /data
 ENV TESSERA_HOME=/data/tessera \
