@@ -86,5 +86,6 @@ def test_the_example_of_a_verb_works(shell: Shell, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "  count        Count the registered versions of a model.\n" in tessera("--help")
+    lines = [line.split(maxsplit=1) for line in tessera("--help").splitlines()]
+    assert ["count", "Count the registered versions of a model."] in lines
     assert tessera("count", "photos") == "photos has 1 versions\n"
