@@ -164,12 +164,15 @@ class Cluster:
         self.workers.remove(worker)
 
     def replace_head(self, *, workers: int) -> None:
-        """Kills the head and all workers, and starts a new Ray cluster at the same address."""
+        """Kills all machines of Ray, and starts a new cluster at the same address, without a
+        driver's machine."""
+        if self.driver:
+            self.driver.kill()
         if self.head.name in self.lab.machines:
             self.head.kill()
         for worker in list(self.workers):
             self.kill(worker)
-        self.head = self.lab.machine("head")
+        self.driver, self.head = None, self.lab.machine("head")
         self.start_head()
         for _ in range(workers):
             self.add_worker()

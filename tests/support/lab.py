@@ -196,7 +196,10 @@ class Machine:
         _call(*enter, "ip", "neigh", action, other.address, "dev", "eth0", *more)
 
     def kill(self) -> None:
-        """Ends the machine at once, with all its processes, and its disk is lost."""
+        """Ends the machine at once, with all its processes, and its disk is lost. Does nothing if
+        it was killed before."""
+        if self._lab.machines.get(self.name) is not self:
+            return
         self._process.kill()  # the kernel then kills process 1 of the machine, and with it the rest
         self._process.wait(timeout=20)
         deadline = time.monotonic() + 20
