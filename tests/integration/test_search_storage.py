@@ -90,7 +90,9 @@ def test_a_search_goes_on_when_its_machine_is_lost(
 def test_a_population_goes_on_when_its_machine_is_lost(
     digits: Path, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    space = write_space(tmp_path, optim__model__lr=[0.05, 0.04, 0.03, 0.02])
     words = ["--data", str(digits), "--scheduler", "pbt", "--trials", "4", "--interval", "1"]
+    words += ["--space", space]
 
     def exploited() -> bool:
         population = state(storage, "population.json")
