@@ -72,7 +72,7 @@ def test_the_settings_are_those_that_optuna_samples() -> None:
     optuna = pytest.importorskip(
         "optuna", reason="optuna isn't installed: pip install 'tessera-train[optuna]'"
     )
-    drawn = options(space=OPTUNA_SPACE, search="optuna", trials=12, direction="max", seed=5)
+    drawn = options(space=OPTUNA_SPACE, search="optuna", trials=12, seed=5, known=())
     tunes = tuner._search_algorithm(drawn)
     assert tunes.set_search_properties(None, None, tuner._encode(OPTUNA_SPACE, grid=False))
     sampled = []
