@@ -6,9 +6,12 @@ result. Must not know what the function does, nor MLflow or WebDataset.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
@@ -124,13 +127,28 @@ class Failed:
     is_preemption: bool = False
 
 
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Puts the handler of SIGINT back. Ray Train sets one and keeps it: later a Ctrl-C in this
+    process would call a controller that is gone, and start a cluster for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _fit(trainer: Any) -> _Finished | _Stopped | Failed:
     """Runs one group to its end. Raises a worker's TesseraError."""
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     try:
-        result = trainer.fit().return_value
+        with _own_interrupt():
+            result = trainer.fit().return_value
     except (TrainingFailedError, RayActorError) as error:
         refusal, line = _explain(error)
         if refusal is not None:

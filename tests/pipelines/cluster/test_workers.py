@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines.cluster.workers import Failed, FailureCount, _explain
+from pipelines.cluster.workers import Failed, FailureCount, _explain, _own_interrupt
 
 FAILED = Failed("worker 1: died", RuntimeError("died"))
 
@@ -28,6 +30,14 @@ def test_without_progress_so_many_failures_are_allowed(allowed: int) -> None:
         failures.add(0, FAILED)
     with pytest.raises(TesseraError, match="failed"):
         failures.add(0, FAILED)
+
+
+def test_the_handler_of_ctrl_c_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="failed"), _own_interrupt():  # noqa: PT012
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise ValueError("failed")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class GroupError(Exception):
