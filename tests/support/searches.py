@@ -55,7 +55,9 @@ def check_runs(name: str, count: int) -> list[Any]:
         assert child.data.tags["tessera.trial.status"] == trial["status"]
         failed = trial["status"] == "failed"
         assert child.info.status == ("FAILED" if failed else "FINISHED")
-        for path, value in trial["settings"].items():
+        # Params are those of the first epoch: a member of a population may change them later.
+        changes = trial.get("changes") or [trial]
+        for path, value in changes[0]["settings"].items():
             assert json.loads(child.data.params[path]) == value
     return list(standing.values())
 

@@ -202,9 +202,8 @@ def test_submit_prints_the_log_and_returns_the_exit_status(home: Path) -> None:
     }
     printed = {name: process.communicate(timeout=150) for name, process in running.items()}
     assert running["good"].returncode == 0, printed["good"]
-    assert (
-        printed["good"][0] == tessera(home, "formats").stdout
-    )  # nothing but the verb's own output
+    here = tessera(home, "formats")  # a job's log has both streams, and nothing but its output
+    assert printed["good"][0] == here.stdout + here.stderr
     assert running["bad"].returncode == 1, printed["bad"]
     assert "no-such-set is not a packed data set" in printed["bad"][0]
     assert "Traceback" not in "".join(printed["bad"])
@@ -212,6 +211,7 @@ def test_submit_prints_the_log_and_returns_the_exit_status(home: Path) -> None:
     assert "image_folder" in printed["ray"][0]
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_the_commands_on_the_page_about_clusters(home: Path, digits: Path, tmp_path: Path) -> None:
     """In a project with a packed data set. `tessera up` finds the services of the other tests up,
