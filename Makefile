@@ -1,23 +1,30 @@
-# demo · test · cluster-test · check · docs · bench · measure · up · down. CI calls `make test`, and
-# then `make cluster-test`.
+# demo · test · e2e-test · cluster-test · check · docs · bench · measure · up · down
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # Where it is set, every start compiles all of torch again, which takes longer than the rest of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test cluster-test check docs bench measure up down chromium s3 lab
+.PHONY: demo test e2e-test cluster-test check docs bench measure up down chromium s3 lab
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+# Machines made of namespaces, and what real services do when they are killed.
+CLUSTER_TESTS ?= tests
+
 # Three at a time, also on two cores: much of a test is waiting for Ray's and MLflow's processes to start.
 test: check chromium s3
-	$(BIN)/python -m pytest -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not cluster and not e2e" $(SIDE_BY_SIDE)
+
+# What a user does, from the wheel, the docs and the browser, and on real data.
+e2e-test: $(READY) chromium s3
+	$(BIN)/python -m pytest -m "e2e and not cluster" $(SIDE_BY_SIDE)
 
 # Clusters of machines that have only the network in common. Needs root; otherwise it is skipped.
 cluster-test: $(READY) s3 lab
-	timeout --kill-after 30 1800 $(BIN)/python -m pytest -m cluster tests/cluster tests/integration --durations 0
+	timeout --kill-after 30 1800 $(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS) --durations 0
 
 check: $(READY)
 	$(BIN)/ruff check .

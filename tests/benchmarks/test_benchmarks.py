@@ -20,6 +20,8 @@ from PIL import Image
 
 from pipelines.tracking.events import EventLog
 
+pytestmark = pytest.mark.e2e
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEASURED = BENCHMARKS.parent / "docs" / "reference" / "measured.md"
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from pages import SERVICES, Shell, commands
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"first-steps", "clusters", "search"}
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)]

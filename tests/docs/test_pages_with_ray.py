@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from pages import Shell, commands
 
+pytestmark = pytest.mark.e2e
+
 PAGE = Path(__file__).parents[2] / "docs" / "search.md"
 
 

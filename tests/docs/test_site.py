@@ -52,6 +52,7 @@ def test_a_broken_link_fails_the_site(tmp_path: Path) -> None:
         build(config)
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     import nbformat

@@ -23,7 +23,7 @@ from pipelines.workflows import evaluate, promote, services, train
 from pipelines.workflows.context import Context
 
 PUBLIC = "https://mlflow.example.com"
-pytestmark = pytest.mark.usefixtures("mlflow_settings")
+pytestmark = [pytest.mark.usefixtures("mlflow_settings"), pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ import pytest
 from cli_runner import Done
 from PIL import Image
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 MIXER = '''"""A family of one layer."""
 from dataclasses import dataclass

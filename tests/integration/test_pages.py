@@ -28,7 +28,7 @@ from pipelines.cluster import connection
 from pipelines.workflows import services
 from pipelines.workflows.context import Context
 
-pytestmark = MARKS
+pytestmark = [MARKS, pytest.mark.e2e]
 
 DOCS = Path(__file__).parents[2] / "docs" / "images"
 UPDATE = bool(os.environ.get("TESSERA_UPDATE_PICTURE"))

@@ -21,7 +21,7 @@ from pipelines.data.importers import mnist
 from pipelines.data.loading.loaders import EvalLoader
 from pipelines.interfaces import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 

@@ -31,6 +31,8 @@ from pipelines.training.run_storage import RunStorage
 from pipelines.workflows import train
 from pipelines.workflows.context import Context
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parents[2]
 COMMAND = (
     sys.executable,

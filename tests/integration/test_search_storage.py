@@ -21,6 +21,8 @@ from pipelines.training import run as training_run
 from pipelines.workflows import tune
 from pipelines.workflows.context import Context
 
+pytestmark = pytest.mark.cluster
+
 
 def state(storage: Storage, name: str) -> Any:
     """A file of the only search in the storage; None before there is one."""

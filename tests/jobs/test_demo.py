@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from cli_runner import Call
 
+pytestmark = pytest.mark.e2e
+
 ACCURACY = 0.97
 
 

@@ -195,6 +195,7 @@ def race(one: Process, other: Process, count: int) -> list[int]:
     return winners
 
 
+@pytest.mark.cluster
 @pytest.mark.fault(35)
 @pytest.mark.slow
 @needs_s3
