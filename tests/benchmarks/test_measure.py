@@ -114,6 +114,7 @@ def test_a_changed_result_changes_the_tables() -> None:
     assert measure.table(results) not in measure.MEASURED.read_text()
 
 
+@pytest.mark.slow
 def test_the_digits_are_packed_to_the_bytes_that_were_measured(tmp_path: Path) -> None:
     """A change of code must not change the bytes of a data set, nor its digest."""
     card = pack.pack("digits", tmp_path / "digits")

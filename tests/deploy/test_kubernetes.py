@@ -131,6 +131,7 @@ def test_a_misspelled_field_is_found() -> None:
         validate({**service, "spec": {**service["spec"], "prots": []}})
 
 
+@pytest.mark.slow
 def test_pods_are_restricted() -> None:
     for where, pod in all_pods():
         security = pod["securityContext"]

@@ -135,33 +135,24 @@ def test_a_recipe_that_names_a_module_does_not_run_its_code(mylab):
 
 
 @pytest.mark.slow
-def test_an_external_family_trains_on_a_ray_worker_and_predicts(
-    mylab: Path,
-    ray_cluster: None,
-    prepared_store: Path,
-    digits: Path,
-    call: Callable[..., Done],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Trained by the command on a worker of the tests' cluster, then used for predictions."""
-    import ray
-
+def test_an_external_family_trains_on_a_ray_worker_and_predicts(mylab, prepared_store, digits):
+    """Trained on a Ray worker, then used for predictions, with commands only."""
     shutil.copytree(prepared_store, mylab / "home")
     Image.new("L", (8, 8)).save(mylab / "one.png")
-    words = ["mylab.mixer", "--data", str(digits), "--workers", "1", "--model", "m"]
-    words += ["--set", "train.epochs=1", "--set", "train.precision=fp32"]
-    with monkeypatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-        done = python(mylab, "-m", "jobs.train", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    monkeypatch.setenv("TESSERA_HOME", str(mylab / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    away = call("predict", "m@challenger", mylab / "one.png")
-    assert away.status == 2
-    assert "mylab.mixer" in away.err
-    assert "Traceback" not in away.err
-    monkeypatch.syspath_prepend(mylab)
-    assert "probability" in call("predict", "m@challenger", mylab / "one.png").out
+
+    def call(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        done = python(mylab, "-m", f"jobs.{verb}", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    settings = ["--set", "train.epochs=1", "--set", "train.precision=fp32"]
+    call("train", "mylab.mixer", "--data", str(digits), "--workers", "1", "--model", "m", *settings)
+    image = str(mylab / "one.png")
+    assert "probability" in call("predict", "m@challenger", image).stdout
+    away = python(mylab, "-m", "jobs.predict", "m@challenger", image, on_path=False)
+    assert away.returncode == 2
+    assert "mylab.mixer" in away.stderr
+    assert "Traceback" not in away.stderr
 
 
 TASK = '''"""Which class an image has, measured by whether that is odd."""

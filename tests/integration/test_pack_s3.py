@@ -30,6 +30,7 @@ def shard_records(storage: Storage) -> int:
     return sum(name.endswith(".json") for name in storage.names(SHARDS))
 
 
+@pytest.mark.cluster
 def test_a_pack_that_is_killed_twice_resumes(
     tmp_path: Path, s3: str, make_folder: Callable[..., Path]
 ) -> None:

@@ -24,16 +24,14 @@ from browser import MARKS
 from jobs.cli import run, tessera
 from jobs.shared import local_services
 from pipelines import tag_names
-from pipelines.cluster import connection
 from pipelines.workflows import services
 from pipelines.workflows.context import Context
 
-pytestmark = [MARKS, pytest.mark.e2e]
+pytestmark = [*MARKS, pytest.mark.e2e]
 
 DOCS = Path(__file__).parents[2] / "docs" / "images"
 UPDATE = bool(os.environ.get("TESSERA_UPDATE_PICTURE"))
-EPOCHS = 4
-STEPS = EPOCHS * 12
+EPOCHS, STEPS = 8, 96
 PATIENCE_MS = 60_000
 """How long a page may take; it is there within seconds, but not on a busy machine."""
 NO_ASSISTANT = (
@@ -76,9 +74,7 @@ def trained(
         output = call(f"train cnn --workers 0 --data {digits} {settings} --json")
         call(f"evaluate digits --data {digits} --json")
         call("promote digits/1 --json")
-        # One trial after the other: each process loads torch and MLflow.
         size = "--trials 2 --set train.epochs=1 --scheduler none --variant tiny"
-        size += f" --set workers.cpus={int(connection.local_resources().cpus)}"
         if UPDATE:
             size = f"--trials 8 --set train.epochs={EPOCHS} --variant tiny"
         result = call(f"tune cnn --workers-per-trial 0 --data {digits} {size} --json")

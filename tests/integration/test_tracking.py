@@ -19,6 +19,7 @@ from pipelines.tracking.uploader import Uploader
 pytestmark = [pytest.mark.usefixtures("mlflow_settings"), pytest.mark.slow]
 
 
+@pytest.mark.cluster
 def test_no_event_is_lost_or_repeated_when_the_server_is_killed(
     mlflow_server, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]

@@ -33,6 +33,7 @@ def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_all_is_well_here(tmp_path: Path, digits: Path) -> None:
     process = run(tmp_path, "--json", "--data", str(digits))

@@ -81,6 +81,7 @@ def test_norms_adapt_in_a_short_training(name):
     assert share_learned(adapt=False) < 0.5
 
 
+@pytest.mark.slow
 def test_the_head_is_detected():
     heads = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "vit_b_16": "heads.head"}
     for name, head in heads.items():

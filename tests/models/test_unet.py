@@ -277,6 +277,7 @@ def test_trains_with_the_default_augmentation():
     assert settings.data.fit == "pad"
 
 
+@pytest.mark.slow
 def test_exportable_agrees_with_predict_for_any_batch_size():
     """It returns probabilities per pixel; a prediction is the best class."""
     data = spec(20, 24)

@@ -114,6 +114,7 @@ def test_losses_agree_with_torchvision(family):
     torch.testing.assert_close(losses["loss"], sum(expected.values()))
 
 
+@pytest.mark.slow
 def test_predictions_agree_with_torchvision(family):
     ours = trained(family).eval()
     reference = theirs(family, ours).eval()

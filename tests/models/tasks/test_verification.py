@@ -96,6 +96,7 @@ def test_few_shot_agrees_with_brute_force():
     assert 0.4 < metric < 0.95
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_order_threads_or_blocks(monkeypatch):
     records = scattered(count=120)
     metrics = VERIFICATION.metrics(records, SPEC)

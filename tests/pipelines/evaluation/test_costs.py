@@ -239,6 +239,7 @@ def test_size_of_a_folder(tmp_path: Path) -> None:
     assert costs.size_bytes(tmp_path) == 1023
 
 
+@pytest.mark.slow
 def test_throughput_does_not_exhaust_system_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next batch size would need twice the memory of this one. It is skipped if that is more
     than half of the available memory."""

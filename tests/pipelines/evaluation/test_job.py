@@ -162,6 +162,7 @@ def test_a_target_that_is_the_image_is_not_corrupted(digits: Path, tmp_path: Pat
     assert result["robustness"] is None
 
 
+@pytest.mark.slow
 def test_results_survive_json(digits: Path, two: list[dict[str, str]]) -> None:
     result = rank_work.evaluate_models(World(), payload(digits, two, robustness=10))
     for one in result["models"]:

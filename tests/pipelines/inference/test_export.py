@@ -172,6 +172,7 @@ def test_variants_with_different_layers_can_be_exported(
     assert result.images == sum(COUNTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", export.FORMATS)
 def test_different_weights_are_detected(form: str, tmp_path: Path) -> None:
     write("cnn", form, tmp_path / f"x.{form}")

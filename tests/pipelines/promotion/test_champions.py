@@ -50,6 +50,7 @@ def number(registry: Registry, name: str) -> int | None:
     return champion.number if champion else None
 
 
+@pytest.mark.slow
 def test_promotions_and_a_rollback(
     opened: tuple[Callable[[], Registry], str], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def trial(number: int, values: list[float], metric: Metric = UP, **about: Any) -
     return one
 
 
+@pytest.mark.slow
 def test_plots_that_need_more_trials_are_omitted(tmp_path: Path) -> None:
     space = {"lr": LogUniform(1e-3, 1.0), "norm": Choice((True, False))}
     trials = []

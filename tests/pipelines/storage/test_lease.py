@@ -104,6 +104,7 @@ def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> Non
     assert len(storage.names("runs/a/lease")) == 1, "older entries are removed"
 
 
+@pytest.mark.slow
 def test_a_holder_that_shows_itself_is_not_waited_for(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     with held(storage, THERE, ttl_seconds=6.0):
@@ -267,6 +268,7 @@ def test_a_clock_that_is_wrong_by_an_hour_changes_nothing(
     assert "attempt" in first.ask("try", "run")
 
 
+@pytest.mark.cluster
 @pytest.mark.fault(43)
 @pytest.mark.slow
 @needs_s3

@@ -228,6 +228,7 @@ def test_a_process_without_tessera_predicts_the_same(
     )
 
 
+@pytest.mark.slow
 def test_the_stored_flavor_has_no_pickle_and_no_code(package: Path) -> None:
     import yaml
 

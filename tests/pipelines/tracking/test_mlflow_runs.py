@@ -214,6 +214,7 @@ def test_an_unreachable_server_is_an_error_at_once() -> None:
     assert "tessera up" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_runs, "_START_TIMEOUT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -317,6 +318,7 @@ def test_settings_are_variables_that_mlflow_knows() -> None:
     assert known.MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
 
 
+@pytest.mark.slow
 def test_concurrent_runs_all_log_a_new_dataset(store: Path) -> None:
     """As trials of a search do. With MLflow's client alone, some attempts fail."""
     count, rounds = 4, 25

@@ -224,6 +224,7 @@ def test_waiting_events_are_delivered_by_the_next_uploader(tmp_path: Path) -> No
     assert len(received) == 10
 
 
+@pytest.mark.slow
 def test_no_event_is_lost_or_repeated_when_the_driver_is_killed(tmp_path: Path) -> None:
     """The driver is killed several times while it delivers; a file records what was delivered."""
     emit = EventLog(tmp_path / FILE)

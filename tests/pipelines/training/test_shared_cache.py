@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gloo_ranks
+import pytest
 
 from models.core.family import DataSpec
 from pipelines.data.loading import pixel_cache
@@ -35,6 +36,7 @@ def work(world: World, payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_three_ranks_see_each_other_s_samples() -> None:
     predictions = gloo_ranks.run(Path(__file__), "work", 3, {})
     assert [response["seen"] for response in predictions] == [[1, 2, 3]] * 3

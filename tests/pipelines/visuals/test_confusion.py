@@ -19,6 +19,7 @@ def pixels_of(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 10, 100, 400])
 def test_any_number_of_classes(tmp_path: Path, count: int) -> None:
     path = tmp_path / "made" / "matrix.png"

@@ -14,6 +14,7 @@ from pipelines.workflows.context import Context
 from pipelines.workflows.evaluate import evaluate
 
 
+@pytest.mark.slow
 @pytest.fixture
 def context(trained_home: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(trained_home)})

@@ -15,6 +15,7 @@ from pipelines.workflows.context import Context
 from pipelines.workflows.pack import pack, suggest_family
 
 
+@pytest.mark.slow
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})

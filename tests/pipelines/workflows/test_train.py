@@ -109,6 +109,7 @@ def test_a_run_is_trained_in_the_home_of_its_context_and_resumed(
         train.resume("no-such-run", progress=False, context=elsewhere)
 
 
+@pytest.mark.slow
 def test_a_named_run_is_begun_resumed_and_then_only_reported(
     digits: Path, elsewhere: Context
 ) -> None:
@@ -126,8 +127,11 @@ def test_a_named_run_is_begun_resumed_and_then_only_reported(
             "cnn", data=digits, set=settings, run="nightly", progress=progress, context=elsewhere
         )
 
+    # A process that was started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         once_more(interrupt)
+    signal.signal(signal.SIGINT, before)
     events.clear()
     outcome = once_more(events.append)
     assert outcome.run.name == outcome.run.folder.name == "nightly"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.data import shards
 from pipelines.data.images import decode_image
 from pipelines.data.packing.pack import pack
 
 
+@pytest.mark.slow
 def test_all_digits_are_read(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 

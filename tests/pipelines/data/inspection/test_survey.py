@@ -34,6 +34,7 @@ def boxed(number: int, labels: list[int]) -> Sample:
     return f"k{number:05d}", image(number), Objects(boxes, np.array(labels, np.int64), none)
 
 
+@pytest.mark.slow
 def test_all_classes_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
     """One of 3,000 images is of the rarest class: it is not read, but shown."""
     labels = [0] * 1500 + [1] * 1498 + [2, 3]
