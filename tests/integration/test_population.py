@@ -152,6 +152,7 @@ def resumed(own_home: Path, digits: Path, tmp_path_factory: pytest.TempPathFacto
     return Resumed(name, before, check_population(name), json.loads(ran.stdout))
 
 
+@pytest.mark.cluster
 def test_a_killed_population_resumes_with_the_same_result(resumed: Resumed) -> None:
     """Random choices and deciding metrics are the same as without the kill."""
     assert resumed.before.donors

@@ -110,6 +110,7 @@ class Killer(threading.Thread):
         self.join()
 
 
+@pytest.mark.cluster
 def test_a_pack_on_the_cluster_equals_a_local_one_when_workers_are_killed(
     ray_cluster: None, tmp_path: Path, make_pets: Callable[[int], Path]
 ) -> None:

@@ -267,6 +267,7 @@ def test_opening_costs_the_same_for_any_number_of_shards(
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.cluster
 def test_reading_continues_after_an_outage(s3: str, uploaded: Card, wire: FaultyWire) -> None:
     """The store is down for some seconds during an epoch: each sample is read once, in order, and a
     second epoch is read from the cache."""

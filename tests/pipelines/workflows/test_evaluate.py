@@ -14,12 +14,12 @@ from pipelines.workflows.context import Context
 from pipelines.workflows.evaluate import evaluate
 
 
-@pytest.mark.slow
 @pytest.fixture
 def context(trained_home: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(trained_home)})
 
 
+@pytest.mark.slow
 def test_metrics_are_returned_and_stored_with_the_version(context: Context, digits: Path) -> None:
     report = evaluate("digits", data=digits, report=False, intervals=False, context=context)
     assert report.folder is None

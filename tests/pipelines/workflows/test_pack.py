@@ -15,12 +15,12 @@ from pipelines.workflows.context import Context
 from pipelines.workflows.pack import pack, suggest_family
 
 
-@pytest.mark.slow
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     return Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
 
 
+@pytest.mark.slow
 def test_pack_returns_the_path_of_the_data_set(tmp_path: Path, context: Context) -> None:
     events: list[dict[str, Any]] = []
     data = pack(
