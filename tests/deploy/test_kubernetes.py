@@ -149,6 +149,7 @@ def test_pods_are_restricted() -> None:
             assert {"cpu", "memory"} <= set(container["resources"]["requests"]), where
 
 
+@pytest.mark.slow
 def test_only_the_head_may_call_kubernetes() -> None:
     tokens = [w for w, pod in all_pods() if pod.get("automountServiceAccountToken", True)]
     assert tokens

@@ -359,6 +359,7 @@ def test_a_file_changed_during_packing_is_packed_as_first_read(
 
 
 @pytest.mark.fault(22)
+@pytest.mark.slow
 def test_a_jpeg_with_too_many_scans_is_refused() -> None:
     """A scan takes few bytes, and a decoder visits all pixels for each: a file of 1 MB would take
     minutes."""

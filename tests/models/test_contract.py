@@ -159,6 +159,7 @@ def test_recipe_round_trips(family):
         assert again.config() == recipe.config()
 
 
+@pytest.mark.slow
 def test_search_space_is_valid_at_its_ends(family):
     space = family.search_space()
     assert space

@@ -290,6 +290,7 @@ def test_crowds_are_not_trained_on():
     assert len(target["boxes"]) == len(target["masks"]) == len(target["crowd"]) == 1
 
 
+@pytest.mark.slow
 def test_predictions_stay_inside_each_image(family):
     """With fit=pad: predictions are inside the image, and don't depend on the sizes of other
     images."""

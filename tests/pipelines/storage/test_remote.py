@@ -114,6 +114,7 @@ def test_a_new_list_cancels_the_old_one(
     assert cached(cache) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_replaced_meanwhile_is_read_as_a_whole(
     storage: HttpStorage, cache: CacheSettings, folder: Path
 ) -> None:

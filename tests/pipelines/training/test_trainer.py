@@ -124,6 +124,7 @@ def test_accumulation_changes_losses_by_rounding_only(
         ),
     ],
 )
+@pytest.mark.slow
 def test_resume_is_exact(changes: dict[str, Any], digits: Path, tmp_path: Path) -> None:
     """From the middle of an epoch and from the end of one."""
     recipe = small(digits, **{"checkpoint.every_steps": 7, "train.epochs": 2, **changes})

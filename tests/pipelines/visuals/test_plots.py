@@ -92,6 +92,7 @@ def test_truth_and_prediction_are_drawn_side_by_side(tmp_path):
     assert not (pixels_of(plain) == tint).all(2).any()
 
 
+@pytest.mark.slow
 def test_malicious_captions_and_class_names_are_drawn_as_text(tmp_path):
     """No formula is interpreted and no warning raised; `filterwarnings = error` is on."""
     plots.grid(panels(torch.rand(len(ODD), 3, 8, 8), ODD), (), tmp_path / "grid.png")

@@ -53,6 +53,7 @@ def test_a_report_goes_into_a_new_folder(context: Context, digits: Path, tmp_pat
         (["digits", "digits/1"], {}, "a model is named twice"),
     ],
 )
+@pytest.mark.slow
 def test_bad_arguments_are_refused(
     models: Any, more: dict[str, Any], message: str, context: Context, digits: Path
 ) -> None:

@@ -37,6 +37,7 @@ def test_only_an_evaluated_version_is_promoted(context: Context, digits: Path) -
         rollback("digits", context=context)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_exist_is_refused(context: Context) -> None:
     with pytest.raises(TesseraError, match="phantom"):
         promote("phantom", context=context)
