@@ -105,7 +105,7 @@ class Machine:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         while time.monotonic() < deadline and self._process.poll() is None:
             pids = children.read_text().split()
-            if pids and Path(f"/proc/{pids[0]}/root/srv/ready").exists():
+            if pids and Path("/proc", pids[0], "root", "srv", "ready").exists():
                 return int(pids[0])
             time.sleep(0.02)
         self._process.kill()
