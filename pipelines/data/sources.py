@@ -55,11 +55,14 @@ class Source:
     """What an importer reads. It goes to other processes, so its functions are functions of a
     module, or `functools.partial` of such.
 
-    load      returns the image file of an item as bytes, or raises TesseraError
-    annotate  returns the annotation of an item, for tasks other than classification and `images`;
-              raises TesseraError, preferably SampleError. `annotations.check` is called afterwards
-    files     the files that an item comes from: a resumed pack checks whether they have changed
-    notes     lines for the user
+    load          returns the image file of an item as bytes, or raises TesseraError
+    annotate      returns the annotation of an item, for tasks other than classification and
+                  `images`; raises TesseraError, preferably SampleError. `annotations.check` is
+                  called afterwards
+    files         the files that an item comes from: a resumed pack checks whether they have changed
+    notes         lines for the user
+    folder        every file below it is accounted for; None for a source without a folder
+    shared_files  the files that belong to the whole set: tables, lists, names of classes
     """
 
     name: str
@@ -70,6 +73,8 @@ class Source:
     annotate: Callable[[Item], Annotation] | None = None
     files: Callable[[Item], tuple[Path, ...]] = _no_files
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    shared_files: tuple[Path, ...] = ()
 
 
 class Importer(Protocol):

@@ -16,7 +16,7 @@ from pathlib import Path
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
 from pipelines.data.images import make_key
-from pipelines.data.importers.support.reading import SPLIT_NAMES, find_problem, load
+from pipelines.data.importers.support.reading import find_problem, load, split_of
 from pipelines.data.safe_parsers import read_csv
 from pipelines.data.sources import Item, Source, is_image, read_file
 
@@ -79,7 +79,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 
 def _item(root: Path, number: int, row: tuple[str, str, str], numbers: Mapping[str, int]) -> Item:
     name, label, word = row
-    split: Split | None = SPLIT_NAMES.get(word.lower())
+    split: Split | None = split_of(word)
     problem = find_problem(root, name)
     if not label:
         problem = ("missing label", f"row {number} ({name!r}) has no label")

@@ -17,10 +17,10 @@ from pipelines.data.card import Split
 from pipelines.data.images import make_key
 from pipelines.data.importers.support.reading import (
     LABEL_NAMES,
-    SPLIT_NAMES,
     load,
     need_folder,
     no_images,
+    split_of,
 )
 from pipelines.data.sources import (
     TABLES,
@@ -78,7 +78,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 
 def _split(path: str) -> Split | None:
     first, _, rest = path.partition("/")
-    return SPLIT_NAMES.get(first.lower()) if rest else None
+    return split_of(first) if rest else None
 
 
 def _files(folder: Path, item: Item) -> tuple[Path, ...]:

@@ -87,7 +87,7 @@ def pack(
         )
     with stage(to) as staged:
         found = _read(chosen, source, notify)
-        bare = replace(found, items=())
+        bare = replace(found, items=(), shared_files=())
         spec = PackSpec(bare, staged.storage.where, None, "", resize, quality)
         how = {
             "format": chosen.name,

@@ -21,12 +21,19 @@ from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import IMAGE_SUFFIXES, Item, find_folders, is_image, read_file
 
 SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "val"),
+    **dict.fromkeys(("eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
+"""Words that mean a split."""
+_NEUTRAL = frozenset(
+    {
+        *("set", "sets", "data", "dataset", "split", "folder", "part", "stage", "seg", "cls"),
+        *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"),
+    }
+)
+"""Words that say nothing beside the word of a split: train_images, stage1_train."""
 SPLIT_ORDER: tuple[Split, ...] = ("train", "val", "test")
 IMAGE_NAMES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 LABEL_NAMES = frozenset(
@@ -37,13 +44,45 @@ LABEL_NAMES = frozenset(
 )
 """Usual names of the folders of images and of labels, if they are separate."""
 _ORIENTATION = 0x0112
-_SPLIT = re.compile(r"(train|val|valid|validation|test)[-_]?[0-9]*", re.I)
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_BETWEEN_WORDS = re.compile(r"[\W\d_]+")
+_GLUED = re.compile(r"^(set|data|images?|imgs?)|(set|data|images?|imgs?)$")
 
 
 def split_of(name: str) -> Split | None:
-    """The split in the name of a folder or file: "train", "valid", "val2017"; else None."""
-    match = _SPLIT.fullmatch(name)
-    return SPLIT_NAMES[match[1].lower()] if match else None
+    """The split in the name of a folder or file: "train", "Testing", "val2017", "train_images",
+    "trainset"; None if it has other words, as "train station" has."""
+    word, others = _split_word(name)
+    return SPLIT_NAMES[word] if word and not others else None
+
+
+def find_splits(names: Iterable[str]) -> dict[str, Split]:
+    """Name -> split of those folders or files in one place that are splits.
+
+    Names that differ only in the word of the split are splits too: flowers-train, flowers-test.
+    """
+    words = {name: _split_word(name) for name in names}
+    alike: dict[tuple[str, ...], set[Split]] = {(): set(SPLIT_ORDER)}
+    for word, others in words.values():
+        if word:
+            alike.setdefault(others, set()).add(SPLIT_NAMES[word])
+    return {
+        name: SPLIT_NAMES[word]
+        for name, (word, others) in words.items()
+        if word and len(alike[others]) > 1 and "train" in alike[others]
+    }
+
+
+def _split_word(name: str) -> tuple[str, tuple[str, ...]]:
+    """(word of the split, the other words that mean something); the first is empty if no word or
+    more than one means a split."""
+    words = [word for word in _BETWEEN_WORDS.split(_CAMEL.sub("_", name).lower()) if word]
+    means = [word if word in SPLIT_NAMES else _GLUED.sub("", word) for word in words]
+    found = [word for word in means if word in SPLIT_NAMES]
+    others = tuple(
+        word for word, mean in zip(words, means) if mean not in SPLIT_NAMES and word not in _NEUTRAL
+    )
+    return (found[0], others) if len(found) == 1 else ("", others)
 
 
 def need_folder(source: str) -> Path:

@@ -39,7 +39,7 @@ def test_invalid_rows_are_rejected(tmp_path: Path) -> None:
         (f"{tmp_path}/secret.jpg,cat,train", "path outside the source"),
         ("photos/../../secret.jpg,cat,train", "path outside the source"),
         ("photos/1.jpg,,train", "missing label"),
-        ("photos/2.jpg,cat,dev", "unknown split"),
+        ("photos/2.jpg,cat,fold9", "unknown split"),
         (",cat,train", "path outside the source"),
         ("a\0b,cat,train", "path outside the source"),
         (f"{'x' * 5000}.jpg,cat,train", "missing image"),

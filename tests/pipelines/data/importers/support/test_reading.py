@@ -15,6 +15,7 @@ from pipelines.data.importers.support.reading import (
     check_stated_size,
     choose,
     find_problem,
+    find_splits,
     image_size,
     list_stems,
     locate,
@@ -69,22 +70,28 @@ def test_paths_stay_in_the_source(tmp_path: Path) -> None:
     assert locate(tmp_path / "alias", "a/1.jpg").is_file()
 
 
-def test_splits_are_recognised_by_folder_names() -> None:
-    names = [
-        "train",
-        "Train2017",
-        "val",
-        "valid",
-        "validation",
-        "test-1",
-        "training",
-        "x",
-        "contest",
-    ]
-    assert [split_of(name) for name in names] == [
-        *("train", "train", "val", "val", "val", "test"),
-        *(None, None, None),
-    ]
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", "train TRAIN Train2017 training Training training_set train_images trainset"),
+        ("train", "seg_train stage1_train trainImages TrainingSet images-train train_1 imgs.train"),
+        ("val", "val valid validation Validation dev eval valset val_images 2017_val"),
+        ("test", "test test-1 Testing TEST_SET tst testdata test.images"),
+        (None, "x contest train_station testtube trainer validity trainval train_val train犬 set"),
+    ],
+)
+def test_splits_are_recognised_by_folder_names(split: str | None, names: str) -> None:
+    assert {name: split_of(name) for name in names.split()} == dict.fromkeys(names.split(), split)
+
+
+def test_names_that_differ_in_the_split_only_are_splits() -> None:
+    assert find_splits(["flowers-train", "flowers_test", "Train", "other"]) == {
+        "flowers-train": "train",
+        "flowers_test": "test",
+        "Train": "train",
+    }
+    assert find_splits(["night_train", "day_train", "test_tube"]) == {}
+    assert find_splits(["bird_test", "bird_eval"]) == {}  # without train they may be classes
 
 
 def test_folders_nearby_and_stems(tmp_path: Path) -> None:
