@@ -6,8 +6,9 @@ executes or unpickles what it reads.
 
 The conversion:
 
-- JPEG, PNG, WEBP, BMP, GIF and TIFF are read, recognised by their first bytes and not by the name.
-  Everything else is refused. Of several frames the first is read. ICC profiles are ignored.
+- JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG 2000, HEIF and AVIF are read, recognised by their first
+  bytes and not by the name (`image_formats`). Everything else is refused. Of several frames the
+  first is read. ICC profiles are ignored.
 - EXIF orientation is applied. An unreadable EXIF block counts as no orientation.
 - Transparency (RGBA, LA, palette or colour key) is blended with white.
 - 16-bit grey is scaled to 8 bits (0..65535 to 0..255, rounded). Float pixels are refused, because
@@ -23,7 +24,6 @@ import io
 import os
 import re
 import warnings
-import zlib
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -36,7 +36,8 @@ from torch.nn import functional
 from models.core.errors import TesseraError
 from models.core.family import View
 from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
-from pipelines.data.jpeg import MAX_SCANS, SCAN, FastDecoder
+from pipelines.data.image_formats import SUPPORTED, check_structure, open_lazily, sniff
+from pipelines.data.jpeg import FastDecoder
 
 Fit = Literal["stretch", "crop", "pad"]
 """How an image of another size gets the size that the network sees.
@@ -45,7 +46,6 @@ Fit = Literal["stretch", "crop", "pad"]
 pixels, "pad" shrinks a larger image without changing its aspect ratio, never enlarges it, and adds
 black on the right and at the bottom.
 """
-_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -67,24 +67,6 @@ def make_key(path: str | bytes) -> str:
     return f"{key[: MAX_KEY_LENGTH - len(digest) - 1]}~{digest}"
 
 
-def sniff(data: bytes) -> str | None:
-    """Returns Pillow's name of the format by the first bytes; None for a format that is not
-    read."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if data[:8] == _PNG:
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if data[:2] == b"BM":
-        return "BMP"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    return None
-
-
 def open_image(data: bytes, where: str) -> Image.Image:
     """Decodes to an upright image of mode L (grey) or RGB. `where` names the image in errors.
     Raises TesseraError as `decode_image` does."""
@@ -93,17 +75,12 @@ def open_image(data: bytes, where: str) -> Image.Image:
         problem = "is empty" if not data else f"begins with {bytes(data[:8])!r}"
         raise TesseraError(
             f"{where} is not an image of a supported format: it {problem}",
-            hint="JPEG, PNG, WEBP, BMP, GIF and TIFF are supported, recognised by content",
+            hint=f"{SUPPORTED} are supported, recognised by content",
         )
-    if form == "PNG":
-        _check_png(data, where)
-    if form == "JPEG" and data.count(SCAN) > MAX_SCANS:
-        raise TesseraError(f"{where} is a JPEG with more than {MAX_SCANS} scans, which is refused")
-    if form == "GIF" and data[-1:] != b";":  # Pillow stops reading at the end of the pixels
-        raise TesseraError(f"{where} is a damaged GIF: its end is missing")
+    check_structure(data, form, where)
     _ignore_pillow_warnings()
     try:
-        with Image.open(io.BytesIO(data), formats=[form]) as image:
+        with open_lazily(data, form) as image:
             _check_size(image.size, where)
             image.load()
             return _convert(_turn_upright(image), where)
@@ -218,21 +195,6 @@ def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format="PNG")
     return out.getvalue()
-
-
-def _check_png(data: bytes, where: str) -> None:
-    """Checks that every chunk is complete and nothing follows the last one: Pillow accepts a PNG
-    that is cut short."""
-    at, kind = len(_PNG), b""
-    while kind != b"IEND":
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 12 + length
-        crc32 = int.from_bytes(data[end - 4 : end], "big")
-        if end > len(data) or zlib.crc32(memoryview(data)[at + 4 : end - 4]) != crc32:
-            raise TesseraError(f"{where} is a damaged PNG: its chunk {kind!r} is incomplete")
-        at = end
-    if at != len(data):
-        raise TesseraError(f"{where} is a damaged PNG: {len(data) - at} bytes follow its end")
 
 
 def _check_size(size: tuple[int, int], where: str) -> None:

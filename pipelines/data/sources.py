@@ -19,8 +19,22 @@ from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation
 from pipelines.data.card import Split
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".heic", ".heif", ".avif"),
+    }
+)
 """Suffixes of image files. Their content decides which format they have."""
+UNREAD_IMAGE_SUFFIXES = frozenset(
+    {
+        *(".apng", ".mpo", ".jxl", ".jxr", ".j2k", ".jpf", ".jpx", ".svg", ".eps", ".ico"),
+        *(".tga", ".pcx", ".dds", ".exr", ".hdr", ".pfm", ".fits", ".psd", ".xcf", ".emf"),
+        *(".dcm", ".dicom", ".nii", ".mha", ".mhd", ".nrrd", ".svs", ".ndpi", ".czi", ".lif"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"),
+    }
+)
+"""Suffixes of images in formats that aren't read."""
 TABLES = (".csv", ".tsv")
 """Suffixes of tables, which may have labels."""
 MAX_FILE_BYTES = 256 << 20
@@ -105,6 +119,11 @@ def find_files(folder: Path) -> Iterator[str]:
 def find_images(folder: Path) -> Iterator[str]:
     """The files of `find_files` with the suffix of an image."""
     return (path for path in find_files(folder) if is_image(path))
+
+
+def is_unread_image(path: str) -> bool:
+    """Whether the name is that of an image in a format that isn't read."""
+    return os.path.splitext(path)[1].lower() in UNREAD_IMAGE_SUFFIXES
 
 
 def is_image(path: str) -> bool:

@@ -22,7 +22,8 @@ from models.core.errors import TesseraError
 from pipelines.data import annotations as annotation_ops
 from pipelines.data import duplicates
 from pipelines.data.card import Shard, Split
-from pipelines.data.images import encode_png, open_image, sniff
+from pipelines.data.image_formats import sniff
+from pipelines.data.images import encode_png, open_image
 from pipelines.data.packing import shard_records
 from pipelines.data.packing.shard_records import ShardRecord
 from pipelines.data.packing.statistics import ImageStatistics, rejection

@@ -150,11 +150,11 @@ def test_an_unreadable_exif_block_is_ignored() -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"%PDF-1.7\n",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"\0\0\0\x18ftypheic",
-        b"P6 2 2 255\n" + b"\0" * 12,
+        b"\0\0\0\x18ftypisom",
+        b"P7\nWIDTH 2\n" + b"\0" * 12,
         b"\x80\x04\x95",
     ],
-    ids=["empty", "html", "eps", "pdf", "svg", "heic", "ppm", "pickle"],
+    ids=["empty", "html", "eps", "pdf", "svg", "mp4", "pam", "pickle"],
 )
 def test_other_formats_are_refused_by_content(data: bytes) -> None:
     with pytest.raises(TesseraError, match=r"^cat\.jpg is not an image of a supported format"):
@@ -186,15 +186,13 @@ def test_every_flipped_bit_of_a_png_is_refused() -> None:
             images.decode_image(bytes(flipped), 3)
 
 
-@pytest.mark.fault(21, 25)
+@pytest.mark.fault(21)
 @pytest.mark.control(21)
-def test_a_png_truncated_anywhere_or_with_appended_data_is_refused() -> None:
+def test_a_png_truncated_anywhere_is_refused() -> None:
     data = encoded(photo(8, 8))
     for end in range(len(data)):
         with pytest.raises(TesseraError):
             images.decode_image(data[:end], 3)
-    with pytest.raises(TesseraError, match="22 bytes follow its end"):
-        images.decode_image(data + b"PK\5\6" + b"\0" * 18, 3)
     Image.open(io.BytesIO(data[:-12])).load()  # the control: bare Pillow accepts it
 
 

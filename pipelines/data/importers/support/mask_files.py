@@ -6,18 +6,18 @@ Must not know where the files are.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import IGNORED
-from pipelines.data.images import open_image, sniff
+from pipelines.data.image_formats import open_lazily, sniff
+from pipelines.data.images import open_image
 from pipelines.data.sample_error import SampleError
 
 MAX_COLOURS = 64
@@ -45,7 +45,7 @@ def read_mask(data: bytes, where: str) -> MaskPixels:
             hint="masks are PNG, BMP, GIF or TIFF",
         )
     upright = open_image(data, where)  # refuses what is damaged or too large
-    with Image.open(io.BytesIO(data), formats=[form or ""]) as opened:
+    with open_lazily(data, form or "") as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if image.mode == "1":

@@ -6,17 +6,15 @@ images. Must not know any format.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from PIL import Image
-
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
-from pipelines.data.images import open_image, sniff
+from pipelines.data.image_formats import open_lazily, sniff
+from pipelines.data.images import open_image
 from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import IMAGE_SUFFIXES, Item, find_folders, is_image, read_file
 
@@ -173,7 +171,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
     if form in (None, "TIFF") or (form == "PNG" and b"eXIf" in data):
         return open_image(data, where).size[::-1]
     try:
-        with Image.open(io.BytesIO(data), formats=[form or ""]) as image:
+        with open_lazily(data, form or "") as image:
             width, height = image.size
             turned = form != "PNG" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # opening it raises the proper error

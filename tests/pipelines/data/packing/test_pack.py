@@ -13,7 +13,8 @@ from PIL import Image
 from models.core.errors import TesseraError, UsageError
 from pipelines.data import card as cards
 from pipelines.data import shards
-from pipelines.data.images import decode_image, sniff
+from pipelines.data.image_formats import sniff
+from pipelines.data.images import decode_image
 from pipelines.data.inspection.verify import verify
 from pipelines.data.packing.pack import pack
 from pipelines.data.shards import Stored

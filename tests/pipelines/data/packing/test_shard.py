@@ -14,7 +14,8 @@ from PIL import Image
 from models.core.errors import TesseraError
 from pipelines.data import annotations
 from pipelines.data.annotations import Annotation, Mask, Objects
-from pipelines.data.images import encode_png, open_image, sniff
+from pipelines.data.image_formats import sniff
+from pipelines.data.images import encode_png, open_image
 from pipelines.data.packing import shard_records
 from pipelines.data.packing.shard import PackSpec, ShardPlan, find_record, pack_shard, prepare
 from pipelines.data.sample_error import SampleError
