@@ -13,6 +13,7 @@ from models.core.errors import UsageError
 from pipelines.workflows.pack import SMALL_ITEMS
 
 if TYPE_CHECKING:
+    from pipelines.data.card import Card
     from pipelines.workflows.pack import PackedData
 
 GROUP = "data"
@@ -70,6 +71,12 @@ GROUP = "data"
     help="How many samples may be rejected; they are listed in rejected.jsonl.",
 )
 @click.option(
+    "--allow-unused",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out files that no sample uses; repeatable.",
+)
+@click.option(
     "--no-leakage-check",
     "near",
     flag_value=False,
@@ -102,6 +109,7 @@ def command(
     resize: int | None,
     quality: int | None,
     allow_rejected: str,
+    allow_unused: tuple[str, ...],
     near: bool,
     unseen: tuple[str, ...],
     workers: int | None,
@@ -128,6 +136,7 @@ def command(
         resize=resize,
         quality=quality,
         allow_rejected=allow_rejected,
+        allow_unused=allow_unused,
         near_duplicates=near,
         unseen=unseen,
         workers=workers,
@@ -157,13 +166,23 @@ def _show(data: PackedData, to: str) -> None:
         {
             "packed": f"{to}: {rate}",
             "splits": ", ".join(f"{name} {split.samples:,}" for name, split in card.splits.items()),
-            **({"classes": f"{len(card.classes)}"} if card.classes else {}),
+            **({"classes": _classes(card)} if card.classes else {}),
             **rejected,
             **(dict(shard_advice.advise(card.split("train"))) if remote else {}),
             "digest": card.digest,
             "next": next_step,
         }
     )
+
+
+def _classes(card: Card) -> str:
+    """The number of classes, and the images, objects or pixels of the first ones."""
+    counts = [split.class_counts for split in card.splits.values() if split.class_counts]
+    names = list(card.classes[:20])
+    if counts:
+        names = [f"{name} {sum(count.get(name, 0) for count in counts):,}" for name in names]
+    more = ", …" if len(card.classes) > len(names) else ""
+    return f"{len(card.classes)} ({', '.join(names)}{more})"
 
 
 def _parse_option(text: str) -> tuple[str, str]:

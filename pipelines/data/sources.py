@@ -9,13 +9,14 @@ one at a time. Must not know how splits are cut, shards or cards.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import Annotation
 from pipelines.data.card import Split
 
@@ -89,6 +90,32 @@ class Source:
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     shared_files: tuple[Path, ...] = ()
+
+
+class Reading(NamedTuple):
+    """One way to read a source: a format with options, and what it makes of the source."""
+
+    format: str
+    options: Mapping[str, str]
+    meaning: str
+
+
+class AmbiguousError(UsageError):
+    """Raised for a source that can be read in several ways, of which the user must choose one."""
+
+    def __init__(self, message: str, *, hint: str = "", readings: Sequence[Reading] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.readings = tuple(readings)
+
+    def with_commands(self, source: str, to: str) -> UsageError:
+        """The same error, whose hint is a command for each reading, quoted for a shell."""
+        lines = ["choose one:"]
+        for reading in self.readings:
+            words = ["tessera", "pack", source, "--to", to, "--format", reading.format]
+            for name, value in reading.options.items():
+                words += ["--option", f"{name}={value}"]
+            lines.append(f"{shlex.join(words)}   # {reading.meaning}")
+        return UsageError(self.message, hint="\n         ".join(lines))
 
 
 class Importer(Protocol):

@@ -61,6 +61,7 @@ def pack(
     resize: int | None = None,
     quality: int | None = None,
     allow_rejected: str = "0",
+    allow_unused: Sequence[str] = (),
     near_duplicates: bool = True,
     unseen: Sequence[str] = (),
     workers: int | None = None,
@@ -82,6 +83,7 @@ def pack(
         resize: Shorter side in pixels; images with a longer one are shrunk to it.
         quality: JPEG quality of resized images, 1 to 100.
         allow_rejected: Samples that may be rejected: a number, or a share as in "0.5%".
+        allow_unused: Patterns of files that no sample has to use, as in "extra/*".
         near_duplicates: Whether to search for near duplicates across splits.
         unseen: Classes to keep for the test split only.
         workers: Parallel tasks on the Ray cluster; 0 packs in this process. By default all CPUs of
@@ -120,6 +122,7 @@ def pack(
             resize=resize,
             quality=quality,
             allow_rejected=allow_rejected,
+            allow_unused=allow_unused,
             near_duplicates=near_duplicates,
             unseen=unseen,
             map_tasks=cluster.map_tasks if cluster.is_wanted else None,

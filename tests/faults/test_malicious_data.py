@@ -291,15 +291,15 @@ def link_to_zeros(path: Path) -> None:
 
 
 @pytest.mark.fault(11)
-@pytest.mark.parametrize(
-    "make", [os.mkfifo, link_to_itself, link_to_parent, link_to_zeros, os.mkdir]
-)
-def test_files_that_are_not_regular_are_skipped(
+@pytest.mark.parametrize("make", [os.mkfifo, link_to_itself, link_to_parent, link_to_zeros])
+def test_files_that_are_not_regular_are_named_and_never_read(
     make: Callable[[Path], None], tmp_path: Path, make_folder: MakeFolder
 ) -> None:
     source = make_folder(tmp_path / "in", ["a", "b"], 4)
     make(source / "a" / "x.jpg")
-    card = pack.pack(str(source), tmp_path / "out")
+    with pytest.raises(TesseraError, match=r"1 special file: .*: a/x\.jpg"):
+        pack.pack(str(source), tmp_path / "out")
+    card = pack.pack(str(source), tmp_path / "out", allow_unused=["a/x.jpg"])
     assert sum(split.samples for split in card.splits.values()) == 8
 
 

@@ -24,7 +24,12 @@ def pets(tmp_path: Path) -> Path:
 def test_pack_then_inspect(tmp_path: Path, pets: Path, call: Call) -> None:
     packed = call("pack", pets, "--to", tmp_path / "out", "--shard-samples", 6)
     assert packed.status == 0, packed.err
-    assert packed.err == f"reading {pets} as image_folder: 2 class folders\n"
+    assert packed.err.splitlines() == [
+        f"reading {pets} as image_folder: 2 class folders",
+        "classification: 20 images (no split 20); 2 classes: cat 10, dog 10",
+        "files: 20 = 20 images",
+    ]
+    assert "classes 2 (cat 10, dog 10)" in " ".join(packed.out.split())
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["digest"] in packed.out
     assert "train 16, val 2, test 2" in packed.out
@@ -118,7 +123,7 @@ def test_errors_are_two_lines_and_an_exit_status(tmp_path: Path, pets: Path, cal
         (("pack", pets, "--to", tmp_path / "full"), 1, "is not empty"),
         (("pack", tmp_path / "no", "--to", out), 2, "doesn't exist"),
         (("pack", pets, "--to", out, "--format", "minst"), 2, "did you mean 'mnist'"),
-        (("pack", pets, "--to", out, "--format", "image_folder:x"), 2, "takes no options"),
+        (("pack", pets, "--to", out, "--format", "images:x"), 2, "takes no options"),
         (("pack", pets, "--to", out, "--option", "x"), 2, "is not of the form NAME=VALUE"),
         (("pack", pets, "--to", out, "--quality", 90), 2, "--quality needs --resize"),
         (("pack", pets, "--to", "pipe:cat"), 2, "pipe"),

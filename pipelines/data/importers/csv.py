@@ -74,6 +74,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         items=items,
         load=partial(load, root),
         files=partial(_files, root, path),
+        folder=None if Path(source).is_file() else Path(source),
+        shared_files=(path,),
     )
 
 

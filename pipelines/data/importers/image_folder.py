@@ -1,23 +1,36 @@
 """A folder for each class: SOURCE/CLASS/…/IMAGE.jpg, or SOURCE/train/CLASS/…, SOURCE/test/CLASS/….
 
 In: a folder. Out: a `Source` for classification. Classes are the names of the class folders in
-alphabetical order, as in torchvision's `ImageFolder`. Hidden files are ignored; files without the
-suffix of an image are ignored and counted.
+alphabetical order, as in torchvision's `ImageFolder`. Hidden files are ignored.
+
+The class folders may also lie in one folder around all of them, in a folder of the same split
+(seg_train/seg_train), in parts (part_1/CLASS, part_2/CLASS), or around the splits (CLASS/train).
+Where class folders have folders with images instead of images, the option `class_from` says which
+folder names the class.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from models.core.errors import TesseraError
 from pipelines.data.card import Split
-from pipelines.data.images import make_key
-from pipelines.data.importers.support.reading import IMAGE_NAMES, LABEL_NAMES, SPLIT_NAMES
+from pipelines.data.importers.support.reading import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    choose,
+    find_splits,
+    make_keys,
+)
 from pipelines.data.sources import (
+    AmbiguousError,
     Item,
+    Reading,
     Source,
     find_files,
     find_folders,
@@ -27,89 +40,243 @@ from pipelines.data.sources import (
 )
 
 NAME = "image_folder"
-OPTIONS: Mapping[str, str] = {}
+CLASS_FROM = ("parent", "leaf", "path")
+OPTIONS: Mapping[str, str] = {
+    "class_from": "parent: the outermost folder names the class (default), leaf: the innermost, "
+    "path: all folders",
+}
+_PART = re.compile(
+    r"(.*?[-_ .])?(part|batch|chunk|shard|vol|volume|disc|disk|images?|imgs?|photos?)[-_ .]*[0-9]+",
+    re.I,
+)
+_LABEL_WORD = re.compile(r"mask|label|annot|ground.?truth|(^|[-_ .])gt", re.I)
+
+
+class _Base(NamedTuple):
+    """A folder with class folders in it. `inner`: each of these has folders for the splits."""
+
+    path: Path
+    split: Split | None = None
+    inner: Mapping[str, Split] = {}
 
 
 def recognises(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir():
         return ""
-    splits = _find_splits(folder)
-    places = [place for part in _parts(folder, splits) for place in find_folders(part)]
+    bases = _find_bases(folder)
+    places = [place for base in bases for place in find_folders(base.path)]
     first = {place: next(find_images(place), None) for place in places}
     names = {place.name for place in places if first[place]}
     # A single folder has no classes: its images have no labels, or a table has them.
-    if len(names) < 2 or _is_other_layout(first) or "train" in names <= SPLIT_NAMES.keys():
+    if len(names) < 2 or _is_other_layout(first) or _are_parts(names):
         return ""
+    found = find_splits(names)
+    if "train" in found.values() and len(found) == len(names):
+        return ""
+    splits = [base.path.relative_to(folder).as_posix() for base in bases if base.split]
+    splits = splits or list(bases[0].inner)
     return f"{len(names)} class folders" + (f" in each of {', '.join(splits)}" if splits else "")
 
 
 def _is_other_layout(first: Mapping[Path, str | None]) -> bool:
     """Whether the folders, given with their first images, have labels in files instead."""
     for place, path in first.items():
-        if path is None and place.name.lower() in LABEL_NAMES:
+        if place.name.lower() in (LABEL_NAMES if path is None else IMAGE_NAMES):
             return True
-        if path and IMAGE_NAMES & {part.lower() for part in (place.name, *path.split("/")[:-1])}:
-            return True
-    return False
+        folders = (path or "").lower().split("/")[:-1]
+        for depth, name in enumerate(folders):
+            beside = place.joinpath(*(path or "").split("/")[:depth])
+            if name in IMAGE_NAMES and any(
+                inner.name.lower() in LABEL_NAMES for inner in find_folders(beside)
+            ):
+                return True
+    labelled = {bool(_LABEL_WORD.search(place.name)) for place, path in first.items() if path}
+    return len(labelled) == 2
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
     """Lists the files. Raises TesseraError for a class folder without images, and for images that
-    are in no class folder."""
+    are in no class folder; AmbiguousError if the folders can be classes in several ways."""
     folder = Path(source)
     if not folder.is_dir():
         raise TesseraError(f"there is no folder {source}")
-    splits = _find_splits(folder)
-    places = [place for part in _parts(folder, splits) for place in find_folders(part)]
-    classes = tuple(sorted({_check_name(place.name) for place in places}))
-    numbers = {name: number for number, name in enumerate(classes)}
-    items: list[Item] = []
-    others = 0
-    for path in find_files(folder):
-        if not is_image(path):
-            others += 1
-            continue
-        split, name = _split_and_class(path, splits)
-        if name not in numbers:
-            raise TesseraError(
-                f"{source}: the image {path} is in no class folder",
-                hint="move it into one, or out of the source",
-            )
-        items.append(Item(make_key(os.path.splitext(path)[0]), path, numbers[name], split))
-    if not items:
+    class_from = choose(options, "class_from", CLASS_FROM, "parent")
+    bases = _find_bases(folder)
+    paths = list(find_images(folder))
+    starts = {_start(base.path, folder): base for base in bases}
+    located = [_locate(source, path, starts) for path in paths]
+    if not located:
         raise TesseraError(
             f"{source} has no images in class folders", hint="it must be SOURCE/CLASS/IMAGE.jpg"
         )
-    _check_filled(folder, places, items, depth=2 if splits else 1)
-    notes = (f"{others} files without the suffix of an image are left out",) if others else ()
-    name = folder.resolve().name
+    if "class_from" not in options:
+        _check_levels(source, [parts for _, parts in located])
+    _check_filled(folder, bases, paths)
+    labels = [_class_name(parts, class_from) for _, parts in located]
+    classes = tuple(sorted(set(map(_check_name, labels))))
+    numbers = {name: number for number, name in enumerate(classes)}
+    items = [
+        Item(key, path, numbers[label], split)
+        for key, path, label, (split, _) in zip(make_keys(paths), paths, labels, located)
+    ]
     return Source(
-        name=name,
+        name=folder.resolve().name,
         task="classification",
         classes=classes,
         items=items,
         load=partial(_load, folder),
         files=partial(_files, folder),
-        notes=notes,
+        folder=folder,
     )
 
 
-def _split_and_class(path: str, splits: Mapping[str, Split]) -> tuple[Split | None, str]:
-    """(split, class) of an image from its path; the class is empty if it is in no class folder."""
-    first, *rest = path.split("/")
-    if not splits:
-        return None, first if rest else ""
-    return splits.get(first), rest[0] if first in splits and len(rest) > 1 else ""
+def _find_bases(folder: Path) -> list[_Base]:
+    """The folders that have class folders in them."""
+    root = _unwrap(folder)
+    inner = find_folders(root)
+    if splits := _find_splits(root, inner):
+        return [
+            base
+            for place in inner
+            if place.name in splits
+            for base in _join_parts(_unwrap_split(place), splits[place.name])
+        ]
+    bases = _join_parts(root, None)
+    if len(bases) == 1:
+        names = [{place.name for place in find_folders(place)} for place in inner]
+        found = find_splits(names[0]) if names else {}
+        if "train" in found.values() and all(len(n) and find_splits(n).keys() == n for n in names):
+            return [_Base(root, None, find_splits(set().union(*names)))]
+    return bases
 
 
-def _check_filled(folder: Path, places: list[Path], items: list[Item], *, depth: int) -> None:
-    filled = {tuple(item.origin.split("/")[:depth]) for item in items}
-    empty = [p.relative_to(folder) for p in places if p.relative_to(folder).parts not in filled]
+def _unwrap(folder: Path) -> Path:
+    """The folder with the class folders or splits in it: `folder`, or the only one in it, as many
+    archives have a folder around all others."""
+    inner = find_folders(folder)
+    if len(inner) != 1 or find_splits([inner[0].name]) or _has_images(folder):
+        return folder
+    only = inner[0]
+    deeper = find_folders(only)
+    if only.name.lower() in LABEL_NAMES or not deeper:
+        return folder
+    if len(deeper) > 1 or find_splits([deeper[0].name]):
+        return only
+    unwrapped = _unwrap(only)
+    return folder if unwrapped == only else unwrapped
+
+
+def _unwrap_split(place: Path) -> Path:
+    """The folder of a split, or the folder of the same split in it: seg_train/seg_train."""
+    inner = find_folders(place)
+    if len(inner) == 1 and not _has_images(place):
+        mine, other = (list(find_splits([p.name]).values()) for p in (place, inner[0]))
+        if inner[0].name == place.name or (other and mine == other):
+            return inner[0]
+    return place
+
+
+def _join_parts(root: Path, split: Split | None) -> list[_Base]:
+    inner = find_folders(root)
+    if _are_parts([place.name for place in inner]) and all(map(find_folders, inner)):
+        return [_Base(place, split) for place in inner]
+    return [_Base(root, split)]
+
+
+def _are_parts(names: Sequence[str] | set[str]) -> bool:
+    """Whether folders are parts of one whole: images_part_1, images_part_2."""
+    stems = {re.sub(r"[0-9]+", "", name) for name in names}
+    return len(names) > 1 and len(stems) == 1 and all(map(_PART.fullmatch, names))
+
+
+def _find_splits(root: Path, inner: Sequence[Path]) -> dict[str, Split]:
+    """Folder name -> split; empty if the class folders are in `root` itself."""
+    found = find_splits([place.name for place in inner])
+    # A class may be named "test": these are splits only if there is a `train` with class folders.
+    if not any(split == "train" and find_folders(root / name) for name, split in found.items()):
+        return {}
+    words: dict[Split, set[str]] = {}
+    for name, split in found.items():
+        words.setdefault(split, set()).add(re.sub(r"[\W\d_]+", "", name).lower())
+    for split, alike in words.items():
+        if len(alike) > 1:
+            names = ", ".join(name for name in found if found[name] == split)
+            raise TesseraError(
+                f"{root} has two folders for {split}: {names}",
+                hint="merge them, or move one out of the source",
+            )
+    return found
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image(entry.name) for entry in folder.iterdir() if not entry.is_dir())
+
+
+def _start(place: Path, folder: Path) -> str:
+    return "" if place == folder else place.relative_to(folder).as_posix() + "/"
+
+
+def _locate(
+    source: str, path: str, starts: Mapping[str, _Base]
+) -> tuple[Split | None, tuple[str, ...]]:
+    """(split, folders between the base and the image) of an image."""
+    start = next((start for start in starts if path.startswith(start)), None)
+    if start is not None:
+        base, parts = starts[start], tuple(path[len(start) :].split("/")[:-1])
+        if base.inner and len(parts) > 1:
+            return base.inner[parts[1]], (parts[0], *parts[2:])
+        if parts and not base.inner:
+            return base.split, parts
+    raise TesseraError(
+        f"{source}: the image {path} is in no class folder",
+        hint="move it into one, or out of the source",
+    )
+
+
+def _class_name(parts: tuple[str, ...], class_from: str) -> str:
+    return {"parent": parts[0], "leaf": parts[-1], "path": "/".join(parts)}[class_from]
+
+
+def _check_levels(source: str, located: Sequence[tuple[str, ...]]) -> None:
+    """Refuses class folders without images of their own but with several folders of images."""
+    inner: dict[str, set[str]] = {}
+    for parts in located:
+        inner.setdefault(parts[0], set()).add(parts[1] if len(parts) > 1 else "")
+    deep = next((name for name, names in inner.items() if len(names) > 1 and "" not in names), "")
+    if not deep:
+        return
+    leaves = {parts[-1] for parts in located}
+    shown = ", ".join(sorted(inner[deep])[:5])
+    raise AmbiguousError(
+        f"{source}: the folder {deep} has no images, but the folders {shown}: which one names the "
+        "class isn't clear",
+        readings=[
+            Reading(NAME, {"class_from": "parent"}, f"{len(inner)} classes, as {deep}"),
+            Reading(NAME, {"class_from": "leaf"}, f"{len(leaves)} classes, as {min(inner[deep])}"),
+            Reading(
+                NAME,
+                {"class_from": "path"},
+                f"{len(set(located))} classes, as {deep}/{min(inner[deep])}",
+            ),
+        ],
+    )
+
+
+def _check_filled(folder: Path, bases: Sequence[_Base], paths: Sequence[str]) -> None:
+    filled = {""}
+    for path in paths:
+        while path not in filled:
+            filled.add(path)
+            path = os.path.dirname(path)
+    places = [place.relative_to(folder) for base in bases for place in find_folders(base.path)]
+    empty = [place for place in places if place.as_posix() not in filled]
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        others = sorted({Path(name).suffix for name in find_files(folder / empty[0])})
+        has = f", only files named {' '.join(others)[:200]}" if others else ""
         raise TesseraError(
-            f"{folder}: the class folder {empty[0]}{more} has no images",
+            f"{folder}: the class folder {empty[0]}{more} has no images{has}",
             hint="add images or remove the folder",
         )
 
@@ -120,27 +287,6 @@ def _load(folder: Path, item: Item) -> bytes:
 
 def _files(folder: Path, item: Item) -> tuple[Path, ...]:
     return (folder / item.origin,)
-
-
-def _find_splits(folder: Path) -> dict[str, Split]:
-    """Folder name -> split; empty if the class folders are in `folder` itself."""
-    found: dict[str, Split] = {}
-    for place in find_folders(folder):
-        split = SPLIT_NAMES.get(place.name.lower())
-        if split in found.values():
-            raise TesseraError(
-                f"{folder} has two folders for {split}, {place.name} is one of them",
-                hint="merge them",
-            )
-        if split:
-            found[place.name] = split
-    # A class may be named "test": these are splits only if there is a `train` with class folders.
-    train = next((name for name, split in found.items() if split == "train"), None)
-    return found if train and find_folders(folder / train) else {}
-
-
-def _parts(folder: Path, splits: Mapping[str, Split]) -> list[Path]:
-    return [folder / name for name in splits] or [folder]
 
 
 def _check_name(name: str) -> str:

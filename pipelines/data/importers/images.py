@@ -1,33 +1,31 @@
 """Images without labels: for autoencoders, GANs and super-resolution.
 
 In: any folder of images, flat or nested; folders train, val and test are the splits. Out: a
-`Source` of the task `images`. It is recognised if no other format is; `--format images` reads any
-folder with images.
+`Source` of the task `images`. It is recognised if nothing in the source could be a label: no file,
+and no folder names; `--format images` reads any folder with images.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from pipelines.data import importers
 from pipelines.data.card import Split
-from pipelines.data.images import make_key
+from pipelines.data.file_kinds import could_be_labels
 from pipelines.data.importers.support.reading import (
+    IMAGE_NAMES,
     LABEL_NAMES,
     load,
+    make_keys,
     need_folder,
     no_images,
     split_of,
 )
 from pipelines.data.sources import (
-    TABLES,
     Item,
     Source,
     find_files,
-    find_folders,
     find_images,
     is_image,
 )
@@ -38,30 +36,41 @@ OPTIONS: Mapping[str, str] = {}
 
 def recognises(source: str) -> str:
     folder = Path(source)
-    if not folder.is_dir() or next(find_images(folder), None) is None:
+    if not folder.is_dir():
         return ""
+    found = False
+    folders: set[str] = set()
+    for path in find_files(folder):
+        if is_image(path):
+            found = True
+            folders.add(path.rpartition("/")[0])
+        elif could_be_labels(path):
+            return ""
+    names = {name for path in folders for name in path.split("/")}
     # These names mean that there are labels, even if no format can read them.
-    labelled = any(inner.name.lower() in LABEL_NAMES for inner in find_folders(folder))
-    labelled |= any(path.lower().endswith(TABLES) for path in find_files(folder))
-    others = (importers.get(name) for name in importers.names() if name != NAME)
-    if labelled or any(other.recognises(source) for other in others):
+    if not found or any(name.lower() in LABEL_NAMES for name in names):
         return ""
+    classes = {_class(path) for path in folders}
+    splits = {path for path in folders if path and not _class(path)}
+    if len(classes - {""}) > 1 or (classes - {""} and splits):
+        return ""  # a class each, or images and masks, or parts of one set
     return "images without labels"
+
+
+def _class(path: str) -> str:
+    """The first folder in a path that could be a class; empty for `train`, `images/val`."""
+    named = (part for part in path.split("/") if not split_of(part))
+    return next((part for part in named if part.lower() not in IMAGE_NAMES), "")
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
     """Lists the files. Raises TesseraError if there is no image."""
     folder = need_folder(source)
-    files = list(find_files(folder))
-    items = [
-        Item(make_key(os.path.splitext(path)[0]), path, None, _split(path))
-        for path in files
-        if is_image(path)
-    ]
+    paths = list(find_images(folder))
+    items = [Item(key, path, None, _split(path)) for key, path in zip(make_keys(paths), paths)]
     if not items:
         raise no_images(source)
-    others = len(files) - len(items)
-    notes = [f"{others} files without the suffix of an image are left out"] if others else []
+    notes = []
     folders = {item.origin.split("/")[0] for item in items if "/" in item.origin}
     if len(folders) == 1 and not any(item.split or "/" not in item.origin for item in items):
         notes.append(f"all are in {folders.pop()}: with a single folder there are no classes")
@@ -73,6 +82,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         load=partial(load, folder),
         files=partial(_files, folder),
         notes=tuple(notes),
+        folder=folder,
     )
 
 

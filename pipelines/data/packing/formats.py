@@ -6,13 +6,33 @@ Must not know how a format is read.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.data import importers
-from pipelines.data.sources import IMAGE_SUFFIXES, TABLES, Importer, find_files, find_images
+from pipelines.data.card import SPLITS
+from pipelines.data.file_kinds import could_be_labels
+from pipelines.data.sources import (
+    IMAGE_SUFFIXES,
+    TABLES,
+    AmbiguousError,
+    Importer,
+    Reading,
+    Source,
+    find_files,
+    find_images,
+)
+
+IMAGES = "images"
+"""The format of images without labels."""
+
+
+SHOWN_CLASSES = 20
+"""How many classes are shown by their names."""
 
 
 class Format(NamedTuple):
@@ -46,7 +66,8 @@ def choose(source: str, format: str | None, options: Mapping[str, str]) -> Forma
 
 
 def recognise(source: str) -> tuple[str, str]:
-    """(format, why) of a source. Raises TesseraError where no format or several recognise it."""
+    """(format, why) of a source. Raises TesseraError where no format recognises it, AmbiguousError
+    where several do."""
     fitting, refused = {}, []
     for name in importers.names():
         try:
@@ -56,14 +77,34 @@ def recognise(source: str) -> tuple[str, str]:
             continue
         if why:
             fitting[name] = why
-    if len(fitting) == 1:
+    if len(fitting) == 1 and not (refused and IMAGES in fitting):
         return next(iter(fitting.items()))
-    if fitting:
-        listed = "; ".join(f"{name} ({why})" for name, why in fitting.items())
-        raise UsageError(f"{source} could be {listed}", hint="choose one: --format NAME")
     if refused:
         raise refused[0]
+    if fitting:
+        listed = "; ".join(f"{name} ({why})" for name, why in fitting.items())
+        raise AmbiguousError(
+            f"{source} could be {listed}",
+            hint="choose one: --format NAME",
+            readings=[Reading(name, {}, why) for name, why in fitting.items()],
+        )
     raise _unrecognised(source)
+
+
+def describe(source: Source) -> str:
+    """What was read: the task, the images of each split, the first classes and, where each image
+    has one class, their images."""
+    splits: Counter[str] = Counter(item.split or "no split" for item in source.items)
+    listed = ", ".join(f"{name} {splits[name]:,}" for name in (*SPLITS, "no split") if splits[name])
+    labels = Counter(item.label for item in source.items) if source.classes else {}
+    counted = source.task == "classification"
+    names = [
+        f"{name} {labels[label]:,}" if counted else name
+        for label, name in enumerate(source.classes[:SHOWN_CLASSES])
+    ]
+    more = "" if len(source.classes) <= SHOWN_CLASSES else ", …"
+    classes = f"; {len(source.classes):,} classes: {', '.join(names)}{more}" if names else ""
+    return f"{source.task.replace('_', ' ')}: {len(source.items):,} images ({listed}){classes}"
 
 
 def _unrecognised(source: str) -> TesseraError:
@@ -85,17 +126,39 @@ def _unrecognised(source: str) -> TesseraError:
         )
     if next(find_images(folder), None) is None:
         return TesseraError(f"{source} has no images", hint=image_names_hint())
-    tables = [path for path in find_files(folder) if path.lower().endswith(TABLES)]
-    if tables:
-        return TesseraError(
-            f"{source} has images and {tables[0]}, which is not recognised as a table of labels",
-            hint="if it has the labels: --format csv with --option label_column=NAME or "
-            "delimiter=CHARACTER; if not: --format images or image_folder",
+    labels = [path for path in find_files(folder) if could_be_labels(path)]
+    if labels:
+        shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" if labels[3:] else "")
+        return AmbiguousError(
+            f"{source} has images, and {shown}, which no format recognises as labels",
+            hint="choose a format: --format NAME",
+            readings=_label_readings(labels),
         )
-    return TesseraError(
-        f"{source} has no known format ({', '.join(importers.names())})",
-        hint="put each class in a folder of its own: SOURCE/CLASS/IMAGE.jpg",
+    return AmbiguousError(
+        f"{source} has images in folders that could be classes, splits, parts of one set, or "
+        f"images and their masks: {_folders(folder)}",
+        hint="choose a format: --format NAME",
+        readings=[
+            Reading("image_folder", {}, "a folder for each class"),
+            Reading(IMAGES, {}, "images without labels"),
+        ],
     )
+
+
+def _label_readings(labels: list[str]) -> list[Reading]:
+    readings = []
+    if any(path.lower().endswith(TABLES) for path in labels):
+        table = "the labels are in a column of the table"
+        readings.append(Reading("csv", {"path_column": "NAME", "label_column": "NAME"}, table))
+    if any(path.lower().endswith(".json") for path in labels):
+        readings.append(Reading("coco", {"train": labels[0]}, "the labels are COCO annotations"))
+    left_out = "the labels are left out; add --allow-unused '*.SUFFIX' for their files"
+    return [*readings, Reading(IMAGES, {}, left_out)]
+
+
+def _folders(folder: Path) -> str:
+    names = sorted({os.path.dirname(path) for path in find_images(folder)} - {""})
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if names[5:] else "")
 
 
 def image_names_hint() -> str:

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from models.core.errors import UsageError, unknown
 from pipelines.data.card import FILE, SPLITS, Card
+from pipelines.data.packing import account as account_file
 from pipelines.data.packing import formats, in_place
 from pipelines.data.packing import plan as packing_plan
+from pipelines.data.packing.account import account_for
 from pipelines.data.packing.formats import Format
 from pipelines.data.packing.run import MapTasks, PackRun, Progress
 from pipelines.data.packing.shard import PackSpec
 from pipelines.data.packing.staging import refuse_occupied, stage
-from pipelines.data.sources import Source
+from pipelines.data.sources import AmbiguousError, Source
 
 
 def pack(
@@ -38,6 +40,7 @@ def pack(
     resize: int | None = None,
     quality: int | None = None,
     allow_rejected: str = "0",
+    allow_unused: Sequence[str] = (),
     near_duplicates: bool = True,
     unseen: Sequence[str] = (),
     map_tasks: MapTasks | None = None,
@@ -49,9 +52,9 @@ def pack(
 
     shard_samples    most samples in a shard; by default as many as fit in 64 MiB
     resize, quality  images whose shorter side has more than `resize` pixels are shrunk; `quality`
-    is
-                     that of the JPEGs that this makes
+                     is that of the JPEGs that this makes
     allow_rejected   how many samples may fail their check: a number, or a share such as "0.5%"
+    allow_unused     patterns of files that no sample has to use, such as "extra/*"
     near_duplicates  whether to look for near duplicates across the splits
     unseen           classes, or comma-separated lists of classes, for test only: their images are
                      left out of train and val, and those of all other classes out of test
@@ -66,7 +69,10 @@ def pack(
     """
     _check_numbers(shard_samples, resize, quality)
     refuse_occupied(to)
-    chosen = formats.choose(source, format, options or {})
+    try:
+        chosen = formats.choose(source, format, options or {})
+    except AmbiguousError as error:
+        raise error.with_commands(source, str(to)) from None
     notify(f"reading {source} as {chosen.name}: {chosen.why}")
     if not hasattr(chosen.importer, "read"):
         if shard_samples or resize or unseen:
@@ -86,7 +92,11 @@ def pack(
             notify=notify,
         )
     with stage(to) as staged:
-        found = _read(chosen, source, notify)
+        found = _read(chosen, source, str(to), notify)
+        account = account_for(found, allow_unused)
+        if account:
+            notify(str(account))
+            account.check()
         bare = replace(found, items=(), shared_files=())
         spec = PackSpec(bare, staged.storage.where, None, "", resize, quality)
         how = {
@@ -109,6 +119,8 @@ def pack(
         run.pack(allow_rejected, find_near=near_duplicates)
         source = f"{chosen.name}:{found.name}{note}"
         card = run.card(name=name or found.name, source=source, licence=licence)
+        if account:
+            staged.storage.write(account_file.FILE, account.to_json().encode())
         staged.storage.write(FILE, card.to_json().encode())
     return card
 
@@ -155,10 +167,14 @@ def _report_unseen(
     return f", unseen: {names}"
 
 
-def _read(chosen: Format, source: str, notify: Callable[[str], None]) -> Source:
+def _read(chosen: Format, source: str, to: str, notify: Callable[[str], None]) -> Source:
     # Workers may have another current folder.
     location = os.path.abspath(source) if os.path.exists(source) else source
-    found = chosen.importer.read(location, chosen.options)
+    try:
+        found = chosen.importer.read(location, chosen.options)
+    except AmbiguousError as error:
+        raise error.with_commands(source, to) from None
+    notify(formats.describe(found))
     for note in found.notes:
         notify(note)
     return found

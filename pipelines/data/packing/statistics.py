@@ -116,7 +116,7 @@ def _moments(counts: list[int]) -> tuple[float, float]:
 def rejection(key: str, origin: str, reason: str, detail: str) -> dict[str, str]:
     """A row of `rejected.jsonl`."""
     row = {"key": key, "origin": origin, "reason": reason, "detail": detail}
-    return {name: _printable(text) for name, text in row.items()}
+    return {name: printable(text) for name, text in row.items()}
 
 
 class Rejections:
@@ -163,7 +163,7 @@ def to_json_lines(rows: Iterable[Any]) -> bytes:
     return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Escapes what file names may contain: line breaks, terminal codes, bytes that aren't UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -14,6 +14,7 @@ from layouts import boxes, folders, pixels
 from layouts.base import Layout
 
 from models.core.errors import TesseraError
+from pipelines.data.card import Card
 from pipelines.data.packing.pack import pack
 
 PAGE = Path(__file__).parents[3] / "docs" / "layouts.md"
@@ -33,16 +34,20 @@ def test_a_layout_is_packed_as_the_docs_say(tmp_path: Path, layout: Layout) -> N
     source, to = str(folder / layout.inside), tmp_path / "packed"
     if layout.refused:
         with pytest.raises(TesseraError) as caught:
-            pack(source, to, format=layout.format, options=layout.options)
+            _pack(layout, source, to)
         assert re.search(layout.refused, f"{caught.value.message}. {caught.value.hint}", re.S)
         return
-    card = pack(source, to, format=layout.format, options=layout.options)
+    card = _pack(layout, source, to)
     assert (card.task, card.classes) == (layout.task, layout.classes)
     assert {name: split.samples for name, split in card.splits.items()} == layout.samples
     assert card.rejected == 0
     if layout.objects is not None:
         counts = [split.class_counts or {} for split in card.splits.values()]
         assert sum(sum(count.values()) for count in counts) == layout.objects
+
+
+def _pack(layout: Layout, source: str, to: Path) -> Card:
+    return pack(source, to, format=layout.format, options=layout.options, allow_unused=layout.allow)
 
 
 def test_the_table_in_the_docs_has_these_layouts() -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
 from pipelines.data.image_formats import open_lazily, sniff
-from pipelines.data.images import open_image
+from pipelines.data.images import make_key, open_image
 from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import IMAGE_SUFFIXES, Item, find_folders, is_image, read_file
 
@@ -152,6 +152,18 @@ def load(folder: Path, item: Item) -> bytes:
 
 def read_inside(folder: Path, name: str) -> bytes:
     return read_file(locate(folder, name), name)
+
+
+def make_keys(paths: Iterable[str]) -> Iterator[str]:
+    """The keys of images, from their paths without suffix; of two images that differ in nothing
+    else, the second has its suffix in its key."""
+    seen: set[str] = set()
+    for path in paths:
+        key = make_key(os.path.splitext(path)[0])
+        if key in seen:
+            key = make_key(path)
+        seen.add(key)
+        yield key
 
 
 def list_stems(folder: Path) -> dict[str, str]:

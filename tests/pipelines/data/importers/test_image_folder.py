@@ -77,12 +77,24 @@ def test_hidden_files_are_skipped_and_others_counted(
     (source / "README.txt").write_text("x")
     (source / "dog" / "loop").symlink_to(source)
     messages: list[str] = []
-    card = pack(str(source), tmp_path / "out", notify=messages.append)
+    with pytest.raises(TesseraError, match=r"in the source twice, by a link: dog/loop"):
+        pack(str(source), tmp_path / "out")
+    to = tmp_path / "out"
+    card = pack(str(source), to, allow_unused=["dog/loop"], notify=messages.append)
     assert sum(split.samples for split in card.splits.values()) == 9
-    assert messages == [
-        f"reading {source} as image_folder: 2 class folders",
-        "1 files without the suffix of an image are left out",
-    ]
+    assert messages[0] == f"reading {source} as image_folder: 2 class folders"
+    assert "files: 13 = 9 images + 3 documents + 1 left out by --allow-unused" in messages
+
+
+def test_hidden_pictures_are_not_passed_over(
+    tmp_path: Path, make_folder: MakeFolder, make_image: MakeImage
+) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
+    make_image(source / "cat" / ".more" / "1.jpg")
+    with pytest.raises(
+        TesseraError, match=r"1 picture: 1 \.jpg in cat/\.more \(cat/\.more/1\.jpg\)"
+    ):
+        pack(str(source), tmp_path / "out")
 
 
 def test_a_single_class_folder_is_packed_without_classes(

@@ -32,7 +32,7 @@ def test_images_alone_are_read(tmp_path: Path) -> None:
         "valid/d.jpg": "val",
         "x/f.jpg": None,
     }
-    assert source.notes == ("1 files without the suffix of an image are left out",)
+    assert source.folder == tmp_path / "set"
     assert source.load(source.items[0]) == source.files(source.items[0])[0].read_bytes()
     with pytest.raises(TesseraError, match="no folder"):
         images.read(str(tmp_path / "none"), {})
@@ -52,6 +52,11 @@ def test_images_alone_are_read(tmp_path: Path) -> None:
         (["images/a.jpg", "masks/b.jpg"], False),
         (["images/a.jpg", "labels/b.json"], False),
         (["a.txt"], False),
+        (["a.jpg", "b.jpg", "labels.json"], False),
+        (["a.jpg", "b.jpg", "README.txt", "LICENSE"], True),
+        (["photos/a.jpg", "b.jpg"], True),
+        (["train/a.jpg", "test/b.jpg", "extra/c.jpg"], False),
+        (["images/train/a.jpg", "images/val/b.jpg"], True),
     ],
 )
 def test_images_recognises_folders_without_annotations(

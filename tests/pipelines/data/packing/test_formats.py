@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 import sample_sources
 
-from models.core.errors import TesseraError, UsageError
+from models.core.errors import UsageError
 from pipelines.data.packing.formats import recognise
+from pipelines.data.packing.pack import pack
+from pipelines.data.sources import AmbiguousError
 
 
 def test_a_source_without_a_known_format_is_refused_with_the_reason(
@@ -36,16 +39,37 @@ def test_an_unknown_table_is_not_ignored(tmp_path: Path, make_image: Callable[..
         make_image(tmp_path / "set" / "img" / f"{number}.png", seed=number)
     table = tmp_path / "set" / "labels.csv"
     table.write_text("datei,klasse\n0.png,a\n1.png,b\n")
-    with pytest.raises(
-        TesseraError, match=r"labels\.csv, which is not recognised as a table"
-    ) as caught:
+    with pytest.raises(AmbiguousError, match=r"labels\.csv, which no format recognises") as caught:
         recognise(str(tmp_path / "set"))
-    assert "--format images" in (caught.value.hint or "")
+    assert [reading.format for reading in caught.value.readings] == ["csv", "images"]
     with pytest.raises(UsageError, match="is not a table") as given:
         recognise(str(table))
     assert "--format csv" in (given.value.hint or "")
     table.unlink()
     assert recognise(str(tmp_path / "set"))[0] == "images"
+
+
+def test_two_readings_are_commands_to_paste(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    source = make_folder(tmp_path / "my photos", ["x/cat", "x/dog", "y/emu"], 3)
+    with pytest.raises(UsageError, match="which one names the class isn't clear") as caught:
+        pack(str(source), tmp_path / "o'ut")
+    assert not list(tmp_path.glob(".*"))  # nothing is left behind
+    first, *lines = caught.value.hint.splitlines()
+    assert first == "choose one:"
+    outcomes = {}
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        assert words[:3] == ["tessera", "pack", str(source)]
+        given = dict(word.split("=") for word in words if "=" in word)
+        to = f"{words[4]}-{len(outcomes)}"
+        outcomes[given["class_from"]] = pack(words[2], to, format=words[6], options=given).classes
+    assert outcomes == {
+        "parent": ("x", "y"),
+        "leaf": ("cat", "dog", "emu"),
+        "path": ("x/cat", "x/dog", "y/emu"),
+    }
 
 
 MADE: Mapping[str, Callable[[Path], Path]] = {

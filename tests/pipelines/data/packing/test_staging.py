@@ -60,7 +60,7 @@ def test_allowed_rejected_samples_are_listed(
     tmp_path: Path, make_folder: MakeFolder, allowed: str
 ) -> None:
     source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
-    spoil(source, {"cat/bad.jpg": b"x", "cat/000.png": (source / "dog" / "001.jpg").read_bytes()})
+    spoil(source, {"cat/bad.jpg": b"x", "cat/worse.png": b"y"})
     card = pack(str(source), tmp_path / "out", allow_rejected=allowed)
     assert card.rejected == 2
     assert sum(split.samples for split in card.splits.values()) == 20
@@ -70,11 +70,20 @@ def test_allowed_rejected_samples_are_listed(
     ]
     assert {(row["key"], row["reason"]) for row in rows} == {
         ("cat/bad", "unreadable image"),
-        ("cat/000", "duplicate key"),
+        ("cat/worse", "unreadable image"),
     }
-    duplicate = next(row for row in rows if row["reason"] == "duplicate key")
-    assert "cat/000.jpg" in duplicate["detail"]
-    assert "cat/000.png" in duplicate["detail"]
+
+
+def test_a_key_that_repeats_is_rejected(tmp_path: Path, make_folder: MakeFolder) -> None:
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 10)
+    rows = [f"{name}/{n:03d}.jpg,{name}" for name in ("cat", "dog") for n in range(10)]
+    table = source / "labels.csv"
+    table.write_text("\n".join(["path,label", *rows, rows[0]]))
+    card = pack(str(table), tmp_path / "out", allow_rejected="1")
+    assert (card.rejected, sum(split.samples for split in card.splits.values())) == (1, 20)
+    (row,) = map(json.loads, (tmp_path / "out" / statistics.REJECTED).read_text().splitlines())
+    assert (row["key"], row["reason"]) == ("cat/000", "duplicate key")
+    assert "cat/000.jpg has the key of cat/000.jpg" in row["detail"]
 
 
 def test_more_rejected_samples_than_allowed_are_refused(
