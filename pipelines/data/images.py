@@ -24,6 +24,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -70,6 +71,18 @@ def make_key(path: str | bytes) -> str:
 def open_image(data: bytes, where: str) -> Image.Image:
     """Decodes to an upright image of mode L (grey) or RGB. `where` names the image in errors.
     Raises TesseraError as `decode_image` does."""
+    return _decode(data, where, _convert)
+
+
+def open_unconverted(data: bytes, where: str) -> Image.Image:
+    """Decodes to an upright image with the mode and the values of the file. Raises TesseraError as
+    `decode_image` does."""
+    return _decode(data, where, lambda image, where: image)
+
+
+def _decode(
+    data: bytes, where: str, convert: Callable[[Image.Image, str], Image.Image]
+) -> Image.Image:
     form = sniff(data)
     if form is None:
         problem = "is empty" if not data else f"begins with {bytes(data[:8])!r}"
@@ -83,7 +96,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
         with open_lazily(data, form) as image:
             _check_size(image.size, where)
             image.load()
-            return _convert(_turn_upright(image), where)
+            return convert(_turn_upright(image), where)
     except TesseraError:
         raise
     except MemoryError:

@@ -1,183 +1,114 @@
-"""Reads mask files and maps their pixels to classes.
+"""Reads mask files, without giving their pixels a meaning.
 
-In: bytes of an image file whose values or colours are classes. Out: uint8 (H, W) of class indices.
-Must not know where the files are.
+In: bytes of an image file whose values or colours are classes. Out: `MaskPixels`. Must not know
+where the files are, nor which value is which class.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image
 
-from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import IGNORED
-from pipelines.data.image_formats import open_lazily, sniff
-from pipelines.data.images import open_image
+from pipelines.data.image_formats import sniff
+from pipelines.data.images import open_image, open_unconverted
 from pipelines.data.sample_error import SampleError
 
-MAX_COLOURS = 64
-"""Most colours without names: more come from blending or from JPEG."""
-IGNORED_NAME = "ignored"
-_COLOUR = re.compile(r"\s*([^=,]+?)\s*=\s*#?([0-9a-fA-F]{6})\s*")
-_VALUE_MODES = frozenset({"L", "P", "I", "I;16", "I;16B", "I;16L"})
+Array = np.ndarray[Any, Any]
+LOSSY = ("JPEG", "WEBP", "HEIF", "AVIF")
+"""Formats that change values, as they are mostly written."""
+_VALUE_MODES = frozenset({"L", "I", "I;16", "I;16B", "I;16L"})
+_TO_COLOUR = np.array([1 << 16, 1 << 8, 1])
+_NEAR = 24
+"""A lossy mask of two values has most of its pixels within this of 0 or of 255."""
 
 
 @dataclass(frozen=True)
 class MaskPixels:
-    """A mask as in its file: (H, W) of values, or of colours as 0xrrggbb."""
+    """A mask as in its file.
 
-    pixels: np.ndarray[Any, Any]
+    pixels   (H, W) of values, of entries of the palette, or of colours as 0xrrggbb
+    colours  whether they are colours
+    palette  the colour 0xrrggbb of each entry; None for a file without a palette
+    """
+
+    pixels: Array
     colours: bool
+    palette: tuple[int, ...] | None = None
+
+    def resolved(self) -> MaskPixels:
+        """The mask without a palette: its values if all colours are grey, else its colours."""
+        if self.palette is None:
+            return self
+        table = np.array([*self.palette, *([0] * (256 - len(self.palette)))], np.int64)
+        return _values_or_colours(table[self.pixels])
 
 
 def read_mask(data: bytes, where: str) -> MaskPixels:
     """The pixels of a mask file. Grey in three channels counts as grey. Raises TesseraError."""
     form = sniff(data)
-    if form in ("JPEG", "WEBP"):
+    if form in LOSSY:
         raise SampleError(
             "unreadable mask",
-            f"{where} is a {form} file, which doesn't keep values exactly",
-            hint="masks are PNG, BMP, GIF or TIFF",
+            f"{where} is a {form} file, which doesn't keep values exactly: export the masks as "
+            "PNG, or, for masks of two classes, give --option threshold=128",
         )
-    upright = open_image(data, where)  # refuses what is damaged or too large
-    with open_lazily(data, form or "") as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
+    image = open_unconverted(data, where)
     if image.mode == "1":
         return MaskPixels(np.asarray(image, np.uint8) * np.uint8(255), colours=False)
+    if image.mode == "P":
+        return MaskPixels(np.asarray(image), colours=False, palette=_palette(image))
     if image.mode in _VALUE_MODES:
         return MaskPixels(np.asarray(image), colours=False)
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        raise SampleError("unreadable mask", f"{where} has pixels of mode {image.mode}")
+    if image.mode in ("LA", "RGBA"):
+        _check_transparency(np.asarray(image), where)
     if image.mode == "LA":
         return MaskPixels(np.asarray(image)[..., 0], colours=False)
-    if image.mode not in ("RGB", "RGBA"):
-        raise SampleError("unreadable mask", f"{where} has pixels of mode {image.mode}")
-    rgb = np.asarray(image if image.mode == "RGBA" else upright.convert("RGB"))[..., :3]
-    if (rgb == rgb[..., :1]).all():
-        return MaskPixels(rgb[..., 0], colours=False)
-    packed = rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    return MaskPixels(packed, colours=True)
+    rgb = np.asarray(image)[..., :3]
+    return _values_or_colours(rgb.astype(np.int64) @ _TO_COLOUR)
 
 
-@dataclass(frozen=True)
-class MaskClasses:
-    """The classes of a data set's masks.
-
-    colours  whether the masks have colours rather than values
-    values   value or colour of each class, in the order of the classes; None if values are classes
-    ignored  values or colours without a class
-    note     a line for the user
-    """
-
-    classes: tuple[str, ...]
-    colours: bool
-    values: tuple[int, ...] | None
-    ignored: tuple[int, ...]
-    note: str
-
-    def apply(self, raw: MaskPixels, where: str) -> np.ndarray[Any, Any]:
-        """uint8 (H, W) of class indices and `IGNORED`. Raises SampleError."""
-        pixels = raw.pixels.astype(np.int64)
-        if self.colours and not raw.colours:
-            pixels = pixels * 0x010101
-        elif raw.colours and not self.colours:
-            raise SampleError("unknown class", f"{where} has colours, while others have values")
-        values = range(len(self.classes)) if self.values is None else self.values
-        known = np.array([*values, *self.ignored], np.int64)
-        classes = np.array([*range(len(values)), *([IGNORED] * len(self.ignored))], np.uint8)
-        order = np.argsort(known)
-        at = np.searchsorted(known[order], pixels).clip(max=len(known) - 1)
-        found = order[at]
-        strange = pixels != known[found]
-        if strange.any():
-            value = int(pixels[strange][0])
-            shown = f"#{value:06x}" if self.colours else str(value)
-            raise SampleError(
-                "unknown class", f"{where} has the value {shown}, which is not a class"
-            )
-        return np.asarray(classes[found])
+def read_soft_mask(data: bytes, where: str, threshold: int) -> MaskPixels:
+    """The mask as 0 and 255, by whether the brightness of a pixel is at least `threshold`. The file
+    may have any format."""
+    grey = np.asarray(open_image(data, where).convert("L"))
+    return MaskPixels(np.where(grey >= threshold, 255, 0).astype(np.uint8), colours=False)
 
 
-def infer_classes(masks: Iterable[tuple[str, MaskPixels]], names: Sequence[str]) -> MaskClasses:
-    """Infers the classes from all masks; `names` are the classes, if the user gives them."""
-    values: set[int] = set()
-    colours = False
-    for where, raw in masks:
-        if raw.colours and not colours:
-            values, colours = {value * 0x010101 for value in values}, True
-        found = np.unique(raw.pixels).tolist()
-        if colours and not raw.colours:
-            found = [value * 0x010101 for value in found]
-        values.update(found)
-        if len(values) > (MAX_COLOURS if colours else IGNORED + 1):
-            raise TesseraError(
-                f"the masks up to {where} have {len(values)} values: too many for classes",
-                hint="blended or depth images are not masks; name colours with --option colours=…",
-            )
-    if not values:
-        raise TesseraError("no mask of the source can be read")
-    if colours:
-        return _of_colours(sorted(values), names)
-    return _of_values(values, names)
+def looks_like_mask(data: bytes, where: str) -> bool:
+    """Whether an image has few values, as a mask has, rather than those of a photo. Raises
+    TesseraError for an image that can't be read."""
+    if sniff(data) in LOSSY:
+        pixels = np.asarray(open_image(data, where).convert("RGB")).astype(np.int64)
+        near = (pixels <= _NEAR) | (pixels >= 255 - _NEAR)
+        return bool(near.mean() > 0.9 and np.ptp(pixels, axis=-1).mean() < _NEAR)
+    raw = read_mask(data, where).resolved()
+    values, counts = np.unique(raw.pixels, return_counts=True)
+    most = np.sort(counts)[::-1][:16].sum()
+    return bool(len(values) <= 64 or most > 0.8 * counts.sum())
 
 
-def _of_colours(values: Sequence[int], names: Sequence[str]) -> MaskClasses:
-    classes = tuple(names) or tuple(f"#{value:06x}" for value in values)
-    if len(classes) != len(values):
-        raise UsageError(
-            f"the masks have {len(values)} colours, but {len(classes)} classes are named",
-            hint="give each colour a name: --option colours=road=#804080,sky=#4682b4",
+def _palette(image: Image.Image) -> tuple[int, ...]:
+    flat = np.array(image.getpalette("RGB") or [], np.int64).reshape(-1, 3)
+    return tuple((flat @ _TO_COLOUR).tolist())
+
+
+def _values_or_colours(colours: Array) -> MaskPixels:
+    red = colours >> 16
+    if (colours == red * 0x010101).all():
+        return MaskPixels(red.astype(np.uint8), colours=False)
+    return MaskPixels(colours, colours=True)
+
+
+def _check_transparency(pixels: Array, where: str) -> None:
+    """Refuses a mask that has one colour and a transparency that varies: the mask is in that."""
+    colour, alpha = pixels[..., :-1], pixels[..., -1]
+    if np.ptp(alpha) and not np.ptp(colour.reshape(-1, colour.shape[-1]), axis=0).any():
+        raise SampleError(
+            "unreadable mask",
+            f"{where} has one colour, and its mask in the transparency: save that as grey values",
         )
-    note = f"the {len(values)} colours of the masks are the classes, sorted by red, green and blue"
-    return MaskClasses(classes, True, tuple(values), (), note)
-
-
-def _of_values(values: set[int], names: Sequence[str]) -> MaskClasses:
-    if values <= {0, IGNORED} and len(names) in (0, 2):
-        classes = tuple(names) or ("background", "foreground")
-        note = f"masks of 0 and 255: 0 is {classes[0]}, 255 is {classes[1]}"
-        return MaskClasses(classes, False, (0, IGNORED), (), note)
-    most = max(values - {IGNORED}, default=0)
-    if most >= IGNORED:
-        raise TesseraError(
-            f"the masks have values up to {most}; a class is a value from 0 to {IGNORED - 1}",
-            hint="masks with numbers of objects have no classes",
-        )
-    classes = tuple(names) or tuple(str(value) for value in range(most + 1))
-    if most >= len(classes):
-        raise UsageError(
-            f"the masks have the value {most}, but {len(classes)} classes are named",
-            hint="name all of them, with commas, from the value 0 on",
-        )
-    ignored = " and 255 is ignored" if IGNORED in values else ""
-    note = f"the values of the masks are the classes, 0 to {len(classes) - 1}{ignored}"
-    return MaskClasses(classes, False, None, (IGNORED,), note)
-
-
-def parse_colours(text: str) -> MaskClasses:
-    """NAME=#rrggbb,NAME=#rrggbb: the classes in this order. Raises UsageError."""
-    pairs = []
-    for part in text.split(","):
-        match = _COLOUR.fullmatch(part)
-        if not match:
-            raise UsageError(
-                f"the option colours can't be {part!r}", hint="give road=#804080,sky=#4682b4"
-            )
-        pairs.append((match[1], int(match[2], 16)))
-    kept = [(name, value) for name, value in pairs if name != IGNORED_NAME]
-    if len({name for name, _ in kept}) != len(kept) or len({v for _, v in pairs}) != len(pairs):
-        raise UsageError(f"the option colours {text!r} has a duplicate name or colour")
-    if not 0 < len(kept) < IGNORED:
-        raise UsageError(f"the option colours names {len(kept)} classes", hint="name 1 to 254")
-    ignored = tuple(value for name, value in pairs if name == IGNORED_NAME)
-    return MaskClasses(
-        tuple(name for name, _ in kept),
-        True,
-        tuple(value for _, value in kept),
-        ignored,
-        f"{len(kept)} colours are classes, from --option colours",
-    )

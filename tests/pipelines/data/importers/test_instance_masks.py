@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sample_sources
+from layouts import pixels as layouts
+from layouts.base import picture
 from PIL import Image
 from sample_sources import HEIGHT, WIDTH
 
+from models.core.errors import UsageError
 from pipelines.data.annotations import (
     Objects,
     check,
@@ -68,6 +71,60 @@ def test_a_mask_with_the_area_but_not_the_shape_of_the_image_is_refused(tmp_path
     sample_sources.save(folder / "id0" / "masks" / "m0.png", np.ones((WIDTH, HEIGHT), np.uint8))
     with pytest.raises(SampleError, match=r"m0\.png: the mask is 32 by 24"):
         objects_of(instance_masks.read(str(folder), {}))
+
+
+VALUES = {"8 bits": (0, 3, 200), "16 bits": (0, 3, 40_000), "32 bits": (0, 3, 2_000_000)}
+
+
+@pytest.mark.parametrize("kind", [*VALUES, "palette", "colours"])
+def test_every_encoding_of_numbers_gives_the_same_objects(tmp_path: Path, kind: str) -> None:
+    pixels = layouts.regions(0, 3)
+    suffix = ".tif" if kind == "32 bits" else ".png"
+    path = tmp_path / f"masks/0{suffix}"
+    picture(tmp_path / "images/0.jpg")
+    if kind == "palette":
+        layouts.mask(path, pixels, palette=layouts.voc_palette())
+    elif kind == "colours":
+        layouts.mask(path, np.array([[0, 0, 0], [0, 0, 9], [9, 0, 0]], np.uint8)[pixels])
+    else:
+        dtype = {"8 bits": np.uint8, "16 bits": np.uint16, "32 bits": np.int32}[kind]
+        layouts.mask(path, np.array(VALUES[kind], dtype)[pixels])
+    source = instance_masks.read(str(tmp_path), {})
+    found = objects_of(source)
+    check(found, height=16, width=24, classes=1, where="x")
+    got = mask_pixels(found, 16, 24)
+    np.testing.assert_array_equal(got, np.stack([pixels == 1, pixels == 2]))
+
+
+def test_vocs_border_is_no_object_and_other_values_can_be_ignored(tmp_path: Path) -> None:
+    picture(tmp_path / "JPEGImages/0.jpg")
+    path = tmp_path / "SegmentationObject/0.png"
+    pixels = np.array([0, 1, 255], np.uint8)[layouts.regions(0, 3)]
+    layouts.mask(path, pixels, palette=layouts.voc_palette())
+    assert len(objects_of(instance_masks.read(str(tmp_path), {})).boxes) == 1
+    layouts.mask(path, pixels)  # the control: without the palette 255 is a number
+    assert len(objects_of(instance_masks.read(str(tmp_path), {})).boxes) == 2
+    assert len(objects_of(instance_masks.read(str(tmp_path), {"ignore": "255"})).boxes) == 1
+
+
+def test_a_divisor_separates_class_and_number(tmp_path: Path) -> None:
+    layouts.panoptic_ids(tmp_path)
+    source = instance_masks.read(str(tmp_path), {"divisor": "1000", "classes": "person,car"})
+    assert source.classes == ("person", "car")
+    assert sorted(objects_of(source).labels.tolist()) == [0, 1, 1]
+    whole = instance_masks.read(str(tmp_path), {})
+    assert len(objects_of(whole).boxes) == 4  # the control: each value is an object
+    with pytest.raises(UsageError, match="the classes 24, 26, 1 are named"):
+        instance_masks.read(str(tmp_path), {"divisor": "1000", "classes": "person"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"divisor": "1"}, {"divisor": "x"}, {"ignore": "red"}, {"classes": "a,b"}]
+)
+def test_invalid_options_are_refused(tmp_path: Path, options: dict[str, str]) -> None:
+    layouts.panoptic_ids(tmp_path)
+    with pytest.raises(UsageError, match=f"{next(iter(options))}"):
+        instance_masks.read(str(tmp_path), options)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sample_sources
+from layouts.base import picture
 from PIL import Image
 from sample_sources import HEIGHT, WIDTH
 
@@ -19,7 +21,7 @@ from pipelines.data.annotations import (
     check,
     count,
 )
-from pipelines.data.importers import masks
+from pipelines.data.importers import image_folder, masks
 from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Source
 
@@ -206,6 +208,53 @@ def test_layouts_with_splits_are_read(tmp_path: Path, images: str, around: str) 
         assert (pixels_of(source, row) == (item.split == "val")).all()
     told = masks.read(str(tmp_path), {"split": "test"})
     assert {item.split for item in told.items} == {"test"}
+
+
+def test_folders_of_photos_called_mask_are_no_masks(tmp_path: Path) -> None:
+    """People with and without a face mask: the same names in both folders."""
+    for seed in range(4):
+        for name in ("mask", "no_mask"):
+            picture(tmp_path / name / f"{seed // 2}.jpg", seed, width=64, height=48)
+    assert not masks.recognises(str(tmp_path))
+    assert image_folder.recognises(str(tmp_path)) == "2 class folders"
+
+
+def test_two_folders_of_masks_are_asked_about(tmp_path: Path) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
+    shutil.copytree(folder / "masks", folder / "labels")
+    with pytest.raises(UsageError, match="masks in labels and in masks") as caught:
+        masks.read(str(folder), {})
+    assert caught.value.hint == "choose one: --option masks=labels, or --option masks=masks"
+    assert len(masks.read(str(folder), {"masks": "labels"}).items) == 3
+
+
+def test_a_suffix_that_is_not_found_can_be_given(tmp_path: Path) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
+    for number in range(3):
+        (folder / "masks" / f"{number}.png").rename(folder / "masks" / f"{number}truth.png")
+    with pytest.raises(TesseraError, match="no mask has the name of an image") as caught:
+        masks.read(str(folder), {})
+    assert "--option mask_suffix=" in (caught.value.hint or "")
+    found = masks.read(str(folder), {"mask_suffix": "truth"})
+    assert not any(item.problem for item in found.items)
+
+
+def test_jpeg_masks_alone_say_why_and_what_helps(tmp_path: Path) -> None:
+    folder = sample_sources.masks(tmp_path / "set")
+    true = mask_file(folder) // 255
+    for number in range(3):
+        pixels = mask_file(folder, number)
+        sample_sources.save(folder / "masks" / f"{number}.png", pixels, format="JPEG", quality=95)
+    assert masks.recognises(str(folder))
+    with pytest.raises(TesseraError, match=r"JPEG file.*--option threshold=128"):
+        masks.read(str(folder), {})
+    source = masks.read(str(folder), {"threshold": "128", "classes": "out,in"})
+    assert source.classes == ("out", "in")
+    assert (pixels_of(source) == true).mean() > 0.95
+    with pytest.raises(UsageError, match="the option threshold can't be '0'"):
+        masks.read(str(folder), {"threshold": "0"})
+    with pytest.raises(UsageError, match="values and threshold don't go together"):
+        masks.read(str(folder), {"threshold": "9", "values": "a=0"})
 
 
 def test_the_real_membranes_have_the_documented_counts(tmp_path: Path) -> None:
