@@ -43,7 +43,7 @@ from pipelines.data.importers.support.reading import (
     split_of,
 )
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Item, Source, find_folders, find_images
+from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_folders, find_images
 
 NAME = "instance_masks"
 OPTIONS: Mapping[str, str] = {
@@ -122,9 +122,12 @@ def _read_numbered(folder: Path, source: str, options: Mapping[str, str]) -> Sou
         found = [f for f in found if f.masks.relative_to(source).as_posix().endswith(wanted)]
     if several := rivals(found):
         names = [folders.masks.relative_to(source).as_posix() for folders in several]
-        raise UsageError(
+        raise AmbiguousError(
             f"the images in {several[0].images.name} have masks in {' and in '.join(names)}",
-            hint=f"choose one: --option masks={names[0]}, or --option masks={names[1]}",
+            readings=[
+                Reading(NAME, {**options, "masks": name}, f"the masks are in {name}")
+                for name in names
+            ],
         )
     if not found:
         raise TesseraError(

@@ -77,6 +77,8 @@ def recognise(source: str) -> tuple[str, str]:
             continue
         if why:
             fitting[name] = why
+    if len(fitting) > 1:  # a format that finds labels is surer than one that finds none
+        fitting.pop(IMAGES, None)
     if len(fitting) == 1 and not (refused and IMAGES in fitting):
         return next(iter(fitting.items()))
     if refused:

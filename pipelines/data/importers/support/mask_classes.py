@@ -18,6 +18,7 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import IGNORED
 from pipelines.data.importers.support.mask_files import Array, MaskPixels
 from pipelines.data.sample_error import SampleError
+from pipelines.data.sources import AmbiguousError, Reading
 
 Palette = Literal["index", "colour"]
 MAX_COLOURS = 64
@@ -179,10 +180,14 @@ class _Seen:
         if wanted is None and self._colours:
             return None
         if wanted is None and self._grey and not all(map(_is_grey, self._resolved)):
-            raise UsageError(
+            raise AmbiguousError(
                 "some masks have a palette of colours, and some grey values",
-                hint="if the entries of the palette are the classes: --option palette=index; if "
-                "its colours are: --option palette=colour",
+                readings=[
+                    Reading("masks", {"palette": "index"}, "the palette's entries are the classes"),
+                    Reading(
+                        "masks", {"palette": "colour"}, "the palette's colours are the classes"
+                    ),
+                ],
             )
         return self._palette
 
@@ -207,22 +212,28 @@ class _Seen:
         between = int((self._counts[LOWEST_LEVEL:255] > 0).sum())
         share = int(self._counts[[0, 255]].sum()) / max(int(self._counts.sum()), 1)
         if min(self._counts[[0, 255]]) and between >= SOFT_VALUES and share >= SOFT_SHARE:
-            raise UsageError(
+            named = {"values": "NAME=0,NAME=1,NAME=255"}
+            raise AmbiguousError(
                 f"the masks have soft edges: {100 * share:.1f} % of their pixels are 0 or 255, the "
                 f"others have {between} values between",
-                hint="to make two classes of them: --option threshold=128; to name each value: "
-                "--option values=NAME=0,NAME=255,…",
+                readings=[
+                    Reading("masks", {"threshold": "128"}, "two classes, darker and brighter"),
+                    Reading("masks", named, "each value is a class, with the name that you give"),
+                ],
             )
 
     def check_objects(self, by_index: tuple[int, ...] | None) -> None:
         """Raises UsageError for masks whose values seem to be numbers of objects."""
         if (by_index or not self._palette) and _number_objects(self._looked_at):
             most = max(int(pixels.max()) for pixels in self._looked_at)
-            raise UsageError(
+            names = ",".join(map(str, range(most + 1)))
+            raise AmbiguousError(
                 f"the values of the masks could be the numbers of objects: 1 to {most} in one "
                 "mask, fewer in others, each value in one piece",
-                hint="if they are objects: --format instance_masks; if they are classes: --option "
-                "classes=NAME,NAME,…",
+                readings=[
+                    Reading("instance_masks", {}, "each value is an object of one class"),
+                    Reading("masks", {"classes": names}, "each value is a class; name them"),
+                ],
             )
 
 

@@ -23,7 +23,7 @@ from pipelines.data.annotations import (
 )
 from pipelines.data.importers import image_folder, masks
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Source
+from pipelines.data.sources import AmbiguousError, Source
 
 
 def pixels_of(source: Source, row: int = 0) -> np.ndarray:
@@ -222,9 +222,9 @@ def test_folders_of_photos_called_mask_are_no_masks(tmp_path: Path) -> None:
 def test_two_folders_of_masks_are_asked_about(tmp_path: Path) -> None:
     folder = sample_sources.masks(tmp_path / "set")
     shutil.copytree(folder / "masks", folder / "labels")
-    with pytest.raises(UsageError, match="masks in labels and in masks") as caught:
+    with pytest.raises(AmbiguousError, match="masks in labels and in masks") as caught:
         masks.read(str(folder), {})
-    assert caught.value.hint == "choose one: --option masks=labels, or --option masks=masks"
+    assert [r.options for r in caught.value.readings] == [{"masks": "labels"}, {"masks": "masks"}]
     assert len(masks.read(str(folder), {"masks": "labels"}).items) == 3
 
 

@@ -16,6 +16,7 @@ from pipelines.data.importers.support.mask_classes import (
 )
 from pipelines.data.importers.support.mask_files import MaskPixels
 from pipelines.data.sample_error import SampleError
+from pipelines.data.sources import AmbiguousError
 
 
 def grey(*values: int, count: int = 3, dtype: type = np.uint8) -> list[tuple[str, MaskPixels]]:
@@ -69,9 +70,10 @@ def soft(count: int = 3) -> list[tuple[str, MaskPixels]]:
 
 
 def test_soft_edges_are_refused_with_the_option_that_fits() -> None:
-    with pytest.raises(UsageError, match=r"soft edges: .* 14 values between") as caught:
+    with pytest.raises(AmbiguousError, match=r"soft edges: .* 14 values between") as caught:
         infer_classes(soft())
-    assert "--option threshold=128" in (caught.value.hint or "")
+    assert "--option threshold=128 " in caught.value.with_commands("a b", "to").hint
+    assert "pack 'a b' --to to" in caught.value.with_commands("a b", "to").hint
 
 
 def test_as_many_values_without_two_extremes_are_numbers_of_classes() -> None:
@@ -157,9 +159,9 @@ def numbered(sizes: tuple[int, ...]) -> list[tuple[str, MaskPixels]]:
 
 
 def test_numbers_of_objects_are_not_taken_for_classes() -> None:
-    with pytest.raises(UsageError, match="could be the numbers of objects: 1 to 5") as caught:
+    with pytest.raises(AmbiguousError, match="could be the numbers of objects: 1 to 5") as caught:
         infer_classes(numbered((3, 5, 4)))
-    assert "--format instance_masks" in (caught.value.hint or "")
+    assert "--format instance_masks " in caught.value.with_commands("a", "to").hint
     assert infer_classes(numbered((3, 5, 4)), ["x", "a", "b", "c", "d", "e"]).classes[0] == "x"
 
 
