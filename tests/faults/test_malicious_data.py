@@ -314,7 +314,7 @@ def test_a_pipe_among_shards_or_annotations_is_refused(tmp_path: Path) -> None:
         save(tmp_path / "masks" / "masks" / f"{number}.png", noise(number, channels=1) % 2 * 255)
     (tmp_path / "masks" / "masks" / "0.png").unlink()
     os.mkfifo(tmp_path / "masks" / "masks" / "0.png")
-    with pytest.raises(TesseraError, match=r"masks/0\.png is not a regular file"):
+    with pytest.raises(TesseraError, match=r"special file: pipe.*masks/0\.png"):
         pack.pack(str(tmp_path / "masks"), tmp_path / "out", format="masks")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import FILE, SPLITS, Card, Split
-from pipelines.data.importers.webdataset import NAME
+from pipelines.data.importers.webdataset import NAME, check_compressed, is_hidden, locate
 from pipelines.data.packing import in_place_scan
 from pipelines.data.packing.in_place_labels import Label
 from pipelines.data.packing.in_place_scan import Progress, SampleLayout, ScannedShard
@@ -63,20 +63,23 @@ def index(
     key, and more rejected samples than allowed.
     """
     layout = read_options(options)
+    source, only = locate(source)
     storage = open_storage(source)
     with stage(to) as staged:
-        splits = find_splits(find_shards(storage, options.get("shards", "")), seed)
+        splits = find_splits(find_shards(storage, only or options.get("shards", "")), seed)
         known = {split: sum(1 for of in splits.values() if of == split) for split in SPLITS}
         notify("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
         scanned = in_place_scan.scan_all(storage, splits, layout, progress)
         rejected = _check_rejected(scanned, allow_rejected, staged.storage)
         for extension, count in _count_skipped(scanned).items():
             notify(f"skipped: {count:,} members .{extension}")
+        if hidden := sum(shard.hidden for shard in scanned.values()):
+            notify(f"skipped: {hidden:,} members of macOS, named ._… or in __MACOSX")
         with tempfile.TemporaryDirectory(prefix="tessera-index-") as folder:
             card = in_place_scan.make_card(scanned, splits, layout, Path(folder))
             for of_split in card.splits.values():
                 staged.storage.put(Path(folder) / of_split.index, of_split.index)
-        folder_name = Path(storage.where).name
+        folder_name = Path(only or storage.where).name.removesuffix(".tar")
         more = {
             "name": name or folder_name,
             "source": f"{NAME}:{folder_name}",
@@ -103,6 +106,7 @@ def read_options(options: Mapping[str, str]) -> SampleLayout:
         classes=tuple(filter(None, map(str.strip, options.get("classes", "").split(",")))),
         skip=_one_of(options, "extra", "refuse", "skip") == "skip",
         by_shard=_one_of(options, "keys", "member", "shard") == "shard",
+        last_dot=_one_of(options, "dot", "first", "last") == "last",
     )
 
 
@@ -110,12 +114,13 @@ def find_shards(storage: Storage, given: str) -> list[str]:
     """Paths of the tars, sorted; those that `given` lists, if any."""
     paths = [path for text in given.split(",") if text for path in _expand(text.strip())]
     if not paths:
-        names = storage.names()
-        paths = [path for path in names if path.endswith(".tar") and not _hidden(path)]
-        packed = [path for path in names if path.endswith((".tar.gz", ".tgz", ".tar.zst"))]
+        names = [name for name in storage.names() if not is_hidden(name)]
+        check_compressed(names, storage.where)
+        paths = [path for path in names if path.endswith(".tar")]
         if not paths:
-            what = f"only {packed[0]}, which is compressed" if packed else "no .tar in it"
-            raise TesseraError(f"{storage.where} has {what}", hint="shards are uncompressed tars")
+            raise TesseraError(
+                f"{storage.where} has no .tar in it", hint="shards are uncompressed tars"
+            )
     for path in paths:
         check_path(path, storage.where)
     return sorted(paths)
@@ -141,10 +146,6 @@ def _split_in_path(path: str) -> Split | None:
             f"the shard {path} names two splits: {', '.join(sorted(named))}", hint="rename it"
         )
     return named.pop() if named else None
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _expand(text: str) -> list[str]:
@@ -176,11 +177,15 @@ def _check_rejected(scanned: Mapping[str, ScannedShard], allowed: str, storage: 
     try:
         rejections.check(storage)
     except ResumableError as error:
-        unknown = any(row[2] == "unknown member" for s in scanned.values() for row in s.rejected)
-        hint = "; skip other members: --option extra=skip" if unknown else ""
+        reasons = {row[2] for shard in scanned.values() for row in shard.rejected}
+        hint = ""
+        if in_place_scan.DOTTED in reasons:
+            hint = "rename the members, or let keys end at the last dot: --option dot=last; or "
+        elif in_place_scan.UNKNOWN in reasons:
+            hint = "skip other members: --option extra=skip; or "
         raise TesseraError(
             error.message,
-            hint=f"fix them, or leave them out: --allow-rejected {rejections.count}{hint}",
+            hint=f"{hint}fix them, or leave them out: --allow-rejected {rejections.count}",
         ) from None
     return rejections.count
 

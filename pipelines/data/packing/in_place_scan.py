@@ -5,8 +5,9 @@ Nothing of a shard is copied or changed, and `ShardReader` reads the shards like
 not know how options are written.
 
 A sample consists of consecutive members with the same name up to the first dot of the last part, as
-in WebDataset. Only its image and its label are read: the image is decoded once to check it. No
-other member is read, and none is unpickled, whatever its name.
+in WebDataset, or up to the last dot on request. What macOS adds to tars (._x.jpg, __MACOSX) is
+skipped and counted. Only the image and the label are read: the image is decoded once to check it.
+No other member is read, and none is unpickled, whatever its name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +40,7 @@ from pipelines.data.shards import finish_split
 from pipelines.data.sources import MAX_FILE_BYTES
 from pipelines.storage.base import Storage
 
+UNKNOWN, DOTTED = "unknown member", "name with dots"
 Progress = Callable[[int, int], None]
 """Called with the number of samples done, and an estimate of the total."""
 
@@ -52,6 +54,7 @@ class SampleLayout:
     classes   names of the classes; empty for those that occur
     skip      whether to skip members with other extensions; otherwise their samples are rejected
     by_shard  whether to prefix keys with the shard's name, for data sets that repeat keys
+    last_dot  whether a key ends at the last dot of a name, rather than at the first
     """
 
     image: frozenset[str]
@@ -59,12 +62,20 @@ class SampleLayout:
     classes: tuple[str, ...]
     skip: bool
     by_shard: bool
+    last_dot: bool = False
+
+    def split(self, name: str) -> tuple[str, str]:
+        """(key, extension) of a member; a leading `./` is removed."""
+        folder, slash, last = name.removeprefix("./").rpartition("/")
+        stem, _, extension = last.rpartition(".") if self.last_dot else last.partition(".")
+        return folder + slash + stem, extension.lower()
 
 
 @dataclass
 class ScannedShard:
     """The samples of a shard. `rows` have no labels yet; `labels` are as written in the shard.
-    `rejected` has (key, origin, reason, detail); `skipped` counts members by extension."""
+    `rejected` has (key, origin, reason, detail); `skipped` counts members by extension,
+    `hidden` those of macOS."""
 
     shard: Shard
     rows: Rows
@@ -72,6 +83,7 @@ class ScannedShard:
     statistics: ImageCounts
     rejected: list[tuple[str, str, str, str]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
 
 
 def scan_all(
@@ -182,7 +194,9 @@ def _read(stream: Any, path: str, where: str, layout: SampleLayout, counted: boo
     labels: list[int | str] = []
     rejected, skipped, statistics = [], Counter[str](), ImageStatistics()
     seen: dict[str, int] = {}
-    for stem, group in groupby(entries(file, where), lambda entry: _split(entry.name)[0]):
+    hidden = Counter[bool]()
+    visible = _visible(entries(file, where), hidden)
+    for stem, group in groupby(visible, lambda entry: layout.split(entry.name)[0]):
         members = list(group)
         _check_apart(stem, members, seen, where)
         key = make_key(f"{Path(path).stem}/{stem}" if layout.by_shard else stem)
@@ -202,14 +216,22 @@ def _read(stream: Any, path: str, where: str, layout: SampleLayout, counted: boo
     sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     size = os.fstat(file).st_size
     shard = Shard(path=path, samples=len(keys), size_bytes=size, sha256=sha256, rows_sha256="")
-    return ScannedShard(shard, rows_of(keys, rows), labels, statistics.counts(), rejected, skipped)
+    table, counts = rows_of(keys, rows), statistics.counts()
+    return ScannedShard(shard, table, labels, counts, rejected, skipped, hidden[True])
 
 
-def _split(name: str) -> tuple[str, str]:
-    """(key, extension) of a member, as in WebDataset; a leading `./` is removed."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    stem, _, extension = last.partition(".")
-    return folder + slash + stem, extension.lower()
+def _visible(members: Iterable[Entry], hidden: Counter[bool]) -> Iterator[Entry]:
+    """The members without those of macOS, which are counted."""
+    for member in members:
+        hidden[_is_hidden(member.name)] += 1
+        if not _is_hidden(member.name):
+            yield member
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is what macOS adds to a tar beside each file."""
+    *folders, last = name.split("/")
+    return last.startswith("._") or last == ".DS_Store" or "__MACOSX" in folders
 
 
 def _check_apart(stem: str, members: Sequence[Entry], seen: dict[str, int], where: str) -> None:
@@ -233,15 +255,20 @@ def _choose(
     members: Sequence[Entry], layout: SampleLayout, skipped: Counter[str]
 ) -> tuple[Entry | None, Entry | None]:
     """The image and the label of a sample; None for both if all its members are skipped."""
-    kinds = [(_split(member.name)[1], member) for member in members]
+    kinds = [(layout.split(member.name)[1], member) for member in members]
     images = [member for extension, member in kinds if extension in layout.image]
     label = layout.label.extension if layout.label else None
     labels = [member for extension, member in kinds if extension == label]
     others = [(e, m) for e, m in kinds if m not in images and m not in labels]
+    for extension, member in [] if images else others:
+        if extension.rpartition(".")[2] in {*layout.image, label}:
+            raise SampleError(
+                DOTTED,
+                f"{member.name}: a key ends at the first dot of a name, so the key is "
+                f"{layout.split(member.name)[0]!r}, and .{extension} is neither image nor label",
+            )
     if others and not layout.skip:
-        raise SampleError(
-            "unknown member", f"{others[0][1].name} is neither the image nor the label"
-        )
+        raise SampleError(UNKNOWN, f"{others[0][1].name} is neither the image nor the label")
     skipped.update(extension for extension, _ in others)
     if not images and not labels:
         return None, None

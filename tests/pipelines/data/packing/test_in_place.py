@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pipelines.data.images import open_image
 from pipelines.data.inspection import verify
 from pipelines.data.packing import formats, in_place, pack
 from pipelines.data.packing.in_place_tars import entries
+from pipelines.data.shards import ShardReader
 from pipelines.storage.base import CacheSettings, use_cache
 
 __all__ = ["add", "source"]  # fixtures
@@ -268,3 +270,87 @@ def test_a_class_missing_in_train_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "val.tar", samples(1))
     with pytest.raises(TesseraError, match="val has the class '1', train doesn't"):
         in_place.index(str(tmp_path / "in"), tmp_path / "out", options={})
+
+
+APPLE = b"\0\5\x16\7" * 20
+
+
+@pytest.mark.parametrize("name", ["._{}", "__MACOSX/{}", "__MACOSX/._{}", "./._{}"])
+def test_members_of_macos_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    for number, split in enumerate(("train", "val")):
+        good = samples(*range(10 * number, 10 * number + 4))
+        members = [m for n, data in good for m in ((name.format(n), APPLE), (n, data))]
+        write_tar(tmp_path / "wds" / f"{split}.tar", members)
+    lines: list[str] = []
+    card = in_place.index(str(tmp_path / "wds"), tmp_path / "out", options={}, notify=lines.append)
+    assert [split.samples for split in card.splits.values()] == [4, 4]
+    assert [line for line in lines if "macOS" in line] == [
+        "skipped: 16 members of macOS, named ._… or in __MACOSX"
+    ]
+
+
+def test_other_members_with_a_leading_dot_are_not_skipped(add: Callable[..., Card]) -> None:
+    """The control: such a sample is rejected, not passed over."""
+    with pytest.raises(TesseraError, match="key"):
+        add([(".x.png", image(1)), (".y.png", image(2)), *samples(3)])
+
+
+@pytest.mark.parametrize("stem", ["img.v1.{}", "2024.01.02/a.b.{}", "x{}.large"])
+def test_names_with_dots_are_explained_and_have_an_option(
+    add: Callable[..., Card], stem: str
+) -> None:
+    names = [stem.format(number) for number in range(4)]
+    labels = [b"%d" % (number % 2) for number in range(4)]
+    members = [m for n, y in zip(names, labels) for m in ((f"{n}.png", image(3)), (f"{n}.cls", y))]
+    with pytest.raises(TesseraError, match="a key ends at the first dot of a name") as caught:
+        add(members)
+    assert "--option dot=last" in (caught.value.hint or "")
+    assert "extra=skip" not in (caught.value.hint or "")
+    with pytest.raises(TesseraError, match="a key ends at the first dot"):
+        add(members, extra="skip")
+    assert add(members, dot="last").splits["train"].samples == 4
+
+
+def test_an_image_with_another_beside_it_has_no_dot_too_many(add: Callable[..., Card]) -> None:
+    """The control: x.seg.png is another member of the sample x."""
+    members = [*samples(1), *samples(2)]
+    assert (
+        add(
+            [*members, ("s0003.png", image(3)), ("s0003.seg.png", image(4)), ("s0003.cls", b"1")],
+            extra="skip",
+        )
+        .splits["train"]
+        .samples
+        == 3
+    )
+
+
+@pytest.mark.parametrize("end", [".tar.gz", ".tgz", ".tar.zst", ".TAR.GZ"])
+def test_compressed_shards_are_named_at_once(tmp_path: Path, end: str) -> None:
+    (tmp_path / "wds").mkdir()
+    for number in range(2):
+        (tmp_path / "wds" / f"train-{number}{end}").write_bytes(b"\x1f\x8b")
+    for given in (tmp_path / "wds", tmp_path / "wds" / f"train-0{end}"):
+        with pytest.raises(TesseraError, match=f"train-0{re.escape(end)}.* is a compressed tar"):
+            formats.recognise(str(given))
+
+
+def test_compressed_shards_beside_others_are_not_passed_over(source: Path, tmp_path: Path) -> None:
+    (source / "train-9.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(TesseraError, match=r"train-9\.tar\.gz is a compressed tar"):
+        in_place.index(str(source), tmp_path / "out", options={})
+    (source / "train-9.tar.gz").unlink()
+    in_place.index(str(source), tmp_path / "out", options={})
+
+
+@pytest.mark.parametrize("name", ["train.tar", "all of it.tar"])
+def test_one_tar_is_a_source(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a" / name, samples(*range(4)))
+    write_tar(tmp_path / "a" / "other.tar", samples(5))
+    assert formats.recognise(str(tmp_path / "a" / name)) == ("webdataset", "one tar")
+    card = in_place.index(str(tmp_path / "a" / name), tmp_path / "out", options={})
+    assert (card.name, card.split("train").samples) == (name.removesuffix(".tar"), 4)
+    monkeypatch.chdir(tmp_path / "a")
+    assert in_place.index(name, tmp_path / "out2", options={}).digest == card.digest
+    reader = ShardReader(tmp_path / "out2", card, "train")
+    assert reader.read(0).key == "s0000"
