@@ -68,7 +68,13 @@ GROUP = "data"
     metavar="N|P%",
     default="0",
     show_default=True,
-    help="How many samples may be rejected; they are listed in rejected.jsonl.",
+    help="How many images, and how many objects, may be rejected; rejected.jsonl lists them.",
+)
+@click.option(
+    "--drop",
+    type=click.Choice(["boxes"]),
+    multiple=True,
+    help="Drop a damaged box or mask; by default its image is rejected.",
 )
 @click.option(
     "--allow-unused",
@@ -110,6 +116,7 @@ def command(
     quality: int | None,
     allow_rejected: str,
     allow_unused: tuple[str, ...],
+    drop: tuple[str, ...],
     near: bool,
     unseen: tuple[str, ...],
     workers: int | None,
@@ -137,6 +144,7 @@ def command(
         quality=quality,
         allow_rejected=allow_rejected,
         allow_unused=allow_unused,
+        drop=drop,
         near_duplicates=near,
         unseen=unseen,
         workers=workers,

@@ -34,6 +34,16 @@ clipped; others are refused."""
 
 
 @dataclass(frozen=True)
+class Damage:
+    """An object that an importer can't read: why, and its class index if that is known."""
+
+    reason: str
+    message: str
+    hint: str = ""
+    label: int | None = None
+
+
+@dataclass(frozen=True)
 class Objects:
     """The objects of one image; there may be none.
 
@@ -42,12 +52,14 @@ class Objects:
     crowd   bool (N,): regions of many objects, which are not trained on
     masks   the pixels of each object as COCO's compressed RLE in ASCII; None if the source only has
             boxes
+    damaged objects of the source that can't be read; `check` refuses them
     """
 
     boxes: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
     crowd: np.ndarray[Any, Any]
     masks: tuple[bytes, ...] | None = None
+    damaged: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,16 @@ def check(annotation: Annotation, *, height: int, width: int, classes: int, wher
         _check_pixels(annotation.pixels, height, width, classes, where)
         return
     _check_counts(annotation, where)
+    for damage in annotation.damaged:
+        raise SampleError(damage.reason, damage.message, hint=damage.hint, of_object=True)
     _check_labels(annotation.labels, classes, where)
     _check_boxes(annotation.boxes, height, width, where)
     for number, text in enumerate(annotation.masks or ()):
         if not rle.area(_read_mask(text, height, width, f"{where}: object {number}")):
             raise SampleError(
-                "mask without pixels", f"{where}: the mask of object {number} has no pixel"
+                "mask without pixels",
+                f"{where}: the mask of object {number} has no pixel",
+                of_object=True,
             )
 
 
@@ -134,34 +150,79 @@ def _check_labels(labels: np.ndarray[Any, Any], classes: int, where: str) -> Non
             f"{where}: object {invalid[0]} has the class {labels[invalid[0]]}, and there are "
             f"{classes} classes",
             hint=f"0 to {classes - 1} are allowed",
+            of_object=True,
         )
 
 
 def _check_boxes(boxes: np.ndarray[Any, Any], height: int, width: int, where: str) -> None:
-    left, top, right, bottom = boxes.T
-    inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
-    with np.errstate(invalid="ignore"):
-        faults = (
-            ("box not finite", ~np.isfinite(boxes).all(1)),
-            ("box inverted", (right < left) | (bottom < top)),
-            ("box without area", (right == left) | (bottom == top)),
-            ("box outside the image", ~inside),
-        )
-    for reason, found in faults:
+    for reason, found in _box_faults(boxes, height, width):
         if found.any():
             at = int(np.flatnonzero(found)[0])
-            numbers = ", ".join(f"{value:g}" for value in boxes[at].tolist())
             raise SampleError(
                 reason,
-                f"{where}, {width} wide and {height} high: {reason}: object {at}, ({numbers})",
+                _describe_box(reason, boxes, at, height, width, where),
                 hint="a box is left, top, right, bottom in pixels",
+                of_object=True,
             )
-    if len(boxes) and boxes.max() <= 1 < min(height, width):
+    if are_normalised(boxes, height, width):
         raise SampleError(
             "box normalised",
             f"{where}: all box coordinates are between 0 and 1, so they are normalised",
             hint="a box is left, top, right, bottom in pixels: multiply by width and height",
         )
+
+
+def _box_faults(
+    boxes: np.ndarray[Any, Any], height: int, width: int
+) -> tuple[tuple[str, np.ndarray[Any, Any]], ...]:
+    """(reason, which boxes have it: bool (N,)) of each kind of fault."""
+    left, top, right, bottom = boxes.T
+    with np.errstate(invalid="ignore"):
+        inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
+        return (
+            ("box not finite", ~np.isfinite(boxes).all(1)),
+            ("box inverted", (right < left) | (bottom < top)),
+            ("box without area", (right == left) | (bottom == top)),
+            ("box outside the image", ~inside),
+        )
+
+
+def _describe_box(
+    reason: str, boxes: np.ndarray[Any, Any], at: int, height: int, width: int, where: str
+) -> str:
+    numbers = ", ".join(f"{value:g}" for value in boxes[at].tolist())
+    return f"{where}, {width} wide and {height} high: {reason}: object {at}, ({numbers})"
+
+
+def are_normalised(boxes: np.ndarray[Any, Any], height: int, width: int) -> bool:
+    """Whether all coordinates are between 0 and 1, in an image of more than one pixel."""
+    return bool(len(boxes) and np.isfinite(boxes).all() and boxes.max() <= 1 < min(height, width))
+
+
+def drop_damaged(
+    objects: Objects, *, height: int, width: int, classes: int, where: str
+) -> tuple[Objects, tuple[Damage, ...]]:
+    """The objects that pass `check`, and the others. What is wrong with all of them, as normalised
+    boxes are, stays for `check` to refuse."""
+    boxes, masks = objects.boxes, objects.masks
+    if are_normalised(boxes, height, width):
+        return objects, ()
+    dropped = list(objects.damaged)
+    keep = np.ones(len(boxes), bool)
+    unknown = (objects.labels < 0) | (objects.labels >= classes)
+    faults = (("unknown class", unknown), *_box_faults(boxes, height, width))
+    empty = [not rle.area(_read_mask(text, height, width, where)) for text in masks or ()]
+    if masks is not None:
+        faults = (*faults, ("mask without pixels", np.array(empty, bool)))
+    for reason, found in faults:
+        for at in np.flatnonzero(found & keep).tolist():
+            label = None if unknown[at] else int(objects.labels[at])
+            message = _describe_box(reason, boxes, at, height, width, where)
+            dropped.append(Damage(reason, message, label=label))
+        keep &= ~found
+    kept = None if masks is None else tuple(m for m, k in zip(masks, keep) if k)
+    good = Objects(boxes[keep], objects.labels[keep], objects.crowd[keep], kept)
+    return good, tuple(dropped)
 
 
 def clip(boxes: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:

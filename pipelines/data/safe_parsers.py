@@ -3,14 +3,15 @@
 In: bytes, and a name for them in messages. Out: plain values. Must not know what they mean.
 
 Each of these raises one TesseraError: more bytes than the limit, too deep nesting, broken UTF-8; in
-JSON NaN, Infinity and duplicate keys; in XML a DTD and entities; in YAML aliases. YAML values are
-always text.
+JSON NaN, Infinity and duplicate keys; in XML entities; in YAML aliases. YAML values are always
+text.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -22,6 +23,15 @@ MAX_XML_BYTES = 16 << 20
 MAX_YAML_BYTES = 128 << 10
 MAX_CSV_BYTES = 256 << 20
 _MAX_DEPTH = 64
+_XML_ENCODING = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)"
+)
+_ENCODINGS = re.compile(
+    r"gbk|gb2312|gb18030|big5|shift_jis|euc-(jp|kr|cn)|cp(932|936|949|950|125[0-8])|"
+    r"windows-125[0-8]|iso-8859-[0-9]{1,2}|koi8-[ru]",
+    re.I,
+)
+"""Encodings of XML that Python reads for expat, which knows few."""
 
 
 def read_json(data: bytes, where: str, limit: int) -> Any:
@@ -51,12 +61,13 @@ def is_number(value: object) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
 
 
-def read_xml(data: bytes, where: str) -> Element:
-    """The root element. Nothing is fetched, and entities aren't expanded.
+def read_xml(data: bytes, where: str, limit: int = MAX_XML_BYTES) -> Element:
+    """The root element. Nothing is fetched: a DTD outside is passed over. Entities are refused.
 
     Expat with handlers rather than defusedxml, which limits neither depth nor size.
     """
-    _check_size(data, where, MAX_XML_BYTES)
+    _check_size(data, where, limit)
+    data, encoding = _decode_xml(data, where)
     builder, depth = TreeBuilder(), 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -72,10 +83,13 @@ def read_xml(data: bytes, where: str) -> Element:
         builder.end(tag)
 
     def refuse(*_: object) -> None:
-        raise TesseraError(f"{where} has a DTD, which is not allowed", hint="remove its DOCTYPE")
+        raise TesseraError(
+            f"{where} has an entity of a DTD, which is not allowed",
+            hint="write its text in place of the entity",
+        )
 
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser = expat.ParserCreate(encoding)
+    parser.EntityDeclHandler = parser.SkippedEntityHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     try:
@@ -84,6 +98,27 @@ def read_xml(data: bytes, where: str) -> Element:
     # An unknown encoding is a LookupError, a multi-byte one a ValueError.
     except (expat.ExpatError, LookupError, ValueError) as error:
         raise TesseraError(f"{where} can't be read: {error}") from None
+
+
+def _decode_xml(data: bytes, where: str) -> tuple[bytes, str | None]:
+    """The document, and its encoding if that isn't what the document says: UTF-8."""
+    match = _XML_ENCODING.match(data)
+    name = match[1].decode() if match else "utf-8"
+    if _ENCODINGS.fullmatch(name):
+        codec = "gb18030" if name.lower().startswith("gb") else name
+        try:
+            return data.decode(codec).encode(), "utf-8"
+        except UnicodeDecodeError as error:
+            raise TesseraError(f"{where} is not in its encoding, {name}: {error.reason}") from None
+    if name.lower() in ("utf-8", "utf8") and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            raise TesseraError(
+                f"{where} is not in the encoding UTF-8: byte {error.start}",
+                hint='name its encoding in its first line: <?xml version="1.0" encoding="GBK"?>',
+            ) from None
+    return data, None
 
 
 def read_yaml(data: bytes, where: str) -> Any:

@@ -10,15 +10,18 @@ class SampleError(TesseraError):
 
     `reason` is the category under which `rejected.jsonl` and messages count it, such as
     "unreadable image" or "box without area"; the message names the image and the object.
+    `of_object` is True if only one object is damaged, which `--drop boxes` drops.
     """
 
-    def __init__(self, reason: str, message: str, *, hint: str = "") -> None:
+    def __init__(
+        self, reason: str, message: str, *, hint: str = "", of_object: bool = False
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.of_object = reason, of_object
 
     def __reduce__(self) -> tuple[object, ...]:  # exceptions go to other processes
-        return (_rebuild, (self.reason, self.message, self.hint))
+        return (_rebuild, (self.reason, self.message, self.hint, self.of_object))
 
 
-def _rebuild(reason: str, message: str, hint: str) -> SampleError:
-    return SampleError(reason, message, hint=hint)
+def _rebuild(reason: str, message: str, hint: str, of_object: bool) -> SampleError:
+    return SampleError(reason, message, hint=hint, of_object=of_object)

@@ -78,6 +78,7 @@ class Source:
     notes         lines for the user
     folder        every file below it is accounted for; None for a source without a folder
     shared_files  the files that belong to the whole set: tables, lists, names of classes
+    orphans       (reason, details) of each object that belongs to no image of the source
     """
 
     name: str
@@ -90,6 +91,7 @@ class Source:
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     shared_files: tuple[Path, ...] = ()
+    orphans: tuple[tuple[str, str], ...] = ()
 
 
 class Reading(NamedTuple):

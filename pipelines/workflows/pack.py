@@ -62,6 +62,7 @@ def pack(
     quality: int | None = None,
     allow_rejected: str = "0",
     allow_unused: Sequence[str] = (),
+    drop: Sequence[str] = (),
     near_duplicates: bool = True,
     unseen: Sequence[str] = (),
     workers: int | None = None,
@@ -84,6 +85,9 @@ def pack(
         quality: JPEG quality of resized images, 1 to 100.
         allow_rejected: Samples that may be rejected: a number, or a share as in "0.5%".
         allow_unused: Patterns of files that no sample has to use, as in "extra/*".
+        allow_rejected: Images, and objects, that may be rejected: a number, or a share as in
+            "0.5%".
+        drop: `boxes` to drop a damaged object rather than reject its image.
         near_duplicates: Whether to search for near duplicates across splits.
         unseen: Classes to keep for the test split only.
         workers: Parallel tasks on the Ray cluster; 0 packs in this process. By default all CPUs of
@@ -123,6 +127,7 @@ def pack(
             quality=quality,
             allow_rejected=allow_rejected,
             allow_unused=allow_unused,
+            drop=drop,
             near_duplicates=near_duplicates,
             unseen=unseen,
             map_tasks=cluster.map_tasks if cluster.is_wanted else None,

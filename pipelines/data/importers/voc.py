@@ -1,9 +1,10 @@
 """PASCAL VOC: an XML file with boxes for each image, and lists of names for the splits.
 
 In: a folder with Annotations/NAME.xml, JPEGImages/NAME.jpg and ImageSets/Main/train.txt, or one
-that contains it; also annotations/ with images/, with or without lists. Out: a `Source` for
-detection. Classes are the names of all objects in alphabetical order. VOC's segmentations are read
-by `masks`. M. Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 88, 2010.
+that contains it; or XML files anywhere, beside their images (Roboflow) or in folders of their own
+(`support/pairs.py`), with splits by folder or by lists. Out: a `Source` for detection. Classes are
+the names of all objects in alphabetical order. VOC's segmentations are read by `masks`.
+M. Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 88, 2010.
 
 VOC counts pixels from 1 and includes the last one: the box 1, 1, 2, 2 has four pixels. So 1 is
 subtracted from left and top; a 0, which tools that count from 0 write, stays. A box whose sides
@@ -16,91 +17,146 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
 from models.core.errors import TesseraError, UsageError
-from pipelines.data.annotations import Objects, clip
+from pipelines.data.annotations import Objects
 from pipelines.data.card import Split
 from pipelines.data.images import make_key
+from pipelines.data.importers.support.object_lists import (
+    EXIF_OPTION,
+    ObjectList,
+    open_canvas,
+    read_exif_option,
+)
+from pipelines.data.importers.support.pairs import pair, split_in_folders, split_path
 from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
-    check_stated_size,
     choose,
-    image_size,
-    list_stems,
     load,
     nearby,
     need_folder,
+    no_images,
     read_inside,
+    split_of,
 )
+from pipelines.data.importers.support.unlabelled import UNLABELLED_OPTION, add_unlabelled
 from pipelines.data.safe_parsers import read_xml
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Item, Source, read_file
+from pipelines.data.sources import Item, Source, find_files, is_image, read_file
 
 NAME = "voc"
 OPTIONS: Mapping[str, str] = {
     "difficult": "objects marked difficult: crowd (default, not trained on), keep or drop",
     "classes": "names of the classes, with commas; default those that occur",
+    **UNLABELLED_OPTION,
+    **EXIF_OPTION,
 }
 _FOLDERS = (("Annotations", "JPEGImages"), ("annotations", "images"), ("Annotations", "images"))
 _NUMBER = re.compile(r"\s*[-+]?[0-9]{1,12}(\.[0-9]{0,20})?\s*", re.ASCII)
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_ROOT = re.compile(rb"<annotation[\s>]")
+_PEEKED, _PEEK_BYTES = 8, 4096
+_LISTS = ("ImageSets/Main", "ImageSets", "ImageLists", "")
+"""Folders that may have train.txt, below the root."""
+
+
+class _Layout(NamedTuple):
+    """root     folder of the data set, relative to the source and with a slash at its end
+    pairs    XML file -> image, for those that have one; paths relative to the source
+    alone    XML files without an image
+    images   all images of the folders that have some with XML files
+    usual    whether it is Annotations, JPEGImages and ImageSets; keys are then names only
+    """
+
+    root: str
+    pairs: dict[str, str]
+    alone: list[str]
+    images: list[str]
+    usual: bool
 
 
 def recognises(source: str) -> str:
-    found = _find(source)
-    return f"VOC annotations in {found[0][1]}" if len(found) == 1 else ""
+    folder = Path(source)
+    if not folder.is_dir():
+        return ""
+    usual = _find_usual(source)
+    if len(usual) == 1:
+        return f"VOC annotations in {usual[0][1]}"
+    xml = next((p for p in find_files(folder) if p.lower().endswith(".xml")), None)
+    if xml is None:
+        return ""
+    layout = _find_layout(source, usual)
+    shown = layout and [path for path in list(layout.pairs)[:_PEEKED] if _is_voc(folder / path)]
+    return f"VOC annotations in {shown[0]}" if shown else ""
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
     """Reads every XML file once for its classes, and again for its boxes when it is packed."""
     folder = need_folder(source)
-    found = _find(source)
-    if len(found) != 1:
+    layout = _find_layout(source, _find_usual(source))
+    if layout is None or not layout.pairs:
         raise TesseraError(
-            f"{source} has {len(found) or 'no'} data sets in VOC format",
+            f"{source} has no data set in VOC format",
             hint="give the folder that has Annotations and JPEGImages",
         )
-    root, annotations, images = found[0]
     difficult = choose(options, "difficult", ("crowd", "keep", "drop"), "crowd")
-    splits, notes = _splits(root)
-    stems = list_stems(root / images)
-    names = {p.name[:-4] for p in (root / annotations).iterdir() if p.name.endswith(".xml")}
-    chosen = sorted(splits or names)
-    prefix = "" if root == folder else f"{root.relative_to(folder).as_posix()}/"
+    splits, notes, lists = _read_lists(folder / layout.root)
+    listed = {split_path(xml)[1] for xml in [*layout.pairs, *layout.alone]}
     items: list[Item] = []
     seen: set[str] = set()
-    for stem in chosen:
-        path = f"{prefix}{annotations}/{stem}.xml"
+    xmls: list[str] = []
+    for xml, image in sorted([*layout.pairs.items(), *((xml, "") for xml in layout.alone)]):
+        stem = split_path(xml)[1]
+        if splits and stem not in splits:
+            continue
         problem = None
         try:
-            seen.update(_class(found) for found in _objects(_parse(folder, path)))
+            seen.update(_read_classes(folder, xml))
         except TesseraError as error:
             problem = (getattr(error, "reason", "unreadable annotation"), error.message)
-        if stem not in stems:
-            problem = ("missing image", f"{path} has no image of the same name in {images}")
-        origin = f"{prefix}{images}/{stems.get(stem, stem)}"
-        items.append(Item(make_key(os.fsencode(stem)), origin, None, splits.get(stem), 0, problem))
-    left = len(names - set(chosen))
-    if left:
+        if not image:
+            problem = ("missing image", f"{xml} has no image of the same name")
+        key = stem if layout.usual else os.path.splitext(image or xml)[0]
+        split = splits.get(stem) if splits else split_in_folders(image or xml)
+        items.append(
+            Item(make_key(os.fsencode(key)), image or xml, None, split, len(xmls), problem)
+        )
+        xmls.append(xml)
+    for stem in sorted(set(splits) - listed):
+        problem = ("missing image", f"{stem} is in a list and has no XML file with an image")
+        items.append(Item(make_key(os.fsencode(stem)), stem, None, splits[stem], 0, problem))
+    if left := len(listed - set(splits)) if splits else 0:
         notes.append(f"{left} annotations that are in no list of ImageSets are left out")
-    classes = _classes(options, seen)
-    name = root.resolve().name
+    if not items:
+        raise no_images(source)
+    classes = _classes(options, seen, items)
+    if not splits:
+        labelled = set(layout.pairs.values())
+        without = [image for image in layout.images if image not in labelled]
+        add_unlabelled(items, without, options, notes, "XML file", names_only=layout.usual)
     numbers = {name: number for number, name in enumerate(classes)}
-    annotate = partial(_annotate, folder, f"{prefix}{annotations}", numbers, difficult)
-    files = partial(_files, folder, f"{prefix}{annotations}")
+    exif = read_exif_option(options)
     return Source(
-        name, "detection", classes, items, partial(load, folder), annotate, files, tuple(notes)
+        name=(folder / layout.root).resolve().name,
+        task="detection",
+        classes=classes,
+        items=items,
+        load=partial(load, folder),
+        annotate=partial(_annotate, folder, xmls, numbers, difficult, exif),
+        files=partial(_files, folder, xmls),
+        notes=tuple(notes),
+        folder=folder,
+        shared_files=lists,
     )
 
 
-def _find(source: str) -> list[tuple[Path, str, str]]:
-    """(root, folder of annotations, folder of images) of each data set in VOC format."""
+def _find_usual(source: str) -> list[tuple[Path, str, str]]:
+    """(root, folder of annotations, folder of images) of each data set in the usual layout."""
     found = []
     for root in nearby(source):
         for notes, images in _FOLDERS:
@@ -112,22 +168,60 @@ def _find(source: str) -> list[tuple[Path, str, str]]:
     return found
 
 
-def _splits(root: Path) -> tuple[dict[str, Split], list[str]]:
-    """Split by name, from ImageSets/Main; `trainval` is used if there is no `train`."""
-    lists = root / "ImageSets" / "Main"
+def _find_layout(source: str, usual: Sequence[tuple[Path, str, str]]) -> _Layout | None:
+    folder = Path(source)
+    if len(usual) == 1:
+        root, notes, images = usual[0]
+        prefix = "" if root == folder else f"{root.relative_to(folder).as_posix()}/"
+        files = [f"{prefix}{notes}/{name}" for name in sorted(os.listdir(root / notes))]
+        xmls = [path for path in files if path.endswith(".xml")]
+        found = [f"{prefix}{images}/{name}" for name in sorted(os.listdir(root / images))]
+        found = [path for path in found if is_image(path)]
+        if any(os.path.isfile(folder / path) for path in found):
+            pairs = pair(xmls, found)
+            return _Layout(prefix, pairs, [x for x in xmls if x not in pairs], found, True)
+    if len(usual) > 1 and not all(split_of(root.name) for root, _, _ in usual):
+        raise TesseraError(
+            f"{source} has {len(usual)} data sets in VOC format",
+            hint=f"give the folder of one of them, for example {usual[0][0]}",
+        )
+    files = list(find_files(folder))
+    xmls = [path for path in files if path.lower().endswith(".xml")]
+    all_images = [path for path in files if is_image(path)]
+    pairs = pair(xmls, all_images)
+    places = {split_path(path)[0] for path in pairs.values()}
+    xml_places = {split_path(path)[0] for path in pairs}
+    alone = [x for x in xmls if x not in pairs and split_path(x)[0] in xml_places]
+    images_there = [path for path in all_images if split_path(path)[0] in places]
+    return _Layout("", pairs, alone, images_there, False)
+
+
+def _is_voc(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return bool(_ROOT.search(file.read(_PEEK_BYTES)))
+    except OSError:
+        return False
+
+
+def _read_lists(root: Path) -> tuple[dict[str, Split], list[str], tuple[Path, ...]]:
+    """Split by name, from ImageSets/Main; `trainval` is used if there is no `train`. And notes, and
+    the files of the lists."""
     splits: dict[str, Split] = {}
+    place = next((root / p for p in _LISTS if (root / p / "train.txt").is_file()), None)
+    place = place or next((root / p for p in _LISTS if any((root / p).glob("*.txt"))), root)
     for split in SPLIT_ORDER:
-        path = lists / f"{split}.txt"
+        path = place / f"{split}.txt"
         if split == "train" and not path.is_file():
-            path = lists / "trainval.txt"
+            path = place / "trainval.txt"
         if not path.is_file():
             continue
-        text = read_file(path, path.name).decode("utf-8", "surrogateescape")
+        text = read_file(path, path.name).decode("utf-8-sig", "surrogateescape")
         for line in text.split("\n"):
             words = line.split()
             if not words:
                 continue
-            name = words[0]
+            name = split_path(words[0])[1] if is_image(words[0]) else words[0]
             if "/" in name or "\0" in name:
                 raise TesseraError(f"{path.name} names {name[:100]!r}, which is not a file name")
             if splits.setdefault(name, split) != split:
@@ -135,7 +229,13 @@ def _splits(root: Path) -> tuple[dict[str, Split], list[str]]:
                     f"{name} is in the lists {splits[name]} and {split}",
                     hint="an image may only be in one split",
                 )
-    return splits, [f"splits from ImageSets/Main: {_counts(splits)}"] if splits else []
+    if not splits:
+        return {}, [], ()
+    where = place.relative_to(root).as_posix()
+    notes = [f"splits from {where}: {_counts(splits)}"]
+    base = root / "ImageSets" if (root / "ImageSets").is_dir() else place
+    lists = (base / path for path in find_files(base) if path.endswith(".txt"))
+    return splits, notes, tuple(lists if base != root else sorted(root.glob("*.txt")))
 
 
 def _counts(splits: Mapping[str, Split]) -> str:
@@ -143,9 +243,14 @@ def _counts(splits: Mapping[str, Split]) -> str:
     return ", ".join(f"{split} {values.count(split)}" for split in SPLIT_ORDER if split in values)
 
 
-def _classes(options: Mapping[str, str], seen: Iterable[str]) -> tuple[str, ...]:
+def _classes(
+    options: Mapping[str, str], seen: Iterable[str], items: Sequence[Item]
+) -> tuple[str, ...]:
     if "classes" not in options:
         if not seen:
+            problems = [item.problem[1] for item in items if item.problem]
+            if len(problems) == len(items):
+                raise TesseraError(f"no annotation can be used: {problems[0]}")
             raise TesseraError(
                 "the annotations have no objects",
                 hint="give the classes: --option classes=NAME,NAME",
@@ -159,12 +264,9 @@ def _classes(options: Mapping[str, str], seen: Iterable[str]) -> tuple[str, ...]
     return given
 
 
-def _files(folder: Path, annotations: str, item: Item) -> tuple[Path, ...]:
-    return (folder / item.origin, folder / _path(annotations, item))
-
-
-def _path(annotations: str, item: Item) -> str:
-    return f"{annotations}/{os.path.splitext(os.path.basename(item.origin))[0]}.xml"
+def _files(folder: Path, xmls: Sequence[str], item: Item) -> tuple[Path, ...]:
+    image = folder / item.origin
+    return (image,) if item.row < 0 else (image, folder / xmls[item.row])
 
 
 def _parse(folder: Path, path: str) -> Element:
@@ -176,42 +278,47 @@ def _parse(folder: Path, path: str) -> Element:
     return root
 
 
-def _objects(root: Element) -> list[Element]:
-    return root.findall("object")
+def _read_classes(folder: Path, path: str) -> set[str]:
+    """The names of a file's objects; those that have no name are damaged."""
+    names = {_class(found) for found in _parse(folder, path).findall("object")}
+    return names - {""}
 
 
 def _class(found: Element) -> str:
     name = (found.findtext("name") or "").strip()
-    if not name or not name.isprintable() or len(name) > 200:
-        raise SampleError("unknown class", f"an object has the name {name[:50]!r}")
-    return name
+    return name if name.isprintable() and len(name) <= 200 else ""
 
 
 def _annotate(
-    folder: Path, annotations: str, numbers: Mapping[str, int], difficult: str, item: Item
+    folder: Path,
+    xmls: Sequence[str],
+    numbers: Mapping[str, int],
+    difficult: str,
+    exif: str,
+    item: Item,
 ) -> Objects:
-    path = _path(annotations, item)
+    data = read_inside(folder, item.origin)
+    if item.row < 0:
+        return ObjectList(open_canvas(data, item.origin, exif), with_masks=False).finish()
+    path = xmls[item.row]
     root = _parse(folder, path)
-    height, width = image_size(read_inside(folder, item.origin), item.origin)
-    stated = [_number(root.find(f"size/{side}"), 0) for side in ("height", "width")]
-    if all(stated):
-        check_stated_size((int(stated[0]), int(stated[1])), (height, width), item.origin)
-    boxes, labels, crowd = [], [], []
-    for number, found in enumerate(_objects(root)):
+    stated = [int(_number(root.find(f"size/{side}"), 0)) for side in ("height", "width")]
+    objects = ObjectList(open_canvas(data, item.origin, exif, stated), with_masks=False)
+    for number, found in enumerate(root.findall("object")):
         marked = (found.findtext("difficult") or "0").strip() == "1"
         if marked and difficult == "drop":
             continue
         name = _class(found)
-        if name not in numbers:
-            raise SampleError("unknown class", f"{path}: object {number} has the class {name!r}")
-        boxes.append(_box(found, f"{path}: object {number} ({name})"))
-        labels.append(numbers[name])
-        crowd.append(marked and difficult == "crowd")
-    return Objects(
-        clip(np.array(boxes, np.float64).reshape(-1, 4), height, width),
-        np.array(labels, np.int64),
-        np.array(crowd, bool),
-    )
+        with objects.one(numbers.get(name)):
+            if name not in numbers:
+                shown = (found.findtext("name") or "")[:50]
+                raise SampleError(
+                    "unknown class", f"{path}: object {number} has the class {shown!r}"
+                )
+            where = f"{path}: object {number} ({name})"
+            crowd = marked and difficult == "crowd"
+            objects.add(numbers[name], _box(found, where), where, crowd=crowd)
+    return objects.finish()
 
 
 def _box(found: Element, where: str) -> list[float]:

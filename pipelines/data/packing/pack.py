@@ -41,6 +41,7 @@ def pack(
     quality: int | None = None,
     allow_rejected: str = "0",
     allow_unused: Sequence[str] = (),
+    drop: Sequence[str] = (),
     near_duplicates: bool = True,
     unseen: Sequence[str] = (),
     map_tasks: MapTasks | None = None,
@@ -55,6 +56,11 @@ def pack(
                      is that of the JPEGs that this makes
     allow_rejected   how many samples may fail their check: a number, or a share such as "0.5%"
     allow_unused     patterns of files that no sample has to use, such as "extra/*"
+    is
+                     that of the JPEGs that this makes
+    allow_rejected   how many images, and how many objects, may fail their check: a number, or a
+                     share such as "0.5%"
+    drop             "boxes" drops a damaged object; otherwise its image is rejected
     near_duplicates  whether to look for near duplicates across the splits
     unseen           classes, or comma-separated lists of classes, for test only: their images are
                      left out of train and val, and those of all other classes out of test
@@ -75,10 +81,10 @@ def pack(
         raise error.with_commands(source, str(to)) from None
     notify(f"reading {source} as {chosen.name}: {chosen.why}")
     if not hasattr(chosen.importer, "read"):
-        if shard_samples or resize or unseen:
+        if shard_samples or resize or unseen or drop:
             raise UsageError(
                 f"{chosen.name} uses the shards in place, as they are",
-                hint="leave --shard-samples, --resize and --unseen out",
+                hint="leave --shard-samples, --resize, --unseen and --drop out",
             )
         return in_place.index(
             source,
@@ -98,13 +104,15 @@ def pack(
             notify(str(account))
             account.check()
         bare = replace(found, items=(), shared_files=())
-        spec = PackSpec(bare, staged.storage.where, None, "", resize, quality)
+        spec = PackSpec(bare, staged.storage.where, None, "", resize, quality, bool(drop))
         how = {
             "format": chosen.name,
             "options": chosen.options,
             "seed": seed,
             "resize": [resize, quality],
         }
+        if drop:
+            how["drop"] = sorted(drop)
         labels = _find_classes(found, unseen)
         if labels:
             how["unseen"] = sorted(labels)

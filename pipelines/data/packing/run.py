@@ -29,6 +29,8 @@ from pipelines.data.packing.statistics import (
     ImageStatistics,
     Rejections,
     ResumableError,
+    dropped_object,
+    rejection,
     to_json_lines,
 )
 from pipelines.data.shards import finish_split
@@ -172,20 +174,40 @@ class PackRun:
                 if item.key in keys:
                     rejections.add(item.key, item.origin, TWO_SPLITS, keys[item.key])
         rejections.check(self._staged.storage)
+        dropped = self._dropped_rows()
+        rejections.check_objects(self._staged.storage, dropped, self._objects())
         if doubled:
             for number, keys in doubled.items():
                 self._shards[number] = replace(self._shards[number], without=keys)
             self._counter.stop()
             self._make(sorted(doubled))
         self._rejected = self._rejected_rows()
-        if self._rejected:
-            self._staged.storage.write(REJECTED, to_json_lines(self._rejected))
+        if dropped:
+            self._notify(f"objects that are left out: {len(dropped)}; see {REJECTED}")
+        rows = [*self._rejected, *self._dropped_rows()]
+        if rows:
+            self._staged.storage.write(REJECTED, to_json_lines(rows))
         else:
             self._staged.storage.remove(REJECTED)
 
     def _rejected_rows(self) -> list[dict[str, str]]:
         packed = (row for _, record in sorted(self._records.items()) for row in record.rejected)
         return [*self._plan.rejected, *packed]
+
+    def _dropped_rows(self) -> list[dict[str, str]]:
+        """The objects that no packed image has."""
+        orphans = self._spec.source.orphans
+        rows = [dropped_object(rejection("", "", *orphan), "") for orphan in orphans]
+        for _, record in sorted(self._records.items()):
+            rows += record.dropped
+        return rows
+
+    def _objects(self) -> dict[str, int]:
+        """Objects of each class in all splits."""
+        total = np.zeros(len(self._spec.source.classes), np.int64)
+        for record in self._records.values():
+            total += np.array(record.counts, np.int64)
+        return dict(zip(self._spec.source.classes, total.tolist()))
 
     def _fingerprints(self) -> Fingerprints:
         records = [self._records[number] for number in range(len(self._shards))]

@@ -21,12 +21,13 @@ from PIL import Image
 from models.core.errors import TesseraError
 from pipelines.data import annotations as annotation_ops
 from pipelines.data import duplicates
+from pipelines.data.annotations import Damage, Objects
 from pipelines.data.card import Shard, Split
 from pipelines.data.image_formats import sniff
 from pipelines.data.images import encode_png, open_image
 from pipelines.data.packing import shard_records
 from pipelines.data.packing.shard_records import ShardRecord
-from pipelines.data.packing.statistics import ImageStatistics, rejection
+from pipelines.data.packing.statistics import ImageStatistics, dropped_object, rejection
 from pipelines.data.sample_error import SampleError
 from pipelines.data.shards import Packed, write_shard
 from pipelines.data.sources import Item, Source
@@ -51,6 +52,7 @@ class PackSpec:
     plan     digest of the plan and the options of the pack
     resize   images whose shorter side has more pixels are shrunk to it
     quality  of the JPEGs that shrinking makes; None keeps PNGs as PNGs
+    drop     whether a damaged object is dropped; otherwise its image is rejected
     """
 
     source: Source
@@ -59,6 +61,7 @@ class PackSpec:
     plan: str
     resize: int | None = None
     quality: int | None = None
+    drop: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,14 @@ class Sample(NamedTuple):
     image        the image as packed
     fingerprint  of the original image
     counts       1 for its class, or its objects or pixels of each class
+    dropped      objects that are left out
     """
 
     packed: Packed
     image: Image.Image
     fingerprint: bytes
     counts: list[int]
+    dropped: tuple[Damage, ...] = ()
 
 
 def pack_shard(
@@ -115,6 +120,7 @@ def pack_shard(
         statistics=contents.statistics.counts(),
         counts=tuple(contents.counts.tolist()),
         rejected=tuple(contents.rejected),
+        dropped=tuple(contents.dropped),
         rows=shard_records.digest(rows),
         fingerprints=shard_records.digest(encoded),
     )
@@ -130,6 +136,7 @@ class _ShardContents:
         self.counts = np.zeros(classes, np.int64)
         self.fingerprints: list[bytes] = []
         self.rejected: list[dict[str, str]] = []
+        self.dropped: list[dict[str, str]] = []
 
     def samples(
         self, spec: PackSpec, shard_plan: ShardPlan, step: Callable[[], None]
@@ -141,9 +148,17 @@ class _ShardContents:
                 self.statistics.add(sample.image, counted=shard_plan.split == "train")
                 self.counts += np.array(sample.counts, np.int64)
                 self.fingerprints.append(sample.fingerprint)
+                self._note_dropped(spec.source, item, sample.dropped)
                 yield sample.packed
 
+    def _note_dropped(self, source: Source, item: Item, dropped: tuple[Damage, ...]) -> None:
+        for damage in dropped:
+            name = "" if damage.label is None else source.classes[damage.label]
+            row = rejection(item.key, item.origin, damage.reason, damage.message)
+            self.dropped.append(dropped_object(row, name))
+
     def _prepare(self, spec: PackSpec, shard_plan: ShardPlan, item: Item) -> Sample | None:
+        of_object = False
         if item.key in shard_plan.without:
             reason, detail = TWO_SPLITS, shard_plan.without[item.key]
         else:
@@ -152,7 +167,9 @@ class _ShardContents:
             except TesseraError as error:
                 reason = getattr(error, "reason", "unreadable image")
                 detail = error.message
-        self.rejected.append(rejection(item.key, item.origin, reason, detail))
+                of_object = getattr(error, "of_object", False)
+        row = rejection(item.key, item.origin, reason, detail)
+        self.rejected.append({**row, "drop": "boxes"} if of_object else row)
         return None
 
 
@@ -163,7 +180,7 @@ def prepare(spec: PackSpec, item: Item) -> Sample:
     source = spec.source
     data = source.load(item)
     image = open_image(data, item.origin)
-    annotation = _annotate(source, item, image) if source.annotate else None
+    annotation, dropped = _annotate(spec, item, image) if source.annotate else (None, ())
     small = _shrink(image, spec.resize)
     extension = _EXTENSION.get(sniff(data) or "")
     if small is not image:
@@ -183,6 +200,7 @@ def prepare(spec: PackSpec, item: Item) -> Sample:
             small,
             fingerprint,
             counts,
+            dropped,
         )
     counts = [0] * len(source.classes)
     if source.task != "classification":
@@ -202,16 +220,29 @@ def _label(source: Source, item: Item) -> int:
     return item.label
 
 
-def _annotate(source: Source, item: Item, image: Image.Image) -> annotation_ops.Annotation:
+def _annotate(
+    spec: PackSpec, item: Item, image: Image.Image
+) -> tuple[annotation_ops.Annotation, tuple[Damage, ...]]:
+    """The annotation, checked, and the objects that are left out of it."""
+    source = spec.source
+    dropped: tuple[Damage, ...] = ()
     assert source.annotate is not None
     try:
         annotation = source.annotate(item)
+    except SampleError:
+        raise
     except TesseraError as error:
-        raise SampleError(
-            getattr(error, "reason", "unreadable annotation"), error.message
-        ) from None
+        raise SampleError("unreadable annotation", error.message, hint=error.hint) from None
+    if spec.drop and isinstance(annotation, Objects):
+        annotation, dropped = annotation_ops.drop_damaged(
+            annotation,
+            height=image.height,
+            width=image.width,
+            classes=len(source.classes),
+            where=item.origin,
+        )
     _check(source, item, image, annotation)
-    return annotation
+    return annotation, dropped
 
 
 def _check(

@@ -28,7 +28,8 @@ class ShardRecord(BaseModel):
     plan                digest of the pack's plan and options
     stamps              digest of sizes and times of the files that the samples come from
     counts              images, objects or pixels of each class
-    rejected            rows of `rejected.jsonl`
+    rejected            rows of `rejected.jsonl` on images
+    dropped             rows of `rejected.jsonl` on objects of images that are packed
     rows, fingerprints  sha256 of the shard's rows of the index, and of its images' fingerprints
     """
 
@@ -39,6 +40,7 @@ class ShardRecord(BaseModel):
     statistics: ImageCounts
     counts: tuple[int, ...]
     rejected: tuple[dict[str, str], ...]
+    dropped: tuple[dict[str, str], ...] = ()
     rows: str
     fingerprints: str
 

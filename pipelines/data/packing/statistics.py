@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +22,8 @@ from pipelines.data.card import ImageCard
 from pipelines.storage.base import Storage
 
 REJECTED = "rejected.jsonl"
-"""One JSON object a line: key, origin, reason, detail."""
+"""One JSON object a line: key, origin, reason, detail. `object` is the class of an object of an
+image that is packed without it, and `drop` is "boxes" where `--drop boxes` would keep the image."""
 _SHOWN = 5
 
 
@@ -119,13 +120,20 @@ def rejection(key: str, origin: str, reason: str, detail: str) -> dict[str, str]
     return {name: printable(text) for name, text in row.items()}
 
 
-class Rejections:
-    """The samples that failed their check, and how many are allowed to.
+def dropped_object(row: dict[str, str], name: str) -> dict[str, str]:
+    """A row of `rejected.jsonl` on an object of the class `name`, empty if it isn't known."""
+    return {**row, "object": _printable(name)}
 
-    `allowed` is a number or a percentage of `total`, as in `--allow-rejected`.
+
+class Rejections:
+    """The images and objects that failed their check, and how many are allowed to.
+
+    `allowed`, of `--allow-rejected`, is a number or a percentage: of the images, and in
+    `check_objects` of the objects.
     """
 
     def __init__(self, allowed: str, total: int) -> None:
+        self._given = allowed
         self._allowed, self._total = _parse_allowed(allowed, total), total
         self._rows: list[dict[str, str]] = []
 
@@ -149,12 +157,44 @@ class Rejections:
             share = math.ceil(1000 * len(self._rows) / self._total) / 10
             shown = "; ".join(row["detail"] for row in self._rows[:_SHOWN])
             more = "; …" if len(self._rows) > _SHOWN else ""
+            drop = any("drop" in row for row in self._rows)
+            objects = "; --drop boxes drops only the damaged objects" if drop else ""
             raise ResumableError(
                 f"{len(self._rows)} of {self._total} images can't be packed, {self._allowed} are "
                 f"allowed ({counted}): {shown}{more}",
                 hint=f"all are listed in {storage.where}/{REJECTED}; fix or remove them, or leave "
                 f"them out: the same command with --allow-rejected {len(self._rows)} or {share:g}% "
-                "resumes this pack",
+                f"resumes this pack{objects}",
+            )
+
+    def check_objects(
+        self, storage: Storage, dropped: Sequence[dict[str, str]], kept: Mapping[str, int]
+    ) -> None:
+        """Raises ResumableError if more objects are dropped than allowed, or all of a class.
+
+        `dropped` are rows of `dropped_object`, `kept` the packed objects of each class.
+        """
+        if not dropped:
+            return
+        storage.write(REJECTED, to_json_lines([*self._rows, *dropped]))
+        total = sum(kept.values()) + len(dropped)
+        allowed = _parse_allowed(self._given, total)
+        hint = f"all are in {storage.where}/{REJECTED}; fix or remove them, or leave them out"
+        if len(dropped) > allowed:
+            reasons = Counter(row["reason"] for row in dropped)
+            counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+            shown = "; ".join(row["detail"] for row in dropped[:_SHOWN])
+            share = math.ceil(1000 * len(dropped) / total) / 10
+            raise ResumableError(
+                f"{len(dropped)} of {total} objects can't be packed, {allowed} are allowed "
+                f"({counted}): {shown}{'; …' if len(dropped) > _SHOWN else ''}",
+                hint=f"{hint}: the same command with --allow-rejected {len(dropped)} or {share:g}%",
+            )
+        lost = sorted({row["object"] for row in dropped} & {n for n, k in kept.items() if not k})
+        if lost and allowed < total:
+            raise ResumableError(
+                f"no object of the class {lost[0]!r} is left: all that the source has are damaged",
+                hint=f"{hint} with --allow-rejected 100%",
             )
 
 

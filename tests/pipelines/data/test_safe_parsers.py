@@ -71,17 +71,38 @@ def test_only_numbers_that_a_float_represents_are_accepted() -> None:
         b"<a>&nbsp;</a>",
         b"<?xml version='1.0' encoding='nowhere'?><a/>",
         b"<?xml version='1.0' encoding='utf-7'?><a/>",
-        b"<!DOCTYPE a><a/>",
-        b"<!DOCTYPE a SYSTEM 'file:///etc/passwd'><a/>",
+        b"<!DOCTYPE a SYSTEM 'file:///etc/passwd'><a>&x;</a>",
+        b"<!DOCTYPE a SYSTEM 'x.dtd' [<!ENTITY % p SYSTEM 'y.dtd'> %p;]><a/>",
+        b"<?xml version='1.0' encoding='GBK'?><a>\xff\xff</a>",
         b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/hostname'>]><a>&x;</a>",
         BOMB,
         b"<a>" * 65,
         b"<a>" * 200_000,
     ],
 )
-def test_invalid_xml_and_a_dtd_are_refused(data: bytes) -> None:
-    with pytest.raises(TesseraError, match=r"^x\.xml (can't be read|has a DTD)"):
+def test_invalid_xml_and_entities_are_refused(data: bytes) -> None:
+    with pytest.raises(TesseraError, match=r"^x\.xml (can't be read|has an entity|is not in)"):
         read_xml(data, "x.xml")
+
+
+@pytest.mark.parametrize("encoding", ["GBK", "gb2312", "Big5", "Shift_JIS", "euc-kr", "UTF-16"])
+def test_xml_in_the_encoding_that_it_names_is_read(encoding: str) -> None:
+    text = "漢" if encoding != "gb2312" else "汉"
+    data = f"<?xml version='1.0' encoding='{encoding}'?><a>{text}</a>".encode(encoding)
+    assert read_xml(data, "x.xml").text == text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "<!DOCTYPE a>",
+        "<!DOCTYPE a SYSTEM 'file:///etc/passwd'>",
+        "<!DOCTYPE a [<!ELEMENT a ANY>]>",
+    ],
+)
+def test_a_dtd_is_passed_over(head: str) -> None:
+    assert read_xml(f"{head}<a>x</a>".encode(), "x.xml").text == "x"
 
 
 def test_plain_xml_is_read_and_the_standard_parser_expands_the_bomb() -> None:
