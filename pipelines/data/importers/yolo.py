@@ -1,37 +1,41 @@
 """YOLO: a text file for each image, with a class and a normalised box or polygon in each line.
 
-In: SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt, or SOURCE/train/images with
-SOURCE/train/labels, or either without splits. Out: a `Source` for instance segmentation if the
-first file with objects has polygons, else for detection. Classes are `names` in data.yaml (or in
-the only other .yaml), or the lines of classes.txt or obj.names. The yaml's `train`, `val` and
-`test` assign folders of the source to splits; paths outside the source are ignored, and folders
-that aren't listed are assigned by their names. As in YOLO, an image without a text file has no
-objects.
+In: images and text files of the same names: images/train/x.jpg with labels/train/x.txt
+(Ultralytics), train/images with train/labels (Roboflow), x.txt beside x.jpg (labelImg, Darknet,
+CVAT's obj_train_data), x.jpg.txt. Out: a `Source` for instance segmentation if a label is a
+polygon, else for detection. Names and splits: `support/yolo_sets.py`; lines:
+`support/yolo_lines.py`.
 
-`class cx cy w h` is a box by its centre and size, `class x1 y1 x2 y2 x3 y3 …` a polygon. Polygons
-have boxes too, so a file with both is read for detection. Boxes that exceed the image by at most
-half a pixel are clipped.
+As in YOLO, an image without a text file has no objects. But a split, or a folder, without a single
+text file was not annotated, and is left out. Boxes that exceed the image by at most half a pixel
+are clipped.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from models.core.errors import TesseraError
 from pipelines.data import rle
-from pipelines.data.annotations import Objects, clip
-from pipelines.data.card import SPLITS, Split
+from pipelines.data.annotations import Objects
+from pipelines.data.card import Split
 from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import draw
+from pipelines.data.importers.support.object_lists import (
+    EXIF_OPTION,
+    ObjectList,
+    open_canvas,
+    read_exif_option,
+)
 from pipelines.data.importers.support.reading import (
     choose,
-    image_size,
     load,
     nearby,
     need_folder,
@@ -39,55 +43,90 @@ from pipelines.data.importers.support.reading import (
     read_inside,
     split_of,
 )
-from pipelines.data.safe_parsers import read_yaml
+from pipelines.data.importers.support.yolo_lines import (
+    Kind,
+    is_label,
+    parse_line,
+    split_line,
+    tell_kind,
+)
+from pipelines.data.importers.support.yolo_sets import (
+    Settings,
+    Splits,
+    pair_texts,
+    read_names,
+    read_settings,
+)
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Item, Source, find_files, is_image, read_file
+from pipelines.data.sources import Item, Source, find_files, is_image
 
 NAME = "yolo"
 TASKS = ("instance_segmentation", "detection")
 OPTIONS: Mapping[str, str] = {
-    "task": "detection or instance_segmentation; by default that of the first objects",
+    "task": "detection or instance_segmentation; by default that of the labels",
     "classes": "names of the classes, with commas, if no file has them",
+    "unlabelled": "images without a text file: empty takes them as images without objects, skip "
+    "leaves them out; by default empty, and skip for a split without any text file",
+    **EXIF_OPTION,
 }
-MAX_TEXT_BYTES = 16 << 20
-_NUMBER = re.compile(r"[-+]?[0-9]{1,12}(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,3})?", re.ASCII)
-_NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt")
+_SAMPLED = 200
+"""Label files that are read to tell what kind they are."""
+
+
+class _Set(NamedTuple):
+    """A set's folder, its files relative to it, and the text of each image that has one."""
+
+    root: Path
+    files: list[str]
+    texts: dict[str, str]
 
 
 def recognises(source: str) -> str:
-    roots = _find(source)
-    return f"images and YOLO labels in {roots[0].name}" if len(roots) == 1 else ""
+    if not Path(source).is_dir():
+        return ""
+    found = _find(source)
+    if found is None:
+        return ""
+    texts = sorted(found.texts.values()) or [p for p in found.files if _is_in_labels(p)]
+    lines = _sample_lines(found.root, texts)
+    if lines and not is_label(lines[0]):
+        return ""
+    # Without a line the layout has to say what the texts are.
+    if not lines and not any(_is_in_labels(path) for path in texts):
+        return ""
+    where = found.root.name if found.root != Path(source) or not texts else texts[0]
+    return f"images and YOLO labels in {where}" if texts else ""
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Lists the images; text files are read when their images are packed."""
+    """Lists the images; text files are read when their images are packed.
+
+    Raises TesseraError for labels with keypoints or rotated boxes, unless the option task says what
+    to take of them.
+    """
     folder = need_folder(source)
-    roots = _find(source)
-    if len(roots) != 1:
+    found = _find(source)
+    if found is None:
         raise TesseraError(
-            f"{source} has {len(roots) or 'no'} data sets in YOLO format",
-            hint="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt",
+            f"{source} has no data set in YOLO format",
+            hint="it must be SOURCE/images/train/x.jpg with SOURCE/labels/train/x.txt, or x.txt "
+            "beside x.jpg",
         )
-    root = roots[0]
-    content, where = _read_yaml(root)
-    classes = _names(root, options, content, where)
-    roles, notes = _roles(root, content, where)
-    files = list(find_files(root))
-    texts = {path for path in files if path.endswith(".txt")}
-    items = []
-    for path in files:
-        parts = path.split("/")
-        if is_image(path) and "images" in parts[:2]:
-            split = _role(path, roles) or _split(parts)
-            items.append(Item(make_key(os.path.splitext(path)[0]), path, None, split))
-    if not items:
-        raise no_images(source)
-    unlabelled = sum(_text_of(item.origin) not in texts for item in items)
-    first = next((item for item in items if _lines(root, texts, item)), None)
-    polygons = first is not None and len(_lines(root, texts, first)[0].split()) != 5
-    task = choose(options, "task", TASKS, TASKS[not polygons])
-    if unlabelled:
-        notes.append(f"{unlabelled} images have no text file, so no objects")
+    root, files, texts = found
+    settings = read_settings(root, files)
+    classes, name_files = read_names(root, options, settings, files)
+    splits = Splits(root, settings, files)
+    notes = list(splits.notes)
+    images = _choose_images(found, splits, options, notes)
+    if not images:
+        raise _no_pair(source, found)
+    kind, task = _tell_task(found, images, options, settings, notes)
+    items = [
+        Item(make_key(os.path.splitext(path)[0]), path, None, splits.of(path)) for path in images
+    ]
+    used = {path: texts[path] for path in images if path in texts}
+    shared = {*splits.lists, *name_files, *([settings.where] if settings.where else [])}
+    exif = read_exif_option(options)
     return Source(
         name=folder.resolve().name,
         task=task,
@@ -95,14 +134,32 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         items=items,
         load=partial(load, root),
         annotate=partial(
-            _annotate, root, frozenset(texts), len(classes), task == "instance_segmentation"
+            _annotate, root, used, len(classes), kind, task == "instance_segmentation", exif
         ),
-        files=partial(_files, root, frozenset(texts)),
+        files=partial(_files, root, used),
         notes=tuple(notes),
+        folder=folder,
+        shared_files=tuple(root / path for path in sorted(shared)),
     )
 
 
-def _find(source: str) -> list[Path]:
+def _find(source: str) -> _Set | None:
+    """The set in a source: images with text files. Raises TesseraError if there are several."""
+    roots = _find_roots(source)
+    if len(roots) > 1:
+        raise TesseraError(
+            f"{source} has {len(roots)} data sets in YOLO format",
+            hint=f"give the folder of one of them, for example {roots[0]}",
+        )
+    root = roots[0] if roots else Path(source)
+    files = list(find_files(root))
+    if not any(path.lower().endswith(".txt") for path in files):
+        return None
+    texts = pair_texts(files)
+    return _Set(root, files, texts) if texts or roots else None
+
+
+def _find_roots(source: str) -> list[Path]:
     """The folders that have `images` and `labels` with a text file, at most one level down."""
     found = []
     for root in nearby(source, 1):
@@ -114,169 +171,189 @@ def _find(source: str) -> list[Path]:
                 found.append(root)
                 break
     # A split is not a data set of its own.
-    return [root for root in found if root.parent not in found]
+    found = [root for root in found if root.parent not in found]
+    return [Path(source)] if found and all(split_of(root.name) for root in found) else found
 
 
-def _split(parts: list[str]) -> Split | None:
-    """train/images/x.jpg or images/train/x.jpg."""
-    other = parts[0] if parts[1] == "images" else parts[1]
-    return split_of(other) if len(parts) > 2 else None
+def _is_in_labels(path: str) -> bool:
+    return path.lower().endswith(".txt") and "labels" in path.split("/")[:-1]
 
 
-def _text_of(path: str) -> str:
-    parts = path.split("/")
-    parts[parts.index("images")] = "labels"
-    return os.path.splitext("/".join(parts))[0] + ".txt"
-
-
-def _files(root: Path, texts: frozenset[str], item: Item) -> tuple[Path, ...]:
-    text = _text_of(item.origin)
-    return (root / item.origin, *([root / text] if text in texts else []))
-
-
-def _read_yaml(root: Path) -> tuple[dict[str, object], str]:
-    """The content of data.yaml, and the file's name; empty if there is none."""
-    yamls = sorted(path for end in ("*.yaml", "*.yml") for path in root.glob(end))
-    chosen = [path for path in yamls if path.stem == "data"] or yamls
-    if len(chosen) != 1:
-        return {}, ""
-    where = chosen[0].name
-    content = read_yaml(read_file(chosen[0], where), where)
-    return (content if isinstance(content, dict) else {}), where
-
-
-def _roles(
-    root: Path, content: Mapping[str, object], where: str
-) -> tuple[dict[str, Split], list[str]]:
-    """Folder below `root` -> split, from data.yaml; and notes on folders in it that don't exist."""
-    roles: dict[str, Split] = {}
-    notes = []
-    for split in SPLITS:
-        value = content.get(split)
-        for text in value if isinstance(value, list) else [value]:
-            if not isinstance(text, str) or not text.strip():
-                continue
-            parts = [part for part in text.strip().split("/") if part not in ("", ".", "..")]
-            # From the whole path to its last part: it may begin with a folder of its author's.
-            tails = ["/".join(parts[start:]) for start in range(len(parts))]
-            found = next((tail for tail in tails if (root / tail).is_dir()), None)
-            if found is None:
-                notes.append(f"{where} has {split}: {text}, which is not a folder here")
-            elif roles.setdefault(found, split) != split:
-                raise TesseraError(
-                    f"{where} lists {found} as {roles[found]} and {split}",
-                    hint="an image may only be in one split",
-                )
-    return roles, notes
-
-
-def _role(path: str, roles: Mapping[str, Split]) -> Split | None:
-    """The split of the innermost folder in `roles`."""
-    fitting = [folder for folder in roles if path.startswith(f"{folder}/")]
-    return roles[max(fitting, key=len)] if fitting else None
-
-
-def _names(
-    root: Path, options: Mapping[str, str], content: Mapping[str, object], where: str
-) -> tuple[str, ...]:
-    found: list[object] = []
-    if "classes" in options:
-        found, where = list(options["classes"].split(",")), "the option classes"
-    elif where:
-        names = content.get("names")
-        if isinstance(names, dict):
-            found = _in_order(names, where)
-        elif isinstance(names, list):
-            found = names
-    else:
-        path = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
-        if path is None:
-            raise TesseraError(
-                f"{root} has no names of classes",
-                hint="add data.yaml with names, or classes.txt, or give --option classes=NAME,NAME",
+def _choose_images(
+    found: _Set, splits: Splits, options: Mapping[str, str], notes: list[str]
+) -> list[str]:
+    """The images of the set: those with a text, and others of their split and place."""
+    unlabelled = choose(options, "unlabelled", ("empty", "skip", ""), "")
+    places = {path.rpartition("/")[0] for path in found.texts}
+    tops = {parts[: parts.index("images") + 1] for p in places if "images" in (parts := _parts(p))}
+    by_split: dict[Split | None, list[str]] = defaultdict(list)
+    unlisted = 0
+    for path in found.files:
+        if not is_image(path):
+            continue
+        parts = _parts(path)
+        near = path.rpartition("/")[0] in places or "images" in parts[:2]
+        near = near or any(parts[: len(top)] == top for top in tops)
+        if near and splits.has(path):
+            by_split[splits.of(path)].append(path)
+        elif near:
+            unlisted += 1
+    if unlisted:
+        notes.append(f"{unlisted} images are in no list of the set and are left out")
+    chosen = []
+    without = 0
+    for split, paths in by_split.items():
+        bare = [path for path in paths if path not in found.texts]
+        if len(bare) == len(paths) and unlabelled != "empty":
+            notes.append(
+                f"the {len(paths)} images of {split or 'no split'} are without any label file, for "
+                f"example {paths[0]}: left out; --option unlabelled=empty takes them as images "
+                "without objects"
             )
-        where = path.name
-        text = read_file(path, where, MAX_TEXT_BYTES).decode("utf-8", "replace")
-        found = [line for line in text.split("\n") if line.strip()]
-    if not isinstance(found, list) or not found:
-        raise TesseraError(f"{where} has no list of names", hint="names: [cat, dog]")
-    classes = tuple(name.strip() if isinstance(name, str) else "" for name in found)
-    if not all(name and name.isprintable() for name in classes):
-        raise TesseraError(f"{where} has a class whose name is empty or can't be printed")
-    if len(set(classes)) != len(classes):
-        raise TesseraError(f"{where} has two classes with the same name")
-    return classes
+        elif unlabelled == "skip":
+            chosen += [path for path in paths if path in found.texts]
+        else:
+            chosen += paths
+            without += len(bare)
+    if without:
+        notes.append(f"{without} images have no text file, so no objects")
+    return sorted(chosen)
 
 
-def _in_order(names: dict[str, object], where: str) -> list[object]:
-    """Names by their numbers, which must be 0, 1, 2, …"""
-    if set(names) != {str(number) for number in range(len(names))}:
-        raise TesseraError(f"{where}: the numbers of its names are not 0, 1, 2, …")
-    return [names[str(number)] for number in range(len(names))]
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/"))
 
 
-def _lines(root: Path, texts: set[str] | frozenset[str], item: Item) -> list[str]:
-    path = _text_of(item.origin)
-    if path not in texts:
-        return []
+def _no_pair(source: str, found: _Set) -> TesseraError:
+    text = next((path for path in found.files if _is_in_labels(path)), None)
+    image = next((path for path in found.files if is_image(path)), None)
+    if text is None or image is None:
+        return no_images(source)
+    return TesseraError(
+        f"no label file belongs to an image: there are {text} and {image}, for example",
+        hint="a label file has the name of its image: images/train/x.jpg and labels/train/x.txt",
+    )
+
+
+def _tell_task(
+    found: _Set,
+    images: Sequence[str],
+    options: Mapping[str, str],
+    settings: Settings,
+    notes: list[str],
+) -> tuple[Kind, str]:
+    where, content = settings.where or found.root.name, settings.content
+    texts = [found.texts[path] for path in images if path in found.texts]
+    lines = _sample_lines(found.root, texts)
+    keypoints = content.get("kpt_shape")
+    pose = keypoints is not None or content.get("task") == "pose"
+    kind, boxes, count = tell_kind(lines, (1, 2) if pose else None)
+    if content.get("task") == "obb":
+        kind = "four corners"
+    given = choose(options, "task", TASKS, "") if "task" in options else ""
+    if kind == "keypoints" and given != "detection":
+        said = f"kpt_shape: {keypoints}" if keypoints is not None else "boxes with keypoints"
+        raise TesseraError(
+            f"{where} has {said}: the labels have keypoints, which no task reads",
+            hint="--option task=detection takes the boxes alone, columns 2 to 5",
+        )
+    if kind == "four corners" and not given:
+        raise TesseraError(
+            f"each label of {where} has four corners: rotated boxes (OBB), which no task reads, "
+            "or polygons",
+            hint="choose: --option task=instance_segmentation takes them as polygons, --option "
+            "task=detection takes the upright boxes around them",
+        )
+    task = given or TASKS[kind == "boxes"]
+    if kind == "polygons" and boxes and task == TASKS[0]:
+        notes.append(
+            f"{boxes} of the first {count} labels are boxes, others polygons: a box is damaged "
+            "here; --option task=detection takes the boxes of all"
+        )
+    return kind, task
+
+
+def _sample_lines(root: Path, texts: Sequence[str]) -> list[str]:
+    """The lines of label files spread over the set."""
+    lines: list[str] = []
+    read = 0
+    for path in texts[:: max(len(texts) // _SAMPLED, 1)]:
+        try:
+            new = _lines(root, path)
+        except SampleError:
+            continue
+        lines += new
+        read += bool(new)
+        if read >= _SAMPLED:
+            break
+    if not lines:  # those may be the images without objects
+        for path in texts[: 20 * _SAMPLED]:
+            try:
+                lines = _lines(root, path)
+            except SampleError:
+                continue
+            if lines:
+                break
+    return lines
+
+
+def _files(root: Path, texts: Mapping[str, str], item: Item) -> tuple[Path, ...]:
+    text = texts.get(item.origin)
+    return (root / item.origin, *([root / text] if text else []))
+
+
+def _lines(root: Path, path: str) -> list[str]:
     data = read_inside(root, path)
     try:
-        text = data.decode("ascii")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SampleError("unreadable annotation", f"{path} is not text: {error}") from None
     return [line for line in text.split("\n") if line.strip()]
 
 
 def _annotate(
-    root: Path, texts: frozenset[str], classes: int, with_masks: bool, item: Item
+    root: Path,
+    texts: Mapping[str, str],
+    classes: int,
+    kind: Kind,
+    with_masks: bool,
+    exif: str,
+    item: Item,
 ) -> Objects:
-    lines = _lines(root, texts, item)
-    height, width = image_size(read_inside(root, item.origin), item.origin)
+    path = texts.get(item.origin, "")
+    lines = _lines(root, path) if path else []
+    canvas = open_canvas(read_inside(root, item.origin), item.origin, exif)
+    height, width = canvas.height, canvas.width
     scale = np.array([width, height], np.float64)
-    boxes, labels, masks = [], [], []
+    found = ObjectList(canvas, with_masks=with_masks)
     for number, line in enumerate(lines):
-        where = f"{_text_of(item.origin)}, line {number + 1}"
-        label, values = _parse(line, classes, where)
-        corners = values.reshape(-1, 2) * scale
-        if len(values) > 4:
-            boxes.append([*corners.min(0), *corners.max(0)])
-        else:
-            boxes.append([*(corners[0] - corners[1] / 2), *(corners[0] + corners[1] / 2)])
-        labels.append(label)
-        if with_masks:
+        where = f"{path}, line {number + 1}"
+        with found.one(_known_class(line, classes)):
+            label, values = parse_line(line, classes, kind, where)
+            corners = values.reshape(-1, 2) * scale
             if len(values) == 4:
-                raise SampleError("unreadable mask", f"{where} is a box, while others are polygons")
-            masks.append(rle.write(draw([corners.ravel().tolist()], height, width, where)))
-    return Objects(
-        clip(np.array(boxes, np.float64).reshape(-1, 4), height, width),
-        np.array(labels, np.int64),
-        np.zeros(len(labels), bool),
-        tuple(masks) if with_masks else None,
-    )
+                if with_masks:
+                    raise SampleError(
+                        "unreadable mask", f"{where} is a box, while others are polygons"
+                    )
+                first, size = corners
+                box = [*(first - size / 2), *(first + size / 2)]
+                found.add(label, [float(side) for side in box], where)
+                continue
+            if kind == "boxes" and not with_masks:
+                raise SampleError(
+                    "unreadable annotation", f"{where} is a polygon, while others are boxes"
+                )
+            box = [float(side) for side in (*corners.min(0), *corners.max(0))]
+            mask = None
+            if with_masks:
+                mask = draw([corners.ravel().tolist()], height, width, where)
+                if not rle.area(mask):
+                    raise SampleError("mask without pixels", f"{where}: its mask has no pixel")
+            found.add(label, box, where, mask=mask)
+    return found.finish()
 
 
-def _parse(
-    line: str, classes: int, where: str
-) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """(class, values in 0..1): x, y, width, height, or the corners of a polygon."""
-    first, *rest = line.split()
-    if not first.isdigit() or len(first) > 9 or int(first) >= classes:
-        raise SampleError(
-            "unknown class", f"{where}: {first[:30]!r} is not a class from 0 to {classes - 1}"
-        )
-    if len(rest) != 4 and (len(rest) < 6 or len(rest) % 2):
-        raise SampleError(
-            "unreadable annotation",
-            f"{where} has {len(rest)} numbers after the class; a box has 4, a polygon an even "
-            "number of at least 6",
-        )
-    if not all(map(_NUMBER.fullmatch, rest)):
-        raise SampleError("unreadable annotation", f"{where} has a value that is not a number")
-    values = np.array([float(text) for text in rest])
-    if not (np.abs(values) <= 2).all():
-        raise SampleError(
-            "box outside the image",
-            f"{where} has numbers far from 0 to 1",
-            hint="YOLO's coordinates are divided by the image's width and height",
-        )
-    return int(first), values
+def _known_class(line: str, classes: int) -> int | None:
+    first = split_line(line)[0]
+    return int(first) if first.isdigit() and len(first) < 9 and int(first) < classes else None

@@ -32,6 +32,7 @@ _WORDS = frozenset(
     }
 )
 """Words in the names of annotation files that say nothing about the split."""
+_USUAL = re.compile(r"(^|/)(instances_\w+|_annotations\.coco)\.json$")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})", re.ASCII)
 
 Id = int | str
@@ -76,7 +77,8 @@ def find_coco_files(folder: Path) -> list[CocoFile]:
     keypoints: set[CocoFile] = set()
     for path in jsons[:_PEEKED]:
         keys, words = peek(folder / path)
-        if not _is_coco(keys, words):
+        # A damaged file of a usual name is refused when it is read.
+        if not _USUAL.search(path) and not _is_coco(keys, words):
             continue
         file = CocoFile(_split_in_path(path), path)
         found.append(file)
