@@ -58,7 +58,7 @@ from pipelines.data.importers.support.yolo_sets import (
     read_settings,
 )
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Item, Source, find_files, is_image
+from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_files, is_image
 
 NAME = "yolo"
 TASKS = ("instance_segmentation", "detection")
@@ -89,7 +89,7 @@ def recognises(source: str) -> str:
         return ""
     texts = sorted(found.texts.values()) or [p for p in found.files if _is_in_labels(p)]
     lines = _sample_lines(found.root, texts)
-    if lines and not is_label(lines[0]):
+    if lines and not any(map(is_label, lines)):
         return ""
     # Without a line the layout has to say what the texts are.
     if not lines and not any(_is_in_labels(path) for path in texts):
@@ -252,17 +252,24 @@ def _tell_task(
         kind = "four corners"
     given = choose(options, "task", TASKS, "") if "task" in options else ""
     if kind == "keypoints" and given != "detection":
-        said = f"kpt_shape: {keypoints}" if keypoints is not None else "boxes with keypoints"
-        raise TesseraError(
-            f"{where} has {said}: the labels have keypoints, which no task reads",
+        shown = f"kpt_shape {', '.join(map(str, keypoints))}" if isinstance(keypoints, list) else ""
+        raise AmbiguousError(
+            f"the labels of {where} are boxes with keypoints{' (' if shown else ''}{shown}"
+            f"{')' if shown else ''}, and no task reads keypoints",
             hint="--option task=detection takes the boxes alone, columns 2 to 5",
+            readings=[
+                Reading(NAME, {**options, "task": "detection"}, "the boxes alone, columns 2 to 5")
+            ],
         )
     if kind == "four corners" and not given:
-        raise TesseraError(
+        raise AmbiguousError(
             f"each label of {where} has four corners: rotated boxes (OBB), which no task reads, "
             "or polygons",
-            hint="choose: --option task=instance_segmentation takes them as polygons, --option "
-            "task=detection takes the upright boxes around them",
+            hint="choose one: --option task=instance_segmentation or --option task=detection",
+            readings=[
+                Reading(NAME, {**options, "task": TASKS[0]}, "they are polygons"),
+                Reading(NAME, {**options, "task": TASKS[1]}, "the upright boxes around them"),
+            ],
         )
     task = given or TASKS[kind == "boxes"]
     if kind == "polygons" and boxes and task == TASKS[0]:

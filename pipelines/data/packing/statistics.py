@@ -122,7 +122,7 @@ def rejection(key: str, origin: str, reason: str, detail: str) -> dict[str, str]
 
 def dropped_object(row: dict[str, str], name: str) -> dict[str, str]:
     """A row of `rejected.jsonl` on an object of the class `name`, empty if it isn't known."""
-    return {**row, "object": _printable(name)}
+    return {**row, "object": printable(name)}
 
 
 class Rejections:

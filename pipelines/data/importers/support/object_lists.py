@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipelines.data import rle
 from pipelines.data.annotations import Damage, Objects, clip
-from pipelines.data.images import sniff
+from pipelines.data.image_formats import sniff
 from pipelines.data.importers.support.reading import check_stated_size, choose, image_size
 from pipelines.data.sample_error import SampleError
 

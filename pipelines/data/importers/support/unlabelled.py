@@ -21,6 +21,23 @@ UNLABELLED_OPTION: Mapping[str, str] = {
 }
 
 
+def take_unlabelled(
+    images: Sequence[str], options: Mapping[str, str], notes: list[str], what: str
+) -> Sequence[str]:
+    """Those of `images`, which have no `what`, that the option takes; and a note."""
+    empty = choose(options, "unlabelled", ("skip", "empty"), "skip") == "empty"
+    if not images:
+        return ()
+    counted = f"{len(images)} images without {what}, for example {images[0]}"
+    if empty:
+        notes.append(f"{counted}: taken as images without objects")
+        return images
+    notes.append(
+        f"{counted}: left out; --option unlabelled=empty takes them as images without objects"
+    )
+    return ()
+
+
 def add_unlabelled(
     items: list[Item],
     images: Sequence[str],
@@ -30,17 +47,7 @@ def add_unlabelled(
     *,
     names_only: bool = False,
 ) -> None:
-    """Adds `images`, which have no `what`, with the row -1 if the option says so, and a note."""
-    empty = choose(options, "unlabelled", ("skip", "empty"), "skip") == "empty"
-    if not images:
-        return
-    counted = f"{len(images)} images without {what}, for example {images[0]}"
-    if not empty:
-        notes.append(
-            f"{counted}: left out; --option unlabelled=empty takes them as images without objects"
-        )
-        return
-    notes.append(f"{counted}: taken as images without objects")
-    for image in images:
+    """Adds the images that are taken, with the row -1."""
+    for image in take_unlabelled(images, options, notes, what):
         name = split_path(image)[1] if names_only else os.path.splitext(image)[0]
         items.append(Item(make_key(os.fsencode(name)), image, None, split_in_folders(image), -1))
