@@ -10,6 +10,7 @@ text.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -148,7 +149,7 @@ def read_csv(data: bytes, where: str, delimiter: str) -> Iterator[list[str]]:
     _check_size(data, where, MAX_CSV_BYTES)
     try:
         text = data.decode("utf-8-sig")
-        yield from csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     except UnicodeDecodeError as error:
         raise TesseraError(f"{where} is not UTF-8: {error}", hint="save it as UTF-8") from None
     except csv.Error as error:

@@ -1,170 +1,280 @@
 """A table of images: a CSV file with a path and a label in each row, and optionally a split.
 
-In: a folder with one such file, or the file itself; paths are relative to its folder, or to the
-option `images`. Out: a `Source` for classification. Classes are the labels in alphabetical order,
-or in numerical order if all are integers. A row without a label, with an unknown split, or with a
-file that is missing or outside the source is rejected.
+In: a folder with one such file, or one for each split (train.csv, test.csv, train/labels.csv), or
+the file itself. Out: a `Source` for classification. Paths are those of files relative to the
+table's folder or to the option `images`, or names and ids of images in one folder below it. Classes
+are the labels in alphabetical order, or in numerical order if all are integers; or the columns of a
+table that has a column of 0 and 1 for each class. A row without a label, with an unknown split, or
+with a file that is missing or outside the source is rejected.
 """
 
 from __future__ import annotations
 
-import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
-from pipelines.data.images import make_key
-from pipelines.data.importers.support.reading import find_problem, load, split_of
-from pipelines.data.safe_parsers import read_csv
-from pipelines.data.sources import Item, Source, is_image, read_file
+from pipelines.data.importers.support import tables
+from pipelines.data.importers.support.image_finder import ImageFinder
+from pipelines.data.importers.support.reading import choose, find_splits, load, make_keys, split_of
+from pipelines.data.importers.support.tables import Table, read_table
+from pipelines.data.sources import AmbiguousError, Item, Source, find_folders, find_images
 
 NAME = "csv"
 OPTIONS: Mapping[str, str] = {
     "path_column": "column with the paths of the images",
     "label_column": "column with the labels",
     "split_column": "column with train, val or test",
-    "delimiter": "column separator; by default the comma, semicolon or tab of the header",
+    "delimiter": "column separator; by default the comma, semicolon, tab or bar of the header",
     "images": "folder that paths are relative to",
+    "cells": "single: each cell is one class, even if it looks like several",
+    "task": "classification reads only the classes of a table that also has boxes",
 }
-_COLUMNS = {
-    "path_column": ("path", "file_path", "filepath", "image_path", "file", "filename", "image"),
-    "label_column": ("label", "class", "category", "target", "class_name"),
-    "split_column": ("split", "subset", "partition"),
-}
-_HEAD_BYTES = 64 << 10
+
+
+class _Row(NamedTuple):
+    """A row of a table: path and label as they are written, and the row's number in its file."""
+
+    name: str
+    label: str
+    split: Split | None
+    problem: tuple[str, str] | None
+    number: int
 
 
 def recognises(source: str) -> str:
-    files = [path for path in _tables(Path(source)) if _fits(path)]
-    return f"paths and labels in {files[0].name}" if len(files) == 1 else ""
+    folder = Path(source)
+    if not folder.exists():
+        return ""
+    found = _fitting(_tables(folder), {}, folder)
+    shown = [
+        path.name if folder.is_file() else path.relative_to(folder).as_posix() for path in found
+    ]
+    columns = f" (columns {' and '.join(next(iter(found.values())))})" if found else ""
+    return f"paths and labels in {', '.join(shown)}{columns}" if found else ""
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Reads the table. Raises TesseraError for a damaged one, UsageError for unknown columns."""
-    path = _table(source)
-    root = path.parent / options.get("images", "")
+    """Reads the tables. Raises TesseraError for a damaged one, UsageError for unknown columns,
+    AmbiguousError if several columns could be the labels."""
+    place = Path(source)
+    folder = place.parent if place.is_file() else place
+    files = _choose(place, folder, options)
+    root = folder / options.get("images", "")
     if not root.is_dir():
         raise UsageError(f"the option images: there is no folder {root}")
-    data = read_file(path, path.name)
-    rows = read_csv(data, path.name, _delimiter(path, options))
-    header = next(rows, [])
-    at, label_at, split_at = _columns(header, options, path.name)
-    listed: list[tuple[str, str, str]] = []
-    for number, row in enumerate(rows, 2):
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise TesseraError(
-                f"{path.name}, row {number}: {len(row)} columns, the header has {len(header)}",
-                hint="fix the row, or put quotes around text that contains the delimiter",
-            )
-        split = row[split_at].strip() if split_at is not None else ""
-        listed.append((row[at].strip(), row[label_at].strip(), split))
-    classes = _classes([label for _, label, _ in listed])
-    numbers = {name: number for number, name in enumerate(classes)}
-    items = [_item(root, number, row, numbers) for number, row in enumerate(listed, 2)]
-    if not items or not classes:
-        raise TesseraError(f"{path.name} has no labelled images")
+    images = list(find_images(root))
+    rows: list[_Row] = []
+    found: list[tuple[str, tuple[str, str] | None]] = []
+    for path, split in files:
+        table = read_table(path, _delimiter(options))
+        near = "" if "images" in options else path.parent.relative_to(folder).as_posix()
+        finder = ImageFinder(root, images, "" if near == "." else near)
+        new = _rows(table, finder, options, split)
+        rows += new
+        found += finder.find_all([row.name for row in new], path.name)
+    classes = _classes([row.label for row in rows], files[0][0].name, options)
+    if not rows or not classes:
+        raise TesseraError(f"{files[0][0].name} has no labelled images")
     return Source(
-        name=path.resolve().parent.name,
+        name=folder.resolve().name,
         task="classification",
         classes=classes,
-        items=items,
+        items=_items(rows, found, classes),
         load=partial(load, root),
-        files=partial(_files, root, path),
-        folder=None if Path(source).is_file() else Path(source),
-        shared_files=(path,),
+        files=partial(_files, root, tuple(path for path, _ in files)),
+        folder=None if place.is_file() else folder,
+        shared_files=tuple(path for path, _ in files),
     )
 
 
-def _item(root: Path, number: int, row: tuple[str, str, str], numbers: Mapping[str, int]) -> Item:
-    name, label, word = row
-    split: Split | None = split_of(word)
-    problem = find_problem(root, name)
-    if not label:
-        problem = ("missing label", f"row {number} ({name!r}) has no label")
-    elif word and not split:
-        problem = ("unknown split", f"row {number} ({name!r}) has the split {word!r}")
-    key = make_key(os.path.splitext(name)[0].encode("utf-8", "surrogatepass"))
-    return Item(key, name, numbers.get(label), split, number, problem)
+def _items(
+    rows: Sequence[_Row],
+    found: Sequence[tuple[str, tuple[str, str] | None]],
+    classes: Sequence[str],
+) -> list[Item]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    unique = list(dict.fromkeys(path for path, _ in found))
+    keys = dict(zip(unique, make_keys(unique)))
+    labels: dict[str, set[str]] = {}
+    for row, (path, _) in zip(rows, found):
+        labels.setdefault(path, set()).add(row.label)
+    items = []
+    for row, (path, problem) in zip(rows, found):
+        problem = row.problem or problem
+        if not problem and len(labels[path]) > 1:
+            several = ", ".join(sorted(labels[path]))
+            problem = ("several labels", f"{path} has the labels {several}, as in row {row.number}")
+        label = numbers.get(row.label)
+        items.append(Item(keys[path], path, label, row.split, row.number, problem))
+    return items
 
 
-def _files(root: Path, table: Path, item: Item) -> tuple[Path, ...]:
-    return (root / item.origin, table)
+def _files(root: Path, used: tuple[Path, ...], item: Item) -> tuple[Path, ...]:
+    return (root / item.origin, *used)
 
 
-def _tables(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path] if path.suffix.lower() in (".csv", ".tsv") else []
-    if not path.is_dir():
-        return []
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in (".csv", ".tsv") and p.is_file())
+def _tables(place: Path) -> list[tuple[Path, Split | None]]:
+    """The tables of a source, each with the split in its name or in that of its folder: those in
+    the folder itself, or else those in the folders in it."""
+    if place.is_file():
+        return [(place, None)] if tables.is_table(place) else []
+    for folders in ([place], find_folders(place)):
+        paths = [
+            path for folder in folders for path in sorted(folder.iterdir()) if tables.is_table(path)
+        ]
+        if paths:
+            names = [path.stem if path.parent == place else path.parent.name for path in paths]
+            splits = find_splits(names)
+            return [(path, splits.get(name)) for path, name in zip(paths, names)]
+    return []
 
 
-def _table(source: str) -> Path:
-    tables = _tables(Path(source))
-    fitting = [path for path in tables if _fits(path)] or tables
-    if len(fitting) != 1:
+def _fitting(
+    listed: Sequence[tuple[Path, Split | None]], options: Mapping[str, str], place: Path
+) -> dict[Path, list[str]]:
+    """The tables that have images and labels, with the names of these columns: one, or several
+    that are the splits."""
+    root = place.parent if place.is_file() else place
+    images = list(find_images(root)) if listed else []
+    found = {path: _used_columns(path, root, images, options) for path, _ in listed}
+    fitting = {path: columns for path, columns in found.items() if columns}
+    splits = [split for path, split in listed if path in fitting]
+    if len(splits) > 1 and (None in splits or "train" not in splits):
+        return {}
+    return fitting
+
+
+def _choose(
+    place: Path, folder: Path, options: Mapping[str, str]
+) -> list[tuple[Path, Split | None]]:
+    listed = _tables(place)
+    if len(listed) > 1:
+        fitting = _fitting(listed, options, place)
+        listed = [(path, split) for path, split in listed if path in fitting]
+    if not listed:
         raise TesseraError(
-            f"{source} has {len(fitting) or 'no'} tables of images", hint="give the file itself"
+            f"{place} has {len(_tables(place)) or 'no'} tables of images",
+            hint="give the file itself",
         )
-    return fitting[0]
+    return listed if len(listed) > 1 else [(listed[0][0], None)]
 
 
-def _fits(path: Path) -> bool:
-    """Whether the header has usual names for paths and labels, and the first path is an image."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).rpartition(b"\n")[0]
+def _used_columns(
+    path: Path, root: Path, images: Sequence[str], options: Mapping[str, str]
+) -> list[str]:
+    """The names of the columns of images and labels; empty if a table hasn't both. Raises
+    UsageError for a table of boxes, AmbiguousError if several columns could be the labels."""
     try:
-        rows = read_csv(head, path.name, _delimiter(path, {}))
-        header = next(rows, [])
-        at, label_at, _ = _columns(header, {}, path.name)
-        first = next((row for row in rows if len(row) == len(header)), None)
+        table = read_table(path, _delimiter(options))
+        near = path.parent.relative_to(root).as_posix()
+        finder = ImageFinder(root, images, "" if near == "." else near)
+        if "path_column" not in options and tables.find_paths(table, finder) is None:
+            return []
     except TesseraError:
-        return False
-    return first is not None and at != label_at and is_image(first[at].strip())
+        return []
+    _check_boxes(table, options)
+    try:
+        at, label, _ = _columns(table, finder, options)
+    except AmbiguousError:
+        raise
+    except UsageError:
+        return []
+    return [table.header[at], table.header[label] if label is not None else "one for each class"]
 
 
-def _delimiter(path: Path, options: Mapping[str, str]) -> str:
-    with path.open("rb") as file:
-        first = file.readline(_HEAD_BYTES).decode("latin-1")
-    # The first of equals: a header with one column has no separator.
-    usual = max(",;\t", key=first.count)
-    given = options.get("delimiter", usual)
+def _delimiter(options: Mapping[str, str]) -> str | None:
+    given = options.get("delimiter")
+    if given is None:
+        return None
     given = {"tab": "\t", "\\t": "\t"}.get(given, given)
     if len(given) != 1 or given in '\r\n"':
         raise UsageError(f"the option delimiter can't be {given!r}", hint="give one character")
     return given
 
 
+def _rows(
+    table: Table, finder: ImageFinder, options: Mapping[str, str], split: Split | None
+) -> list[_Row]:
+    _check_boxes(table, options)
+    at, label_at, split_at = _columns(table, finder, options)
+    if label_at is None:
+        labels = tables.one_hot_labels(table, tables.one_hot_columns(table, [at, split_at]))
+    else:
+        labels = [unicodedata.normalize("NFC", row[label_at]) for row in table.rows]
+    rows = []
+    for number, (cells, label) in enumerate(zip(table.rows, labels), table.first):
+        word = cells[split_at] if split_at is not None else ""
+        problem = None
+        if not label:
+            problem = ("missing label", f"row {number} ({cells[at]!r}) has no label")
+        elif word and not split_of(word):
+            problem = ("unknown split", f"row {number} ({cells[at]!r}) has the split {word!r}")
+        rows.append(_Row(cells[at], label, split_of(word) or split, problem, number))
+    return rows
+
+
 def _columns(
-    header: Sequence[str], options: Mapping[str, str], where: str
-) -> tuple[int, int, int | None]:
-    """Positions of path, label and split in a row."""
-    names = [name.strip().lower() for name in header]
-    positions: dict[str, int | None] = {}
-    for option, usual in _COLUMNS.items():
-        wanted = [options[option].strip().lower()] if option in options else list(usual)
-        found = [names.index(name) for name in wanted if name in names]
-        if not found and (option in options or option != "split_column"):
-            raise UsageError(
-                f"{where} has no column {' or '.join(wanted)}",
-                hint=f"its first row has {', '.join(header)[:200] or 'nothing'}: if that is the "
-                f"header, give --option {option}=NAME; otherwise add a header",
-            )
-        positions[option] = found[0] if found else None
-    path, label = positions["path_column"], positions["label_column"]
-    assert path is not None
-    assert label is not None
-    return path, label, positions["split_column"]
+    table: Table, finder: ImageFinder, options: Mapping[str, str]
+) -> tuple[int, int | None, int | None]:
+    """Positions of path, label and split in a row; no label for a column for each class."""
+    at = _given(table, options, "path_column")
+    split = _given(table, options, "split_column")
+    label = _given(table, options, "label_column")
+    if split is None:
+        split = tables.usual_column(table, tables.SPLITS)
+    if at is None:
+        at = tables.find_paths(table, finder)
+    if at is None:
+        at = tables.usual_column(table, tables.PATHS)
+    if at is None:
+        raise _no_column(table, "path_column", tables.PATHS)
+    if label is None and not tables.one_hot_columns(table, [at, split]):
+        label = tables.find_labels(table, at, split)
+        if label is None:
+            raise _no_column(table, "label_column", tables.LABELS)
+    return at, label, split
 
 
-def _classes(labels: Sequence[str]) -> tuple[str, ...]:
+def _check_boxes(table: Table, options: Mapping[str, str]) -> None:
+    boxes = tables.box_columns(table)
+    if boxes and choose(options, "task", ("", "classification"), "") != "classification":
+        raise UsageError(
+            f"{table.path.name} has boxes or masks in the columns {', '.join(boxes)[:200]}, which "
+            "a table of classes has not",
+            hint="to read only the classes: --option task=classification",
+        )
+
+
+def _given(table: Table, options: Mapping[str, str], option: str) -> int | None:
+    return tables.find_column(table, options[option], option) if option in options else None
+
+
+def _no_column(table: Table, option: str, usual: Sequence[str]) -> UsageError:
+    shown = ", ".join(table.header)[:200] or "nothing"
+    return UsageError(
+        f"{table.path.name} has no column {' or '.join(usual[:6])}",
+        hint=f"its first row has {shown}: if that is the header, give --option {option}=NAME; "
+        "otherwise add a header",
+    )
+
+
+def _classes(labels: Sequence[str], where: str, options: Mapping[str, str]) -> tuple[str, ...]:
     found = {label for label in labels if label}
     if unprintable := next((label for label in found if not label.isprintable()), None):
         raise TesseraError(f"the label {unprintable[:100]!r} can't be printed")
+    single = choose(options, "cells", ("", "single"), "") == "single"
+    if not single and (joined := tables.find_joined(labels)):
+        raise TesseraError(
+            f"{where}: {joined[0]!r} is several labels with {joined[1]!r} between them, and an "
+            "image has exactly one",
+            hint="several labels an image are not supported; if each cell is one class: --option "
+            "cells=single",
+        )
     if all(label.isascii() and label.isdigit() and len(label) < 10 for label in found):
         return tuple(sorted(found, key=lambda label: (int(label), label)))
     return tuple(sorted(found))

@@ -7,6 +7,7 @@ and no folder names; `--format images` reads any folder with images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -50,17 +51,20 @@ def recognises(source: str) -> str:
     # These names mean that there are labels, even if no format can read them.
     if not found or any(name.lower() in LABEL_NAMES for name in names):
         return ""
-    classes = {_class(path) for path in folders}
-    splits = {path for path in folders if path and not _class(path)}
-    if len(classes - {""}) > 1 or (classes - {""} and splits):
+    others = {_others(path) for path in folders}
+    named = {path for path in others if path}
+    around = os.path.commonpath(named) if named else ""
+    classes = {path[len(around) :].strip("/").split("/")[0] for path in named} - {""}
+    splits = {path for path in folders if path and not _others(path)}
+    if len(classes) > 1 or (named and splits):
         return ""  # a class each, or images and masks, or parts of one set
     return "images without labels"
 
 
-def _class(path: str) -> str:
-    """The first folder in a path that could be a class; empty for `train`, `images/val`."""
+def _others(path: str) -> str:
+    """The folders in a path that could be classes; empty for `train`, `images/val`."""
     named = (part for part in path.split("/") if not split_of(part))
-    return next((part for part in named if part.lower() not in IMAGE_NAMES), "")
+    return "/".join(part for part in named if part.lower() not in IMAGE_NAMES)
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:

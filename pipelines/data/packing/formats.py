@@ -77,11 +77,11 @@ def recognise(source: str) -> tuple[str, str]:
             continue
         if why:
             fitting[name] = why
-    if len(fitting) > 1:  # a format that finds labels is surer than one that finds none
+    if refused or len(fitting) > 1:  # a format that finds labels is surer than one that doesn't
         fitting.pop(IMAGES, None)
-    if len(fitting) == 1 and not (refused and IMAGES in fitting):
+    if len(fitting) == 1:
         return next(iter(fitting.items()))
-    if refused:
+    if refused and not fitting:
         raise refused[0]
     if fitting:
         listed = "; ".join(f"{name} ({why})" for name, why in fitting.items())

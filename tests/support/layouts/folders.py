@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
-from layouts.base import Layout, picture
+from layouts.base import Layout, picture, text
+
+PETS = ("cat", "dog")
+CUT = {"train": 4, "val": 2, "test": 2}
+"""Of two classes of four images, without splits."""
 
 
 def class_folders(folder: Path, paths: dict[str, int], suffix: str = ".jpg") -> None:
@@ -14,12 +19,349 @@ def class_folders(folder: Path, paths: dict[str, int], suffix: str = ".jpg") -> 
             picture(folder / path / f"{number}{suffix}", 1000 * at + number)
 
 
+def table(
+    folder: Path,
+    name: str = "labels.csv",
+    *,
+    header: str = "path,label",
+    row: str = "{n}.jpg,{label}",
+    images: str = "{n}.jpg",
+    encoding: str = "utf-8",
+    end: str = "\n",
+) -> None:
+    """Writes four images of each class, and a table that names them."""
+    rows = [header]
+    for n in range(8):
+        label = PETS[n % 2]
+        values = {"n": n, "label": label, "folder": folder.resolve(), "part": n % 2 + 1}
+        picture(folder / images.format(**values), n)
+        rows.append(row.format(**values))
+    text(folder / name, end.join(rows) + end, encoding)
+
+
+def split_tables(folder: Path) -> None:
+    for at, (split, count) in enumerate({"train": 4, "valid": 2, "test": 2}.items()):
+        rows = ["filename,cat,dog"]
+        for n in range(count):
+            picture(folder / split / f"{n}.jpg", 10 * at + n)
+            rows.append(f"{n}.jpg,{1 - n % 2},{n % 2}")
+        text(folder / split / "_classes.csv", "\n".join(rows) + "\n")
+
+
+def decomposed(folder: Path) -> None:
+    """File names as macOS writes them, a table as an editor does."""
+    rows = ["path,label"]
+    for n in range(8):
+        name = unicodedata.normalize("NFD", f"café{n}.jpg")
+        picture(folder / name, n)
+        rows.append(f"café{n}.jpg,{PETS[n % 2]}")
+    text(folder / "labels.csv", "\n".join(rows))
+
+
+def lfw(folder: Path) -> None:
+    for at, name in enumerate(("Aaron_Eckhart", "Zico")):
+        for n in range(1, 5):
+            picture(folder / "lfw" / name / f"{name}_{n:04d}.jpg", 10 * at + n)
+    text(folder / "pairs.txt", "Zico\t1\t2\n")
+
+
+def dogs_and_cats(folder: Path) -> None:
+    class_folders(
+        folder,
+        {f"{s}_set/{c}": n for s, n in (("training", 4), ("test", 2)) for c in ("cats", "dogs")},
+    )
+
+
+def stems(folder: Path) -> None:
+    class_folders(folder, {"cat": 4, "dog": 4})
+    picture(folder / "cat" / "0.png", 99)
+
+
 LAYOUTS = [
     Layout(
         "a folder for each class",
         "torchvision's ImageFolder",
         lambda folder: class_folders(folder, {"cat": 4, "dog": 4}),
-        classes=("cat", "dog"),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "class folders in a folder around all",
+        "most archives",
+        lambda folder: class_folders(folder, {"data/pets/cat": 4, "data/pets/dog": 4}),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "class folders in train, val, test",
+        "Keras, timm",
+        lambda folder: class_folders(
+            folder,
+            {f"{s}/{c}": 2 for s in ("train", "val", "test") for c in PETS},
+        ),
+        classes=PETS,
+        samples={"train": 4, "val": 4, "test": 4},
+    ),
+    Layout(
+        "class folders in Training and Testing",
+        "Kaggle: Brain Tumor MRI",
+        lambda folder: class_folders(
+            folder, {f"{s}/{c}": 4 for s in ("Training", "Testing") for c in PETS}
+        ),
+        classes=PETS,
+        samples={"train": 6, "val": 2, "test": 8},
+    ),
+    Layout(
+        "class folders in training_set and test_set",
+        "Kaggle: Cat and Dog",
+        dogs_and_cats,
+        classes=("cats", "dogs"),
+        samples={"train": 6, "val": 2, "test": 4},
+    ),
+    Layout(
+        "split folders twice: seg_train/seg_train",
+        "Kaggle: Intel Image Classification",
+        lambda folder: class_folders(
+            folder, {f"seg_{s}/seg_{s}/{c}": 4 for s in ("train", "test") for c in PETS}
+        ),
+        classes=PETS,
+        samples={"train": 6, "val": 2, "test": 8},
+    ),
+    Layout(
+        "split folders with another word: flowers-train, flowers-test",
+        "many labs",
+        lambda folder: class_folders(
+            folder, {f"flowers-{s}/{c}": 4 for s in ("train", "test") for c in PETS}
+        ),
+        classes=PETS,
+        samples={"train": 6, "val": 2, "test": 8},
+    ),
+    Layout(
+        "split folders in the class folders",
+        "many labs",
+        lambda folder: class_folders(
+            folder, {f"{c}/{s}": 4 for s in ("train", "test") for c in PETS}
+        ),
+        classes=PETS,
+        samples={"train": 6, "val": 2, "test": 8},
+    ),
+    Layout(
+        "class folders in parts",
+        "archives in several files",
+        lambda folder: class_folders(folder, {f"part_{p}/{c}": 2 for p in (1, 2) for c in PETS}),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "class folders in several levels",
+        "iNaturalist, Grocery Store",
+        lambda folder: class_folders(folder, {"pet/cat": 4, "pet/dog": 4, "farm/cow": 4}),
+        refused=r"which one names the class isn't clear.*class_from=parent.*class_from=leaf",
+    ),
+    Layout(
+        "class folders in several levels: the innermost",
+        "iNaturalist, Grocery Store",
+        lambda folder: class_folders(folder, {"pet/cat": 4, "pet/dog": 4, "farm/cow": 4}),
+        format="image_folder",
+        options={"class_from": "leaf"},
+        classes=("cat", "cow", "dog"),
+        samples={"train": 6, "val": 3, "test": 3},
+    ),
+    Layout(
+        "class folders in several levels: the whole path",
+        "iNaturalist, Grocery Store",
+        lambda folder: class_folders(folder, {"pet/cat": 4, "pet/dog": 4, "farm/cow": 4}),
+        format="image_folder",
+        options={"class_from": "path"},
+        classes=("farm/cow", "pet/cat", "pet/dog"),
+        samples={"train": 6, "val": 3, "test": 3},
+    ),
+    Layout(
+        "class folders with JFIF files",
+        "browsers",
+        lambda folder: (
+            class_folders(folder, {"dog": 4}),
+            [picture(folder / "cat" / f"{n}.jfif", 50 + n, form="JPEG") for n in range(4)],
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "class folders with PPM files",
+        "GTSRB",
+        lambda folder: class_folders(folder, {"00000": 4, "00001": 4}, ".ppm"),
+        classes=("00000", "00001"),
+        samples=CUT,
+    ),
+    Layout(
+        "class folders with a picture that isn't read",
+        "Inkscape",
+        lambda folder: (
+            class_folders(folder, {"cat": 4, "dog": 4}),
+            text(folder / "cat" / "x.svg", "<svg/>"),
+        ),
+        refused=r"1 \.svg in cat \(cat/x\.svg\).*--allow-unused 'cat/\*\.svg'",
+    ),
+    Layout(
+        "two images with one name and two suffixes",
+        "converters",
+        stems,
+        classes=PETS,
+        samples={"train": 5, "val": 2, "test": 2},
+    ),
+    Layout(
+        "a folder for each person, with lists of pairs",
+        "LFW",
+        lfw,
+        allow=("*.txt",),
+        classes=("Aaron_Eckhart", "Zico"),
+        samples=CUT,
+    ),
+    Layout("a table of paths and labels", "pandas", table, classes=PETS, samples=CUT),
+    Layout(
+        "a table with semicolons, CRLF and a byte order mark",
+        "Excel in Europe",
+        lambda folder: table(
+            folder,
+            header="path;label;score",
+            row="{n}.jpg;{label};0,5",
+            encoding="utf-8-sig",
+            end="\r\n",
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table in UTF-16 with tabs",
+        "Excel: Unicode text",
+        lambda folder: table(
+            folder, header="path\tlabel", row="{n}.jpg\t{label}", encoding="utf-16"
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table without a header",
+        "AutoML Vision",
+        lambda folder: (
+            table(folder, header="0.jpg,cat", row="{n}.jpg,{label}", end="\n")
+            or text(folder / "labels.csv", "".join(f"{n}.jpg,{PETS[n % 2]}\n" for n in range(8)))
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table of ids without suffix, images in train/",
+        "Kaggle competitions",
+        lambda folder: table(
+            folder, "train.csv", header="id,label", row="{n},{label}", images="train/{n}.jpg"
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table of ids, images in several parts",
+        "HAM10000",
+        lambda folder: table(
+            folder,
+            "HAM10000_metadata.csv",
+            header="lesion_id,image_id,dx,age",
+            row="HAM_{n},ISIC_{n},{label},50",
+            images="HAM10000_images_part_{part}/ISIC_{n}.jpg",
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table with several columns that could be labels",
+        "HAM10000",
+        lambda folder: table(
+            folder,
+            header="image_id,dx,sex",
+            row="{n},{label},{part}",
+            images="part_{part}/{n}.jpg",
+        ),
+        refused="labels in one of several: dx, sex.*label_column=dx",
+    ),
+    Layout(
+        "a table with a column for each class",
+        "ISIC 2018",
+        lambda folder: (
+            table(
+                folder,
+                header="image,cat,dog",
+                row="{n},{part}.0,{part}.0",
+                images="images/{n}.jpg",
+            )
+            or text(
+                folder / "labels.csv",
+                "image,cat,dog\n" + "".join(f"{n},{1 - n % 2}.0,{n % 2}.0\n" for n in range(8)),
+            )
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table in each split with a column for each class",
+        "Roboflow: Multi-Label Classification",
+        split_tables,
+        classes=PETS,
         samples={"train": 4, "val": 2, "test": 2},
+    ),
+    Layout(
+        "a table with several labels in a cell",
+        "Kaggle: Plant Pathology",
+        lambda folder: (
+            table(folder)
+            or text(
+                folder / "labels.csv",
+                "path,label\n"
+                + "".join(f"{n}.jpg,{('cat', 'dog', 'cat dog')[n % 3]}\n" for n in range(8)),
+            )
+        ),
+        refused="'cat dog' is several labels with ' ' between them",
+    ),
+    Layout(
+        "a table of absolute paths in the source",
+        "fastai, scripts",
+        lambda folder: table(folder, row="{folder}/{n}.jpg,{label}"),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table of paths on another machine",
+        "scripts on Windows",
+        lambda folder: table(
+            folder, row="C:\\Users\\me\\pets\\photos\\{n}.jpg,{label}", images="photos/{n}.jpg"
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table of URLs, the images beside it",
+        "Label Studio, Labelbox",
+        lambda folder: table(folder, row="https://host/a/{n}.jpg?v=1,{label}"),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "a table and files with accents in two forms",
+        "macOS",
+        decomposed,
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "images without labels",
+        "DIV2K without its low resolution",
+        lambda folder: class_folders(folder, {"train": 8, "valid": 2, "test": 2}),
+        task="images",
+        samples={"train": 8, "val": 2, "test": 2},
+    ),
+    Layout(
+        "images with a file of labels that no format reads",
+        "tools of one's own",
+        lambda folder: class_folders(folder, {"": 8}) or text(folder / "my_labels.json", "{}"),
+        refused=r"my_labels\.json, which no format recognises as labels",
     ),
 ]

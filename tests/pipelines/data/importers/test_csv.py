@@ -9,11 +9,12 @@ import sample_sources
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.importers import csv
+from pipelines.data.sources import AmbiguousError
 
 
 def test_a_table_is_read(tmp_path: Path) -> None:
     folder = sample_sources.table(tmp_path / "set")
-    assert csv.recognises(str(folder)) == "paths and labels in labels.csv"
+    assert csv.recognises(str(folder)) == "paths and labels in labels.csv (columns Path and Label)"
     for source in (csv.read(str(folder), {}), csv.read(str(folder / "labels.csv"), {})):
         assert (source.name, source.task, source.classes) == (
             "set",
@@ -60,7 +61,8 @@ def test_columns_delimiter_and_folder_can_be_set(tmp_path: Path) -> None:
     (folder / "labels.csv").unlink()
     text = "id;breed;fold\n0.jpg;10;train\n1.jpg;9;test\n"
     (folder / "my.csv").write_text(text)
-    assert not csv.recognises(str(folder))
+    with pytest.raises(AmbiguousError, match="labels in one of several: breed, fold"):
+        csv.recognises(str(folder))
     options = {
         "path_column": "id",
         "label_column": "breed",
@@ -109,3 +111,37 @@ def test_two_tables_are_refused(tmp_path: Path) -> None:
     assert not csv.recognises(str(folder))
     with pytest.raises(TesseraError, match="has 2 tables"):
         csv.read(str(folder), {})
+
+
+def test_an_image_with_two_labels_is_rejected(tmp_path: Path) -> None:
+    folder = sample_sources.table(tmp_path / "set")
+    with (folder / "labels.csv").open("a") as file:
+        file.write("photos/1.jpg,cat,train\nphotos\\0.jpg,cat,train\n")
+    source = csv.read(str(folder), {})
+    problems = {item.row: item.problem[0] for item in source.items if item.problem}
+    assert problems == {3: "several labels", 8: "several labels"}
+    assert source.items[7].key == source.items[0].key  # and is a duplicate
+
+
+def test_a_table_of_boxes_is_no_table_of_classes(tmp_path: Path) -> None:
+    folder = sample_sources.table(tmp_path / "set")
+    text = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(text.replace("Split", "xmin"))
+    for call in (lambda: csv.recognises(str(folder)), lambda: csv.read(str(folder), {})):
+        with pytest.raises(UsageError, match=r"boxes or masks in the columns xmin"):
+            call()
+    assert csv.read(str(folder), {"task": "classification"}).classes == ("cat", "dog")
+
+
+def test_tables_of_the_splits_are_joined(tmp_path: Path) -> None:
+    folder = sample_sources.table(tmp_path / "set")
+    head, *rows = (folder / "labels.csv").read_text().replace("Split", "Fold").splitlines()
+    (folder / "labels.csv").unlink()
+    for name, part in (("train", rows[:4]), ("valid", rows[4:])):
+        (folder / f"{name}.csv").write_text("\n".join([head, *part]))
+    source = csv.read(str(folder), {"label_column": "label"})
+    assert [item.split for item in source.items] == ["train"] * 4 + ["val"] * 2
+    assert len(source.shared_files) == 2
+    (folder / "other.csv").write_text("\n".join([head, *rows]))  # no split: which is meant?
+    with pytest.raises(TesseraError, match="has 3 tables"):
+        csv.read(str(folder), {"label_column": "label"})

@@ -38,13 +38,17 @@ def test_an_unknown_table_is_not_ignored(tmp_path: Path, make_image: Callable[..
     for number in range(3):
         make_image(tmp_path / "set" / "img" / f"{number}.png", seed=number)
     table = tmp_path / "set" / "labels.csv"
-    table.write_text("datei,klasse\n0.png,a\n1.png,b\n")
+    table.write_text("datei,klasse\n10.png,a\n11.png,b\n")
     with pytest.raises(AmbiguousError, match=r"labels\.csv, which no format recognises") as caught:
         recognise(str(tmp_path / "set"))
     assert [reading.format for reading in caught.value.readings] == ["csv", "images"]
     with pytest.raises(UsageError, match="is not a table") as given:
         recognise(str(table))
     assert "--format csv" in (given.value.hint or "")
+    table.write_text("datei,klasse\n0.png,a\n1.png,b\n2.png,b\n")  # the control
+    for source in (table, tmp_path / "set"):
+        name, why = recognise(str(source))
+        assert (name, why) == ("csv", "paths and labels in labels.csv (columns datei and klasse)")
     table.unlink()
     assert recognise(str(tmp_path / "set"))[0] == "images"
 
