@@ -10,7 +10,12 @@ import click
 
 from jobs.cli import run as run_command
 from jobs.shared import completion
-from jobs.shared.settings_options import SettingsCommand, settings_options
+from jobs.shared.settings_options import (
+    SHORTCUTS,
+    SettingsCommand,
+    refuse_with_resume,
+    settings_options,
+)
 from jobs.shared.storage_option import settings_with, storage_option
 
 if TYPE_CHECKING:
@@ -95,8 +100,13 @@ def command(
         changes["workers.wait_seconds"] = wait_seconds
     context = settings_with(storage)
     if resume:
-        if what or variant or model or run:
-            raise UsageError("--resume takes the recipe of the run it resumes", hint="leave it out")
+        refuse_with_resume(
+            "the recipe and the names of the run",
+            (
+                *("data", "workers", "wait_seconds", "overrides", *SHORTCUTS),
+                *("experiment", "storage", "verbose", "as_json"),
+            ),
+        )
         outcome = train.resume(
             resume,
             data=data,

@@ -8,7 +8,11 @@ import click
 
 from jobs.cli import run as run_command
 from jobs.shared import completion
-from jobs.shared.settings_options import SettingsCommand, settings_options
+from jobs.shared.settings_options import (
+    SettingsCommand,
+    refuse_with_resume,
+    settings_options,
+)
 from jobs.shared.storage_option import settings_with, storage_option
 
 if TYPE_CHECKING:
@@ -125,10 +129,10 @@ def command(
 
     context = settings_with(storage)
     if resume:
-        if what or data or run:
-            raise UsageError(
-                "--resume uses the recipe and the data of the search", hint="leave it out"
-            )
+        refuse_with_resume(
+            "the recipe, the space and the settings of the search",
+            ("refit", "model", "storage", "verbose", "as_json"),
+        )
         result = tune.resume(
             resume,
             refit=refit,

@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -30,6 +28,7 @@ from pydantic import (
 import models
 from models.core.errors import UsageError, unknown
 from models.metrics import custom as custom_metrics
+from pipelines import settings_file
 
 
 class _Frozen(BaseModel):
@@ -270,10 +269,24 @@ def build(tree: Mapping[str, Any]) -> Recipe:
     """A recipe from plain data. Raises UsageError that names the wrong setting."""
     if "family" not in tree:
         raise UsageError("the recipe names no family", hint="add a line: family: cnn")
+    for name in tree.keys() & _SECTIONS:
+        if not isinstance(tree[name], Mapping):
+            raise UsageError(
+                f"{name} = {settings_file.short(tree[name])}: it must be a mapping of settings",
+                hint=f"write its settings below a line `{name}:`, or leave it out",
+            )
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as error:
         raise _explain(error) from None
+
+
+_SECTIONS = {
+    name
+    for name, field in Recipe.model_fields.items()
+    if isinstance(field.default, _Frozen | dict) or field.annotation is dict
+}
+"""The parts of a recipe that are mappings."""
 
 
 def start(family: str, variant: str | None = None) -> Recipe:
@@ -283,31 +296,7 @@ def start(family: str, variant: str | None = None) -> Recipe:
 
 def read(path: Path) -> Recipe:
     """A recipe from a YAML or JSON file. Raises UsageError if it isn't one."""
-    try:
-        tree = _parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"recipe {path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise UsageError(f"recipe {path} is not valid YAML: {line}") from None
-    if not isinstance(tree, dict):
-        raise UsageError(
-            f"recipe {path} is not a mapping of settings", hint="begin with: family: cnn"
-        )
-    return build(tree)
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 without numbers of base 60: there the range 2:8 would be 128."""
-
-    yaml_implicit_resolvers = {
-        first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_YamlLoader)
+    return build(settings_file.read(path, "recipe", example="family: cnn"))
 
 
 FREE_TO_CHANGE = (
@@ -354,8 +343,8 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"--set {text} has no value", hint="write it as PATH=VALUE, as in optim.model.lr=0.1"
         )
     try:
-        parsed = _parse_yaml(value)
-    except yaml.YAMLError:
+        parsed = settings_file.parse(value, f"--set {path}")
+    except UsageError:
         parsed = value
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
         with contextlib.suppress(ValueError):
@@ -410,7 +399,8 @@ def _explain(error: ValidationError, where: str = "") -> UsageError:
         siblings = setting.split(".")[:-1]
         known = [".".join([*siblings, name]) for name in model.model_fields]
         return unknown("recipe key", setting, known)
-    return UsageError(f"{setting} = {first['input']!r}: {first['msg'].lower()}")
+    value = settings_file.short(first["input"])
+    return UsageError(f"{setting} = {value}: {first['msg'].lower()}")
 
 
 def _text(value: Any) -> str:

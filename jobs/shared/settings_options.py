@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import click
+from click.core import ParameterSource
 
 from jobs.shared import completion
+from models.core.errors import UsageError
 
 SHORTCUTS = {
     "epochs": ("train.epochs",),
@@ -37,6 +39,25 @@ class SettingsCommand(click.Command):
         ]
         ctx.params["overrides"] = (*shortcuts, *(ctx.params.get("overrides") or ()))
         return rest
+
+
+def refuse_with_resume(kept: str, allowed: tuple[str, ...]) -> None:
+    """Raises UsageError if the command line has more than --resume and the `allowed` parameters:
+    nothing that was asked for may be passed over. `kept` says what is taken from before."""
+    context = click.get_current_context()
+    given = [
+        max(parameter.opts, key=len)
+        if isinstance(parameter, click.Option)
+        else parameter.human_readable_name
+        for parameter in context.command.params
+        if parameter.name not in ("resume", *allowed)
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            f"--resume takes {kept}, and excludes {', '.join(given)}",
+            hint="leave it out, or start anew without --resume",
+        )
 
 
 def settings_options(function: F) -> F:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from models.core.errors import TesseraError, UsageError
-from models.core.spaces import Choice, Space, Uniform
+from models.core.spaces import Choice, Integer, LogInteger, Space, Uniform
 
 EPOCH = "epoch"
 VALUE = "value"
@@ -300,6 +300,10 @@ def _encode(space: Mapping[str, Space], *, grid: bool) -> dict[str, Any]:
             encoded[path] = tune.grid_search(texts) if grid else tune.choice(texts)
         elif isinstance(values, Uniform):
             encoded[path] = tune.uniform(values.low, values.high)
+        elif isinstance(values, Integer):
+            encoded[path] = tune.randint(values.low, values.high + 1)  # Tune's end is excluded
+        elif isinstance(values, LogInteger):
+            encoded[path] = tune.lograndint(values.low, values.high + 1)
         else:
             encoded[path] = tune.loguniform(values.low, values.high)
     return encoded
@@ -315,10 +319,8 @@ def _encode_settings(settings: Mapping[str, Any], space: Mapping[str, Space]) ->
 
 def decode(config: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, Any]:
     """The sampled settings, from what `_encode` made."""
-    return {
-        path: json.loads(config[path]) if isinstance(values, Choice) else float(config[path])
-        for path, values in space.items()
-    }
+    kinds = {Choice: json.loads, Integer: int, LogInteger: int}
+    return {path: kinds.get(type(space[path]), float)(config[path]) for path in space}
 
 
 _listeners: list[OnEvent] = []

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.core.errors import UsageError, nearest
+from pipelines import settings_file
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -97,13 +97,8 @@ def default(task: str) -> Policy:
 
 def read(path: Path) -> Policy:
     """Reads a policy from a file. Raises UsageError that names what is wrong in it."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} doesn't exist", hint="give the policy as a YAML file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} can't be read as YAML: {error}") from None
-    return build({} if tree is None else tree, str(path))
+    tree = settings_file.read(path, "policy", example="margin: 0.01", may_be_empty=True)
+    return build(tree, str(path))
 
 
 def build(tree: Any, where: str = "the policy") -> Policy:
@@ -121,5 +116,6 @@ def build(tree: Any, where: str = "the policy") -> Policy:
             hint = f"did you mean {near!r}?" if near else f"valid keys: {', '.join(known)}"
             raise UsageError(f"{where} has no key {key!r}", hint=hint) from None
         raise UsageError(
-            f"{where}: {key or 'it'} = {first['input']!r}: {first['msg'].lower()}"
+            f"{where}: {key or 'it'} = {settings_file.short(first['input'])}: "
+            f"{first['msg'].lower()}"
         ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.core.family import Metric
-from models.core.spaces import Choice, LogUniform, Space
+from models.core.spaces import Choice, LogInteger, LogUniform, Space
 from pipelines.search.trials import Trial, is_better, ranked
 from pipelines.visuals import plots
 
@@ -29,8 +29,8 @@ TREES = 200
 def draw(
     trials: Sequence[Trial], space: Mapping[str, Space], metric: Metric, folder: Path
 ) -> list[Path]:
-    """Draws all plots that these trials allow. Returns their files."""
-    scored = [trial for trial in trials if trial.value is not None]
+    """Draws all plots that these trials allow, without those that failed. Returns their files."""
+    scored = [t for t in trials if t.value is not None and t.status != "failed"]
     if not scored:
         return []
     plot_functions: dict[str, Callable[[Path], None]] = {
@@ -183,7 +183,7 @@ def _height(value: Any, space: Space) -> float:
         index = [json.dumps(v) for v in space.values].index(json.dumps(value))
         return index / max(len(space.values) - 1, 1)
     low, high, number = space.low, space.high, float(value)
-    if isinstance(space, LogUniform):
+    if isinstance(space, LogUniform | LogInteger):
         low, high, number = math.log(low), math.log(high), math.log(number)
     return (number - low) / (high - low)
 

@@ -37,7 +37,7 @@ from typing import Any
 import models
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.spaces import Choice, LogUniform, Space, examples
+from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Range, Space, examples
 from pipelines.recipe import Recipe
 from pipelines.search.trials import SettingsChange, is_better
 from pipelines.storage.atomic import write_json_atomic
@@ -138,7 +138,7 @@ def sample(values: Space, rng: random.Random) -> Any:
     if isinstance(values, Choice):
         return _pick(values.values, rng)
     share = rng.random()
-    if isinstance(values, LogUniform):
+    if isinstance(values, LogUniform | LogInteger):
         low, high = math.log(values.low), math.log(values.high)
         return _clipped(math.exp(low + share * (high - low)), values)
     return _clipped(values.low + share * (values.high - values.low), values)
@@ -150,11 +150,15 @@ def _near(value: Any, values: Space, rng: random.Random) -> Any:
     if isinstance(values, Choice):
         index = values.values.index(value) + _pick((-1, 1), rng)
         return values.values[min(max(index, 0), len(values.values) - 1)]
-    return _clipped(value * _pick(FACTORS, rng), values)
+    factor = _pick(FACTORS, rng)
+    if isinstance(values, Integer | LogInteger) and round(value * factor) == value:
+        return _clipped(value + (1 if factor > 1 else -1), values)
+    return _clipped(value * factor, values)
 
 
-def _clipped(value: float, values: Any) -> float:
-    return float(min(max(value, values.low), values.high))
+def _clipped(value: float, values: Range) -> float:
+    nearest = min(max(value, values.low), values.high)
+    return round(nearest) if isinstance(values, Integer | LogInteger) else float(nearest)
 
 
 def _rng(seed: int, generation: int, name: str) -> random.Random:

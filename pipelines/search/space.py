@@ -5,6 +5,7 @@ capacity. Must not know Ray or MLflow; the tuner is in cluster/tuner.py.
 
     space.yaml          optim.model.lr: {log_uniform: [1e-4, 1]}
                         optim.model.weight_decay: {uniform: [0, 1e-3]}
+                        train.batch_size: {integer: [16, 64]}
                         model.norm: [true, false]
 """
 
@@ -17,24 +18,41 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import yaml
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import models
 from models.core.errors import TesseraError, UsageError, unknown
-from models.core.spaces import Choice, LogUniform, Space, Uniform, examples
+from models.core.spaces import (
+    Choice,
+    Integer,
+    LogInteger,
+    LogUniform,
+    Range,
+    Space,
+    Uniform,
+    examples,
+)
+from pipelines import settings_file
 from pipelines.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.training.setup import TrainingSetup
 
 Search = Literal["random", "optuna", "grid"]
 Scheduler = Literal["asha", "pbt", "none"]
 
-KINDS: dict[str, type[Uniform] | type[LogUniform]] = {
+KINDS: dict[str, type[Range]] = {
     "uniform": Uniform,
     "log_uniform": LogUniform,
+    "integer": Integer,
+    "log_integer": LogInteger,
 }
+_WHOLE = {"uniform": "integer", "log_uniform": "log_integer"}
+"""The kind of range that has the same values as far as they are whole numbers."""
 MOST_GRID = 10_000
 """The largest number of trials of a grid."""
+MOST_INTEGER = 10**15
+"""The largest end of a range of whole numbers: all below are exact as floats, too."""
 
 
 def space_of(
@@ -61,12 +79,61 @@ def space_of(
     if not space:
         raise UsageError(f"{source} is empty: there is nothing to search")
     for path, values in space.items():
-        for value in examples(values):
-            try:
-                recipe.with_overrides({path: value})
-            except UsageError as error:
-                raise UsageError(f"{source}: {error.message}", hint=error.hint) from None
+        _check_values(recipe, path, values, source)
     return space
+
+
+def _check_values(recipe: Recipe, path: str, values: Space, source: str) -> None:
+    """Raises UsageError for a value of the space that the recipe doesn't accept."""
+    for value in examples(values):
+        try:
+            recipe.with_overrides({path: value})
+        except UsageError as error:
+            raise UsageError(
+                f"{source}: {error.message}",
+                hint=_whole_numbers_hint(recipe, path, values) or error.hint,
+            ) from None
+
+
+def check_trainable(setup: TrainingSetup, space: Mapping[str, Space]) -> None:
+    """Raises UsageError for a value with which the data set is too small for the batch or for the
+    workers, or with which the network can't be built. Each setting is tried with the others as they
+    are in the recipe."""
+    from pipelines.data.loading import preflight
+    from pipelines.training.setup import TrainingSetup, check_network
+
+    for path, values in space.items():
+        top = path.partition(".")[0]
+        if top not in ("model", "data", "train", "workers"):
+            continue
+        for value in examples(values):
+            recipe = setup.recipe.with_overrides({path: value})
+            try:
+                preflight.check_feedable(
+                    setup.card, workers=recipe.workers.largest, batch_size=recipe.train.batch_size
+                )
+                if top in ("model", "data"):
+                    check_network(TrainingSetup.of(recipe, setup.card), check_weights=False)
+            except TesseraError as error:
+                raise UsageError(
+                    f"the space has {path} = {json.dumps(value)}: {error.message}",
+                    hint=error.hint,
+                ) from error
+
+
+def _whole_numbers_hint(recipe: Recipe, path: str, values: Space) -> str:
+    """The range of whole numbers that the recipe accepts instead of a range; empty if none is."""
+    if not isinstance(values, Uniform | LogUniform):
+        return ""
+    kind = next(name for name, each in KINDS.items() if each is type(values))
+    low, high = math.ceil(values.low), math.floor(values.high)
+    try:
+        for value in (low, high):
+            recipe.with_overrides({path: value})
+    except UsageError:
+        return ""
+    form = f"{path}: {{{_WHOLE[kind]}: [{low}, {high}]}}"
+    return f"for whole numbers write: {form}" if low < high else ""
 
 
 def _is_set(path: str, fixed: Collection[str]) -> bool:
@@ -76,29 +143,18 @@ def _is_set(path: str, fixed: Collection[str]) -> bool:
 
 def read_space(file: Path) -> dict[str, Space]:
     """Reads a space from a YAML file. Raises UsageError if it isn't one."""
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"space {file} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"space {file} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, dict) or not all(isinstance(path, str) for path in tree):
-        raise UsageError(
-            f"space {file} is not a mapping of settings",
-            hint="write one line per setting, like: optim.model.lr: {log_uniform: [1e-4, 1]}",
-        )
+    example = "optim.model.lr: {log_uniform: [1e-4, 1]}"
+    tree = settings_file.read(file, "space", example=example, may_be_empty=True)
     return {path: parse(path, value) for path, value in tree.items()}
 
 
 def parse(path: str, value: Any) -> Space:
     """Builds the space of one setting from its value in a YAML file."""
-    form = "give a list of values, {uniform: [low, high]} or {log_uniform: [low, high]}"
+    form = "give a list of values, or {KIND: [low, high]} with the kind " + ", ".join(KINDS)
     if isinstance(value, list) and value:
         return Choice(tuple(_number(one) for one in value))
     if not isinstance(value, dict) or len(value) != 1:
-        raise UsageError(
-            f"{path}: {json.dumps(value, default=str)} is not a valid space", hint=form
-        )
+        raise UsageError(f"{path}: {settings_file.short(value)} is not a valid space", hint=form)
     ((kind, ends),) = value.items()
     if kind not in KINDS:
         raise unknown(f"kind of space for {path}:", str(kind), KINDS)
@@ -107,10 +163,17 @@ def parse(path: str, value: Any) -> Space:
     if len(ends) != 2 or len(numbers) != 2 or not all(map(math.isfinite, numbers)):
         raise UsageError(f"{path}: {kind} takes two numbers", hint=form)
     low, high = map(float, numbers)
-    if not low < high or (kind == "log_uniform" and low <= 0):
-        least = "above 0 and " if kind == "log_uniform" else ""
+    if not low < high or (kind.startswith("log_") and low <= 0):
+        least = "above 0 and " if kind.startswith("log_") else ""
         raise UsageError(f"{path}: {kind} from {low:g} to {high:g}: low must be {least}below high")
-    return KINDS[kind](low, high)
+    if kind in ("uniform", "log_uniform"):
+        return KINDS[kind](low, high)
+    if not (low.is_integer() and high.is_integer()) or max(-low, high) > MOST_INTEGER:
+        raise UsageError(
+            f"{path}: {kind} from {low:g} to {high:g}: both must be whole numbers",
+            hint=f"of at most {MOST_INTEGER:,}; for others use uniform or log_uniform",
+        )
+    return KINDS[kind](int(low), int(high))
 
 
 def _number(value: Any) -> Any:

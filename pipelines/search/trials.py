@@ -19,6 +19,9 @@ from pipelines.storage.atomic import write_json_atomic
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 
+MOST_REASONS = 5
+"""So many different reasons of failed trials are named in a message."""
+
 TRIALS = "trials.json"
 """In a search's folder: the state of its trials."""
 
@@ -77,22 +80,49 @@ def is_better(one: float, other: float, direction: str) -> bool:
 
 
 def ranked(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
-    """The best first; trials without a value last, by number."""
+    """The best first; then trials that failed, whatever they had reached, and those without a
+    value, by number."""
     sign = -1.0 if metric.direction == "max" else 1.0
-    return sorted(
-        trials,
-        key=lambda t: (t.value is None, sign * t.value if t.value is not None else 0.0, t.number),
-    )
+
+    def key(trial: Trial) -> tuple[bool, bool, float, int]:
+        value = 0.0 if trial.value is None else sign * trial.value
+        return trial.value is None, trial.status == "failed", value, trial.number
+
+    return sorted(trials, key=key)
+
+
+def best(trials: Iterable[Trial], metric: Metric) -> Trial | None:
+    """The best trial that didn't fail; None if no such trial has a value."""
+    first = next(iter(ranked(trials, metric)), None)
+    return first if first and first.value is not None and first.status != "failed" else None
 
 
 def winner(trials: Sequence[Trial], metric: Metric) -> Trial:
-    """The best trial. Raises TesseraError if no trial has a value."""
-    first = next((t for t in ranked(trials, metric) if t.value is not None), None)
+    """The best trial. Raises TesseraError with all reasons, the most frequent first, if every
+    trial failed or has no value."""
+    first = best(trials, metric)
     if first is None:
-        reasons = sorted({t.reason for t in trials if t.reason})
-        first_reason = f": {reasons[0]}" if reasons else ""
-        raise TesseraError(f"none of {len(trials)} trials has a metric{first_reason}")
+        raise TesseraError(
+            f"none of {len(trials)} trials succeeded: {reasons(trials)}",
+            hint="narrow the space (--space FILE), or train one trial's settings with `tessera "
+            "train` to see more",
+        )
     return first
+
+
+def reasons(trials: Iterable[Trial]) -> str:
+    """Why trials failed, as text: each reason once, with its trials, the most frequent first."""
+    groups: dict[str, list[int]] = {}
+    for trial in trials:
+        groups.setdefault(trial.reason or f"{trial.status}, without a metric", []).append(
+            trial.number
+        )
+    parts = []
+    for reason, numbers in sorted(groups.items(), key=lambda item: (-len(item[1]), item[1])):
+        some = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+        parts.append(f"{reason} (trial{'s' if len(numbers) > 1 else ''} {some})")
+    more = len(parts) - MOST_REASONS
+    return "; ".join(parts[:MOST_REASONS]) + (f"; and {more} other reasons" if more > 0 else "")
 
 
 def write(trials: Sequence[Trial], file: Path) -> None:

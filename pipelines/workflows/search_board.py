@@ -177,9 +177,7 @@ class Leaderboard:
     def _progress(self) -> tuple[int, float | None]:
         """How many trials are over, and the best metric among them."""
         done = [trial for trial in self.trials if trial.over]
-        best = next(
-            (t for t in search_trials.ranked(done, self._metric) if t.value is not None), None
-        )
+        best = search_trials.best(done, self._metric)
         return len(done), best.value if best else None
 
     def _end_run(self, trial: Trial, done: int, best: float | None) -> None:

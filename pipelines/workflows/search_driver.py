@@ -181,7 +181,10 @@ def _run_trials(
 def _known(trials: Sequence[Trial]) -> list[KnownTrial]:
     from pipelines.cluster.tuner import KnownTrial
 
-    return [KnownTrial(trial.id, dict(trial.settings), trial.over, trial.value) for trial in trials]
+    return [
+        KnownTrial(t.id, dict(t.settings), t.over, None if t.status == "failed" else t.value)
+        for t in trials
+    ]
 
 
 def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) -> TunerOptions:

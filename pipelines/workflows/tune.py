@@ -262,6 +262,7 @@ def _make_spec(
     setup = train.prepare(context, recipe, check_resources=False)
     recipe = setup.recipe
     parsed = search_space.space_of(recipe, Path(space) if space else None, fixed=fixed)
+    search_space.check_trainable(setup, parsed)
     epochs = recipe.train.epochs
     length = interval or population.default_interval_epochs(epochs)
     if scheduler == "pbt":

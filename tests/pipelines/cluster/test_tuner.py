@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Space, Uniform
 from pipelines.cluster import tuner
 from pipelines.cluster.tuner import KnownTrial, TunerOptions
 
@@ -49,6 +49,17 @@ def test_a_trial_of_an_earlier_tuner_keeps_its_id() -> None:
     assert tuner._id_of("ccccc_00001", settings, KNOWN) == "ccccc_00001", "another number"
     changed = {**settings, "optim.model.lr": 0.06}
     assert tuner._id_of("ccccc_00000", changed, KNOWN) == "ccccc_00000", "other settings"
+
+
+@pytest.mark.slow
+def test_tune_draws_whole_numbers_with_both_ends() -> None:
+    space: dict[str, Space] = {"a": Integer(3, 5), "b": LogInteger(1, 4)}
+    encoded = tuner._encode(space, grid=False)
+    drawn = [{path: domain.sample() for path, domain in encoded.items()} for _ in range(300)]
+    settings = [tuner.decode(config, space) for config in drawn]
+    assert {each["a"] for each in settings} == {3, 4, 5}
+    assert {each["b"] for each in settings} == {1, 2, 3, 4}
+    assert {type(value) for each in settings for value in each.values()} == {int}
 
 
 def test_all_trials_are_sampled_again_except_by_optuna() -> None:

@@ -22,8 +22,8 @@ from pipelines.promotion.policy import Policy
         ("leakage: -1", "leakage = -1"),
         ("floors: {accuracy: .nan}", "floors.accuracy"),
         ("- 1", "not a mapping"),
-        ("a: [", "can't be read as YAML"),
-        ("!!python/object/apply:os.system ['touch marker']", "can't be read as YAML"),
+        ("a: [", "is not valid YAML"),
+        ("!!python/object/apply:os.system ['touch marker']", "is not valid YAML"),
     ],
 )
 def test_an_invalid_policy_is_refused(

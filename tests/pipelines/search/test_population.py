@@ -10,7 +10,7 @@ import pytest
 
 from models.core.errors import UsageError
 from models.core.family import DataSpec
-from models.core.spaces import Choice, LogUniform, Space, Uniform
+from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Space, Uniform
 from pipelines import recipe as recipes
 from pipelines.search import population
 from pipelines.search import space as search_space
@@ -40,6 +40,22 @@ def test_first_settings_cover_the_space_and_depend_on_the_seed() -> None:
     assert {m.settings["augment.crop_padding"] for m in members} == {0, 1, 2}
     assert population.begin(SPACE, 200, 3).members == members
     assert population.begin(SPACE, 200, 4).members != members
+
+
+@pytest.mark.parametrize("values", [Integer(2, 9), LogInteger(1, 64), Integer(-1, 0)])
+def test_whole_numbers_stay_whole_in_the_space_and_always_move(
+    values: Integer | LogInteger,
+) -> None:
+    rng = random.Random(0)
+    drawn = [population.sample(values, rng) for _ in range(2000)]
+    assert {type(value) for value in drawn} == {int}
+    assert (min(drawn), max(drawn)) == (values.low, values.high)
+    stuck = 0
+    for value in drawn[:500]:
+        moved = population.explore({"x": value}, {"x": values}, rng)["x"]
+        assert type(moved) is int and values.low <= moved <= values.high
+        stuck += moved == value
+    assert stuck < 350, "a small number never leaves its place"
 
 
 def test_the_worst_quarter_copies_from_the_best() -> None:

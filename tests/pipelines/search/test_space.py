@@ -12,11 +12,12 @@ import models
 from jobs import tune
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Metric
-from models.core.spaces import Choice, LogUniform, Uniform
+from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Uniform, examples
 from pipelines import recipe as recipes
 from pipelines.cluster import tuner
 from pipelines.search import space as search_space
 from pipelines.training import run
+from pipelines.training import setup as training_setup
 from pipelines.workflows import search_board
 
 UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
@@ -34,6 +35,8 @@ optim.model.lr: {log_uniform: [1e-4, 1]}
 optim.model.weight_decay: {uniform: [0, 1e-3]}
 model.norm: [true, false]
 model.channels: [[8, 16], [16, 32]]
+train.batch_size: {integer: [8, 64]}
+train.log_every_steps: {log_integer: [1, 1000.0]}
 """
     space = search_space.space_of(recipes.start("cnn"), space_file(tmp_path, text))
     assert space == {
@@ -41,6 +44,8 @@ model.channels: [[8, 16], [16, 32]]
         "optim.model.weight_decay": Uniform(0.0, 1e-3),
         "model.norm": Choice((True, False)),
         "model.channels": Choice(([8, 16], [16, 32])),
+        "train.batch_size": Integer(8, 64),
+        "train.log_every_steps": LogInteger(1, 1000),
     }
     plain = json.loads(json.dumps(search_space.to_plain(space)))
     assert {path: search_space.parse(path, given) for path, given in plain.items()} == space
@@ -82,6 +87,15 @@ def test_settings_that_are_set_are_not_searched(tmp_path: Path) -> None:
         ("optim.model.lr: 0.1", "is not a valid space"),
         ("optim.model.lr: []", "is not a valid space"),
         ("model.norm: [maybe]", "model.norm"),
+        ("train.batch_size: {integer: [8, 64.5]}", "both must be whole numbers"),
+        ("train.batch_size: {integer: [64, 8]}", "integer from 64 to 8"),
+        ("train.batch_size: {log_integer: [0, 8]}", "low must be above 0"),
+        ("train.batch_size: {integer: [1, 1e300]}", "both must be whole numbers"),
+        ("train.batch_size: {uniform: [8, 64]}", "train.batch_size = "),
+        ("workers.cpus: {uniform: [1, 2]}", "workers.cpus = "),
+        ("seed: {log_uniform: [1, 1000]}", "seed = "),
+        ("train.batch_size: {integer: [0, 8]}", "train.batch_size = 0"),
+        ("schedule.warmup: {integer: [0, 1]}", "schedule.warmup = 1"),
         ("- optim.model.lr", "is not a mapping of settings"),
         ("{}", "nothing to search"),
         ("a: [", "is not valid YAML"),
@@ -90,6 +104,47 @@ def test_settings_that_are_set_are_not_searched(tmp_path: Path) -> None:
 def test_an_invalid_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         search_space.space_of(recipes.start("cnn"), space_file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ("train.batch_size: {uniform: [8, 64]}", "train.batch_size: {integer: [8, 64]}"),
+        ("train.epochs: {log_uniform: [1.5, 9.5]}", "train.epochs: {log_integer: [2, 9]}"),
+        ("train.patience: {uniform: [-0.5, 3]}", "train.patience: {integer: [0, 3]}"),
+    ],
+)
+def test_a_range_for_a_whole_setting_is_refused_with_the_form_that_works(
+    tmp_path: Path, given: str, form: str
+) -> None:
+    recipe = recipes.start("cnn")
+    with pytest.raises(UsageError) as caught:
+        search_space.space_of(recipe, space_file(tmp_path, given))
+    assert caught.value.hint == f"for whole numbers write: {form}"
+    assert search_space.space_of(recipe, space_file(tmp_path, form))
+
+
+def test_examples_are_all_whole_numbers_of_a_small_range_and_both_parities_of_a_large_one() -> None:
+    assert examples(Integer(3, 40)) == tuple(range(3, 41))
+    many = examples(LogInteger(1, 100_001))
+    assert {many[0], many[-1]} == {1, 100_001} and {n % 2 for n in many} == {0, 1}
+    assert len(many) <= 500
+    assert not examples(Uniform(8, 64))[1].is_integer()
+
+
+def test_a_value_with_which_nothing_can_train_is_refused(digits: Path) -> None:
+    recipe = recipes.start("cnn").with_overrides({"data.path": str(digits), "workers.count": 0})
+    setup = training_setup.prepare(recipe)
+    search_space.check_trainable(setup, {"train.batch_size": Integer(8, 16)})
+    samples = setup.card.split("train").samples
+    for space in (
+        {"train.batch_size": Integer(8, samples + 1)},
+        {"train.batch_size": Choice((8, 10 * samples))},
+    ):
+        with pytest.raises(UsageError, match=r"the space has train\.batch_size = \d+: .*samples"):
+            search_space.check_trainable(setup, space)
+    with pytest.raises(UsageError, match=r"the space has data\.height = \d: "):
+        search_space.check_trainable(setup, {"data.height": Integer(1, 8)})
 
 
 def test_a_missing_space_is_an_error(tmp_path: Path) -> None:
