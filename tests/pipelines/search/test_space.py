@@ -127,24 +127,20 @@ def test_a_range_for_a_whole_setting_is_refused_with_the_form_that_works(
 def test_examples_are_all_whole_numbers_of_a_small_range_and_both_parities_of_a_large_one() -> None:
     assert examples(Integer(3, 40)) == tuple(range(3, 41))
     many = examples(LogInteger(1, 100_001))
-    assert {many[0], many[-1]} == {1, 100_001} and {n % 2 for n in many} == {0, 1}
+    assert {many[0], many[-1]} == {1, 100_001}
+    assert {n % 2 for n in many} == {0, 1}
     assert len(many) <= 500
     assert not examples(Uniform(8, 64))[1].is_integer()
 
 
 def test_a_value_with_which_nothing_can_train_is_refused(digits: Path) -> None:
-    recipe = recipes.start("cnn").with_overrides({"data.path": str(digits), "workers.count": 0})
+    recipe = recipes.start("cnn").with_overrides({"data.path": str(digits), "workers.count": 3})
     setup = training_setup.prepare(recipe)
-    search_space.check_trainable(setup, {"train.batch_size": Integer(8, 16)})
-    samples = setup.card.split("train").samples
-    for space in (
-        {"train.batch_size": Integer(8, samples + 1)},
-        {"train.batch_size": Choice((8, 10 * samples))},
-    ):
-        with pytest.raises(UsageError, match=r"the space has train\.batch_size = \d+: .*samples"):
+    search_space.check_trainable(setup, {"train.batch_size": Integer(3, 16)})
+    for space in ({"train.batch_size": Integer(2, 16)}, {"train.batch_size": Choice((8, 2))}):
+        with pytest.raises(UsageError, match=r"the space has train\.batch_size = 2: a batch of 2"):
             search_space.check_trainable(setup, space)
-    with pytest.raises(UsageError, match=r"the space has data\.height = \d: "):
-        search_space.check_trainable(setup, {"data.height": Integer(1, 8)})
+    search_space.check_trainable(setup, {"model.channels": Choice(([4, 4], [8, 4]))})
 
 
 def test_a_missing_space_is_an_error(tmp_path: Path) -> None:
