@@ -21,7 +21,7 @@ from typing import NoReturn
 import click
 
 import jobs
-from models.core.errors import TesseraError, UsageError, unknown
+from models.core.errors import TesseraError, UsageError, hide_passwords, unknown
 
 GROUPS = {"data": "Data", "training": "Training", "models": "Models", "services": "Services"}
 """`GROUP` in a verb's module -> the heading above it in `tessera --help`, in this order."""
@@ -185,9 +185,9 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
 
 
 def _complain(message: str, hint: str = "") -> None:
-    print(f"tessera: {message}", file=sys.stderr)
+    print(f"tessera: {hide_passwords(message)}", file=sys.stderr)
     if hint:
-        print(f"         {hint}", file=sys.stderr)
+        print(f"         {hide_passwords(hint)}", file=sys.stderr)
 
 
 def _leave(status: int) -> NoReturn:

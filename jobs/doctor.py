@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from jobs.cli import run
 from jobs.shared import local_services
 from jobs.shared.storage_option import settings_with, storage_option
 from jobs.shared.terminal import show_json
+from models.core.errors import hide_passwords
 from pipelines.workflows import doctor
 from pipelines.workflows.context import Context
 from pipelines.workflows.doctor import Finding
@@ -28,12 +29,15 @@ from pipelines.workflows.doctor import Finding
 GROUP = "services"
 
 _REPORT = "doctor's report: "
+_DATA = "TESSERA_DOCTOR_DATA"
+"""The variable with which the subprocess gets --data: other users see the words of a command."""
 
 
 @click.command(short_help="Check libraries, Ray, MLflow and every machine of the cluster.")
 @click.option(
     "--data",
     metavar="DIR",
+    envvar=_DATA,
     help="Also check that every machine can read this data set (a folder or an address).",
 )
 @storage_option
@@ -97,7 +101,7 @@ def use_local_services() -> None:
 def show(findings: Sequence[Finding]) -> None:
     """A line for each check, and the hint of each that isn't ok."""
     for finding in findings:
-        click.echo(f"{finding.state:<5} {finding.check:<15} {finding.detail}")
+        click.echo(hide_passwords(f"{finding.state:<5} {finding.check:<15} {finding.detail}"))
         if finding.hint and finding.state != "ok":
             click.echo(f"{'':<21} → {finding.hint}")
 
@@ -115,9 +119,8 @@ def show_machines(findings: Sequence[Finding]) -> None:
     for hint in dict.fromkeys(finding.hint for finding in problems):
         for finding in problems:
             if finding.hint == hint:
-                click.echo(
-                    f"{finding.state:<5} {finding.machine}: {finding.check}: {finding.detail}"
-                )
+                line = f"{finding.state:<5} {finding.machine}: {finding.check}: {finding.detail}"
+                click.echo(hide_passwords(line))
         click.echo(f"{'':<5} → {hint}")
 
 
@@ -142,9 +145,8 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
 def check_cluster(context: Context, data: str | None, timeout_seconds: float) -> list[Finding]:
     """`doctor.check_cluster` in a subprocess, because Ray may hang."""
     arguments = ["--probe", "--timeout", str(timeout_seconds)]
-    arguments += ["--data", data] if data else []
-    arguments += ["--storage", context.storage] if context.storage else []
-    out, problem = run_limited(arguments, timeout_seconds)
+    variables = {_DATA: data or "", "TESSERA_STORAGE": context.storage or ""}
+    out, problem = run_limited(arguments, timeout_seconds, variables)
     for line in out.splitlines():
         if line.startswith(_REPORT):
             return [Finding(**each) for each in json.loads(line.removeprefix(_REPORT))]
@@ -152,9 +154,11 @@ def check_cluster(context: Context, data: str | None, timeout_seconds: float) ->
     return [Finding("ray", "fail", f"{context.ray_address or 'a local Ray'}: {problem}", hint)]
 
 
-def run_limited(arguments: Sequence[str], timeout_seconds: float) -> tuple[str, str]:
-    """The output of `tessera doctor ARGUMENTS`, and why it failed if it did. It ends at the limit,
-    with all processes that it started."""
+def run_limited(
+    arguments: Sequence[str], timeout_seconds: float, variables: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """The output of `tessera doctor ARGUMENTS` with these environment variables, and why it failed
+    if it did. It ends at the limit, with all processes that it started."""
     import psutil
 
     here = str(Path(__file__).resolve().parent.parent)
@@ -165,7 +169,7 @@ def run_limited(arguments: Sequence[str], timeout_seconds: float) -> tuple[str, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **(variables or {})},
         start_new_session=True,
     )
     began = psutil.Process(child.pid).create_time()

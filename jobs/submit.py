@@ -23,7 +23,7 @@ import click
 
 from jobs.cli import run, unknown_verb, verbs
 from jobs.shared import local_services
-from models.core.errors import TesseraError, UsageError
+from models.core.errors import TesseraError, UsageError, hide_passwords
 from pipelines.workflows.context import Context
 
 LOCAL_VERBS = {"up", "down", "status", "submit"}
@@ -107,6 +107,11 @@ def command(
 
 def check(verb: str, arguments: tuple[str, ...]) -> None:
     """Refuses a wrong verb or option here, instead of in the job seconds later."""
+    if any(hide_passwords(word) != word for word in arguments):
+        raise UsageError(
+            "an argument has a password, and Ray shows a job's command to all who list jobs",
+            hint="give the address without it, and set the credentials on the cluster",
+        )
     allowed = [name for name in verbs() if name not in LOCAL_VERBS]
     if verb in LOCAL_VERBS:
         raise UsageError(f"{verb!r} can't be submitted: it manages services on this machine")

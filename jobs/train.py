@@ -178,6 +178,7 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
     import yaml
 
     from jobs.shared.terminal import show_facts, show_json
+    from models.core.errors import hide_passwords
 
     size = " x ".join(map(str, plan.shape))
     epochs = plan.recipe.train.epochs
@@ -190,7 +191,7 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
     if as_json:
         show_json({"recipe": recipe, "plan": facts})
         return 0
-    click.echo(yaml.safe_dump(recipe, sort_keys=False))
+    click.echo(hide_passwords(yaml.safe_dump(recipe, sort_keys=False)))
     show_facts(facts)
     return 0
 

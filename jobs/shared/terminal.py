@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 
+from models.core.errors import hide_passwords
+
 
 def say(text: str) -> None:
     """Prints a message to stderr; stdout has only the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(hide_passwords(text), file=sys.stderr, flush=True)
 
 
 def show_next(command: str) -> None:
@@ -22,7 +24,7 @@ def show_next(command: str) -> None:
 
 def show_json(value: Any) -> None:
     """Prints one JSON document, for scripts."""
-    click.echo(json.dumps(value, indent=1))
+    click.echo(hide_passwords(json.dumps(value, indent=1)))
 
 
 def json_line(value: Any) -> str:
@@ -41,11 +43,12 @@ def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
     table = [list(rows[0]), *[["" if v is None else str(v) for v in row.values()] for row in rows]]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
-        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
+        text = "  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
+        click.echo(hide_passwords(text))
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Prints a line `name  value` for each fact."""
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(hide_passwords(f"{name:<{width}}  {value}"))

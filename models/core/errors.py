@@ -6,6 +6,7 @@ The lowest module of all: every layer may raise it; only `jobs` prints it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -14,13 +15,14 @@ class TesseraError(Exception):
 
     `exit_code` is 1 for "refused or failed" and 2 for "wrong usage". Messages may contain file
     names and keys from untrusted data, so characters that could control a terminal are written as
-    \\x1b.
+    \\x1b. Passwords of addresses are hidden.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message, self.hint = _printable(message), _printable(hint)
+        self.message = hide_passwords(_printable(message))
+        self.hint = hide_passwords(_printable(hint))
         super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
@@ -36,6 +38,23 @@ class UsageError(TesseraError):
     """The command, a setting or an argument is wrong."""
 
     exit_code = 2
+
+
+_USER = re.compile(r"(?<=://)[^/\s'\"@]*(?:@[^/\s'\"@]*)*@")
+_SECRET = re.compile(
+    r"([?&;][\w-]*(?:password|passwd|secret|token|signature|credential|accountkey)[\w-]*="
+    r"|\b\w*(?:password|passwd|secret)\w*=)[^&;\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def hide_passwords(text: str) -> str:
+    """The text without user and password in its addresses (`s3://user:password@host`), and without
+    the values of an address's parameters that are called password, secret, token, signature or
+    credential."""
+    if "://" not in text and "=" not in text:
+        return text
+    return _SECRET.sub(r"\1…", _USER.sub("", text))
 
 
 def _printable(text: str) -> str:

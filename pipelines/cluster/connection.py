@@ -23,7 +23,11 @@ from models.core.errors import TesseraError
 LOOPBACK = ("127.0.0.1", "localhost")
 SHUTDOWN_SECONDS = 30.0
 HEAD_SECONDS = 3.0
+GREETING_SECONDS = 5.0
 START_ATTEMPTS = 3
+_FRAME_BYTES, _SETTINGS_FRAME = 9, 4
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS_FRAME, *[0] * 5])
+"""With these a client begins, and a server answers with a frame of settings (RFC 9113, 3.4)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
         return False
     quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if address:
+        _check_answers(address)
         try:
             ray.init(address=address, runtime_env=_runtime_env() or None, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -90,6 +95,43 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
                     hint="--verbose shows Ray's output; --workers 0 trains without Ray",
                 ) from error
     return True
+
+
+def _check_answers(address: str) -> None:
+    """Raises TesseraError within seconds if no head of Ray listens at the address. Ray itself
+    tries for many minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    where = address.removeprefix("ray://").partition("?")[0]
+    try:
+        target = canonicalize_bootstrap_address(where) or ""
+        host, _, port = target.rpartition(":")
+        problem = _greet(host.strip("[]"), int(port))
+    except (ConnectionError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        problem = lines[0] if "://" not in where else "it is no address of a Ray cluster"
+    if problem:
+        raise TesseraError(
+            f"no Ray cluster answers at {address}: {problem}",
+            hint="start one with `tessera up`, or unset RAY_ADDRESS to use an embedded one",
+        )
+
+
+def _greet(host: str, port: int) -> str:
+    """What is wrong with a server that should speak HTTP/2, as gRPC does; empty if nothing is."""
+    try:
+        with socket.create_connection((host, port), timeout=GREETING_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(_FRAME_BYTES)
+    except TimeoutError:
+        return f"no response in {GREETING_SECONDS:.0f} s"
+    except OSError as error:
+        refused = isinstance(error, ConnectionRefusedError)
+        return "nothing listens there" if refused else str(error.strerror or error)
+    is_settings = len(answer) == _FRAME_BYTES and answer[3] == _SETTINGS_FRAME
+    return "" if is_settings else "what listens there is not the head of a Ray cluster"
 
 
 def _runtime_env() -> dict[str, Any]:

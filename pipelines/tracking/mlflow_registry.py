@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from models.core.errors import TesseraError, UsageError, unknown
+from models.core.errors import TesseraError, UsageError, hide_passwords, unknown
 from pipelines import tag_names
 from pipelines.interfaces import Decision, Version
 from pipelines.tracking import mlflow_files
@@ -52,6 +52,7 @@ class MlflowRegistry:
         from mlflow.entities import LoggedModelOutput
 
         check_name(name)
+        tags = {key: hide_passwords(value) for key, value in tags.items()}
         if name.endswith(RECORD):
             raise UsageError(
                 f"{name!r} is not a valid name of a model: {RECORD} is for records of champions",
@@ -310,7 +311,11 @@ class MlflowRegistry:
             files = Path(scratch) / "files"
             files.mkdir()
             what = f"the files of model {version.name!r} version {version.number}"
-            fetched = mlflow_files.download(location, files, self._client.tracking_uri, what)
+            with _explain_missing(
+                f"{what} are gone: nothing is in {location}",
+                "put them back there, or train again and register a new version",
+            ):
+                fetched = mlflow_files.download(location, files, self._client.tracking_uri, what)
             os.replace(fetched, target)
         return target
 

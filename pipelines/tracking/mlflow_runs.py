@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, hide_passwords
 from pipelines import tag_names
 from pipelines.interfaces import Point
 from pipelines.tracking import mlflow_store
 from pipelines.tracking.mlflow_errors import explain_refusal, is_refusal
+from pipelines.tracking.mlflow_lock import PatientClient, wait_for_lock
 from pipelines.tracking.system_metrics import Sampler
 
 VIEW = "workflowType=machine_learning"
@@ -78,10 +79,16 @@ def connect(uri: str | None) -> Any:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if uri and uri.startswith("sqlite:///"):
+    is_file = bool(uri and uri.startswith("sqlite:///"))
+    if uri and is_file:
         mlflow_store.prepare_database(Path(uri.removeprefix("sqlite:///")), upgrade=False)
+    elif uri and urlsplit(uri).scheme.partition("+")[0] in mlflow_store.DATABASES:
+        mlflow_store.check_database(uri)
     try:
-        client = MlflowClient(tracking_uri=uri)
+        if uri and is_file:
+            client = PatientClient(wait_for_lock(lambda: MlflowClient(tracking_uri=uri), uri))
+        else:
+            client = MlflowClient(tracking_uri=uri)
         if client.tracking_uri.startswith(("http://", "https://")):
             _ping(client.tracking_uri)
         client.search_experiments(max_results=1)
@@ -176,6 +183,7 @@ class MlflowTracker:
         """Raises TesseraError if a parameter was logged before with another value."""
         from mlflow.entities import Param
 
+        values = {key: hide_passwords(str(value)) for key, value in values.items()}
         known = self._client.get_run(self.run_id).data.params
         for key, value in values.items():
             if key in known and known[key] != str(value)[:_PARAM_LENGTH]:
@@ -190,7 +198,7 @@ class MlflowTracker:
     def tags(self, values: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        pairs = [RunTag(key, str(value)) for key, value in values.items()]
+        pairs = [RunTag(key, hide_passwords(str(value))) for key, value in values.items()]
         for start in range(0, len(pairs), 100):
             self._client.log_batch(self.run_id, tags=pairs[start : start + 100])
 
@@ -247,7 +255,7 @@ class MlflowTracker:
             name=f"{name}/{split}",
             digest=digest[:_DIGEST_LENGTH],
             source_type="http" if is_http else scheme or "local",
-            source=json.dumps({"url" if is_http else "uri": source}),
+            source=json.dumps({"url" if is_http else "uri": hide_passwords(source)}),
         )
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
         try:

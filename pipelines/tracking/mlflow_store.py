@@ -2,6 +2,9 @@
 
 In: a folder. Out: the address of a store that is set up for the installed version of MLflow. MLflow
 is imported when a function runs, never with this module. Must not know runs or the registry.
+
+MLflow keeps absolute paths of artifacts. When the folder was moved or copied, `prepare` makes them
+those of the folder that it finds itself in.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import fcntl
 import importlib.metadata
 import os
 import re
+import socket
 import sqlite3
 import tempfile
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -36,10 +41,116 @@ def exists(root: Path) -> bool:
 
 def prepare(root: Path) -> str:
     """Creates or upgrades the embedded store in `root` and returns its address. Several processes
-    may call it at the same time. Takes seconds the first time, then milliseconds."""
-    prepare_database(root.absolute() / "mlflow.db", upgrade=True)
-    embedded_artifacts(root).mkdir(exist_ok=True)
+    may call it at the same time. Takes seconds the first time, then milliseconds.
+
+    Raises TesseraError if the store or its folder of artifacts can't be used, or not be written.
+    """
+    database, artifacts = root.absolute() / "mlflow.db", embedded_artifacts(root)
+    if "?" in str(database):
+        raise TesseraError(
+            f"MLflow can't keep a store in {root}: there is a question mark in its path",
+            hint="set TESSERA_HOME to another folder",
+        )
+    prepare_database(database, upgrade=True)
+    try:
+        artifacts.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=artifacts).close()
+    except OSError as error:
+        raise TesseraError(
+            f"{artifacts} can't be written: {error.strerror}",
+            hint="correct its owner and its permissions, or set TESSERA_HOME to another folder",
+        ) from error
+    follow_move(database, artifacts)
     return embedded_uri(root)
+
+
+_LOCATIONS = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's database with paths of artifacts, without that of experiments."""
+
+
+def follow_move(database: Path, artifacts: Path) -> None:
+    """Corrects the paths of a store that was moved or copied here: of each run and model whose
+    files are in `artifacts`, and of the experiments that they belong to."""
+    here = str(artifacts)
+    with closing(sqlite3.connect(database, timeout=30)) as connection:
+        found = connection.execute(
+            "SELECT DISTINCT artifact_location FROM experiments "
+            "WHERE artifact_location LIKE '/%/artifacts' AND artifact_location != ?",
+            (here,),
+        )
+        for (there,) in found.fetchall():
+            if not (Path(there).exists() and os.path.samefile(there, here)):
+                with connection:
+                    _move_rows(connection, there, here)
+
+
+def _move_rows(connection: sqlite3.Connection, there: str, here: str) -> None:
+    moved = False
+    for table, column in _LOCATIONS:
+        rows = connection.execute(
+            f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, ?) = ?",
+            (len(there) + 1, f"{there}/"),
+        )
+        for row, location in rows.fetchall():
+            rest = location[len(there) + 1 :]
+            # models/m-… or the run's id
+            folder = "/".join(rest.split("/")[: 2 if rest.startswith("models/") else 1])
+            if Path(here, folder).is_dir():
+                moved = True
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (f"{here}/{rest}", row)
+                )
+    if moved:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
+            (here, there),
+        )
+
+
+DATABASES = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
+_CONNECT_SECONDS, _LOGIN_SECONDS = 5.0, 10.0
+
+
+def check_database(uri: str) -> None:
+    """Raises TesseraError within 15 s if a database at `uri`, such as postgresql://…, can't be
+    used. MLflow itself would try for minutes."""
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    problems: list[str] = []
+
+    def log_in() -> None:
+        try:
+            create_engine(uri, poolclass=NullPool).connect().close()
+        except ModuleNotFoundError as error:
+            problems.append(f"the driver {error.name!r} isn't installed: pip install it")
+        except Exception as error:  # a driver's own
+            problems.append(" ".join(str(getattr(error, "orig", None) or error).split())[:200])
+
+    try:
+        url = make_url(uri)
+        port = url.port or DATABASES.get(url.get_backend_name(), 0)
+        if url.host and port:
+            socket.create_connection((url.host, port), _CONNECT_SECONDS).close()
+        trying = threading.Thread(target=log_in, name="database-login", daemon=True)
+        trying.start()
+        trying.join(_LOGIN_SECONDS)
+        if trying.is_alive():
+            problems.append(f"no response in {_LOGIN_SECONDS:.0f} s")
+    except ConnectionRefusedError:
+        problems.append("nothing listens there")
+    except (OSError, SQLAlchemyError, ValueError) as error:
+        problems.append(" ".join(str(getattr(error, "strerror", None) or error).split())[:200])
+    if problems:
+        raise TesseraError(
+            f"MLflow's database at {uri} can't be used: {problems[0]}",
+            hint="start it, or correct MLFLOW_TRACKING_URI, or unset it to use the embedded store",
+        )
 
 
 def prepare_database(path: Path, *, upgrade: bool) -> None:

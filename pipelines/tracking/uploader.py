@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, hide_passwords
 from pipelines.interfaces import Point, Tracker
 from pipelines.storage.atomic import write_atomic
 from pipelines.tracking.events import Event, read_events, to_json_values
@@ -297,7 +297,7 @@ class _Channel(threading.Thread):
             )
 
     def _record_failure(self, event: Event, error: BaseException) -> None:
-        what = " ".join(str(error).split())[:500]
+        what = hide_passwords(" ".join(str(error).split()))[:500]
         with open(self._path.with_name(FAILED_EVENTS), "a", encoding="utf-8") as file:
             file.write(json.dumps(to_json_values({**event, "error": what}), allow_nan=False) + "\n")
         self.failed += 1
@@ -331,7 +331,8 @@ class SeenSteps:
 
 
 def _notice(text: str, level: str = "warning") -> Event:
-    return {"kind": "notice", "level": level, "text": text, "time_ms": int(time.time() * 1000)}
+    now = int(time.time() * 1000)
+    return {"kind": "notice", "level": level, "text": hide_passwords(text), "time_ms": now}
 
 
 def _read_offset(path: Path, log_path: Path) -> int:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from models.core.errors import hide_passwords
 from pipelines.interfaces import Listener
 
 
@@ -88,7 +89,7 @@ class Display:
             self.bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(hide_passwords(text), markup=False, soft_wrap=True)
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event.get("kind")

@@ -6,12 +6,14 @@ machine; here they are compared and judged. Must not know how findings are shown
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import importlib.metadata
 import platform
 import secrets
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, hide_passwords
 from pipelines.cluster.machines import Agents, Machine, NoAnswer, agents
 from pipelines.workflows import machine_probe
 from pipelines.workflows.context import Context
@@ -88,11 +90,12 @@ def check_versions() -> Iterator[Finding]:
 def check_tracking(uri: str) -> Iterator[Finding]:
     """Checks that MLflow answers this machine, and its clock against ours."""
     if not uri.startswith(("http://", "https://")):
-        yield Finding("mlflow store", "ok", f"{uri} (embedded)")
+        yield Finding("mlflow store", "ok", f"{hide_passwords(uri)} (no server)")
         return
     problem, ahead_seconds = _ask_server(f"{uri.rstrip('/')}/health")
     hint = "start it (tessera up), correct MLFLOW_TRACKING_URI, or unset it for the embedded store"
-    yield Finding("mlflow store", "fail" if problem else "ok", f"{uri} {problem}".strip(), hint)
+    found = hide_passwords(f"{uri} {problem}".strip())
+    yield Finding("mlflow store", "fail" if problem else "ok", found, hint)
     if not problem:
         yield judge_clock("mlflow's clock", ahead_seconds)
 
@@ -101,8 +104,14 @@ def _ask_server(url: str) -> tuple[str, float]:
     """What is wrong with a server, empty if it answers, and by how many seconds its clock is ahead
     of ours, to the second; 0 if it doesn't say."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    parts = urllib.parse.urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if user:
+        login = base64.b64encode(urllib.parse.unquote(user).encode()).decode("ascii")
+        request.add_unredirected_header("Authorization", f"Basic {login}")
     try:
-        with opener.open(url, timeout=3) as response:
+        with opener.open(request, timeout=3) as response:
             date = response.headers["Date"]
     except urllib.error.HTTPError as error:
         error.close()
@@ -169,7 +178,7 @@ def check_cluster(
         reports = ask(started, options, timeout_seconds)
     found = started.resources
     total = f"{len(started.machines)} machines, " if len(started.machines) > 1 else ""
-    where = context.ray_address or "a local Ray"
+    where = hide_passwords(context.ray_address or "a local Ray")
     summary = f"{where}: {total}{found.cpus:g} CPUs, {found.gpus:g} GPUs"
     return [Finding("ray", "ok", summary), *judge(reports, options, refusal)]
 

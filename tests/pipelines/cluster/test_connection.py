@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from jobs.shared.local_services import free_port
+from pipelines.cluster import connection
 
 ROOT = Path(__file__).parents[3]
 HANGING_HEAD = """
@@ -48,6 +55,92 @@ connection._free_port = (
 print(connection.connect(cpus=1), len(ports))
 connection.disconnect()
 """
+
+
+DEAD_ADDRESSES = """
+import os, sys, time
+from models.core.errors import TesseraError
+from pipelines.cluster import connection
+
+for address in sys.argv[1:]:
+    os.environ.update(connection.settings(address))
+    began = time.monotonic()
+    try:
+        connection.connect(address)
+    except TesseraError as error:
+        print(f"{time.monotonic() - began:.1f} {error.message}")
+os._exit(0)
+"""
+
+
+@contextmanager
+def server(answer: bytes | None) -> Iterator[int]:
+    """A port where something listens that answers with these bytes, or never; not Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listening.accept()
+                    clients.append(client)
+                    if answer is not None:
+                        client.recv(1024)
+                        client.sendall(answer)
+                        client.close()
+
+        clients: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+        for client in clients:
+            client.close()
+
+
+def test_a_head_is_recognised_by_its_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "GREETING_SECONDS", 0.3)
+    settings_frame = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    for answer, problem in (
+        (settings_frame, ""),  # the control: a server that speaks HTTP/2
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not the head of a Ray cluster"),
+        (b"220 mail ready\r\n", "is not the head of a Ray cluster"),
+        (b"", "is not the head of a Ray cluster"),
+        (None, "no response in"),
+    ):
+        with server(answer) as port:
+            assert connection._greet("127.0.0.1", port).endswith(problem) or problem in (
+                connection._greet("127.0.0.1", port)
+            )
+    assert connection._greet("127.0.0.1", free_port()) == "nothing listens there"
+    assert "not known" in connection._greet("no-such-host.invalid", 6379)
+
+
+@pytest.mark.slow
+def test_a_dead_address_is_one_line_within_seconds() -> None:
+    closed = free_port()
+    with server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as other, server(None) as silent:
+        addresses = {
+            f"127.0.0.1:{closed}": "nothing listens there",
+            f"ray://127.0.0.1:{closed}": "nothing listens there",
+            "no-such-host.invalid:6379": "",
+            f"127.0.0.1:{other}": "what listens there is not the head of a Ray cluster",
+            f"127.0.0.1:{silent}": "no response in 5 s",
+            "nonsense": "",
+            f"http://127.0.0.1:{closed}": "it is no address of a Ray cluster",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", DEAD_ADDRESSES, *addresses],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(addresses), done
+    for line, (address, problem) in zip(lines, addresses.items()):
+        seconds, _, message = line.partition(" ")
+        assert float(seconds) < 20, line
+        assert message.startswith(f"no Ray cluster answers at {address}: "), line
+        assert problem in message
 
 
 @pytest.mark.slow
