@@ -45,7 +45,7 @@ def command(what: str, variant: str | None, as_json: bool) -> None:
             show_json(asdict(description))
         else:
             _show(description)
-            show_next(f"tessera train {what} --data DIR --set PATH=VALUE")
+            show_next("train", what, "--data", "DIR", "--set", "PATH=VALUE")
         return
     packaged_recipes.start(what, variant)
     recipe = describe_recipe(what)
@@ -53,7 +53,7 @@ def command(what: str, variant: str | None, as_json: bool) -> None:
         show_json(asdict(recipe))
     else:
         _show_recipe(recipe)
-        show_next(f"tessera train {what} --data DIR")
+        show_next("train", what, "--data", "DIR")
 
 
 def _show_recipe(recipe: RecipeDescription) -> None:

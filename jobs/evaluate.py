@@ -110,7 +110,7 @@ def command(
     if report.page:
         click.echo(f"report {report.page}")
     if split == "test":
-        show_next(f"tessera promote {report.models[0].model.removeprefix('models:/')}")
+        show_next("promote", report.models[0].model.removeprefix("models:/"))
     return 0
 
 

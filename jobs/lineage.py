@@ -36,7 +36,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
     facts["page"] = services.page(Context.from_environment(), facts["page"])
     shown = {n.replace("_", " "): v for n, v in facts.items() if v}
     show_facts(shown)
-    show_next(f"tessera reproduce {model}")
+    show_next("reproduce", model)
     return 0
 
 

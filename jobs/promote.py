@@ -97,7 +97,7 @@ def show(promotion: Promotion) -> None:
     click.echo(f"version {verdict.candidate} of {model} {word}: {promotion.why}")
     if verdict.passed and not promotion.dry_run:
         click.echo(f"models:/{model}@champion is version {verdict.candidate}")
-        show_next(f"tessera predict {model}@champion IMAGES")
+        show_next("predict", f"{model}@champion", "IMAGES")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,7 +55,8 @@ def _rows(model: str | None, *, delete: bool) -> list[dict[str, Any]]:
     one_version = named is not None and bool(named.alias or named.number)
     if delete and not one_version:
         raise UsageError(
-            "--delete needs a version", hint=f"tessera registry {model or 'MODEL'}/1 --delete"
+            "--delete needs a version",
+            hint=f"tessera registry {shlex.quote((model or 'MODEL') + '/1')} --delete",
         )
     context = Context.from_environment()
     if named is None and not services.has_registry(context):

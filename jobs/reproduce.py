@@ -45,7 +45,7 @@ def command(model: str, data: str | None, tolerance: float, verbose: bool, as_js
             f"val {name} {now:.4f} (was {was:.4f})" for name, (was, now) in done.metrics.items()
         )
         show_facts(shown)
-        show_next(f"tessera lineage {model}")
+        show_next("lineage", model)
     return 0 if done.reproduced else 1
 
 

@@ -32,7 +32,7 @@ def command(model: str, verbose: bool, as_json: bool) -> int:
             f"rolled back {name} from version {before} to version {now}: "
             f"models:/{name}@champion is version {now}"
         )
-        show_next(f"tessera registry {name}")
+        show_next("registry", name)
     return 0
 
 

@@ -43,7 +43,7 @@ The cluster has its own."""
 _RAY_MESSAGES = re.compile(
     r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE
 )
-_BEGUN = re.compile(r"^(run|search) (\S+)$", re.MULTILINE)
+_BEGUN = re.compile(r"^(run|search) (.+)$", re.MULTILINE)
 """The line with which a training or a search says its name."""
 _PATH_METAVARS = ("DIR", "FILE", "PATHS…")
 
@@ -257,7 +257,7 @@ def wait_for(cluster: object, job: str, as_json: bool) -> int:
         seen += len(text)
         if not begun and (named := _BEGUN.search(text)):
             verb = "train" if named[1] == "run" else "tune"
-            begun = f"tessera submit {verb} --resume {named[2]}"
+            begun = shlex.join(["tessera", "submit", verb, "--resume", named[2]])
         text = _RAY_MESSAGES.sub("", text)
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 

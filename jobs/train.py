@@ -215,7 +215,7 @@ def _show(outcome: Outcome, as_json: bool) -> int:
         show_json(facts)
     else:
         show_facts({**facts, "page": services.page(Context.from_environment(), outcome.link)})
-        show_next(f"tessera evaluate {facts['model'].removeprefix('models:/')} --data DIR")
+        show_next("evaluate", facts["model"].removeprefix("models:/"), "--data", "DIR")
     return 0
 
 

@@ -211,9 +211,9 @@ def _show(result: SearchResult, as_json: bool) -> int:
         shown["model"] = registered
     show_facts(shown)
     if outcome:
-        show_next(f"tessera evaluate {registered.removeprefix('models:/')} --data DIR")
+        show_next("evaluate", registered.removeprefix("models:/"), "--data", "DIR")
     else:
-        show_next(f"tessera train {result.recipe} --data DIR")
+        show_next("train", result.recipe, "--data", "DIR")
     return 0
 
 

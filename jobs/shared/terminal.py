@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +18,10 @@ def say(text: str) -> None:
     print(hide_passwords(text), file=sys.stderr, flush=True)
 
 
-def show_next(command: str) -> None:
-    """Prints what to run next, to stderr: it isn't part of the result."""
-    say(f"next: {command}")
+def show_next(*words: object) -> None:
+    """Prints the command to run next, so that it can be pasted, to stderr: it isn't part of the
+    result."""
+    say(f"next: tessera {shlex.join(map(str, words))}")
 
 
 def show_json(value: Any) -> None:

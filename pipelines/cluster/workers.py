@@ -6,6 +6,7 @@ result. Must not know what the function does, nor MLflow or WebDataset.
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -76,7 +77,7 @@ def run_group(
     try:
         while True:
             forming = replace(forming, size=_size(group, say))
-            attempt = f"{name}-{uuid.uuid4().hex[:6]}"
+            attempt = f"{ascii_name(name)}-{uuid.uuid4().hex[:6]}"
             ray.get(on_beats(sink.begin).remote(attempt))
             config: _LoopConfig[Payload, Result] = {
                 "work": work,
@@ -100,6 +101,11 @@ def run_group(
             wait_until_fits(group, say)
     finally:
         ray.kill(sink)
+
+
+def ascii_name(name: str) -> str:
+    """A name like this one for Ray, which puts it into headers of requests: ASCII and short."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
 
 
 def _size(group: WorkerGroup, say: Callable[[str], None]) -> int:

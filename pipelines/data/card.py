@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -250,5 +251,6 @@ def _hint(storage: Storage) -> str:
         interrupted = not storage.remote and (folder.parent / f".{folder.name}.packing").is_dir()
         if interrupted:
             return "its pack was interrupted: run the same tessera pack command again to resume it"
-        return f"pack one: tessera pack SOURCE --to {storage.where}"
-    return f"if it is a source, run tessera pack {storage.where} --to DIR, and use DIR"
+        return f"pack one: tessera pack SOURCE --to {shlex.quote(storage.where)}"
+    where = shlex.quote(storage.where)
+    return f"if it is a source, run tessera pack {where} --to DIR, and use DIR"

@@ -13,8 +13,9 @@ import hashlib
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,16 +261,35 @@ class ShardReader:
         for number, (shard, offset, size, crc32) in enumerate(zip(*(v.tolist() for v in columns))):
             part = view[at : at + size]
             at += size
+            where = partial(self._name, shard, samples[number])
             try:
-                count = os.preadv(self._file(shard), (part,), offset)
-            except OSError as error:
-                where = self._name(shard, samples[number])
-                raise TesseraError(f"{where} can't be read: {error.strerror}") from None
-            if count != size:
-                where = self._name(shard, samples[number])
-                raise damaged(f"{where}: only {count} of {size} bytes exist")
-            if zlib.crc32(part) != crc32:
-                raise damaged(f"{self._name(shard, samples[number])}: checksum differs")
+                self._read(shard, part, offset, crc32, where)
+            except TesseraError:
+                # The copy in the cache may be what is damaged.
+                if not self._discard_damaged(shard):
+                    raise
+                self._read(shard, part, offset, crc32, where)
+
+    def _read(
+        self, shard: int, part: memoryview, offset: int, crc32: int, where: Callable[[], str]
+    ) -> None:
+        try:
+            count = os.preadv(self._file(shard), (part,), offset)
+        except OSError as error:
+            raise TesseraError(f"{where()} can't be read: {error.strerror}") from None
+        if count != len(part):
+            raise damaged(f"{where()}: only {count} of {len(part)} bytes exist")
+        if zlib.crc32(part) != crc32:
+            raise damaged(f"{where()}: checksum differs")
+
+    def _discard_damaged(self, shard: int) -> bool:
+        """Closes the shard and removes it from the cache if it is damaged there."""
+        card = self._card.shards[shard]
+        if not self._storage.discard_damaged(card.path, sha256=card.sha256):
+            return False
+        if (file := self._open.pop(shard, None)) is not None:
+            os.close(file)
+        return True
 
     def _name(self, shard: int, sample: int) -> str:
         return f"shard {self._card.shards[shard].path}, sample {sample}"

@@ -92,6 +92,11 @@ class Storage(Protocol):
         """Returns a file descriptor of the file that `fetch` returns. It stays readable even when
         the cache deletes the copy. The caller closes it."""
 
+    def discard_damaged(self, path: str, *, sha256: str) -> bool:
+        """Removes the copy in the cache if its content isn't the one with this checksum, so that
+        the next `open` fetches it again. Returns whether it was removed; never in a local folder,
+        where a file is no copy."""
+
     def prefetch(self, files: Sequence[FileInfo]) -> None:
         """Starts to copy these files into the cache in the background, in this order. Replaces the
         list of an earlier call: of that, only downloads of files listed again continue. Errors are

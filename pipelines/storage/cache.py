@@ -92,6 +92,22 @@ class Cache:
                 hint="free some space there, or use another folder or a smaller limit",
             ) from None
 
+    def discard_damaged(self, sha256: str) -> bool:
+        """Deletes the file with this checksum if its content has another one. Returns whether it
+        was deleted. Reads the whole file."""
+        path = self._folder / sha256
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                    return False
+        except FileNotFoundError:
+            return True
+        except OSError:  # the disk can't read it any more
+            pass
+        with suppress(FileNotFoundError):
+            path.unlink()
+        return True
+
     def _hit(self, sha256: str, size_bytes: int) -> int | None:
         try:
             file = os.open(self._folder / sha256, os.O_RDONLY | os.O_CLOEXEC)

@@ -69,6 +69,9 @@ class FolderStorage:
         except OSError as error:
             raise self._unreadable(path, error) from None
 
+    def discard_damaged(self, path: str, *, sha256: str) -> bool:
+        return False
+
     def prefetch(self, files: Sequence[FileInfo]) -> None:
         return
 

@@ -139,6 +139,9 @@ class RemoteStorage:
             sha256, size_bytes, lambda: self._blocks(path, size_bytes), f"{path} of {self.where}"
         )
 
+    def discard_damaged(self, path: str, *, sha256: str) -> bool:
+        return self._cache.discard_damaged(sha256)
+
     def prefetch(self, files: Sequence[FileInfo]) -> None:
         missing = [file for file in files if not self._cache.has(file.sha256, file.size_bytes)]
         if self._prefetcher.pid != os.getpid():

@@ -79,6 +79,11 @@ def _write_flavor(
         serialization_format="pt2",
     )
     saved = Model.load(str(to))
+    # The shape in the signature says the same as the example, which would be much larger than most
+    # weights: 57 MB of JSON for two images of 1,024 x 1,024.
+    saved.saved_input_example_info = None
+    for example_file in ("input_example.json", "serving_input_example.json"):
+        (to / example_file).unlink(missing_ok=True)
     # The graph was traced on the CPU and can't be moved: without this it fails on a GPU machine.
     saved.flavors["python_function"]["config"] = {"device": "cpu"}
     saved.save(str(to / "MLmodel"))

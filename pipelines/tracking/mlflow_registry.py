@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from pipelines import tag_names
 from pipelines.interfaces import Decision, Version
 from pipelines.tracking import mlflow_files
 from pipelines.tracking.mlflow_errors import RefusedError, explain_refusal
-from pipelines.tracking.mlflow_runs import VIEW, connect, page_root
+from pipelines.tracking.mlflow_runs import VIEW, connect, page_root, quoted
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ RECORD = ".champions"
 """Suffix of the registered model that holds another model's record of champions."""
 
 _NAME_LENGTH = 256
+_REFUSED = "/:\\"
 _RETRY_SECONDS = 120.0
 _TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "BAD_REQUEST", "REQUEST_LIMIT_EXCEEDED"}
 _DEFAULT_STORE = threading.Lock()
@@ -163,7 +165,7 @@ class MlflowRegistry:
 
     def _rows(self, name: str) -> Iterator[Any]:
         """MLflow's own entities of a model's versions."""
-        query = f"name = '{name}'"
+        query = f"name = {quoted(name)}"
         return _pages(lambda token: self._client.search_model_versions(query, page_token=token))
 
     def tag(self, version: Version, values: Mapping[str, str]) -> None:
@@ -236,7 +238,7 @@ class MlflowRegistry:
             target = str(decision.target)
             run_id = _retry(lambda: self._client.get_model_version(name, target)).run_id
         record = f"{name}{RECORD}"
-        query = f"name = '{record}'"
+        query = f"name = {quoted(record)}"
         if not _retry(lambda: self._client.search_model_versions(query, max_results=1)):
             _retry(lambda: self._create_record(record, name))
         tags = {
@@ -324,18 +326,28 @@ class MlflowRegistry:
         return f"{base}/#/models/{quote(version.name, safe='')}/versions/{version.number}?{VIEW}"
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError if MLflow or a path can't hold the name."""
+def check_name(name: str) -> str:
+    """Returns the name, composed (NFC). Raises UsageError if MLflow or a path can't hold it."""
     if (
         not name.strip()
         or len(name) > _NAME_LENGTH
-        or any(c in "/:'\"\\" or not c.isprintable() for c in name)
+        or any(c in _REFUSED or not c.isprintable() for c in name)
+        or ("'" in name and '"' in name)
         or name in (".", "..")
     ):
         raise UsageError(
             f"{name!r} is not a valid name of a model",
-            hint=f"use letters, digits, spaces, - _ and ., at most {_NAME_LENGTH} characters",
+            hint=f"use at most {_NAME_LENGTH} letters of any alphabet, digits, spaces and signs, "
+            "but not / : \\, and not both kinds of quotes",
         )
+    return unicodedata.normalize("NFC", name)
+
+
+def valid_name(text: str) -> str:
+    """A valid name of a model that is like `text`: other characters become -."""
+    composed = unicodedata.normalize("NFC", text)
+    kept = "".join("-" if c in f'{_REFUSED}@"' or not c.isprintable() else c for c in composed)
+    return kept.strip(". ")[:_NAME_LENGTH] or "model"
 
 
 @contextmanager

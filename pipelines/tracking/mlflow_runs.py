@@ -113,9 +113,9 @@ def open_run(
     `public_url` is the address of MLflow's pages in links, where that isn't `uri`. Raises
     TesseraError if the service can't be reached, or refuses this user.
     """
-    if "'" in name or not name:
+    if ("'" in name and '"' in name) or not name:
         raise TesseraError(
-            f"{name!r} is not a valid name of a run", hint="use letters, digits, - and _"
+            f"{name!r} is not a valid name of a run", hint="use one kind of quotes, or none"
         )
     if not 0 < len(experiment.strip()) <= 500:
         raise TesseraError(
@@ -127,7 +127,7 @@ def open_run(
         experiment_id = _experiment_id(client, experiment, artifact_root)
         runs = client.search_runs(
             [experiment_id],
-            filter_string=f"tags.`{tag_names.RUN}` = '{name}'",
+            filter_string=f"tags.`{tag_names.RUN}` = {quoted(name)}",
             order_by=["attributes.start_time ASC"],
             max_results=1,
         )
@@ -140,6 +140,11 @@ def open_run(
             tracker = MlflowTracker(client, experiment_id, run.info.run_id, public_url)
         client.update_run(tracker.run_id, status="RUNNING")
     return tracker
+
+
+def quoted(name: str) -> str:
+    """A name in quotes, for a query of MLflow, which has no way to write both kinds of quotes."""
+    return f'"{name}"' if "'" in name else f"'{name}'"
 
 
 def attach_run(uri: str | None, run_id: str, *, public_url: str | None = None) -> MlflowTracker:

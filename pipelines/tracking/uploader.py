@@ -249,6 +249,8 @@ class _Channel(threading.Thread):
                 self._fetch(event["path"])
         if not path.exists():
             raise FileNotFoundError(f"{event['path']} doesn't exist any more")
+        if path.is_dir() and (link := next(filter(Path.is_symlink, path.rglob("*")), None)):
+            raise ValueError(f"{link.relative_to(folder)} is a link, which is not uploaded")
         if event["kind"] == "image":
             key, step, time_ms = str(event["key"]), int(event["step"]), int(event["time_ms"])
             return lambda: self._tracker.image(path, key, step, time_ms)

@@ -126,12 +126,19 @@ def save(
             _write(part_folder / "card.json", card.to_json())
             _write(part_folder / "progress.json", json.dumps(asdict(progress), indent=1))
             _seal(part_folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # which has no errno, only a text
+        reason = getattr(error, "strerror", None) or _last_part(error)
         raise TesseraError(
-            f"checkpoint {target} can't be written: {error.strerror or error}",
+            f"checkpoint {target} can't be written: {reason}",
             hint="the checkpoint before it is intact; free some space and use --resume",
         ) from error
     return target
+
+
+def _last_part(error: Exception) -> str:
+    """The reason in a text such as "Error while serializing: I/O error: No space left on device (os
+    error 28)"."""
+    return str(error).rpartition("error: ")[2].partition(" (os error")[0] or type(error).__name__
 
 
 def load(path: Path) -> State:

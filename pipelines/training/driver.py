@@ -7,8 +7,10 @@ In: a run, its `TrainingSetup`, a tracker, a registry, and a function that runs 
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -167,11 +169,12 @@ def train(
             KILLED after a KeyboardInterrupt or SystemExit.
     """
     run = replace(run, run_id=tracker.run_id)
-    run.write()
-    files = run_files.of(run)
-    files.begin()
-    _log_start(run, setup, tracker, tags or {})
-    event_log = files.open_log(listeners)
+    with ended_on_error(tracker, listeners):
+        run.write()
+        files = run_files.of(run)
+        files.begin()
+        _log_start(run, setup, tracker, tags or {})
+        event_log = files.open_log(listeners)
     uploader = Uploader(
         run.event_log,
         tracker,
@@ -248,6 +251,18 @@ def _log_start(run: Run, setup: TrainingSetup, tracker: Tracker, tags: Mapping[s
             )
 
 
+@contextmanager
+def ended_on_error(tracker: Tracker, listeners: Sequence[Listener] = ()) -> Iterator[None]:
+    """Ends the tracked run as FAILED or KILLED if the block, which prepares a training, raises:
+    otherwise it would stay RUNNING for ever."""
+    try:
+        yield
+    except BaseException as error:
+        is_interrupt = isinstance(error, KeyboardInterrupt | SystemExit)
+        _log_end(tracker, "KILLED" if is_interrupt else "FAILED", listeners)
+        raise
+
+
 def _log_end(tracker: Tracker, status: str, listeners: Sequence[Listener]) -> None:
     try:
         tracker.finish(status)
@@ -269,7 +284,7 @@ def _register_with_retries(register: Callable[[], Version], run: Run) -> Version
         policy,
         "trained, but not registered",
         transient=lambda error: not isinstance(error, TesseraError),  # whatever the service raises
-        hint=f"when the server is back: tessera train --resume {run.name}",
+        hint=f"when the server is back: tessera train --resume {shlex.quote(run.name)}",
     )
 
 

@@ -40,6 +40,8 @@ from pipelines.tracking import published_log
 from pipelines.tracking.events import read_events
 from pipelines.training.run_storage import RunStorage, address_of
 
+MODEL_BYTES = 150
+"""So many bytes of a model's name are in a run's: a folder's name has at most 255."""
 CHECKPOINTS = "checkpoints"
 JUDGE = "judge"
 MODEL = "model"
@@ -127,7 +129,8 @@ class Lockable(Protocol):
 def create(root: Path, recipe: Recipe, *, model: str, stamp: str, storage: str = "") -> Run:
     """Creates the folder of a new training; `stamp` is the time in its name. `storage` is the
     address below which the files of all runs are, if that isn't `root`."""
-    name = f"{recipe.family}-{model}-{stamp}-{secrets.token_hex(2)}"
+    short = model.encode()[:MODEL_BYTES].decode(errors="ignore")
+    name = f"{recipe.family}-{short}-{stamp}-{secrets.token_hex(2)}"
     folder = root / name
     folder.mkdir(parents=True)
     run = Run(folder, name, model, storage=address_of(storage, "runs", name))
@@ -175,16 +178,23 @@ def open_existing(folder: Path, storage: str = "") -> Run | None:
 
 
 def _read(file: Path) -> Run:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return Run(
-        file.parent,
-        content["name"],
-        content["model"],
-        content["run_id"],
-        resumed=True,
-        changing=tuple(content.get("changing", ())),
-        storage=content.get("storage", ""),
-    )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Run(
+            file.parent,
+            content["name"],
+            content["model"],
+            content["run_id"],
+            resumed=True,
+            changing=tuple(content.get("changing", ())),
+            storage=content.get("storage", ""),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise TesseraError(
+            f"{file} can't be read: {reason}",
+            hint="restore the file, or remove its folder and train again",
+        ) from None
 
 
 def _write_new(run: Run, recipe: Recipe) -> Run:
@@ -218,8 +228,13 @@ def find(root: Path, ref: str, storage: str = "") -> Run:
         address = address_of(storage, "runs", name)
         return replace(_read(root / name / "run.json"), storage=address)
     known = dict.fromkeys(names)
+    if Path(ref).name == ref and (root / ref / "run.json").exists():
+        return _read(root / ref / "run.json")
     for file in sorted(root.glob("*/run.json")):
-        run = _read(file)
+        try:
+            run = _read(file)
+        except TesseraError:  # another run's
+            continue
         if ref in (run.name, run.run_id):
             return run
         known[run.name] = None

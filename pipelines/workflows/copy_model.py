@@ -6,6 +6,7 @@ same lineage tags. Whether it becomes champion there is decided by the gate.
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,7 @@ def copy_version(
     if not state.champion or state.champion.number != number:
         raise TesseraError(
             f"version {number} of {model!r} is not its champion",
-            hint=f"promote it there first: tessera promote {model}/{number}",
+            hint=f"promote it there first: tessera promote {shlex.quote(f'{model}/{number}')}",
         )
     target: Registry = MlflowRegistry(to_registry) if to_registry else registry
     digest = services.registered_digest(version)

@@ -6,6 +6,7 @@ names. `NAME` alone is the newest version.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class ModelReference:
 
 def parse(text: str) -> ModelReference:
     """A reference from its text. Raises UsageError if the text has another form."""
-    short = text.removeprefix("models:/")
+    short = unicodedata.normalize("NFC", text.removeprefix("models:/"))
     name, slash, number = short.partition("/")
     if slash:
         if not name or not (number.isascii() and number.isdigit() and int(number)):

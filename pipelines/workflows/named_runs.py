@@ -13,7 +13,7 @@ the `Outcome` of one that is finished. Must not train.
 from __future__ import annotations
 
 import json
-import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from models.core.errors import UsageError
@@ -30,17 +30,29 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 10.0
 """How long a repeated command waits for the lock of a run: its driver may be about to end."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MOST_BYTES = 180
+"""A folder's name has at most 255, and those of a search's trials are longer than its own."""
 
 
 def check_name(name: str) -> str:
-    """Returns the name of a run or a search. Raises UsageError if it is no name of a folder."""
-    if not _NAME.fullmatch(name):
+    """Returns the name of a run or a search, composed (NFC). Raises UsageError if it is no name of
+    a folder, or if MLflow can't search for it."""
+    composed = unicodedata.normalize("NFC", name)
+    if (
+        not composed
+        or composed != composed.strip()
+        or composed[0] in ".-"
+        or not composed.isprintable()
+        or any(c in composed for c in "/\\")
+        or ("'" in composed and '"' in composed)
+        or len(composed.encode(errors="replace")) > _MOST_BYTES
+    ):
         raise UsageError(
             f"{name[:80]!r} is not a valid name of a run",
-            hint="use up to 128 letters, digits, '-', '_' and '.'",
+            hint=f"use up to {_MOST_BYTES} bytes of letters of any alphabet, digits, spaces and "
+            "signs, but not / and \\, not both kinds of quotes, and no . or - at the start",
         )
-    return name
+    return composed
 
 
 def begin_or_find(context: Context, name: str, recipe: Recipe, model: str, given: bool) -> Run:

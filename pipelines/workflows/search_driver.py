@@ -12,6 +12,7 @@ not know how a trial is trained.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,7 +96,7 @@ def run(
         try:
             _run_trials(context, spec, recipe, board, capacity, restore=restore)
         except KeyboardInterrupt:
-            say(f"resume with: tessera tune --resume {spec.name}")
+            say(f"resume with: tessera tune --resume {shlex.quote(spec.name)}")
             raise
         finally:
             board.close()

@@ -8,6 +8,7 @@ environment.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -92,10 +93,10 @@ def train(
 
     context = context or Context.from_environment()
     if run is not None:
-        named_runs.check_name(run)
+        run = named_runs.check_name(run)
     setup = prepare(context, make_recipe(what, data, variant, _changes(set, workers)))
     name = model_name(setup.recipe, setup.card) if model is None else model
-    mlflow_registry.check_name(name)
+    name = mlflow_registry.check_name(name)
     storage = context.remote_storage
     if run is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -245,11 +246,13 @@ def prepare(
 
 def model_name(recipe: Recipe, card: Card) -> str:
     """The default name in the registry: the name of the data set, followed by the task if the data
-    set was made for another one."""
+    set was made for another one. Characters that the registry doesn't take become -."""
     import models
+    from pipelines.tracking import mlflow_registry
 
     task = models.get(recipe.family).task.name
-    return card.name if task == card.task else f"{card.name}-{task}"
+    name = card.name if task == card.task else f"{card.name}-{task}"
+    return mlflow_registry.valid_name(name)
 
 
 def continue_run(
@@ -269,7 +272,7 @@ def continue_run(
 
     setup = prepare(context, recipe, resumed=True)
     name = model_name(setup.recipe, setup.card) if model is None else model
-    mlflow_registry.check_name(name)
+    name = mlflow_registry.check_name(name)
     return execute(
         context,
         replace(run, model=name),
@@ -333,12 +336,13 @@ def execute(
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / training_run.JUDGE)
             tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)
-            tracker.start_system_metrics()
-            if group.workers:
-                tags[tag_names.RAY_JOB] = connection.job_id()
-            primary = setup.family.task.primary.name
-            page = services.page(context, tracker.link())
-            listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
+            with training_driver.ended_on_error(tracker, [listener]):
+                tracker.start_system_metrics()
+                if group.workers:
+                    tags[tag_names.RAY_JOB] = connection.job_id()
+                primary = setup.family.task.primary.name
+                page = services.page(context, tracker.link())
+                listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
             try:
                 return training_driver.launch(
                     run,
@@ -354,6 +358,6 @@ def execute(
             except (KeyboardInterrupt, SystemExit):
                 if not run.is_ours:
                     raise
-                text = f"resume with: tessera train --resume {run.name}"
+                text = f"resume with: tessera train --resume {shlex.quote(run.name)}"
                 listener({"kind": "message", "text": text})
                 raise KeyboardInterrupt from None  # Ray makes SystemExit(1) of a Ctrl-C

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context
 
 
+_DATA_BYTES = 100
+"""So many bytes of the data set's name are in a search's: a folder's name has at most 255."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -120,7 +122,7 @@ def tune(
     context = context or Context.from_environment()
     search_space.check_choices(search, scheduler)
     if run is not None:
-        named_runs.check_name(run)
+        run = named_runs.check_name(run)
     changes = {**(set or {}), "workers.count": workers_per_trial}
     spec = _make_spec(
         context,
@@ -308,5 +310,9 @@ def _begin_or_find(context: Context, spec: SearchSpec) -> SearchSpec:
 
 
 def _name(setup: TrainingSetup) -> str:
+    from pipelines.workflows import train
+
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return f"{setup.recipe.family}-{setup.card.name}-search-{stamp}-{secrets.token_hex(2)}"
+    name = train.model_name(setup.recipe, setup.card)
+    short = name.encode()[:_DATA_BYTES].decode(errors="ignore")
+    return f"{setup.recipe.family}-{short}-search-{stamp}-{secrets.token_hex(2)}"

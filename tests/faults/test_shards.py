@@ -7,6 +7,7 @@ shorter epoch or to an image with a wrong label.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tarfile
@@ -28,6 +29,7 @@ from pipelines.data.packing import in_place
 from pipelines.data.shards import ShardReader
 from pipelines.data.tar import BLOCK
 from pipelines.interfaces import World
+from pipelines.storage.base import CacheSettings, use_cache
 
 MakeSet = Callable[..., tuple[Path, Card]]
 SAMPLES = 6
@@ -42,7 +44,7 @@ def packed(make_set: MakeSet) -> tuple[Path, Card, Path]:
     return folder, card, folder / card.splits["train"].shards[0].path
 
 
-def train(folder: Path, card: Card) -> list[str]:
+def train(folder: str | Path, card: Card) -> list[str]:
     """The keys of an epoch."""
     spec = card.spec()
     loader = TrainLoader(folder, card, spec, batch_size=2, seed=0, world=World(0, 1), cache="none")
@@ -278,3 +280,32 @@ def test_tarfile_writes_outside_of_the_folder_and_in_place_refuses_the_shard(
     (tmp_path / "in" / "evil.tar").write_bytes(path.read_bytes())
     with pytest.raises(TesseraError, match=r"evil\.tar.*'\.\./by-name\.png' is refused"):
         in_place.index(str(tmp_path / "in"), tmp_path / "index", options={"label": "none"})
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(
+    packed: tuple[Path, Card, Path], tmp_path: Path
+) -> None:
+    import fsspec
+
+    folder, card, _ = packed
+    where = f"memory://bucket/{tmp_path.name}"
+    fsspec.filesystem("memory").put(str(folder), where, recursive=True)
+    settings = CacheSettings(tmp_path / "cache")
+    use_cache(settings)
+    try:
+        keys = train(where, card)
+        copy = settings.folder / card.splits["train"].shards[0].sha256
+        content = bytearray(copy.read_bytes())
+        content[3 * BLOCK : 4 * BLOCK] = b"?" * BLOCK
+        for damage in (bytes(content), b"?" * len(content)):
+            copy.write_bytes(damage)
+            assert train(where, card) == keys
+            assert hashlib.sha256(copy.read_bytes()).hexdigest() == copy.name
+        # The control: where the file itself is damaged, it stays an error.
+        shard = card.splits["train"].shards[0].path
+        fsspec.filesystem("memory").pipe(f"{where}/{shard}", b"?" * len(content))
+        copy.write_bytes(b"?" * len(content))
+        with pytest.raises(TesseraError, match="checksum differs"):
+            train(where, card)
+    finally:
+        use_cache(None)

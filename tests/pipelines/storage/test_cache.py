@@ -47,6 +47,17 @@ def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     assert cache.has(sha256, len(data))
 
 
+def test_only_a_damaged_file_is_discarded(tmp_path: Path) -> None:
+    cache, (sha256, data) = Cache(tmp_path, LIMIT), content(1)
+    path = cache.fetch(sha256, len(data), lambda: [data], "x")
+    assert not cache.discard_damaged(sha256)  # the control
+    assert path.exists()
+    path.write_bytes(b"?" + data[1:])
+    assert cache.fetch(sha256, len(data), lambda: [data], "x").read_bytes() != data, "unnoticed"
+    assert cache.discard_damaged(sha256)
+    assert cache.fetch(sha256, len(data), lambda: [data], "x").read_bytes() == data
+
+
 def test_an_empty_file_is_cached(tmp_path: Path) -> None:
     sha256 = hashlib.sha256(b"").hexdigest()
     assert Cache(tmp_path, LIMIT).fetch(sha256, 0, list, "x").read_bytes() == b""

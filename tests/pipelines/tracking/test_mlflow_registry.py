@@ -21,7 +21,7 @@ from pipelines.interfaces import Registry
 from pipelines.tracking import mlflow_runs, mlflow_store
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.tracking.mlflow_model import save_exportable
-from pipelines.tracking.mlflow_registry import MlflowRegistry
+from pipelines.tracking.mlflow_registry import MlflowRegistry, check_name, valid_name
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
@@ -114,6 +114,36 @@ def test_a_server_without_users_answers_everybody(mlflow_server: MlflowServer) -
         assert response.status == 200
 
 
+@pytest.mark.parametrize("name", ["it's", 'say "hi"', "猫 😀", "cafe\u0301", "100%.`x`", "-- a;b"])
+def test_a_model_has_any_name(name: str, store: Path, package: Path, tmp_path: Path) -> None:
+    registry, run = open_here(store)
+    version = registry.register(name, package, run_id=run.run_id, tags={})
+    registry.alias(name, "champion", version.number)
+    assert registry.version(name, "champion").number == 1
+    assert registry.names() == [name]
+    assert registry.missing(version) == ""
+    fetched = registry.download(version, tmp_path / "fetched")
+    assert {p.name for p in fetched.iterdir()} == {p.name for p in package.iterdir()}
+    assert registry.register(name, package, run_id=run.run_id, tags={}).number == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a/b:c\\d@e", "a-b-c-d-e"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("it's 猫 😀", "it's 猫 😀"),
+        ("both ' and \"", "both ' and -"),
+        ("..", "model"),
+        ("line\nbreak", "line-break"),
+        ("x" * 300, "x" * 256),
+    ],
+)
+def test_every_data_set_has_a_default_name_of_its_model(text: str, name: str) -> None:
+    assert valid_name(text) == name
+    assert check_name(name) == name
+
+
 def test_errors_list_what_exists(store: Path, package: Path, tmp_path: Path) -> None:
     registry, run = open_here(store)
     with pytest.raises(TesseraError, match="no model is registered yet"):
@@ -124,7 +154,7 @@ def test_errors_list_what_exists(store: Path, package: Path, tmp_path: Path) -> 
         registry.version("digit", 1)
     with pytest.raises(TesseraError, match="version 1, and the aliases champion"):
         registry.version("digits", "champ")
-    for name in ("a/b", "a:b", "it's", "", " ", "..", "x" * 300):
+    for name in ("a/b", "a:b", 'it\'s "so"', "a\\b", "a\nb", "", " ", "..", "x" * 300):
         with pytest.raises(UsageError, match="is not a valid name of a model"):
             registry.register(name, package, run_id=run.run_id, tags={})
     for alias in ("latest", "v3", "a b"):
@@ -197,6 +227,7 @@ def test_a_process_without_tessera_predicts_the_same(
     before = contents(package)
     example = images(6)[::3]  # a view with strides of its own
     assert save_exportable(net, example, package, metadata={"classes": ["a", "b"]}) is None
+    assert not list(package.rglob("*input_example*")), "it is larger than most weights"
     assert net.training
     assert {k: v for k, v in contents(package).items() if k in before} == before
     registry, run = open_here(store)

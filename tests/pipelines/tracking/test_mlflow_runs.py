@@ -288,7 +288,24 @@ def test_a_deleted_experiment_is_an_error_with_a_hint(store: Path) -> None:
 
 def test_a_run_name_that_would_break_the_search_is_refused(store: Path) -> None:
     with pytest.raises(TesseraError, match="is not a valid name of a run"):
-        open_here(store, "it's")
+        open_here(store, 'it\'s "so"')
+
+
+@pytest.mark.parametrize("name", ["it's", 'say "hi"', "猫 😀", "cafe\u0301", "100%`x`"])
+def test_a_run_of_any_name_is_found_again(store: Path, name: str) -> None:
+    assert open_here(store, name).run_id == open_here(store, name).run_id
+
+
+def test_no_password_reaches_mlflow(store: Path) -> None:
+    tracker = open_here(store)
+    where = "https://user:hunter2@host/data?token=hunter2"
+    for _ in range(2):  # the second time it is compared with what is there
+        tracker.params({"data.path": where})
+    tracker.tags({"recipe": json.dumps({"path": where})})
+    tracker.dataset(name="digits", digest="0" * 64, source=where, split="train")
+    run = tracker._client.get_run(tracker.run_id)
+    assert run.data.params["data.path"] == "https://host/data?token=…"
+    assert "hunter2" not in str(run.to_dictionary())
 
 
 def test_permanent_errors_are_mlflows_own_refusals(store: Path) -> None:

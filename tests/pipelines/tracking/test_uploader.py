@@ -178,6 +178,23 @@ def test_refused_events_are_kept_and_the_rest_arrives(tmp_path: Path) -> None:
     assert any(event["kind"] == "notice" for event in received)
 
 
+def test_a_folder_with_a_link_is_not_uploaded(tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    (tmp_path / "secret").write_text("outside")
+    run = tmp_path / "run"
+    for name in ("plain", "linked"):
+        (run / name / "deep").mkdir(parents=True)
+        (run / name / "deep" / "a.txt").write_text("a")
+    (run / "linked" / "deep" / "b.txt").symlink_to(tmp_path / "secret")
+    (run / "file.txt").symlink_to(tmp_path / "secret")
+    emit = EventLog(run / FILE)
+    for path in ("plain", "linked", "file.txt"):  # the first one is the control
+        emit({"kind": "artifact", "path": path, "folder": ""})
+    assert start_uploader(run, tracker).close(10) == 2
+    assert len(tracker.artifacts) == 1
+    assert "b.txt is a link" in (run / FAILED_EVENTS).read_text()
+
+
 def test_an_image_that_cannot_be_stored_delays_no_metric(tmp_path: Path) -> None:
     class NoFiles(MemoryTracker):
         def artifact(self, path: Path, folder: str) -> None:

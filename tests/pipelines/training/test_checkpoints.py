@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,9 +35,11 @@ def make_card() -> Card:
     ).sealed()
 
 
-def save(folder: Path, step: int, *, best: int | None = None) -> tuple[Path, nn.Module]:
+def save(
+    folder: Path, step: int, *, best: int | None = None, width: int = 4
+) -> tuple[Path, nn.Module]:
     torch.manual_seed(step)
-    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    module = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
     recipe = recipes.start("cnn", "tiny")
     optimizer = optim.build(module, recipe.optim["model"])
     module(torch.randn(5, 3)).sum().backward()
@@ -198,6 +203,38 @@ def test_a_full_disk_is_reported_and_preserves_the_previous_checkpoint(
     with pytest.raises(TesseraError, match="No space left"):
         save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tessera-test", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("left_bytes", [0, 4096, 12288, 40960])
+def test_a_disk_that_is_really_full_is_one_line_and_nothing_is_left(
+    small_disk: Path, left_bytes: int
+) -> None:
+    """However much fits: the tensors, which another library writes, or only some of the JSON."""
+    save(small_disk, 1)
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_bsize - left_bytes))
+    with pytest.raises(TesseraError) as caught:
+        save(small_disk, 2, width=4000)
+    assert caught.value.message.endswith("can't be written: No space left on device")
+    assert "--resume" in caught.value.hint
+    assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "step-000000001"]
+    assert checkpoints.load(small_disk / "step-000000001")
+    (small_disk / "filler").unlink()
+    save(small_disk, 2)  # there is room again
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

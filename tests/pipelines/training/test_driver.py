@@ -184,6 +184,24 @@ def test_a_failed_training_is_tracked_and_not_registered(
     assert services.registry.versions("digits") == []
 
 
+@pytest.mark.parametrize("error", [OSError("no"), TesseraError("no"), KeyboardInterrupt()])
+def test_a_training_that_fails_before_it_begins_does_not_stay_running(
+    digits: Path, services: Services, tmp_path: Path, error: BaseException
+) -> None:
+    recipe = small(digits)
+    run = training_run.create(tmp_path, recipe, model="digits", stamp="now")
+
+    class Refusing(MemoryTracker):
+        def params(self, values: Any) -> None:
+            raise error
+
+    services.tracker = Refusing("run-1")
+    with pytest.raises(type(error)):
+        services.launch(run, recipe)
+    is_interrupt = isinstance(error, KeyboardInterrupt)
+    assert services.tracker.status == ("KILLED" if is_interrupt else "FAILED")
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_is_killed_and_can_be_resumed(
     services: Services, digits: Path, tmp_path: Path

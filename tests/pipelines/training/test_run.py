@@ -47,6 +47,28 @@ def test_a_run_is_looked_up_by_name_or_id(digits: Path, tmp_path: Path) -> None:
         training_run.find(tmp_path, run.name[:-1])
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"name": "x"}', "\0" * 100])
+def test_one_broken_run_breaks_no_other(digits: Path, tmp_path: Path, content: str) -> None:
+    run = training_run.create(tmp_path, small(digits), model="digits", stamp="now")
+    replace(run, run_id="abc").write()
+    broken = tmp_path / "a-broken-one"
+    broken.mkdir()
+    (broken / "run.json").write_text(content)
+    for ref in (run.name, "abc"):
+        assert training_run.find(tmp_path, ref).name == run.name
+    with pytest.raises(TesseraError, match=r"a-broken-one/run.json can't be read"):
+        training_run.find(tmp_path, broken.name)
+    with pytest.raises(TesseraError, match="unknown run 'other'"):
+        training_run.find(tmp_path, "other")
+
+
+def test_a_run_of_a_model_with_any_name_has_a_folder(digits: Path, tmp_path: Path) -> None:
+    for model in ("it's", "猫 😀", "x" * 256, "😀" * 256):
+        run = training_run.create(tmp_path, small(digits), model=model, stamp="20240101-000000")
+        assert training_run.find(tmp_path, run.name).model == model
+        assert run.recipe() == small(digits)
+
+
 def test_a_stored_run_is_found_from_any_machine(digits: Path, tmp_path: Path) -> None:
     storage = f"memory://bucket/{tmp_path.name}"
     recipe = small(digits)

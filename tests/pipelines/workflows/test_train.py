@@ -153,7 +153,7 @@ def test_a_named_run_is_begun_resumed_and_then_only_reported(
 
 def test_a_named_run_that_is_refused_leaves_nothing_behind(digits: Path, tmp_path: Path) -> None:
     context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
-    for name in ("a/b", "../up", "", ".hidden"):
+    for name in ("a/b", "../up", "", ".hidden", "-x", " a", "a\n", 'it\'s "so"', "😀" * 50):
         with pytest.raises(UsageError, match="is not a valid name of a run"):
             train.train("cnn", data=digits, run=name, context=context)
     with pytest.raises(TesseraError, match="nowhere"):
