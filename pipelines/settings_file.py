@@ -121,6 +121,13 @@ def _read_json(text: str) -> Any:
     return tree
 
 
+class _YamlError(yaml.MarkedYAMLError):
+    """A problem at a place of the file."""
+
+    def __init__(self, problem: str, mark: Any) -> None:
+        super().__init__(problem=problem, problem_mark=mark)
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML 1.1 without dates and without numbers of base 60."""
 
@@ -141,11 +148,9 @@ def _read_yaml(text: str) -> Any:
             kind in (yaml.SequenceEndEvent, yaml.MappingEndEvent)
         )
         if depth > MAX_DEPTH or count > 2 * MAX_VALUES:
-            raise yaml.MarkedYAMLError(
-                problem="it is nested too deeply"
-                if depth > MAX_DEPTH
-                else "it has too many values",
-                problem_mark=event.start_mark,
+            raise _YamlError(
+                "it is nested too deeply" if depth > MAX_DEPTH else "it has too many values",
+                event.start_mark,
             )
     loader = _Loader(text)
     try:
@@ -163,7 +168,7 @@ def _measure(node: Node, known: dict[int, int]) -> int:
     built, or that is too large."""
 
     def refuse(problem: str, where: Node = node) -> None:
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+        raise _YamlError(problem, where.start_mark)
 
     if id(node) in known:
         if not known[id(node)]:

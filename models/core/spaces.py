@@ -51,10 +51,10 @@ def examples(space: Space) -> tuple[Any, ...]:
     numbers, some of a larger range, and of a range of real numbers one that isn't whole."""
     if isinstance(space, Choice):
         return space.values
-    low, high = space.low, space.high
     if isinstance(space, Integer | LogInteger):
+        low, high = space.low, space.high
         step = max((high - low) // MOST_EXAMPLES, 1)
         # Neighbours, too: of a stride all numbers could be even.
         some = {n + k for n in range(low, high + 1, step) for k in (0, 1)} | {high}
         return tuple(sorted(n for n in some if n <= high))
-    return (low, low + (high - low) * _GOLDEN, high)
+    return (space.low, space.low + (space.high - space.low) * _GOLDEN, space.high)

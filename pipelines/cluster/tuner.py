@@ -319,8 +319,8 @@ def _encode_settings(settings: Mapping[str, Any], space: Mapping[str, Space]) ->
 
 def decode(config: Mapping[str, Any], space: Mapping[str, Space]) -> dict[str, Any]:
     """The sampled settings, from what `_encode` made."""
-    kinds = {Choice: json.loads, Integer: int, LogInteger: int}
-    return {path: kinds.get(type(space[path]), float)(config[path]) for path in space}
+    readers: dict[type, Callable[[Any], Any]] = {Choice: json.loads, Integer: int, LogInteger: int}
+    return {path: readers.get(type(space[path]), float)(config[path]) for path in space}
 
 
 _listeners: list[OnEvent] = []

@@ -167,13 +167,14 @@ def parse(path: str, value: Any) -> Space:
         least = "above 0 and " if kind.startswith("log_") else ""
         raise UsageError(f"{path}: {kind} from {low:g} to {high:g}: low must be {least}below high")
     if kind in ("uniform", "log_uniform"):
-        return KINDS[kind](low, high)
+        return Uniform(low, high) if kind == "uniform" else LogUniform(low, high)
     if not (low.is_integer() and high.is_integer()) or max(-low, high) > MOST_INTEGER:
         raise UsageError(
             f"{path}: {kind} from {low:g} to {high:g}: both must be whole numbers",
             hint=f"of at most {MOST_INTEGER:,}; for others use uniform or log_uniform",
         )
-    return KINDS[kind](int(low), int(high))
+    whole = int(low), int(high)
+    return Integer(*whole) if kind == "integer" else LogInteger(*whole)
 
 
 def _number(value: Any) -> Any:
