@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from layouts.base import Layout, picture, text
+from layouts.base import Layout, json_lines, picture, text
 
 PETS = ("cat", "dog")
 CUT = {"train": 4, "val": 2, "test": 2}
@@ -56,6 +59,53 @@ def decomposed(folder: Path) -> None:
         picture(folder / name, n)
         rows.append(f"café{n}.jpg,{PETS[n % 2]}")
     text(folder / "labels.csv", "\n".join(rows))
+
+
+def metadata(folder: Path, value: Callable[[int], dict[str, Any]]) -> Path:
+    """Hugging Face's imagefolder with a metadata.jsonl in each split."""
+    for at, (split, count) in enumerate({"train": 8, "validation": 2, "test": 2}.items()):
+        rows = [{"file_name": f"{n}.jpg", **value(n)} for n in range(count)]
+        for n in range(count):
+            picture(folder / split / f"{n}.jpg", 10 * at + n)
+        json_lines(folder / split / "metadata.jsonl", rows)
+    return folder
+
+
+def objects(folder: Path) -> Path:
+    return metadata(
+        folder, lambda n: {"objects": {"bbox": [[2, 3, 8, 9.5]], "categories": [n % 2]}}
+    )
+
+
+def parquet(folder: Path, *, objects: bool = False) -> Path:
+    """Parquet files as Hugging Face's `push_to_hub` writes them."""
+    import pyarrow
+    from pyarrow import parquet as writer
+
+    for at, (split, count) in enumerate({"train": 8, "validation": 2, "test": 2}.items()):
+        files = [picture(folder / f"{n}.png", 10 * at + n) for n in range(count)]
+        columns: dict[str, Any] = {
+            "image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+        }
+        names = {"names": list(PETS), "_type": "ClassLabel"}
+        features: dict[str, Any] = {"image": {"_type": "Image"}}
+        if objects:
+            columns["objects"] = [
+                {"bbox": [[2.0, 3.0, 8.0, 9.0]], "category": [n % 2]} for n in range(count)
+            ]
+            features["objects"] = {"feature": {"bbox": {}, "category": names}}
+        else:
+            columns["label"] = [n % 2 for n in range(count)]
+            features["label"] = names
+        for file in files:
+            file.unlink()
+        table = pyarrow.table(columns).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        path = folder / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        writer.write_table(table, path, row_group_size=3)
+    return folder
 
 
 def lfw(folder: Path) -> None:
@@ -350,6 +400,53 @@ LAYOUTS = [
         decomposed,
         classes=PETS,
         samples=CUT,
+    ),
+    Layout(
+        "metadata.jsonl with labels",
+        "Hugging Face: imagefolder",
+        lambda folder: metadata(folder, lambda n: {"label": PETS[n % 2]}),
+        classes=PETS,
+        samples={"train": 8, "val": 2, "test": 2},
+    ),
+    Layout(
+        "metadata.jsonl with objects",
+        "Hugging Face: imagefolder",
+        objects,
+        task="detection",
+        classes=("0", "1"),
+        samples={"train": 8, "val": 2, "test": 2},
+        objects=12,
+    ),
+    Layout(
+        "metadata.jsonl with captions",
+        "Hugging Face: imagefolder",
+        lambda folder: metadata(folder, lambda n: {"text": f"photo number {n}"}),
+        refused=r"no labels: its columns are text.*--format images",
+    ),
+    Layout(
+        "metadata.csv with labels",
+        "Hugging Face: imagefolder",
+        lambda folder: table(
+            folder, "train/metadata.csv", header="file_name,label", images="train/{n}.jpg"
+        ),
+        classes=PETS,
+        samples=CUT,
+    ),
+    Layout(
+        "Parquet files with images and labels",
+        "Hugging Face: push_to_hub",
+        parquet,
+        classes=PETS,
+        samples={"train": 8, "val": 2, "test": 2},
+    ),
+    Layout(
+        "Parquet files with images and objects",
+        "Hugging Face: push_to_hub",
+        lambda folder: parquet(folder, objects=True),
+        task="detection",
+        classes=PETS,
+        samples={"train": 8, "val": 2, "test": 2},
+        objects=12,
     ),
     Layout(
         "images without labels",

@@ -109,7 +109,7 @@ def find_paths(table: Table, finder: ImageFinder) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def find_labels(table: Table, paths: int, split: int | None) -> int | None:
+def find_labels(table: Table, paths: int, split: int | None, format: str = "csv") -> int | None:
     """The column of labels: one of a usual name, or the only one that can be. None if no column
     can. Raises AmbiguousError for several."""
     usual = usual_column(table, LABELS)
@@ -129,7 +129,7 @@ def find_labels(table: Table, paths: int, split: int | None) -> int | None:
             hint="choose one: --option label_column=NAME",
             readings=[
                 Reading(
-                    "csv",
+                    format,
                     {"label_column": table.header[at]},
                     f"{len(set(table.column(at)))} classes, as {table.rows[0][at][:40]!r}",
                 )

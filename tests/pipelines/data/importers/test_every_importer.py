@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sample_sources
+from layouts import folders
 
 from models.core.errors import TesseraError
 from pipelines.data import importers
@@ -70,9 +71,11 @@ MADE: Mapping[str, Callable[[Path], Path]] = {
     "cifar10": sample_sources.cifar_python,
     "coco": sample_sources.coco,
     "csv": sample_sources.table,
+    "huggingface": folders.objects,
     "instance_masks": sample_sources.instance_masks,
     "masks": sample_sources.masks,
     "medmnist": sample_sources.medmnist,
+    "parquet": folders.parquet,
     "voc": sample_sources.voc,
     "yolo": sample_sources.yolo,
 }
@@ -80,6 +83,8 @@ TARGETS = {
     "cifar10": "data_batch_1",
     "coco": "annotations/instances_train2017.json",
     "csv": "labels.csv",
+    "huggingface": "train/metadata.jsonl",
+    "parquet": "data/train-00000-of-00001.parquet",
     "masks": "masks/0.png",
     "medmnist": "pathmnist.npz",
     "voc": "Annotations/2007_000000.xml",

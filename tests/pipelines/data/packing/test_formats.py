@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sample_sources
+from layouts import folders
 
 from models.core.errors import UsageError
 from pipelines.data.packing.formats import recognise
@@ -80,9 +81,11 @@ MADE: Mapping[str, Callable[[Path], Path]] = {
     "cifar10": sample_sources.cifar_python,
     "coco": sample_sources.coco,
     "csv": sample_sources.table,
+    "huggingface": folders.objects,
     "instance_masks": sample_sources.instance_masks,
     "masks": sample_sources.masks,
     "medmnist": sample_sources.medmnist,
+    "parquet": folders.parquet,
     "voc": sample_sources.voc,
     "yolo": sample_sources.yolo,
 }
