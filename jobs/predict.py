@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,36 @@ GROUP = "models"
     help="Identify images by a folder with one subfolder of images for each identity.",
 )
 @click.option("--compare", is_flag=True, help="Compare each image with the first one.")
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Predict the paths and addresses in this file, one a line; repeatable.",
+)
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Web server from which addresses may be read; repeatable.",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 1 if an input can't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:
     """Predict images with MODEL (NAME, NAME/2 or NAME@alias).
 
-    PATHS are files, folders and globs. Each input gets one line of JSON on stdout, in order. NAME
-    alone is the newest version.
+    PATHS are files, folders, globs, tars, http and https addresses, and - for an image or a list on
+    standard input. Each image gets one line of JSON on stdout, in order; what is left out of
+    folders is counted on stderr. NAME alone is the newest version.
     """
     from pipelines.storage.atomic import write_atomic
     from pipelines.workflows.predict import predict
 
     del options["verbose"]
     out = options.pop("out")
-    results = predict(model, paths, **options)
+    results = predict(model, paths, notify=partial(print, file=sys.stderr), **options)
     failed = total = 0
     with nullcontext(sys.stdout) if out is None else write_atomic(out) as lines:
         for result in results:

@@ -8,14 +8,13 @@ know where the network comes from or where the predictions go.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +25,13 @@ import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import BatchRng, DataSpec, Family, Panel, Prediction, Task, View
 from pipelines.data.images import decode_image, extents, fit_image, view
-from pipelines.data.sources import find_images
+from pipelines.inference.inputs import ImageInput, of_file
 from pipelines.recipe import Recipe
 from pipelines.training.evaluator import to_device
 from pipelines.visuals import draw as visuals_draw
 
-MAX_FILE_BYTES = 512 * 2**20
+MAX_BATCH_BYTES = 256 * 2**20
+"""Most bytes of the images that are predicted together, in the size that the network sees."""
 DRAWN_PIXELS = (256, 1024)
 """A drawn image is scaled so that its longer side is between these."""
 
@@ -41,9 +41,24 @@ class Result:
     """The result for one input. `output` is plain JSON: `path` and the task's fields, or `error`.
     `prediction` is for the image at its original size, None if there is an error."""
 
-    path: Path
+    source: ImageInput
     output: dict[str, Any]
     prediction: Prediction | None = None
+
+
+class _Fitted(NamedTuple):
+    """An image in the size that the network sees, and where its pixels came from."""
+
+    pixels: Tensor
+    view: View
+
+
+class _Loaded(NamedTuple):
+    """An input with its image, or why there is none."""
+
+    source: ImageInput
+    fitted: _Fitted | None
+    error: str = ""
 
 
 class Predictor:
@@ -87,32 +102,53 @@ class Predictor:
     def data(self) -> DataSpec:
         return self._data
 
-    def predict(self, paths: Iterable[Path]) -> Iterator[Result]:
-        """Yields the result of each path, in order. Raises UsageError for a network that generates
-        images."""
+    def predict(self, inputs: Iterable[Path | ImageInput]) -> Iterator[Result]:
+        """Yields the result of each input, in order. Raises UsageError for a network that generates
+        images.
+
+        Of the images that are predicted together, one at a time is held in its own size; the others
+        are in the size that the network sees, and take `MAX_BATCH_BYTES` at most.
+        """
         if not self._task.takes_images:
             raise UsageError(
                 f"a {self._family.name} generates images and takes none",
                 hint="say how many: --samples 64",
             )
-        remaining = iter(paths)
-        chunk_size = 1 if self._own_size else min(64, self._task.eval_batch)
-        while chunk := list(itertools.islice(remaining, chunk_size)):
-            images: list[Tensor] = []
-            errors: dict[int, str] = {}
-            for index, path in enumerate(chunk):
-                try:
-                    images.append(read_image(path, self._data.channels))
-                except TesseraError as error:
-                    errors[index] = str(error)
-            predictions = iter(self._predict(images))
-            for index, path in enumerate(chunk):
-                if index in errors:
-                    yield Result(path, {"path": str(path), "error": errors[index]})
+        remaining = (i if isinstance(i, ImageInput) else of_file(i) for i in inputs)
+        while chunk := self._load_chunk(remaining):
+            predictions = self._predict([one.fitted for one in chunk if one.fitted])
+            for one in chunk:
+                if one.fitted is None:
+                    yield Result(one.source, {"path": one.source.name, "error": one.error})
                     continue
                 prediction = next(predictions)
                 fields = self._task.prediction_to_json(prediction, self._data)
-                yield Result(path, {"path": str(path), **fields}, prediction)
+                yield Result(one.source, {"path": one.source.name, **fields}, prediction)
+
+    def _load_chunk(self, inputs: Iterator[ImageInput]) -> list[_Loaded]:
+        """Loads the next images that are predicted together; empty where there are no more."""
+        chunk: list[_Loaded] = []
+        kept_bytes = 0
+        for one in itertools.islice(inputs, self._chunk_size):
+            try:
+                data = one.load()
+                if one.keep:
+                    kept_bytes += len(data)
+                    one = replace(one, load=partial(bytes, data))
+                image = decode_image(data, self._data.channels, where=one.name)
+                chunk.append(_Loaded(one, self._fitted(image)))
+            except TesseraError as error:
+                chunk.append(_Loaded(one, None, str(error)))
+            if kept_bytes > MAX_BATCH_BYTES:
+                break
+        return chunk
+
+    @property
+    def _chunk_size(self) -> int:
+        if self._own_size:
+            return 1
+        size_bytes = self._data.channels * self._data.height * self._data.width
+        return max(1, min(64, self._task.eval_batch, MAX_BATCH_BYTES // size_bytes))
 
     @torch.no_grad()
     def generate(self, count: int, seed: int) -> Iterator[Prediction]:
@@ -155,33 +191,42 @@ class Predictor:
         """The output that `exportable` must have for uint8 images (B, C, H, W) in the size that the
         network sees: the task's prediction, or the network's own output if predictions don't have
         that field."""
-        predictions = self._predict(list(images))
+        predictions = list(self._predict([self._fitted(image) for image in images]))
         name = self._task.output_name
         if all(name in prediction for prediction in predictions):
             return torch.stack([prediction[name] for prediction in predictions])
         output: Tensor = self.exportable(images.permute(0, 2, 3, 1))
         return output
 
-    @torch.no_grad()
-    def _predict(self, images: Sequence[Tensor]) -> list[Prediction]:
-        """Predicts uint8 images (C, H, W) of any size, one each, at their original size."""
+    def _fitted(self, image: Tensor) -> _Fitted:
+        """Fits uint8 (C, H, W) of any size to the size that the network sees."""
+        view = self._view(image)
+        pixels = fit_image(image, *view.frame, self._fit)
+        # A part of an image would keep the memory of all of it.
+        return _Fitted(pixels if pixels is image else pixels.clone(), view)
+
+    def _predict(self, images: Sequence[_Fitted]) -> Iterator[Prediction]:
+        """Predicts the images together; yields a prediction for each, at its original size."""
         if not images:
-            return []
-        views = [self._view(image) for image in images]
-        fitted = [fit_image(i, *v.frame, self._fit) for i, v in zip(images, views)]
-        sizes = torch.tensor([view.size for view in views])
-        frame = views[0].frame
+            return
+        sizes = torch.tensor([one.view.size for one in images])
+        frame = images[0].view.frame
         count = len(images)
-        batch = {
-            "image": torch.stack(fitted),
-            "key": [str(index) for index in range(count)],
-            "index": torch.arange(count),
-            "size": sizes,
-            "extent": extents(sizes, *frame, self._fit),
-        }
-        batch = self._transform(to_device(batch, self._device), BatchRng(0, count, slice(0, count)))
-        predictions = self._family.predict(self._module, batch)
-        return [self._task.to_original_size(p, view) for p, view in zip(predictions, views)]
+        with torch.no_grad():
+            batch = {
+                "image": torch.stack([one.pixels for one in images]),
+                "key": [str(index) for index in range(count)],
+                "index": torch.arange(count),
+                "size": sizes,
+                "extent": extents(sizes, *frame, self._fit),
+            }
+            rng = BatchRng(0, count, slice(0, count))
+            batch = self._transform(to_device(batch, self._device), rng)
+            predictions = list(self._family.predict(self._module, batch))
+        for number, one in enumerate(images):
+            prediction, predictions[number] = predictions[number], {}
+            with torch.no_grad():
+                yield self._task.to_original_size(prediction, one.view)
 
     def _view(self, image: Tensor) -> View:
         size = (image.shape[-2], image.shape[-1])
@@ -189,41 +234,9 @@ class Predictor:
         return view(size, *frame, self._fit)
 
 
-def read_image(path: Path, channels: int) -> Tensor:
-    """Reads uint8 (C, H, W) from a file. Raises TesseraError if it can't be read."""
-    return decode_image(read_file(path), channels, where=str(path))
-
-
-def expand(inputs: Iterable[str | Path]) -> Iterator[Path]:
-    """Yields files as they are, the images below a folder, and the files that match a glob, both
-    sorted. An input without files is yielded as it is, and results in an error line of its own."""
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            yield from _images_or_itself(path)
-        elif path.exists() or not glob.has_magic(str(text)):
-            yield path
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(str(text), recursive=True))]
-            files = [match for match in matches if not match.is_dir()]
-            yield from files or [path]
-
-
-def read_file(path: Path) -> bytes:
-    """Reads a regular file. Raises TesseraError for anything else, and never blocks."""
-    try:
-        if path.is_dir():
-            raise TesseraError(f"{path} is a folder without images, or can't be listed")
-        if not path.exists():
-            raise TesseraError(f"{path} doesn't exist")
-        if not path.is_file():
-            raise TesseraError(f"{path} is not a regular file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TesseraError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TesseraError(f"{path} can't be read: {reason}") from None
+def read_image(source: ImageInput, channels: int) -> Tensor:
+    """Reads uint8 (C, H, W). Raises TesseraError if it can't be read."""
+    return decode_image(source.load(), channels, where=source.name)
 
 
 def draw_panels(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:
@@ -266,26 +279,14 @@ def save_image(pixels: Tensor | None, to: Path) -> bool:
     return True
 
 
-def image_file_name(path: Path, taken: set[str]) -> str:
-    """Returns a file name for the drawn image of `path`: plain characters, no folder, and not in
-    `taken` (ignoring case), to which it is added."""
-    stem = re.sub(r"[^\w.-]+", "_", path.stem).strip("._")[:80] or "image"
+def image_file_name(name: str, taken: set[str]) -> str:
+    """Returns a file name for the drawn image of a file of this name: plain characters, no folder,
+    and not in `taken` (ignoring case), to which it is added."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).strip("._")[:80] or "image"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     name = next(name for name in names if name.lower() not in taken)
     taken.add(name.lower())
     return f"{name}.png"
-
-
-def _images_or_itself(folder: Path) -> Iterator[Path]:
-    is_complete = False
-    try:
-        for name in find_images(folder):
-            yield folder / name
-            is_complete = True
-    except TesseraError:  # a folder that can't be listed
-        is_complete = False
-    if not is_complete:
-        yield folder
 
 
 def _shorten(text: str, font: Any, max_pixels: float) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import tag_names
+from pipelines.workflows.prediction_files import PredictionFiles
 
 if TYPE_CHECKING:
     from models.core.family import DataSpec, Prediction
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
-COCO_FILE = "results.json"
 _NAMED = ("path", "error", "model", "version")
 
 
@@ -42,8 +42,9 @@ class PredictionResult:
 
     @property
     def path(self) -> Path | None:
-        """The image's file; None for an image that the model generated."""
-        return Path(self.output["path"]) if "path" in self.output else None
+        """The image's file; None for an image that the model generated, and for an address."""
+        path = self.output.get("path")
+        return None if path is None or "://" in path else Path(path)
 
     @property
     def error(self) -> str | None:
@@ -77,10 +78,14 @@ class PredictionResult:
 class PredictionOptions:
     """What to predict, and which files to write.
 
-    Exactly one of `paths`, `samples` and `decode` must be set.
+    Images, `samples` or `decode` must be given, and only one of these.
 
     Args:
-        paths: Image files, folders and globs.
+        paths: Image files, folders, globs, tars, http and https addresses, and `-` for an image or
+            a list on standard input.
+        lists: Files with one input on each line.
+        allowed_hosts: HOST or HOST:PORT of the addresses that may be read.
+        notify: Called with a line for the user, on the files that are left out.
         annotated: Folder for each image with its prediction drawn on it.
         results: Folder for predictions as files: COCO results of objects, PNGs of masks and of
             generated images.
@@ -100,16 +105,20 @@ class PredictionOptions:
     decode: Path | None = None
     gallery: Path | None = None
     compare: bool = False
+    lists: tuple[Path, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    notify: Callable[[str], None] = field(default=lambda line: None, repr=False)
 
     def __post_init__(self) -> None:
-        kinds = {"PATHS": self.paths, "--samples": self.samples, "--decode": self.decode}
+        images = self.paths or self.lists
+        kinds = {"PATHS": images, "--samples": self.samples, "--decode": self.decode}
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
             problem = f"{' and '.join(given)} don't go together" if given else "nothing to predict"
             raise UsageError(problem, hint="name images, or give --samples N, or --decode FILE")
-        if self.gallery and not self.paths:
+        if self.gallery and not images:
             raise UsageError("--gallery needs images", hint="name some")
-        if self.compare and not self.paths:
+        if self.compare and not images:
             raise UsageError("--compare needs images", hint="name two or more")
         if self.compare and self.gallery:
             raise UsageError("--compare and --gallery don't go together", hint="use one of them")
@@ -148,11 +157,13 @@ class TrainedModel:
         compare: bool = False,
         annotated: StrPath | None = None,
         results: StrPath | None = None,
+        allowed_hosts: Iterable[str] = (),
+        notify: Callable[[str], None] = lambda line: None,
     ) -> Iterator[PredictionResult]:
         """Predicts images one by one, as the iterator is read.
 
         Args:
-            paths: One or several image files, folders and globs.
+            paths: One or several image files, folders, globs, tars and addresses.
 
         The other arguments are those of `PredictionOptions`. Raises UsageError if they don't fit
         the model. An image that can't be read is not an error here: see `PredictionResult.error`.
@@ -164,6 +175,8 @@ class TrainedModel:
                 compare=compare,
                 annotated=_path(annotated),
                 results=_path(results),
+                allowed_hosts=tuple(allowed_hosts),
+                notify=notify,
             )
         )
 
@@ -229,6 +242,9 @@ def predict(
     compare: bool = False,
     annotated: StrPath | None = None,
     results: StrPath | None = None,
+    lists: Iterable[StrPath] = (),
+    allowed_hosts: Iterable[str] = (),
+    notify: Callable[[str], None] = lambda line: None,
     device: str = "cpu",
     context: Context | None = None,
 ) -> Iterator[PredictionResult]:
@@ -247,6 +263,9 @@ def predict(
         decode=_path(decode),
         gallery=_path(gallery),
         compare=compare,
+        lists=tuple(map(Path, lists)),
+        allowed_hosts=tuple(allowed_hosts),
+        notify=notify,
     )
     return load(model, device=device, context=context).run(options)
 
@@ -264,7 +283,7 @@ def _path(path: StrPath | None) -> Path | None:
 def _outputs(
     predictor: Predictor, options: PredictionOptions, version: Version
 ) -> Iterator[dict[str, Any]]:
-    files = _Files(predictor, options)
+    files = PredictionFiles(predictor, options)
     if options.samples:
         for number, prediction in enumerate(predictor.generate(options.samples, options.seed)):
             name = f"sample-{number:05d}"
@@ -280,20 +299,27 @@ def _outputs(
 
 
 def _image_outputs(
-    predictor: Predictor, options: PredictionOptions, version: Version, files: _Files
+    predictor: Predictor, options: PredictionOptions, version: Version, files: PredictionFiles
 ) -> Iterator[dict[str, Any]]:
-    from pipelines.inference.predictor import expand
+    from pipelines.inference.inputs import LeftOut, expand, read_list
 
     identify = _identifier(predictor, options, version)
-    for number, result in enumerate(predictor.predict(expand(options.paths))):
+    lists = (line for path in options.lists for line in read_list(path))
+    left_out, number = LeftOut(), -1
+    inputs = expand((*options.paths, *lists), hosts=options.allowed_hosts, left_out=left_out)
+    for number, result in enumerate(predictor.predict(inputs)):
         output = result.output
         if options.compare and not number and result.prediction is None:
             raise TesseraError(output["error"], hint="the others are compared with it")
         if result.prediction is not None:
             if identify:
                 output = {**output, **identify(result.prediction)}
-            output = {**output, **files.write(result.path, result.prediction)}
+            output = {**output, **files.write(result.source, result.prediction)}
         yield output
+    if left_out.counts:
+        options.notify(str(left_out))
+    if number < 0:
+        raise UsageError("nothing to predict: the lists name no image", hint="name some")
 
 
 def _identifier(
@@ -336,66 +362,3 @@ def _code(line: str) -> list[float]:
         return [float(value) for value in code if type(value) in (int, float)]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
-
-
-class _Files:
-    """The image and result files of one call."""
-
-    def __init__(self, predictor: Predictor, options: PredictionOptions) -> None:
-        self._predictor = predictor
-        self._annotated, self._results = options.annotated, options.results
-        self._names: set[str] = set()
-        self._objects: list[dict[str, Any]] = []
-        self._images = 0
-        for folder in (self._annotated, self._results):
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-
-    def write(self, source: Path | str, prediction: Prediction) -> dict[str, str]:
-        """Writes the files of one prediction; returns their names, as fields of its output."""
-        from pipelines.inference import predictor as inference_predictor
-
-        if not self._annotated and not self._results:
-            return {}
-        name = inference_predictor.image_file_name(Path(source), self._names)
-        written = {}
-        if self._annotated:
-            self._draw(source, prediction, self._annotated / name)
-            written["annotated"] = name
-        if self._results:
-            self._images += 1
-            if inference_predictor.save_image(
-                self._predictor.task.prediction_to_image(prediction), self._results / name
-            ):
-                written["result"] = name
-            if self._predictor.task.writes_coco_results:
-                objects = self._predictor.task.prediction_to_coco(prediction)
-                image = {"image_id": self._images, "file_name": Path(source).name}
-                self._objects += [image | one for one in objects]
-                written["result"] = COCO_FILE
-            if "result" not in written:
-                task_name = self._predictor.task.name.replace("_", " ")
-                raise UsageError(
-                    f"predictions of {task_name} can't be written as files",
-                    hint="write their lines with --out, or draw them with --annotated",
-                )
-        return written
-
-    def _draw(self, source: Path | str, prediction: Prediction, to: Path) -> None:
-        from pipelines.inference import predictor as inference_predictor
-
-        task, data = self._predictor.task, self._predictor.data
-        image = None
-        if isinstance(source, Path):
-            image = inference_predictor.read_image(source, data.channels)
-        else:
-            image = task.prediction_to_image(prediction)
-        if image is None:
-            raise UsageError(f"predictions of {task.name} can't be drawn")
-        panels = task.panels(image, prediction, None, data)
-        inference_predictor.draw_panels(panels, data.classes).save(to)
-
-    def close(self) -> None:
-        """Writes the COCO results of all images to one file."""
-        if self._results and self._predictor.task.writes_coco_results:
-            (self._results / COCO_FILE).write_text(json.dumps(self._objects) + "\n")

@@ -59,3 +59,32 @@ def test_predictions_are_written_completely_or_not_at_all(
     assert [json.loads(line)["version"] for line in out.read_text().splitlines()] == [1]
     assert [path.name for path in folder.iterdir()] == ["a.png"]
     assert [path.name for path in out.parent.iterdir()] == ["predictions.jsonl"]
+
+
+def test_lists_are_predicted_and_what_is_left_out_is_counted(
+    call: Call, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    for name in ("a.png", "b.HEIC", "notes.txt"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "new" / name, format="PNG")
+    (tmp_path / "new" / "c.HEIC").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    lines = tmp_path / "list.txt"
+    lines.write_text(f"{tmp_path}/new\nhttp://example.org/x.jpg\n")
+    done = call("predict", "digits@challenger", "--list", lines)
+    found = {Path(row["path"]).name: row for row in map(json.loads, done.out.splitlines())}
+    assert list(found) == ["a.png", "b.HEIC", "c.HEIC", "x.jpg"]
+    assert [name for name, row in found.items() if "error" in row] == ["c.HEIC", "x.jpg"]
+    assert "can't be decoded as HEIF" in found["c.HEIC"]["error"]
+    assert "the host example.org is not allowed" in found["x.jpg"]["error"]
+    assert done.err.splitlines()[0] == "left out: 1 .txt"
+
+
+def test_predicting_nothing_is_an_error(call: Call, home: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "list.txt"
+    lines.write_text("\n")
+    done = call("predict", "digits@challenger", "--list", lines)
+    assert (done.status, done.out) == (2, "")
+    assert "nothing to predict" in done.err
+    assert call("predict", "digits@challenger").status == 2
+    (tmp_path / "empty").mkdir()
+    assert call("predict", "digits@challenger", tmp_path / "empty").status == 1

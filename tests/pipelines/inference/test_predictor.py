@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
-from pipelines.inference.predictor import Predictor, draw_panels, expand, image_file_name
+from pipelines.inference import predictor as predictor_module
+from pipelines.inference.inputs import ImageInput
+from pipelines.inference.predictor import Predictor, draw_panels, image_file_name
 
 SPEC = DataSpec(
     "classification", 3, 12, 16, ("cat", "dog", "owl"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.3)
@@ -112,24 +115,51 @@ def test_weights_of_another_network_are_refused():
         Predictor(RECIPE, SPEC, other)
 
 
-def test_files_folders_and_globs(tmp_path):
-    for name in ("b.png", "a.jpg", "deep/c.webp", "deep/er/d.PNG", ".hidden/e.png"):
-        write_image(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "deep" / "loop").symlink_to(tmp_path / "deep")
-    odd = write_image(tmp_path / "odd[1].png")
+def test_large_images_are_held_one_at_a_time(tmp_path, monkeypatch):
+    """Decoded images, in their own size, that are alive while the next one is decoded."""
+    import weakref
 
-    def names(*inputs: str) -> list[str]:
-        return [str(p.relative_to(tmp_path)) for p in expand([tmp_path / i for i in inputs])]
+    fixed = recipes.start("cnn", "tiny")
+    predictor = Predictor(fixed, SPEC, network().state_dict())
+    alive: list[weakref.ref] = []
+    most = []
+    decode = predictor_module.decode_image
 
-    assert names("b.png", "a.jpg", "b.png") == ["b.png", "a.jpg", "b.png"]
-    assert names("deep") == ["deep/c.webp", "deep/er/d.PNG"]
-    assert names("*.png") == ["b.png", "odd[1].png"]
-    assert names("deep/**/*.PNG")[0] == "deep/er/d.PNG"
-    assert names("notes.txt") == ["notes.txt"]
-    assert names("odd[1].png") == [odd.name]
-    assert names("empty", "absent.png", "*.tiff") == ["empty", "absent.png", "*.tiff"]
+    def counted(*args, **options):
+        most.append(sum(ref() is not None for ref in alive))
+        image = decode(*args, **options)
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(predictor_module, "decode_image", counted)
+    paths = [write_image(tmp_path / f"{n}.png", n, size=(640, 480)) for n in range(6)]
+    assert len(list(predictor.predict(paths))) == 6
+    assert max(most) <= 1  # all of the chunk before it was fitted to the network's size
+
+
+def test_a_part_of_an_image_does_not_keep_all_of_it():
+    recipe = RECIPE.with_overrides({"data.fit": "crop"})
+    predictor = Predictor(recipe, SPEC, network().state_dict())
+    fitted = predictor._fitted(torch.zeros(3, 600, 800, dtype=torch.uint8))
+    assert fitted.pixels.untyped_storage().nbytes() == 3 * 12 * 16
+
+
+def test_images_that_are_predicted_together_are_bounded_in_bytes(predictor, monkeypatch):
+    assert predictor._chunk_size == 64
+    monkeypatch.setattr(predictor_module, "MAX_BATCH_BYTES", 5 * 3 * 12 * 16)
+    assert predictor._chunk_size == 5
+    monkeypatch.setattr(predictor_module, "MAX_BATCH_BYTES", 1)
+    assert predictor._chunk_size == 1
+
+
+def test_bytes_that_are_kept_end_a_chunk(predictor, tmp_path, monkeypatch):
+    data = write_image(tmp_path / "a.png").read_bytes()
+    inputs = [ImageInput(str(n), partial(bytes, data), keep=True) for n in range(6)]
+    monkeypatch.setattr(predictor_module, "MAX_BATCH_BYTES", 2 * len(data) + 10_000)
+    most = (2 * len(data) + 10_000) // len(data) + 1
+    remaining = iter(inputs)
+    assert len(predictor._load_chunk(remaining)) == min(most, 6)
+    assert [r.output["path"] for r in predictor.predict(inputs)] == list("012345")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (700, 100), (3000, 2000), (30, 600)])
