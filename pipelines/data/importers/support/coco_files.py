@@ -28,7 +28,7 @@ _WORDS = frozenset(
     {
         *("instances", "instance", "annotations", "annotation", "labels", "label", "coco", "gt"),
         *("bbox", "boxes", "detection", "detections", "objects", "segmentation", "json", "all"),
-        *("person", "keypoints", "result", "results", "default"),
+        *("person", "keypoints", "result", "results", "default", "oidv6", "oidv7", "classes"),
     }
 )
 """Words in the names of annotation files that say nothing about the split."""
@@ -80,7 +80,7 @@ def find_coco_files(folder: Path) -> list[CocoFile]:
         # A damaged file of a usual name is refused when it is read.
         if not _USUAL.search(path) and not _is_coco(keys, words):
             continue
-        file = CocoFile(_split_in_path(path), path)
+        file = CocoFile(split_in_file_name(path), path)
         found.append(file)
         if "num_keypoints" in words:
             keypoints.add(file)
@@ -103,7 +103,7 @@ def _is_coco(keys: frozenset[tuple[str, ...]], words: frozenset[str]) -> bool:
     return ("images", "file_name") in keys and bool(words & {*_OBJECT_KEYS, "supercategory"})
 
 
-def _split_in_path(path: str) -> Split | None:
+def split_in_file_name(path: str) -> Split | None:
     """Of annotations/instances_val2017.json, train/_annotations.coco.json, labels/test.json."""
     pure = PurePosixPath(path)
     for text in (pure.stem, *reversed(pure.parent.parts)):
