@@ -24,7 +24,7 @@ e2e-test: $(READY) chromium s3
 
 # Clusters of machines that have only the network in common. Needs root; otherwise it is skipped.
 cluster-test: $(READY) s3 lab
-	timeout --kill-after 30 1800 $(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS) --durations 0
+	timeout --signal INT --kill-after 60 1800 $(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS) --durations 0
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -264,6 +264,7 @@ _DEATHS = {
     "node has died": "its machine is gone",
     "worker process has died": "its process died",
     "temporarily unavailable": "it can't be reached any more",
+    "HEALTH_CHECK_TIMEOUT": "it has not answered for three minutes",
 }
 """What Ray says, in a paragraph, when it loses an actor, and the same in a few words."""
 

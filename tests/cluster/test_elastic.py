@@ -14,9 +14,9 @@ import cluster_lab
 import pytest
 from cluster_lab import DATA, RAY_PORT, STORAGE, Cluster
 
-EPOCHS = 40
+EPOCHS = 60
 """With `BATCH`, enough for three changes of the group. It grows half a minute after it began."""
-BATCH = 4
+BATCH = 8
 SAMPLES = 1_439
 PATIENCE_SECONDS = 400.0
 """For what takes half a minute on machines that are not busy."""
@@ -116,16 +116,16 @@ def test_a_worker_that_is_told_to_end_is_no_failure_and_one_that_is_stopped_is_n
     have_two_workers(cluster)
     training = cluster.start(f"{TRAIN} --workers 2 --epochs 120 --model stopped", log="stopped.log")
     cluster.wait_for_log("stopped.log", "epoch 5/120")
-    cluster.training_machines()[0].run("pkill -TERM -f RayTrainWorker", check=True)
+    cluster.training_machines()[0].run("pkill -TERM -f [R]ayTrainWorker", check=True)
     cluster.wait_for_log("stopped.log", "2 → 2 workers", timeout_seconds=PATIENCE_SECONDS)
     assert "workers restarted" not in cluster.lab.log("stopped.log")
 
     machine = cluster.training_machines()[0]
     stopped_at = time.monotonic()
-    machine.run("pkill -STOP -f RayTrainWorker", check=True)
+    machine.run("pkill -STOP -f [R]ayTrainWorker", check=True)
     cluster.wait_for_log("stopped.log", "has been silent for", timeout_seconds=60)
     print(f"named after {time.monotonic() - stopped_at:.0f} s")
-    machine.run("pkill -CONT -f RayTrainWorker", check=True)
+    machine.run("pkill -CONT -f [R]ayTrainWorker", check=True)
     assert cluster_lab.end_of(training, timeout_seconds=PATIENCE_SECONDS) == 0, cluster.lab.log(
         "stopped.log"
     )
