@@ -183,6 +183,12 @@ class FailureCount:
         self.in_a_row = 1 if committed > self._committed else self.in_a_row + 1
         self.in_all += 1
         self._committed = committed
+        if self.in_a_row > 1 and failure.reason.endswith(OUT_OF_MEMORY):
+            raise TesseraError(
+                f"the workers failed {self}, the last time with: {failure.reason}",
+                hint="use a smaller --batch-size, fewer data.loader_workers, or larger machines; "
+                "--resume continues from the last checkpoint",
+            ) from failure.error
         if self.in_a_row > self._allowed:
             raise TesseraError(
                 f"the workers failed {self}, the last time with: {failure.reason}",
@@ -259,8 +265,10 @@ def _explain(error: BaseException) -> tuple[TesseraError | None, str]:
     return None, f"worker {rank}: {type(first).__name__}: {_last_line(first)}"
 
 
+OUT_OF_MEMORY = "its machine ran out of memory"
+"""After two failures with it and no checkpoint in between, a third attempt would end as well."""
 _DEATHS = {
-    "running low on memory": "its machine ran out of memory",
+    "running low on memory": OUT_OF_MEMORY,
     "node has died": "its machine is gone",
     "worker process has died": "its process died",
     "temporarily unavailable": "it can't be reached any more",

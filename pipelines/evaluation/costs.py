@@ -21,6 +21,7 @@ from torch import nn
 
 from models.core.errors import TesseraError
 from pipelines.evaluation.gradients import eval_mode
+from pipelines.training.hardware import is_out_of_memory
 
 T = TypeVar("T")
 BETTER = 1.02
@@ -164,7 +165,7 @@ def throughput(
             with _no_gradients(predict):
                 times = _times(predict, batch, device, seconds, 3, most_calls, warm_up=0)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             break
         finally:
@@ -181,11 +182,6 @@ def throughput(
     if not tried:
         raise TesseraError("one image is too large for the memory", hint="use smaller images")
     return Throughput(tried[best], best, tried)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def peak_memory(predict: Callable[[T], object], example: T, device: str) -> Memory | None:

@@ -12,14 +12,12 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models.core.errors import TesseraError
 from models.core.family import Batch, BatchRng
 from pipelines.data.loading.loaders import TrainStep
 from pipelines.interfaces import Emit, GroupStopped, World
@@ -29,6 +27,7 @@ from pipelines.training.checkpoints import Progress, State
 from pipelines.training.evaluator import autocast, to_device
 from pipelines.training.sample_log import SampleLog
 from pipelines.training.setup import TrainingSetup, optim_settings
+from pipelines.training.step_errors import explain_memory_error, explain_norm_error
 from pipelines.training.train_metrics import NotFiniteError, TrainMetrics
 
 
@@ -165,7 +164,8 @@ class Trainer:
         self._set_train_mode()
         self.metrics = TrainMetrics()
         for step in self._timed_steps():
-            self.train_step(step)
+            with explain_memory_error(step, self.world):
+                self.train_step(step)
             if self.sample_log:
                 samples = step.batch["index"][: step.counted].tolist()
                 self.sample_log.write_step(progress.step, epoch=progress.epoch, samples=samples)
@@ -326,7 +326,7 @@ class Trainer:
             for i, (piece, update) in enumerate(zip(pieces, updates)):
                 unsynced = () if i == len(pieces) - 1 else self.parts.values()
                 with distributed.no_sync(unsynced):
-                    with autocast(self.world.device, self.precision), _explain_norm_error(piece):
+                    with autocast(self.world.device, self.precision), explain_norm_error(piece):
                         item = next(update, None)
                     if item is None:
                         return
@@ -382,23 +382,6 @@ class Trainer:
                     hint="lower optim.model.lr or set train.clip_norm=1; the last checkpoint is "
                     "from before and can be resumed",
                 )
-
-
-@contextmanager
-def _explain_norm_error(batch: Batch) -> Iterator[None]:
-    """Turns torch's ValueError about a norm over a single value into a TesseraError: a setting
-    causes it, so that another attempt of the worker would fail too."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise TesseraError(
-            f"a rank has {len(batch['key'])} image of a batch, and the network can't normalise "
-            "over it: its feature maps have shrunk to one pixel",
-            hint="choose train.batch_size so that the last batch of an epoch has several images "
-            "for each worker, or a smaller train.accumulate, or larger images (data.height)",
-        ) from None
 
 
 def _split(batch: Batch, pieces: int) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from models.core.errors import TesseraError
-from pipelines.cluster.workers import Failed, FailureCount, _explain, _own_interrupt
+from pipelines.cluster.workers import OUT_OF_MEMORY, Failed, FailureCount, _explain, _own_interrupt
 
 FAILED = Failed("worker 1: died", RuntimeError("died"))
 
@@ -30,6 +30,17 @@ def test_without_progress_so_many_failures_are_allowed(allowed: int) -> None:
         failures.add(0, FAILED)
     with pytest.raises(TesseraError, match="failed"):
         failures.add(0, FAILED)
+
+
+@pytest.mark.fault(40)
+def test_a_machine_without_memory_twice_at_the_same_place_ends_the_training() -> None:
+    killed = Failed(f"worker 1: {OUT_OF_MEMORY}", RuntimeError("killed"))
+    failures = FailureCount(allowed=3)
+    failures.add(0, killed)
+    failures.add(1, killed)  # there was a checkpoint in between
+    with pytest.raises(TesseraError, match="failed 2 times since the last checkpoint") as error:
+        failures.add(1, killed)
+    assert "--batch-size" in error.value.hint
 
 
 def test_the_handler_of_ctrl_c_is_put_back() -> None:
