@@ -13,6 +13,7 @@ import cluster_lab
 import pytest
 from cluster_lab import DATA, STORAGE, Cluster
 
+PASSWORD = "MLFLOW_TRACKING_PASSWORD"
 MACHINES = {"head", "worker-1", "worker-2"}
 
 
@@ -61,8 +62,17 @@ def test_what_only_one_machine_has_is_found_on_the_others(cluster: Cluster) -> N
 def test_nothing_is_wrong_with_an_object_store_and_a_login(
     cluster: Cluster, login: dict[str, str]
 ) -> None:
+    """`submit` sends no password: each machine has the login in a file."""
+    rows = f"mlflow_tracking_username = admin\nmlflow_tracking_password = {login[PASSWORD]}"
+    machines = (cluster.head, *cluster.workers)
+    for machine in machines:
+        file = "$HOME/.mlflow/credentials"
+        command = f"mkdir -p ~/.mlflow && printf '[mlflow]\n{rows}\n' > {file} && chmod 600 {file}"
+        machine.run(command, check=True)
     options = f"--data {DATA} --storage {STORAGE}"
     status, faults, checks = diagnose(cluster, options, **login)
+    for machine in machines:
+        machine.run("rm ~/.mlflow/credentials", check=True)
     assert (status, faults) == (0, {})
     assert {(m, c) for m in MACHINES for c in ("data", "mlflow", "storage")} <= checks
 

@@ -54,12 +54,17 @@ FAULTS = {
         31: "the same image, or a near duplicate, in two splits",
     },
     "training": {
+        32: "a worker killed at any moment",
         33: "a worker that is stopped",
         34: "a worker that is told to end, as on a spot machine",
         35: "the machine of the driver lost",
         36: "a checkpoint whose upload dies after any file",
         37: "the newest checkpoint truncated, changed, missing, empty",
+        38: "a disk that is full at a checkpoint",
+        39: "a loss that is not finite",
+        40: "memory that is too small for a step",
         41: "a worker that is three times slower than the others",
+        42: "MLflow down during a training",
         43: "the object store down during a training",
     },
     "model, registry, promotion": {

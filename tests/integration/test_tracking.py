@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipelines.interfaces import Point, Version
 from pipelines.tracking import mlflow_runs
@@ -20,6 +22,7 @@ pytestmark = [pytest.mark.usefixtures("mlflow_settings"), pytest.mark.slow]
 
 
 @pytest.mark.cluster
+@pytest.mark.fault(42)
 def test_no_event_is_lost_or_repeated_when_the_server_is_killed(
     mlflow_server, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
@@ -99,6 +102,18 @@ def test_no_event_is_lost_or_repeated_when_the_server_is_killed(
     system = client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
     times = sorted(row.timestamp for row in system)
     assert max(b - a for a, b in pairwise(times)) < 15_000, "the outage is a gap"
+
+
+@pytest.mark.control(42)
+def test_mlflow_alone_loses_a_point_when_the_server_is_down(monkeypatch, mlflow_server) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    client = MlflowClient(mlflow_server.uri)
+    run_id = client.create_run(client.create_experiment("lost")).info.run_id
+    mlflow_server.kill()
+    with pytest.raises(MlflowException, match="Connection refused"):
+        client.log_metric(run_id, "loss", 0.5, step=1)
+    mlflow_server.start()
+    assert client.get_metric_history(run_id, "loss") == []
 
 
 def test_a_server_fulfils_the_contract_of_runs(mlflow_server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

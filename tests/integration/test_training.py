@@ -170,7 +170,7 @@ def kinds(run: Run) -> Counter[str]:
     return Counter(e["kind"] for e in events(run.folder))
 
 
-@pytest.mark.fault(17)
+@pytest.mark.fault(17, 32)
 def test_a_training_whose_worker_and_driver_were_killed_is_one_run(
     killed: Killed, digits: Path
 ) -> None:
@@ -244,6 +244,7 @@ def test_more_workers_than_cpus_are_refused_at_once(home: Path, digits: Path) ->
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.fault(42)
 def test_no_event_is_lost_when_mlflow_is_down_during_training(
     start_mlflow: Any, home: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

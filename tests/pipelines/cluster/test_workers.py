@@ -23,6 +23,7 @@ def test_failures_count_since_the_last_checkpoint() -> None:
         failures.add(19, FAILED)
 
 
+@pytest.mark.control(32)
 @pytest.mark.parametrize("allowed", [0, 1, 3])
 def test_without_progress_so_many_failures_are_allowed(allowed: int) -> None:
     failures = FailureCount(allowed)

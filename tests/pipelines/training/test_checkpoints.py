@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
 from models.core.errors import TesseraError
@@ -219,6 +221,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("left_bytes", [0, 4096, 12288, 40960])
 def test_a_disk_that_is_really_full_is_one_line_and_nothing_is_left(
     small_disk: Path, left_bytes: int
@@ -235,6 +238,14 @@ def test_a_disk_that_is_really_full_is_one_line_and_nothing_is_left(
     assert checkpoints.load(small_disk / "step-000000001")
     (small_disk / "filler").unlink()
     save(small_disk, 2)  # there is room again
+
+
+@pytest.mark.control(38)
+def test_safetensors_alone_reports_a_full_disk_with_an_error_of_its_own(small_disk: Path) -> None:
+    """Who only catches OSError misses it."""
+    with pytest.raises(SafetensorError) as caught:
+        save_file({"weight": torch.zeros(100_000)}, small_disk / "weights.safetensors")
+    assert not isinstance(caught.value, OSError)
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -319,7 +319,18 @@ def test_a_batch_of_one_image_that_can_not_be_normalised_is_refused(
         fit(small(digits, **changes), tmp_path)
 
 
+@pytest.mark.control(39)
+def test_torch_goes_on_with_weights_that_are_not_finite() -> None:
+    layer = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e30)
+    for _ in range(8):
+        layer(torch.ones(2, 4)).pow(2).mean().backward()
+        optimizer.step()
+    assert not layer.weight.isfinite().any()
+
+
 @pytest.mark.slow
+@pytest.mark.fault(39)
 def test_every_rank_stops_at_a_loss_that_is_not_finite(digits: Path, tmp_path: Path) -> None:
     recipe = small(digits, **{"optim.model.lr": 1e9})
     predictions = gloo_ranks.run(
