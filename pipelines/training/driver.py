@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -235,7 +234,6 @@ def _payload(run: Run, setup: TrainingSetup, until_epoch: int | None) -> Trainin
         cache=cache_payload(),
         storage=run.storage,
         attempt=run.attempt,
-        driver_host=socket.gethostname(),
         shared_file="run.json",
     )
 

@@ -28,9 +28,9 @@ class TrainingPayload:
         cache: Where copies of remote shards lie, as `cache_payload` gives it.
         storage: Address of the run's files in an object store; empty if `run_dir` has them.
         attempt: Number of the driver's lease on `storage`; 0 without one.
-        driver_host: Name of the driver's machine. With a `storage`, `run_dir` is removed on all
-            others at the end.
-        shared_file: A file in `run_dir` that every worker must see, if there is no `storage`.
+        shared_file: A file that the driver has written in `run_dir`. Without `storage` every worker
+            must see it. With `storage`, a worker that doesn't removes its copy of `run_dir` at the
+            end; empty: it stays.
     """
 
     recipe: Recipe
@@ -41,7 +41,6 @@ class TrainingPayload:
     cache: Mapping[str, Any] = field(default_factory=dict)
     storage: str = ""
     attempt: int = 0
-    driver_host: str = ""
     shared_file: str = ""
 
 

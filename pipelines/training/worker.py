@@ -127,8 +127,9 @@ class _Files:
         return cls(run_dir, emit, store, storage)
 
     def remove_copies(self, payload: TrainingPayload) -> None:
-        """Removes this machine's copies when a training has ended, unless it is the driver's."""
-        if self.storage is not None and payload.driver_host not in ("", socket.gethostname()):
+        """Removes this machine's copies when a training has ended, but never the driver's own
+        folder: it has a file that is no copy, and several machines may share it."""
+        if self.storage is not None and not (self.run_dir / payload.shared_file).exists():
             shutil.rmtree(self.run_dir, ignore_errors=True)
 
 

@@ -144,6 +144,21 @@ def test_ranks_on_machines_that_share_nothing_train_and_resume(
     assert sample_log.read(tmp_path / "read") == sample_log.read(plain / "machine-0")
 
 
+def test_copies_are_removed_at_the_end_but_not_the_drivers_folder(
+    digits: Path, s3: str, tmp_path: Path
+) -> None:
+    """Whichever machine the driver is on: several machines may share the folder of runs."""
+    recipe = small(digits, **{"train.epochs": 1})
+    driver = tmp_path / "machine-0"
+    driver.mkdir()
+    (driver / "run.json").write_text("{}")
+    payload = {"recipe": recipe.to_json(), "home": str(tmp_path), "storage": s3}
+    for result in gloo_ranks.run(WORK, "train_apart", 2, {**payload, "shared_file": "run.json"}):
+        assert "error" not in result, result
+    assert (driver / "checkpoints").is_dir()
+    assert not (tmp_path / "machine-1").exists()
+
+
 @pytest.mark.fault(43)
 def test_a_training_survives_an_outage_of_the_store(
     digits: Path,

@@ -52,6 +52,7 @@ def train_apart(world: World, payload: dict[str, Any]) -> dict[str, Any]:
         emit = PublishedEventLog(log, storage, RetryPolicy()) if storage else EventLog(log)
     recipe = recipes.build(json.loads(payload["recipe"]))
     more = {"storage": storage, "until_epoch": payload.get("until_epoch")}
+    more["shared_file"] = payload.get("shared_file", "")
     return dataclasses.asdict(worker.run(payload_for(recipe, run_dir, **more), world, emit))
 
 
