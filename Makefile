@@ -38,7 +38,7 @@ docs: $(READY)
 # One of the peers, MosaicML's streaming, pins an older NumPy: it has an environment of its own, with
 # the same versions of everything else.
 bench: $(READY) .venv-bench/.ready
-	@for name in loop_overhead exactly_once faults data_opening data_loading search_overhead \
+	@for name in pack_anything loop_overhead exactly_once faults data_opening data_loading search_overhead \
 	  search_to_target; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

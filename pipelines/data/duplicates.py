@@ -65,6 +65,19 @@ class Pair(NamedTuple):
     distance: int
 
 
+def find_copies(fingerprints: Array) -> list[list[int]]:
+    """Groups of images with the same pixels, each group and all groups in order.
+
+    Args:
+        fingerprints: uint8 (N, `SIZE`).
+    """
+    digests = np.ascontiguousarray(fingerprints[:, :_DIGEST]).view(f"V{_DIGEST}").ravel()
+    order = np.argsort(digests, kind="stable")
+    differs = digests[order][1:] != digests[order][:-1]
+    groups = np.split(order, np.flatnonzero(differs) + 1)
+    return sorted(group.tolist() for group in groups if len(group) > 1)
+
+
 def fingerprint(image: Image.Image) -> bytes:
     """`SIZE` bytes for an upright image of mode L or RGB.
 

@@ -125,6 +125,9 @@ class Importer(Protocol):
 
     NAME     the name that `--format` takes
     OPTIONS  the options that it takes: name -> help text; may be empty
+
+    A format may have MORE_PRECISE_THAN, names of formats that could read a part of its files: where
+    it recognises a source they are not asked about.
     """
 
     NAME: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs import inspect, pack, verify
+from models.core.errors import TesseraError
 from pipelines.data import card as cards
 from pipelines.data.card import Card
 from pipelines.data.importers import mnist
@@ -47,6 +49,7 @@ def call(command: object, *arguments: str) -> str:
 def go_through(source: Path, folder: Path, *options: str) -> Card:
     """Packs, verifies, writes the page, and reads every sample."""
     call(pack.command, str(source), "--to", str(folder), "--workers", "0", *options)
+    check_account(source, folder)
     assert json.loads(call(verify.command, str(folder), "--json"))["differences"] == []
     page = folder.with_suffix(".html")
     call(inspect.command, str(folder), "--html", str(page))
@@ -60,6 +63,15 @@ def go_through(source: Path, folder: Path, *options: str) -> Card:
         read = [index for _, batch in loader.batches() for index in batch["index"].tolist()]
         assert read == list(range(held.samples))
     return card
+
+
+def check_account(source: Path, folder: Path) -> None:
+    """Every file of the source is in the account."""
+    account = json.loads((folder / "account.json").read_text())
+    parts = account["images"] + account["labels"] + account["documents"] + account["allowed"]
+    assert parts + sum(account["others"].values()) == account["files"]
+    if source.is_dir():
+        assert account["files"] == sum(len(files) for _, _, files in os.walk(source))
 
 
 def samples(card: Card) -> dict[str, int]:
@@ -111,6 +123,9 @@ def test_nuclei_from_coco_and_from_masks(tmp_path: Path) -> None:
             (DATA / "dsb2018-fluorescence" / f"instances_{split}.json").read_bytes()
         )
     options = ("--format", "coco", "--workers", "0", "--no-leakage-check")
+    with pytest.raises(TesseraError, match=r"6,150 \.png in stage1_train/\*/masks"):
+        call(pack.command, str(source), "--to", str(tmp_path / "coco"), *options)
+    options += ("--allow-unused", "stage1_train/*/masks/*.png")
     call(pack.command, str(source), "--to", str(tmp_path / "coco"), *options)
     two = cards.read(tmp_path / "coco")
     assert samples(two)["val"] == 50
@@ -195,3 +210,13 @@ def test_cifar10(tmp_path: Path) -> None:
     assert set(counts(card, "test").values()) == {100}
     assert len(card.classes) == 10
     assert card.leakage.near > 0, "CIFAR-10 is known for near duplicates across its splits"
+
+
+def test_grocery_fruit(tmp_path: Path) -> None:
+    source = unpack("grocery-fruit", "grocery-fruit.tar", tmp_path)
+    card = go_through(source, tmp_path / "out", "--resize", "32", "--allow-rejected", "1%")
+    assert len(card.classes) == 28
+    packed = samples(card)
+    assert packed["train"] <= 1142
+    assert packed["val"] <= 111
+    assert sum(packed.values()) + card.rejected == 1142 + 111 + 1117

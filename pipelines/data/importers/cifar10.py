@@ -100,8 +100,16 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not items:
         raise TesseraError(f"{source} has no images: its batches are empty")
     files = partial(_files, tuple(folder / name for _, name in _files_of(form)))
-    name = Path(source).resolve().name
-    return Source(name, "classification", classes, items, partial(_load, pixels), files=files)
+    return Source(
+        name=Path(source).resolve().name,
+        task="classification",
+        classes=classes,
+        items=items,
+        load=partial(_load, pixels),
+        files=files,
+        folder=Path(source),
+        shared_files=tuple(folder / name for name in form.names.values()),
+    )
 
 
 def _find(source: str) -> list[tuple[Path, _Form]]:

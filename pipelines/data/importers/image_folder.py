@@ -210,7 +210,8 @@ def _find_splits(root: Path, inner: Sequence[Path]) -> dict[str, Split]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(is_image(entry.name) for entry in folder.iterdir() if not entry.is_dir())
+    visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return any(is_image(entry.name) and not entry.is_dir() for entry in visible)
 
 
 def _start(place: Path, folder: Path) -> str:

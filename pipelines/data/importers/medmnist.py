@@ -81,7 +81,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     classes = tuple(str(n) for n in range(max(item.label or 0 for item in items) + 1))
     load = partial(_load, pixels)
     files = partial(_files, path)
-    return Source(path.stem, "classification", classes, items, load, files=files)
+    folder = Path(source) if Path(source).is_dir() else None
+    return Source(path.stem, "classification", classes, items, load, files=files, folder=folder)
 
 
 def _find(source: str) -> Path | None:

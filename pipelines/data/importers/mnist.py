@@ -69,6 +69,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         items=items,
         load=partial(_encode, pixels),
         files=partial(_files, tuple(found.values())),
+        folder=Path(source),
+        shared_files=tuple(found.values()),
     )
 
 

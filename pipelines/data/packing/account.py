@@ -29,6 +29,8 @@ from pipelines.data.sources import Source
 FILE = "account.json"
 """Name of the account in a packed data set."""
 _SHOWN_GROUPS, _EXAMPLES = 8, 3
+ANY = "*"
+"""In the folder of a group: several folders."""
 
 Kind = Literal["picture", "label file", "special file"]
 
@@ -51,7 +53,7 @@ class Group:
     @property
     def pattern(self) -> str:
         """A pattern for `--allow-unused` that fits these files."""
-        if self.detail:
+        if self.detail and self.count == 1:
             return _escape(self.examples[0])
         inside = f"{_escape(self.folder)}/" if self.folder else ""
         return f"{inside}*{_escape(self.suffix)}"
@@ -260,13 +262,36 @@ def _groups(groups: dict[tuple[str, str, str, str], list[str]]) -> tuple[Group, 
         Group(kind, folder, suffix, len(paths), tuple(paths[:_EXAMPLES]), detail)  # type: ignore[arg-type]
         for (kind, folder, suffix, detail), paths in groups.items()
     ]
+    if len(made) > _SHOWN_GROUPS:
+        made = _merge(made)
     order = ("label file", "picture", "special file")
     return tuple(sorted(made, key=lambda group: (order.index(group.kind), -group.count)))
 
 
+def _merge(groups: list[Group]) -> list[Group]:
+    """Groups of one suffix whose folders are equally deep as one group, whose folder has a `*`
+    where they differ."""
+    alike: dict[tuple[str, str, str, int], list[Group]] = {}
+    for group in groups:
+        key = (group.kind, group.suffix, group.detail, group.folder.count("/"))
+        alike.setdefault(key, []).append(group)
+    return [_merge_all(found) if len(found) > 1 else found[0] for found in alike.values()]
+
+
+def _merge_all(groups: list[Group]) -> Group:
+    parts = [group.folder.split("/") for group in groups]
+    names = [set(column) for column in zip(*parts)]
+    folder = "/".join(next(iter(found)) if len(found) == 1 else ANY for found in names)
+    examples = [example for group in groups for example in group.examples[:1]][:_EXAMPLES]
+    first = groups[0]
+    count = sum(group.count for group in groups)
+    return Group(first.kind, folder, first.suffix, count, tuple(examples), first.detail)
+
+
 def _escape(path: str) -> str:
     """A pattern for a path. What can't be pasted into a terminal becomes `?`."""
-    return "".join(c if c.isprintable() else "?" for c in glob.escape(path))
+    parts = [part if part == ANY else glob.escape(part) for part in path.split("/")]
+    return "".join(c if c.isprintable() else "?" for c in "/".join(parts))
 
 
 def _suffix(path: str) -> str:

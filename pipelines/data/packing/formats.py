@@ -77,6 +77,9 @@ def recognise(source: str) -> tuple[str, str]:
             continue
         if why:
             fitting[name] = why
+    for name in list(fitting):
+        for general in getattr(importers.get(name), "MORE_PRECISE_THAN", ()):
+            fitting.pop(general, None)
     if refused or len(fitting) > 1:  # a format that finds labels is surer than one that doesn't
         fitting.pop(IMAGES, None)
     if len(fitting) == 1:

@@ -1,12 +1,13 @@
-"""Images that are in two splits of a data set that is being packed.
+"""Images that are twice in a data set that is being packed, in two splits or in one.
 
 In: the fingerprints beside the packed shards. Out: samples to leave out, and the rows of
-`near_duplicates.jsonl`. Must not know how images are compared, nor where they come from.
+`near_duplicates.jsonl` and `copies.jsonl`. Must not know how images are compared, nor where they
+come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from pipelines.storage.base import Storage
 
 FILE = "near_duplicates.jsonl"
 """One JSON object a line: left and right, each with split, key and origin; distance in bits."""
+COPIES = "copies.jsonl"
+"""One JSON object a line: the split, and images with the same pixels: key, origin, class."""
+_SHOWN = 5
 _ORDER: dict[str, int] = {split: index for index, split in enumerate(SPLITS)}
 
 
@@ -30,6 +34,7 @@ class _Name(NamedTuple):
     shard: int
     key: str
     origin: str
+    label: int
 
 
 class Fingerprints:
@@ -69,6 +74,29 @@ class Fingerprints:
         rows = [_row(pair, names) for pair in pairs]
         return rows, NearDuplicates(near=len(pairs), images=len(positions))
 
+    def copies(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Images of one split with the same pixels: rows of `COPIES`."""
+        groups = [
+            [(split, number) for number in numbers]
+            for split, fingerprints in self._load().items()
+            for numbers in duplicates.find_copies(fingerprints)
+        ]
+        names = self._names(position for group in groups for position in group)
+        return [
+            {
+                "split": group[0][0],
+                "images": [
+                    {
+                        "key": names[position].key,
+                        "origin": names[position].origin,
+                        **_class(names[position].label, classes),
+                    }
+                    for position in group
+                ],
+            }
+            for group in groups
+        ]
+
     def _load(self) -> dict[str, shard_records.Array]:
         """uint8 (N, `duplicates.SIZE`) of each split."""
         empty = np.zeros((0, duplicates.SIZE), np.uint8)
@@ -90,12 +118,30 @@ class Fingerprints:
                 shard = numbers[index]
                 record = self._records[shard]
                 start = int(ends[index]) - record.shard.samples
-                keys = shard_records.load_rows(self._storage, record)["key"]
+                rows = shard_records.load_rows(self._storage, record)
                 origins = {item.key: item.origin for item in self._shards[shard].items}
                 for number in (n for n, owner in zip(wanted, owners) if owner == index):
-                    key = keys[number - start].decode()
-                    names[split, number] = _Name(shard, key, origins[key])
+                    key = rows["key"][number - start].decode()
+                    label = int(rows["label"][number - start])
+                    names[split, number] = _Name(shard, key, origins[key], label)
         return names
+
+
+def describe_conflicts(groups: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines about images with the same pixels and different classes."""
+    conflicts = []
+    for group in groups:
+        by_class = {image.get("class"): image["origin"] for image in group["images"]}
+        if len(by_class) > 1:
+            conflicts.append(", ".join(f"{path} is {name}" for name, path in by_class.items()))
+    for text in conflicts[:_SHOWN]:
+        yield f"the same pixels have different classes: {text}"
+    if len(conflicts) > _SHOWN:
+        yield f"… and {len(conflicts) - _SHOWN:,} more images with different classes"
+
+
+def _class(label: int, classes: Sequence[str]) -> dict[str, str]:
+    return {"class": classes[label]} if label >= 0 else {}
 
 
 def _priority(position: Position) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import numpy as np
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Card, NearDuplicates, Split, SplitCard
 from pipelines.data.packing import near_duplicates, shard_records
+from pipelines.data.packing.class_checks import check_classes, count_planned
 from pipelines.data.packing.near_duplicates import Fingerprints
 from pipelines.data.packing.plan import PackPlan
 from pipelines.data.packing.shard import TWO_SPLITS, PackSpec, ShardPlan, find_record, pack_shard
@@ -89,6 +90,7 @@ class PackRun:
                 self._find_packed()
             self._make([n for n in range(len(self._shards)) if n not in self._records])
             self._reject(rejections)
+            self._list_copies()
             if find_near:
                 self._list_near_duplicates()
         except ResumableError:
@@ -224,6 +226,18 @@ class PackRun:
         else:
             self._staged.storage.remove(near_duplicates.FILE)
 
+    def _list_copies(self) -> None:
+        """Lists images of a split with the same pixels, and names those with two classes."""
+        groups = self._fingerprints().copies(self._spec.source.classes)
+        if not groups:
+            self._staged.storage.remove(near_duplicates.COPIES)
+            return
+        self._staged.storage.write(near_duplicates.COPIES, to_json_lines(groups))
+        count = sum(len(group["images"]) - 1 for group in groups)
+        self._notify(f"copies within a split: {count:,} images; see {near_duplicates.COPIES}")
+        for line in near_duplicates.describe_conflicts(groups):
+            self._notify(line)
+
     def _counts(self, split: Split) -> dict[str, int]:
         classes = self._spec.source.classes
         total = np.zeros(len(classes), np.int64)
@@ -233,23 +247,13 @@ class PackRun:
         return dict(zip(classes, total.tolist()))
 
     def _check_classes(self, counts: dict[Split, dict[str, int]], name: str) -> None:
-        """Refuses a class without train images where each image has a class, and reports it for
-        other tasks. Unseen classes are meant to have none."""
         train = [r for n, r in self._records.items() if self._shards[n].split == "train"]
         if not any(record.shard.samples for record in train):
             raise TesseraError(f"{name} has no train images left", hint="see which were rejected")
-        unseen = {self._spec.source.classes[label] for label in self._plan.unseen}
-        trained = counts["train"].items()
-        empty = [label for label, count in trained if not count and label not in unseen]
-        if empty and self._spec.source.task == "classification":
-            raise TesseraError(
-                f"{name} has no train image of the class {empty[0]!r} left",
-                hint="see which were rejected, or remove the class",
-            )
-        for label in empty:
-            others = [split for split in SPLITS if counts[split][label]]
-            also = f"; only {' and '.join(others)} images do" if others else ""
-            self._notify(f"no train image has the class {label!r}{also}")
+        source = self._spec.source
+        planned = ((plan.split, item.label) for plan in self._shards for item in plan.items)
+        unseen = frozenset(source.classes[label] for label in self._plan.unseen)
+        check_classes(source, name, count_planned(source, planned), counts, unseen, self._notify)
 
     def _finish(self, split: Split) -> SplitCard:
         storage = self._staged.storage

@@ -287,3 +287,14 @@ def test_the_bundled_digits_have_few_false_pairs() -> None:
     images = [Image.fromarray(np.rint(a * 255 / 16).astype(np.uint8)) for a in load_digits().images]
     own = prints(images)
     assert len(find_pairs({"train": own[::2], "test": own[1::2]})) <= 5
+
+
+def test_copies_are_grouped() -> None:
+    pictures = [
+        Image.fromarray(np.full((9, 9, 3), value, np.uint8)) for value in (1, 2, 1, 3, 2, 1)
+    ]
+    prints = np.frombuffer(b"".join(map(duplicates.fingerprint, pictures)), np.uint8)
+    prints = prints.reshape(-1, duplicates.SIZE)
+    assert duplicates.find_copies(prints) == [[0, 2, 5], [1, 4]]
+    assert duplicates.find_copies(prints[[0, 1, 3]]) == []
+    assert duplicates.find_copies(prints[:0]) == []

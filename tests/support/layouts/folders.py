@@ -115,6 +115,23 @@ def lfw(folder: Path) -> None:
     text(folder / "pairs.txt", "Zico\t1\t2\n")
 
 
+def imagenet(folder: Path) -> Path:
+    """Kaggle's ILSVRC: synset folders, a table for val, and annotations."""
+    place = folder / "ILSVRC" / "Data" / "CLS-LOC"
+    synsets = ("n01440764", "n01443537")
+    for at, synset in enumerate(synsets):
+        for n in range(4):
+            picture(place / "train" / synset / f"{synset}_{n}.JPEG", 10 * at + n)
+    rows = []
+    for n in range(2):
+        picture(place / "val" / f"ILSVRC2012_val_{n:08d}.JPEG", 50 + n)
+        rows.append(f"ILSVRC2012_val_{n:08d},{synsets[n]} 1 1 5 5 \n")
+    picture(place / "test" / "ILSVRC2012_test_00000001.JPEG", 60)
+    text(folder / "LOC_val_solution.csv", "ImageId,PredictionString\n" + "".join(rows))
+    text(folder / "LOC_synset_mapping.txt", "n01440764 crane, bird\nn01443537 crane\n")
+    return folder
+
+
 def dogs_and_cats(folder: Path) -> None:
     class_folders(
         folder,
@@ -266,6 +283,24 @@ LAYOUTS = [
         allow=("*.txt",),
         classes=("Aaron_Eckhart", "Zico"),
         samples=CUT,
+    ),
+    Layout(
+        "synset folders and LOC_val_solution.csv",
+        "Kaggle: ImageNet",
+        imagenet,
+        allow=("*/test/*.JPEG",),
+        classes=("n01440764", "n01443537"),
+        samples={"train": 6, "val": 2, "test": 2},
+    ),
+    Layout(
+        "synset folders, named by words",
+        "Kaggle: ImageNet",
+        imagenet,
+        format="imagenet",
+        options={"names": "words"},
+        allow=("*/test/*.JPEG",),
+        classes=("crane (n01440764)", "crane (n01443537)"),
+        samples={"train": 6, "val": 2, "test": 2},
     ),
     Layout("a table of paths and labels", "pandas", table, classes=PETS, samples=CUT),
     Layout(

@@ -77,6 +77,18 @@ def test_many_files_are_shown_by_suffix_and_folder(tmp_path: Path) -> None:
     assert "96 .jpg in a (a/000.jpg, a/001.jpg, a/002.jpg, …); 1 .png in b" in caught.value.message
 
 
+def test_many_folders_are_shown_as_one(tmp_path: Path) -> None:
+    names = [f"set/id{n}/masks/{at}.png" for n in range(30) for at in range(2)]
+    folder = touch(tmp_path, *names, "x/y.json")
+    with pytest.raises(TesseraError) as caught:
+        sort_files(folder, [], []).check()
+    assert "60 .png in set/*/masks (set/id0/masks/0.png, set/id1" in caught.value.message
+    assert len(caught.value.message) < 500
+    patterns = shlex.split(caught.value.hint)[-3:]
+    assert patterns == ["x/*.json", "--allow-unused", "set/*/masks/*.png"]
+    assert sort_files(folder, [], [], [patterns[0], patterns[2]]).unused == ()
+
+
 def test_special_files_are_named(tmp_path: Path) -> None:
     folder = touch(tmp_path / "set", "a/1.jpg")
     os.mkfifo(folder / "pipe.jpg")

@@ -1,0 +1,76 @@
+"""What the classes of a packed data set have, before it is finished.
+
+In: how many images or objects of each class were planned and packed. Out: an error for a class that
+lost all it had, and lines about classes that are hard to learn. Must not know shards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from models.core.errors import TesseraError
+from pipelines.data.card import SPLITS, Split
+from pipelines.data.packing.formats import SHOWN_CLASSES
+from pipelines.data.sources import Source
+
+FEW = 5
+"""A class with fewer train images is named."""
+
+Counts = Mapping[Split, Mapping[str, int]]
+
+
+def count_planned(source: Source, planned: Iterable[tuple[Split, int | None]]) -> Counts:
+    """Images of each class that each split was planned to have, where images have classes."""
+    found: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+    for split, label in planned:
+        if label is not None and 0 <= label < len(source.classes):
+            found[split][source.classes[label]] += 1
+    return found
+
+
+def check_classes(
+    source: Source,
+    name: str,
+    planned: Counts,
+    counts: Counts,
+    unseen: frozenset[str],
+    notify: Callable[[str], None],
+) -> None:
+    """Refuses a class that lost all images of a split where each image has a class; for other
+    tasks, a class that no train image has is named. Unseen classes are meant to have none."""
+    if source.task == "classification":
+        _check_lost(name, planned, counts, unseen)
+        _report_few(counts["train"], unseen, notify)
+        return
+    for label, count in counts["train"].items():
+        if not count:
+            others = [split for split in SPLITS if counts[split][label]]
+            also = f"; only {' and '.join(others)} images do" if others else ""
+            notify(f"no train image has the class {label!r}{also}")
+
+
+def _check_lost(name: str, planned: Counts, counts: Counts, unseen: frozenset[str]) -> None:
+    for split in SPLITS:
+        for label, count in counts[split].items():
+            wanted = label not in unseen if split == "train" else planned[split].get(label)
+            if wanted and not count:
+                raise TesseraError(
+                    f"{name} has no {split} image of the class {label!r} left",
+                    hint="see which were rejected, or remove the class",
+                )
+
+
+def _report_few(
+    train: Mapping[str, int], unseen: frozenset[str], notify: Callable[[str], None]
+) -> None:
+    few = [f"{label} {count}" for label, count in train.items() if 0 < count < FEW]
+    if few:
+        notify(f"classes with fewer than {FEW} train images: {_shorten(few)}")
+    if len(train) - len(unseen & set(train)) == 1:
+        notify(f"all train images have the class {next(iter(train))}: there is nothing to learn")
+
+
+def _shorten(texts: Sequence[str]) -> str:
+    more = ", …" if len(texts) > SHOWN_CLASSES else ""
+    return ", ".join(texts[:SHOWN_CLASSES]) + more
