@@ -15,13 +15,13 @@ clipped; one that exceeds it further is an error. Masks equal those of pycocotoo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import Objects
-from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_files import (
     CocoFile,
     Id,
@@ -42,6 +42,7 @@ from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
     choose,
     load,
+    make_keys,
     need_folder,
     no_images,
     read_inside,
@@ -59,6 +60,8 @@ OPTIONS: Mapping[str, str] = {
     "train": "JSON file of the split train",
     "val": "JSON file of the split val",
     "test": "JSON file of the split test",
+    "unlabelled": "a file without an annotation, where others have some: skip (default) leaves its "
+    "images out, empty takes them as images without objects",
     **EXIF_OPTION,
 }
 
@@ -98,8 +101,15 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     classes: dict[str, int] = {}
     notes = [f"{f.path} has {'the split ' + f.split if f.split else 'no split'}" for f in files]
     listed: dict[str, str] = {}
+    keep = choose(options, "unlabelled", ("skip", "empty"), "skip") == "empty"
     for file in files:
         content = read_coco_file(folder, file.path)
+        if not content.annotated and len(files) > 1 and not keep:
+            notes.append(
+                f"{file.path} has {len(content.rows)} images and no annotation: left out; --option "
+                "unlabelled=empty takes them as images without objects"
+            )
+            continue
         orphans += content.orphans
         known = set(classes)
         for number in sorted(content.categories, key=lambda n: (isinstance(n, str), n)):
@@ -111,11 +121,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         located = names.locate([row.name for row in content.rows], places, file.split)
         for row, (origin, problem) in zip(content.rows, located, strict=True):
             _refuse_twice(listed, origin, file.path)
-            key = make_key(_utf8(origin.rpartition(".")[0] or origin))
-            items.append(Item(key, origin, None, file.split, len(images), problem))
+            items.append(Item("", origin, None, file.split, len(images), problem))
             images.append(_Image(row, labels))
     if not items:
         raise no_images(source)
+    keys = make_keys([_utf8(item.origin) for item in items])
+    items = [replace(item, key=key) for item, key in zip(items, keys)]
     task = choose(options, "task", TASKS, _task(images, notes))
     exif = read_exif_option(options)
     return Source(

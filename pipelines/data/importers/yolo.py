@@ -13,7 +13,6 @@ are clipped.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,8 +25,8 @@ from models.core.errors import TesseraError
 from pipelines.data import rle
 from pipelines.data.annotations import Objects
 from pipelines.data.card import Split
-from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import draw
+from pipelines.data.importers.support.json_peek import peek
 from pipelines.data.importers.support.object_lists import (
     EXIF_OPTION,
     ObjectList,
@@ -37,6 +36,7 @@ from pipelines.data.importers.support.object_lists import (
 from pipelines.data.importers.support.reading import (
     choose,
     load,
+    make_keys,
     nearby,
     need_folder,
     no_images,
@@ -69,6 +69,8 @@ OPTIONS: Mapping[str, str] = {
     "leaves them out; by default empty, and skip for a split without any text file",
     **EXIF_OPTION,
 }
+NOTES = "notes.json"
+"""Label Studio's file beside classes.txt: the same names again."""
 _SAMPLED = 200
 """Label files that are read to tell what kind they are."""
 
@@ -113,7 +115,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             "beside x.jpg",
         )
     root, files, texts = found
-    settings = read_settings(root, files)
+    settings = read_settings(list(dict.fromkeys([root, folder])))
     classes, name_files = read_names(root, options, settings, files)
     splits = Splits(root, settings, files)
     notes = list(splits.notes)
@@ -121,11 +123,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not images:
         raise _no_pair(source, found)
     kind, task = _tell_task(found, images, options, settings, notes)
-    items = [
-        Item(make_key(os.path.splitext(path)[0]), path, None, splits.of(path)) for path in images
-    ]
+    keys = make_keys(images)
+    items = [Item(key, path, None, splits.of(path)) for key, path in zip(keys, images)]
     used = {path: texts[path] for path in images if path in texts}
-    shared = {*splits.lists, *name_files, *([settings.where] if settings.where else [])}
+    shared = [root / path for path in (*splits.lists, *name_files)]
+    shared += [settings.path] if settings.path else []
+    shared += [path for path in (root / NOTES, folder / NOTES) if _is_of_label_studio(path)]
     exif = read_exif_option(options)
     return Source(
         name=folder.resolve().name,
@@ -139,8 +142,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         files=partial(_files, root, used),
         notes=tuple(notes),
         folder=folder,
-        shared_files=tuple(root / path for path in sorted(shared)),
+        shared_files=tuple(sorted(set(shared))),
     )
+
+
+def _is_of_label_studio(path: Path) -> bool:
+    return path.is_file() and ("categories",) in peek(path).keys
 
 
 def _find(source: str) -> _Set | None:
@@ -151,12 +158,22 @@ def _find(source: str) -> _Set | None:
             f"{source} has {len(roots)} data sets in YOLO format",
             hint=f"give the folder of one of them, for example {roots[0]}",
         )
-    root = roots[0] if roots else Path(source)
+    root = roots[0] if roots else _innermost(Path(source))
     files = list(find_files(root))
     if not any(path.lower().endswith(".txt") for path in files):
         return None
     texts = pair_texts(files)
     return _Set(root, files, texts) if texts or roots else None
+
+
+def _innermost(folder: Path) -> Path:
+    """The folder, or the one below that all is in, as archives have it."""
+    for _ in range(4):
+        entries = [e for e in folder.iterdir() if not e.name.startswith((".", "__MACOSX"))]
+        if len(entries) != 1 or not entries[0].is_dir() or split_of(entries[0].name):
+            break
+        folder = entries[0]
+    return folder
 
 
 def _find_roots(source: str) -> list[Path]:

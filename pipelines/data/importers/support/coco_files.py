@@ -55,11 +55,13 @@ class Row(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A COCO file. `categories` are ids -> names; `orphans` are annotations of no listed image."""
+    """A COCO file. `categories` are ids -> names; `orphans` are annotations of no listed image;
+    `annotated` is False for a list of images alone."""
 
     categories: dict[Id, str]
     rows: list[Row]
     orphans: list[tuple[str, str]]
+    annotated: bool
 
 
 def find_coco_files(folder: Path) -> list[CocoFile]:
@@ -118,6 +120,8 @@ def read_coco_file(folder: Path, path: str) -> Content:
     where = path
     data = read_file(folder / path, where, MAX_JSON_BYTES)
     content = read_json(data, where, MAX_JSON_BYTES)
+    if isinstance(content, dict) and "annotations" not in content and "images" in content:
+        content = {**content, "annotations": []}  # COCO's image_info_test2017.json
     for name in _LISTS:
         rows = content.get(name) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -141,7 +145,7 @@ def read_coco_file(folder: Path, path: str) -> Content:
                 )
             )
     categories = _read_categories(content["categories"], used, where)
-    return Content(categories, list(rows_by_id.values()), orphans)
+    return Content(categories, list(rows_by_id.values()), orphans, bool(content["annotations"]))
 
 
 def to_id(value: object) -> Id | None:
@@ -157,7 +161,8 @@ def to_id(value: object) -> Id | None:
 def _read_images(images: Sequence[Mapping[str, Any]], where: str) -> dict[Id, Row]:
     found: dict[Id, Row] = {}
     for image in images:
-        number, name = to_id(image.get("id")), image.get("file_name")
+        number = to_id(image.get("id"))
+        name = image.get("file_name") or image.get("coco_url")  # of LVIS
         if number is None or not isinstance(name, str):
             raise TesseraError(f"{where}: the image {str(image)[:100]} has no id or no file_name")
         if number in found:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pipelines.data.card import Split
 from pipelines.data.importers.support.reading import IMAGE_NAMES, LABEL_NAMES, split_of
@@ -25,22 +25,18 @@ _IMAGE_FOLDERS = IMAGE_NAMES | {"image_2", "img", "photos", "pictures", "jpg", "
 
 def pair(labels: Iterable[str], images: Iterable[str]) -> dict[str, str]:
     """Label file -> image. No image has two label files of one folder."""
-    by_folder: dict[str, dict[str, str]] = defaultdict(dict)
+    listed = list(images)
+    index = _ImageFolders(listed)
     by_stem: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        folder, stem = split_path(image)
-        by_folder[folder].setdefault(stem, image)
-        by_stem[stem].append(image)
+    for image in listed:
+        by_stem[split_path(image)[1]].append(image)
     folders: dict[str, dict[str, str]] = defaultdict(dict)
     for label in labels:
         folder, stem = split_path(label)
         folders[folder][stem] = label
     found: dict[str, str] = {}
     for folder, stems in folders.items():
-        taken = _pair_folder(folder, stems, by_folder)
-        if not taken:
-            taken = _pair_anywhere(folder, stems, by_stem)
-        found.update(taken)
+        found.update(_pair_folder(folder, stems, index) or _pair_anywhere(folder, stems, by_stem))
     return found
 
 
@@ -55,61 +51,62 @@ def split_in_folders(path: str) -> Split | None:
     return next((s for p in reversed(path.split("/")[:-1]) if (s := split_of(p))), None)
 
 
-def _pair_folder(
-    folder: str, stems: Mapping[str, str], by_folder: Mapping[str, Mapping[str, str]]
-) -> dict[str, str]:
+class _ImageFolders:
+    """The folders of images: stem -> image of each, and which folders stand for which others.
+
+    A set of videos may have thousands of folders, so none is looked at for each of the others.
+    """
+
+    def __init__(self, images: Iterable[str]) -> None:
+        self.images: dict[str, dict[str, str]] = defaultdict(dict)
+        for image in images:
+            folder, stem = split_path(image)
+            self.images[folder].setdefault(stem, image)
+        self._opposite: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._below: dict[str, list[str]] = defaultdict(list)
+        for folder in sorted(self.images):
+            parts = folder.split("/")
+            for at, part in enumerate(parts):
+                above, rest = "/".join(parts[:at]), "/".join(parts[at + 1 :])
+                if part.lower() in _IMAGE_FOLDERS:
+                    self._opposite[above, rest].append(folder)
+                    self._below[above].append(folder)
+                elif split_of(part):
+                    self._below[above].append(folder)
+
+    def opposite(self, folder: str) -> list[str]:
+        """The folder itself, and those with an image's name in place of a label's."""
+        parts = folder.split("/") if folder else []
+        found = [folder]
+        for at in reversed(range(len(parts))):
+            if parts[at].lower() in _LABEL_FOLDERS:
+                above = "/".join(parts[:at])
+                found += self._opposite.get((above, "/".join(parts[at + 1 :])), [])
+                if at == len(parts) - 1:  # a folder of labels beside the images
+                    found.append(above)
+        return [place for place in dict.fromkeys(found) if place in self.images]
+
+    def below(self, folder: str) -> list[str]:
+        """The folders of images, and of splits, beside a folder of labels, and all below them."""
+        above, _, name = folder.rpartition("/")
+        return self._below.get(above, []) if name.lower() in _LABEL_FOLDERS else []
+
+
+def _pair_folder(folder: str, stems: Mapping[str, str], index: _ImageFolders) -> dict[str, str]:
     found: dict[str, str] = {}
-    for place in _opposite(folder, by_folder):
-        images = by_folder[place]
+    for place in index.opposite(folder):
+        images = index.images[place]
         for stem in images.keys() & stems.keys():
             found.setdefault(stems[stem], images[stem])
     # One folder of labels for images that lie in several folders: names that occur once.
     below: dict[str, list[str]] = defaultdict(list)
-    for place in _below(folder, by_folder):
-        for stem in by_folder[place].keys() & stems.keys():
-            below[stem].append(by_folder[place][stem])
-    for stem, images_of_stem in below.items():
-        if len(images_of_stem) == 1:
-            found.setdefault(stems[stem], images_of_stem[0])
+    for place in dict.fromkeys(index.below(folder)):
+        for stem in index.images[place].keys() & stems.keys():
+            below[stem].append(index.images[place][stem])
+    for stem, several in below.items():
+        if len(several) == 1:
+            found.setdefault(stems[stem], several[0])
     return found
-
-
-def _opposite(folder: str, by_folder: Iterable[str]) -> list[str]:
-    """The folder itself, and those with an image's name in place of a label's."""
-    parts = folder.split("/") if folder else []
-    found = [folder]
-    for at in reversed(range(len(parts))):
-        if parts[at].lower() in _LABEL_FOLDERS:
-            found += [
-                other
-                for other in sorted(by_folder)
-                if _is_image_folder(names := other.split("/"), at)
-                and names[:at] == parts[:at]
-                and names[at + 1 :] == parts[at + 1 :]
-            ]
-            if at == len(parts) - 1:  # a folder of labels beside the images
-                found.append("/".join(parts[:at]))
-    known = set(by_folder)
-    return [place for place in dict.fromkeys(found) if place in known]
-
-
-def _below(folder: str, by_folder: Iterable[str]) -> list[str]:
-    """The folders of images, and of splits, beside a folder of labels, and all below them."""
-    parts = folder.split("/") if folder else []
-    if not parts or parts[-1].lower() not in _LABEL_FOLDERS:
-        return []
-    at = len(parts) - 1
-    return [
-        other
-        for other in sorted(by_folder)
-        if (names := other.split("/"))[:at] == parts[:at]
-        and len(names) > at
-        and (_is_image_folder(names, at) or split_of(names[at]))
-    ]
-
-
-def _is_image_folder(names: Sequence[str], at: int) -> bool:
-    return len(names) > at and names[at].lower() in _IMAGE_FOLDERS
 
 
 def _pair_anywhere(

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import AnyStr
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import Split
@@ -154,7 +155,7 @@ def read_inside(folder: Path, name: str) -> bytes:
     return read_file(locate(folder, name), name)
 
 
-def make_keys(paths: Iterable[str]) -> Iterator[str]:
+def make_keys(paths: Iterable[AnyStr]) -> Iterator[str]:
     """The keys of images, from their paths without suffix; of two images that differ in nothing
     else, the second has its suffix in its key."""
     seen: set[str] = set()

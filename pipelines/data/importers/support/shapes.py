@@ -10,7 +10,6 @@ and others boxes, a box is a damaged object: `--option task=detection` takes the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,6 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data import rle
 from pipelines.data.annotations import Objects
 from pipelines.data.card import Split
-from pipelines.data.images import make_key
 from pipelines.data.importers.support.coco_masks import draw
 from pipelines.data.importers.support.object_lists import (
     EXIF_OPTION,
@@ -31,7 +29,7 @@ from pipelines.data.importers.support.object_lists import (
     open_canvas,
     read_exif_option,
 )
-from pipelines.data.importers.support.reading import choose, load, no_images, read_inside
+from pipelines.data.importers.support.reading import choose, load, make_keys, no_images, read_inside
 from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import Item, Source
 
@@ -117,11 +115,10 @@ def make_source(
             "the annotations have no objects", hint="give the classes: --option classes=NAME,NAME"
         )
     task = choose(options, "task", TASKS, "") if "task" in options else _tell_task(shapes, notes)
+    keys = make_keys([_utf8(image.origin) for image in images])
     items = [
-        Item(
-            make_key(_utf8(os.path.splitext(i.origin)[0])), i.origin, None, i.split, row, i.problem
-        )
-        for row, i in enumerate(images)
+        Item(key, image.origin, None, image.split, row, image.problem)
+        for row, (key, image) in enumerate(zip(keys, images))
     ]
     numbers = {name: number for number, name in enumerate(names)}
     exif = read_exif_option(options)
@@ -139,11 +136,6 @@ def make_source(
         shared_files=tuple(shared_files),
         orphans=tuple(orphans),
     )
-
-
-def _item(image: ShapedImage, row: int) -> Item:
-    key = make_key(_utf8(os.path.splitext(image.origin)[0]))
-    return Item(key, image.origin, None, image.split, row, image.problem)
 
 
 def _utf8(text: str) -> bytes:

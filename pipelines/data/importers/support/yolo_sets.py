@@ -17,7 +17,7 @@ from typing import NamedTuple
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Split
 from pipelines.data.importers.support.image_names import ImageNames
-from pipelines.data.importers.support.pairs import pair, split_in_folders
+from pipelines.data.importers.support.pairs import pair, split_in_folders, split_path
 from pipelines.data.importers.support.reading import split_of
 from pipelines.data.safe_parsers import read_yaml
 from pipelines.data.sources import is_image, read_file
@@ -28,14 +28,16 @@ _LIST_NAMES = {"valid": "val"}
 
 
 class Settings(NamedTuple):
-    """The set's settings: content of data.yaml or of a .data file, and the file's name."""
+    """The set's settings: content of data.yaml or of a .data file, the file's name, and its path;
+    all empty if there is none."""
 
     content: Mapping[str, object]
-    where: str
+    where: str = ""
+    path: Path | None = None
 
 
 def pair_texts(files: Sequence[str]) -> dict[str, str]:
-    """Image -> its text file: x.txt, or else x.jpg.txt."""
+    """Image -> its text file: x.txt, or else x.jpg.txt. As in YOLO, x.jpg and x.png share x.txt."""
     images = [path for path in files if is_image(path)]
     texts = [path for path in files if path.lower().endswith(".txt")]
     found = {image: text for text, image in pair(texts, images).items()}
@@ -48,35 +50,48 @@ def pair_texts(files: Sequence[str]) -> dict[str, str]:
     if whole:
         left = [image for image in images if image not in found]
         found.update({image: whole[text] for text, image in pair(whole, left).items()})
+    by_stem = {split_path(image): text for image, text in found.items() if not is_image(text[:-4])}
+    for image in images:
+        if image not in found and split_path(image) in by_stem:
+            found[image] = by_stem[split_path(image)]
     return found
 
 
-def read_settings(root: Path, files: Sequence[str]) -> Settings:
-    """data.yaml, or the only other .yaml, with names, or a .data file; empty if there is none."""
-    top = [path for path in files if "/" not in path]
-    yamls = [path for path in top if path.lower().endswith((".yaml", ".yml"))]
-    chosen = [path for path in yamls if os.path.splitext(path)[0] == "data"] or yamls
+def read_settings(folders: Sequence[Path]) -> Settings:
+    """data.yaml, or the only other .yaml, with names, or a .data file, in the first folder that has
+    one."""
+    for folder in folders:
+        files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+        found = _read_yamls(files) or _read_data_file(files)
+        if found:
+            return found
+    return Settings({})
+
+
+def _read_yamls(files: Sequence[Path]) -> Settings | None:
+    yamls = [path for path in files if path.suffix.lower() in (".yaml", ".yml")]
     read = []
-    for where in chosen:
-        content = read_yaml(read_file(root / where, where), where)
-        read.append(Settings(content if isinstance(content, dict) else {}, where))
+    for path in [path for path in yamls if path.stem == "data"] or yamls:
+        content = read_yaml(read_file(path, path.name), path.name)
+        read.append(Settings(content if isinstance(content, dict) else {}, path.name, path))
     if len(read) > 1:
         read = [settings for settings in read if "names" in settings.content]
-    if len(read) > 1:
-        if any(settings.content["names"] != read[0].content["names"] for settings in read):
-            raise TesseraError(
-                f"{' and '.join(s.where for s in read)} have different names of classes",
-                hint="leave one of them in the folder, or call it data.yaml",
-            )
-        return read[0]
-    if read:
-        return read[0]
-    for where in (path for path in top if path.lower().endswith(".data")):
-        text = read_file(root / where, where, MAX_TEXT_BYTES).decode("utf-8-sig", "replace")
+    if any(settings.content["names"] != read[0].content["names"] for settings in read[1:]):
+        raise TesseraError(
+            f"{' and '.join(s.where for s in read)} have different names of classes",
+            hint="leave one of them in the folder, or call it data.yaml",
+        )
+    return read[0] if read else None
+
+
+def _read_data_file(files: Sequence[Path]) -> Settings | None:
+    for path in (path for path in files if path.suffix.lower() == ".data"):
+        text = read_file(path, path.name, MAX_TEXT_BYTES).decode("utf-8-sig", "replace")
         pairs = [line.partition("=") for line in text.splitlines() if "=" in line]
         content = {name.strip(): value.strip() for name, _, value in pairs}
-        return Settings({_LIST_NAMES.get(n, n): v for n, v in content.items()}, where)
-    return Settings({}, "")
+        content = {_LIST_NAMES.get(name, name): value for name, value in content.items()}
+        return Settings(content, path.name, path)
+    return None
 
 
 def read_names(
@@ -84,9 +99,9 @@ def read_names(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the classes, and the files that they are from."""
     found: list[object] = []
-    content, where = settings
+    content, where, _ = settings
     named = content.get("names")
-    paths: list[str] = []
+    paths = [p for p in files if p.rpartition("/")[2] in _NAME_FILES or p.endswith(".names")]
     if "classes" in options:
         found, where = list(options["classes"].split(",")), "the option classes"
     elif isinstance(named, dict):
@@ -95,19 +110,13 @@ def read_names(
         found = named
     elif where and not where.endswith(".data"):
         raise TesseraError(f"{where} has no list of names", hint="names: [cat, dog]")
+    elif not paths:
+        raise TesseraError(
+            f"{root} has no names of classes",
+            hint="add data.yaml with names, or classes.txt, or give --option classes=NAME,NAME",
+        )
     else:
-        paths = [p for p in files if p.rpartition("/")[2] in _NAME_FILES or p.endswith(".names")]
-        if not paths:
-            raise TesseraError(
-                f"{root} has no names of classes",
-                hint="add data.yaml with names, or classes.txt, or give --option classes=NAME,NAME",
-            )
-        where = paths[0]
-        lists = [_read_lines(root, path) for path in paths]
-        found = list(lists[0])
-        for path, names in zip(paths, lists):
-            if names != lists[0]:
-                raise TesseraError(f"{where} and {path} have different names of classes")
+        where, found = paths[0], list(_read_lines(root, paths[0]))
     if not found:
         raise TesseraError(f"{where} has no list of names", hint="names: [cat, dog]")
     classes = tuple(name.strip() if isinstance(name, str) else "" for name in found)
@@ -115,6 +124,19 @@ def read_names(
         raise TesseraError(f"{where} has a class whose name is empty or can't be printed")
     if len(set(classes)) != len(classes):
         raise TesseraError(f"{where} has two classes with the same name")
+    for path in paths if "classes" not in options else ():
+        if tuple(_read_lines(root, path)) != classes:
+            raise TesseraError(
+                f"{where} and {path} have different names of classes",
+                hint="give the right ones: --option classes=NAME,NAME",
+            )
+    count = str(content.get("nc") or content.get("classes") or len(classes))
+    if "classes" not in options and count.isdigit() and int(count) != len(classes):
+        raise TesseraError(
+            f"{settings.where} says that there are {count} classes, and {where} names "
+            f"{len(classes)}",
+            hint="give the right ones: --option classes=NAME,NAME",
+        )
     return classes, tuple(paths)
 
 
