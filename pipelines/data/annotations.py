@@ -202,11 +202,9 @@ def are_normalised(boxes: np.ndarray[Any, Any], height: int, width: int) -> bool
 def drop_damaged(
     objects: Objects, *, height: int, width: int, classes: int, where: str
 ) -> tuple[Objects, tuple[Damage, ...]]:
-    """The objects that pass `check`, and the others. What is wrong with all of them, as normalised
-    boxes are, stays for `check` to refuse."""
+    """The objects that pass `check`, one by one, and the others. `check` refuses what is wrong with
+    all of them, such as normalised boxes."""
     boxes, masks = objects.boxes, objects.masks
-    if are_normalised(boxes, height, width):
-        return objects, ()
     dropped = list(objects.damaged)
     keep = np.ones(len(boxes), bool)
     unknown = (objects.labels < 0) | (objects.labels >= classes)

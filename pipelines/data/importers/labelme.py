@@ -93,7 +93,7 @@ def _read_image(folder: Path, path: str, named: str, known: frozenset[str]) -> S
     except TesseraError as error:
         if not named:
             return None
-        unread = ("unreadable annotation", error.message)
+        unread = ("unreadable annotation", f"{error.message} {error.hint}".strip())
         return ShapedImage(named, split=split_in_folders(named), files=(path,), problem=unread)
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):

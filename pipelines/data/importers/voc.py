@@ -118,7 +118,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         try:
             seen.update(_read_classes(folder, xml))
         except TesseraError as error:
-            problem = (getattr(error, "reason", "unreadable annotation"), error.message)
+            reason = getattr(error, "reason", "unreadable annotation")
+            problem = (reason, f"{error.message}{': ' if error.hint else ''}{error.hint}")
         if not image:
             problem = ("missing image", f"{xml} has no image of the same name")
         key = stem if layout.usual else os.path.splitext(image or xml)[0]

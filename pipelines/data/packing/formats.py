@@ -31,6 +31,8 @@ IMAGES = "images"
 """The format of images without labels."""
 
 
+WITH_BOXES = frozenset({"box_csv", "coco", "cvat", "kitti", "labelme", "voc", "yolo"})
+"""The formats that read a file with the boxes of an image, or of all."""
 SHOWN_CLASSES = 20
 """How many classes are shown by their names."""
 
@@ -82,6 +84,10 @@ def recognise(source: str) -> tuple[str, str]:
             fitting.pop(general, None)
     if refused or len(fitting) > 1:  # a format that finds labels is surer than one that doesn't
         fitting.pop(IMAGES, None)
+    if WITH_BOXES & fitting.keys():  # folders of classes would leave the label files unused
+        fitting.pop("image_folder", None)
+    if "box_csv" in fitting:  # a table of classes would leave the boxes unread
+        fitting.pop("csv", None)
     if len(fitting) == 1:
         return next(iter(fitting.items()))
     if refused and not fitting:

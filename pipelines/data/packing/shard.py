@@ -158,7 +158,7 @@ class _ShardContents:
             self.dropped.append(dropped_object(row, name))
 
     def _prepare(self, spec: PackSpec, shard_plan: ShardPlan, item: Item) -> Sample | None:
-        of_object = False
+        hint, of_object = "", False
         if item.key in shard_plan.without:
             reason, detail = TWO_SPLITS, shard_plan.without[item.key]
         else:
@@ -167,8 +167,8 @@ class _ShardContents:
             except TesseraError as error:
                 reason = getattr(error, "reason", "unreadable image")
                 detail = error.message
-                of_object = getattr(error, "of_object", False)
-        row = rejection(item.key, item.origin, reason, detail)
+                hint, of_object = error.hint, getattr(error, "of_object", False)
+        row = rejection(item.key, item.origin, reason, detail, hint)
         self.rejected.append({**row, "drop": "boxes"} if of_object else row)
         return None
 

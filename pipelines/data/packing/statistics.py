@@ -22,9 +22,10 @@ from pipelines.data.card import ImageCard
 from pipelines.storage.base import Storage
 
 REJECTED = "rejected.jsonl"
-"""One JSON object a line: key, origin, reason, detail. `object` is the class of an object of an
-image that is packed without it, and `drop` is "boxes" where `--drop boxes` would keep the image."""
-_SHOWN = 5
+"""One JSON object a line: key, origin, reason, detail, and a hint if there is one. `object` is the
+class of an object that its packed image lost, `drop` is "boxes" where `--drop boxes` would keep the
+image."""
+_SHOWN, _HINTS = 5, 2
 
 
 class ResumableError(TesseraError):
@@ -114,9 +115,11 @@ def _moments(counts: list[int]) -> tuple[float, float]:
     return float(mean), math.sqrt(variance)
 
 
-def rejection(key: str, origin: str, reason: str, detail: str) -> dict[str, str]:
+def rejection(key: str, origin: str, reason: str, detail: str, hint: str = "") -> dict[str, str]:
     """A row of `rejected.jsonl`."""
     row = {"key": key, "origin": origin, "reason": reason, "detail": detail}
+    if hint:
+        row["hint"] = hint
     return {name: printable(text) for name, text in row.items()}
 
 
@@ -159,12 +162,14 @@ class Rejections:
             more = "; …" if len(self._rows) > _SHOWN else ""
             drop = any("drop" in row for row in self._rows)
             objects = "; --drop boxes drops only the damaged objects" if drop else ""
+            known = list(dict.fromkeys(row["hint"] for row in self._rows if "hint" in row))
+            advice = "".join(f"{hint}; " for hint in known[:_HINTS])
             raise ResumableError(
                 f"{len(self._rows)} of {self._total} images can't be packed, {self._allowed} are "
                 f"allowed ({counted}): {shown}{more}",
-                hint=f"all are listed in {storage.where}/{REJECTED}; fix or remove them, or leave "
-                f"them out: the same command with --allow-rejected {len(self._rows)} or {share:g}% "
-                f"resumes this pack{objects}",
+                hint=f"{advice}all are listed in {storage.where}/{REJECTED}; fix or remove them, "
+                "or leave them out: the same command with --allow-rejected "
+                f"{len(self._rows)} or {share:g}% resumes this pack{objects}",
             )
 
     def check_objects(

@@ -76,6 +76,8 @@ class ImageNames:
         """The images of one file's names. `preferred` are folders of the source, each with a slash
         at its end, that are tried first; `split` is the file's, so no folder of another is used."""
         split_names = [split_name(name) for name in names]
+        if any("%" in name for name in names) and not self._vote(split_names, split, frozenset()):
+            split_names = [split_name(unquote(name)) for name in names]
         drop, prefix = self._choose(split_names, preferred, split)
         found = [self._find((*prefix, *parts[drop:])) for parts in split_names]
         if None in found and (spread := self._find_spread(split_names, split)):

@@ -67,8 +67,8 @@ def open_canvas(data: bytes, where: str, exif: str, stated: Sequence[int] = (0, 
         raise SampleError(
             "annotation of the stored pixels",
             f"{where}: its annotation is for an image {size[1]} wide and {size[0]} high, as its "
-            f"pixels are stored; its EXIF orientation {orientation} turns it: give "
-            "--option exif=stored, which turns the annotations too",
+            f"pixels are stored; its EXIF orientation {orientation} turns it",
+            hint="--option exif=stored turns the annotations too",
         )
     check_stated_size(size, upright, where)
     return Canvas(*upright)

@@ -44,9 +44,15 @@ def split_line(line: str) -> list[str]:
 
 
 def is_label(line: str) -> bool:
-    """Whether a line looks like one of YOLO's: a class and at least four numbers."""
+    """Whether a line looks like one of YOLO's: a class and at least four numbers.
+
+    A name in place of a class is a mistake that the user is told of, but with 15 or 16 words it is
+    KITTI's.
+    """
     words = split_line(line)
-    return len(words) > 4 and all(map(_NUMBER.fullmatch, words)) and _to_class(words[0]) is not None
+    if len(words) < 5 or not all(map(_NUMBER.fullmatch, words[1:])):
+        return False
+    return _to_class(words[0]) is not None or len(words) not in (15, 16)
 
 
 def tell_kind(lines: Iterable[str], keypoints: tuple[int, int] | None) -> KindOfLines:
