@@ -3,7 +3,7 @@
 A page starts where the commands of `first-steps.md` end: the images are packed as `data/photos`,
 and version 1 of the model `photos` is champion. Not here: `search.md` needs Ray
 (`test_pages_with_ray.py`), and `clusters.md` needs the services that `tessera up` starts
-(`tests/jobs/shared/test_local_services.py`).
+(`tests/integration/test_local_services.py`).
 """
 
 from __future__ import annotations

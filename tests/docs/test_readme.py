@@ -15,7 +15,7 @@ NOT_RUN = {
     "make demo": "needs a package index: tests/jobs/test_demo.py runs what it calls",
     "make test": "it is what runs this",
     "tessera pack photos --to data/photos": "the first steps begin with it: test_pages.py runs it",
-    "tessera up": "tests/jobs/shared/test_local_services.py runs it",
+    "tessera up": "tests/integration/test_local_services.py runs it",
 }
 
 

@@ -1,5 +1,5 @@
-"""A training that its data can't feed is refused when it is submitted, and nothing starts. What a
-job gets: absolute paths, and variables without secrets."""
+"""What can't be submitted, such as a training that its data can't feed, is refused, and nothing
+starts. What a job gets: absolute paths, and variables without secrets."""
 
 from __future__ import annotations
 
@@ -74,6 +74,38 @@ def test_feedable_or_unreachable_data_are_submitted(
     refused = call("submit", "train", "cnn", "--data", given, "--workers", 2)
     assert refused.status == 1
     assert "no Ray cluster to submit to" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "status", "message"),
+    [
+        (["families"], {}, 1, "no Ray cluster to submit to"),
+        (
+            ["families"],
+            {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"},
+            1,
+            "nothing listens there",
+        ),
+        (["families"], {"RAY_ADDRESS": "10.1.2.3:6379"}, 2, "RAY_API_SERVER_ADDRESS"),
+        (["trian"], {}, 2, "did you mean 'train'"),
+        (["up"], {}, 2, "can't be submitted"),
+        (["families", "--jsno"], {}, 2, "--json"),
+        ([], {}, 2, "VERB"),
+    ],
+)
+def test_invalid_submissions_are_refused(
+    arguments: list[str],
+    more: dict[str, str],
+    status: int,
+    message: str,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    refused = call("submit", *arguments)
+    assert refused.status == status
+    assert message in refused.err
 
 
 def test_only_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

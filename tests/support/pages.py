@@ -25,7 +25,7 @@ import models
 BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SETTINGS = ("RAY_", "MLFLOW_", "TESSERA_")
 SERVICES = ("tessera up", "tessera down")
-"""Not run with a page: `tests/jobs/shared/test_local_services.py` runs both."""
+"""Not run with a page: `tests/integration/test_local_services.py` runs both."""
 
 LIMIT_SECONDS = 600
 WITHOUT_TESSERA = """
