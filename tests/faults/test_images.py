@@ -9,13 +9,12 @@ import json
 import random
 import signal
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import fresh_process
 import numpy as np
 import pytest
 import torch
@@ -84,16 +83,12 @@ for data in sys.stdin.buffer.read().split(b"--between--"):
 """
 
 
-def run_python(program: str, data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, input=data, capture_output=True, cwd=ROOT, timeout=120)
-
-
 @pytest.mark.slow
 @pytest.mark.control(20)
 def test_torchvision_crashes_on_a_flipped_bit() -> None:
     data = encoded(noise())
-    done = run_python(STOCK_DECODER, data + b"--between--" + flip(data, len(data) * 4))
+    given = data + b"--between--" + flip(data, len(data) * 4)
+    done = fresh_process.run(STOCK_DECODER, stdin=given)
     assert done.stdout == b"[3, 20, 30]\n"
     assert done.returncode == -signal.SIGSEGV
 
@@ -195,7 +190,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, in
     folder = tmp_path_factory.mktemp("bombs")
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    done = run_python(PEAK + DECODE, b"", str(folder), *files)
+    done = fresh_process.run(PEAK + DECODE, str(folder), *files)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = map(json.loads, done.stdout.decode().splitlines())
     return {name: (message, grown) for name, message, grown in rows}
@@ -235,7 +230,7 @@ print(peak() - before)
     bomb = b"\x89PNG\r\n\x1a\n" + parts
     with pytest.raises(TesseraError, match="13000 by 13000 pixels"):
         images.decode_image(bomb, 1)
-    done = run_python(PEAK + program, bomb)
+    done = fresh_process.run(PEAK + program, stdin=bomb)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 150 * MB
 

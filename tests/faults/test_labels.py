@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fresh_process
 import numpy as np
 import pytest
 import torch
@@ -41,8 +40,8 @@ for right, label in (("9", 1), ("nan", 1), ("9", -1), ("inf", 1)):
 @pytest.mark.control(26, 27)
 def test_torchvision_trains_on_nan_and_label_minus_1_and_crashes_on_infinity() -> None:
     """Therefore each box and label is checked when it is packed, and again when it is read."""
-    done = subprocess.run([sys.executable, "-c", DETECTOR], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["9 1 True", "nan 1 False", "9 -1 True"]
+    done = fresh_process.run(DETECTOR)
+    assert done.stdout.decode().splitlines() == ["9 1 True", "nan 1 False", "9 -1 True"]
     assert done.returncode < 0, "the process must end by a signal"
 
 

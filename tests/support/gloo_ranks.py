@@ -1,44 +1,45 @@
-"""Runs a function on N gloo ranks, each a process; or, as a program, is one of these ranks.
+"""Runs a function on N gloo ranks, each a process.
 
     run(file, function, size, payload) -> [result of rank 0, result of rank 1, …]
 
 The function takes (world, payload) and returns plain JSON. A TesseraError in a rank is returned as
-{"error": its text}. The processes are kept for the next call, because starting one and importing
-torch takes longer than most functions. If one fails, all are ended.
+{"error": its text}. The processes are kept for the next call. If one fails, all are ended.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import fresh_process
+
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 120
-RESULT = "result: "
-_processes: list[subprocess.Popen[str]] = []
+_ranks: list[tuple[BaseProcess, Connection]] = []
 
 
 def run(file: Path, function: str, size: int, payload: dict[str, Any]) -> list[Any]:
-    while len(_processes) < size:
-        _processes.append(_start())
-    used = _processes[:size]
+    while len(_ranks) < size:
+        _ranks.append(_start())
+    connections = [connection for _, connection in _ranks[:size]]
     with tempfile.TemporaryDirectory() as scratch:
         request = {"file": str(file), "function": function, "payload": payload, "size": size}
-        for rank, process in enumerate(used):
+        for rank, connection in enumerate(connections):
             of_rank = {**request, "rank": rank, "meeting": f"{scratch}/meeting"}
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(of_rank) + "\n")
-            process.stdin.flush()
+            connection.send(json.dumps(of_rank))
         with ThreadPoolExecutor(size) as threads:
-            results = [threads.submit(_result, process) for process in used]
+            results = [threads.submit(_result, connection) for connection in connections]
             wait(results, timeout=LIMIT_SECONDS, return_when=FIRST_EXCEPTION)
             if not all(result.done() and not result.exception() for result in results):
                 end()  # the other ranks would wait forever for the one that failed
@@ -46,52 +47,55 @@ def run(file: Path, function: str, size: int, payload: dict[str, Any]) -> list[A
 
 
 def end() -> None:
-    for process in _processes:
+    for process, _ in _ranks:
         process.kill()
-        process.wait()
-    _processes.clear()
+        process.join()
+    _ranks.clear()
 
 
 atexit.register(end)
 
 
-def _start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        bufsize=1,
-    )
+def _start() -> tuple[BaseProcess, Connection]:
+    ours, theirs = Pipe()
+    process = fresh_process.context.Process(target=serve, args=(theirs,))
+    process.start()
+    theirs.close()
+    return process, ours
 
 
-def _result(process: subprocess.Popen[str]) -> Any:
-    """The next result that the process prints; other output is skipped."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(RESULT):
-            return json.loads(line.removeprefix(RESULT))
-    raise ChildProcessError("a rank ended, or returned no result in time")
+def _result(connection: Connection) -> Any:
+    try:
+        return json.loads(connection.recv())
+    except EOFError:
+        raise ChildProcessError("a rank ended, or returned no result in time") from None
 
 
-def serve() -> None:
+def serve(connection: Connection) -> None:
+    """What each rank does: runs functions until the other end is closed."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import torch
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["size"] > 1:
-            torch.distributed.init_process_group(
-                "gloo",
-                init_method=f"file://{request['meeting']}",
-                rank=request["rank"],
-                world_size=request["size"],
-            )
-        print(RESULT + json.dumps(_call(request)), flush=True)
-        if request["size"] > 1:
-            torch.distributed.destroy_process_group()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with contextlib.suppress(EOFError):
+        while True:
+            _serve_one(connection, json.loads(connection.recv()))
+
+
+def _serve_one(connection: Connection, request: dict[str, Any]) -> None:
+    import torch
+
+    if request["size"] > 1:
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{request['meeting']}",
+            rank=request["rank"],
+            world_size=request["size"],
+        )
+    connection.send(json.dumps(_call(request)))
+    if request["size"] > 1:
+        torch.distributed.destroy_process_group()
 
 
 def _call(request: dict[str, Any]) -> Any:
@@ -108,7 +112,3 @@ def _call(request: dict[str, Any]) -> Any:
         return getattr(module, request["function"])(world, request["payload"])
     except TesseraError as error:
         return {"error": str(error)}
-
-
-if __name__ == "__main__":
-    serve()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fresh_process
 import pytest
 import torch
 
@@ -82,14 +81,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.slow
 @pytest.mark.parametrize("unlink", [True, False])
 def test_a_killed_process_leaves_no_file_after_all_have_opened_it(unlink: bool) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED.replace("UNLINK", str(unlink))],
-        cwd=Path(__file__).parents[4],
-        capture_output=True,
-        text=True,
-    )
+    done = fresh_process.run(KILLED.replace("UNLINK", str(unlink)))
     assert done.returncode == -signal.SIGKILL
-    path = Path(done.stdout.strip())
+    path = Path(done.stdout.decode().strip())
     assert path.exists() is not unlink  # the control: without unlink the file stays
     path.unlink(missing_ok=True)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import pytest
 from sample_sources import noise, save
 
@@ -292,12 +291,7 @@ def test_a_pack_killed_at_any_step_resumes_to_the_same_bytes(
     pack(str(source), tmp_path / "fresh", shard_samples=8)
     fresh = contents(tmp_path / "fresh")
     (tmp_path / "out").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_AT, str(source), str(tmp_path / "out"), str(STRIDE)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = fresh_process.run(KILLED_AT, str(source), str(tmp_path / "out"), str(STRIDE))
     assert done.returncode == 0, done.stderr
     each, at_random = map(int, done.stdout.split())
     assert each * STRIDE > 80

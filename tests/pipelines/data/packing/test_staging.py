@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import fresh_process
 import pytest
 
 from models.core.errors import TesseraError, UsageError
@@ -170,8 +169,7 @@ from pipelines.data.packing.pack import pack
 stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
 pack(sys.argv[1], Path(sys.argv[2]), progress=stop)
 """
-    arguments = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
-    done = subprocess.run(arguments, cwd=Path(__file__).parents[4], capture_output=True)
+    done = fresh_process.run(program, str(source), str(tmp_path / "out"))
     assert done.returncode == -9
     assert left_behind(tmp_path) == [".out.packing"]
     with pytest.raises(TesseraError):
