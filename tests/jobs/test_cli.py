@@ -164,6 +164,9 @@ def test_a_dry_run_loads_no_service(digits: Path) -> None:
     assert shown.stdout.startswith("family: cnn\n")
     assert "1,439 training images of 1 x 8 x 8" in shown.stdout
     assert shown.stderr.strip() == "['torch']"
+    refused = start("train", "cnn")
+    assert "no data set" in refused.stderr
+    assert refused.stderr.splitlines()[-1] == "[]", "it is refused before anything is loaded"
 
 
 def test_shortcuts_set_the_common_settings(call: Call, digits: Path) -> None:
@@ -196,23 +199,6 @@ def test_completion(shell: str, says: str) -> None:
         completed = start(_TESSERA_COMPLETE="bash_complete", **words)
         assert completed.stdout == "plain,promote\n"
         assert completed.stderr.strip() == "[]"
-
-
-def test_families(call: Call) -> None:
-    rows = json.loads(call("families", "--json").out)
-    assert {"cnn", "resnet"} <= {row["family"] for row in rows}
-    assert all({"tiny", "base"} <= set(row["variants"]) and row["about"] for row in rows)
-    listed = call("families").out
-    assert all(row["family"] in listed and row["about"] in listed for row in rows)
-
-
-def test_formats(call: Call) -> None:
-    rows = json.loads(call("formats", "--json").out)
-    assert {"image_folder", "coco", "torchvision"} <= {row["format"] for row in rows}
-    listed = call("formats").out
-    for row in rows:
-        assert row["about"] in listed
-        assert all(f"--option {name}=" in listed for name in row["options"])
 
 
 # ── exit status ───────────────────────────────────────────────────────────────────────────────

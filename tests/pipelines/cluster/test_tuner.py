@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from models.core.errors import TesseraError
 from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Space, Uniform
 from pipelines.cluster import tuner
 from pipelines.cluster.tuner import KnownTrial, TunerOptions
@@ -103,3 +104,19 @@ def test_the_settings_are_those_that_optuna_samples() -> None:
 
 def score(settings: dict[str, Any]) -> float:
     return float(settings["optim.model.lr"] * len(settings["model.channels"]))
+
+
+def test_state_that_others_could_write_is_refused(tmp_path: Path) -> None:
+    """The state is unpickled, which can run code."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "tune"
+    folder.mkdir(mode=0o700)
+    state = folder / "tuner.pkl"
+    state.write_bytes(b"")
+    state.chmod(0o600)
+    tuner.check_owned(folder)
+    state.chmod(0o622)
+    with pytest.raises(TesseraError, match=r"tuner\.pkl can be written by others"):
+        tuner.check_owned(folder)
+    tmp_path.chmod(0o700)
+    tuner.check_owned(folder)  # nobody else can get there

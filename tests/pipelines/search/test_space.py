@@ -9,16 +9,12 @@ import pytest
 import yaml
 
 import models
-from jobs import tune
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Metric
 from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Uniform, examples
 from pipelines import recipe as recipes
-from pipelines.cluster import tuner
 from pipelines.search import space as search_space
-from pipelines.training import run
 from pipelines.training import setup as training_setup
-from pipelines.workflows import search_board
 
 UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
 
@@ -197,61 +193,3 @@ def test_unknown_searches_and_schedulers_are_refused() -> None:
         search_space.check_choices("radnom", "asha")
     with pytest.raises(UsageError, match="unknown scheduler"):
         search_space.check_choices("random", "hyperband")
-
-
-def test_pbt_with_settings_that_cannot_change_is_refused_and_creates_nothing(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The default space of the family has such settings: each is listed before anything starts."""
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
-    arguments = ["cnn", "--data", str(digits), "--scheduler", "pbt", "--set", "train.epochs=4"]
-    with pytest.raises(UsageError, match=r"train\.batch_size .*; model\.convs changes"):
-        tune.command.main(arguments, standalone_mode=False)
-    space = space_file(tmp_path, "optim.model.lr: {log_uniform: [1e-4, 1]}")
-    for more, message in (
-        ("--trials=1", "PBT needs at least 2 trials"),
-        ("--interval=4", "single generation"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            tune.command.main([*arguments, "--space", str(space), more], standalone_mode=False)
-    assert not (tmp_path / "home").exists()
-
-
-def test_a_search_has_only_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
-    spec = search_board.SearchSpec(
-        folder=tmp_path / "home" / "searches" / "one",
-        name="one",
-        recipe=recipes.start("cnn").to_json(),
-        space={},
-        search="random",
-        scheduler="pbt",
-        trials=2,
-        seed=0,
-        experiment="tessera",
-        grace_epochs=1,
-        reduction=3.0,
-        budget_seconds=None,
-    )
-    spec.write()
-    with (
-        run.locked(spec),
-        pytest.raises(TesseraError, match=r"one is being trained by host .*, process \d+"),
-    ):
-        tune.command.main(["--resume", "one"], standalone_mode=False)
-
-
-def test_state_that_others_could_write_is_refused(tmp_path: Path) -> None:
-    """The state is unpickled, which can run code."""
-    tmp_path.chmod(0o755)
-    folder = tmp_path / "tune"
-    folder.mkdir(mode=0o700)
-    state = folder / "tuner.pkl"
-    state.write_bytes(b"")
-    state.chmod(0o600)
-    tuner.check_owned(folder)
-    state.chmod(0o622)
-    with pytest.raises(TesseraError, match=r"tuner\.pkl can be written by others"):
-        tuner.check_owned(folder)
-    tmp_path.chmod(0o700)
-    tuner.check_owned(folder)  # nobody else can get there

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from pipelines import tag_names
 from pipelines.interfaces import Point, Tracker
 from pipelines.tracking import mlflow_runs, mlflow_store
 from pipelines.tracking.memory import MemoryTracker
-from pipelines.tracking.system_metrics import Sampler
 
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
@@ -353,37 +352,3 @@ def test_concurrent_runs_all_log_a_new_dataset(store: Path) -> None:
     for tracker in trackers:
         inputs = tracker._client.get_run(tracker.run_id).inputs.dataset_inputs
         assert len({one.dataset.digest for one in inputs}) == rounds
-
-
-def test_system_metrics_continue_after_a_restart(store: Path) -> None:
-    for _ in range(2):
-        tracker = open_here(store)
-        tracker.start_system_metrics(0.1)
-        tracker.start_system_metrics(0.1)
-        time.sleep(0.25)
-        tracker.finish("FINISHED")
-    names = [thread.name for thread in threading.enumerate()]
-    assert "system-metrics" not in names
-    rows = tracker._client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
-    steps = sorted(row.step for row in rows)
-    assert steps == list(range(len(steps)))
-    assert len(steps) >= 4
-
-
-def test_system_metrics_survive_an_outage() -> None:
-    away, arrived = [True], list[Point]()
-
-    def deliver(points: Sequence[Point]) -> None:
-        if away[0]:
-            raise OSError("away")
-        arrived.extend(points)
-
-    sampler = Sampler(deliver, 0.05, 3)
-    sampler.start()
-    time.sleep(0.25)
-    assert arrived == []
-    away[0] = False
-    sampler.stop()
-    assert [point.step for point in arrived] == list(range(3, 3 + len(arrived)))
-    assert len(arrived) >= 3
-    assert "system/system_memory_usage_percentage" in arrived[0].values

@@ -1,0 +1,61 @@
+"""`tessera tune`: what is refused before anything starts. Searches are in `tests/integration`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import tune
+from models.core.errors import TesseraError, UsageError
+from pipelines import recipe as recipes
+from pipelines.training import run
+from pipelines.workflows import search_board
+
+
+def space_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_pbt_with_settings_that_cannot_change_is_refused_and_creates_nothing(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default space of the family has such settings: each is listed before anything starts."""
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    arguments = ["cnn", "--data", str(digits), "--scheduler", "pbt", "--set", "train.epochs=4"]
+    with pytest.raises(UsageError, match=r"train\.batch_size .*; model\.convs changes"):
+        tune.command.main(arguments, standalone_mode=False)
+    space = space_file(tmp_path, "optim.model.lr: {log_uniform: [1e-4, 1]}")
+    for more, message in (
+        ("--trials=1", "PBT needs at least 2 trials"),
+        ("--interval=4", "single generation"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            tune.command.main([*arguments, "--space", str(space), more], standalone_mode=False)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_search_has_only_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    spec = search_board.SearchSpec(
+        folder=tmp_path / "home" / "searches" / "one",
+        name="one",
+        recipe=recipes.start("cnn").to_json(),
+        space={},
+        search="random",
+        scheduler="pbt",
+        trials=2,
+        seed=0,
+        experiment="tessera",
+        grace_epochs=1,
+        reduction=3.0,
+        budget_seconds=None,
+    )
+    spec.write()
+    with (
+        run.locked(spec),
+        pytest.raises(TesseraError, match=r"one is being trained by host .*, process \d+"),
+    ):
+        tune.command.main(["--resume", "one"], standalone_mode=False)
