@@ -8,6 +8,7 @@ The rules themselves are explained in CONTRIBUTING.md; those for words and texts
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -159,6 +160,19 @@ def test_importing_loads_no_heavy_library() -> None:
         for path in FILES
         for imported in imports(path, top_only=True)
         if imported.split(".")[0] in HEAVY
+    )
+
+
+def test_collecting_the_tests_loads_no_heavy_library() -> None:
+    """Every worker process collects all tests, and runs a part of them."""
+    libraries = (HEAVY | {"boto3", "skimage"}) - {"pycocotools"}
+    line = re.compile(rf"^(import|from) ({'|'.join(libraries)})\b", re.MULTILINE)
+    check(
+        f"{name_of(path)} imports {imported} when it is collected"
+        for path in TESTS.rglob("*.py")
+        if line.search(text_of(path))  # in a program in a string, it is no import
+        for imported in imports(path, top_only=True)
+        if imported.split(".")[0] in libraries
     )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from packed_sets import pack_set
 from PIL import Image
-from sklearn.decomposition import PCA
 
 from models.core.errors import UsageError
 
@@ -60,6 +59,8 @@ def test_pca_agrees_with_scikit_learn(
     if components == 63:  # scikit-learn allows at most as many as there are images
         assert result["mse"] < 1e-5
         return
+    from sklearn.decomposition import PCA
+
     fitted = PCA(components).fit(train)
     reconstructed = fitted.inverse_transform(fitted.transform(test)).clip(0, 1)
     assert result["mse"] == pytest.approx(np.mean((reconstructed - test) ** 2), rel=1e-3)

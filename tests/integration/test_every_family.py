@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import family_sources
-import mlflow
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -74,6 +73,8 @@ def judge(home: Path, packed: dict[str, Path]) -> str:
 def test_every_family_trains_and_predicts(
     name: str, home: Path, packed: dict[str, Path], judge: str, kept_workers: None, tmp_path: Path
 ) -> None:
+    import mlflow
+
     task = models.get(name).task
     recipe = recipe_for(name, packed, 2)
     if task.needs_judge:

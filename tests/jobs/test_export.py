@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from cli_runner import Call
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import models
 from models.core.export import ABSOLUTE
@@ -124,6 +123,8 @@ def test_the_file_predicts_the_same_without_tessera(
     form: str, home: Path, here: Path, tmp_path: Path, call: Call
 ) -> None:
     """In a new process, in a folder with nothing else."""
+    from sklearn.datasets import load_digits
+
     pixels = (load_digits().images[:7, :, :, None] * 15.9).astype(np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image[:, :, 0]).save(tmp_path / f"{number}.png")

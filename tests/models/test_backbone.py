@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 import models
@@ -38,6 +37,8 @@ def build(name: str, data: DataSpec, **settings) -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_works_on_small_grey_images_and_loads_published_weights(name):
+    import torchvision
+
     net = build(name, spec(channels=1))
     assert net.training
     assert net(torch.randn(1, 1, 32, 32)).shape == (1, 5)

@@ -26,30 +26,42 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(text_of(path))
 
 
-@cache
 def imports(path: Path, *, top_only: bool = False) -> tuple[str, ...]:
     """Dotted names that a file imports; with `top_only` those that importing the file imports."""
-    names: list[str] = []
-    for node in top_nodes(tree(path)) if top_only else _all(tree(path)):
+    everywhere, on_top = _imports(path)
+    return on_top if top_only else everywhere
+
+
+@cache
+def _imports(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    module = tree(path)
+    on_top = {id(node) for node in _statements(module, top_only=True)}
+    names: list[tuple[str, bool]] = []
+    for node in _statements(module):
+        at_once = id(node) in on_top
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names += [(alias.name, at_once) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return tuple(names)
+            names += [(f"{node.module}.{alias.name}", at_once) for alias in node.names]
+    return tuple(name for name, _ in names), tuple(name for name, at_once in names if at_once)
 
 
-def _all(module: ast.Module) -> Iterator[ast.AST]:
-    """Every statement; expressions import nothing."""
+def _statements(module: ast.Module, *, top_only: bool = False) -> Iterator[ast.AST]:
+    """Every statement, or those that run when the file is imported. Expressions import nothing."""
     stack: list[ast.AST] = [module]
     while stack:
         node = stack.pop()
         yield node
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if top_only and (is_typing or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            continue
         for field in ("body", "orelse", "finalbody", "handlers", "cases"):
             stack.extend(getattr(node, field, ()))
 
 
 def top_nodes(module: ast.Module) -> Iterator[ast.AST]:
+    """Every node, expressions too, outside of functions."""
     stack: list[ast.AST] = list(module.body)
     while stack:
         node = stack.pop()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -51,6 +50,8 @@ def test_trains_on_a_single_image_of_any_size(name, shape):
 @pytest.mark.slow
 def test_torchvisions_own_networks_fail_on_small_images():
     """Control: without our changes they raise."""
+    import torchvision
+
     for bare, size in ((torchvision.models.alexnet, 32), (torchvision.models.vgg11, 16)):
         with pytest.raises(RuntimeError, match="too small"):
             bare(num_classes=3)(torch.randn(1, 3, size, size))
@@ -62,6 +63,8 @@ def test_torchvisions_own_networks_fail_on_small_images():
 
 
 def test_layers_are_unchanged_for_large_images_or_maps():
+    import torchvision
+
     for size in (64, 96):
         net = torchvision.models.squeezenet1_1(num_classes=3)
         before = repr(net)
@@ -91,6 +94,8 @@ def test_layers_that_would_shrink_a_small_map_keep_its_size():
 )
 def test_has_the_parameters_of_torchvisions_network(family, variant, theirs):
     """The same names and shapes, for images of the size the network was designed for."""
+    import torchvision
+
     extra = {"init_weights": False} if theirs == "googlenet" else {}
     with torch.device("meta"):
         published = torchvision.models.get_model(theirs, weights=None, **extra)

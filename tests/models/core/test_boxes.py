@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import torch
-from torchvision.ops import box_iou, complete_box_iou_loss
 
 from models.core.boxes import areas, complete_iou, iou, pairwise_iou, share_inside
 
@@ -14,12 +13,16 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 
 
 def test_iou_agrees_with_torchvision():
+    from torchvision.ops import box_iou
+
     boxes, others = drawn(20, 0), drawn(30, 1)
     torch.testing.assert_close(pairwise_iou(boxes, others), box_iou(boxes, others))
     torch.testing.assert_close(iou(boxes, boxes + 3), box_iou(boxes, boxes + 3).diagonal())
 
 
 def test_complete_iou_and_its_gradient_agree_with_torchvision():
+    from torchvision.ops import complete_box_iou_loss
+
     boxes, others = drawn(40, 0).requires_grad_(), drawn(40, 1)
     theirs = complete_box_iou_loss(boxes, others, reduction="none")
     ours = 1 - complete_iou(boxes, others)

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.color import rgb2ycbcr
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
 
 from models.core.errors import TesseraError
@@ -30,6 +28,8 @@ def picture(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 33), (3, 11, 12)])
 @pytest.mark.parametrize("peak", [255, 1])
 def test_metrics_agree_with_scikit_image(shape, peak):
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
     first, second = (picture(*shape, seed=s).double() / (255 / peak) for s in (0, 1))
     arrays = first.numpy(), second.numpy()
     assert image_quality.mse(first, second) == pytest.approx(np.mean((arrays[0] - arrays[1]) ** 2))
@@ -76,6 +76,8 @@ def test_images_of_different_shapes_are_refused():
 
 def test_luma_agrees_with_bt601():
     """MATLAB's documentation: black 16, white 235; the primaries by the standard's weights."""
+    from skimage.color import rgb2ycbcr
+
     colours = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     image = torch.tensor(colours).T.reshape(3, 1, 5).byte()
     expected = [16, 235, 81.481, 144.553, 40.966]

@@ -7,7 +7,6 @@ import pickle
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 
 from models.core.errors import TesseraError
@@ -27,6 +26,8 @@ def features(count: int, size: int, seed: int) -> torch.Tensor:
 
 def by_scipy(fake: torch.Tensor, real: torch.Tensor) -> float:
     """As in the reference implementation of Heusel et al."""
+    import scipy.linalg
+
     a, b = (np.asarray(x, dtype=np.float64) for x in (fake, real))
     root = scipy.linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False))
     traces = np.trace(np.cov(a, rowvar=False)) + np.trace(np.cov(b, rowvar=False))

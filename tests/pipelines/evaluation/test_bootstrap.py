@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 import models
 from models.core.errors import TesseraError
@@ -34,6 +33,8 @@ def test_the_interval_of_a_proportion_agrees_with_the_binomial() -> None:
 
 
 def test_the_interval_agrees_with_scipy() -> None:
+    from scipy import stats
+
     values = np.random.default_rng(0).exponential(size=200)
     drawn = bootstrap.resampled_metrics(lambda p: {"mean": float(values[p].mean())}, 200, 2000)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
