@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 SERVICES = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server", "s3_server"}
 """Fixtures that start processes; a test that needs one is slow."""
 
+LOADS_MLFLOW = re.compile(
+    r"\bmlflow_settings\b|\b(own_home|prepared_store|store|trained|trained_home): Path\b"
+)
+"""Fixtures with an embedded store."""
+
 MACHINES = Path(__file__).parent / "cluster"
 """Tests that need a cluster of machines."""
 
@@ -54,15 +60,19 @@ def _text(file: str) -> str:
 @cache
 def _group(file: str) -> str:
     """Files of one group run in the same worker process, because they share something that takes
-    long to start: the Ray cluster, the S3 server, the MLflow server, or ONNX's libraries."""
+    long to start: the Ray cluster, the S3 server, the MLflow server, or the process that others
+    are forked from. Files that only load MLflow or an exporter join those with its server: to load
+    both takes a process seconds."""
     source = _text(file)
     if "ray_cluster" in source:
         return "ray"
     if "s3_server" in source:
         return "s3"
-    if "mlflow_server" in source:
+    if "gloo_ranks" in source or "fresh_process" in source:
+        return "forked"
+    if "mlflow_server" in source or file.endswith("/test_export.py"):
         return "mlflow"
-    return "export" if file.endswith("/test_export.py") else file
+    return "mlflow" if LOADS_MLFLOW.search(source) and "/integration/" not in file else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
