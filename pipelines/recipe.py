@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 import models
-from models.core.errors import UsageError, unknown
+from models.core.errors import UsageError, unknown, value_problem
 from models.metrics import custom as custom_metrics
 from pipelines import settings_file
 
@@ -400,7 +400,7 @@ def _explain(error: ValidationError, where: str = "") -> UsageError:
         known = [".".join([*siblings, name]) for name in model.model_fields]
         return unknown("recipe key", setting, known)
     value = settings_file.short(first["input"])
-    return UsageError(f"{setting} = {value}: {first['msg'].lower()}")
+    return UsageError(f"{setting} = {value}: {value_problem(first['msg'])}")
 
 
 def _text(value: Any) -> str:

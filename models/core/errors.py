@@ -72,6 +72,13 @@ def _rebuild(kind: type[TesseraError], message: str, hint: str) -> TesseraError:
     return kind(message, hint=hint)
 
 
+def value_problem(message: str) -> str:
+    """What pydantic says about a value, as the end of a sentence: without the "Value error, " that
+    it puts before our own texts."""
+    text = message.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
+
+
 def unknown(what: str, given: str, allowed: Iterable[str], *, see: str = "") -> UsageError:
     """An error for a name that doesn't exist, with the nearest one that does.
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, value_problem
 from models.core.family import DataSpec
 from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
@@ -221,7 +221,7 @@ def parse(text: str | bytes, where: str) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
-        problem = first["msg"].removeprefix("Value error, ")
+        problem = value_problem(first["msg"])
         raise TesseraError(f"{where} is not a valid card: {field}{problem}") from None
     if card.digest != card.content_digest():
         raise TesseraError(

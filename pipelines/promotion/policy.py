@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.core.errors import UsageError, nearest
+from models.core.errors import UsageError, nearest, value_problem
 from pipelines import settings_file
 
 Share = Annotated[float, Field(ge=0)]
@@ -117,5 +117,5 @@ def build(tree: Any, where: str = "the policy") -> Policy:
             raise UsageError(f"{where} has no key {key!r}", hint=hint) from None
         raise UsageError(
             f"{where}: {key or 'it'} = {settings_file.short(first['input'])}: "
-            f"{first['msg'].lower()}"
+            f"{value_problem(first['msg'])}"
         ) from None

@@ -85,6 +85,8 @@ def train(
     Raises TesseraError if the recipe, the data set or the workers can't train. Then nothing is left
     behind. With `run`, also if the run of this name was begun with other settings.
     """
+    recipe = make_recipe(what, data, variant, _changes(set, workers))  # before torch is loaded
+
     from pipelines.tracking import mlflow_registry
     from pipelines.training import run as training_run
     from pipelines.visuals.progress import show_progress
@@ -94,7 +96,7 @@ def train(
     context = context or Context.from_environment()
     if run is not None:
         run = named_runs.check_name(run)
-    setup = prepare(context, make_recipe(what, data, variant, _changes(set, workers)))
+    setup = prepare(context, recipe)
     name = model_name(setup.recipe, setup.card) if model is None else model
     name = mlflow_registry.check_name(name)
     storage = context.remote_storage
@@ -204,21 +206,25 @@ def make_recipe(
 
     Raises UsageError if there is no such family, file or setting, or if no data set is named.
     """
+    import models
     from models.core.errors import UsageError
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
     from pipelines.workflows import packaged_recipes
 
     changes = dict(changes or {})
-    if isinstance(what, recipes.Recipe):
-        recipe = what
-    else:
-        recipe = packaged_recipes.start(os.fspath(what), variant)
     if data:
         changes["data.path"] = os.fspath(data)
+    no_data = UsageError("no data set", hint="name a packed one: --data DIR")
+    if isinstance(what, recipes.Recipe):
+        recipe = what
+    elif os.fspath(what) in models.names() and not changes.get("data.path"):
+        raise no_data  # before the family, which loads torch
+    else:
+        recipe = packaged_recipes.start(os.fspath(what), variant)
     recipe = recipe.with_overrides(changes)
     if not recipe.data.path:
-        raise UsageError("no data set", hint="name a packed one: --data DIR")
+        raise no_data
     return recipe.with_overrides({"data.path": absolute_location(recipe.data.path)})
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, value_problem
 from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
 from pipelines.data.card import ANNOTATION_EXTENSIONS, SPLITS, Card
 from pipelines.data.images import open_image
@@ -172,9 +172,9 @@ def _read_lines(where: str | Path, file: str, kind: type[Row]) -> list[Row]:
         try:
             rows.append(kind.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
+            problem = value_problem(error.errors()[0]["msg"])
             raise TesseraError(
-                f"{storage.where}/{file}, line {number} can't be read: {first['msg']}",
+                f"{storage.where}/{file}, line {number} can't be read: {problem}",
                 hint="fetch or pack the data set again",
             ) from None
     return rows
