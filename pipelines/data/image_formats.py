@@ -25,6 +25,10 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _MAX_BRANDS = 256
+_HEAD_BYTES = 1 << 16
+_SUBFILE_TYPE, _REDUCED = 254, 1
+MAX_FRAMES = 10_000
+"""Of one file; further ones are not read."""
 
 
 def sniff(data: bytes) -> str | None:
@@ -63,6 +67,36 @@ def open_lazily(data: bytes, form: str) -> Image.Image:
     if form == "HEIF":
         _register_heif()
     return Image.open(io.BytesIO(data), formats=[form])
+
+
+def list_frames(data: bytes) -> list[int]:
+    """The numbers of the frames of an animation, or of the pages of a TIFF without its thumbnails;
+    [0] for other images, for what a JPEG has beside its image, and for damaged ones."""
+    form = sniff(data)
+    if form is None or not _may_have_frames(data, form):
+        return [0]
+    try:
+        with open_lazily(data, form) as image:
+            count = min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
+            if form != "TIFF" or count == 1:
+                return list(range(count))
+            return [number for number in range(count) if not _is_thumbnail(image, number)] or [0]
+    except Exception:  # Pillow's plugins raise nearly everything on damaged bytes
+        return [0]
+
+
+def _may_have_frames(data: bytes, form: str) -> bool:
+    if form == "PNG":
+        return b"acTL" in data[:_HEAD_BYTES]
+    if form == "WEBP":
+        return data[12:16] == b"VP8X" and bool(data[20] & 2)
+    return form in ("GIF", "TIFF", "HEIF", "AVIF")
+
+
+def _is_thumbnail(image: Image.Image, number: int) -> bool:
+    image.seek(number)
+    kind: int = image.tag_v2.get(_SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
+    return bool(kind & _REDUCED)
 
 
 @cache

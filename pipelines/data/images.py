@@ -11,8 +11,8 @@ The conversion:
   first is read. ICC profiles are ignored.
 - EXIF orientation is applied. An unreadable EXIF block counts as no orientation.
 - Transparency (RGBA, LA, palette or colour key) is blended with white.
-- 16-bit grey is scaled to 8 bits (0..65535 to 0..255, rounded). Float pixels are refused, because
-  their range is unknown.
+- Grey of more than 8 bits is scaled to 8 bits by the rule in `pixel_values`: 0..65535 to 0..255,
+  rounded, unless the file or the user says otherwise. Float pixels are refused without a range.
 - 1-bit pixels become 0 and 255. Palette, CMYK and YCbCr become RGB.
 - For a data set of one channel, RGB becomes grey with the ITU-R 601 weights. For one of three
   channels, grey is repeated.
@@ -36,9 +36,11 @@ from torch.nn import functional
 
 from models.core.errors import TesseraError
 from models.core.family import View
+from pipelines.data import image_reading, pixel_values
 from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
 from pipelines.data.image_formats import SUPPORTED, check_structure, open_lazily, sniff
 from pipelines.data.jpeg import FastDecoder
+from pipelines.data.pixel_values import Encoding, encoding_of
 
 Fit = Literal["stretch", "crop", "pad"]
 """How an image of another size gets the size that the network sees.
@@ -48,6 +50,7 @@ pixels, "pad" shrinks a larger image without changing its aspect ratio, never en
 black on the right and at the bottom.
 """
 _ORIENTATION = 0x0112
+_Convert = Callable[[Image.Image, Encoding, str], Image.Image]
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -68,21 +71,32 @@ def make_key(path: str | bytes) -> str:
     return f"{key[: MAX_KEY_LENGTH - len(digest) - 1]}~{digest}"
 
 
-def open_image(data: bytes, where: str) -> Image.Image:
-    """Decodes to an upright image of mode L (grey) or RGB. `where` names the image in errors.
-    Raises TesseraError as `decode_image` does."""
-    return _decode(data, where, _convert)
+def open_image(data: bytes, where: str, frame: int = 0) -> Image.Image:
+    """Decodes to an upright image of mode L (grey) or RGB. `where` names the image in errors;
+    `frame` is that of an animation, or a page. Raises TesseraError as `decode_image` does."""
+    return _decode(data, where, _convert, frame)
 
 
 def open_unconverted(data: bytes, where: str) -> Image.Image:
     """Decodes to an upright image with the mode and the values of the file. Raises TesseraError as
     `decode_image` does."""
-    return _decode(data, where, lambda image, where: image)
+    return _decode(data, where, lambda image, encoding, where: image)
 
 
-def _decode(
-    data: bytes, where: str, convert: Callable[[Image.Image, str], Image.Image]
-) -> Image.Image:
+def undeclared_maximum(data: bytes, where: str) -> int | None:
+    """The highest value of a grey image of more than 8 bits whose file doesn't say what its highest
+    value can be; None for other images. Raises TesseraError as `decode_image` does."""
+    found: list[int | None] = []
+
+    def note(image: Image.Image, encoding: Encoding, where: str) -> Image.Image:
+        found.append(pixel_values.undeclared_maximum(image, encoding))
+        return image
+
+    _decode(data, where, note)
+    return found[0]
+
+
+def _decode(data: bytes, where: str, convert: _Convert, frame: int = 0) -> Image.Image:
     form = sniff(data)
     if form is None:
         problem = "is empty" if not data else f"begins with {bytes(data[:8])!r}"
@@ -94,9 +108,12 @@ def _decode(
     _ignore_pillow_warnings()
     try:
         with open_lazily(data, form) as image:
+            if frame:
+                image.seek(frame)
             _check_size(image.size, where)
             image.load()
-            return convert(_turn_upright(image), where)
+            encoding = encoding_of(image, data, where)
+            return convert(_turn_upright(image), encoding, where)
     except TesseraError:
         raise
     except MemoryError:
@@ -229,16 +246,11 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def _convert(image: Image.Image, where: str) -> Image.Image:
+def _convert(image: Image.Image, encoding: Encoding, where: str) -> Image.Image:
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image.copy() if image.readonly else image
-    if image.mode == "F":
-        raise TesseraError(
-            f"{where} has float pixels, whose range is unknown",
-            hint="convert it to 8 or 16 bits",
-        )
-    if image.mode.startswith("I"):
-        return _to_8_bits(image, where)
+    if image.mode in pixel_values.WIDE_MODES:
+        return pixel_values.to_8_bits(image, encoding, image_reading.current(), where)
     grey = image.mode in _GREY_MODES
     if image.has_transparency_data:
         # Pillow applies a colour key only when it converts to RGBA.
@@ -246,16 +258,6 @@ def _convert(image: Image.Image, where: str) -> Image.Image:
         background = Image.new("RGBA", foreground.size, "white")
         return Image.alpha_composite(background, foreground).convert("L" if grey else "RGB")
     return image.convert("L" if grey else "RGB")
-
-
-def _to_8_bits(image: Image.Image, where: str) -> Image.Image:
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise TesseraError(
-            f"{where} has integer pixels outside 0 to 65535",
-            hint="convert it to 8 or 16 bits",
-        )
-    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _ignore_pillow_warnings() -> None:

@@ -51,6 +51,7 @@ class Item:
     split    None if the source doesn't assign one
     row      its position in the source, for the importer
     problem  (reason, details) if the listing already shows that it can't be packed
+    frame    its frame in an animation, or its page; None for the first, where others aren't read
     """
 
     key: str
@@ -59,6 +60,7 @@ class Item:
     split: Split | None = None
     row: int = 0
     problem: tuple[str, str] | None = None
+    frame: int | None = None
 
 
 def _no_files(item: Item) -> tuple[Path, ...]:

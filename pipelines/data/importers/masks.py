@@ -45,6 +45,7 @@ from pipelines.data.importers.support.mask_files import (
     looks_like_mask,
     read_mask,
     read_soft_mask,
+    turn_upright,
 )
 from pipelines.data.importers.support.mask_lists import find_lists
 from pipelines.data.importers.support.mask_pairs import (
@@ -55,6 +56,11 @@ from pipelines.data.importers.support.mask_pairs import (
     rivals,
 )
 from pipelines.data.importers.support.mask_tables import find_class_list
+from pipelines.data.importers.support.object_lists import (
+    EXIF_OPTION,
+    open_canvas,
+    read_exif_option,
+)
 from pipelines.data.importers.support.reading import (
     choose,
     image_size,
@@ -63,6 +69,7 @@ from pipelines.data.importers.support.reading import (
     read_inside,
     split_of,
 )
+from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_folders
 
 NAME = "masks"
@@ -75,6 +82,7 @@ OPTIONS: Mapping[str, str] = {
     "masks": "the folder of the masks, where there are several",
     "mask_suffix": "what is added to an image's name for its mask: _segmentation",
     "split": "train, val or test: the split of all images",
+    **EXIF_OPTION,
 }
 _PEEKED = 3
 _GIVEN_CLASSES = ("classes", "colours", "values", "threshold")
@@ -124,7 +132,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         classes=mask_classes.classes,
         items=items,
         load=partial(load, folder),
-        annotate=partial(_annotate, folder, paths, mask_classes),
+        annotate=partial(_annotate, folder, paths, mask_classes, read_exif_option(options)),
         files=partial(_files, folder, paths),
         notes=(mask_classes.note,),
         folder=folder,
@@ -230,16 +238,24 @@ def _read_masks(folder: Path, paths: Sequence[str]) -> Iterator[tuple[str, MaskP
         raise first
 
 
-def _annotate(folder: Path, paths: Sequence[str], mask_classes: MaskClasses, item: Item) -> Mask:
+def _annotate(
+    folder: Path, paths: Sequence[str], mask_classes: MaskClasses, exif: str, item: Item
+) -> Mask:
     path = paths[item.row]
     data = read_inside(folder, path)
     if mask_classes.threshold is None:
         raw = read_mask(data, path)
     else:
         raw = read_soft_mask(data, path, mask_classes.threshold)
-    size = image_size(read_inside(folder, item.origin), item.origin)
-    check_mask_size(raw.pixels.shape[:2], size, path)
-    return Mask(mask_classes.apply(raw, path))
+    image = read_inside(folder, item.origin)
+    size = (raw.pixels.shape[0], raw.pixels.shape[1])
+    try:
+        canvas = open_canvas(image, item.origin, exif, size)
+    except SampleError as error:
+        if error.reason == "annotation of another size":
+            check_mask_size(size, image_size(image, item.origin), path)
+        raise
+    return Mask(turn_upright(mask_classes.apply(raw, path), canvas.orientation))
 
 
 def _files(folder: Path, paths: Sequence[str], item: Item) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.core.errors import TesseraError, UsageError, unknown
-from pipelines.data import importers
+from pipelines.data import image_reading, importers
 from pipelines.data.card import SPLITS
 from pipelines.data.file_kinds import could_be_labels
 from pipelines.data.sources import (
@@ -38,12 +38,14 @@ SHOWN_CLASSES = 20
 
 
 class Format(NamedTuple):
-    """The importer of a source. `why` says, for the user, how it was chosen."""
+    """The importer of a source and its options. `why` says, for the user, how it was chosen;
+    `image_options` are those that say how images are read."""
 
     name: str
     importer: Importer
     options: dict[str, str]
     why: str
+    image_options: dict[str, str] = {}
 
 
 def choose(source: str, format: str | None, options: Mapping[str, str]) -> Format:
@@ -59,12 +61,19 @@ def choose(source: str, format: str | None, options: Mapping[str, str]) -> Forma
         name, _, word = format.partition(":")  # the word is short for the option `name`
     importer = importers.get(name)
     given = {**options, **({"name": word} if word else {})}
+    of_images = {
+        option: given.pop(option)
+        for option in [*given]
+        if option in image_reading.OPTIONS
+        and option not in importer.OPTIONS
+        and hasattr(importer, "read")
+    }
     for option in given:
         if option not in importer.OPTIONS:
             if not importer.OPTIONS:
                 raise UsageError(f"{name} takes no options", hint=f"leave {option!r} out")
             raise unknown(f"option of {name}", option, importer.OPTIONS)
-    return Format(name, importer, given, why)
+    return Format(name, importer, given, why, of_images)
 
 
 def recognise(source: str) -> tuple[str, str]:

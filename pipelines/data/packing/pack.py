@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.core.errors import UsageError, unknown
+from pipelines.data import image_reading
 from pipelines.data.card import FILE, SPLITS, Card
+from pipelines.data.image_reading import reading_images
 from pipelines.data.packing import account as account_file
-from pipelines.data.packing import formats, in_place
+from pipelines.data.packing import formats, image_checks, in_place
 from pipelines.data.packing import plan as packing_plan
 from pipelines.data.packing.account import account_for
 from pipelines.data.packing.formats import Format
@@ -54,10 +56,7 @@ def pack(
     shard_samples    most samples in a shard; by default as many as fit in 64 MiB
     resize, quality  images whose shorter side has more than `resize` pixels are shrunk; `quality`
                      is that of the JPEGs that this makes
-    allow_rejected   how many samples may fail their check: a number, or a share such as "0.5%"
     allow_unused     patterns of files that no sample has to use, such as "extra/*"
-    is
-                     that of the JPEGs that this makes
     allow_rejected   how many images, and how many objects, may fail their check: a number, or a
                      share such as "0.5%"
     drop             "boxes" drops a damaged object; otherwise its image is rejected
@@ -97,17 +96,19 @@ def pack(
             progress=progress,
             notify=notify,
         )
-    with stage(to) as staged:
+    reading = image_reading.parse_options(chosen.image_options)
+    with stage(to) as staged, reading_images(reading):
         found = _read(chosen, source, str(to), notify)
         account = account_for(found, allow_unused)
         if account:
             notify(str(account))
             account.check()
+        image_checks.check_range(found, reading)
         bare = replace(found, items=(), shared_files=())
-        spec = PackSpec(bare, staged.storage.where, None, "", resize, quality, bool(drop))
+        spec = PackSpec(bare, staged.storage.where, None, "", resize, quality, bool(drop), reading)
         how = {
             "format": chosen.name,
-            "options": chosen.options,
+            "options": {**chosen.options, **chosen.image_options},
             "seed": seed,
             "resize": [resize, quality],
         }
@@ -117,6 +118,8 @@ def pack(
         if labels:
             how["unseen"] = sorted(labels)
         _report_missing_splits(found, notify)
+        if reading.all_frames:
+            found = image_checks.expand_frames(found, seed)
         plan = packing_plan.make_plan(
             found, spec, seed=seed, shard_samples=shard_samples, unseen=labels
         )

@@ -99,7 +99,8 @@ def digest(plan: PackPlan, source: Source, how: Mapping[str, Any]) -> str:
         total.update(f"\n{shard_plan.path}\n".encode())
         for item in shard_plan.items:
             values = (item.key, item.origin, item.label, item.row, item.problem)
-            total.update(json.dumps(values).encode())
+            frame = () if item.frame is None else (item.frame,)
+            total.update(json.dumps([*values, *frame]).encode())
     return total.hexdigest()
 
 

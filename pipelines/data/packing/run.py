@@ -112,6 +112,11 @@ class PackRun:
         statistics = ImageStatistics()
         for record in self._records.values():
             statistics.merge(record.statistics)
+        if count := statistics.several_frames:
+            self._notify(
+                f"{count:,} files have several frames or pages: the first is packed; to pack all: "
+                "--option frames=all"
+            )
         splits = {split: self._finish(split) for split in SPLITS}
         data = self._spec.source
         return Card(

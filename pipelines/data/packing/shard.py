@@ -23,7 +23,8 @@ from pipelines.data import annotations as annotation_ops
 from pipelines.data import duplicates
 from pipelines.data.annotations import Damage, Objects
 from pipelines.data.card import Shard, Split
-from pipelines.data.image_formats import sniff
+from pipelines.data.image_formats import list_frames, sniff
+from pipelines.data.image_reading import ImageReading, reading_images
 from pipelines.data.images import encode_png, open_image
 from pipelines.data.packing import shard_records
 from pipelines.data.packing.shard_records import ShardRecord
@@ -36,6 +37,8 @@ from pipelines.storage.open import open_storage
 
 TWO_SPLITS = "image in two splits"
 _EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_PNG_DEPTH = 24
+"""Where a PNG has the number of bits of a channel."""
 _QUALITY = 90
 _REDUCING_GAP = 3.0
 """Pillow shrinks by integer factors first, to this many times the size; the result looks the
@@ -53,6 +56,7 @@ class PackSpec:
     resize   images whose shorter side has more pixels are shrunk to it
     quality  of the JPEGs that shrinking makes; None keeps PNGs as PNGs
     drop     whether a damaged object is dropped; otherwise its image is rejected
+    reading  how image files are read
     """
 
     source: Source
@@ -62,6 +66,7 @@ class PackSpec:
     resize: int | None = None
     quality: int | None = None
     drop: bool = False
+    reading: ImageReading = field(default_factory=ImageReading)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Sample(NamedTuple):
     fingerprint  of the original image
     counts       1 for its class, or its objects or pixels of each class
     dropped      objects that are left out
+    frames       of its file, of which it is one
     """
 
     packed: Packed
@@ -89,6 +95,7 @@ class Sample(NamedTuple):
     fingerprint: bytes
     counts: list[int]
     dropped: tuple[Damage, ...] = ()
+    frames: int = 1
 
 
 def pack_shard(
@@ -146,6 +153,7 @@ class _ShardContents:
             step()
             if sample is not None:
                 self.statistics.add(sample.image, counted=shard_plan.split == "train")
+                self.statistics.add_frames(sample.frames)
                 self.counts += np.array(sample.counts, np.int64)
                 self.fingerprints.append(sample.fingerprint)
                 self._note_dropped(spec.source, item, sample.dropped)
@@ -175,14 +183,20 @@ class _ShardContents:
 
 def prepare(spec: PackSpec, item: Item) -> Sample:
     """An item as it is packed. Raises TesseraError, mostly SampleError, for one that can't be."""
+    with reading_images(spec.reading):
+        return _prepare(spec, item)
+
+
+def _prepare(spec: PackSpec, item: Item) -> Sample:
     if item.problem:
         raise SampleError(*item.problem)
     source = spec.source
     data = source.load(item)
-    image = open_image(data, item.origin)
+    frames = 1 if item.frame is not None else len(list_frames(data))
+    image = open_image(data, item.origin, item.frame or 0)
     annotation, dropped = _annotate(spec, item, image) if source.annotate else (None, ())
     small = _shrink(image, spec.resize)
-    extension = _EXTENSION.get(sniff(data) or "")
+    extension = None if _is_converted(spec, item, data) else _EXTENSION.get(sniff(data) or "")
     if small is not image:
         extension, data = _encode(small, sniff(data), spec.quality)
     elif extension is None:
@@ -201,14 +215,22 @@ def prepare(spec: PackSpec, item: Item) -> Sample:
             fingerprint,
             counts,
             dropped,
+            frames,
         )
     counts = [0] * len(source.classes)
     if source.task != "classification":
-        return Sample(Packed(item.key, image_member), small, fingerprint, counts)
+        return Sample(Packed(item.key, image_member), small, fingerprint, counts, (), frames)
     label = _label(source, item)
     counts[label] = 1
     packed = Packed(item.key, image_member, ("cls", b"%d" % label), label)
-    return Sample(packed, small, fingerprint, counts)
+    return Sample(packed, small, fingerprint, counts, (), frames)
+
+
+def _is_converted(spec: PackSpec, item: Item, data: bytes) -> bool:
+    """Whether the file, read on its own, has other pixels than those of the sample: it has other
+    frames, or the user says what its values mean."""
+    wide = sniff(data) == "PNG" and data[_PNG_DEPTH] == 16
+    return item.frame is not None or (spec.reading.range is not None and wide)
 
 
 def _label(source: Source, item: Item) -> int:

@@ -38,6 +38,7 @@ class ImageCounts(BaseModel):
     sizes   min and max height, min and max width; None without images
     colour  whether an image has three channels
     pixels  how often each value occurs: int64 (4, 256) of grey, red, green, blue
+    several_frames  how many files have frames that are not read
     """
 
     model_config = ConfigDict(
@@ -46,6 +47,7 @@ class ImageCounts(BaseModel):
     sizes: tuple[int, int, int, int] | None
     colour: bool
     pixels: bytes
+    several_frames: int = 0
 
 
 class ImageStatistics:
@@ -59,6 +61,7 @@ class ImageStatistics:
         self._sizes: tuple[int, int, int, int] | None = None
         self._colour = False
         self._pixels = np.zeros((4, 256), np.int64)
+        self.several_frames = 0
 
     def add(self, image: Image.Image, *, counted: bool) -> None:
         """Adds an image of mode L or RGB; `counted` if it is of train."""
@@ -69,14 +72,24 @@ class ImageStatistics:
             counts = self._pixels[1:] if image.mode == "RGB" else self._pixels[:1]
             counts += np.array(image.histogram(), np.int64).reshape(-1, 256)
 
+    def add_frames(self, frames: int) -> None:
+        """Counts a file with this many frames, of which one is read."""
+        self.several_frames += frames > 1
+
     def counts(self) -> ImageCounts:
-        return ImageCounts(sizes=self._sizes, colour=self._colour, pixels=self._pixels.tobytes())
+        return ImageCounts(
+            sizes=self._sizes,
+            colour=self._colour,
+            pixels=self._pixels.tobytes(),
+            several_frames=self.several_frames,
+        )
 
     def merge(self, other: ImageCounts) -> None:
         """Adds the counts of another object."""
         if other.sizes:
             self._widen(other.sizes)
         self._colour |= other.colour
+        self.several_frames += other.several_frames
         self._pixels += np.frombuffer(other.pixels, np.int64).reshape(4, 256)
 
     def card(self) -> ImageCard:

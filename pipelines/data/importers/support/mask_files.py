@@ -79,6 +79,20 @@ def read_soft_mask(data: bytes, where: str, threshold: int) -> MaskPixels:
     return MaskPixels(np.where(grey >= threshold, 255, 0).astype(np.uint8), colours=False)
 
 
+def turn_upright(pixels: Array, orientation: int) -> Array:
+    """(H, W) as it is stored -> upright, by the EXIF orientation of its image, 1 to 8."""
+    turned = {
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.T,
+        6: np.rot90(pixels, -1),
+        7: pixels.T[::-1, ::-1],
+        8: np.rot90(pixels, 1),
+    }
+    return np.ascontiguousarray(turned.get(orientation, pixels))
+
+
 def looks_like_mask(data: bytes, where: str) -> bool:
     """Whether an image has few values, as a mask has, rather than those of a photo. Raises
     TesseraError for an image that can't be read."""

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import sample_sources
 from layouts.base import picture
+from layouts.pixels import mask as write_mask
+from layouts.pixels import regions
 from PIL import Image
 from sample_sources import HEIGHT, WIDTH
 
@@ -21,6 +23,7 @@ from pipelines.data.annotations import (
     check,
     count,
 )
+from pipelines.data.images import open_image
 from pipelines.data.importers import image_folder, masks
 from pipelines.data.sample_error import SampleError
 from pipelines.data.sources import AmbiguousError, Source
@@ -255,6 +258,29 @@ def test_jpeg_masks_alone_say_why_and_what_helps(tmp_path: Path) -> None:
         masks.read(str(folder), {"threshold": "0"})
     with pytest.raises(UsageError, match="values and threshold don't go together"):
         masks.read(str(folder), {"threshold": "9", "values": "a=0"})
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_masks_of_the_stored_pixels_are_turned_on_request(tmp_path: Path, orientation: int) -> None:
+    """A mask that was painted before a camera's orientation was applied."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = regions(1, 3)
+    (tmp_path / "images").mkdir()
+    image = Image.fromarray(stored * np.uint8(100))
+    image.convert("RGB").save(tmp_path / "images" / "0.png", exif=exif)
+    write_mask(tmp_path / "masks" / "0.png", stored)
+    source = masks.read(str(tmp_path), {"exif": "stored"})
+    assert source.annotate is not None
+    found = source.annotate(source.items[0])
+    assert isinstance(found, Mask)
+    upright = np.asarray(open_image(source.load(source.items[0]), "x"))[..., 0] // 100
+    np.testing.assert_array_equal(found.pixels, upright)
+    plain = masks.read(str(tmp_path), {})
+    assert plain.annotate is not None
+    if orientation >= 5:
+        with pytest.raises(SampleError, match="--option exif=stored"):
+            plain.annotate(plain.items[0])
 
 
 def test_the_real_membranes_have_the_documented_counts(tmp_path: Path) -> None:
