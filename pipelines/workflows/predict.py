@@ -283,7 +283,7 @@ def _path(path: StrPath | None) -> Path | None:
 def _outputs(
     predictor: Predictor, options: PredictionOptions, version: Version
 ) -> Iterator[dict[str, Any]]:
-    files = PredictionFiles(predictor, options)
+    files = PredictionFiles(predictor, options.annotated, options.results)
     if options.samples:
         for number, prediction in enumerate(predictor.generate(options.samples, options.seed)):
             name = f"sample-{number:05d}"

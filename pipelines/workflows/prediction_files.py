@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from models.core.family import Prediction
     from pipelines.inference.inputs import ImageInput
     from pipelines.inference.predictor import Predictor
-    from pipelines.workflows.predict import PredictionOptions
 
 COCO_FILE = "results.json"
 
@@ -24,9 +23,9 @@ COCO_FILE = "results.json"
 class PredictionFiles:
     """The image and result files of one call."""
 
-    def __init__(self, predictor: Predictor, options: PredictionOptions) -> None:
+    def __init__(self, predictor: Predictor, annotated: Path | None, results: Path | None) -> None:
         self._predictor = predictor
-        self._annotated, self._results = options.annotated, options.results
+        self._annotated, self._results = annotated, results
         self._names: set[str] = set()
         self._objects: list[dict[str, Any]] = []
         self._images = 0
