@@ -75,7 +75,11 @@ def command(
         found = doctor.check_cluster(context, data=data, timeout_seconds=timeout_seconds)
         click.echo(_REPORT + json.dumps([asdict(finding) for finding in found]))
         return 0
-    findings = [*doctor.check_versions(), *doctor.check_tracking(context.tracking_uri)]
+    findings = [
+        *doctor.check_versions(),
+        *doctor.check_tracking(context.tracking_uri),
+        doctor.check_private(context),
+    ]
     if not as_json:
         show(findings)
     cluster = check_cluster(context, data, timeout_seconds)
@@ -91,7 +95,7 @@ def use_local_services() -> None:
     """Uses what `tessera up` started, unless the environment names another cluster."""
     up = local_services.load(Context.from_environment().home)
     if up and "RAY_ADDRESS" not in os.environ and all(map(local_services.is_alive, up.services)):
-        for name, value in up.environment.items():
+        for name, value in local_services.with_password(up.environment).items():
             os.environ.setdefault(name, value)
 
 
@@ -172,7 +176,7 @@ def run_limited(
         env={**os.environ, "PYTHONPATH": path, **(variables or {})},
         start_new_session=True,
     )
-    began = psutil.Process(child.pid).create_time()
+    began = local_services.start_time(psutil.Process(child.pid))
     try:
         out, errors = child.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:

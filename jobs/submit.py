@@ -7,7 +7,6 @@ files on its machines, log a job in.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -88,15 +87,16 @@ def command(
             "token with RAY_AUTH_TOKEN_PATH if it requires a token)",
         )
     from pipelines.cluster.jobs import Jobs
+    from pipelines.cluster.session import user_name
 
-    if note := unsent_secrets():
+    if note := unsent_secrets(local):
         click.echo(note, err=True)
     cluster = Jobs(address)
     job = cluster.submit(
         shlex.join(["python", "-m", f"jobs.{verb}", *settle_paths(verb, arguments)]),
         source=source_root(),
         environment=environment_for_job(local),
-        metadata={"verb": verb, "user": getpass.getuser(), "job_submission": "tessera submit"},
+        metadata={"verb": verb, "user": user_name(), "job_submission": "tessera submit"},
     )
     if no_wait:
         show(as_json, job)
@@ -180,13 +180,15 @@ def find_cluster() -> tuple[str, bool]:
             hint="start one with `tessera up`, or set RAY_API_SERVER_ADDRESS=http://HOST:8265",
         )
     if address == ours and up:
-        os.environ.update(up.environment)
+        os.environ.update(local_services.with_password(up.environment))
         os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the cluster's own
     return address, address == ours
 
 
 def environment_for_job(local: bool) -> dict[str, str]:
     """What the job gets on top of the cluster's own environment."""
+    from pipelines.cluster.session import user_name
+
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     tracking = os.environ.get("MLFLOW_TRACKING_URI") or ""
     host = urlsplit(tracking).hostname or ""
@@ -199,16 +201,18 @@ def environment_for_job(local: bool) -> dict[str, str]:
         environment["TESSERA_HOME"] = str(Context.from_environment().home)
     if commit := git("rev-parse", "HEAD"):
         # MLflow reads these tags from the variable: the code that is sent has no git history.
-        tags = {"mlflow.source.git.commit": commit, "mlflow.user": getpass.getuser()}
+        tags = {"mlflow.source.git.commit": commit, "mlflow.user": user_name()}
         if branch := git("branch", "--show-current"):
             tags["mlflow.source.git.branch"] = branch
         environment["MLFLOW_RUN_CONTEXT"] = json.dumps(tags)
     return environment
 
 
-def unsent_secrets() -> str:
-    """A line that names the submitter's secrets, which the job doesn't get; empty without any."""
-    held = [name for name in _SECRETS if os.environ.get(name)]
+def unsent_secrets(local: bool) -> str:
+    """A line that names the submitter's secrets, which the job doesn't get; empty without any.
+    What `tessera up` started has its login to MLflow already."""
+    own = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD") if local else ()
+    held = [name for name in _SECRETS if os.environ.get(name) and name not in own]
     tracking = os.environ.get("MLFLOW_TRACKING_URI") or ""
     if without_password(tracking) != tracking:
         held.append("the password in MLFLOW_TRACKING_URI")

@@ -11,8 +11,8 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -24,6 +24,8 @@ from models.core.errors import TesseraError
 from pipelines.workflows.context import Context
 
 _START_SECONDS = 120
+USER = "tessera"
+"""Of MLflow's server."""
 
 
 GROUP = "services"
@@ -68,9 +70,11 @@ def start(
         local_services.require_free(port, service="Ray", option=option)
     local_services.require_free(mlflow_port, service="MLflow", option="--mlflow-port")
 
-    scratch = tempfile.mkdtemp(prefix="tessera-ray-")
-    environment = environment_of(home, ray_port, dashboard_port, mlflow_port)
-    up = Services((), environment, scratch)
+    from pipelines.cluster import session
+
+    scratch = session.make_private_folder()
+    environment = environment_of(home, scratch, ray_port, dashboard_port, mlflow_port)
+    up = Services((), environment, str(scratch))
     deadline = time.monotonic() + _START_SECONDS
     try:
         for name, address, argv in (
@@ -79,9 +83,8 @@ def start(
         ):
             if name == "mlflow":  # while Ray starts
                 prepare_store(home)
-            up = Services(
-                (*up.services, spawn(home, name, address, argv, environment)), environment, scratch
-            )
+            service = spawn(home, name, address, argv, up)
+            up = replace(up, services=(*up.services, service))
             local_services.save(up, home)
         for service in up.services:
             local_services.wait_until_healthy(service, environment, deadline)
@@ -108,9 +111,13 @@ def prepare_store(home: Path) -> None:
 
 
 def environment_of(
-    home: Path, ray_port: int, dashboard_port: int, mlflow_port: int
+    home: Path, scratch: Path, ray_port: int, dashboard_port: int, mlflow_port: int
 ) -> dict[str, str]:
-    """What a shell or a job needs to find the services."""
+    """What a shell or a job needs to find the services, without the password of MLflow, which is in
+    a file."""
+    from pipelines.cluster import session
+
+    password = session.write_private(scratch / "mlflow-password", secrets.token_hex(16))
     return {
         "RAY_ADDRESS": f"{HOST}:{ray_port}",
         "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{dashboard_port}",
@@ -120,6 +127,8 @@ def environment_of(
         # them; this switch, made for macOS and Windows, keeps it on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
+        "MLFLOW_TRACKING_USERNAME": USER,
+        local_services.PASSWORD_PATH: str(password),
     }
 
 
@@ -131,10 +140,9 @@ def write_token(home: Path) -> Path:
         value = local_services.token(os.environ)
     if not value and path.exists():
         value = path.read_text()
-    path.unlink(missing_ok=True)  # so that the mode is ours from the first byte
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(value.strip() or secrets.token_hex(32))
-    return path
+    from pipelines.cluster import session
+
+    return session.write_private(path, value.strip() or secrets.token_hex(32))
 
 
 def ray_command(up: Services, cpus: int | None) -> list[str]:
@@ -156,13 +164,33 @@ def mlflow_command(home: Path, port: int) -> list[str]:
     # Artifacts go to the same folder as without a server, so that both share one store.
     artifacts = str(mlflow_store.embedded_artifacts(home))
     files = ["--default-artifact-root", artifacts, "--no-serve-artifacts"]
-    where = ["--host", HOST, "--port", str(port), "--workers", "1"]
+    where = ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "basic-auth"]
     return [sys.executable, "-m", "mlflow", "server", *where, *store, *files]
 
 
-def spawn(
-    home: Path, name: str, address: str, argv: list[str], environment: dict[str, str]
-) -> Service:
+def login_variables(scratch: Path, password: str) -> dict[str, str]:
+    """What MLflow's server needs for a login of its own, without which every user of the machine
+    could change runs and move aliases. Its users are in `scratch`, new with every start."""
+    from pipelines.cluster import session
+
+    settings = {
+        "default_permission": "NO_PERMISSIONS",
+        "database_uri": f"sqlite:///{scratch}/mlflow-users.db",
+        "admin_username": USER,
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        "grant_default_workspace_access": "false",
+        "auth_cache_ttl_seconds": "300",  # otherwise each request costs the hash of a password
+    }
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    file = session.write_private(scratch / "mlflow-login.ini", "\n".join(["[mlflow]", *lines]))
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(file),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
+
+
+def spawn(home: Path, name: str, address: str, argv: list[str], up: Services) -> Service:
     """Starts one service as the leader of a session of its own, its output in a log."""
     import psutil
 
@@ -170,14 +198,18 @@ def spawn(
 
     log = home / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.chmod(0o700)
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    own = dict(environment)
+    own = local_services.with_password(up.environment)
+    own.pop(local_services.PASSWORD_PATH)
     if name == "ray":
         own.pop("RAY_ADDRESS")  # each job gets it from the cluster
     # All jobs inherit this environment, so they use the same Python and the same folders.
     own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own["TESSERA_HOME"] = str(home)
     server = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    if name == "mlflow":
+        server |= login_variables(Path(up.scratch), own["MLFLOW_TRACKING_PASSWORD"])
     with log.open("w") as out:
         child = subprocess.Popen(
             argv,
@@ -188,15 +220,26 @@ def spawn(
             env={**mlflow_runs.settings(), **inherited, **server, **own},
             start_new_session=True,
         )
-    return Service(name, child.pid, psutil.Process(child.pid).create_time(), address, str(log))
+    began = local_services.start_time(psutil.Process(child.pid))
+    return Service(name, child.pid, began, address, str(log))
 
 
 def show(up: Services, home: Path) -> None:
     from jobs.shared.terminal import show_facts
 
     dashboard = up.environment["RAY_API_SERVER_ADDRESS"]
-    pages = local_services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"])
-    show_facts({"ray": dashboard, "mlflow": pages, "logs": str(home / "logs")})
+    password = local_services.with_password(up.environment).get("MLFLOW_TRACKING_PASSWORD", "")
+    login = f"{USER}:{password}"
+    pages = local_services.mlflow_pages(up.environment["MLFLOW_TRACKING_URI"], login=login)
+    file = up.environment[local_services.PASSWORD_PATH]
+    show_facts(
+        {
+            "ray": dashboard,
+            "mlflow": pages,
+            "login": f"user {USER}, and what is in {file}",
+            "logs": str(home / "logs"),
+        }
+    )
     click.echo('\nfor this shell (or: eval "$(tessera status --exports)"):\n')
     click.echo(local_services.exports(up.environment))
 

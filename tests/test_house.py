@@ -47,7 +47,7 @@ ROOMS = {
     "onnx": "pipelines/inference/",
     "onnxscript": "pipelines/inference/",
     "onnxruntime": "pipelines/inference/",
-    "torch.distributed": "pipelines/training/distributed.py",
+    "torch.distributed": ("pipelines/training/distributed.py", "pipelines/cluster/rendezvous.py"),
 }
 """The only folder or file that may import a library."""
 

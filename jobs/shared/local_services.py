@@ -6,6 +6,7 @@ are alive and healthy. Must not load Ray or MLflow: the state must be there with
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import fcntl
@@ -29,14 +30,16 @@ from models.core.errors import TesseraError
 from pipelines.storage.atomic import write_json_atomic
 
 HOST = "127.0.0.1"
+PASSWORD_PATH = "TESSERA_MLFLOW_PASSWORD_PATH"
+"""The variable with the file of the password of MLflow's server."""
 _VIEW = "workflowType=machine_learning"  # without it MLflow opens its GenAI view
 _STOP_SECONDS = 45  # Ray drains a node for up to 30 s after SIGTERM
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process that we started, with its children. `began` is its start time in seconds since
-    1970: it distinguishes the process from a later one with the same number."""
+    """A process that we started, with its children. `began` is its `start_time`: it distinguishes
+    the process from a later one with the same number."""
 
     name: str
     pid: int
@@ -79,12 +82,14 @@ def load(home: Path) -> Services | None:
 
 def save(services: Services, home: Path) -> None:
     write_json_atomic(record_path(home), dataclasses.asdict(services))
+    record_path(home).chmod(0o600)
 
 
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
     """Lets only one `up` or `down` work in a folder at a time."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, exist_ok=True)
     with open(home / "services.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,12 +101,33 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
+def with_password(environment: dict[str, str]) -> dict[str, str]:
+    """The environment with MLflow's password, from the file that it names, if it can be read."""
+    complete = dict(environment)
+    with contextlib.suppress(KeyError, OSError):
+        complete["MLFLOW_TRACKING_PASSWORD"] = Path(environment[PASSWORD_PATH]).read_text()
+    return complete
+
+
 def exports(environment: dict[str, str]) -> str:
-    """Lines for a shell."""
-    return "\n".join(f"export {name}={shlex.quote(v)}" for name, v in environment.items())
+    """Lines for a shell. They read the password from its file: what is printed has none."""
+    lines = [f"export {name}={shlex.quote(v)}" for name, v in environment.items()]
+    if path := environment.get(PASSWORD_PATH):
+        lines.append(f'export MLFLOW_TRACKING_PASSWORD="$(cat {shlex.quote(path)})"')
+    return "\n".join(lines)
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────
+
+
+def start_time(process: psutil.Process) -> float:
+    """When a process was started, in seconds since the machine was, which no change of the clock
+    moves; without /proc by the clock, in seconds since 1970. Raises psutil.NoSuchProcess."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return float(process.create_time())
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(service: Service) -> bool:
@@ -109,8 +135,8 @@ def is_alive(service: Service) -> bool:
         process = psutil.Process(service.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return bool(abs(process.create_time() - service.began) < 2)
-    except psutil.NoSuchProcess:
+        return bool(abs(start_time(process) - service.began) < 2)
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return False
 
 
@@ -119,7 +145,7 @@ def processes(service: Service) -> list[psutil.Process]:
     session isn't reused while a process of the session lives."""
     try:
         leader: psutil.Process | None = psutil.Process(service.pid)
-        if leader and abs(leader.create_time() - service.began) >= 2:
+        if leader and abs(start_time(leader) - service.began) >= 2:
             return []  # another process has the number now: ours has ended
         members = {leader.pid: leader} if leader else {}
     except psutil.NoSuchProcess:
@@ -209,12 +235,17 @@ def health(service: Service, environment: dict[str, str]) -> str:
     return probe_url(f"{service.address}/health")
 
 
-def mlflow_pages(address: str, experiment: str = "tessera") -> str:
-    """The page of the trainings: the runs of the experiment, once it exists."""
+def mlflow_pages(address: str, experiment: str = "tessera", *, login: str = "") -> str:
+    """The page of the trainings: the runs of the experiment, once it exists. `login` is
+    USER:PASSWORD."""
     url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(url)
+    if login:
+        encoded = base64.b64encode(login.encode()).decode("ascii")
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
     try:
-        with opener.open(url, timeout=3) as response:
+        with opener.open(request, timeout=3) as response:
             number = json.load(response)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return f"{address}/#/experiments?{_VIEW}"

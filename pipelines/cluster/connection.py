@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import TesseraError
+from pipelines.cluster import session
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SHUTDOWN_SECONDS = 30.0
@@ -72,6 +73,7 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    session.protect_token()
     if address:
         _check_answers(address)
         try:
@@ -83,11 +85,14 @@ def connect(address: str | None = None, *, cpus: int | None = None, verbose: boo
             ) from error
         return True
     for attempt in range(1, START_ATTEMPTS + 1):
+        folder = session.make_private_folder()
         try:
-            _start(cpus, quiet)
+            _start(cpus, quiet, folder)
+            _private_folders.append(folder)
             break
         except Exception as error:  # Ray raises no specific type, e.g. if the port was just taken
             ray.shutdown()
+            session.forget(folder)
             if attempt == START_ATTEMPTS:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise TesseraError(
@@ -146,21 +151,28 @@ def _runtime_env() -> dict[str, Any]:
     return {}
 
 
-def _start(cpus: int | None, quiet: dict[str, Any]) -> None:
+_private_folders: list[Path] = []
+"""Of the Ray that this process has started."""
+
+
+def _start(cpus: int | None, quiet: dict[str, Any], folder: Path) -> None:
     import ray
 
     port = _free_port()
+    session.use_own_token(folder)
     # "local" never joins another cluster of this machine. The address tells the clean-up of Ray
     # Train, which looks for stale placement groups, which of several clusters is its own.
     own_address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=True,  # otherwise Ray continues without one if the port is taken
-        dashboard_port=port,
-        runtime_env={"env_vars": own_address, **_runtime_env()},
-        **quiet,
-    )
+    with session.started_by(session.python(folder)):
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=True,  # otherwise Ray continues without one if the port is taken
+            dashboard_port=port,
+            runtime_env={"env_vars": own_address, **_runtime_env()},
+            _temp_dir=str(session.ray_folder(folder)),
+            **quiet,
+        )
 
 
 def _free_port() -> int:
@@ -184,6 +196,19 @@ def disconnect() -> None:
     leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     leaving.start()
     leaving.join(SHUTDOWN_SECONDS)
+    while _private_folders:
+        session.forget(_private_folders.pop())
+
+
+def open_session_folder() -> str:
+    """The folder of the Ray on this machine that this process is connected to, if other users of
+    the machine may write to it; otherwise empty."""
+    from ray._private.worker import global_worker
+
+    node = global_worker.node
+    folder = Path(node.get_session_dir_path()) if node else None
+    is_open = folder is not None and folder.exists() and session.is_open_to_others(folder)
+    return str(folder) if is_open else ""
 
 
 def job_id() -> str:

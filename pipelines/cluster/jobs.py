@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import TesseraError
+from pipelines.cluster import session
 
 PACKAGES = ("jobs", "models", "pipelines")
 """The folders of a checkout that travel with a job: no data, no `.env`, no history."""
@@ -41,15 +41,17 @@ def head_command(
 ) -> list[str]:
     """The command that runs a cluster's head in the foreground. SIGTERM ends it and its workers.
 
-    `address` is HOST:PORT, `dashboard` http://HOST:PORT. Ray chooses all other ports.
+    `address` is HOST:PORT, `dashboard` http://HOST:PORT. Ray chooses all other ports. `scratch` is
+    a folder that only this user may enter.
     """
     host, port = address.rsplit(":", 1)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    python = session.python(Path(scratch))
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--node-ip-address={host}", f"--port={port}"]
     command += [f"--dashboard-host={host}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
     command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={client_port}"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]
-    command += ["--disable-usage-stats", f"--temp-dir={scratch}"]
+    command += ["--disable-usage-stats", f"--temp-dir={session.ray_folder(Path(scratch))}"]
     return command if cpus is None else [*command, f"--num-cpus={cpus}"]
 
 

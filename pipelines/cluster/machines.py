@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.cluster.connection import Resources, cluster_resources, disconnect
+from pipelines.cluster.connection import Resources, cluster_resources, connect, disconnect
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,7 @@ def agents(address: str | None, agent: type) -> Iterator[Agents]:
 
     Blocks as long as the cluster doesn't answer: call it in a process that you can end.
     """
-    import ray
-
-    where = {"address": address} if address else {"address": "local", "include_dashboard": False}
-    ray.init(**where, log_to_driver=False, logging_level="ERROR")
+    connect(address)
     try:
         started = Agents(machines(), cluster_resources(), agent)
         try:

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from pipelines.cluster.group_control import note_termination
+from pipelines.cluster.rendezvous import GroupWithStore
 
 FORMING_SECONDS = 120.0
 """How long the workers may take to connect; torch's own limit of 1,800 s is that of a collective
@@ -196,8 +197,8 @@ def torch_config() -> Any:
 
     class Backend(_TorchBackend):  # type: ignore[misc]
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            start = super().on_start
-            form(worker_group, lambda: start(worker_group, backend_config))
+            start, group = super().on_start, GroupWithStore(worker_group)
+            form(worker_group, lambda: start(group, backend_config))
 
     class Config(TorchConfig):  # type: ignore[misc]
         @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -145,8 +146,13 @@ class CacheSettings:
 
     @classmethod
     def default(cls) -> CacheSettings:
-        """50 GiB in `.cache/tessera/shards` of the user's home."""
-        return cls(Path.home() / ".cache" / "tessera" / "shards")
+        """50 GiB in `.cache/tessera/shards` of the user's home, or, for a user without a home, in a
+        folder of temporary files."""
+        try:
+            home = Path.home()
+        except RuntimeError:  # neither HOME nor an entry in the list of users, as in a container
+            home = Path(tempfile.gettempdir(), f"tessera-{os.getuid()}")
+        return cls(home / ".cache" / "tessera" / "shards")
 
 
 _cache: CacheSettings | None = None

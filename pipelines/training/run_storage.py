@@ -16,6 +16,7 @@ file with the checksums in the manifest. What a crash leaves has no manifest and
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -176,11 +177,17 @@ def scratch_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     except OSError:
-        import getpass
         import tempfile
 
-        scratch = Path(tempfile.gettempdir(), f"tessera-{getpass.getuser()}", folder.name)
-        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own = Path(tempfile.gettempdir(), f"tessera-{os.getuid()}")
+        own.mkdir(exist_ok=True, mode=0o700)
+        if own.is_symlink() or own.stat().st_uid != os.getuid():  # anybody may make such a folder
+            raise TesseraError(
+                f"{own} belongs to another user", hint="set TMPDIR to a folder of your own"
+            ) from None
+        own.chmod(0o700)
+        scratch = own / folder.name
+        scratch.mkdir(exist_ok=True)
         return scratch
 
 

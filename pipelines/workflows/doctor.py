@@ -17,11 +17,12 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from models.core.errors import TesseraError, hide_passwords
+from pipelines.cluster import connection, session
 from pipelines.cluster.machines import Agents, Machine, NoAnswer, agents
 from pipelines.workflows import machine_probe
 from pipelines.workflows.context import Context
@@ -140,6 +141,22 @@ def judge_clock(check: str, ahead_seconds: float, machine: str = "") -> Finding:
     )
 
 
+def check_private(context: Context) -> Finding:
+    """Checks that no other user of this machine reads a token or a password, or changes what is
+    executed."""
+    held = [context.home / name for name in ("ray-token", "services.json", "logs")]
+    with suppress(RuntimeError):  # without a home there is no token in it
+        held.append(session.token_file())
+    searches = [file.parent for file in context.searches_dir.glob("*/search.json")]
+    problems = [p for path in [*held, *searches] if (p := session.open_to_others(path))]
+    return Finding(
+        "private files",
+        "fail" if problems else "ok",
+        "; ".join(problems) or "closed to other users",
+        "chmod 600 for a file and 700 for a folder; if a secret was readable, make a new one",
+    )
+
+
 # ── the cluster ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -176,11 +193,19 @@ def check_cluster(
             refusal = str(error)
         options = ProbeOptions(context, LIBRARIES, _storage(context), data, run, token)
         reports = ask(started, options, timeout_seconds)
+        folder = connection.open_session_folder()
     found = started.resources
     total = f"{len(started.machines)} machines, " if len(started.machines) > 1 else ""
     where = hide_passwords(context.ray_address or "a local Ray")
     summary = f"{where}: {total}{found.cpus:g} CPUs, {found.gpus:g} GPUs"
-    return [Finding("ray", "ok", summary), *judge(reports, options, refusal)]
+    exposed = Finding(
+        "session folder",
+        "warn",
+        f"every user of this machine may write to {folder}, and so run code as its owner",
+        "start Ray with --temp-dir below a folder that only you may enter (mode 700)",
+    )
+    found_here = [Finding("ray", "ok", summary), *([exposed] if folder else [])]
+    return [*found_here, *judge(reports, options, refusal)]
 
 
 def _storage(context: Context) -> str:
@@ -275,8 +300,8 @@ def judge(
                 "ray",
                 "warn" if report.machine.lost else "fail",
                 report.problem,
-                "Ray's logs are on that machine, in /tmp/ray/session_latest/logs: see whether it "
-                "runs, reaches the head, and has the same code",
+                "Ray's logs are on that machine, in session_latest/logs of Ray's folder: see "
+                "whether it runs, reaches the head, and has the same code",
                 name,
             )
         if not facts:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from models.core.errors import TesseraError
 from pipelines import tag_names
-from pipelines.cluster import connection, shared_folder, worker_count, workers
+from pipelines.cluster import connection, session, shared_folder, worker_count, workers
 from pipelines.storage.base import use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs, mlflow_store
 
@@ -37,7 +37,12 @@ Result = TypeVar("Result")
 def apply_settings(context: Context) -> None:
     """Prepares this process for `context`: the environment variables that Ray and MLflow read when
     they are imported (a variable that the user set stays), and the cache of remote shards."""
-    settings = {**mlflow_runs.settings(), **connection.settings(context.ray_address)}
+    name = session.user_name()  # without one, libraries fail
+    settings = {
+        **mlflow_runs.settings(),
+        **connection.settings(context.ray_address),
+        **({"USER": name, "LOGNAME": name} if name == f"uid{os.getuid()}" else {}),
+    }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     use_cache(context.cache)

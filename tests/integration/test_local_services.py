@@ -5,6 +5,7 @@ The commands on the page about clusters run here, on the same services.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -163,11 +164,16 @@ def test_mlflow_serves_the_embedded_store(home: Path) -> None:
     assert isinstance(known, dict)
     address = known["MLFLOW_TRACKING_URI"]
     body = json.dumps({"name": "seen in both"}).encode()
+    password = local_services.with_password(known)["MLFLOW_TRACKING_PASSWORD"]
+    login = base64.b64encode(f"{known['MLFLOW_TRACKING_USERNAME']}:{password}".encode()).decode()
     made = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/create",
         data=body,
         headers={"Content-Type": "application/json"},
     )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(made, timeout=20)
+    made.add_header("Authorization", f"Basic {login}")
     with urllib.request.urlopen(made, timeout=20) as response:
         assert json.load(response)["experiment_id"]
     import sqlite3

@@ -146,11 +146,11 @@ def test_the_environment_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert job["MLFLOW_PUBLIC_URL"] == "https://pages"
         assert ("TESSERA_HOME" in job) == local
         assert "s3cr3t" not in str(job), "Ray shows a job's variables"
-        assert all(name in submit.unsent_secrets() for name in secrets)
+        assert all(name in submit.unsent_secrets(False) for name in secrets)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://trainer:s3cr3t@mlflow.example.com/x")
     job = submit.environment_for_job(local=False)
     assert job["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com/x"
-    assert "the password in MLFLOW_TRACKING_URI" in submit.unsent_secrets()
+    assert "the password in MLFLOW_TRACKING_URI" in submit.unsent_secrets(False)
     for name in (*secrets, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name)
-    assert submit.unsent_secrets() == ""
+    assert submit.unsent_secrets(False) == ""

@@ -3,6 +3,7 @@ run are in `tests/integration/test_local_services.py`."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -55,7 +56,7 @@ def test_only_recorded_processes_are_ended() -> None:
         ["sh", "-c", "sleep 300 & (sleep 300 &) ; wait"], start_new_session=True
     )
     try:
-        began = psutil.Process(leader.pid).create_time()
+        began = local_services.start_time(psutil.Process(leader.pid))
         service = Service("x", leader.pid, began, "", "")
         stranger = Service("x", leader.pid, began - 60, "", "")
         _until(lambda: _names(service) == ["sh", "sleep", "sleep"])
@@ -74,7 +75,9 @@ def test_only_recorded_processes_are_ended() -> None:
 @pytest.mark.slow
 def test_orphans_are_ended_after_the_leader_ended() -> None:
     leader = subprocess.Popen(["sh", "-c", "sleep 300 & wait"], start_new_session=True)
-    service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
+    service = Service(
+        "x", leader.pid, local_services.start_time(psutil.Process(leader.pid)), "", ""
+    )
     _until(lambda: len(local_services.processes(service)) == 2)
     leader.kill()
     leader.wait()
@@ -88,7 +91,9 @@ def test_orphans_are_ended_after_the_leader_ended() -> None:
 def test_processes_that_ignore_sigterm_are_killed() -> None:
     leader = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; sleep 300"], start_new_session=True)
     try:
-        service = Service("x", leader.pid, psutil.Process(leader.pid).create_time(), "", "")
+        service = Service(
+            "x", leader.pid, local_services.start_time(psutil.Process(leader.pid)), "", ""
+        )
         _until(lambda: len(local_services.processes(service)) == 2)
         assert local_services.end(service, timeout_seconds=0.2) >= 1
         assert local_services.processes(service) == []
@@ -102,6 +107,38 @@ def _until(condition: object, seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_clock_that_is_set_forgets_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil derives the start of a process from the clock and from the time of the last start of
+    the machine, which Linux derives from the clock: after a step of it both differ."""
+    service = Service(
+        "x", os.getpid(), local_services.start_time(psutil.Process(os.getpid())), "", ""
+    )
+    by_clock = psutil.Process(os.getpid()).create_time()
+    for step in (0, 3, -3, 3600):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, step=step: by_clock + step)
+        assert local_services.is_alive(service)
+        assert abs(psutil.Process(os.getpid()).create_time() - by_clock - step) < 1, "the control"
+    assert 0 < service.began < time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_what_is_printed_for_a_shell_can_be_pasted_and_has_no_password(tmp_path: Path) -> None:
+    file = tmp_path / "it's a 猫.txt"
+    file.write_text("hunter2")
+    given = {"A": "it's", local_services.PASSWORD_PATH: str(file)}
+    lines = local_services.exports(given)
+    assert "hunter2" not in lines
+    shown = subprocess.run(
+        ["bash", "-c", f'{lines}\necho "$A $MLFLOW_TRACKING_PASSWORD"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "it's hunter2\n"
+    assert local_services.with_password(given)["MLFLOW_TRACKING_PASSWORD"] == "hunter2"
+    file.unlink()
+    assert local_services.with_password(given) == given
 
 
 def test_health_is_decided_by_the_status_code() -> None:

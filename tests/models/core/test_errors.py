@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from models.core.errors import nearest, unknown
+from models.core.errors import TesseraError, hide_passwords, nearest, unknown
 
 SETTINGS = [
     "optim.model.lr",
@@ -45,3 +47,26 @@ def test_the_hint_lists_the_names_or_how_to_list_them() -> None:
     )
     many = [f"name{number:02d}" for number in range(20)]
     assert unknown("name", "xyz", many).hint.endswith("name11, …")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:hunter2@host:5000/a@2.png", "https://host:5000/a@2.png"),
+        ("postgresql+psycopg2://u:hunter2@ss@db/x failed", "postgresql+psycopg2://db/x failed"),
+        ("s3://key:hunter2@bucket", "s3://bucket"),
+        ("https://h/x?X-Amz-Signature=hunter2&a=1", "https://h/x?X-Amz-Signature=…&a=1"),
+        ("MLFLOW_TRACKING_PASSWORD=hunter2 is wrong", "MLFLOW_TRACKING_PASSWORD=… is wrong"),
+        ("two: ftp://a:hunter2@b and ftp://c:hunter2@d", "two: ftp://b and ftp://d"),
+        # and what looks similar
+        ("models:/photos@champion", "models:/photos@champion"),
+        ("optim.model.lr=0.1 model.class_token=true", "optim.model.lr=0.1 model.class_token=true"),
+        ("s3://bucket/folder/a@b:c", "s3://bucket/folder/a@b:c"),
+        ("mail me@example.com", "mail me@example.com"),
+    ],
+)
+def test_passwords_are_hidden(text: str, shown: str) -> None:
+    assert hide_passwords(text) == shown
+    error = TesseraError(text, hint=text)
+    assert (error.message, error.hint) == (shown, shown)
+    assert "hunter2" not in str(pickle.loads(pickle.dumps(error)))
