@@ -30,6 +30,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.core.errors import TesseraError
+
 FILE = "events.jsonl"
 Event = dict[str, Any]
 
@@ -39,7 +41,8 @@ class EventLog:
 
     Any number of threads and processes may append to the same file. An event without "time_ms" is
     stamped with the current time. JSON has no NaN and no infinities: they are written as strings,
-    and the uploader turns the values of metrics back into numbers.
+    and the uploader turns the values of metrics back into numbers. A call raises TesseraError if
+    the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,8 +57,14 @@ class EventLog:
         stamped = {"time_ms": int(time.time() * 1000), **event}
         text = json.dumps(to_json_values(stamped), allow_nan=False, separators=(",", ":"))
         line = text.encode() + b"\n"
-        while line:
-            line = line[os.write(self._file, line) :]
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except OSError as error:
+            raise TesseraError(
+                f"{self.path} can't be written: {error.strerror}",
+                hint="the last checkpoint is intact; free some space and use --resume",
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (EventLog, (self.path,))

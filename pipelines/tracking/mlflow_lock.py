@@ -19,6 +19,7 @@ from models.core.errors import TesseraError
 
 PATIENCE_SECONDS = 120.0
 T = TypeVar("T")
+_UNWRITABLE = ("database or disk is full", "attempt to write a readonly database")
 _log = logging.getLogger("tessera")
 
 
@@ -32,6 +33,11 @@ def wait_for_lock(call: Callable[[], T], uri: str) -> T:
         try:
             return call()
         except Exception as error:  # MLflow's own error, or SQLAlchemy's
+            if reason := next((text for text in _UNWRITABLE if text in str(error)), ""):
+                raise TesseraError(
+                    f"MLflow's store {file} can't be written: {reason}",
+                    hint="free some space, or correct the permissions of the file and its folder",
+                ) from error
             if "database is locked" not in str(error):
                 raise
             if time.monotonic() > deadline:

@@ -300,8 +300,10 @@ class _Channel(threading.Thread):
 
     def _record_failure(self, event: Event, error: BaseException) -> None:
         what = hide_passwords(" ".join(str(error).split()))[:500]
-        with open(self._path.with_name(FAILED_EVENTS), "a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json_values({**event, "error": what}), allow_nan=False) + "\n")
+        line = json.dumps(to_json_values({**event, "error": what}), allow_nan=False) + "\n"
+        file = self._path.with_name(FAILED_EVENTS)
+        with suppress(OSError), open(file, "a", encoding="utf-8") as failed:
+            failed.write(line)
         self.failed += 1
         if self.failed == 1:
             self._notify(
@@ -312,7 +314,8 @@ class _Channel(threading.Thread):
         if offset == self.offset:
             return
         self.offset = offset
-        with write_atomic(self._offset_path) as file:
+        # On a full disk the next uploader delivers these events again, which changes nothing.
+        with suppress(OSError), write_atomic(self._offset_path) as file:
             file.write(str(offset))
 
 

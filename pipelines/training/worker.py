@@ -7,6 +7,7 @@ previews in the run's folder. Knows neither Ray nor MLflow: `cluster.workers` ca
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import platform
 import shutil
@@ -49,7 +50,20 @@ from pipelines.training.trainer import Trainer, resolve_precision
 
 def run(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummary:
     """Trains to the end, or to `payload.until_epoch`, from the newest intact checkpoint if there is
-    one. Called by all ranks; only rank 0's summary has metrics."""
+    one. Called by all ranks; only rank 0's summary has metrics. Raises TesseraError, which is not
+    retried, also if a disk is full."""
+    try:
+        return _train(payload, world, emit)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TesseraError(
+            f"{error.filename or payload.run_dir} can't be written: {error.strerror}",
+            hint="the last checkpoint is intact; free some space and use --resume",
+        ) from error
+
+
+def _train(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummary:
     use_cache_of(payload.cache)
     emit({"kind": "worker", "rank": world.rank, "pid": os.getpid(), "device": world.device})
     setup = TrainingSetup.of(payload.recipe, payload.card)

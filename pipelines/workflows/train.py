@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,8 @@ def resume(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    existing = training_run.find(context.runs_dir, run, context.remote_storage)
+    name = unicodedata.normalize("NFC", run)
+    existing = training_run.find(context.runs_dir, name, context.remote_storage)
     changes = _changes(set, workers)
     if data:
         changes["data.path"] = absolute_location(os.fspath(data))

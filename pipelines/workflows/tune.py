@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import time
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +160,7 @@ def resume(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    spec = search_board.find(context, search)
+    spec = search_board.find(context, unicodedata.normalize("NFC", search))
     return _run(context, spec, True, refit, model, verbose, progress)
 
 

@@ -109,6 +109,11 @@ def _until(condition: object, seconds: float = 5) -> None:
         time.sleep(0.02)
 
 
+def service_of(leader: subprocess.Popen[bytes]) -> Service:
+    began = local_services.start_time(psutil.Process(leader.pid))
+    return Service("x", leader.pid, began, "", "")
+
+
 def test_a_clock_that_is_set_forgets_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
     """psutil derives the start of a process from the clock and from the time of the last start of
     the machine, which Linux derives from the clock: after a step of it both differ."""

@@ -78,6 +78,18 @@ def test_a_lock_that_stays_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         client.log_batch()
 
 
+@pytest.mark.parametrize(
+    "reason", ["database or disk is full", "attempt to write a readonly database"]
+)
+def test_a_store_that_cannot_be_written_is_one_line(reason: str) -> None:
+    def write() -> None:
+        raise sqlite3.OperationalError(f"(sqlite3.OperationalError) {reason}\n[SQL: INSERT]")
+
+    with pytest.raises(TesseraError) as caught:
+        mlflow_lock.wait_for_lock(write, "sqlite:////x/mlflow.db")
+    assert caught.value.message == f"MLflow's store /x/mlflow.db can't be written: {reason}"
+
+
 def test_a_run_begins_once_the_store_is_free(store: Path) -> None:
     """MLflow's own error is recognised: its wait for the lock is 20 s."""
     uri = mlflow_store.embedded_uri(store)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from small_disk import fill, small_disk
 from torch import nn
 
 from models.core.errors import TesseraError
@@ -207,44 +205,33 @@ def test_a_full_disk_is_reported_and_preserves_the_previous_checkpoint(
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tessera-test", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.fault(38)
 @pytest.mark.parametrize("left_bytes", [0, 4096, 12288, 40960])
 def test_a_disk_that_is_really_full_is_one_line_and_nothing_is_left(
-    small_disk: Path, left_bytes: int
+    tmp_path: Path, left_bytes: int
 ) -> None:
     """However much fits: the tensors, which another library writes, or only some of the JSON."""
-    save(small_disk, 1)
-    free = os.statvfs(small_disk)
-    (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_bsize - left_bytes))
-    with pytest.raises(TesseraError) as caught:
-        save(small_disk, 2, width=4000)
-    assert caught.value.message.endswith("can't be written: No space left on device")
-    assert "--resume" in caught.value.hint
-    assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "step-000000001"]
-    assert checkpoints.load(small_disk / "step-000000001")
-    (small_disk / "filler").unlink()
-    save(small_disk, 2)  # there is room again
+    with small_disk(tmp_path / "disk", 256 << 10) as disk:
+        save(disk, 1)
+        filler = fill(disk, left_bytes=left_bytes)
+        with pytest.raises(TesseraError) as caught:
+            save(disk, 2, width=4000)
+        assert caught.value.message.endswith("can't be written: No space left on device")
+        assert "--resume" in caught.value.hint
+        assert sorted(p.name for p in disk.iterdir()) == ["filler", "step-000000001"]
+        assert checkpoints.load(disk / "step-000000001")
+        filler.unlink()
+        save(disk, 2)  # there is room again
 
 
 @pytest.mark.control(38)
-def test_safetensors_alone_reports_a_full_disk_with_an_error_of_its_own(small_disk: Path) -> None:
+def test_safetensors_alone_reports_a_full_disk_with_an_error_of_its_own(tmp_path: Path) -> None:
     """Who only catches OSError misses it."""
-    with pytest.raises(SafetensorError) as caught:
-        save_file({"weight": torch.zeros(100_000)}, small_disk / "weights.safetensors")
+    with (
+        small_disk(tmp_path / "disk", 256 << 10) as disk,
+        pytest.raises(SafetensorError) as caught,
+    ):
+        save_file({"weight": torch.zeros(100_000)}, disk / "weights.safetensors")
     assert not isinstance(caught.value, OSError)
 
 
