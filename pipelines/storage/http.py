@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from models.core.errors import TesseraError
 from pipelines.storage.base import CacheSettings, check_path
@@ -128,6 +128,22 @@ def _translate(code: int, reason: str) -> Exception:
     return TesseraError(f"the server responds {code} {reason}")
 
 
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to the same host only: another one is not what the user named."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if after.hostname != before.hostname or (before.scheme, after.scheme) == ("https", "http"):
+            raise TesseraError(
+                f"{before.hostname} redirects to {after.scheme}://{after.netloc}, which is not "
+                "followed",
+                hint="if you trust it, use the address that it redirects to",
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """An opener without handlers for ftp, file and data, to which a server could redirect."""
     opener = urllib.request.OpenerDirector()
@@ -135,7 +151,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.ProxyHandler,
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
+        _SameHost,
         urllib.request.HTTPErrorProcessor,
         urllib.request.HTTPDefaultErrorHandler,
         urllib.request.UnknownHandler,

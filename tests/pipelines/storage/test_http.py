@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -203,3 +206,40 @@ def test_urllib_reads_a_truncated_body_without_an_error(wire: FaultyWire, folder
     (folder / "cut.tar").write_bytes(data)
     with tarfile.open(folder / "cut.tar") as tar:
         assert len(tar.getnames()) == 3
+
+
+@contextmanager
+def redirecting(to: str) -> Iterator[str]:
+    """The address of a server that redirects every request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", to + self.path)
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_redirect_is_followed_to_the_same_host_only(
+    wire: FaultyWire, cache: CacheSettings
+) -> None:
+    with redirecting(wire.address) as address:  # the control: another port of the same host
+        assert HttpStorage(address, cache, QUICK).read("card.json") == b"{}"
+    for other in ("http://localhost", "http://169.254.169.254", "https://example.com"):
+        message = f"redirects to {other}, which is not followed"
+        with redirecting(other) as address, pytest.raises(TesseraError, match=message):
+            HttpStorage(address, cache, QUICK).read("card.json")
