@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from models.core.errors import TesseraError
 from pipelines import tag_names
 from pipelines.cluster import connection, session, shared_folder, worker_count, workers
-from pipelines.storage.base import use_cache
+from pipelines.storage.base import CacheSettings, use_cache
 from pipelines.tracking import mlflow_registry, mlflow_runs, mlflow_store
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def apply_settings(context: Context) -> None:
         **connection.settings(context.ray_address),
         **({"USER": name, "LOGNAME": name} if name == f"uid{os.getuid()}" else {}),
     }
+    try:
+        Path.home()
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in a container
+        settings["HOME"] = str(CacheSettings.default().folder.parents[2])
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     use_cache(context.cache)
