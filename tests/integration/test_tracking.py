@@ -9,8 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from pipelines.interfaces import Point, Version
 from pipelines.tracking import mlflow_runs
@@ -106,6 +104,9 @@ def test_no_event_is_lost_or_repeated_when_the_server_is_killed(
 
 @pytest.mark.control(42)
 def test_mlflow_alone_loses_a_point_when_the_server_is_down(monkeypatch, mlflow_server) -> None:  # type: ignore[no-untyped-def]
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     client = MlflowClient(mlflow_server.uri)
     run_id = client.create_run(client.create_experiment("lost")).info.run_id
