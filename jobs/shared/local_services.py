@@ -198,10 +198,10 @@ def token(environment: dict[str, str] | os._Environ[str]) -> str:
     """Ray's token, from the places where Ray looks for it; empty if there is none."""
     if value := environment.get("RAY_AUTH_TOKEN"):
         return value.strip()
-    path = environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     try:
+        path = environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
         return Path(path).read_text().strip()
-    except OSError:
+    except (OSError, RuntimeError):  # there is no file, or no home
         return ""
 
 

@@ -97,13 +97,15 @@ def protect_token() -> None:
         return
     try:
         path = token_file()
-        if not (problem := open_to_others(path)):
-            return
+    except RuntimeError:  # without a home there is no token in it
+        return
+    if not (problem := open_to_others(path)):
+        return
+    try:
         path.chmod(0o600)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise TesseraError(
-            f"{problem}, and can't be closed: {reason}",
+            f"{problem}, and can't be closed: {error.strerror}",
             hint=f"use a token of your own: {TOKEN_PATH}",
         ) from error
 

@@ -105,9 +105,11 @@ def open_run(
     tags: Mapping[str, str],
     artifact_root: Path | None,
     public_url: str | None = None,
+    run_id: str = "",
 ) -> MlflowTracker:
     """Returns the run of the training called `name`, found by its tag or created, and sets it
-    RUNNING.
+    RUNNING. A run that began as `run_id` is found in the experiment that it is in, whatever
+    `experiment` is.
 
     `artifact_root` is where a new experiment keeps its files, unless a server decides that.
     `public_url` is the address of MLflow's pages in links, where that isn't `uri`. Raises
@@ -123,6 +125,11 @@ def open_run(
             hint="use 1 to 500 characters",
         )
     client = connect(uri)
+    if run_id and (known := _known_run(client, run_id, name)):
+        tracker = MlflowTracker(client, known.info.experiment_id, run_id, public_url)
+        tracker.tags(tags)
+        client.update_run(run_id, status="RUNNING")
+        return tracker
     with explain_refusal(f"experiment {experiment!r}", "name an experiment of your own"):
         experiment_id = _experiment_id(client, experiment, artifact_root)
         runs = client.search_runs(
@@ -140,6 +147,21 @@ def open_run(
             tracker = MlflowTracker(client, experiment_id, run.info.run_id, public_url)
         client.update_run(tracker.run_id, status="RUNNING")
     return tracker
+
+
+def _known_run(client: Any, run_id: str, name: str) -> Any:
+    """The run of this id, if it is the training of this name; None if there is none here, as in
+    another store than the one that it began in."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if not is_permanent(error) and not is_refusal(error):
+            raise
+        return None
+    is_same = run.data.tags.get(tag_names.RUN) == name and run.info.lifecycle_stage == "active"
+    return run if is_same else None
 
 
 def quoted(name: str) -> str:

@@ -72,9 +72,10 @@ def has_registry(context: Context) -> bool:
 
 
 def open_tracker(
-    context: Context, name: str, *, experiment: str, tags: dict[str, str]
+    context: Context, name: str, *, experiment: str, tags: dict[str, str], run_id: str = ""
 ) -> MlflowTracker:
-    """A run in MLflow: the existing run of this name, or a new one."""
+    """A run in MLflow: the existing run of this name, or a new one. `run_id` is that of a training
+    that is resumed."""
     apply_settings(context)
     if context.is_embedded:
         mlflow_store.prepare(context.home)
@@ -87,6 +88,7 @@ def open_tracker(
         if context.is_embedded
         else None,
         public_url=context.public_url,
+        run_id=run_id,
     )
 
 

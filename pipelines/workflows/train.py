@@ -343,7 +343,9 @@ def execute(
         ) as execute_work:
             versions = opening.result()
             judges.fetch(recipe, versions, run.folder / training_run.JUDGE)
-            tracker = services.open_tracker(context, run.name, experiment=experiment, tags=tags)
+            tracker = services.open_tracker(
+                context, run.name, experiment=experiment, tags=tags, run_id=run.run_id
+            )
             with training_driver.ended_on_error(tracker, [listener]):
                 tracker.start_system_metrics()
                 if group.workers:

@@ -295,6 +295,23 @@ def test_a_run_of_any_name_is_found_again(store: Path, name: str) -> None:
     assert open_here(store, name).run_id == open_here(store, name).run_id
 
 
+def test_a_resumed_run_is_found_in_its_experiment(store: Path) -> None:
+    """A resume that doesn't name the experiment continues the run, and begins no second one."""
+    uri = mlflow_store.embedded_uri(store)
+    root = mlflow_store.embedded_artifacts(store)
+
+    def open_in(experiment: str, run_id: str = "", name: str = "first") -> str:
+        return mlflow_runs.open_run(
+            uri, experiment=experiment, name=name, tags={}, artifact_root=root, run_id=run_id
+        ).run_id
+
+    first = open_in("mine")
+    assert open_in("tessera", first) == first
+    assert open_in("tessera") != first, "the control: by its name alone it is another run"
+    assert open_in("tessera", first, "second") != first, "the id of another training"
+    assert open_in("mine", "0" * 32) == first, "an id of another store"
+
+
 def test_no_password_reaches_mlflow(store: Path) -> None:
     tracker = open_here(store)
     where = "https://user:hunter2@host/data?token=hunter2"
