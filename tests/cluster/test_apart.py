@@ -1,5 +1,6 @@
 """A cluster whose machines share no folder: what is refused without an object store, and what an
-evaluation and a search do with one. Trainings are in test_training.py.
+evaluation and a search do with one. Machines that die in a training
+are in test_faults.py.
 
 The tests run in this order, on one cluster: the last one ends it.
 """
@@ -38,11 +39,12 @@ def test_a_training_that_would_lose_its_files_is_refused(cluster: Cluster) -> No
     assert cluster.runs("none") == []
 
 
-def test_a_model_is_evaluated_by_several_machines(cluster: Cluster) -> None:
+def test_a_model_is_trained_evaluated_by_several_machines_and_promoted(cluster: Cluster) -> None:
     for command in (
         f"{TRAIN} --model one --storage {STORAGE}",
         f"tessera submit evaluate one --data {DATA} --workers 2",
         f"tessera submit reproduce one --data {DATA}",
+        "tessera submit promote one",
     ):
         done = cluster.user(command, TESSERA_STORAGE=STORAGE)
         assert done.returncode == 0, done.stdout + done.stderr

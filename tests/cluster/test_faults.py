@@ -11,7 +11,7 @@ import pytest
 from training_faults import SPARE_WORKERS, WORKERS, Trainings
 
 EPOCHS = 16
-VICTIMS = ("rank 0's machine", "the driver's machine", "the S3 server")
+VICTIMS = ("rank 0's machine", "the S3 server", "the driver's machine", "the head")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Trainings on machines that share a folder for the runs, and on machines that share none, whose
-runs are in an object store: from data to a promoted model, and what survives when machines die.
+"""Trainings on machines that share a folder for the runs: from data to a promoted model, and what
+survives when machines die. Without a shared folder: test_apart.py and test_faults.py.
 
-The tests of a kind run in this order on one cluster, which the last one ends.
+The tests run in this order on one cluster, which the last one ends.
 """
 
 from __future__ import annotations
@@ -11,21 +11,17 @@ from collections.abc import Iterator
 
 import cluster_lab
 import pytest
-from cluster_lab import DATA, STORAGE, Cluster
+from cluster_lab import DATA, Cluster
 
 TRAIN = f"tessera submit train cnn --data {DATA} --workers 2"
 EPOCHS = 60
 """Long enough that a machine can be killed in the middle."""
 
 
-@pytest.fixture(scope="module", params=["shared folder", "object store"])
-def cluster(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("lab")
-    shared = request.param == "shared folder"
-    storage = {} if shared else {"TESSERA_STORAGE": STORAGE}
-    with cluster_lab.cluster(folder, workers=3, shared=shared, **storage) as cluster:
+    with cluster_lab.cluster(folder, workers=3, shared=True) as cluster:
         packed = cluster.user(f"tessera pack digits --to {DATA}")
         assert packed.returncode == 0, packed.stderr
         yield cluster
