@@ -39,6 +39,8 @@ _SECRETS = (
 )
 """Never sent: Ray stores a job's variables in plain text and shows them to all who may list jobs.
 The cluster has its own."""
+_PROBE_SECONDS = 20.0
+"""A head whose machine is busy takes more than the usual 3 seconds to list its jobs."""
 _RAY_MESSAGES = re.compile(
     r"^(\d{4}-\d\d-\d\d \S+\tINFO job_manager\.py.*|Running entrypoint for job .*)\n", re.MULTILINE
 )
@@ -79,7 +81,9 @@ def command(
     check(verb, arguments)
     address, local = find_cluster()
     if reason := local_services.probe_url(
-        f"{address}/api/jobs/", bearer=local_services.token(os.environ)
+        f"{address}/api/jobs/",
+        bearer=local_services.token(os.environ),
+        timeout_seconds=_PROBE_SECONDS,
     ):
         raise TesseraError(
             f"no Ray cluster accepts jobs at {address}: {reason}",
