@@ -1,11 +1,12 @@
-# demo · test · e2e-test · cluster-test · check · docs · bench · measure · up · down
+# demo · test · e2e-test · cluster-test · compose-test · check · docs · bench · measure · up · down
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+COMPOSE ?= docker compose
 # Where it is set, every start compiles all of torch again, which takes longer than the rest of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test e2e-test cluster-test check docs bench measure up down chromium s3 lab
+.PHONY: demo test e2e-test cluster-test compose-test check docs bench measure up down chromium s3 lab
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
@@ -24,7 +25,14 @@ e2e-test: $(READY) chromium s3
 
 # Clusters of machines that have only the network in common. Needs root; otherwise it is skipped.
 cluster-test: $(READY) s3 lab
-	timeout --signal INT --kill-after 60 1800 $(BIN)/python -m pytest -m cluster $(CLUSTER_TESTS) --durations 0
+	timeout --signal INT --kill-after 60 1800 $(BIN)/python -m pytest -m "cluster and not e2e" \
+	  $(CLUSTER_TESTS) --durations 0
+
+# The whole way through docker-compose.yml in containers, twice, in half an hour; the images need as
+# much. COMPOSE=podman-compose builds them for podman, which runs them as root.
+compose-test: $(READY) chromium
+	$(COMPOSE) build
+	$(BIN)/python -m pytest -rP tests/deploy/test_compose_way.py
 
 check: $(READY)
 	$(BIN)/ruff check .

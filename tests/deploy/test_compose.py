@@ -331,6 +331,18 @@ def test_images_are_pinned_and_can_be_pinned_by_digest() -> None:
         assert image != default or image.startswith(("tessera-", "python:")), "a digest fits in"
 
 
+def test_the_docs_say_how_each_image_is_pinned() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    example = (ROOT / ".env.example").read_text()
+    images = re.findall(r"(?m)^(\w+_IMAGE)=(.+)$", example)
+    assert len(images) == 3
+    for variable, image in images:
+        assert f"imagetools inspect --format '{{{{.Manifest.Digest}}}}' {image}\n" in page
+        assert f"`{variable}" in page
+    digests = (TEXT, page, example, *((ROOT / path).read_text() for path in DOCKERFILES))
+    assert not [text for text in digests if re.search("sha256:[0-9a-f]{8}", text)]
+
+
 @pytest.mark.fault(57)
 def test_ray_requires_its_token_and_workers_can_be_many() -> None:
     for name in ("ray-head", "ray-worker"):

@@ -19,7 +19,7 @@ from typing import Any
 
 import browser
 import pytest
-from browser import MARKS
+from browser import MARKS, NO_ASSISTANT
 
 from jobs.cli import run, tessera
 from jobs.shared import local_services
@@ -34,10 +34,6 @@ UPDATE = bool(os.environ.get("TESSERA_UPDATE_PICTURE"))
 EPOCHS, STEPS = 8, 96
 PATIENCE_MS = 60_000
 """How long a page may take; it is there within seconds, but not on a busy machine."""
-NO_ASSISTANT = (
-    "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
-    "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
-)
 
 Open = Callable[..., Any]
 

@@ -14,6 +14,11 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+NO_ASSISTANT = (
+    "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
+    "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+)
+"""A script for pages of MLflow: the panel of its assistant would hide a part of them."""
 MARKS = [
     pytest.mark.chromium,
     pytest.mark.slow,
