@@ -67,6 +67,11 @@ GROUP = "models"
     metavar="HOST[:PORT]",
     help="Web server from which addresses may be read; repeatable.",
 )
+@click.option(
+    "--range",
+    metavar="LOW..HIGH",
+    help="Values that become black and white, in images of more than 8 bits: 0..4095.",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 1 if an input can't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) -> int:

@@ -18,7 +18,7 @@ from models.core.errors import TesseraError
 from pipelines.data.jpeg import MAX_SCANS, SCAN
 
 SUPPORTED = "JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG 2000, HEIF and AVIF"
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """How a JP2 file begins, and a bare codestream."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -36,7 +36,7 @@ def sniff(data: bytes) -> str | None:
     read."""
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
-    if data[:8] == _PNG:
+    if data[:8] == PNG_START:
         return "PNG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -119,7 +119,7 @@ def check_structure(data: bytes, form: str, where: str) -> None:
 
 def _check_png(data: bytes, where: str) -> None:
     """Checks that every chunk is complete: Pillow accepts a PNG that is cut short."""
-    at, kind = len(_PNG), b""
+    at, kind = len(PNG_START), b""
     while kind != b"IEND":
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         end = at + 12 + length

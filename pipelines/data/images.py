@@ -38,7 +38,7 @@ from models.core.errors import TesseraError
 from models.core.family import View
 from pipelines.data import image_reading, pixel_values
 from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
-from pipelines.data.image_formats import SUPPORTED, check_structure, open_lazily, sniff
+from pipelines.data.image_formats import PNG_START, SUPPORTED, check_structure, open_lazily, sniff
 from pipelines.data.jpeg import FastDecoder
 from pipelines.data.pixel_values import Encoding, encoding_of
 
@@ -94,6 +94,22 @@ def undeclared_maximum(data: bytes, where: str) -> int | None:
 
     _decode(data, where, note)
     return found[0]
+
+
+def check_not_dark(data: bytes, where: str) -> None:
+    """Raises TesseraError for an image of 16 or 32 bits that has the values of 12 or fewer, if no
+    range is given: it would be nearly black."""
+    wide = data[:8] == PNG_START and data[24:25] == b"\x10"
+    if image_reading.current().range is not None or not (wide or sniff(data) == "TIFF"):
+        return
+    highest = undeclared_maximum(data, where) or 0
+    if 0 < highest < pixel_values.DARK:
+        likely = max(2 ** highest.bit_length() - 1, 255)
+        raise TesseraError(
+            f"{where} has 16 or 32 bits and no value above {highest:,}: it would be nearly black",
+            hint=f"say which values are black and white: --range 0..{likely}; or --range "
+            f"0..{pixel_values.LARGEST} to keep it dark",
+        )
 
 
 def _decode(data: bytes, where: str, convert: _Convert, frame: int = 0) -> Image.Image:

@@ -31,6 +31,8 @@ _PLANAR, _SAMPLE_FORMAT = 284, 339
 _MIN_IS_WHITE, _UNCOMPRESSED, _SEPARATE, _SIGNED = 0, 1, 2, 2
 WIDE_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 LARGEST = 65535
+DARK = 4096
+"""Images of 16 bits without a value from here on would be nearly black."""
 
 
 class Encoding(NamedTuple):

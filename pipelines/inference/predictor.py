@@ -24,7 +24,8 @@ from torch import Tensor, nn
 import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import BatchRng, DataSpec, Family, Panel, Prediction, Task, View
-from pipelines.data.images import decode_image, extents, fit_image, view
+from pipelines.data.image_reading import ImageReading, reading_images
+from pipelines.data.images import check_not_dark, decode_image, extents, fit_image, view
 from pipelines.inference.inputs import ImageInput, of_file
 from pipelines.recipe import Recipe
 from pipelines.training.evaluator import to_device
@@ -102,7 +103,9 @@ class Predictor:
     def data(self) -> DataSpec:
         return self._data
 
-    def predict(self, inputs: Iterable[Path | ImageInput]) -> Iterator[Result]:
+    def predict(
+        self, inputs: Iterable[Path | ImageInput], reading: ImageReading | None = None
+    ) -> Iterator[Result]:
         """Yields the result of each input, in order. Raises UsageError for a network that generates
         images.
 
@@ -115,7 +118,7 @@ class Predictor:
                 hint="say how many: --samples 64",
             )
         remaining = (i if isinstance(i, ImageInput) else of_file(i) for i in inputs)
-        while chunk := self._load_chunk(remaining):
+        while chunk := self._load_chunk(remaining, reading or ImageReading()):
             predictions = self._predict([one.fitted for one in chunk if one.fitted])
             for one in chunk:
                 if one.fitted is None:
@@ -125,7 +128,7 @@ class Predictor:
                 fields = self._task.prediction_to_json(prediction, self._data)
                 yield Result(one.source, {"path": one.source.name, **fields}, prediction)
 
-    def _load_chunk(self, inputs: Iterator[ImageInput]) -> list[_Loaded]:
+    def _load_chunk(self, inputs: Iterator[ImageInput], reading: ImageReading) -> list[_Loaded]:
         """Loads the next images that are predicted together; empty where there are no more."""
         chunk: list[_Loaded] = []
         kept_bytes = 0
@@ -135,7 +138,9 @@ class Predictor:
                 if one.keep:
                     kept_bytes += len(data)
                     one = replace(one, load=partial(bytes, data))
-                image = decode_image(data, self._data.channels, where=one.name)
+                with reading_images(reading):
+                    check_not_dark(data, one.name)
+                    image = decode_image(data, self._data.channels, where=one.name)
                 chunk.append(_Loaded(one, self._fitted(image)))
             except TesseraError as error:
                 chunk.append(_Loaded(one, None, str(error)))
@@ -234,9 +239,10 @@ class Predictor:
         return view(size, *frame, self._fit)
 
 
-def read_image(source: ImageInput, channels: int) -> Tensor:
+def read_image(source: ImageInput, channels: int, reading: ImageReading) -> Tensor:
     """Reads uint8 (C, H, W). Raises TesseraError if it can't be read."""
-    return decode_image(source.load(), channels, where=source.name)
+    with reading_images(reading):
+        return decode_image(source.load(), channels, where=source.name)
 
 
 def draw_panels(panels: Sequence[Panel], classes: Sequence[str]) -> Image.Image:

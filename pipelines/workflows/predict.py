@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.core.errors import TesseraError, UsageError
 from pipelines import tag_names
+from pipelines.data.image_reading import ImageReading, parse_range
 from pipelines.workflows.prediction_files import PredictionFiles
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class PredictionOptions:
         lists: Files with one input on each line.
         allowed_hosts: HOST or HOST:PORT of the addresses that may be read.
         notify: Called with a line for the user, on the files that are left out.
+        range: LOW..HIGH, the values that become black and white in images of more than 8 bits; that
+            of the training data, where it was packed with one.
         annotated: Folder for each image with its prediction drawn on it.
         results: Folder for predictions as files: COCO results of objects, PNGs of masks and of
             generated images.
@@ -108,9 +111,16 @@ class PredictionOptions:
     lists: tuple[Path, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     notify: Callable[[str], None] = field(default=lambda line: None, repr=False)
+    range: str | None = None
+
+    @property
+    def reading(self) -> ImageReading:
+        """How image files are read."""
+        return ImageReading(range=parse_range(self.range) if self.range else None)
 
     def __post_init__(self) -> None:
         images = self.paths or self.lists
+        _ = self.reading  # an invalid range is refused before the model is loaded
         kinds = {"PATHS": images, "--samples": self.samples, "--decode": self.decode}
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
@@ -159,6 +169,7 @@ class TrainedModel:
         results: StrPath | None = None,
         allowed_hosts: Iterable[str] = (),
         notify: Callable[[str], None] = lambda line: None,
+        range: str | None = None,
     ) -> Iterator[PredictionResult]:
         """Predicts images one by one, as the iterator is read.
 
@@ -177,6 +188,7 @@ class TrainedModel:
                 results=_path(results),
                 allowed_hosts=tuple(allowed_hosts),
                 notify=notify,
+                range=range,
             )
         )
 
@@ -245,6 +257,7 @@ def predict(
     lists: Iterable[StrPath] = (),
     allowed_hosts: Iterable[str] = (),
     notify: Callable[[str], None] = lambda line: None,
+    range: str | None = None,
     device: str = "cpu",
     context: Context | None = None,
 ) -> Iterator[PredictionResult]:
@@ -266,6 +279,7 @@ def predict(
         lists=tuple(map(Path, lists)),
         allowed_hosts=tuple(allowed_hosts),
         notify=notify,
+        range=range,
     )
     return load(model, device=device, context=context).run(options)
 
@@ -283,7 +297,7 @@ def _path(path: StrPath | None) -> Path | None:
 def _outputs(
     predictor: Predictor, options: PredictionOptions, version: Version
 ) -> Iterator[dict[str, Any]]:
-    files = PredictionFiles(predictor, options.annotated, options.results)
+    files = PredictionFiles(predictor, options.annotated, options.results, options.reading)
     if options.samples:
         for number, prediction in enumerate(predictor.generate(options.samples, options.seed)):
             name = f"sample-{number:05d}"
@@ -307,7 +321,7 @@ def _image_outputs(
     lists = (line for path in options.lists for line in read_list(path))
     left_out, number = LeftOut(), -1
     inputs = expand((*options.paths, *lists), hosts=options.allowed_hosts, left_out=left_out)
-    for number, result in enumerate(predictor.predict(inputs)):
+    for number, result in enumerate(predictor.predict(inputs, options.reading)):
         output = result.output
         if options.compare and not number and result.prediction is None:
             raise TesseraError(output["error"], hint="the others are compared with it")

@@ -14,6 +14,7 @@ from models.core.errors import UsageError
 
 if TYPE_CHECKING:
     from models.core.family import Prediction
+    from pipelines.data.image_reading import ImageReading
     from pipelines.inference.inputs import ImageInput
     from pipelines.inference.predictor import Predictor
 
@@ -23,9 +24,16 @@ COCO_FILE = "results.json"
 class PredictionFiles:
     """The image and result files of one call."""
 
-    def __init__(self, predictor: Predictor, annotated: Path | None, results: Path | None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        annotated: Path | None,
+        results: Path | None,
+        reading: ImageReading,
+    ) -> None:
         self._predictor = predictor
         self._annotated, self._results = annotated, results
+        self._reading = reading
         self._names: set[str] = set()
         self._objects: list[dict[str, Any]] = []
         self._images = 0
@@ -72,7 +80,7 @@ class PredictionFiles:
         if isinstance(source, str):
             image = task.prediction_to_image(prediction)
         else:
-            image = predictor.read_image(source, data.channels)
+            image = predictor.read_image(source, data.channels, self._reading)
         if image is None:
             raise UsageError(f"predictions of {task.name} can't be drawn")
         panels = task.panels(image, prediction, None, data)

@@ -5,7 +5,8 @@ the file has no names. Sets with several labels an image, or of volumes, are ref
 al., "MedMNIST v2", Scientific Data 10, 2023.
 
 The arrays are read according to their headers and never unpickled. An array that claims more than
-16 GiB, or decompresses to over 100 times its size, is refused before it is read.
+16 GiB, or decompresses to over 100 times its size, is refused before it is read; the option
+`max_bytes` sets another limit.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ import numpy as np
 from models.core.errors import TesseraError
 from pipelines.data.card import MAX_PIXELS, Split
 from pipelines.data.images import encode_png
-from pipelines.data.importers.support.reading import SPLIT_ORDER
+from pipelines.data.importers.support.reading import (
+    MAX_BYTES_OPTION,
+    SPLIT_ORDER,
+    read_max_bytes,
+)
 from pipelines.data.sources import Item, Source
 
 NAME = "medmnist"
-OPTIONS: Mapping[str, str] = {}
+OPTIONS: Mapping[str, str] = MAX_BYTES_OPTION
 MAX_BYTES = 16 << 30
 MAX_RATIO = 100
 _SMALL_BYTES = 16 << 20
@@ -47,6 +52,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             f"{source} has no .npz file with train_images and train_labels",
             hint="give the file, or a folder with one",
         )
+    limit = read_max_bytes(options)
     pixels: dict[str, _Array] = {}
     items: list[Item] = []
     try:
@@ -54,7 +60,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             names = set(archive.namelist())
             for split in SPLIT_ORDER:
                 if f"{split}_images.npy" in names:
-                    pixels[split], labels = _read_split(archive, split)
+                    pixels[split], labels = _read_split(archive, split, limit)
                     items += [
                         Item(f"{split}/{row:06d}", f"{split}_images[{row}]", label, split, row)
                         for row, label in enumerate(labels)
@@ -100,9 +106,11 @@ def _fits(path: Path) -> bool:
         return False
 
 
-def _read_split(archive: zipfile.ZipFile, split: Split) -> tuple[_Array, list[int]]:
-    images = _read_array(archive, f"{split}_images")
-    labels = _read_array(archive, f"{split}_labels")
+def _read_split(
+    archive: zipfile.ZipFile, split: Split, limit: int | None
+) -> tuple[_Array, list[int]]:
+    images = _read_array(archive, f"{split}_images", limit)
+    labels = _read_array(archive, f"{split}_labels", limit)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise TesseraError(f"{split}_images is {images.dtype} of shape {images.shape}, not images")
     if images.ndim == 4 and images.shape[3] != 3:
@@ -125,12 +133,19 @@ def _read_split(archive: zipfile.ZipFile, split: Split) -> tuple[_Array, list[in
     return images, flat
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> _Array:
+def _read_array(archive: zipfile.ZipFile, name: str, limit: int | None) -> _Array:
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > MAX_BYTES:
-        raise TesseraError(f"{name} claims {info.file_size} bytes: too many")
-    if info.file_size > max(_SMALL_BYTES, MAX_RATIO * info.compress_size):
-        raise TesseraError(f"{name} decompresses to over {MAX_RATIO} times its size: refused")
+    most = limit or MAX_BYTES
+    if info.file_size > most:
+        raise TesseraError(
+            f"{name} claims {info.file_size} bytes: too many, the limit is {most:,}",
+            hint=f"if it is so large: --option max_bytes={info.file_size}",
+        )
+    if not limit and info.file_size > max(_SMALL_BYTES, MAX_RATIO * info.compress_size):
+        raise TesseraError(
+            f"{name} decompresses to over {MAX_RATIO} times its size: refused",
+            hint=f"if it is so large: --option max_bytes={info.file_size}",
+        )
     with archive.open(info) as file:
         shape, fortran, dtype = _read_header(file)
         size = math.prod(shape) * dtype.itemsize

@@ -21,12 +21,16 @@ import numpy as np
 from models.core.errors import TesseraError
 from pipelines.data.card import MAX_PIXELS, Split
 from pipelines.data.images import encode_png
+from pipelines.data.importers.support.reading import MAX_BYTES_OPTION, read_max_bytes
 from pipelines.data.sources import Item, Source
 
 NAME = "mnist"
-OPTIONS: Mapping[str, str] = {}
+OPTIONS: Mapping[str, str] = MAX_BYTES_OPTION
 _FILE = re.compile(r"(train|t10k|test)[-.](images|labels)[-.]idx[13][-.]ubyte(\.gz)?", re.I)
 _MAX_BYTES = 4 << 30
+MAX_RATIO = 100
+"""A .gz is refused that claims to be more times its size, if the option `max_bytes` isn't given."""
+_SMALL_BYTES = 16 << 20
 _UBYTE = 8
 
 
@@ -40,6 +44,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     found = _find(Path(source))
     pixels: dict[str, np.ndarray[Any, Any]] = {}
     items: list[Item] = []
+    limit = read_max_bytes(options)
     for split in _splits(found):
         for kind in ("images", "labels"):
             if (split, kind) not in found:
@@ -47,8 +52,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
                     f"{source} has no {split} {kind}", hint=f"add {split}-{kind}-idx…-ubyte[.gz]"
                 )
         path = found[split, "images"]
-        pixels[path.name] = _read_idx(path, 3)
-        labels = _read_idx(found[split, "labels"], 1)
+        pixels[path.name] = _read_idx(path, 3, limit)
+        labels = _read_idx(found[split, "labels"], 1, limit)
         if len(labels) != len(pixels[path.name]):
             raise TesseraError(
                 f"{source}: {len(pixels[path.name])} {split} images and {len(labels)} labels"
@@ -102,12 +107,15 @@ def _find(folder: Path) -> dict[tuple[Split, str], Path]:
     return found
 
 
-def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
+def _read_idx(path: Path, dimensions: int, limit: int | None) -> np.ndarray[Any, Any]:
     """uint8 array of the file's shape: (N, H, W) for images, (N,) for labels."""
     try:
         packed = path.suffix.lower() == ".gz"
         with cast(IO[bytes], gzip.open(path) if packed else path.open("rb")) as file:
-            return _parse_idx(file, path.name, dimensions)
+            if limit is None:
+                compressed = max(_SMALL_BYTES, MAX_RATIO * path.stat().st_size)
+                limit = min(_MAX_BYTES, compressed if packed else _MAX_BYTES)
+            return _parse_idx(file, path.name, dimensions, limit)
     except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TesseraError(
@@ -115,14 +123,17 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, Any]:
         ) from None
 
 
-def _parse_idx(file: IO[bytes], name: str, dimensions: int) -> np.ndarray[Any, Any]:
+def _parse_idx(file: IO[bytes], name: str, dimensions: int, limit: int) -> np.ndarray[Any, Any]:
     head = file.read(4 + 4 * dimensions)
     if len(head) != 4 + 4 * dimensions or head[:4] != bytes([0, 0, _UBYTE, dimensions]):
         raise TesseraError(f"{name} is not an idx file of bytes with {dimensions} dimensions")
     shape = tuple(np.frombuffer(head, ">u4", offset=4).tolist())
     size = math.prod(shape)
-    if size > _MAX_BYTES or math.prod(shape[1:]) > MAX_PIXELS:
-        raise TesseraError(f"{name} claims {' by '.join(map(str, shape))} pixels: too many")
+    if size > limit or math.prod(shape[1:]) > MAX_PIXELS:
+        raise TesseraError(
+            f"{name} claims {' by '.join(map(str, shape))} bytes: too many, the limit is {limit:,}",
+            hint=f"if it is so large: --option max_bytes={size}",
+        )
     data = file.read(size + 1)  # never more, however large a .gz would become
     if len(data) != size:
         more = "more" if len(data) > size else len(data)

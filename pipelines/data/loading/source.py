@@ -4,7 +4,9 @@ In: a split, and a function from a key, of any type, to sample numbers. Out: bat
 order. Must not know epochs, nor what the keys mean.
 
 Processes decode into memory that they share with this one: the pixel cache, or a ring buffer with
-a slot for each batch that may be in progress. What comes through their pipes is small.
+a slot for each batch that may be in progress. What comes through their pipes is small. Batches in
+progress are bounded in bytes (`prefetch.AHEAD_BYTES`); beside them, each process, or the thread,
+holds one decoded image in its own size.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from pipelines.data.images import Fit
 from pipelines.data.loading import pixel_cache
 from pipelines.data.loading.batches import BatchMaker, Fields, collect
 from pipelines.data.loading.pixel_cache import PixelBuffer, SharedPixelBuffer
-from pipelines.data.loading.prefetch import LoaderProcesses, max_prefetched, prefetch_in_thread
+from pipelines.data.loading.prefetch import (
+    LoaderProcesses,
+    bound_prefetch,
+    max_prefetched,
+    prefetch_in_thread,
+)
 from pipelines.data.shards import ShardReader
 from pipelines.interfaces import World
 
@@ -42,7 +49,8 @@ class LoadingOptions(TypedDict, total=False):
     cache           where decoded images are kept: "auto", "none", "memory" or "device"
     cache_bytes     the most memory for them, in bytes
     share           memory for them that the ranks of a node share; without it each rank has its own
-    loader_workers  number of processes that make batches; 0 for a thread
+    loader_workers  number of processes that make batches; 0 for a thread. Fewer are used if the
+                    batches in progress would take more than `prefetch.AHEAD_BYTES`
     """
 
     fit: Fit
@@ -118,14 +126,19 @@ class BatchSource:
         self._cache: PixelBuffer | None = None
         if choice.kind != "none":
             self._cache = share or pixel_cache.anonymous(samples, spec)
-        self._slots = max_prefetched(loader_workers)
+        batch_bytes = pixel_cache.size_bytes(max_rows, spec)
+        loader_workers, self._ahead = bound_prefetch(batch_bytes, loader_workers)
+        self._thread_ahead = bound_prefetch(batch_bytes, 0)[1]
+        self._slots = max_prefetched(loader_workers, self._ahead)
         ring = None
         if loader_workers and self._cache is None:
             ring = pixel_cache.anonymous(self._slots * max_rows, spec)
         maker = BatchMaker(self.reader, spec, fit)
         self._filler = _Filler(maker, numbers, max_rows, self._cache, ring)
         self._processes = (
-            LoaderProcesses(self._filler.fill, loader_workers) if loader_workers else None
+            LoaderProcesses(self._filler.fill, loader_workers, self._ahead)
+            if loader_workers
+            else None
         )
 
     def batches(self, keys: Iterable[Any]) -> Iterator[Batch]:
@@ -139,7 +152,7 @@ class BatchSource:
             )
         if self._processes is None or filled >= NEARLY_ALL:
             self.close()
-            yield from prefetch_in_thread(lambda: map(self._make, keys))
+            yield from prefetch_in_thread(lambda: map(self._make, keys), self._thread_ahead)
             return
         items = ((number % self._slots, key) for number, key in enumerate(keys))
         for number, fields in enumerate(self._processes.items(items)):

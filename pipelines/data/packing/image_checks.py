@@ -14,13 +14,11 @@ from pipelines.data import images
 from pipelines.data.image_formats import list_frames, sniff
 from pipelines.data.image_reading import ImageReading
 from pipelines.data.packing.plan import split_items
-from pipelines.data.pixel_values import LARGEST
+from pipelines.data.pixel_values import DARK, LARGEST
 from pipelines.data.sources import Item, Source
 
 PROBED = 64
 """Images that are read, evenly spread, to find out whether 16-bit values are those of 16 bits."""
-DARK = 4096
-"""A set of 16-bit images without a value from here on would be nearly black."""
 _WIDE_FORMATS = ("PNG", "TIFF")
 
 

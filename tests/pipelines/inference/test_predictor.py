@@ -16,6 +16,7 @@ import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
+from pipelines.data.image_reading import ImageReading
 from pipelines.inference import predictor as predictor_module
 from pipelines.inference.inputs import ImageInput
 from pipelines.inference.predictor import Predictor, draw_panels, image_file_name
@@ -152,13 +153,27 @@ def test_images_that_are_predicted_together_are_bounded_in_bytes(predictor, monk
     assert predictor._chunk_size == 1
 
 
+def test_dark_images_of_16_bits_need_a_range(predictor, tmp_path):
+    """12 bits in 16 would be predicted as black."""
+    dark = np.random.default_rng(0).integers(0, 4096, (12, 16)).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    Image.fromarray(dark * 16).save(tmp_path / "bright.png")
+    paths = [tmp_path / "dark.png", tmp_path / "bright.png"]
+    refused, bright = (r.output for r in predictor.predict(paths))
+    assert "--range 0..4095" in refused["error"]
+    (scaled,) = (r.output for r in predictor.predict(paths[:1], ImageReading((0, 4095))))
+    assert scaled["probability"] == pytest.approx(bright["probability"], abs=1e-3)
+    (kept,) = (r.output for r in predictor.predict(paths[:1], ImageReading((0, 65535))))
+    assert "error" not in kept
+
+
 def test_bytes_that_are_kept_end_a_chunk(predictor, tmp_path, monkeypatch):
     data = write_image(tmp_path / "a.png").read_bytes()
     inputs = [ImageInput(str(n), partial(bytes, data), keep=True) for n in range(6)]
     monkeypatch.setattr(predictor_module, "MAX_BATCH_BYTES", 2 * len(data) + 10_000)
     most = (2 * len(data) + 10_000) // len(data) + 1
     remaining = iter(inputs)
-    assert len(predictor._load_chunk(remaining)) == min(most, 6)
+    assert len(predictor._load_chunk(remaining, ImageReading())) == min(most, 6)
     assert [r.output["path"] for r in predictor.predict(inputs)] == list("012345")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,53 @@ def panoptic_ids(folder: Path) -> None:
         picture(folder / f"images/{at}_leftImg8bit.png", at)
         ids = np.array([7, 24_001, 26_000, 26_001], np.int32)[regions(at, 4)]
         mask(folder / f"instances/{at}_gtFine_instanceIds.png", ids.astype(np.uint16))
+
+
+def div2k(folder: Path) -> None:
+    for at, split in enumerate(["train"] * 8 + ["valid"] * 2):
+        picture(folder / f"DIV2K_{split}_HR/{at:04d}.png", at)
+        for scale in (2, 4):
+            low = folder / f"DIV2K_{split}_LR_bicubic/X{scale}/{at:04d}x{scale}.png"
+            picture(low, at, width=24 // scale, height=16 // scale)
+
+
+def images_of_all_formats(folder: Path) -> None:
+    suffixes = (".jfif", ".jpe", ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".webp", ".gif", ".tif")
+    for at, suffix in enumerate(suffixes):
+        form = {".jfif": "JPEG", ".jpe": "JPEG", ".pgm": "PPM", ".pnm": "PPM", ".jp2": "JPEG2000"}
+        picture(folder / f"{at}{suffix}", at, form=form.get(suffix, ""))
+
+
+def heic(folder: Path) -> None:
+    import pillow_heif
+
+    for at in range(10):
+        path = folder / f"IMG_{at}.HEIC"
+        with Image.open(picture(path.with_suffix(".png"), at, width=64, height=64)) as image:
+            pillow_heif.from_pillow(image).save(path)
+        path.with_suffix(".png").unlink()
+
+
+def dark_16_bits(folder: Path) -> None:
+    for at in range(10):
+        values = np.random.default_rng(at).integers(0, 4096, (16, 24)).astype(np.uint16)
+        mask(folder / f"{at}.tif", values)
+
+
+def shards(folder: Path, end: str = ".tar") -> None:
+    for number, split in enumerate(("train", "train", "val", "test")):
+        path = folder / f"{split}-{number:06d}{end}"
+        with tarfile.open(path, "w:gz" if end.endswith("gz") else "w") as tar:
+            for at in range(2):
+                data = picture(folder / "x.png", 10 * number + at).read_bytes()
+                for name, content in (
+                    (f"{number}_{at}.png", data),
+                    (f"{number}_{at}.cls", b"%d" % at),
+                ):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    (folder / "x.png").unlink()
 
 
 SPLIT = {"train": 8, "val": 2, "test": 2}
@@ -355,5 +404,60 @@ LAYOUTS: list[Layout] = [
         30,
         "instance_masks",
         {"divisor": "1000"},
+    ),
+    Layout(
+        "DIV2K: HR and LR",
+        "DIV2K, Flickr2K",
+        div2k,
+        "images",
+        (),
+        {"train": 7, "val": 2, "test": 1},
+    ),
+    Layout(
+        "images of all formats",
+        "cameras, scanners, browsers",
+        images_of_all_formats,
+        "images",
+        (),
+        CUT,
+    ),
+    Layout("HEIC photos", "phones", heic, "images", (), CUT),
+    Layout(
+        "12 bits in 16, without a range",
+        "microscopes",
+        dark_16_bits,
+        refused=r"no pixel of 10 images .* is above 4,095.*--option range=0\.\.4095",
+    ),
+    Layout(
+        "12 bits in 16, with a range",
+        "microscopes",
+        dark_16_bits,
+        "images",
+        (),
+        CUT,
+        options={"range": "0..4095"},
+    ),
+    Layout(
+        "WebDataset shards",
+        "webdataset, img2dataset",
+        shards,
+        "classification",
+        ("0", "1"),
+        {"train": 4, "val": 2, "test": 2},
+    ),
+    Layout(
+        "one WebDataset shard",
+        "webdataset",
+        shards,
+        "classification",
+        ("0", "1"),
+        {"train": 2},
+        inside="train-000000.tar",
+    ),
+    Layout(
+        "compressed shards",
+        "webdataset",
+        lambda folder: shards(folder, ".tar.gz"),
+        refused="is a compressed tar",
     ),
 ]

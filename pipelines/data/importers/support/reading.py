@@ -115,6 +115,21 @@ def choose(options: Mapping[str, str], name: str, allowed: Iterable[str], defaul
     return value
 
 
+MAX_BYTES_OPTION: Mapping[str, str] = {
+    "max_bytes": "most bytes that one file or array may decompress to",
+}
+
+
+def read_max_bytes(options: Mapping[str, str]) -> int | None:
+    """The most bytes that a file may decompress to; None for the default. Raises UsageError."""
+    if "max_bytes" not in options:
+        return None
+    text = options["max_bytes"]
+    if text.isascii() and text.isdigit() and int(text[:18]) > 0 and len(text) <= 18:
+        return int(text)
+    raise UsageError(f"the option max_bytes can't be {text!r}", hint="give a number of bytes")
+
+
 def is_plain(name: str) -> bool:
     """Whether a path, as it is written, is relative and stays in its folder."""
     parts = name.replace("\\", "/").split("/")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sample_sources import idx, write_mnist
 
-from models.core.errors import TesseraError
+from models.core.errors import TesseraError, UsageError
 from pipelines.data.images import decode_image
 from pipelines.data.importers import mnist
 from pipelines.data.packing.formats import recognise
@@ -121,3 +121,18 @@ def test_the_real_mnist_has_the_documented_counts() -> None:
         "val": 6_000,
         "test": 10_000,
     }
+
+
+def test_a_small_gz_that_claims_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """32 MiB of zeros in 32 KiB: it needs the option."""
+    write_mnist(tmp_path, {"train": 1, "t10k": 1}, packed=True)
+    path = next(tmp_path.glob("train-images*.gz"))
+    shape = (512, 256, 256)
+    path.write_bytes(gzip.compress(idx(np.zeros(shape, np.uint8))))
+    with pytest.raises(TesseraError, match="512 by 256 by 256 bytes: too many") as caught:
+        mnist.read(str(tmp_path), {})
+    assert "--option max_bytes=33554432" in (caught.value.hint or "")
+    with pytest.raises(TesseraError, match="512 train images and 1 labels"):  # the control
+        mnist.read(str(tmp_path), {"max_bytes": "33554432"})
+    with pytest.raises(UsageError, match="the option max_bytes can't be 'much'"):
+        mnist.read(str(tmp_path), {"max_bytes": "much"})

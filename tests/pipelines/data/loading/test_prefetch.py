@@ -19,8 +19,11 @@ import torch
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.loading.prefetch import (
+    AHEAD_BYTES,
     PROCESS_PREFETCH,
+    THREAD_PREFETCH,
     LoaderProcesses,
+    bound_prefetch,
     max_prefetched,
     prefetch_in_thread,
 )
@@ -241,3 +244,19 @@ def test_a_thread_s_error_is_raised_where_the_item_is_awaited() -> None:
     assert next(items) == 1
     with pytest.raises(TesseraError, match="no more"):
         next(items)
+
+
+@pytest.mark.parametrize("item_bytes", [1, 1 << 20, 300 << 20, 1 << 30, 3 << 30, 9 << 30])
+@pytest.mark.parametrize("processes", [0, 1, 2, 7, 64])
+def test_items_in_advance_are_bounded_in_bytes(item_bytes: int, processes: int) -> None:
+    bounded, ahead = bound_prefetch(item_bytes, processes)
+    assert (bounded > 0) == (processes > 0)
+    assert bounded <= processes
+    items = max_prefetched(bounded, ahead) if processes else ahead + 1
+    assert items * item_bytes <= AHEAD_BYTES or items == 2
+
+
+def test_small_items_are_computed_as_before() -> None:
+    """The control: nothing is bounded that fits."""
+    assert bound_prefetch(1 << 20, 8) == (8, PROCESS_PREFETCH)
+    assert bound_prefetch(1 << 20, 0) == (0, THREAD_PREFETCH)
