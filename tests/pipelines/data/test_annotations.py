@@ -24,6 +24,7 @@ from pipelines.data.annotations import (
     count,
     decode_mask,
     decode_objects,
+    drop_damaged,
     encode,
     mask_pixels,
     resize,
@@ -319,3 +320,25 @@ def test_mask_pixels_are_those_of_the_run_lengths() -> None:
 def test_the_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(SampleError("box inverted", "x is", hint="turn it")))
     assert (error.reason, error.message, error.hint) == ("box inverted", "x is", "turn it")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_left_without_the_damaged_objects_passes(seed: int) -> None:
+    """Boxes of all kinds of damage among good ones: each good one stays, in its order."""
+    dice = np.random.default_rng(seed)
+    count_of_objects = int(dice.integers(1, 12))
+    bad = np.array([[5, 5, 5, 9], [9, 5, 3, 9], [5, 5, 9, 99], [np.nan, 1, 5, 5], [-3, 1, 5, 5]])
+    good = dice.random(count_of_objects) < 0.5
+    boxes = np.array([[1 + n, 2, 9 + n, 12] for n in range(count_of_objects)], np.float64)
+    boxes[~good] = bad[dice.integers(0, len(bad), (~good).sum())]
+    labels = dice.integers(0, CLASSES, count_of_objects)
+    crowd = dice.random(count_of_objects) < 0.2
+    kept, dropped = drop_damaged(Objects(boxes, labels, crowd), **SIZE)
+    check(kept, **SIZE)
+    np.testing.assert_array_equal(kept.boxes, boxes[good])
+    np.testing.assert_array_equal(kept.labels, labels[good])
+    np.testing.assert_array_equal(kept.crowd, crowd[good])
+    assert sorted(d.label for d in dropped if d.label is not None) == sorted(labels[~good])
+    if not good.all():
+        with pytest.raises(SampleError):
+            check(Objects(boxes, labels, crowd), **SIZE)

@@ -7,12 +7,16 @@ import random
 import resource
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sample_sources
 from layouts import folders
+from layouts.box_files import kitti_line, labelme_json
+from layouts.box_sets import each
+from layouts.more_boxes import one_file_cvat, table, tensorflow_row
 
 from models.core.errors import TesseraError
 from pipelines.data import importers
@@ -67,7 +71,22 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
     return bytes(raw)
 
 
+HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+
+
+def made_of(build: Callable[[Path], object]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        build(folder)
+        return folder
+
+    return make
+
+
 MADE: Mapping[str, Callable[[Path], Path]] = {
+    "box_csv": made_of(partial(table, HEADER, tensorflow_row, "labels.csv", "{}.jpg")),
+    "cvat": made_of(partial(one_file_cvat, shape="polygon")),
+    "kitti": made_of(partial(each, "images/{}.png", "labels/{}.txt", kitti_line)),
+    "labelme": made_of(partial(each, "{}.jpg", "{}.json", labelme_json)),
     "cifar10": sample_sources.cifar_python,
     "coco": sample_sources.coco,
     "csv": sample_sources.table,
@@ -80,6 +99,10 @@ MADE: Mapping[str, Callable[[Path], Path]] = {
     "yolo": sample_sources.yolo,
 }
 TARGETS = {
+    "box_csv": "labels.csv",
+    "cvat": "annotations.xml",
+    "kitti": "labels/0.txt",
+    "labelme": "0.json",
     "cifar10": "data_batch_1",
     "coco": "annotations/instances_train2017.json",
     "csv": "labels.csv",
@@ -117,7 +140,7 @@ def test_changed_bytes_end_in_an_error_or_a_source(tmp_path: Path, what: str) ->
             refused += 1
         longest = max(longest, time.process_time() - start)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert refused or what in ("masks", "voc", "voc lists", "yolo labels")
+    assert refused or what in ("kitti", "labelme", "masks", "voc", "voc lists", "yolo labels")
     assert longest < 5
     assert grown < 100 << 10  # KiB
     path.write_bytes(whole)

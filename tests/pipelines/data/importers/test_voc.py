@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import sample_sources
+from layouts.base import text
+from layouts.box_files import box, voc_xml
+from layouts.box_sets import COUNT, each, images, in_splits
 from sample_sources import HEIGHT, WIDTH
 
 from models.core.errors import TesseraError, UsageError
@@ -215,3 +218,79 @@ def test_the_real_blood_cells_have_the_documented_counts(tmp_path: Path) -> None
     }
     assert "(504, 337, 504, 337)" in bad["BloodImage_00338"][1]
     assert "BloodImage_00343.xml: object" in bad["BloodImage_00343"][1]
+
+
+@pytest.mark.parametrize(
+    ("image", "xml"),
+    [
+        ("{split}/{}.jpg", "{split}/{}.xml"),
+        ("images/{split}/{}.jpg", "annotations/{split}/{}.xml"),
+        ("{split}/JPEGImages/{}.jpg", "{split}/Annotations/{}.xml"),
+        ("data/{split}/img/{}.PNG", "data/{split}/xmls/{}.XML"),
+        ("images/{split}/{}.jpg", "annotations/{}.xml"),
+    ],
+)
+def test_xml_files_find_their_images_and_folders_are_splits(
+    tmp_path: Path, image: str, xml: str
+) -> None:
+    in_splits(image, xml, voc_xml, tmp_path)
+    assert voc.recognises(str(tmp_path))
+    source = voc.read(str(tmp_path), {})
+    assert source.classes == ("blue", "red")
+    assert Counter(item.split for item in source.items) == {"train": 3, "val": 2, "test": 1}
+    for row, item in enumerate(source.items):
+        number = int(Path(item.origin).stem)
+        left, top, width, height = box(number)
+        assert annotated(source, row).boxes.tolist() == [[left, top, left + width, top + height]]
+        assert source.files(item)[1].stem == str(number)
+
+
+def test_images_without_xml_are_named_or_have_no_objects(tmp_path: Path) -> None:
+    each("images/{}.jpg", "annotations/{}.xml", voc_xml, tmp_path)
+    images(tmp_path, "images/{}.jpg", range(20, 23))
+    source = voc.read(str(tmp_path), {})
+    assert "3 images without XML file, for example images/20.jpg: left out" in source.notes[0]
+    assert len(source.items) == COUNT
+    source = voc.read(str(tmp_path), {"unlabelled": "empty"})
+    assert len(source.items) == COUNT + 3
+    assert [len(annotated(source, row).boxes) for row in (0, COUNT)] == [1, 0]
+    assert [len(source.files(source.items[row])) for row in (0, COUNT)] == [2, 1]
+
+
+def test_lists_may_name_files(tmp_path: Path) -> None:
+    each("images/{}.png", "annotations/{}.xml", voc_xml, tmp_path)
+    for name, numbers in {"train.txt": range(4), "val.txt": range(4, COUNT)}.items():
+        lines = [f"./images/{n}.png ./annotations/{n}.xml" for n in numbers]
+        (tmp_path / name).write_text("\n".join(lines))
+    source = voc.read(str(tmp_path), {})
+    assert Counter(item.split for item in source.items) == {"train": 4, "val": 2}
+
+
+@pytest.mark.parametrize("encoding", ["GBK", "gb2312", "Big5"])
+def test_names_in_other_encodings_are_read(tmp_path: Path, encoding: str) -> None:
+    head = f'<?xml version="1.0" encoding="{encoding}"?>'
+    for number in images(tmp_path, "images/{}.jpg"):
+        text(
+            tmp_path / "annotations" / f"{number}.xml",
+            head + voc_xml(number).replace("red", "中"),
+            encoding,
+        )
+    assert voc.read(str(tmp_path), {}).classes == ("blue", "中")
+
+
+def test_files_that_can_t_be_read_say_why(tmp_path: Path) -> None:
+    for number in images(tmp_path, "images/{}.jpg"):
+        xml = voc_xml(number).replace("red", "中").replace("blue", "中")
+        text(tmp_path / "annotations" / f"{number}.xml", xml, "gbk")
+    with pytest.raises(TesseraError, match=r"0\.xml is not in the encoding UTF-8.*name its enc"):
+        voc.read(str(tmp_path), {})
+
+
+def test_a_damaged_object_doesn_t_hide_the_others(tmp_path: Path) -> None:
+    folder = sample_sources.voc(tmp_path / "set")
+    objects = [("dog", (1, 1, 9, 9), 0), ("", (1, 1, 9, 9), 0), ("cat", (5, 5, 5, 9), 0)]
+    path = folder / "Annotations" / "2007_000000.xml"
+    path.write_text(sample_sources.voc_xml(objects))
+    found = annotated(voc.read(str(folder), {}))
+    assert len(found.boxes) == 1
+    assert [damage.reason for damage in found.damaged] == ["unknown class", "box without area"]
