@@ -11,6 +11,7 @@ which the path of Python isn't quoted.
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import secrets
@@ -91,7 +92,8 @@ def token_file() -> Path:
 
 
 def protect_token() -> None:
-    """Closes a token that Ray or a user wrote open to others. Raises TesseraError if it belongs to
+    """Closes a token that Ray or a user wrote open to others. One that is mounted read-only, as
+    the secrets of containers are, is left to who mounted it. Raises TesseraError if it belongs to
     another user."""
     if os.environ.get(TOKEN):
         return
@@ -104,6 +106,8 @@ def protect_token() -> None:
     try:
         path.chmod(0o600)
     except OSError as error:
+        if error.errno == errno.EROFS:
+            return
         raise TesseraError(
             f"{problem}, and can't be closed: {error.strerror}",
             hint=f"use a token of your own: {TOKEN_PATH}",

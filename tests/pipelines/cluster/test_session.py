@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -62,6 +63,34 @@ def test_a_token_that_ray_wrote_is_closed(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv(session.TOKEN_PATH, str(folder))
         session.protect_token()  # root may close it
         assert stat.S_IMODE(folder.stat().st_mode) == 0o600
+
+
+UNSHARE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+PROTECT = "from pipelines.cluster import session; session.protect_token()"
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare")
+    or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0,
+    reason="no mount namespace can be made here",
+)
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_token_that_is_mounted_is_left_as_it_is(mounted: bool, tmp_path: Path) -> None:
+    """As a secret in a container: whoever mounted it says who may read it."""
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o444)
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"' if mounted else "true"
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", f'{mount} && exec "$@"', token, sys.executable, "-c", PROTECT],
+        env={"PATH": os.environ["PATH"], session.TOKEN_PATH: str(token)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE(token.stat().st_mode) == (0o444 if mounted else 0o600)
 
 
 def test_a_folder_is_open_only_if_the_way_to_it_is(tmp_path: Path) -> None:
