@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.data import duplicates
-from pipelines.data.card import SPLITS, NearDuplicates
+from pipelines.data.card import SPLITS, NearDuplicates, Split
 from pipelines.data.duplicates import Pair, Position
 from pipelines.data.packing import shard_records
 from pipelines.data.packing.shard import ShardPlan
@@ -35,6 +35,16 @@ class _Name(NamedTuple):
     key: str
     origin: str
     label: int
+    source_split: Split | None
+
+
+class Copy(NamedTuple):
+    """An image that is in a later split too: details for `rejected.jsonl`, and whether only the cut
+    of the splits that the source lacks has put the two apart. Copies of two classes count as two
+    splits of the source."""
+
+    detail: str
+    cut_apart: bool
 
 
 class Fingerprints:
@@ -48,22 +58,23 @@ class Fingerprints:
         for number, shard_plan in enumerate(shards):
             self._by_split[shard_plan.split].append(number)
 
-    def exact_duplicates(self) -> dict[int, dict[str, str]]:
+    def exact_duplicates(self) -> dict[int, dict[str, Copy]]:
         """Images with the same pixels as an image of a later split, where train < val < test:
-        number of the shard -> key -> details for `rejected.jsonl`."""
+        number of the shard -> key -> the copy."""
         others: dict[Position, Position] = {}
         for pair in duplicates.find_pairs(self._load(), ("exact",)):
             known = others.get(pair.left)
             if known is None or _priority(pair.right) > _priority(known):
                 others[pair.left] = pair.right
         names = self._names([*others, *others.values()])
-        result: dict[int, dict[str, str]] = {}
+        result: dict[int, dict[str, Copy]] = {}
         for position, other in others.items():
-            name = names[position]
-            result.setdefault(name.shard, {})[name.key] = (
-                f"{name.origin} of {position[0]} is the same image as {names[other].origin} of "
-                f"{other[0]}"
+            name, kept = names[position], names[other]
+            detail = (
+                f"{name.origin} of {position[0]} is the same image as {kept.origin} of {other[0]}"
             )
+            cut = (kept.source_split or "train") != other[0] and name.label == kept.label
+            result.setdefault(name.shard, {})[name.key] = Copy(detail, cut)
         return result
 
     def near_duplicates(self) -> tuple[list[dict[str, Any]], NearDuplicates]:
@@ -81,7 +92,7 @@ class Fingerprints:
             for split, fingerprints in self._load().items()
             for numbers in duplicates.find_copies(fingerprints)
         ]
-        names = self._names(position for group in groups for position in group)
+        names = self._names([position for group in groups for position in group])
         return [
             {
                 "split": group[0][0],
@@ -119,11 +130,12 @@ class Fingerprints:
                 record = self._records[shard]
                 start = int(ends[index]) - record.shard.samples
                 rows = shard_records.load_rows(self._storage, record)
-                origins = {item.key: item.origin for item in self._shards[shard].items}
+                items = {item.key: item for item in self._shards[shard].items}
                 for number in (n for n, owner in zip(wanted, owners) if owner == index):
                     key = rows["key"][number - start].decode()
                     label = int(rows["label"][number - start])
-                    names[split, number] = _Name(shard, key, origins[key], label)
+                    item = items[key]
+                    names[split, number] = _Name(shard, key, item.origin, label, item.split)
         return names
 
 

@@ -173,22 +173,28 @@ class PackRun:
 
     def _reject(self, rejections: Rejections) -> None:
         """Checks the number of rejected samples, with those that are in two splits, and packs the
-        shards that have such samples again, without them."""
+        shards that have such samples again, without them. Copies that only the cut of missing
+        splits has put apart are left out too, and need not be allowed."""
         doubled = self._fingerprints().exact_duplicates()
         rejections.extend(self._rejected_rows())
-        for number, keys in sorted(doubled.items()):
+        cut_apart = 0
+        for number, copies in sorted(doubled.items()):
             for item in self._shards[number].items:
-                if item.key in keys:
-                    rejections.add(item.key, item.origin, TWO_SPLITS, keys[item.key])
+                if item.key in copies and not copies[item.key].cut_apart:
+                    rejections.add(item.key, item.origin, TWO_SPLITS, copies[item.key].detail)
+            cut_apart += sum(copy.cut_apart for copy in copies.values())
         rejections.check(self._staged.storage)
         dropped = self._dropped_rows()
         rejections.check_objects(self._staged.storage, dropped, self._objects())
         if doubled:
-            for number, keys in doubled.items():
-                self._shards[number] = replace(self._shards[number], without=keys)
+            for number, copies in doubled.items():
+                without = {key: copy.detail for key, copy in copies.items()}
+                self._shards[number] = replace(self._shards[number], without=without)
             self._counter.stop()
             self._make(sorted(doubled))
         self._rejected = self._rejected_rows()
+        if cut_apart:
+            self._notify(f"copies of val and test images left out of train: {cut_apart:,}")
         if dropped:
             self._notify(f"objects that are left out: {len(dropped)}; see {REJECTED}")
         rows = [*self._rejected, *self._dropped_rows()]

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from layouts import boxes, folders, pixels
+from layouts import boxes, folders, pixels, tables
 from layouts.base import Layout
 
 from models.core.errors import TesseraError
@@ -19,7 +19,8 @@ from pipelines.data.packing.pack import pack
 
 PAGE = Path(__file__).parents[3] / "docs" / "layouts.md"
 SECTIONS = {
-    "Classification, and images without labels": folders.LAYOUTS,
+    "Classes, and images without labels": folders.LAYOUTS,
+    "Tables of images": tables.LAYOUTS,
     "Boxes and polygons": boxes.LAYOUTS,
     "Masks, and images": pixels.LAYOUTS,
 }

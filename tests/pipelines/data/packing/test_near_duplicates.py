@@ -185,3 +185,53 @@ def test_near_duplicates_are_searched_among_the_kept_samples(tmp_path: Path, sou
         ("train/cat/near", "test/cat/near"),
         ("val/cat/1", "test/cat/near"),
     }
+
+
+@pytest.fixture
+def uncut(tmp_path: Path) -> Path:
+    """20 images of each of two classes, without splits; ten of each class are in it twice."""
+    for at, name in enumerate(("cat", "dog")):
+        folder = tmp_path / "pets" / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            scene(100 * at + number).save(folder / f"{number}.png")
+            if number < 10:
+                scene(100 * at + number).save(folder / f"{number} copy.png")
+    return tmp_path / "pets"
+
+
+def test_copies_that_only_our_cut_puts_apart_need_no_option(tmp_path: Path, uncut: Path) -> None:
+    told: list[str] = []
+    card = pack(str(uncut), tmp_path / "out", notify=told.append, near_duplicates=False)
+    rows = lines(tmp_path / "out" / statistics.REJECTED)
+    assert len(rows) == card.rejected > 0
+    assert f"copies of val and test images left out of train: {len(rows)}" in told
+    assert sum(split.samples for split in card.splits.values()) == 60 - card.rejected
+    groups = lines(tmp_path / "out" / near_duplicates.COPIES)
+    copies = sum(len(group["images"]) - 1 for group in groups)
+    assert copies + card.rejected == 20, "each copy is either left out, or listed"
+    assert any(line.startswith(f"copies within a split: {copies} images") for line in told)
+
+
+def test_the_same_pixels_of_two_classes_are_named(tmp_path: Path, uncut: Path) -> None:
+    for number in range(10):
+        (uncut / "cat" / f"{number} copy.png").unlink()
+        (uncut / "dog" / f"{number} copy.png").unlink()
+    told: list[str] = []
+    pack(str(uncut), tmp_path / "control", notify=told.append, near_duplicates=False)
+    assert not any("same pixels" in line for line in told)
+    assert not (tmp_path / "control" / near_duplicates.COPIES).exists()
+    (uncut / "train").mkdir()
+    for name in ("cat", "dog"):
+        (uncut / name).rename(uncut / "train" / name)
+        scene(900).save(uncut / "train" / name / "both.png")
+        (uncut / "test" / name).mkdir(parents=True)
+        scene(700 + ord(name[0])).save(uncut / "test" / name / "x.png")
+        (uncut / "val" / name).mkdir(parents=True)
+        scene(600 + ord(name[0])).save(uncut / "val" / name / "x.png")
+    pack(str(uncut), tmp_path / "out", notify=told.append, near_duplicates=False)
+    (line,) = (line for line in told if line.startswith("the same pixels have different classes"))
+    assert "train/cat/both.png is cat" in line
+    assert "train/dog/both.png is dog" in line
+    (group,) = lines(tmp_path / "out" / near_duplicates.COPIES)
+    assert {image["class"] for image in group["images"]} == {"cat", "dog"}
