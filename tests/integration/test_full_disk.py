@@ -12,7 +12,7 @@ from models.core.errors import TesseraError
 from pipelines.workflows import train
 from pipelines.workflows.context import Context
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 SETTINGS = {"train.epochs": 3, "train.batch_size": 128, "data.loader_workers": 0}
 
 

@@ -24,7 +24,7 @@ from jobs.shared import local_services
 
 ROOT = Path(__file__).parents[2]
 OWNER, OTHER = 54321, 54322
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 EMBEDDED = """
 import os, sys, time
