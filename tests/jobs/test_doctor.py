@@ -41,7 +41,7 @@ def test_all_is_well_here(tmp_path: Path, digits: Path) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
     assert not [f for f in findings if f["state"] == "fail"]
     ours = {f["check"]: f for f in findings if not f["machine"]}
-    assert set(ours) == {"python", *LIBRARIES, "mlflow store", "ray"}
+    assert set(ours) == {"python", *LIBRARIES, "mlflow store", "private files", "ray"}
     assert "a local Ray" in ours["ray"]["detail"]
     machines = [f for f in findings if f["machine"]]
     assert len({f["machine"] for f in machines}) == 1
