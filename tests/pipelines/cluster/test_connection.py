@@ -33,7 +33,8 @@ result = {{}}
 
 def head():
     children = psutil.Process().children(recursive=True)
-    return next(process for process in children if process.name() == "gcs_server")
+    heads = [process for process in children if process.name() == "gcs_server"]
+    return max(heads, key=psutil.Process.create_time)  # a start that failed leaves its head
 
 def disconnect():
     began = time.monotonic()
