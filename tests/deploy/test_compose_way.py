@@ -397,7 +397,7 @@ def test_the_links_of_jobs_open_behind_the_login(way: Way) -> None:
             )
             context.set_default_timeout(60_000)
             page = context.new_page()
-            page.on("response", bodies.append)
+            page.on("response", lambda response: bodies.append(response))
             page.add_init_script(browser.NO_ASSISTANT)
             page.goto(way.page(step))
             for fact in facts:
@@ -406,6 +406,7 @@ def test_the_links_of_jobs_open_behind_the_login(way: Way) -> None:
             page.screenshot(path=way.folder / f"{step}.png")
             assert found_in(way, page.content()) == []
             texts = [body_of(response) for response in bodies]
+            assert any("tessera.run" in text or "tessera.search" in text for text in texts)
             assert found_in(way, "\n".join(texts)) == []
             bodies.clear()
             context.close()
