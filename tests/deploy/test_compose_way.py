@@ -351,10 +351,13 @@ def test_ray_and_mlflow_answer_nobody_without_a_login(way: Way) -> None:
 
 @pytest.mark.skipif(bool(neighbour.missing()), reason=neighbour.missing() or "-")
 def test_another_machine_reaches_nothing(way: Way) -> None:
+    """Nor the stores at their own addresses, which it sends to this machine."""
+    stores = [a for name in ("postgres", "object-store") for a in way.stack.addresses(name)]
     with neighbour.neighbour() as enter:
-        scan = [sys.executable, port_scan.__file__, neighbour.ADDRESS]
-        found = json.loads(run(*enter, *scan).stdout)[neighbour.ADDRESS]
-    assert sorted(set(found) - way.listened_before) == []
+        scan = [sys.executable, port_scan.__file__, neighbour.ADDRESS, *stores]
+        found = json.loads(run(*enter, *scan).stdout)
+    assert sorted(set(found.pop(neighbour.ADDRESS)) - way.listened_before) == []
+    assert found == {store: [] for store in stores}
 
 
 # ── MLflow's pages ────────────────────────────────────────────────────────────────────────────

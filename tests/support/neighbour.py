@@ -1,5 +1,6 @@
 """A machine on a cable to this one: a Linux namespace with a network of its own. It runs programs
-that see this machine as any other machine on its network does. Needs root and iproute2."""
+that see this machine as any other machine on its network does, and sends through it what is for
+other addresses. Needs root and iproute2."""
 
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ def neighbour() -> Iterator[list[str]]:
         _call("ip", "link", "set", _LINK, "up")
         _call(*enter, "ip", "addr", "add", f"{_OWN}/24", "dev", "eth0")
         _call(*enter, "ip", "link", "set", "eth0", "up")
+        _call(*enter, "ip", "route", "add", "default", "via", ADDRESS)
         yield enter
     finally:
         held.kill()  # the cable ends with the namespace
