@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ before its own checkpoint waits for that upload. Here an upload takes about as l
 ENDS_COMMAND = ("the head", "the driver's machine")
 """What ends the command of the training as well, which is then repeated."""
 
+RESUMED = "resumed from step-"
+"""What a training says when it goes on from a checkpoint."""
 _EPOCH = re.compile(r"^\W*epoch (\d+)/\d+", re.MULTILINE)
 _DIGEST = f"""
 import boto3, hashlib
@@ -56,8 +59,8 @@ class Outcome:
         points: The epochs of its metric, in order.
         weights: SHA-256 of the last checkpoint's weights.
         seconds: From the first attempt's start to the last one's end.
-        recovery_seconds: From the fault to the next epoch that is seen in the log. A service that
-            was killed is waited for first.
+        recovery_seconds: From the fault to the next epoch that is trained: of the resumed training,
+            if a machine was killed.
     """
 
     name: str
@@ -107,11 +110,14 @@ class Trainings:
             killed = time.monotonic()
             self._say(f"{name}: killing {victim} after epoch {outcome.epoch}")
             self._kill(victim, name)
-            if victim not in ENDS_COMMAND:
-                self._repair(victim)
+        repairing = threading.Thread(target=self._repair, args=(victim,))
+        if victim and victim not in ENDS_COMMAND:
+            repairing.start()
         outcome.statuses.append(self._end(process, log, outcome, killed))
         if victim in ENDS_COMMAND:
-            self._repair(victim)
+            repairing.start()
+        if victim:
+            repairing.join()
         while outcome.statuses[-1] != 0 and len(outcome.statuses) < MOST_ATTEMPTS:
             process, log = self._start(name, len(outcome.statuses) + 1)
             outcome.statuses.append(self._end(process, log, outcome, killed))
@@ -139,9 +145,11 @@ class Trainings:
         before = len(self._reported(log))
         deadline = time.monotonic() + ATTEMPT_SECONDS
         while process.poll() is None:
-            recovered = outcome.victim and len(self._reported(log)) > before
-            if recovered and not outcome.recovery_seconds:
-                outcome.recovery_seconds = round(time.monotonic() - killed, 1)
+            if outcome.victim and not outcome.recovery_seconds:
+                goes_on = outcome.victim in AWAY_SECONDS and len(self._reported(log)) > before
+                _, resumed, after = self._cluster.lab.log(log).rpartition(RESUMED)
+                if goes_on or (resumed and _EPOCH.search(after)):
+                    outcome.recovery_seconds = round(time.monotonic() - killed, 1)
             if time.monotonic() > deadline:
                 process.kill()
                 return None
@@ -190,12 +198,13 @@ class Trainings:
     # ── what is left ──────────────────────────────────────────────────────────────────────────
 
     def _judge(self, outcome: Outcome) -> None:
-        texts = [
-            self._cluster.lab.log(f"{outcome.name}.{attempt}.log")
-            for attempt in range(1, len(outcome.statuses) + 1)
-        ]
-        reported = _EPOCH.findall("\n".join(texts))
-        outcome.repeated_epochs = len(reported) - len(set(reported))
+        trained: list[str] = []
+        for attempt in range(1, len(outcome.statuses) + 1):
+            text = self._cluster.lab.log(f"{outcome.name}.{attempt}.log")
+            if attempt > 1:  # events that may not have reached MLflow are told again before that
+                text = text.partition(RESUMED)[2]
+            trained += _EPOCH.findall(text)
+        outcome.repeated_epochs = len(trained) - len(set(trained))
         runs = [run for run in self._cluster.runs("faults") if run.name == outcome.name]
         if len(runs) == 1:
             outcome.status, outcome.points = runs[0].status, runs[0].points
