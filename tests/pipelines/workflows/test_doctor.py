@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import platform
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,3 +172,57 @@ def test_an_unsupported_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
     states = {f.check: f.state for f in doctor.check_versions()}
     assert states.pop("ray") == "fail"
     assert set(states.values()) == {"ok"}
+
+
+def test_a_server_is_asked_with_the_login_of_its_address_which_is_not_shown() -> None:
+    """urllib itself takes user and password for a part of the host."""
+    asked: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_response(200 if asked[-1] else 401)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        host = f"127.0.0.1:{server.server_port}"
+        with_login = list(doctor.check_tracking(f"http://trainer:hunter%402@{host}"))
+        (without, *_) = doctor.check_tracking(f"http://{host}")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert asked == [f"Basic {base64.b64encode(b'trainer:hunter@2').decode()}", None]
+    assert [finding.state for finding in with_login] == ["ok", "ok"]
+    assert "hunter" not in str(with_login)
+    assert (without.state, without.detail) == ("fail", f"http://{host} returns status 401")
+    (store,) = doctor.check_tracking("postgresql://trainer:hunter2@db/mlflow")
+    assert store.detail == "postgresql://db/mlflow (no server)"
+
+
+def test_secrets_that_are_open_to_others_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path)})
+    assert doctor.check_private(context).state == "ok", "there is none"
+    search = tmp_path / "searches" / "one"
+    search.mkdir(parents=True, mode=0o700)
+    (search / "search.json").write_text("{}")
+    for path in (tmp_path / "ray-token", tmp_path / "services.json"):
+        path.write_text("")
+        path.chmod(0o600)
+    assert doctor.check_private(context).state == "ok"
+    for path, mode in ((tmp_path / "ray-token", 0o640), (search, 0o755)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        finding = doctor.check_private(context)
+        assert finding.state == "fail"
+        assert f"{path} is open to other users (mode {mode:o})" in finding.detail
+        path.chmod(before)
