@@ -53,7 +53,7 @@ def command(recipes: bool, as_json: bool) -> None:
         for row in fitting:
             click.echo(f"  {row['family']:<{width}}  {row['about']}")
             click.echo(f"  {'':<{width}}  variants: {', '.join(row['variants'])}")
-    show_next("tessera describe FAMILY")
+    show_next("describe", "FAMILY")
 
 
 def _show_recipes(as_json: bool) -> None:
@@ -74,7 +74,7 @@ def _show_recipes(as_json: bool) -> None:
         show_json(rows)
     else:
         show_table(rows)
-        show_next("tessera train RECIPE --data DIR")
+        show_next("train", "RECIPE", "--data", "DIR")
 
 
 if __name__ == "__main__":

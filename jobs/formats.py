@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
         click.echo(f"{each.NAME:<15} {_about(each)}")
         for name, text in each.OPTIONS.items():
             click.echo(f"{'':<15} --option {name}=…  {text}")
-    show_next("tessera pack SOURCE --to DIR")
+    show_next("pack", "SOURCE", "--to", "DIR")
 
 
 def _about(importer: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -165,7 +166,7 @@ def _show(data: PackedData, to: str) -> None:
     remote = open_shards(to, card.root).remote
     family = suggest_family(card)
     if family:
-        next_step = f"tessera train {family} --data {to}"
+        next_step = shlex.join(["tessera", "train", family, "--data", str(to)])
     else:
         next_step = "more images: a training needs the splits train and val"
     rate = f"{samples:,} images in {seconds:.1f} s, {samples / max(seconds, 1e-9):,.0f} images/s"

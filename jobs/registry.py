@@ -38,7 +38,7 @@ def command(model: str | None, delete: bool, verbose: bool, as_json: bool) -> in
         show_json(rows)
     elif rows:
         show_table(rows)
-        show_next("tessera lineage MODEL")
+        show_next("lineage", "MODEL")
     else:
         click.echo("no model is registered yet; train one: tessera train FAMILY --data DIR")
     return 0

@@ -76,7 +76,7 @@ PROTECT = "from pipelines.cluster import session; session.protect_token()"
 )
 @pytest.mark.parametrize("mounted", [True, False])
 def test_a_token_that_is_mounted_is_left_as_it_is(mounted: bool, tmp_path: Path) -> None:
-    """As a secret in a container: whoever mounted it says who may read it."""
+    """As a secret in a container: the one who mounted it decides who may read it."""
     token = tmp_path / "token"
     token.write_text("secret")
     token.chmod(0o444)
