@@ -65,7 +65,8 @@ def check_runs(name: str, count: int) -> list[Any]:
 def start(words: list[str], cluster: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Starts a search in a new process. It has its own Ray cluster, which ends with it, or uses the
     one that `cluster` names."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    token = ("RAY_AUTH_TOKEN_PATH",) if cluster else ()
+    clean = {k: v for k, v in os.environ.items() if k in token or not k.startswith("RAY_")}
     environment = {**clean, **(cluster or {}), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
 
