@@ -97,11 +97,13 @@ class Source:
 
 
 class Reading(NamedTuple):
-    """One way to read a source: a format with options, and what it makes of the source."""
+    """One way to read a source: a format with options, what it makes of the source, and patterns of
+    files that it leaves out."""
 
     format: str
     options: Mapping[str, str]
     meaning: str
+    allow_unused: tuple[str, ...] = ()
 
 
 class AmbiguousError(UsageError):
@@ -118,6 +120,8 @@ class AmbiguousError(UsageError):
             words = ["tessera", "pack", source, "--to", to, "--format", reading.format]
             for name, value in reading.options.items():
                 words += ["--option", f"{name}={value}"]
+            for pattern in reading.allow_unused:
+                words += ["--allow-unused", pattern]
             lines.append(f"{shlex.join(words)}   # {reading.meaning}")
         return UsageError(self.message, hint="\n         ".join(lines))
 

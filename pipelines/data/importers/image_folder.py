@@ -6,7 +6,7 @@ alphabetical order, as in torchvision's `ImageFolder`. Hidden files are ignored.
 The class folders may also lie in one folder around all of them, in a folder of the same split
 (seg_train/seg_train), in parts (part_1/CLASS, part_2/CLASS), or around the splits (CLASS/train).
 Where class folders have folders with images instead of images, the option `class_from` says which
-folder names the class.
+folder names the class, or that the name of the file does.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from pipelines.data.importers.support.reading import (
     IMAGE_NAMES,
     LABEL_NAMES,
     choose,
+    class_in_name,
     find_splits,
     make_keys,
+    split_of,
 )
 from pipelines.data.sources import (
     AmbiguousError,
@@ -40,10 +42,10 @@ from pipelines.data.sources import (
 )
 
 NAME = "image_folder"
-CLASS_FROM = ("parent", "leaf", "path")
+CLASS_FROM = ("parent", "leaf", "path", "name")
 OPTIONS: Mapping[str, str] = {
     "class_from": "parent: the outermost folder names the class (default), leaf: the innermost, "
-    "path: all folders",
+    "path: all folders, name: the words before the number in a file's name, cat.12.jpg",
 }
 _PART = re.compile(
     r"(.*?[-_ .])?(part|batch|chunk|shard|vol|volume|disc|disk|images?|imgs?|photos?)[-_ .]*[0-9]+",
@@ -102,8 +104,12 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     if not folder.is_dir():
         raise TesseraError(f"there is no folder {source}")
     class_from = choose(options, "class_from", CLASS_FROM, "parent")
-    bases = _find_bases(folder)
     paths = list(find_images(folder))
+    if class_from == "name":
+        return _make_source(
+            folder, paths, [_named_class(path) for path in paths], [_split_in(p) for p in paths]
+        )
+    bases = _find_bases(folder)
     starts = {_start(base.path, folder): base for base in bases}
     located = [_locate(source, path, starts) for path in paths]
     if not located:
@@ -114,11 +120,17 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         _check_levels(source, [parts for _, parts in located])
     _check_filled(folder, bases, paths)
     labels = [_class_name(parts, class_from) for _, parts in located]
+    return _make_source(folder, paths, labels, [split for split, _ in located])
+
+
+def _make_source(
+    folder: Path, paths: Sequence[str], labels: Sequence[str], splits: Sequence[Split | None]
+) -> Source:
     classes = tuple(sorted(set(map(_check_name, labels))))
     numbers = {name: number for number, name in enumerate(classes)}
     items = [
         Item(key, path, numbers[label], split)
-        for key, path, label, (split, _) in zip(make_keys(paths), paths, labels, located)
+        for key, path, label, split in zip(make_keys(paths), paths, labels, splits)
     ]
     return Source(
         name=folder.resolve().name,
@@ -233,6 +245,20 @@ def _locate(
         f"{source}: the image {path} is in no class folder",
         hint="move it into one, or out of the source",
     )
+
+
+def _named_class(path: str) -> str:
+    name = class_in_name(path)
+    if not name:
+        raise TesseraError(
+            f"the name of {path} has no class: it has no words before a number",
+            hint="as in cat.12.jpg; rename it, or move it out of the source",
+        )
+    return name
+
+
+def _split_in(path: str) -> Split | None:
+    return next((split for part in path.split("/")[:-1] if (split := split_of(part))), None)
 
 
 def _class_name(parts: tuple[str, ...], class_from: str) -> str:

@@ -17,6 +17,7 @@ from pipelines.data.file_kinds import could_be_labels
 from pipelines.data.importers.support.reading import (
     IMAGE_NAMES,
     LABEL_NAMES,
+    are_classes_in_names,
     load,
     make_keys,
     need_folder,
@@ -39,17 +40,18 @@ def recognises(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir():
         return ""
-    found = False
-    folders: set[str] = set()
+    paths = []
     for path in find_files(folder):
         if is_image(path):
-            found = True
-            folders.add(path.rpartition("/")[0])
+            paths.append(path)
         elif could_be_labels(path):
             return ""
+    folders = {path.rpartition("/")[0] for path in paths}
     names = {name for path in folders for name in path.split("/")}
     # These names mean that there are labels, even if no format can read them.
-    if not found or any(name.lower() in LABEL_NAMES for name in names):
+    if not paths or any(name.lower() in LABEL_NAMES for name in names):
+        return ""
+    if are_classes_in_names(paths):
         return ""
     others = {_others(path) for path in folders}
     named = {path for path in others if path}

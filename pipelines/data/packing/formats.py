@@ -16,6 +16,7 @@ from models.core.errors import TesseraError, UsageError, unknown
 from pipelines.data import image_reading, importers
 from pipelines.data.card import SPLITS
 from pipelines.data.file_kinds import could_be_labels
+from pipelines.data.importers.support.reading import are_classes_in_names, class_in_name
 from pipelines.data.sources import (
     IMAGE_SUFFIXES,
     TABLES,
@@ -154,6 +155,17 @@ def _unrecognised(source: str) -> TesseraError:
             hint="choose a format: --format NAME",
             readings=_label_readings(labels),
         )
+    if are_classes_in_names(find_images(folder)):
+        names = sorted(set(map(class_in_name, find_images(folder))))
+        shown = ", ".join(names[:5]) + (", …" if names[5:] else "")
+        return AmbiguousError(
+            f"{source} has images whose names could have the classes: {shown}",
+            hint="choose a format: --format NAME",
+            readings=[
+                Reading("image_folder", {"class_from": "name"}, f"{len(names)} classes: {shown}"),
+                Reading(IMAGES, {}, "images without labels"),
+            ],
+        )
     return AmbiguousError(
         f"{source} has images in folders that could be classes, splits, parts of one set, or "
         f"images and their masks: {_folders(folder)}",
@@ -168,12 +180,12 @@ def _unrecognised(source: str) -> TesseraError:
 def _label_readings(labels: list[str]) -> list[Reading]:
     readings = []
     if any(path.lower().endswith(TABLES) for path in labels):
-        table = "the labels are in a column of the table"
-        readings.append(Reading("csv", {"path_column": "NAME", "label_column": "NAME"}, table))
+        readings.append(Reading("csv", {}, "the labels are in a table; says which columns it has"))
     if any(path.lower().endswith(".json") for path in labels):
         readings.append(Reading("coco", {"train": labels[0]}, "the labels are COCO annotations"))
-    left_out = "the labels are left out; add --allow-unused '*.SUFFIX' for their files"
-    return [*readings, Reading(IMAGES, {}, left_out)]
+    suffixes = dict.fromkeys(os.path.splitext(path)[1] for path in labels)
+    patterns = tuple(f"*{suffix}" for suffix in suffixes)
+    return [*readings, Reading(IMAGES, {}, "images without labels", patterns)]
 
 
 def _folders(folder: Path) -> str:

@@ -304,9 +304,26 @@ LAYOUTS = [
         samples={"train": 8, "val": 2, "test": 2},
     ),
     Layout(
+        "images whose names begin with the class",
+        "Kaggle: Dogs vs. Cats",
+        lambda folder: [picture(folder / f"{PETS[n % 2]}.{n}.jpg", n) for n in range(8)],
+        refused=r"names could have the classes: cat, dog.*class_from=name.*--format images",
+    ),
+    Layout(
+        "images whose names begin with the class, by option",
+        "Oxford-IIIT Pets",
+        lambda folder: [
+            picture(folder / f"{('big_cat', 'dog')[n % 2]}_{n}.jpg", n) for n in range(8)
+        ],
+        format="image_folder",
+        options={"class_from": "name"},
+        classes=("big_cat", "dog"),
+        samples=CUT,
+    ),
+    Layout(
         "images with a file of labels that no format reads",
         "tools of one's own",
         lambda folder: class_folders(folder, {"": 8}) or text(folder / "my_labels.json", "{}"),
-        refused=r"my_labels\.json, which no format recognises as labels",
+        refused=r"my_labels\.json, which no .* labels.*--format images --allow-unused '\*\.json'",
     ),
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import AnyStr
@@ -43,6 +44,7 @@ LABEL_NAMES = frozenset(
 )
 """Usual names of the folders of images and of labels, if they are separate."""
 _ORIENTATION = 0x0112
+_WORDS_BEFORE_NUMBER = re.compile(r"([^\W\d_]+(?:[-_ .][^\W\d_]+)*)[-_ .(]*[0-9]")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BETWEEN_WORDS = re.compile(r"[\W\d_]+")
 _GLUED = re.compile(r"^(set|data|images?|imgs?)|(set|data|images?|imgs?)$")
@@ -82,6 +84,19 @@ def _split_word(name: str) -> tuple[str, tuple[str, ...]]:
         word for word, mean in zip(words, means) if mean not in SPLIT_NAMES and word not in _NEUTRAL
     )
     return (found[0], others) if len(found) == 1 else ("", others)
+
+
+def class_in_name(path: str) -> str:
+    """The words before the first number in the name of an image: cat for cat.12.jpg; empty if it
+    doesn't begin with a word or has no number."""
+    match = _WORDS_BEFORE_NUMBER.match(path.rpartition("/")[2])
+    return match[1] if match else ""
+
+
+def are_classes_in_names(paths: Iterable[str]) -> bool:
+    """Whether the names of images look like classes: a few words with numbers behind them."""
+    counts = Counter(map(class_in_name, paths))
+    return len(counts) > 1 and "" not in counts and min(counts.values()) > 1
 
 
 def need_folder(source: str) -> Path:

@@ -12,8 +12,10 @@ from PIL import Image
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import (
+    are_classes_in_names,
     check_stated_size,
     choose,
+    class_in_name,
     find_problem,
     find_splits,
     image_size,
@@ -92,6 +94,23 @@ def test_names_that_differ_in_the_split_only_are_splits() -> None:
     }
     assert find_splits(["night_train", "day_train", "test_tube"]) == {}
     assert find_splits(["bird_test", "bird_eval"]) == {}  # without train they may be classes
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ("cat.0.jpg cat.1.jpg dog.0.jpg dog.1.jpg", "cat dog"),
+        ("big_cat_1.jpg big_cat_2.jpg dog-3.jpg a/dog-4.jpg", "big_cat dog"),
+        ("IMG_1.jpg IMG_2.jpg", ""),
+        ("1.jpg 2.jpg 3x4.jpg", ""),
+        ("baby.png bird.png woman.png", ""),
+        ("cat1.jpg cat2.jpg dog1.jpg", ""),  # one alone is no class
+    ],
+)
+def test_classes_in_the_names_of_images(names: str, classes: str) -> None:
+    assert are_classes_in_names(names.split()) == bool(classes)
+    if classes:
+        assert {class_in_name(name) for name in names.split()} == set(classes.split())
 
 
 def test_folders_nearby_and_stems(tmp_path: Path) -> None:
