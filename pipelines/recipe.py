@@ -382,9 +382,19 @@ def _typed(where: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
         if key not in fields:
             raise unknown(f"setting under {where!r}:", key, fields)
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        return _adapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise _explain(error, where) from None
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+"""Making one takes a millisecond, and every recipe needs two, again and again."""
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def _explain(error: ValidationError, where: str = "") -> UsageError:

@@ -85,8 +85,9 @@ def resampled_metrics(
         except TesseraError:
             continue
         for name, value in metrics.items():
-            column = resampled.setdefault(name, np.full(bootstrap_samples, np.nan))
-            column[number] = value
+            if name not in resampled:
+                resampled[name] = np.full(bootstrap_samples, np.nan)
+            resampled[name][number] = value
     return resampled
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 120
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch", "torchvision", "pipelines.data.packing.pack"])
+context.set_forkserver_preload(
+    ["torch", "torch._dynamo", "torchvision", "pipelines.data.packing.pack"]
+)
 
 
 def run(program: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
