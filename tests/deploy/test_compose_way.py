@@ -39,7 +39,7 @@ pytestmark = [
 
 ROUNDS = (1, 2)
 IMAGES = 600
-EPOCHS, BATCH = 50, 4
+EPOCHS, BATCH, RATE = 50, 4, 0.002
 """Of the training that grows: long enough for a container to start meanwhile."""
 DATA, PICTURES = "/data/photos", "/import/photos"
 SMALL = "--variant tiny --epochs 2"
@@ -160,7 +160,9 @@ def grow(way: Way) -> None:
     """Trains on what is there, and has a third container started meanwhile."""
     began = time.monotonic()
     training = f"train cnn --data {DATA} --workers 1:3 --variant tiny --epochs {EPOCHS}"
-    job = way.start("grow", f"{training} --batch-size {BATCH} --set data.sample_log=true")
+    job = way.start(
+        "grow", f"{training} --batch-size {BATCH} --lr {RATE} --set data.sample_log=true"
+    )
     try:
         way.wait_for("grow", f"epoch 2/{EPOCHS}", job)
         way.stack.scale(3)
