@@ -76,11 +76,12 @@ def list_frames(data: bytes) -> list[int]:
     if form is None or not _may_have_frames(data, form):
         return [0]
     try:
+        if form == "GIF":
+            return list(range(max(min(_walk_gif(data, "x"), MAX_FRAMES), 1)))
         with open_lazily(data, form) as image:
-            count = min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
-            if form != "TIFF" or count == 1:
-                return list(range(count))
-            return [number for number in range(count) if not _is_thumbnail(image, number)] or [0]
+            if form == "TIFF":
+                return _list_pages(image)
+            return list(range(min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)))
     except Exception:  # Pillow's plugins raise nearly everything on damaged bytes
         return [0]
 
@@ -93,10 +94,19 @@ def _may_have_frames(data: bytes, form: str) -> bool:
     return form in ("GIF", "TIFF", "HEIF", "AVIF")
 
 
-def _is_thumbnail(image: Image.Image, number: int) -> bool:
-    image.seek(number)
-    kind: int = image.tag_v2.get(_SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
-    return bool(kind & _REDUCED)
+def _list_pages(image: Image.Image) -> list[int]:
+    """The pages of a TIFF that are not smaller copies of others. Pillow would count all pages, of
+    which a file can have millions."""
+    pages = []
+    for number in range(MAX_FRAMES):
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+        kind: int = image.tag_v2.get(_SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
+        if not kind & _REDUCED:
+            pages.append(number)
+    return pages or [0]
 
 
 @cache
@@ -114,7 +124,7 @@ def check_structure(data: bytes, form: str, where: str) -> None:
     if form == "JPEG" and data.count(SCAN) > MAX_SCANS:
         raise TesseraError(f"{where} is a JPEG with more than {MAX_SCANS} scans, which is refused")
     if form == "GIF":
-        _check_gif(data, where)
+        _walk_gif(data, where)
 
 
 def _check_png(data: bytes, where: str) -> None:
@@ -129,19 +139,21 @@ def _check_png(data: bytes, where: str) -> None:
         at = end
 
 
-def _check_gif(data: bytes, where: str) -> None:
-    """Checks that all blocks up to the end mark are there: Pillow stops reading at the end of the
-    pixels."""
-    at = 13 + _palette_size(data[10:11])
+def _walk_gif(data: bytes, where: str) -> int:
+    """The number of images in a GIF. Raises TesseraError unless all blocks up to the end mark are
+    there: Pillow stops reading at the end of the pixels."""
+    images, at = 0, 13 + _palette_size(data[10:11])
     while (kind := data[at : at + 1]) != b";":
         if kind == b"!":  # an extension: its label, then blocks
             at = _skip_blocks(data, at + 2)
         elif kind == b",":  # an image: its size, a palette, a code size, then blocks
+            images += 1
             at = _skip_blocks(data, at + 11 + _palette_size(data[at + 9 : at + 10]))
         elif kind == b"\0":  # a stray end of blocks, which some programs write
             at += 1
         else:
             raise TesseraError(f"{where} is a damaged GIF: its end is missing")
+    return images
 
 
 def _palette_size(flags: bytes) -> int:

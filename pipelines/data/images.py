@@ -263,6 +263,13 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _convert(image: Image.Image, encoding: Encoding, where: str) -> Image.Image:
+    given = image_reading.current().range
+    if encoding.colour and given not in (None, (0, pixel_values.LARGEST)):
+        raise TesseraError(
+            f"{where} has colours of 16 bits, which are read with the range "
+            f"0..{pixel_values.LARGEST:,} only",
+            hint="convert it to 8 bits, or to grey",
+        )
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image.copy() if image.readonly else image
     if image.mode in pixel_values.WIDE_MODES:

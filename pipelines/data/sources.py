@@ -22,14 +22,15 @@ from pipelines.data.card import Split
 
 IMAGE_SUFFIXES = frozenset(
     {
-        *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".heic", ".heif", ".avif"),
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"),
+        *(".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx"),
+        *(".heic", ".heif", ".avif"),
     }
 )
 """Suffixes of image files. Their content decides which format they have."""
 UNREAD_IMAGE_SUFFIXES = frozenset(
     {
-        *(".apng", ".mpo", ".jxl", ".jxr", ".j2k", ".jpf", ".jpx", ".svg", ".eps", ".ico"),
+        *(".jxl", ".jxr", ".svg", ".eps", ".ico", ".icns", ".cur"),
         *(".tga", ".pcx", ".dds", ".exr", ".hdr", ".pfm", ".fits", ".psd", ".xcf", ".emf"),
         *(".dcm", ".dicom", ".nii", ".mha", ".mhd", ".nrrd", ".svs", ".ndpi", ".czi", ".lif"),
         *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"),

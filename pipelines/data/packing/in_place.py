@@ -8,19 +8,23 @@ tenth of the train shards, chosen by a hash of seed and path.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.card import FILE, SPLITS, Card, Split
 from pipelines.data.importers.webdataset import NAME, check_compressed, is_hidden, locate
+from pipelines.data.packing import account as account_file
 from pipelines.data.packing import in_place_scan
+from pipelines.data.packing.account import Account
 from pipelines.data.packing.in_place_labels import Label
 from pipelines.data.packing.in_place_scan import Progress, SampleLayout, ScannedShard
 from pipelines.data.packing.staging import stage
 from pipelines.data.packing.statistics import Rejections, ResumableError
+from pipelines.data.sources import find_files
 from pipelines.storage.base import Storage, absolute_location, check_path
 from pipelines.storage.open import open_storage
 
@@ -53,6 +57,7 @@ def index(
     licence: str = "",
     seed: int = 0,
     allow_rejected: str = "0",
+    allow_unused: Sequence[str] = (),
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Card:
@@ -66,7 +71,12 @@ def index(
     source, only = locate(source)
     storage = open_storage(source)
     with stage(to) as staged:
-        splits = find_splits(find_shards(storage, only or options.get("shards", "")), seed)
+        shards = find_shards(storage, only or options.get("shards", ""))
+        if not only and not storage.remote:
+            account = _account_for(Path(storage.where), shards, allow_unused)
+            notify(str(account))
+            account.check()
+        splits = find_splits(shards, seed)
         known = {split: sum(1 for of in splits.values() if of == split) for split in SPLITS}
         notify("shards: " + ", ".join(f"{split} {count}" for split, count in known.items()))
         scanned = in_place_scan.scan_all(storage, splits, layout, progress)
@@ -90,6 +100,19 @@ def index(
         sealed = card.model_copy(update=more).sealed()
         staged.storage.write(FILE, sealed.to_json().encode())
     return sealed
+
+
+def _account_for(folder: Path, shards: Sequence[str], allow_unused: Sequence[str]) -> Account:
+    """What became of the files of a folder with shards. Files that have the name of a shard, such
+    as 00000.parquet and 00000_stats.json of img2dataset, belong to it."""
+    stems = {path.removesuffix(".tar") for path in shards}
+    beside = [
+        path
+        for path in find_files(folder)
+        if os.path.splitext(path)[0].removesuffix("_stats") in stems
+    ]
+    used = [str(folder / path) for path in {*shards, *beside}]
+    return account_file.sort_files(folder, (), used, allow_unused)
 
 
 def read_options(options: Mapping[str, str]) -> SampleLayout:

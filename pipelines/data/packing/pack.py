@@ -93,6 +93,7 @@ def pack(
             licence=licence,
             seed=seed,
             allow_rejected=allow_rejected,
+            allow_unused=allow_unused,
             progress=progress,
             notify=notify,
         )

@@ -128,3 +128,23 @@ def test_an_image_is_known_by_its_suffix_in_any_case() -> None:
     assert not IMAGE_SUFFIXES & UNREAD_IMAGE_SUFFIXES
     assert all(is_image(f"a/b{suffix.upper()}") for suffix in IMAGE_SUFFIXES)
     assert not any(is_image(f"b{suffix}") for suffix in UNREAD_IMAGE_SUFFIXES)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_frames_are_counted(form: str) -> None:
+    frames = [photo().transpose(Image.Transpose(number)) for number in (0, 1, 3)]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    assert image_formats.list_frames(data) == [0, 1, 2]
+    assert image_formats.list_frames(encoded(frames[0], form)) == [0]
+    assert image_formats.list_frames(data[: len(data) // 3])[0] == 0  # whatever is left of it
+    second = np.asarray(images.open_image(data, "x", 1)).astype(int)
+    assert np.abs(second - np.asarray(frames[1])).mean() < 25
+    assert np.abs(second - np.asarray(frames[0])).mean() > 25  # the control
+
+
+def test_thumbnails_in_a_tiff_are_no_pages() -> None:
+    out = io.BytesIO()
+    pages = [photo(), photo(6, 10), photo(12, 20)]
+    pages[1].encoderinfo = {"tiffinfo": {254: 1}}
+    pages[0].save(out, "TIFF", save_all=True, append_images=pages[1:])
+    assert image_formats.list_frames(out.getvalue()) == [0, 2]

@@ -162,3 +162,11 @@ def test_the_highest_value_of_other_images() -> None:
     assert images.undeclared_maximum(out.getvalue(), "x") is None
     colours = tiff(ramp(4095) * 3, 32, 8, t258=(16,) * 3, t262=2, t277=3)
     assert images.undeclared_maximum(colours, "x") == 15 * 256 + 255
+
+
+def test_a_range_does_not_apply_to_colours_of_16_bits() -> None:
+    """Pillow keeps their upper half only, so a range of the lower half would be lost."""
+    colours = tiff(ramp(4095) * 3, 32, 8, t258=(16,) * 3, t262=2, t277=3)
+    with pytest.raises(TesseraError, match="colours of 16 bits, which are read with the range"):
+        grey(colours, ranged(0, 4095))
+    assert grey(colours).max() == grey(colours, ranged(0, 65535)).max() == 15

@@ -354,3 +354,18 @@ def test_one_tar_is_a_source(tmp_path: Path, name: str, monkeypatch: pytest.Monk
     assert in_place.index(name, tmp_path / "out2", options={}).digest == card.digest
     reader = ShardReader(tmp_path / "out2", card, "train")
     assert reader.read(0).key == "s0000"
+
+
+def test_files_beside_shards_are_accounted_for(source: Path, tmp_path: Path) -> None:
+    for name in ("set-train-000000_stats.json", "set-train-000000.parquet", "README.md"):
+        (source / name).write_text("{}")
+    lines: list[str] = []
+    card = in_place.index(str(source), tmp_path / "out", options={}, notify=lines.append)
+    assert lines[0] == "files: 9 = 8 label files + 1 documents"
+    (source / "classnames.txt").write_text("a")
+    (source / "stray.png").write_bytes(image(1))
+    with pytest.raises(TesseraError, match="no sample uses 1 label file and 1 picture"):
+        in_place.index(str(source), tmp_path / "out2", options={})
+    allowed = ("*.txt", "*.png")
+    again = in_place.index(str(source), tmp_path / "out2", options={}, allow_unused=allowed)
+    assert again.digest == card.digest
