@@ -6,6 +6,7 @@ values nobody says. Must not know formats, plans or shards.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,11 +16,13 @@ from pipelines.data.image_formats import list_frames, sniff
 from pipelines.data.image_reading import ImageReading
 from pipelines.data.packing.plan import split_items
 from pipelines.data.pixel_values import DARK, LARGEST
-from pipelines.data.sources import Item, Source
+from pipelines.data.sources import IMAGE_SUFFIXES, Item, Source
 
 PROBED = 64
 """Images that are read, evenly spread, to find out whether 16-bit values are those of 16 bits."""
 _WIDE_FORMATS = ("PNG", "TIFF")
+_NARROW_SUFFIXES = IMAGE_SUFFIXES - {".png", ".apng", ".tif", ".tiff"}
+"""Files with these names aren't read to find out."""
 
 
 def check_range(source: Source, reading: ImageReading) -> None:
@@ -42,8 +45,12 @@ def check_range(source: Source, reading: ImageReading) -> None:
     )
 
 
+def _suffix(item: Item) -> str:
+    return os.path.splitext(item.origin)[1].lower()
+
+
 def _undeclared(source: Source) -> Iterator[int | None]:
-    items = [item for item in source.items if not item.problem]
+    items = [i for i in source.items if not i.problem and _suffix(i) not in _NARROW_SUFFIXES]
     for item in items[:: max(len(items) // PROBED, 1)]:
         try:
             data = source.load(item)

@@ -72,7 +72,9 @@ def index(
     storage = open_storage(source)
     with stage(to) as staged:
         shards = find_shards(storage, only or options.get("shards", ""))
-        if not only and not storage.remote:
+        # A shard that is no regular file is refused below, with a better reason.
+        are_files = not storage.remote and all(Path(storage.where, p).is_file() for p in shards)
+        if are_files and not only:
             account = _account_for(Path(storage.where), shards, allow_unused)
             notify(str(account))
             account.check()
