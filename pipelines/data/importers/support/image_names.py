@@ -65,8 +65,10 @@ class ImageNames:
         for path in paths:
             self._paths.setdefault(split_name(path), path)
         self._by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        self._in_folder: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
         for parts in self._paths:
             self._by_name[parts[-1]].append(parts)
+            self._in_folder[parts[-2:]].append(parts)
         self._stems: dict[tuple[str, ...], list[str]] | None = None
         self._places: dict[str, list[tuple[str, ...]]] | None = None
 
@@ -83,10 +85,17 @@ class ImageNames:
         if None in found and (spread := self._find_spread(split_names, split)):
             found = list(spread)
         place = "".join(f"{part}/" for part in prefix)
-        return [
-            Located(path, None) if path is not None else self._missing(place, name)
-            for path, name in zip(found, names, strict=True)
-        ]
+        takers = Counter(path for path, _ in set(zip(found, split_names)))
+        located = []
+        for path, name in zip(found, names, strict=True):
+            if path is None:
+                located.append(self._missing(place, name))
+            elif takers[path] > 1:
+                why = f"{name!r} and another name would both be {path}"
+                located.append(Located(path, ("ambiguous image", why)))
+            else:
+                located.append(Located(path, None))
+        return located
 
     def _choose(
         self, names: Sequence[tuple[str, ...]], preferred: Sequence[str], split: Split | None
@@ -94,9 +103,9 @@ class ImageNames:
         """(folders to leave out, folder to put in front)."""
         places = [split_name(place) for place in preferred]
         votes = self._vote(names, split, frozenset(places))
-        for place in places:
-            if votes[0, place]:
-                return 0, place
+        fitting = [place for place in places if votes[0, place]]
+        if fitting:
+            return 0, max(fitting, key=lambda place: votes[0, place])
         if not votes:
             return 0, ()
         order = {place: at for at, place in enumerate(places)}
@@ -114,18 +123,25 @@ class ImageNames:
         for parts in names[::step]:
             if not parts:
                 continue
-            for path in self._alike(parts[-1]):
+            alike = self._alike(parts)
+            longest = max((_common_tail(parts, path) for path in alike), default=0)
+            for path in alike:
                 length = _common_tail(parts, path)
+                # frame.jpg of another video is no sign: only those that share most folders are.
+                if length < longest:
+                    continue
                 for tail in range(1, length + 1):
                     place = path[: len(path) - tail]
                     if place in preferred or not _is_of_another_split(place, split):
                         votes[len(parts) - tail, place] += 1
         return votes
 
-    def _alike(self, name: str) -> list[tuple[str, ...]]:
-        """Images of this name; if there are none, those of this stem, by their parts without
-        suffix."""
-        found = self._by_name.get(name)
+    def _alike(self, parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Images of this name, and those in a folder of this name first; if there are none, those
+        of this stem, by their parts without suffix."""
+        name = parts[-1]
+        found = self._in_folder.get(parts[-2:], []) if len(parts) > 1 else []
+        found = found or self._by_name.get(name, [])
         if not found:
             stem, suffix = os.path.splitext(name)
             stem = stem if _is_suffix(suffix) else name
@@ -169,7 +185,7 @@ class ImageNames:
         for parts in names:
             paths = [
                 path
-                for path in (self._alike(parts[-1]) if parts else ())
+                for path in (self._alike(parts) if parts else ())
                 if not _is_of_another_split(path[:-1], split)
             ]
             longest = max((_common_tail(parts, path) for path in paths), default=0)

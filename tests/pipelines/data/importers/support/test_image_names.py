@@ -103,6 +103,31 @@ def test_equal_names_in_several_folders_are_told_apart(tmp_path: Path) -> None:
     assert [o for o, _ in names.locate(wanted)] == ["b/0.jpg", "b/1.jpg", "a/0.jpg", "a/1.jpg"]
 
 
+def test_frames_of_many_videos_are_told_apart(tmp_path: Path) -> None:
+    """All have the same name: their folders say which is which."""
+    paths = [f"images/video{n}/frame.jpg" for n in range(300)]
+    names = ImageNames(tmp_path, paths)
+    for wanted in ([f"D:\\old\\video{n}\\frame.jpg" for n in range(300)], paths):
+        assert [origin for origin, _ in names.locate(wanted)] == paths
+
+
+def test_two_names_are_never_one_image(tmp_path: Path) -> None:
+    names = make(tmp_path, ["i/1.jpg", "i/2.jpg"])
+    located = names.locate(["a/1.jpg", "b/1.jpg", "a/2.jpg"])
+    assert [problem and problem[0] for _, problem in located] == [
+        "ambiguous image",
+        "ambiguous image",
+        None,
+    ]
+    assert not names.locate(["a/1.jpg", "a/1.jpg"])[0].problem  # the same name twice
+
+
+def test_the_folder_with_most_of_the_names_is_taken(tmp_path: Path) -> None:
+    names = make(tmp_path, ["1.jpg", *(f"images/{n}.jpg" for n in range(COUNT))])
+    located = names.locate([f"{n}.jpg" for n in range(COUNT)], ["", "images/"])
+    assert [origin for origin, _ in located] == [f"images/{n}.jpg" for n in range(COUNT)]
+
+
 def test_two_suffixes_of_one_name_are_not_guessed_between(tmp_path: Path) -> None:
     names = make(tmp_path, ["i/a.jpg", "i/a.png", "i/b.jpg"])
     located = names.locate(["b", "a", "a.png"])
