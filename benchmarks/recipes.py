@@ -85,7 +85,7 @@ DATA_SETS = {
     "bccd": DataSet(bccd, ("--allow-rejected", "2")),
     "isbi": DataSet(isbi, ("--option", "classes=membrane,cell")),
     "sr-bsd68-set5": DataSet(super_resolution, ("--format", "images")),
-    "nuclei": DataSet(nuclei, ("--format", "coco")),
+    "nuclei": DataSet(nuclei, ("--format", "coco", "--allow-unused", "stage1_train/*/masks/*.png")),
 }
 
 
