@@ -25,7 +25,14 @@ from pipelines.data.importers.support.reading import need_folder, read_inside
 from pipelines.data.importers.support.shapes import SHAPE_OPTIONS, Shape, ShapedImage, make_source
 from pipelines.data.importers.support.unlabelled import UNLABELLED_OPTION, take_unlabelled
 from pipelines.data.safe_parsers import is_number, read_json
-from pipelines.data.sources import AmbiguousError, Reading, Source, find_files, is_image
+from pipelines.data.sources import (
+    AmbiguousError,
+    Reading,
+    Source,
+    find_files,
+    is_image,
+    read_file,
+)
 
 NAME = "labelme"
 OPTIONS: Mapping[str, str] = {**SHAPE_OPTIONS, **UNLABELLED_OPTION}
@@ -83,7 +90,17 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     notes: list[str] = []
     taken = take_unlabelled(without, options, notes, "JSON file")
     found += [ShapedImage(path, split=split_in_folders(path)) for path in taken]
-    return make_source(folder, found, options, notes=notes)
+    listed = _find_names(folder, {shape.name for image in found for shape in image.shapes})
+    return make_source(folder, found, options, notes=notes, shared_files=listed)
+
+
+def _find_names(folder: Path, used: set[str]) -> list[Path]:
+    """labels.txt, the list of names that labelme is started with, if it has all that are used."""
+    path = folder / "labels.txt"
+    if not path.is_file():
+        return []
+    lines = read_file(path, path.name).decode("utf-8-sig", "replace").splitlines()
+    return [path] if used - {""} <= {line.strip() for line in lines} else []
 
 
 def _read_image(folder: Path, path: str, named: str, known: frozenset[str]) -> ShapedImage | None:

@@ -155,6 +155,14 @@ def test_rotated_boxes_are_asked_about(tmp_path: Path) -> None:
         assert found.boxes.tolist() == [[2, 1, 12, 9]]
 
 
+def test_the_list_of_names_belongs_to_the_set(tmp_path: Path) -> None:
+    each("{}.jpg", "{}.json", labelme_json, tmp_path)
+    path = text(tmp_path / "labels.txt", "__ignore__\n_background_\nred\nblue\n")
+    assert labelme.read(str(tmp_path), {}).shared_files == (path,)
+    text(path, "cat\n")  # the control: a list of other names
+    assert labelme.read(str(tmp_path), {}).shared_files == ()
+
+
 def test_other_json_files_are_not_shapes(tmp_path: Path) -> None:
     images(tmp_path, "{}.jpg")
     text(tmp_path / "0.json", '{"shapes": 3, "imagePath": "0.jpg"}')
