@@ -13,14 +13,14 @@ GOOD = Outcome(
     "the head",
     epoch=2,
     statuses=[1, 0],
-    repeated_epochs=1,
+    repeated_epochs=2,
     status="FINISHED",
     points=[1, 2, 3],
     weights="abc",
 )
 
 
-def test_a_training_that_was_repeated_and_lost_one_epoch_is_good() -> None:
+def test_a_training_that_was_repeated_and_lost_two_epochs_is_good() -> None:
     assert GOOD.faults(3, "abc") == []
 
 
@@ -34,7 +34,7 @@ def test_a_training_that_was_repeated_and_lost_one_epoch_is_good() -> None:
         ({"points": [1, 3]}, "points lost or doubled"),
         ({"points": [1, 2, 2, 3]}, "points lost or doubled"),
         ({"weights": "abd"}, "other weights"),
-        ({"repeated_epochs": 2}, "more than one checkpoint interval lost"),
+        ({"repeated_epochs": 3}, "more lost than was not yet in the store"),
     ],
 )
 def test_each_bad_end_is_counted(change: dict[str, Any], fault: str) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cluster_lab import BUCKET, DATA, RAY_PORT, Cluster
@@ -110,14 +110,14 @@ class Trainings:
             killed = time.monotonic()
             self._say(f"{name}: killing {victim} after epoch {outcome.epoch}")
             self._kill(victim, name)
-        repairing = threading.Thread(target=self._repair, args=(victim,))
-        if victim and victim not in ENDS_COMMAND:
-            repairing.start()
-        outcome.statuses.append(self._end(process, log, outcome, killed))
+        # The repair is not in the thread: what a thread has started ends with it.
+        with ThreadPoolExecutor(1) as threads:
+            end = threads.submit(self._end, process, log, outcome, killed)
+            if victim and victim not in ENDS_COMMAND:
+                self._repair(victim)
+            outcome.statuses.append(end.result())
         if victim in ENDS_COMMAND:
-            repairing.start()
-        if victim:
-            repairing.join()
+            self._repair(victim)
         while outcome.statuses[-1] != 0 and len(outcome.statuses) < MOST_ATTEMPTS:
             process, log = self._start(name, len(outcome.statuses) + 1)
             outcome.statuses.append(self._end(process, log, outcome, killed))
