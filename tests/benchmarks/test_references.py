@@ -50,6 +50,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("components", [1, 4, 63])
 def test_pca_agrees_with_scikit_learn(
     references: ModuleType, packed: Path, components: int

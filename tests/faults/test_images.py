@@ -208,6 +208,7 @@ def test_a_decompression_bomb_is_refused_without_allocating_memory(
     assert all(grown < 50 * MB for _, grown in bombs)
 
 
+@pytest.mark.slow
 @pytest.mark.control(22)
 def test_pillow_alone_decodes_the_decompression_bomb() -> None:
     program = """

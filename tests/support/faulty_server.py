@@ -167,7 +167,7 @@ def web_server(folder: Path) -> Iterator[int]:
     handler = partial(_Quiet, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, name="web-server")
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="web-server")
         thread.start()
         try:
             yield server.server_address[1]

@@ -99,6 +99,7 @@ def trained_weights(family) -> dict[str, torch.Tensor]:
     return module.state_dict()
 
 
+@pytest.mark.slow
 def test_losses_agree_with_torchvision(family):
     ours = examples.tiny(family).train()
     reference = theirs(family, ours).train()
@@ -310,6 +311,7 @@ def test_predictions_stay_inside_each_image(family):
     assert torch.equal(family.predict(fresh, batch)[3]["boxes"], prediction["boxes"])
 
 
+@pytest.mark.slow
 def test_images_of_any_size(family):
     """A size that the levels don't divide equals the same image with padding."""
     module, batch = trained(family).eval(), examples.train_batch(family)

@@ -27,6 +27,7 @@ SECTIONS = {
 LAYOUTS = [layout for layouts in SECTIONS.values() for layout in layouts]
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_layout_is_packed_as_the_docs_say(tmp_path: Path, layout: Layout) -> None:
     folder = tmp_path / "source"

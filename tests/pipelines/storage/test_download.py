@@ -44,7 +44,7 @@ def server(to: str = "") -> Iterator[str]:
     """A server whose /to redirects to `to`, and /to/x to /x; gives its HOST:PORT."""
     handler = type("Handler", (_Handler,), {"to": to})
     with HTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"127.0.0.1:{running.server_port}"
