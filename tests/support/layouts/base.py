@@ -57,9 +57,12 @@ class Layout:
         given = [f"--format {self.format}"] if self.format else []
         given += [f"--option {shlex.quote(f'{k}={v}')}" for k, v in self.options.items()]
         given += [f"--allow-unused {shlex.quote(pattern)}" for pattern in self.allow]
-        how = f"`{' '.join(given)}`" if given else "recognised"
+        options = f"`{' '.join(given)}`" if given else ""
         task = self.task.replace("_", " ")
-        return f"| {self.name} | {self.tool} | {'refused' if self.refused else task} | {how} |"
+        how = options or "recognised"
+        if self.refused:
+            task, how = "-", f"stops and says why{' with ' + options if options else ''}"
+        return f"| {self.name} | {self.tool} | {task} | {how} |"
 
 
 def picture(

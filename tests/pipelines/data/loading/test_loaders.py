@@ -3,10 +3,7 @@ and epoch."""
 
 from __future__ import annotations
 
-import multiprocessing
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +23,6 @@ from pipelines.interfaces import World
 
 ALONE = World()
 MakeSet = Callable[..., tuple[Path, Card]]
-
-
-@pytest.fixture(autouse=True)
-def no_leaked_threads() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert not multiprocessing.active_children()
-    deadline = time.monotonic() + 5  # a queue's own thread ends a moment after its queue
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [t.name for t in threading.enumerate() if t not in before]
 
 
 def train(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,17 +30,6 @@ from pipelines.data.loading.prefetch import (
 from pipelines.data.sample_error import SampleError
 
 
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    threads = set(threading.enumerate())
-    yield
-    assert not multiprocessing.active_children()
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - threads and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [t.name for t in threading.enumerate() if t not in threads]
-
-
 def square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
@@ -57,20 +46,20 @@ def test_processes_return_items_in_order_and_are_reused() -> None:
     assert {pid for _, pid in again} <= pids
 
 
-def test_processes_end_with_a_closed_iterator() -> None:
+def test_processes_end_with_a_closed_iterator(children: Callable[[], list[int]]) -> None:
     processes = LoaderProcesses(square, 2)
     items = processes.items(range(100))
     next(items)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(children()) == 2
     del items
-    assert not multiprocessing.active_children()
+    assert not children()
     assert [value for value, _ in processes.items(range(3))] == [0, 1, 4]
     del processes
 
 
-def test_an_unused_iterator_starts_no_process() -> None:
+def test_an_unused_iterator_starts_no_process(children: Callable[[], list[int]]) -> None:
     items = LoaderProcesses(square, 2).items(range(3))
-    assert not multiprocessing.active_children()
+    assert not children()
     del items
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,6 @@ from pipelines.data.loading.loaders import EvalLoader, TrainLoader, TrainStep
 from pipelines.interfaces import World
 
 MakeSet = Callable[..., tuple[Path, Card]]
-
-
-@pytest.fixture(autouse=True)
-def no_leaked_threads() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert not multiprocessing.active_children()
-    deadline = time.monotonic() + 5  # a queue's own thread ends a moment after its queue
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [t.name for t in threading.enumerate() if t not in before]
 
 
 def train(folder: Path, card: Card, batch: int, **more: object) -> TrainLoader:
@@ -181,14 +169,16 @@ def test_a_split_larger_than_the_cache_is_not_kept(make_set: MakeSet) -> None:
         list(read.epoch(1))
 
 
-def test_processes_end_with_their_loader(make_set: MakeSet) -> None:
+def test_processes_end_with_their_loader(
+    make_set: MakeSet, children: Callable[[], list[int]]
+) -> None:
     folder, card = make_set(20)
     loader = train(folder, card, 2, loader_workers=2, cache="none")
     list(loader.epoch(0))
-    assert len(multiprocessing.active_children()) == 2  # they wait for the next epoch
+    assert len(children()) == 2  # they wait for the next epoch
     del loader
-    assert not multiprocessing.active_children()
+    assert not children()
     options = {"world": World(), "split": "test", "loader_workers": 2, "cache": "none"}
     evaluation = EvalLoader(folder, card, card.spec(), batch_size=7, **options)
     list(evaluation.batches())
-    assert not multiprocessing.active_children()
+    assert not children()
