@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from models.core.errors import TesseraError
+from pipelines.storage.web import opener
 
 QUIET_SECONDS = 20
 """Timeout of a connection that sends nothing."""
@@ -42,7 +43,7 @@ def download(url: str, allowed_hosts: Iterable[str], limit: int) -> bytes:
     )
     until = time.monotonic() + TOTAL_SECONDS
     try:
-        with _opener().open(request, timeout=QUIET_SECONDS) as response:
+        with opener(_SameHost).open(request, timeout=QUIET_SECONDS) as response:
             return _read(response, shown, limit, until)
     except urllib.error.HTTPError as error:
         error.close()
@@ -115,19 +116,3 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
 def _port(parts: Any) -> int | None:
     port: int | None = parts.port
     return port or _PORTS.get(parts.scheme)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener without handlers for ftp, file and data, to which a server could redirect."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        _SameHost,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener

@@ -20,6 +20,7 @@ from models.core.errors import TesseraError
 from pipelines.storage.base import CacheSettings, check_path
 from pipelines.storage.remote import RemoteStorage
 from pipelines.storage.retry import RetryPolicy, TransientError
+from pipelines.storage.web import opener
 
 _QUIET_SECONDS = 30
 """Timeout of a connection that sends nothing."""
@@ -106,7 +107,7 @@ class HttpStorage(RemoteStorage):
             headers["Range"] = span
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            with _opener().open(request, timeout=min(seconds, _QUIET_SECONDS)) as response:
+            with opener(_SameHost).open(request, timeout=min(seconds, _QUIET_SECONDS)) as response:
                 yield response
         except urllib.error.HTTPError as error:
             error.close()
@@ -142,19 +143,3 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
                 hint="if you trust it, use the address that it redirects to",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener without handlers for ftp, file and data, to which a server could redirect."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        _SameHost,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
