@@ -33,7 +33,7 @@ from pipelines.data.card import Split
 from pipelines.data.images import make_key, open_image
 from pipelines.data.importers import coco
 from pipelines.data.importers.support.mask_files import read_mask
-from pipelines.data.importers.support.mask_pairs import find_mask_folders, rivals
+from pipelines.data.importers.support.mask_pairs import choose_mask_folders
 from pipelines.data.importers.support.reading import (
     image_size,
     list_stems,
@@ -43,7 +43,7 @@ from pipelines.data.importers.support.reading import (
     split_of,
 )
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_folders, find_images
+from pipelines.data.sources import Item, Source, find_folders, find_images
 
 NAME = "instance_masks"
 OPTIONS: Mapping[str, str] = {
@@ -116,19 +116,7 @@ class _Numbers:
 
 def _read_numbered(folder: Path, source: str, options: Mapping[str, str]) -> Source:
     """Lists images with one mask each. Reads all masks if `divisor` is given."""
-    found = find_mask_folders(source, options.get("mask_suffix"), of_objects=True)
-    if "masks" in options:
-        wanted = options["masks"].strip("/")
-        found = [f for f in found if f.masks.relative_to(source).as_posix().endswith(wanted)]
-    if several := rivals(found):
-        names = [folders.masks.relative_to(source).as_posix() for folders in several]
-        raise AmbiguousError(
-            f"the images in {several[0].images.name} have masks in {' and in '.join(names)}",
-            readings=[
-                Reading(NAME, {**options, "masks": name}, f"the masks are in {name}")
-                for name in names
-            ],
-        )
+    found = choose_mask_folders(NAME, source, options, of_objects=True)
     if not found:
         raise TesseraError(
             f"{source} has no object masks",

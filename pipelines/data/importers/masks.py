@@ -51,9 +51,9 @@ from pipelines.data.importers.support.mask_lists import find_lists
 from pipelines.data.importers.support.mask_pairs import (
     IMAGE_WORDS,
     MaskFolders,
+    choose_mask_folders,
     find_mask_folders,
     names_masks,
-    rivals,
 )
 from pipelines.data.importers.support.mask_tables import find_class_list
 from pipelines.data.importers.support.object_lists import (
@@ -70,7 +70,7 @@ from pipelines.data.importers.support.reading import (
     split_of,
 )
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_folders
+from pipelines.data.sources import Item, Source, find_folders
 
 NAME = "masks"
 OPTIONS: Mapping[str, str] = {
@@ -152,19 +152,7 @@ def _holds_masks(folders: MaskFolders) -> bool:
 
 
 def _choose_folders(source: str, options: Mapping[str, str]) -> list[MaskFolders]:
-    found = find_mask_folders(source, options.get("mask_suffix"))
-    if "masks" in options:
-        wanted = options["masks"].strip("/")
-        found = [f for f in found if f.masks.relative_to(source).as_posix().endswith(wanted)]
-    if several := rivals(found):
-        names = [folders.masks.relative_to(source).as_posix() for folders in several]
-        raise AmbiguousError(
-            f"the images in {several[0].images.name} have masks in {' and in '.join(names)}",
-            readings=[
-                Reading(NAME, {**options, "masks": name}, f"the masks are in {name}")
-                for name in names
-            ],
-        )
+    found = choose_mask_folders(NAME, source, options)
     if not found:
         raise _nothing_found(source)
     return found

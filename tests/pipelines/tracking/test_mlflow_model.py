@@ -21,15 +21,6 @@ from pipelines.tracking.mlflow_registry import MlflowRegistry
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    folder = tmp_path / "package"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "weights.safetensors").write_bytes(bytes(range(256)))
-    (folder / "inner" / "recipe.json").write_text("{}")
-    return folder
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

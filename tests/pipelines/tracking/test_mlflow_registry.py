@@ -25,15 +25,6 @@ def open_here(root: Path) -> tuple[MlflowRegistry, mlflow_runs.MlflowTracker]:
     return MlflowRegistry(uri), run
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    folder = tmp_path / "package"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "weights.safetensors").write_bytes(bytes(range(256)))
-    (folder / "inner" / "recipe.json").write_text("{}")
-    return folder
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -16,14 +16,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from pipelines.data.card import Split
 from pipelines.data.importers.support.reading import SPLIT_NAMES, nearby, split_of
-from pipelines.data.sources import find_folders, find_images
+from pipelines.data.sources import AmbiguousError, Reading, find_folders, find_images
 
 WORDS = frozenset(
     {
@@ -96,6 +96,27 @@ def find_mask_folders(
     for root in nearby(source):
         if not any(root.is_relative_to(folders.images) for folders in found):
             found += _beside(root, suffix, listed)
+    return found
+
+
+def choose_mask_folders(
+    format: str, source: str, options: Mapping[str, str], *, of_objects: bool = False
+) -> list[MaskFolders]:
+    """The folders of images and masks, of which the option `masks` may name some. Raises
+    AmbiguousError, with a reading for each choice, if images have masks in several folders."""
+    found = find_mask_folders(source, options.get("mask_suffix"), of_objects=of_objects)
+    if "masks" in options:
+        wanted = options["masks"].strip("/")
+        found = [f for f in found if f.masks.relative_to(source).as_posix().endswith(wanted)]
+    if several := rivals(found):
+        names = [folders.masks.relative_to(source).as_posix() for folders in several]
+        raise AmbiguousError(
+            f"the images in {several[0].images.name} have masks in {' and in '.join(names)}",
+            readings=[
+                Reading(format, {**options, "masks": name}, f"the masks are in {name}")
+                for name in names
+            ],
+        )
     return found
 
 
