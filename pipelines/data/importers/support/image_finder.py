@@ -39,11 +39,13 @@ class ImageFinder:
     def __init__(self, folder: Path, images: Iterable[str], near: str = "") -> None:
         self._folder, self._near = folder, near
         self._roots = {os.path.join(root, "") for root in _spellings(folder)}
+        self._folders: set[str] = set()
         self._paths: dict[str, str] = {}
         self._stems: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
         for path in images:
             plain = _normal(path)
+            self._folders.add(_folder_of(plain))
             self._paths.setdefault(plain, path)
             self._stems.setdefault(os.path.splitext(plain)[0], []).append(path)
             name = plain.rpartition("/")[2]
@@ -63,6 +65,8 @@ class ImageFinder:
                 found.append(self._find(name, inside, ""))
             elif text.startswith("/"):
                 path, problem = self._find(name, _cut(text, cut), prefix)
+                if problem is None and self._contradicts(text, path):
+                    path, problem = name, (OUTSIDE, "")
                 outside = (
                     f"no image of {self._folder} is at the absolute path {name!r}, nor at its end"
                 )
@@ -79,6 +83,12 @@ class ImageFinder:
         """An absolute path in the source, relative to it."""
         root = next((root for root in self._roots if name.startswith(root)), None)
         return None if root is None else name[len(root) :]
+
+    def _contradicts(self, name: str, path: str) -> bool:
+        """Whether an absolute path names a folder of the source that its image is not in: where
+        only the last part is left, /data/dog/1.jpg would be found as cat/1.jpg."""
+        folder = _folder_of(name)
+        return folder in self._folders and folder != _folder_of(_normal(path))
 
     def _find_cut(self, names: Sequence[str]) -> int:
         """How many folders to cut off absolute paths, which were written elsewhere."""
@@ -168,6 +178,11 @@ def _plain(name: str) -> str:
         return _normal("/" + re.split(r"[?#]", unquote(name[scheme.end() :]))[0])
     text = _normal(name)
     return f"/{text}" if _DRIVE.match(text) else text.removeprefix("./")
+
+
+def _folder_of(path: str) -> str:
+    """The name of the folder that a file is in, without what is above it."""
+    return path.rpartition("/")[0].rpartition("/")[2]
 
 
 def _several(name: str, found: Sequence[str]) -> tuple[str, str]:

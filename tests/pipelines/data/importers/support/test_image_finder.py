@@ -64,9 +64,18 @@ def test_two_images_of_one_name_are_not_told_apart_by_chance(tmp_path: Path) -> 
 
 
 def test_what_is_cut_off_is_the_same_for_all_names(tmp_path: Path) -> None:
-    """Control: alone, /data/dog/1.jpg would be found as cat/1.jpg by its last part."""
     finder = ImageFinder(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg"])
     names = ["/data/cat/1.jpg", "/data/cat/2.jpg", "/data/dog/3.jpg", "/data/dog/1.jpg"]
     found = finder.find_all(names)
     assert [problem is None for _, problem in found] == [True, True, True, False]
-    assert finder.find_all(["/data/dog/1.jpg"]) == [("cat/1.jpg", None)]
+
+
+def test_an_absolute_path_in_a_folder_of_the_source_is_not_found_in_another(tmp_path: Path) -> None:
+    """Also where it is alone, so that nothing tells how much to cut off."""
+    finder = ImageFinder(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg"])
+    ((path, problem),) = finder.find_all(["/data/dog/1.jpg"])
+    assert path == "/data/dog/1.jpg"
+    assert problem is not None
+    assert problem[0] == "path outside the source"
+    # The control: no folder of the source has this name.
+    assert finder.find_all(["/data/photos/1.jpg"]) == [("cat/1.jpg", None)]
