@@ -26,7 +26,7 @@ def test_pack_then_inspect(tmp_path: Path, pets: Path, call: Call) -> None:
     assert packed.status == 0, packed.err
     assert packed.err.splitlines() == [
         f"reading {pets} as image_folder: 2 class folders",
-        "classification: 20 images (no split 20); 2 classes: cat 10, dog 10",
+        "classification: 20 images; 2 classes: cat 10, dog 10",
         "files: 20 = 20 images",
     ]
     assert "classes 2 (cat 10, dog 10)" in " ".join(packed.out.split())

@@ -115,17 +115,19 @@ def recognise(source: str) -> tuple[str, str]:
 def describe(source: Source) -> str:
     """What was read: the task, the images of each split, the first classes and, where each image
     has one class, their images."""
-    splits: Counter[str] = Counter(item.split or "no split" for item in source.items)
-    listed = ", ".join(f"{name} {splits[name]:,}" for name in (*SPLITS, "no split") if splits[name])
+    splits: Counter[str] = Counter(item.split or "without a split" for item in source.items)
+    names = [name for name in (*SPLITS, "without a split") if splits[name]]
+    listed = ", ".join(f"{name} {splits[name]:,}" for name in names)
     labels = Counter(item.label for item in source.items) if source.classes else {}
     counted = source.task == "classification"
-    names = [
+    shown = [
         f"{name} {labels[label]:,}" if counted else name
         for label, name in enumerate(source.classes[:SHOWN_CLASSES])
     ]
     more = "" if len(source.classes) <= SHOWN_CLASSES else ", …"
-    classes = f"; {len(source.classes):,} classes: {', '.join(names)}{more}" if names else ""
-    return f"{source.task.replace('_', ' ')}: {len(source.items):,} images ({listed}){classes}"
+    classes = f"; {len(source.classes):,} classes: {', '.join(shown)}{more}" if shown else ""
+    in_splits = "" if names == ["without a split"] else f" ({listed})"
+    return f"{source.task.replace('_', ' ')}: {len(source.items):,} images{in_splits}{classes}"
 
 
 def _unrecognised(source: str) -> TesseraError:
