@@ -132,7 +132,10 @@ def write(trials: Sequence[Trial], file: Path) -> None:
 
 def read(file: Path) -> list[Trial]:
     """Reads the trials; an empty list if there is no file."""
-    if not file.exists():
-        return []
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    return parse(file.read_bytes()) if file.exists() else []
+
+
+def parse(content: bytes) -> list[Trial]:
+    """Reads the content of the file."""
+    rows = json.loads(content)
     return [Trial(**{**t, "curve": [(int(e), float(v)) for e, v in t["curve"]]}) for t in rows]

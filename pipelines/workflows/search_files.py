@@ -8,15 +8,18 @@ what somebody else may have written. A search that is resumed elsewhere goes on 
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 from models.core.errors import TesseraError
 from pipelines.search import trials as search_trials
+from pipelines.search.trials import Trial
 from pipelines.training.run_storage import RunStorage, address_of
 
 SPEC = "search.json"
 POPULATION = "population.json"
 STATE = (SPEC, search_trials.TRIALS, POPULATION)
+_POLL_SECONDS = 0.2
 
 
 def address(storage: str, name: str) -> str:
@@ -52,6 +55,31 @@ def publish_results(address: str, folder: Path) -> None:
     """Uploads the plots and the winner's recipe."""
     pictures = [f"pictures/{path.name}" for path in sorted((folder / "pictures").glob("*"))]
     publish(address, folder, search_trials.TRIALS, "winner.yaml", *pictures)
+
+
+def wait_until_recorded(
+    address: str, folder: Path, trial: str, *, patience_seconds: float = 300.0
+) -> None:
+    """Returns when the search's trials.json has the trial: in the storage if there is an address,
+    else in the folder. Until then a machine that resumes the search can't know the trial. Raises
+    TesseraError after `patience_seconds`."""
+    deadline = time.monotonic() + patience_seconds
+    while all(known.id != trial for known in _recorded(address, folder)):
+        if time.monotonic() > deadline:
+            where = f"{address or folder}/{search_trials.TRIALS}"
+            raise TesseraError(
+                f"the search didn't record trial {trial} in {where} within {patience_seconds:.0f} s"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _recorded(address: str, folder: Path) -> list[Trial]:
+    if not address:
+        return search_trials.read(folder / search_trials.TRIALS)
+    storage = RunStorage.open(address).storage
+    if storage.size(search_trials.TRIALS) is None:
+        return []
+    return search_trials.parse(storage.read(search_trials.TRIALS))
 
 
 class LatestFile:

@@ -4,6 +4,9 @@ In: a `TrialPayload`, a trial's id and its settings. Out: a training in the sear
 in MLflow below the search's run, and a metric value per epoch. Must not know who chooses the
 settings.
 
+A trial begins once trials.json has it. So no run in MLflow belongs to a trial that a resumed search
+doesn't know.
+
 Ray Tune calls `run_trial`. Its record of a search is written every second or later, the search's
 own trials.json after every event. A search that is killed and resumed:
 
@@ -32,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.core.errors import TesseraError
 from pipelines import tag_names
-from pipelines.workflows import services
+from pipelines.workflows import search_files, services
 
 if TYPE_CHECKING:
     from pipelines.cluster.tuner import Report
@@ -113,11 +116,11 @@ def run_trial(
             report(epoch, value)
         return
     recipe = recipes.build(json.loads(payload.recipe)).with_overrides(settings)
-    name = run_name(payload.search, trial_id)
+    search_files.wait_until_recorded(payload.storage, payload.folder, trial_id)
     run = training_run.find_or_create(
         payload.trials_dir,
         recipe,
-        name=name,
+        name=run_name(payload.search, trial_id),
         model=payload.search,
         storage=payload.storage_of(trial_id),
     )

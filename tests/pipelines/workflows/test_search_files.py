@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from models.core.errors import TesseraError
+from pipelines.search import trials as search_trials
+from pipelines.search.trials import Trial
 from pipelines.storage.open import open_storage
 from pipelines.workflows import search_files
 
@@ -56,3 +58,19 @@ def test_a_failed_upload_is_reported_at_the_end(tmp_path: Path) -> None:
     latest.changed()
     with pytest.raises(TesseraError, match="can't be written: it is a web server"):
         latest.close()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_trial_is_waited_for_until_the_record_has_it(
+    tmp_path: Path, address: str, stored: bool
+) -> None:
+    """Control: the record of this machine isn't enough where another one reads the storage."""
+    where = address if stored else ""
+    search_trials.write([Trial("a", 1, {})], tmp_path / "trials.json")
+    if stored:
+        with pytest.raises(TesseraError, match=f"didn't record trial a in {address}/trials.json"):
+            search_files.wait_until_recorded(where, tmp_path, "a", patience_seconds=0.3)
+    search_files.publish(where, tmp_path, "trials.json")
+    search_files.wait_until_recorded(where, tmp_path, "a")
+    with pytest.raises(TesseraError, match="didn't record trial b in"):
+        search_files.wait_until_recorded(where, tmp_path, "b", patience_seconds=0.3)
