@@ -7,6 +7,7 @@ The tests run in this order on one cluster, which the last one ends.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 import cluster_lab
@@ -38,6 +39,25 @@ def test_a_model_is_trained_registered_evaluated_and_promoted(cluster: Cluster) 
     (run,) = cluster.runs("one")
     assert run.status == "FINISHED"
     assert run.points == list(range(1, 9))
+
+
+def test_a_training_is_followed_again_when_the_network_is_back(cluster: Cluster) -> None:
+    """First the user's machine is cut off, then the head, which the workers reach again in time."""
+    training = cluster.start(f"{TRAIN} --epochs {EPOCHS} --model waits", log="waits.log")
+    cluster.wait_for_log("waits.log", f"epoch 5/{EPOCHS}")
+    for machine, seconds in ((cluster.laptop, 40), (cluster.head, 15)):
+        machine.unplug()
+        time.sleep(seconds)
+        assert training.poll() is None, cluster.lab.log("waits.log")
+        machine.plug()
+    status = cluster_lab.end_of(training, timeout_seconds=300)
+    log = cluster.lab.log("waits.log")
+    assert status == 0, log
+    assert "workers restarted" not in log
+    told = re.findall(rf"^\W*epoch (\d+)/{EPOCHS}", log, re.MULTILINE)
+    assert list(map(int, told)) == list(range(1, EPOCHS + 1))
+    (run,) = cluster.runs("waits")
+    assert run.status == "FINISHED"
 
 
 def test_a_training_resumes_when_a_machine_dies(cluster: Cluster) -> None:
