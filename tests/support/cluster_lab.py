@@ -35,13 +35,14 @@ def missing() -> str:
 @dataclass(frozen=True)
 class MlflowRun:
     """A run as MLflow shows it. `points` are the steps of `val/accuracy` in the order in which
-    MLflow has them, `files` the artifacts at the top."""
+    MLflow has them, `losses` the values of `val/loss`, `files` the artifacts at the top."""
 
     name: str
     status: str
     tags: dict[str, str]
     metrics: dict[str, float]
     points: list[int]
+    losses: list[float]
     files: list[str]
 
 
@@ -56,6 +57,7 @@ print(json.dumps([
         "tags": run.data.tags,
         "metrics": run.data.metrics,
         "points": [p.step for p in client.get_metric_history(run.info.run_id, "val/accuracy")],
+        "losses": [p.value for p in client.get_metric_history(run.info.run_id, "val/loss")],
         "files": [each.path for each in client.list_artifacts(run.info.run_id)],
     }
     for run in client.search_runs(ids)
