@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipelines.workflows.context import Context as Context
     from pipelines.workflows.evaluate import evaluate as evaluate
     from pipelines.workflows.export import export as export
+    from pipelines.workflows.fix import fix as fix
     from pipelines.workflows.pack import pack as pack
     from pipelines.workflows.predict import load as load
     from pipelines.workflows.predict import predict as predict
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "pack": "pipelines.workflows.pack",
+    "fix": "pipelines.workflows.fix",
     "train": "pipelines.workflows.train",
     "tune": "pipelines.workflows.tune",
     "evaluate": "pipelines.workflows.evaluate",
@@ -62,6 +64,7 @@ __all__ = [
     "TesseraError",
     "evaluate",
     "export",
+    "fix",
     "load",
     "pack",
     "predict",

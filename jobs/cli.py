@@ -33,6 +33,7 @@ SYNONYMS = {
     "registry MODEL/VERSION --delete": "delete remove rm",
     "doctor": "check checks diagnose health env",
     "tune": "sweep hpo search optimize optimise hyperparameters",
+    "fix": "correct relabel clean edit",
     "pack": "import convert prepare ingest shard shards dataset create",
     "inspect": "info data stats summary view card",
     "verify": "checksum checksums fsck validate-data",

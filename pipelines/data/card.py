@@ -10,9 +10,17 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from models.core.errors import TesseraError, value_problem
 from models.core.family import DataSpec
@@ -96,11 +104,22 @@ class NearDuplicates(_Frozen):
     images: Count = 0
 
 
+class AppliedCorrections(_Frozen):
+    """Corrections that `tessera fix` has made: `data_digest` is that of the data set before,
+    `file_sha256` the checksum of the corrections file. `relabelled` and `dropped` count images."""
+
+    data_digest: str
+    file_sha256: str
+    relabelled: Count = 0
+    dropped: Count = 0
+
+
 class Card(_Frozen):
     """The description of a packed data set. `digest` (64 hex digits) covers all other fields.
 
     `root` is the folder or address of shards that were indexed in place; empty if the shards are
-    beside the card. `classes` is empty for the task `images`.
+    beside the card. `classes` is empty for the task `images`. `corrections` are those made since
+    `source` was packed, the first first.
     """
 
     version: Literal[2] = 2
@@ -114,7 +133,16 @@ class Card(_Frozen):
     root: str = ""
     rejected: Count = 0
     leakage: NearDuplicates = NearDuplicates()
+    corrections: tuple[AppliedCorrections, ...] = ()
     digest: str = ""
+
+    @model_serializer(mode="wrap")
+    def _omit_no_corrections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; `corrections` only if there are any, so that other digests don't change."""
+        fields: dict[str, Any] = handler(self)
+        if not self.corrections:
+            fields.pop("corrections", None)
+        return fields
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

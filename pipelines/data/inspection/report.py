@@ -103,6 +103,12 @@ def facts(card: Card) -> Iterator[tuple[str, str]]:
     yield "std", ", ".join(f"{value:.4f}" for value in image.std)
     yield "size", f"{megabytes(total)} in {len(shards):,} shard{'s' * (len(shards) != 1)}"
     yield "source", card.source
+    for number, made in enumerate(card.corrections, 1):
+        yield (
+            f"correction {number}",
+            f"{made.relabelled:,} relabelled, {made.dropped:,} dropped of the data set "
+            f"{made.data_digest}; corrections file: sha256 {made.file_sha256}",
+        )
     yield "shards in", card.root
     yield "licence", card.licence or "not given"
     yield "digest", card.digest

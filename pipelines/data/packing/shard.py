@@ -36,7 +36,7 @@ from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
 
 TWO_SPLITS = "image in two splits"
-_EXTENSION = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+IMAGE_EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _PNG_DEPTH = 24
 """Where a PNG has the number of bits of a channel."""
 _QUALITY = 90
@@ -196,7 +196,9 @@ def _prepare(spec: PackSpec, item: Item) -> Sample:
     image = open_image(data, item.origin, item.frame or 0)
     annotation, dropped = _annotate(spec, item, image) if source.annotate else (None, ())
     small = _shrink(image, spec.resize)
-    extension = None if _is_converted(spec, item, data) else _EXTENSION.get(sniff(data) or "")
+    extension = (
+        None if _is_converted(spec, item, data) else IMAGE_EXTENSION_OF.get(sniff(data) or "")
+    )
     if small is not image:
         extension, data = _encode(small, sniff(data), spec.quality)
     elif extension is None:

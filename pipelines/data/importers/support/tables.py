@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,7 @@ class Table:
 def read_table(path: Path, delimiter: str | None = None) -> Table:
     """Reads a CSV or TSV file: UTF-8 or UTF-16, with or without a header. Raises TesseraError for a
     damaged one, and for a row with more or fewer columns than the header."""
-    data = read_file(path, path.name)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        data = data.decode("utf-16", "replace").encode()
-    listed = read_csv(data, path.name, delimiter or usual_delimiter(data))
+    listed = parse_rows(read_file(path, path.name), path.name, delimiter)
     header = tuple(cell.strip() for cell in next(listed, []))
     rows = []
     for number, row in enumerate(listed, 2):
@@ -68,6 +65,14 @@ def read_table(path: Path, delimiter: str | None = None) -> Table:
         rows.insert(0, header)
         return Table(path, tuple(str(at) for at in range(1, len(header) + 1)), tuple(rows), 1)
     return Table(path, header, tuple(rows))
+
+
+def parse_rows(data: bytes, where: str, delimiter: str | None = None) -> Iterator[list[str]]:
+    """The rows of a table with its header, from a file in UTF-8 or UTF-16. Raises TesseraError for
+    a damaged one."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16", "replace").encode()
+    return read_csv(data, where, delimiter or usual_delimiter(data))
 
 
 def usual_delimiter(data: bytes) -> str:
