@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import run
-from jobs.shared.terminal import show_facts, show_json, show_table
+from jobs.shared import completion
+from jobs.shared.terminal import say, show_facts, show_json, show_next, show_table
+from models.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipelines.data.inspection.suspects import Suspect
+    from pipelines.workflows.suspects import LabelSuspects
 
 SHOWN_CLASSES = 40
+SHOWN_SUSPECTS = 25
 
 
 GROUP = "data"
@@ -30,36 +38,141 @@ GROUP = "data"
     show_default=True,
     help="Images of each split on the page.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+@click.option(
+    "--suspects",
+    "model",
+    metavar="MODEL",
+    shell_complete=completion.registered_models,
+    help="List labels that are probably wrong, with this classifier.",
+)
+@click.option(
+    "--split",
+    "splits",
+    type=click.Choice(["train", "val", "test"]),
+    multiple=True,
+    help="Split to search for suspects; repeatable. By default those that the model wasn't trained "
+    "on.",
+)
+@click.option(
+    "--corrections",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.csv",
+    help="Write the suspects to this new file, for tessera fix.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the card, or the suspects, as JSON.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-def command(where: str, html: Path | None, samples: int, as_json: bool, verbose: bool) -> None:
+def command(
+    where: str,
+    html: Path | None,
+    samples: int,
+    model: str | None,
+    splits: tuple[str, ...],
+    corrections: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Show a packed data set, and check that its shards are all there.
 
     This checks sizes and indices, not every byte, as tessera verify does. The HTML page is one file
     that opens offline: samples with their boxes and masks, classes, sizes, near duplicates and
     rejected samples.
+
+    With --suspects MODEL it lists the samples whose label is probably wrong, by confident learning,
+    and shows them on the page. A model says most about images that it wasn't trained on.
     """
+    del verbose
     from pipelines.data import card as cards
     from pipelines.data.inspection import survey
 
+    if model is None and (splits or corrections):
+        raise UsageError(
+            f"{'--split' if splits else '--corrections'} needs --suspects",
+            hint="name a model: --suspects MODEL",
+        )
     card = cards.read(where)
     survey.check(where, card)
+    found = _find_suspects(where, model, splits, corrections) if model else None
     if html is not None:
-        _write_page(html, where, card, samples)
-    if as_json:
+        _write_page(html, where, card, samples, found.suspects if found else ())
+    if found:
+        _show_suspects(where, found, corrections, as_json)
+    elif as_json:
         show_json(card.model_dump(mode="json"))
     else:
         _show(where, card)
-        if html is not None:
-            click.echo(f"\npage  {html}")
+    if html is not None and not as_json:
+        click.echo(f"\npage  {html}")
 
 
-def _write_page(file: Path, where: str, card: Any, samples: int) -> None:
+def _find_suspects(
+    where: str, model: str, splits: tuple[str, ...], corrections: Path | None
+) -> LabelSuspects:
+    from pipelines.data.inspection import suspects
+    from pipelines.workflows.suspects import find_label_suspects
+
+    if corrections is not None and corrections.exists():  # known before anything is predicted
+        raise suspects.file_exists(corrections)
+    found = find_label_suspects(where, model, splits=splits)
+    if corrections is not None:
+        suspects.write_draft(corrections, found.suspects)
+    return found
+
+
+def _show_suspects(
+    where: str, found: LabelSuspects, corrections: Path | None, as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    from pipelines.visuals.draw import one_line
+
+    model = f"models:/{found.version.name}/{found.version.number}"
+    for note in found.notes:
+        say(f"note: {note}")
+    if as_json:
+        rows = [{"sample": one.name, **asdict(one)} for one in found.suspects]
+        show_json(
+            {
+                "model": model,
+                "splits": found.splits,
+                "samples": found.samples,
+                "notes": found.notes,
+                "suspects": rows,
+            }
+        )
+        return
+    count = len(found.suspects)
+    searched = f"{found.samples:,} images of {', '.join(found.splits)} by {model}"
+    show_facts({"suspects": f"{count:,} of {searched}"})
+    if not count:
+        return
+    click.echo()
+    show_table(
+        [
+            {
+                "sample": one_line(one.name),
+                "split": one.split,
+                "class": one_line(one.label),
+                "suggested": one_line(one.suggested),
+                "margin": f"{one.margin:.3f}",
+            }
+            for one in found.suspects[:SHOWN_SUSPECTS]
+        ]
+    )
+    if count > SHOWN_SUSPECTS:
+        click.echo(f"the first {SHOWN_SUSPECTS}; --corrections FILE.csv lists all")
+    if corrections is not None:
+        say(f"{corrections} has no actions yet: fill in the column action with a class, or drop")
+        show_next("fix", where, corrections, "--to", "DIR")
+
+
+def _write_page(
+    file: Path, where: str, card: Any, samples: int, suspects: Sequence[Suspect]
+) -> None:
     from models.core.errors import TesseraError
     from pipelines.data.inspection import report, survey
     from pipelines.storage.atomic import write_atomic
 
-    page = report.render(survey.take(where, card, samples=samples))
+    page = report.render(survey.take(where, card, samples=samples, suspects=suspects))
     try:
         with write_atomic(file) as out:
             out.write(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -168,3 +169,42 @@ def test_errors_are_reported(tmp_path: Path, call: Call) -> None:
         assert (done.status, done.out) == (status, ""), arguments
         assert part in done.err
         assert "Traceback" not in done.err
+
+
+@pytest.mark.slow
+def test_suspects_are_listed_shown_and_drafted(
+    trained_home: Path, digits: Path, tmp_path: Path, call: Call
+) -> None:
+    """The draft, with an action filled in, is what `tessera fix` reads."""
+    draft, page = tmp_path / "corrections.csv", tmp_path / "page.html"
+    words = ("inspect", digits, "--suspects", "digits", "--corrections", draft)
+    done = call(*words, "--html", page)
+    assert done.status == 0, done.err
+    with draft.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert f"suspects  {len(rows)} of 358 images of val, test by models:/digits/1" in done.out
+    listed = [line.split() for line in done.out.splitlines()]
+    first = rows[0]
+    columns = [first[name] for name in ("sample", "split", "class", "suggested", "margin")]
+    assert columns in listed
+    assert "has no actions yet" in done.err
+    assert 'id="suspects"' in page.read_text()
+    assert f"margin {first['margin']}" in page.read_text()
+    assert call(*words).err.startswith(f"tessera: {draft} exists already")
+    found = json.loads(call("inspect", digits, "--suspects", "digits", "--json").out)
+    assert [one["sample"] for one in found["suspects"]] == [row["sample"] for row in rows]
+    assert "no action in" in call("fix", digits, draft, "--to", tmp_path / "fixed").err
+    text = draft.read_text().replace(f"{first['margin']},", f"{first['margin']},drop", 1)
+    draft.write_text(text)
+    done = call("fix", digits, draft, "--to", tmp_path / "fixed")
+    assert "0 relabelled, 1 dropped" in done.out
+    done = call("inspect", digits, "--suspects", "digits", "--split", "train")
+    assert done.err.startswith("note: the model was trained on these train images")
+
+
+def test_options_of_suspects_need_a_model(tmp_path: Path, call: Call) -> None:
+    folder = make(tmp_path / "set", "classification")
+    for option, value in (("--split", "val"), ("--corrections", "x.csv")):
+        done = call("inspect", folder, option, value)
+        assert (done.status, f"{option} needs --suspects" in done.err) == (2, True)

@@ -23,6 +23,7 @@ from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import ANNOTATION_EXTENSIONS, Card
 from pipelines.data.inspection.panels import make_panel
 from pipelines.data.inspection.survey import PairRow, Sample, SplitSurvey, Survey
+from pipelines.data.inspection.suspects import Suspect
 from pipelines.visuals import html
 from pipelines.visuals.draw import draw, hex_colour
 
@@ -73,6 +74,7 @@ def render(survey: Survey) -> str:
         Path(__file__).with_name(TEMPLATE),
         card=card,
         facts=list(facts(card)),
+        suspects=[_suspect(one, sample, budget) for one, sample in survey.suspects],
         splits=[_split(split, card, budget) for split in survey.splits],
         classes=class_table(card, [split.name for split in survey.splits]),
         charts=_charts(survey.splits),
@@ -260,6 +262,16 @@ def _tile(sample: Sample, budget: _ImageBudget) -> dict[str, Any]:
         "chips": chips[:6],
         "more": max(len(chips) - 6, 0),
         "nothing": nothing,
+    }
+
+
+def _suspect(suspect: Suspect, sample: Sample, budget: _ImageBudget) -> dict[str, Any]:
+    return {
+        **_tile(sample, budget),
+        "split": suspect.split,
+        "suggested": html.line(suspect.suggested),
+        "tint": hex_colour(budget.classes.index(html.line(suspect.suggested))),
+        "margin": f"{suspect.margin:.3f}",
     }
 
 

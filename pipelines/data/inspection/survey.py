@@ -24,6 +24,7 @@ from pipelines.data.card import ANNOTATION_EXTENSIONS, SPLITS, Card
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Index
+from pipelines.data.inspection.suspects import Suspect
 from pipelines.data.shards import ShardReader, Stored, check_sizes
 from pipelines.storage.open import open_shards, open_storage
 
@@ -33,6 +34,7 @@ MAX_READ = 1000
 REMOTE_SHARDS = 3
 """Maximum number of shards of each split of a remote set that are downloaded."""
 SHOWN_PAIRS = 24
+SHOWN_SUSPECTS = 200
 NAMED_REASONS = 10
 _EMPTY = -1
 """The class of images without objects."""
@@ -91,13 +93,15 @@ class SplitSurvey:
 
 @dataclass(frozen=True)
 class Survey:
-    """`pairs` has both samples of each pair, or None for a sample that was not read."""
+    """`pairs` has both samples of each pair, or None for a sample that was not read; `suspects` the
+    first suspects with their samples."""
 
     where: str
     card: Card
     splits: list[SplitSurvey]
     pairs: list[tuple[PairRow, Sample | None, Sample | None]]
     rejected: list[RejectedRow]
+    suspects: list[tuple[Suspect, Sample]] = field(default_factory=list)
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
@@ -131,9 +135,12 @@ def check(where: str | Path, card: Card) -> None:
         index.close()
 
 
-def take(where: str | Path, card: Card, *, samples: int) -> Survey:
+def take(
+    where: str | Path, card: Card, *, samples: int, suspects: Sequence[Suspect] = ()
+) -> Survey:
     """Surveys a data set. Of each split, `samples` are chosen to be shown: the same ones each time,
-    and of as many classes as possible. Raises TesseraError for damaged data."""
+    and of as many classes as possible; of `suspects` the first ones. Raises TesseraError for
+    damaged data."""
     remote = open_shards(where, card.root).remote
     readers = {name: ShardReader(where, card, name) for name in ordered(card)}
     try:
@@ -143,6 +150,7 @@ def take(where: str | Path, card: Card, *, samples: int) -> Survey:
             splits=[_look(card, name, readers[name], samples, remote) for name in readers],
             pairs=_open_pairs(card, readers, read_pairs(where), remote),
             rejected=read_rejected(where),
+            suspects=_open_suspects(card, readers, suspects[:SHOWN_SUSPECTS]),
         )
     finally:
         for reader in readers.values():
@@ -299,21 +307,35 @@ def _open_pairs(
     shown = rows[:SHOWN_PAIRS]
     if remote:
         return [(row, None, None) for row in shown]
+    sides = [(side.split, side.key) for row in shown for side in (row.left, row.right)]
+    samples = _open_all(card, readers, sides)
+
+    def opened(side: Side) -> Sample | None:
+        return samples.get((side.split, side.key))
+
+    return [(row, opened(row.left), opened(row.right)) for row in shown]
+
+
+def _open_suspects(
+    card: Card, readers: Mapping[str, ShardReader], suspects: Sequence[Suspect]
+) -> list[tuple[Suspect, Sample]]:
+    samples = _open_all(card, readers, [(one.split, one.key) for one in suspects])
+    return [(one, samples[one.split, one.key]) for one in suspects]
+
+
+def _open_all(
+    card: Card, readers: Mapping[str, ShardReader], names: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Sample]:
+    """The samples with these splits and keys; those that there aren't are missing."""
     wanted: dict[str, set[str]] = {}
-    for side in (side for row in shown for side in (row.left, row.right)):
-        wanted.setdefault(side.split, set()).add(side.key)
-    numbers = {
-        (split, key): number
+    for split, key in names:
+        wanted.setdefault(split, set()).add(key)
+    return {
+        (split, key): _open(card, split, readers[split], number)
         for split, keys in wanted.items()
         if split in readers
         for key, number in _find(readers[split], keys).items()
     }
-
-    def opened(side: Side) -> Sample | None:
-        number = numbers.get((side.split, side.key))
-        return None if number is None else _open(card, side.split, readers[side.split], number)
-
-    return [(row, opened(row.left), opened(row.right)) for row in shown]
 
 
 def _find(reader: ShardReader, keys: Iterable[str]) -> dict[str, int]:
