@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 40
 SHOWN_SUSPECTS = 25
+SHOWN_CONFLICTS = 3
 
 
 GROUP = "data"
@@ -74,8 +75,8 @@ def command(
     """Show a packed data set, and check that its shards are all there.
 
     This checks sizes and indices, not every byte, as tessera verify does. The HTML page is one file
-    that opens offline: samples with their boxes and masks, classes, sizes, near duplicates and
-    rejected samples.
+    that opens offline: samples with their boxes and masks, classes, sizes, near duplicates, copies,
+    rejected samples, and the files of the source.
 
     With --suspects MODEL it lists the samples whose label is probably wrong, by confident learning,
     and shows them on the page. A model says most about images that it wasn't trained on.
@@ -183,12 +184,12 @@ def _write_page(
 
 
 def _show(where: str, card: Any) -> None:
-    from pipelines.data.inspection import report, shard_advice, survey
+    from pipelines.data.inspection import lists, report, shard_advice, survey
     from pipelines.storage.open import open_shards
     from pipelines.visuals.draw import one_line
 
     facts = {"name": card.name, **dict(report.facts(card))}
-    reasons = survey.count_reasons(survey.read_rejected(where)) if card.rejected else []
+    reasons = lists.count_reasons(lists.read_rejected(where)) if card.rejected else []
     counted = "".join(f": {count:,} {reason}" for reason, count in reasons[:1])
     counted += "".join(f", {count:,} {reason}" for reason, count in reasons[1:])
     facts["rejected"] = f"{card.rejected:,}{counted}; see rejected.jsonl" if card.rejected else ""
@@ -199,6 +200,9 @@ def _show(where: str, card: Any) -> None:
         if near.near
         else ""
     )
+    facts.update(lists.describe_copies(lists.read_copies(where), SHOWN_CONFLICTS))
+    if account := lists.read_account(where):
+        facts["files"] = str(account).removeprefix("files: ")
     if open_shards(where, card.root).remote:
         facts.update(shard_advice.advise(card.split("train")))
     show_facts({name: one_line(value) for name, value in facts.items() if value})

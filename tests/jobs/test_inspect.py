@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,38 @@ def test_options_of_suspects_need_a_model(tmp_path: Path, call: Call) -> None:
     for option, value in (("--split", "val"), ("--corrections", "x.csv")):
         done = call("inspect", folder, option, value)
         assert (done.status, f"{option} needs --suspects" in done.err) == (2, True)
+
+
+def test_copies_conflicts_and_files_of_a_source_are_shown(
+    make_image: Callable[..., Path], tmp_path: Path, call: Call
+) -> None:
+    """The same pixels twice as cat, and once as cat and as dog; an archive that nothing uses."""
+    source, number = tmp_path / "photos", 0
+    for split in ("train", "val", "test"):
+        for label in ("cat", "dog"):
+            for name in range(3):
+                number += 1
+                make_image(source / split / label / f"{name}.png", seed=number)
+    for label, name in (("cat", "again"), ("dog", "different")):
+        shutil.copy(source / "train" / "cat" / "0.png", source / "train" / label / f"{name}.png")
+    (source / "more.zip").write_bytes(b"PK")
+    assert call("pack", source, "--to", tmp_path / "set", "--workers", 0).status == 0
+    page = tmp_path / "page.html"
+    done = call("inspect", tmp_path / "set", "--html", page)
+    shown = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert "copies 2 images within a split; see copies.jsonl" in shown
+    (conflicts,) = [line for line in shown if line.startswith("conflicts 1 time")]
+    assert "train/dog/different.png is dog" in conflicts
+    assert "is cat" in conflicts
+    assert "files 21 = 20 images + 1 not used (.zip 1)" in shown
+    html = page.read_text()
+    copies = html[html.index('id="copies"') : html.index('id="rejected"')]
+    assert copies.count("<img ") == 3
+    assert "1 time the same pixels have different classes" in copies
+    assert [name in copies for name in ("train/cat/again", "train/dog/different")] == [True, True]
+    files = html[html.index('id="files"') :]
+    assert "not used: .zip" in files
+    # The control: a set without copies has neither.
+    done = call("inspect", make(tmp_path / "other", "classification"), "--html", page)
+    assert "copies.jsonl" not in done.out
+    assert 'id="copies"' not in page.read_text()

@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.data import duplicates
 from pipelines.data.card import SPLITS, Card
 from pipelines.data.images import open_image
-from pipelines.data.inspection import survey
+from pipelines.data.inspection import lists
 from pipelines.data.shards import ShardReader
 
 
@@ -27,7 +27,7 @@ def seen_before(
     Reads every image of both data sets, unless they are one that was packed here."""
     where, card = tested
     if trained[1].digest == card.digest and not card.root:
-        rows = survey.read_pairs(where)
+        rows = lists.read_pairs(where)
         if len(rows) == card.leakage.near:
             sides = [(row.left, row.right) for row in rows]
             pairs = [*sides, *((right, left) for left, right in sides)]

@@ -21,8 +21,9 @@ from PIL import Image
 
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import ANNOTATION_EXTENSIONS, Card
+from pipelines.data.inspection.lists import CopyGroup, PairRow
 from pipelines.data.inspection.panels import make_panel
-from pipelines.data.inspection.survey import PairRow, Sample, SplitSurvey, Survey
+from pipelines.data.inspection.survey import Sample, SplitSurvey, Survey
 from pipelines.data.inspection.suspects import Suspect
 from pipelines.visuals import html
 from pipelines.visuals.draw import draw, hex_colour
@@ -81,6 +82,11 @@ def render(survey: Survey) -> str:
         shape=_shape(survey.splits),
         one_size=_one_size(card),
         pairs=[_pair(row, left, right, budget) for row, left, right in survey.pairs],
+        copies=[_group(group, samples, budget) for group, samples in survey.copies if samples],
+        copies_count=sum(len(group.images) - 1 for group, _ in survey.copies),
+        groups_count=len(survey.copies),
+        conflicts_count=sum(group.in_conflict for group, _ in survey.copies),
+        account=survey.account,
         rejected=survey.rejected[:LISTED_ROWS],
         rejected_count=max(card.rejected, len(survey.rejected)),
         reasons=survey.reasons,
@@ -290,6 +296,15 @@ def _pair(
         for side, sample in ((row.left, left), (row.right, right))
     ]
     return {"sides": sides, "distance": row.distance}
+
+
+def _group(group: CopyGroup, samples: Sequence[Sample], budget: _ImageBudget) -> dict[str, Any]:
+    return {
+        "split": html.line(group.split),
+        "in_conflict": group.in_conflict,
+        "tiles": [_tile(sample, budget) for sample in samples],
+        "more": len(group.images) - len(samples),
+    }
 
 
 def _shape(splits: Sequence[SplitSurvey]) -> str:

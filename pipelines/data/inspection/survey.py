@@ -8,61 +8,45 @@ downloaded as a whole.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ValidationError
 
-from models.core.errors import TesseraError, value_problem
+from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
 from pipelines.data.card import ANNOTATION_EXTENSIONS, SPLITS, Card
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Index
+from pipelines.data.inspection.lists import (
+    CopyGroup,
+    PairRow,
+    RejectedRow,
+    Side,
+    count_reasons,
+    read_account,
+    read_copies,
+    read_pairs,
+    read_rejected,
+)
 from pipelines.data.inspection.suspects import Suspect
+from pipelines.data.packing.account import Account
 from pipelines.data.shards import ShardReader, Stored, check_sizes
 from pipelines.storage.open import open_shards, open_storage
 
-NEAR_DUPLICATES, REJECTED = "near_duplicates.jsonl", "rejected.jsonl"
 MAX_READ = 1000
 """Maximum number of samples of each split whose sizes and annotations are read."""
 REMOTE_SHARDS = 3
 """Maximum number of shards of each split of a remote set that are downloaded."""
 SHOWN_PAIRS = 24
 SHOWN_SUSPECTS = 200
-NAMED_REASONS = 10
+SHOWN_GROUPS, SHOWN_COPIES = 24, 4
 _EMPTY = -1
 """The class of images without objects."""
-
-
-class Side(BaseModel):
-    """One of two near duplicates."""
-
-    split: str
-    key: str
-    origin: str = ""
-
-
-class PairRow(BaseModel):
-    """A line of `near_duplicates.jsonl`; the distance is in bits of the fingerprint."""
-
-    left: Side
-    right: Side
-    distance: int = 0
-
-
-class RejectedRow(BaseModel):
-    """A line of `rejected.jsonl`."""
-
-    key: str
-    origin: str = ""
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +78,8 @@ class SplitSurvey:
 @dataclass(frozen=True)
 class Survey:
     """`pairs` has both samples of each pair, or None for a sample that was not read; `suspects` the
-    first suspects with their samples."""
+    first suspects with their samples; `copies` all groups, and the samples of the first ones that
+    were read; `account` what became of the files of the source, None if that isn't known."""
 
     where: str
     card: Card
@@ -102,18 +87,12 @@ class Survey:
     pairs: list[tuple[PairRow, Sample | None, Sample | None]]
     rejected: list[RejectedRow]
     suspects: list[tuple[Suspect, Sample]] = field(default_factory=list)
+    copies: list[tuple[CopyGroup, list[Sample]]] = field(default_factory=list)
+    account: Account | None = None
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
         return count_reasons(self.rejected)
-
-
-def count_reasons(rows: Iterable[RejectedRow]) -> list[tuple[str, int]]:
-    """(reason, count), the most frequent first; rare reasons are summed up as one."""
-    counted = Counter(row.reason for row in rows)
-    ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    rest = sum(count for _, count in ranked[NAMED_REASONS:])
-    return ranked[:NAMED_REASONS] + ([("for other reasons", rest)] if rest else [])
 
 
 def ordered(card: Card) -> list[str]:
@@ -151,41 +130,12 @@ def take(
             pairs=_open_pairs(card, readers, read_pairs(where), remote),
             rejected=read_rejected(where),
             suspects=_open_suspects(card, readers, suspects[:SHOWN_SUSPECTS]),
+            copies=_open_copies(card, readers, read_copies(where), remote),
+            account=read_account(where),
         )
     finally:
         for reader in readers.values():
             reader.close()
-
-
-def read_rejected(where: str | Path) -> list[RejectedRow]:
-    """The samples that were left out when packing; may be empty."""
-    return _read_lines(where, REJECTED, RejectedRow)
-
-
-def read_pairs(where: str | Path) -> list[PairRow]:
-    """The near duplicates across splits, the nearest first."""
-    rows = _read_lines(where, NEAR_DUPLICATES, PairRow)
-    return sorted(rows, key=lambda row: (row.distance, row.left.key, row.right.key))
-
-
-Row = TypeVar("Row", bound=BaseModel)
-
-
-def _read_lines(where: str | Path, file: str, kind: type[Row]) -> list[Row]:
-    storage = open_storage(where)
-    if storage.size(file) is None:
-        return []
-    rows = []
-    for number, line in enumerate(storage.read(file).splitlines(), 1):
-        try:
-            rows.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            problem = value_problem(error.errors()[0]["msg"])
-            raise TesseraError(
-                f"{storage.where}/{file}, line {number} can't be read: {problem}",
-                hint="fetch or pack the data set again",
-            ) from None
-    return rows
 
 
 def _look(card: Card, name: str, reader: ShardReader, samples: int, remote: bool) -> SplitSurvey:
@@ -321,6 +271,19 @@ def _open_suspects(
 ) -> list[tuple[Suspect, Sample]]:
     samples = _open_all(card, readers, [(one.split, one.key) for one in suspects])
     return [(one, samples[one.split, one.key]) for one in suspects]
+
+
+def _open_copies(
+    card: Card, readers: Mapping[str, ShardReader], groups: Sequence[CopyGroup], remote: bool
+) -> list[tuple[CopyGroup, list[Sample]]]:
+    """The groups, the first ones of a local set with their first images."""
+    shown = [] if remote else groups[:SHOWN_GROUPS]
+    names = [(group.split, image.key) for group in shown for image in group.images[:SHOWN_COPIES]]
+    samples = _open_all(card, readers, names)
+    return [
+        (group, [samples[n] for i in group.images if (n := (group.split, i.key)) in samples])
+        for group in groups
+    ]
 
 
 def _open_all(

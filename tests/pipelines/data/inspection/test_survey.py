@@ -13,7 +13,7 @@ from PIL import Image
 from models.core.errors import TesseraError
 from pipelines.data import card as cards
 from pipelines.data.annotations import Mask, Objects
-from pipelines.data.inspection import survey
+from pipelines.data.inspection import lists, survey
 from pipelines.data.sample_error import SampleError
 from pipelines.storage.base import CacheSettings, use_cache
 from pipelines.storage.open import open_storage
@@ -99,14 +99,20 @@ def test_near_duplicates_are_shown_most_similar_first(tmp_path: Path) -> None:
     assert keys == [("k00001", "k00000"), ("k00002", "k00001"), ("k00000", None)]
 
 
-@pytest.mark.parametrize("file", [survey.NEAR_DUPLICATES, survey.REJECTED])
+@pytest.mark.parametrize("file", [lists.NEAR_DUPLICATES, lists.REJECTED, lists.COPIES])
 @pytest.mark.parametrize(
     "line", ["{", "[]", "{}", '{"key": 3, "reason": "x"}', "[" * 200_000, "\0", '{"left": NaN}']
 )
 def test_a_damaged_list_is_reported_with_its_line(tmp_path: Path, file: str, line: str) -> None:
     card = pack_set(tmp_path, "classification", {"train": labelled([0])}, "a")
     good = json.dumps(
-        {**pair(("train", "a"), ("val", "b"), 1), "key": "a", "reason": "unreadable image"}
+        {
+            **pair(("train", "a"), ("val", "b"), 1),
+            "key": "a",
+            "reason": "unreadable image",
+            "split": "train",
+            "images": [],
+        }
     )
     (tmp_path / file).write_text(f"{good}\n{line}\n")
     with pytest.raises(TesseraError, match=f"{file}, line 2 can't be read"):
