@@ -151,8 +151,9 @@ def _draw_curves(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float
     from matplotlib.ticker import MaxNLocator
 
     handles = []
+    both = len(lines) > 1
     for split in sorted(lines):
-        own = axis.twiny() if split == "val" and len(lines) > 1 else axis
+        own = axis.twiny() if split == "val" and both else axis
         steps, values = zip(*lines[split])
         (handle,) = own.plot(
             steps,
@@ -166,14 +167,17 @@ def _draw_curves(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float
         )
         handles.append(handle)
         own.set_xlim(0, max(steps) or 1)
-        own.set_xlabel("epoch" if split in ("val", "settings") else "step", fontsize=8, labelpad=2)
+        own.set_xlabel("epoch" if split in ("val", "settings") else "step", fontsize=8)
+        # Finding places for labels and titles takes matplotlib a third of the time of drawing.
+        own.xaxis.set_label_coords(0.5, -0.12 if own is axis else 1.11)
         own.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         own.tick_params(labelsize=8)
         own.spines[:].set_visible(False)
     axis.spines[["left", "bottom"]].set_visible(True)
     axis.grid(alpha=0.25, linewidth=0.6)
-    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", parse_math=False)
-    if len(handles) > 1:
+    title_y = 1.17 if both else 1.0
+    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", y=title_y, parse_math=False)
+    if both:
         axis.legend(handles=handles, fontsize=8, frameon=False)
 
 
