@@ -61,7 +61,7 @@ def main() -> None:
             wrong = outcome.faults(arguments.epochs, undisturbed.weights)
             say(f"{outcome.name}: {victim} after epoch {outcome.epoch}: {wrong or 'good'}")
             write(arguments, undisturbed, outcomes, time.monotonic() - began)
-    report(arguments, outcomes, undisturbed.weights)
+    report(arguments, outcomes, undisturbed)
 
 
 def earlier(arguments: argparse.Namespace) -> list[Outcome]:
@@ -97,8 +97,9 @@ def write(
     common.record(arguments.results, "cluster_faults", entry)
 
 
-def report(arguments: argparse.Namespace, outcomes: list[Outcome], weights: str) -> None:
-    epochs = arguments.epochs
+def report(arguments: argparse.Namespace, outcomes: list[Outcome], undisturbed: Outcome) -> None:
+    """Prints the table and writes it to the docs. Ends with an error if an outcome is bad."""
+    epochs, weights = arguments.epochs, undisturbed.weights
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         groups[outcome.victim].append(outcome)
@@ -109,11 +110,11 @@ def report(arguments: argparse.Namespace, outcomes: list[Outcome], weights: str)
             str(sum(not outcome.faults(epochs, weights) for outcome in group)),
             str(max(outcome.repeated_epochs for outcome in group)),
             str(max(len(outcome.statuses) for outcome in group)),
-            f"{median(outcome.recovery_seconds for outcome in group):.0f} s",
+            f"{median(outcome.seconds for outcome in group) - undisturbed.seconds:.0f} s",
         ]
         for victim, group in groups.items()
     ]
-    heads = ["killed", "trainings", "good", "most epochs repeated", "commands", "to go on"]
+    heads = ["killed", "trainings", "good", "most epochs repeated", "commands", "longer by"]
     print(common.table(heads, rows))
     lines = [heads, ["---"] * len(heads), *rows]
     common.write_measured(

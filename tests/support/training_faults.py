@@ -59,8 +59,6 @@ class Outcome:
         points: The epochs of its metric, in order.
         weights: SHA-256 of the last checkpoint's weights.
         seconds: From the first attempt's start to the last one's end.
-        recovery_seconds: From the fault to the next epoch that is trained: of the resumed training,
-            if a machine was killed.
     """
 
     name: str
@@ -72,7 +70,6 @@ class Outcome:
     points: list[int] = field(default_factory=list)
     weights: str = ""
     seconds: float = 0.0
-    recovery_seconds: float = 0.0
 
     def faults(self, epochs: int, weights: str) -> list[str]:
         """What is wrong with it, compared with an undisturbed training that ended with these
@@ -99,7 +96,7 @@ class Trainings:
     def run(self, name: str, victim: str = "", chance: random.Random | None = None) -> Outcome:
         """Trains; with a victim, kills it after a random epoch and repairs the cluster."""
         outcome = Outcome(name, victim)
-        began = killed = time.monotonic()
+        began = time.monotonic()
         process, log = self._start(name, 1)
         if victim:
             assert chance
@@ -107,20 +104,19 @@ class Trainings:
             self._cluster.wait_for_log(log, f"epoch {outcome.epoch}/", timeout_seconds=400)
             time.sleep(chance.uniform(0, 1))
             outcome.epoch = self._reported(log)[-1]
-            killed = time.monotonic()
             self._say(f"{name}: killing {victim} after epoch {outcome.epoch}")
             self._kill(victim, name)
         # The repair is not in the thread: what a thread has started ends with it.
         with ThreadPoolExecutor(1) as threads:
-            end = threads.submit(self._end, process, log, outcome, killed)
+            end = threads.submit(self._end, process)
             if victim and victim not in ENDS_COMMAND:
                 self._repair(victim)
             outcome.statuses.append(end.result())
         if victim in ENDS_COMMAND:
             self._repair(victim)
         while outcome.statuses[-1] != 0 and len(outcome.statuses) < MOST_ATTEMPTS:
-            process, log = self._start(name, len(outcome.statuses) + 1)
-            outcome.statuses.append(self._end(process, log, outcome, killed))
+            process, _ = self._start(name, len(outcome.statuses) + 1)
+            outcome.statuses.append(self._end(process))
         outcome.seconds = round(time.monotonic() - began, 1)
         self._judge(outcome)
         return outcome
@@ -138,23 +134,13 @@ class Trainings:
         address = {"RAY_ADDRESS": f"{self._cluster.head.address}:{RAY_PORT}"}
         return self._cluster.driver.start(command, address, log=log), log
 
-    def _end(
-        self, process: subprocess.Popen[bytes], log: str, outcome: Outcome, killed: float
-    ) -> int | None:
-        """The exit status of an attempt, None if it hung. Watches its log for the recovery."""
-        before = len(self._reported(log))
-        deadline = time.monotonic() + ATTEMPT_SECONDS
-        while process.poll() is None:
-            if outcome.victim and not outcome.recovery_seconds:
-                goes_on = outcome.victim in AWAY_SECONDS and len(self._reported(log)) > before
-                _, resumed, after = self._cluster.lab.log(log).rpartition(RESUMED)
-                if goes_on or (resumed and _EPOCH.search(after)):
-                    outcome.recovery_seconds = round(time.monotonic() - killed, 1)
-            if time.monotonic() > deadline:
-                process.kill()
-                return None
-            time.sleep(0.2)
-        return process.returncode
+    def _end(self, process: subprocess.Popen[bytes]) -> int | None:
+        """The exit status of an attempt, None if it hung."""
+        try:
+            return process.wait(ATTEMPT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None
 
     # ── faults ────────────────────────────────────────────────────────────────────────────────
 
