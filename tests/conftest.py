@@ -35,8 +35,8 @@ from pipelines.tracking import mlflow_runs, mlflow_store
 if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
 
-SERVICES = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server", "s3_server"}
-"""Fixtures that start processes; a test that needs one is slow."""
+SLOW = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server", "s3_server", "trained_home"}
+"""Fixtures that start processes or train a model; a test that needs one is slow."""
 
 LOADS_MLFLOW = re.compile(
     r"\bmlflow_settings\b|\b(own_home|prepared_store|store|trained|trained_home): Path\b"
@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(MACHINES):
             item.add_marker("cluster")
             item.add_marker("slow")
-        needs = SERVICES & set(getattr(item, "fixturenames", ()))
+        needs = SLOW & set(getattr(item, "fixturenames", ()))
         if needs or item.path.parent.name == "integration":
             item.add_marker("slow")
     files = {item: item.nodeid.split("::")[0] for item in items}

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
 from source_tree import (
     FILES,
     MODULES,
@@ -188,6 +189,7 @@ def test_no_verb_loads_torch() -> None:
     _run(code, ROOT)
 
 
+@pytest.mark.slow
 def test_importing_everything_has_no_effect(tmp_path: Path) -> None:
     """No folder, thread, environment variable or heavy library appears in a process that imports
     every module of ours and gets every family."""
