@@ -30,7 +30,7 @@ from pipelines.training.payload import TrainingPayload, TrainingSummary
 from pipelines.training.registration import SaveExportable
 from pipelines.training.run import PICTURES, Run, history, median_speed
 from pipelines.training.setup import TrainingSetup
-from pipelines.visuals import plots
+from pipelines.visuals import curves
 
 LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "tessera-train")
 """Distributions whose versions become tags of the run."""
@@ -302,7 +302,7 @@ def _changed_settings(run: Run, recipe: Recipe) -> dict[str, str]:
 
 def _draw_curves(run: Run, emit: Emit) -> None:
     path = run.folder / PICTURES / "learning_curves.png"
-    plots.learning_curves(history(run), path)
+    curves.learning_curves(history(run), path)
     emit({"kind": "artifact", "path": f"{PICTURES}/{path.name}", "folder": PICTURES})
 
 

@@ -1,9 +1,9 @@
-"""Plots of a training and grids of images, as PNG files.
+"""Charts and grids of images, as PNG files.
 
-In: panels, charts, or metrics by step. Out: one PNG at the given path, whose folder is
-created. Must not know what was trained or where the files go. Plots use matplotlib's objects,
-without pyplot and its global state, and matplotlib is loaded only when one is drawn. Grids
-are put together with Pillow, which takes a hundredth of the time.
+In: panels or charts. Out: one PNG at the given path, whose folder is created. Must not know what
+was trained or where the files go. Charts use matplotlib's objects, without pyplot and its global
+state, and matplotlib is loaded only when one is drawn. Grids are put together with Pillow, which
+takes a hundredth of the time.
 
     N images, C channels (1 or 3), H height, W width, K classes
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,7 @@ TILE_PIXELS, GAP_PIXELS, CAPTION_PIXELS = 144, 12, 13
 LARGE_TILE_PIXELS = 288
 SMALL_PIXELS = 96
 """Images up to this size get small tiles, unless objects are drawn on them."""
-FIRST = ("loss", "accuracy")
-"""The metrics that come first among the learning curves."""
-COLOURS = {"train": "#8a94a6", "val": "#c2410c", "": "#1f6f8b"}
+COLOUR, DIAGONAL = "#1f6f8b", "#8a94a6"
 
 
 def grid(groups: Sequence[Sequence[Panel]], classes: Sequence[str], path: Path) -> None:
@@ -94,44 +92,17 @@ def _tile(panel: Panel, classes: Sequence[str], width: int, height: int) -> Imag
     return draw.draw(panel, classes, side=max(1, round(max(high, wide) * scale)))
 
 
-def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Draws metrics over the training, one plot per name; `train/loss` and `val/loss` share one.
-
-    `train/…` is by step and `val/…` by epoch: a plot with both has steps below and epochs above, so
-    both lines span the whole training. Raises TesseraError if no value is finite.
-    """
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name, points in history.items():
-        split, _, metric_name = name.partition("/") if "/" in name else ("", "", name)
-        finite = [(step, value) for step, value in points if math.isfinite(value)]
-        if finite:
-            panels.setdefault(metric_name, {})[split] = finite
-    if not panels:
-        raise TesseraError("there is no metric to draw")
-    first = {name: rank for rank, name in enumerate(FIRST)}
-    order = sorted(panels, key=lambda n: (first.get(n, len(first)), "val" not in panels[n]))
-    columns = min(3, len(order))
-    rows = math.ceil(len(order) / columns)
-    axes = _panels(4.2, 2.9, rows, columns, top=0.55)
-    figure = axes[0].figure
-    for axis, name in zip(axes, order):
-        _draw_curves(axis, name, panels[name])
-    for axis in axes[len(order) :]:
-        axis.set_axis_off()
-    save(figure, path)
-
-
 def draw_charts(charts: Sequence[Chart], path: Path) -> None:
     """Draws charts side by side."""
     axes = _panels(4.4, 4.0, 1, len(charts), top=0.35)
     figure = axes[0].figure
     for axis, chart in zip(axes, charts):
         if chart.diagonal:
-            axis.plot([0, 1], [0, 1], color=COLOURS["train"], linewidth=1, linestyle="--")
+            axis.plot([0, 1], [0, 1], color=DIAGONAL, linewidth=1, linestyle="--")
         for number, (name, (x, y)) in enumerate(chart.lines.items()):
             label = textwrap.shorten(one_line(name), 24, placeholder="…")
             marker = "o" if len(x) <= 30 else None
-            colour = draw.hex_colour(number) if len(chart.lines) > 1 else COLOURS[""]
+            colour = draw.hex_colour(number) if len(chart.lines) > 1 else COLOUR
             axis.plot(x, y, label=label, color=colour, marker=marker, markersize=3, linewidth=1.4)
         axis.set_xlim(0, 1.01)
         axis.set_ylim(0, 1.01)
@@ -145,40 +116,6 @@ def draw_charts(charts: Sequence[Chart], path: Path) -> None:
             for text in axis.legend(fontsize=7, frameon=False, loc="lower left").get_texts():
                 text.set_parse_math(False)
     save(figure, path)
-
-
-def _draw_curves(axis: Any, name: str, lines: Mapping[str, list[tuple[int, float]]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    handles = []
-    both = len(lines) > 1
-    for split in sorted(lines):
-        own = axis.twiny() if split == "val" and both else axis
-        steps, values = zip(*lines[split])
-        (handle,) = own.plot(
-            steps,
-            values,
-            label=split or name,
-            color=COLOURS.get(split, COLOURS[""]),
-            marker="o" if len(steps) <= 30 else None,
-            markersize=3,
-            clip_on=False,
-            linewidth=1.5,
-        )
-        handles.append(handle)
-        own.set_xlim(0, max(steps) or 1)
-        own.set_xlabel("epoch" if split in ("val", "settings") else "step", fontsize=8)
-        # Finding places for labels and titles takes matplotlib a third of the time of drawing.
-        own.xaxis.set_label_coords(0.5, -0.12 if own is axis else 1.11)
-        own.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        own.tick_params(labelsize=8)
-        own.spines[:].set_visible(False)
-    axis.spines[["left", "bottom"]].set_visible(True)
-    axis.grid(alpha=0.25, linewidth=0.6)
-    title_y = 1.17 if both else 1.0
-    axis.set_title(name.replace("_", " "), fontsize=10, loc="left", y=title_y, parse_math=False)
-    if both:
-        axis.legend(handles=handles, fontsize=8, frameon=False)
 
 
 def _panels(width: float, height: float, rows: int, columns: int, *, top: float) -> Any:
