@@ -9,8 +9,8 @@ import click
 
 from jobs.cli import run
 from jobs.shared import completion
+from jobs.shared.settings_options import parse_option
 from jobs.shared.terminal import show_facts, show_json
-from models.core.errors import UsageError
 from pipelines.workflows.pack import SMALL_ITEMS
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def command(
         source,
         to=to,
         format=form,
-        options=dict(map(_parse_option, options)),
+        options=dict(map(parse_option, options)),
         name=name,
         licence=licence,
         seed=seed,
@@ -192,15 +192,6 @@ def _classes(card: Card) -> str:
         names = [f"{name} {sum(count.get(name, 0) for count in counts):,}" for name in names]
     more = ", …" if len(card.classes) > len(names) else ""
     return f"{len(card.classes)} ({', '.join(names)}{more})"
-
-
-def _parse_option(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise UsageError(
-            f"--option {text!r} is not of the form NAME=VALUE", hint="as in --option label=class"
-        )
-    return name, value
 
 
 if __name__ == "__main__":

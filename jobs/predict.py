@@ -12,6 +12,7 @@ import click
 
 from jobs.cli import run as run_command
 from jobs.shared import completion
+from jobs.shared.settings_options import parse_option
 from jobs.shared.terminal import json_line
 
 GROUP = "models"
@@ -68,9 +69,11 @@ GROUP = "models"
     help="Web server from which addresses may be read; repeatable.",
 )
 @click.option(
-    "--range",
-    metavar="LOW..HIGH",
-    help="Values that become black and white, in images of more than 8 bits: 0..4095.",
+    "--option",
+    "reading",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of image files, as of pack: range, max_pixels; repeatable.",
 )
 @click.option("--strict", is_flag=True, help="Exit with status 1 if an input can't be read.")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
@@ -86,6 +89,7 @@ def command(model: str, paths: tuple[str, ...], strict: bool, **options: Any) ->
 
     del options["verbose"]
     out = options.pop("out")
+    options["options"] = dict(map(parse_option, options.pop("reading")))
     results = predict(model, paths, notify=partial(print, file=sys.stderr), **options)
     failed = total = 0
     with nullcontext(sys.stdout) if out is None else write_atomic(out) as lines:

@@ -84,3 +84,13 @@ def settings_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def parse_option(text: str) -> tuple[str, str]:
+    """NAME=VALUE of an `--option`. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(
+            f"--option {text!r} is not of the form NAME=VALUE", hint="as in --option label=class"
+        )
+    return name, value

@@ -24,6 +24,7 @@ from pydantic import (
 
 from models.core.errors import TesseraError, value_problem
 from models.core.family import DataSpec
+from pipelines.data.image_reading import MAX_PIXELS, MOST_PIXELS, ImageReading
 from pipelines.storage.base import Storage
 from pipelines.storage.open import open_storage
 
@@ -47,8 +48,6 @@ MAX_KEY_LENGTH = 92
 """With a dot and an extension, a key of this many characters fits the 100 bytes of a tar name."""
 MAX_SHARD_SAMPLES = 4_000_000
 """All rows of a shard are in memory at the same time."""
-MAX_PIXELS = 100_000_000
-"""The most pixels of one image."""
 _KEY = re.compile(r"[A-Za-z0-9_~%-]+(/[A-Za-z0-9_~%-]+)*")
 
 
@@ -57,7 +56,7 @@ class _Frozen(BaseModel):
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 
 
 class Shard(_Frozen):
@@ -85,7 +84,11 @@ class SplitCard(_Frozen):
 
 class ImageCard(_Frozen):
     """Properties of the images. Sizes are in pixels; mean and std of each channel are those of
-    train pixels, scaled to 0..1."""
+    train pixels, scaled to 0..1.
+
+    `range` and `max_pixels` are the options that the image files were read with; None for the rules
+    that hold without one.
+    """
 
     channels: Literal[1, 3]
     min_height: Side
@@ -94,6 +97,27 @@ class ImageCard(_Frozen):
     max_width: Side
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(ge=0)], ...]
+    range: tuple[float, float] | None = None
+    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; options only if they were given, so that other digests don't change."""
+        fields: dict[str, Any] = handler(self)
+        for name in ("range", "max_pixels"):
+            if fields.get(name) is None:
+                fields.pop(name, None)
+        return fields
+
+    def read_with(self, reading: ImageReading) -> ImageCard:
+        """The card of images whose files were read so."""
+        raised = reading.max_pixels if reading.max_pixels != MAX_PIXELS else None
+        return self.model_copy(update={"range": reading.range, "max_pixels": raised})
+
+    @property
+    def reading(self) -> ImageReading:
+        """How further files of such images are read."""
+        return ImageReading(self.range, max_pixels=self.max_pixels or MAX_PIXELS)
 
 
 class NearDuplicates(_Frozen):
@@ -189,13 +213,13 @@ class Card(_Frozen):
         Images have `height` by `width` pixels, by default the largest of the data set. `reads` is
         the task whose annotations are read, by default the data set's own. A std of 0, of constant
         pixels, becomes 1, because pixels are divided by it. Raises TesseraError if the data can't
-        be read for that task, or the size exceeds `MAX_PIXELS`.
+        be read for that task, or the size exceeds the most pixels of an image.
         """
         task = self.task if reads is None else reads
         if not self.can_be_read_as(task):
             raise TesseraError(f"data of {self.task} can't be read as {task}")
         height, width = height or self.image.max_height, width or self.image.max_width
-        if height * width > MAX_PIXELS:
+        if height * width > self.image.reading.max_pixels:
             raise TesseraError(
                 f"images of {width} by {height} pixels are too large",
                 hint="set the size that the network sees: data.height and data.width",

@@ -18,10 +18,16 @@ from dataclasses import dataclass
 
 from models.core.errors import UsageError
 
+MAX_PIXELS = 100_000_000
+"""The most pixels of one image, unless the option `max_pixels` says otherwise."""
+MOST_PIXELS = 1 << 32
+"""The most that the option can say."""
 OPTIONS: Mapping[str, str] = {
     "frames": "first (default) or all: of animations and of files with several pages",
     "range": "LOW..HIGH: the values that become black and white, of images with more than 8 bits: "
     "0..4095 for 12 bits, 0..1 for floats",
+    "max_pixels": f"the most pixels of an image, by default {MAX_PIXELS:,}; one has all of them in "
+    "memory at a time",
 }
 """Options that every format takes."""
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
@@ -33,10 +39,12 @@ class ImageReading:
     """range       the values that become 0 and 255, for grey images of more than 8 bits and floats;
                 None for the rule of `pixel_values`
     all_frames  whether each frame of a file is an image of its own
+    max_pixels  an image with more pixels is refused before it is decoded
     """
 
     range: tuple[float, float] | None = None
     all_frames: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 _DEFAULT = ImageReading()
@@ -66,6 +74,7 @@ def parse_options(options: Mapping[str, str]) -> ImageReading:
     return ImageReading(
         range=parse_range(options["range"]) if "range" in options else None,
         all_frames=options.get("frames") == "all",
+        max_pixels=_parse_pixels(options["max_pixels"]) if "max_pixels" in options else MAX_PIXELS,
     )
 
 
@@ -76,3 +85,14 @@ def parse_range(text: str) -> tuple[float, float]:
     if low >= high or not math.isfinite(high - low):
         raise UsageError(f"the range {text!r} is not LOW..HIGH", hint="as in 0..4095")
     return low, high
+
+
+def _parse_pixels(text: str) -> int:
+    plain = text.replace(",", "").replace("_", "").strip()
+    number = int(plain) if re.fullmatch("[0-9]{1,19}", plain) else 0
+    if not 1 <= number <= MOST_PIXELS:
+        raise UsageError(
+            f"the option max_pixels can't be {text!r}",
+            hint=f"give a number of pixels, 1 to {MOST_PIXELS:,}",
+        )
+    return number

@@ -37,10 +37,10 @@ from torch.nn import functional
 from models.core.errors import TesseraError
 from models.core.family import View
 from pipelines.data import image_reading, pixel_values
-from pipelines.data.card import MAX_KEY_LENGTH, MAX_PIXELS
+from pipelines.data.card import MAX_KEY_LENGTH
 from pipelines.data.image_formats import PNG_START, SUPPORTED, check_structure, open_lazily, sniff
 from pipelines.data.jpeg import FastDecoder
-from pipelines.data.pixel_values import Encoding, encoding_of
+from pipelines.data.pixel_values import Encoding, Highest, encoding_of
 
 Fit = Literal["stretch", "crop", "pad"]
 """How an image of another size gets the size that the network sees.
@@ -83,10 +83,10 @@ def open_unconverted(data: bytes, where: str) -> Image.Image:
     return _decode(data, where, lambda image, encoding, where: image)
 
 
-def undeclared_maximum(data: bytes, where: str) -> int | None:
-    """The highest value of a grey image of more than 8 bits whose file doesn't say what its highest
+def undeclared_maximum(data: bytes, where: str) -> Highest | None:
+    """The highest value of an image of more than 8 bits whose file doesn't say what its highest
     value can be; None for other images. Raises TesseraError as `decode_image` does."""
-    found: list[int | None] = []
+    found: list[Highest | None] = []
 
     def note(image: Image.Image, encoding: Encoding, where: str) -> Image.Image:
         found.append(pixel_values.undeclared_maximum(image, encoding))
@@ -102,13 +102,12 @@ def check_not_dark(data: bytes, where: str) -> None:
     wide = data[:8] == PNG_START and data[24:25] == b"\x10"
     if image_reading.current().range is not None or not (wide or sniff(data) == "TIFF"):
         return
-    highest = undeclared_maximum(data, where) or 0
-    if 0 < highest < pixel_values.DARK:
-        likely = max(2 ** highest.bit_length() - 1, 255)
+    highest = undeclared_maximum(data, where)
+    if highest and highest.dark:
         raise TesseraError(
-            f"{where} has 16 or 32 bits and no value above {highest:,}: it would be nearly black",
-            hint=f"say which values are black and white: --range 0..{likely}; or --range "
-            f"0..{pixel_values.LARGEST} to keep it dark",
+            f"{where} has 16 or 32 bits and no value above {highest.value:,}: it would be nearly "
+            "black",
+            hint=highest.hint(),
         )
 
 
@@ -121,7 +120,7 @@ def _decode(data: bytes, where: str, convert: _Convert, frame: int = 0) -> Image
             hint=f"{SUPPORTED} are supported, recognised by content",
         )
     check_structure(data, form, where)
-    _ignore_pillow_warnings()
+    _configure_pillow()
     try:
         with open_lazily(data, form) as image:
             if frame:
@@ -146,11 +145,11 @@ def decode_image(data: bytes, channels: int, *, where: str = "image") -> Tensor:
     """Decodes to uint8 (C, H, W) by the conversion described above. `channels` is 1 or 3.
 
     Raises TesseraError, which begins with `where`, for damaged bytes, for a format that is not
-    read, and for more than `MAX_PIXELS` pixels, which is checked before decoding.
+    read, and for more pixels than `ImageReading.max_pixels`, which is checked before decoding.
     """
     image = None
     if channels in (1, 3):
-        image = FastDecoder(channels, MAX_PIXELS)(memoryview(data))
+        image = FastDecoder(channels, image_reading.current().max_pixels)(memoryview(data))
     return image if image is not None else to_tensor(open_image(data, where), channels)
 
 
@@ -245,10 +244,11 @@ def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
 
 def _check_size(size: tuple[int, int], where: str) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
+    limit = image_reading.current().max_pixels
+    if width * height > limit:
         raise TesseraError(
-            f"{where} has {width} by {height} pixels, more than {MAX_PIXELS:,}",
-            hint="reduce its size before packing",
+            f"{where} has {width} by {height} pixels, more than {limit:,}",
+            hint=f"reduce its size, or allow it: --option max_pixels={width * height}",
         )
     if not width or not height:
         raise TesseraError(f"{where} has no pixels: {width} by {height}")
@@ -283,12 +283,14 @@ def _convert(image: Image.Image, encoding: Encoding, where: str) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _ignore_pillow_warnings() -> None:
-    """Ignores Pillow's warnings about sizes and metadata: what matters of them is an error here.
+def _configure_pillow() -> None:
+    """Ignores Pillow's warnings about metadata, and its limit of size: what matters is an error
+    here.
 
     This adds a filter. `catch_warnings` is not thread-safe: threads that decode at the same time
     would restore each other's filters.
     """
+    Image.MAX_IMAGE_PIXELS = None
     rule = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if rule not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -50,6 +50,27 @@ class Encoding(NamedTuple):
     colour: bool = False
 
 
+class Highest(NamedTuple):
+    """The highest value in an image, and whether it has colours."""
+
+    value: int
+    colour: bool
+
+    @property
+    def dark(self) -> bool:
+        """Whether an image without a higher value would be nearly black."""
+        return 0 < self.value < DARK
+
+    def hint(self) -> str:
+        """What to do about dark images: an option for grey ones, of colours only the upper 8 bits
+        are read."""
+        keep = f"--option range=0..{LARGEST} to keep them dark"
+        if self.colour:
+            return f"convert the colours to 8 bits; or {keep}"
+        likely = max(2 ** self.value.bit_length() - 1, 255)
+        return f"say which values are black and white: --option range=0..{likely}; or {keep}"
+
+
 def encoding_of(image: Image.Image, data: bytes, where: str) -> Encoding:
     """Raises TesseraError for a TIFF that Pillow decodes wrongly."""
     if image.format == "PNG":
@@ -106,17 +127,17 @@ def to_8_bits(
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def undeclared_maximum(image: Image.Image, encoding: Encoding) -> int | None:
+def undeclared_maximum(image: Image.Image, encoding: Encoding) -> Highest | None:
     """The highest value of a loaded image whose file doesn't say what the highest value can be;
     None if it says so, or has no more than 8 bits."""
     if encoding.largest is not None or image.mode == "F":
         return None
     if encoding.colour:
         extrema = np.asarray(image)
-        return int(extrema.max(initial=0)) * 256 + 255
+        return Highest(int(extrema.max(initial=0)) * 256 + 255, colour=True)
     if image.mode not in WIDE_MODES:
         return None
-    return int(_values(image, encoding).max(initial=0))
+    return Highest(int(_values(image, encoding).max(initial=0)), colour=False)
 
 
 def _values(image: Image.Image, encoding: Encoding) -> Array:

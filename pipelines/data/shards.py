@@ -203,6 +203,7 @@ class ShardReader:
     def __init__(self, where: str | Path, card: Card, split: str) -> None:
         self._args = (where, card, split)
         self._card = card.split(split)
+        self.reading = card.image.reading
         storage = open_storage(where)
         self._storage = open_shards(where, card.root)
         self._open: OrderedDict[int, int] = OrderedDict()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.core.errors import TesseraError, UsageError
 from models.core.family import Prediction
+from pipelines.data.image_reading import ImageReading
 from pipelines.data.sources import find_folders, find_images
 from pipelines.inference.predictor import Predictor
 
@@ -25,7 +26,12 @@ SHOWN = 5
 Identify = Callable[[Prediction], dict[str, Any]]
 
 
-def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -> Identify:
+def build_gallery(
+    predictor: Predictor,
+    folder: Path,
+    threshold: float | None,
+    reading: ImageReading | None = None,
+) -> Identify:
     """Computes a prototype per name in `folder`: the normalised mean of its images' embeddings.
 
     The returned function maps a prediction to `class`, the nearest name, `similarity` to it
@@ -41,7 +47,7 @@ def build_gallery(predictor: Predictor, folder: Path, threshold: float | None) -
             hint="put the images of each name into a folder of that name",
         )
     names = [one.name for one in folders]
-    prototypes = torch.stack([_prototype(predictor, one) for one in folders])
+    prototypes = torch.stack([_prototype(predictor, one, reading) for one in folders])
 
     def identify(prediction: Prediction) -> dict[str, Any]:
         similarities = prototypes @ prediction["embedding"]
@@ -82,13 +88,13 @@ def _check(predictor: Predictor) -> None:
         )
 
 
-def _prototype(predictor: Predictor, folder: Path) -> Tensor:
+def _prototype(predictor: Predictor, folder: Path, reading: ImageReading | None) -> Tensor:
     """(D,) of unit length."""
     paths = [folder / name for name in find_images(folder)]
     if not paths:
         raise TesseraError(f"{folder} has no images", hint="add some, or remove the folder")
     total = torch.zeros(())
-    for result in predictor.predict(paths):
+    for result in predictor.predict(paths, reading):
         if result.prediction is None:
             raise TesseraError(str(result.output["error"]), hint="repair or remove it")
         total = total + result.prediction["embedding"].double()

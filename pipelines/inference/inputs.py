@@ -20,6 +20,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from models.core.errors import TesseraError, UsageError
+from pipelines.data import image_reading
 from pipelines.data.image_formats import sniff
 from pipelines.data.packing.account import walk
 from pipelines.data.packing.in_place_tars import entries
@@ -109,8 +110,7 @@ def read_file(path: Path) -> bytes:
             raise TesseraError(f"{path} doesn't exist")
         if not path.is_file():
             raise TesseraError(f"{path} is not a regular file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TesseraError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes")
+        _check_bytes(path.stat().st_size, str(path))
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -119,7 +119,7 @@ def read_file(path: Path) -> bytes:
 
 def _expand_one(text: str, hosts: tuple[str, ...], left_out: LeftOut) -> Iterator[ImageInput]:
     if is_web_address(text):
-        yield ImageInput(text, partial(download, text, hosts, MAX_FILE_BYTES), keep=True)
+        yield ImageInput(text, partial(_download, text, hosts), keep=True)
         return
     path = Path(text)
     if _is(path, os.path.isdir):
@@ -194,13 +194,31 @@ def _of_tar(path: Path, left_out: LeftOut) -> Iterator[ImageInput]:
 
 
 def _member(path: Path, name: str, start: int, size: int) -> bytes:
-    if size > MAX_FILE_BYTES:
-        raise TesseraError(f"{name} is larger than {MAX_FILE_BYTES:,} bytes")
+    _check_bytes(size, name)
     try:
         with path.open("rb") as file:
             return os.pread(file.fileno(), size, start)
     except OSError as error:
         raise TesseraError(f"{name} can't be read: {error.strerror}") from None
+
+
+def _download(address: str, hosts: tuple[str, ...]) -> bytes:
+    return download(address, hosts, _most_bytes())
+
+
+def _most_bytes() -> int:
+    """The most bytes of a file: more if larger images are allowed."""
+    pixels = image_reading.current().max_pixels
+    return MAX_FILE_BYTES * max(1, -(-pixels // image_reading.MAX_PIXELS))
+
+
+def _check_bytes(size: int, where: str) -> None:
+    if size > _most_bytes():
+        raise TesseraError(
+            f"{where} is larger than {_most_bytes():,} bytes",
+            hint="reduce its size, or allow larger images: --option max_pixels="
+            f"{image_reading.MAX_PIXELS * -(-size // MAX_FILE_BYTES)}",
+        )
 
 
 def _fail(message: str) -> bytes:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import BatchRng, DataSpec, Family, Panel, Prediction, Task, View
+from pipelines.data.image_formats import list_frames
 from pipelines.data.image_reading import ImageReading, reading_images
 from pipelines.data.images import check_not_dark, decode_image, extents, fit_image, view
 from pipelines.inference.inputs import ImageInput, of_file
@@ -40,11 +41,13 @@ DRAWN_PIXELS = (256, 1024)
 @dataclass(frozen=True)
 class Result:
     """The result for one input. `output` is plain JSON: `path` and the task's fields, or `error`.
-    `prediction` is for the image at its original size, None if there is an error."""
+    `prediction` is for the image at its original size, None if there is an error. `frames` has the
+    file, of which the first is predicted."""
 
     source: ImageInput
     output: dict[str, Any]
     prediction: Prediction | None = None
+    frames: int = 1
 
 
 class _Fitted(NamedTuple):
@@ -60,6 +63,7 @@ class _Loaded(NamedTuple):
     source: ImageInput
     fitted: _Fitted | None
     error: str = ""
+    frames: int = 1
 
 
 class Predictor:
@@ -72,9 +76,11 @@ class Predictor:
         weights: Mapping[str, Tensor],
         *,
         device: str = "cpu",
+        reading: ImageReading | None = None,
     ) -> None:
-        """`data` is the spec of the training data. Raises TesseraError for weights of another
-        network."""
+        """`data` is the spec of the training data, `reading` how its image files were read. Raises
+        TesseraError for weights of another network."""
+        self.reading = reading or ImageReading()
         self._family = models.get(recipe.family)
         self._task = self._family.task
         self._data = data
@@ -118,7 +124,7 @@ class Predictor:
                 hint="say how many: --samples 64",
             )
         remaining = (i if isinstance(i, ImageInput) else of_file(i) for i in inputs)
-        while chunk := self._load_chunk(remaining, reading or ImageReading()):
+        while chunk := self._load_chunk(remaining, reading or self.reading):
             predictions = self._predict([one.fitted for one in chunk if one.fitted])
             for one in chunk:
                 if one.fitted is None:
@@ -126,7 +132,8 @@ class Predictor:
                     continue
                 prediction = next(predictions)
                 fields = self._task.prediction_to_json(prediction, self._data)
-                yield Result(one.source, {"path": one.source.name, **fields}, prediction)
+                output = {"path": one.source.name, **fields}
+                yield Result(one.source, output, prediction, one.frames)
 
     def _load_chunk(self, inputs: Iterator[ImageInput], reading: ImageReading) -> list[_Loaded]:
         """Loads the next images that are predicted together; empty where there are no more."""
@@ -134,14 +141,15 @@ class Predictor:
         kept_bytes = 0
         for one in itertools.islice(inputs, self._chunk_size):
             try:
-                data = one.load()
-                if one.keep:
-                    kept_bytes += len(data)
-                    one = replace(one, load=partial(bytes, data))
                 with reading_images(reading):
+                    data = one.load()
+                    if one.keep:
+                        kept_bytes += len(data)
+                        one = replace(one, load=partial(bytes, data))
                     check_not_dark(data, one.name)
                     image = decode_image(data, self._data.channels, where=one.name)
-                chunk.append(_Loaded(one, self._fitted(image)))
+                fitted, frames = self._fitted(image), len(list_frames(data))
+                chunk.append(_Loaded(one, fitted, frames=frames))
             except TesseraError as error:
                 chunk.append(_Loaded(one, None, str(error)))
             if kept_bytes > MAX_BATCH_BYTES:

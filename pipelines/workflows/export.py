@@ -222,6 +222,7 @@ def describe(trained: Model, version: Version, predictor: Predictor) -> dict[str
             "layout": "batch, height, width, channels",
             "shape": ["batch", data.height, data.width, data.channels],
             "fit": recipe.data.fit,
+            **({"range": trained.card.image.range} if trained.card.image.range else {}),
         },
         "output": predictor.task.output_name or "predictions",
         "tessera": importlib.metadata.version("tessera-train"),

@@ -11,13 +11,13 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.core.errors import TesseraError, UsageError
+from models.core.errors import TesseraError, UsageError, unknown
 from pipelines import tag_names
-from pipelines.data.image_reading import ImageReading, parse_range
+from pipelines.data.image_reading import OPTIONS, ImageReading, parse_options
 from pipelines.workflows.prediction_files import PredictionFiles
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class PredictionOptions:
         lists: Files with one input on each line.
         allowed_hosts: HOST or HOST:PORT of the addresses that may be read.
         notify: Called with a line for the user, on the files that are left out.
-        range: LOW..HIGH, the values that become black and white in images of more than 8 bits; that
-            of the training data, where it was packed with one.
+        options: How image files are read, `range` and `max_pixels`, as for `pack`; by default as
+            the training data was packed.
         annotated: Folder for each image with its prediction drawn on it.
         results: Folder for predictions as files: COCO results of objects, PNGs of masks and of
             generated images.
@@ -111,16 +111,26 @@ class PredictionOptions:
     lists: tuple[Path, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     notify: Callable[[str], None] = field(default=lambda line: None, repr=False)
-    range: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def reading(self) -> ImageReading:
-        """How image files are read."""
-        return ImageReading(range=parse_range(self.range) if self.range else None)
+    def reading(self, trained: ImageReading) -> ImageReading:
+        """How image files are read, where those of the training data were read as `trained`."""
+        for name in self.options:
+            if name not in OPTIONS:
+                raise unknown("option", name, OPTIONS)
+        given = parse_options(self.options)
+        if given.all_frames:
+            raise UsageError(
+                "frames=all is for packing: the first frame of a file is predicted",
+                hint="leave the option out, and predict other frames as files of their own",
+            )
+        return replace(
+            trained, **{name: getattr(given, name) for name in self.options if name != "frames"}
+        )
 
     def __post_init__(self) -> None:
         images = self.paths or self.lists
-        _ = self.reading  # an invalid range is refused before the model is loaded
+        self.reading(ImageReading())  # an invalid option is refused before the model is loaded
         kinds = {"PATHS": images, "--samples": self.samples, "--decode": self.decode}
         given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
@@ -169,7 +179,7 @@ class TrainedModel:
         results: StrPath | None = None,
         allowed_hosts: Iterable[str] = (),
         notify: Callable[[str], None] = lambda line: None,
-        range: str | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Iterator[PredictionResult]:
         """Predicts images one by one, as the iterator is read.
 
@@ -188,7 +198,7 @@ class TrainedModel:
                 results=_path(results),
                 allowed_hosts=tuple(allowed_hosts),
                 notify=notify,
-                range=range,
+                options=dict(options or {}),
             )
         )
 
@@ -240,7 +250,9 @@ def load(
         folder = registry.download(version, Path(scratch))
         files = checkpoints.read_model(folder, services.registered_digest(version))
     data = data_spec(files.recipe, files.card)
-    return TrainedModel(Predictor(files.recipe, data, files.weights, device=device), version)
+    reading = files.card.image.reading
+    predictor = Predictor(files.recipe, data, files.weights, device=device, reading=reading)
+    return TrainedModel(predictor, version)
 
 
 def predict(
@@ -257,7 +269,7 @@ def predict(
     lists: Iterable[StrPath] = (),
     allowed_hosts: Iterable[str] = (),
     notify: Callable[[str], None] = lambda line: None,
-    range: str | None = None,
+    options: Mapping[str, str] | None = None,
     device: str = "cpu",
     context: Context | None = None,
 ) -> Iterator[PredictionResult]:
@@ -267,7 +279,7 @@ def predict(
     `PredictionOptions`; raises as these. The model is loaded when this is called, the images are
     read as the iterator is read.
     """
-    options = PredictionOptions(
+    wanted = PredictionOptions(
         paths=_texts(paths),
         annotated=_path(annotated),
         results=_path(results),
@@ -279,9 +291,9 @@ def predict(
         lists=tuple(map(Path, lists)),
         allowed_hosts=tuple(allowed_hosts),
         notify=notify,
-        range=range,
+        options=dict(options or {}),
     )
-    return load(model, device=device, context=context).run(options)
+    return load(model, device=device, context=context).run(wanted)
 
 
 def _texts(paths: StrPath | Iterable[StrPath]) -> tuple[str, ...]:
@@ -297,7 +309,8 @@ def _path(path: StrPath | None) -> Path | None:
 def _outputs(
     predictor: Predictor, options: PredictionOptions, version: Version
 ) -> Iterator[dict[str, Any]]:
-    files = PredictionFiles(predictor, options.annotated, options.results, options.reading)
+    reading = options.reading(predictor.reading)
+    files = PredictionFiles(predictor, options.annotated, options.results, reading)
     if options.samples:
         for number, prediction in enumerate(predictor.generate(options.samples, options.seed)):
             name = f"sample-{number:05d}"
@@ -308,21 +321,26 @@ def _outputs(
         for number, prediction in enumerate(predictor.decode(read_codes(options.decode))):
             yield {"line": number + 1, **files.write(f"decoded-{number:05d}", prediction)}
     else:
-        yield from _image_outputs(predictor, options, version, files)
+        yield from _image_outputs(predictor, options, version, files, reading)
     files.close()
 
 
 def _image_outputs(
-    predictor: Predictor, options: PredictionOptions, version: Version, files: PredictionFiles
+    predictor: Predictor,
+    options: PredictionOptions,
+    version: Version,
+    files: PredictionFiles,
+    reading: ImageReading,
 ) -> Iterator[dict[str, Any]]:
     from pipelines.inference.inputs import LeftOut, expand, read_list
 
-    identify = _identifier(predictor, options, version)
+    identify = _identifier(predictor, options, version, reading)
     lists = (line for path in options.lists for line in read_list(path))
-    left_out, number = LeftOut(), -1
+    left_out, number, animated = LeftOut(), -1, 0
     inputs = expand((*options.paths, *lists), hosts=options.allowed_hosts, left_out=left_out)
-    for number, result in enumerate(predictor.predict(inputs, options.reading)):
+    for number, result in enumerate(predictor.predict(inputs, reading)):
         output = result.output
+        animated += result.frames > 1
         if options.compare and not number and result.prediction is None:
             raise TesseraError(output["error"], hint="the others are compared with it")
         if result.prediction is not None:
@@ -330,6 +348,11 @@ def _image_outputs(
                 output = {**output, **identify(result.prediction)}
             output = {**output, **files.write(result.source, result.prediction)}
         yield output
+    if animated:
+        options.notify(
+            f"several frames or pages in {animated:,} of {number + 1:,} inputs: the first is "
+            "predicted"
+        )
     if left_out.counts:
         options.notify(str(left_out))
     if number < 0:
@@ -337,7 +360,7 @@ def _image_outputs(
 
 
 def _identifier(
-    predictor: Predictor, options: PredictionOptions, version: Version
+    predictor: Predictor, options: PredictionOptions, version: Version, reading: ImageReading
 ) -> Callable[[Prediction], dict[str, Any]] | None:
     """A function that identifies an embedding, or compares it with the first one; None without
     `gallery` and `compare`."""
@@ -347,7 +370,7 @@ def _identifier(
 
     threshold = json.loads(version.tags.get(tag_names.METRICS, "{}")).get("val/threshold")
     if options.gallery:
-        return identify.build_gallery(predictor, options.gallery, threshold)
+        return identify.build_gallery(predictor, options.gallery, threshold, reading)
     return identify.PairSimilarity(predictor, threshold)
 
 

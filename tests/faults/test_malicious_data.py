@@ -25,6 +25,7 @@ from models.core.errors import TesseraError
 from pipelines.data import card as cards
 from pipelines.data import images, index, shards
 from pipelines.data.card import Card
+from pipelines.data.image_reading import MAX_PIXELS
 from pipelines.data.inspection import report, survey
 from pipelines.data.inspection import verify as inspection_verify
 from pipelines.data.jpeg import MAX_SCANS, FastDecoder
@@ -371,7 +372,7 @@ def test_a_jpeg_with_too_many_scans_is_refused() -> None:
     endless = data[:-2] + last * (MAX_SCANS + 1) + data[-2:]
     with pytest.raises(TesseraError, match="more than 100 scans"):
         images.decode_image(endless, 1)
-    decoder = FastDecoder(1, images.MAX_PIXELS)
+    decoder = FastDecoder(1, MAX_PIXELS)
     assert decoder(memoryview(data)) is not None
     assert decoder(memoryview(endless)) is None
     began = time.process_time()

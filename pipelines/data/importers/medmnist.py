@@ -22,7 +22,8 @@ from typing import IO, Any
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data.card import MAX_PIXELS, Split
+from pipelines.data import image_reading
+from pipelines.data.card import Split
 from pipelines.data.images import encode_png
 from pipelines.data.importers.support.reading import (
     MAX_BYTES_OPTION,
@@ -149,7 +150,11 @@ def _read_array(archive: zipfile.ZipFile, name: str, limit: int | None) -> _Arra
     with archive.open(info) as file:
         shape, fortran, dtype = _read_header(file)
         size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or min(shape, default=1) < 0 or math.prod(shape[1:]) > MAX_PIXELS:
+        if (
+            dtype.hasobject
+            or min(shape, default=1) < 0
+            or math.prod(shape[1:]) > image_reading.current().max_pixels
+        ):
             raise TesseraError(f"{name} is an array of {dtype} of shape {shape}: refused")
         if size != info.file_size - file.tell():
             raise TesseraError(f"{name} claims {size} bytes and has another number")

@@ -19,7 +19,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data.card import MAX_PIXELS, Split
+from pipelines.data import image_reading
+from pipelines.data.card import Split
 from pipelines.data.images import encode_png
 from pipelines.data.importers.support.reading import MAX_BYTES_OPTION, read_max_bytes
 from pipelines.data.sources import Item, Source
@@ -129,7 +130,7 @@ def _parse_idx(file: IO[bytes], name: str, dimensions: int, limit: int) -> np.nd
         raise TesseraError(f"{name} is not an idx file of bytes with {dimensions} dimensions")
     shape = tuple(np.frombuffer(head, ">u4", offset=4).tolist())
     size = math.prod(shape)
-    if size > limit or math.prod(shape[1:]) > MAX_PIXELS:
+    if size > limit or math.prod(shape[1:]) > image_reading.current().max_pixels:
         raise TesseraError(
             f"{name} claims {' by '.join(map(str, shape))} bytes: too many, the limit is {limit:,}",
             hint=f"if it is so large: --option max_bytes={size}",

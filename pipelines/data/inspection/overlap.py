@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.data import duplicates
 from pipelines.data.card import SPLITS, Card
+from pipelines.data.image_reading import reading_images
 from pipelines.data.images import open_image
 from pipelines.data.inspection import lists
 from pipelines.data.shards import ShardReader
@@ -47,12 +48,13 @@ def _fingerprints(where: str | Path, card: Card, split: str) -> duplicates.Array
     """uint8 (N, `duplicates.SIZE`) of a split's images."""
     reader = ShardReader(where, card, split)
     try:
-        rows = [
-            duplicates.fingerprint(
-                open_image(reader.read(number).image, f"{split}, sample {number}")
-            )
-            for number in range(len(reader))
-        ]
+        with reading_images(reader.reading):
+            rows = [
+                duplicates.fingerprint(
+                    open_image(reader.read(number).image, f"{split}, sample {number}")
+                )
+                for number in range(len(reader))
+            ]
     finally:
         reader.close()
     return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, duplicates.SIZE)

@@ -19,6 +19,7 @@ from PIL import Image
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Annotation, Mask, Objects, decode_mask, decode_objects
 from pipelines.data.card import ANNOTATION_EXTENSIONS, SPLITS, Card
+from pipelines.data.image_reading import reading_images
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Index
@@ -244,8 +245,9 @@ def _open(card: Card, split: str, reader: ShardReader, number: int) -> Sample:
             f"{where} has the class {stored.label}, and there are {len(card.classes)} classes",
             hint="pack the data set again",
         )
-    image = open_image(stored.image, where)
-    annotation = _annotation(card, stored, image.height, image.width, where)
+    with reading_images(reader.reading):
+        image = open_image(stored.image, where)
+        annotation = _annotation(card, stored, image.height, image.width, where)
     return Sample(split, stored.key, image, annotation, stored.label)
 
 

@@ -41,7 +41,7 @@ from torch import Tensor
 from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
 from pipelines.data.annotations import check_masked, decode_mask, decode_objects
-from pipelines.data.card import MAX_PIXELS
+from pipelines.data.image_reading import reading_images
 from pipelines.data.images import Fit, extents, fit_image, open_image, to_tensor
 from pipelines.data.index import Rows
 from pipelines.data.jpeg import FastDecoder
@@ -61,7 +61,7 @@ class BatchMaker:
     def __init__(self, reader: ShardReader, spec: DataSpec, fit: Fit = "stretch") -> None:
         self._reader, self._spec, self._fit = reader, spec, fit
         self._has_objects = spec.task in ("detection", "instance_segmentation")
-        self._decode_fast = FastDecoder(spec.channels, MAX_PIXELS)
+        self._decode_fast = FastDecoder(spec.channels, reader.reading.max_pixels)
 
     def fill(self, samples: Numbers, pixels: PixelBuffer, positions: Numbers) -> Fields:
         """Decodes samples, int64 (B,), into `pixels` at `positions`, int64 (B,), except those that
@@ -74,7 +74,8 @@ class BatchMaker:
         at = 0
         for piece in self._reader.pieces(samples[chosen], shards[chosen], rows[chosen]):
             part = chosen[at : at + len(piece.rows)]
-            self._decode(piece, missing[part], positions[part], pixels)
+            with reading_images(self._reader.reading):
+                self._decode(piece, missing[part], positions[part], pixels)
             if self._has_objects:
                 objects += self._objects(piece, pixels.sizes.numpy()[positions[part]])
             at += len(part)

@@ -37,6 +37,7 @@ from pipelines.data.card import (
     SplitCard,
 )
 from pipelines.data.image_formats import sniff
+from pipelines.data.image_reading import reading_images
 from pipelines.data.images import open_image
 from pipelines.data.importers.support.reading import image_size
 from pipelines.data.index import Rows
@@ -111,7 +112,9 @@ def fix(
             update={
                 "name": name or card.name,
                 "classes": rewriter.classes,
-                "image": rewriter.statistics.card() if rewriter.statistics else card.image,
+                "image": rewriter.statistics.card().read_with(card.image.reading)
+                if rewriter.statistics
+                else card.image,
                 "splits": splits,
                 "leakage": near,
                 "corrections": (*card.corrections, _record(card, file, changes)),
@@ -316,7 +319,8 @@ class _Rewriter:
                 continue
             stored = reader.read(number)
             if self.statistics:
-                image = open_image(stored.image, f"{split}, sample {stored.key}")
+                with reading_images(reader.reading):
+                    image = open_image(stored.image, f"{split}, sample {stored.key}")
                 self.statistics.add(image, counted=split == "train")
             note = (note_extension, b"%d" % label if self._is_labelled else stored.note)
             extension = IMAGE_EXTENSION_OF[sniff(stored.image) or ""]

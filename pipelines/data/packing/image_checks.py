@@ -15,7 +15,7 @@ from pipelines.data import images
 from pipelines.data.image_formats import list_frames, sniff
 from pipelines.data.image_reading import ImageReading
 from pipelines.data.packing.plan import split_items
-from pipelines.data.pixel_values import DARK, LARGEST
+from pipelines.data.pixel_values import LARGEST, Highest
 from pipelines.data.sources import IMAGE_SUFFIXES, Item, Source
 
 PROBED = 64
@@ -33,15 +33,14 @@ def check_range(source: Source, reading: ImageReading) -> None:
     if reading.range is not None:
         return
     largest = [value for value in _undeclared(source) if value is not None]
-    highest = max(largest, default=0)
-    if not 0 < highest < DARK:
+    highest = max((one.value for one in largest), default=0)
+    found = Highest(highest, colour=any(one.colour for one in largest))
+    if not found.dark:
         return
-    likely = max(2 ** highest.bit_length() - 1, 255)
     raise UsageError(
         f"no pixel of {len(largest)} images with 16 or 32 bits is above {highest:,}: scaled from "
         f"0..{LARGEST:,} they would be nearly black",
-        hint=f"say which values are black and white: --option range=0..{likely}; or "
-        f"--option range=0..{LARGEST} to keep them dark",
+        hint=found.hint(),
     )
 
 
@@ -49,7 +48,7 @@ def _suffix(item: Item) -> str:
     return os.path.splitext(item.origin)[1].lower()
 
 
-def _undeclared(source: Source) -> Iterator[int | None]:
+def _undeclared(source: Source) -> Iterator[Highest | None]:
     items = [i for i in source.items if not i.problem and _suffix(i) not in _NARROW_SUFFIXES]
     for item in items[:: max(len(items) // PROBED, 1)]:
         try:

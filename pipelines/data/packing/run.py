@@ -123,7 +123,7 @@ class PackRun:
             name=name,
             task=data.task,
             classes=data.classes,
-            image=statistics.card(),
+            image=statistics.card().read_with(self._spec.reading),
             splits={
                 split: card.model_copy(update={"class_counts": counts[split]})
                 for split, card in splits.items()

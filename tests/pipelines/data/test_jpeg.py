@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import images
+from pipelines.data.image_reading import MAX_PIXELS
 from pipelines.data.jpeg import FastDecoder, read_header
 
 SIZES = [(1, 1), (1, 7), (7, 1), (8, 8), (9, 17), (15, 16), (17, 33), (31, 32), (33, 31), (64, 65)]
@@ -38,7 +39,7 @@ def by_pillow(data: bytes, channels: int) -> torch.Tensor:
 
 
 def fast(data: bytes, channels: int = 3) -> torch.Tensor | None:
-    return FastDecoder(channels, images.MAX_PIXELS)(memoryview(data))
+    return FastDecoder(channels, MAX_PIXELS)(memoryview(data))
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -71,7 +72,7 @@ def test_grey_pixels_equal_pillows_in_one_channel_and_in_three() -> None:
 
 def test_one_decoder_reads_several_files() -> None:
     """It caches the last header; a file of another size or kind must not be read with it."""
-    decoder = FastDecoder(3, images.MAX_PIXELS)
+    decoder = FastDecoder(3, MAX_PIXELS)
     files = [jpeg(photo(16, 24, seed), quality=90) for seed in range(3)]
     files += [jpeg(photo(24, 16)), jpeg(photo(8, 8).convert("L")), files[0]]
     for data in files:
@@ -180,6 +181,7 @@ FUZZ = """
 import random, sys, torch
 from models.core.errors import TesseraError
 from pipelines.data import images
+from pipelines.data.image_reading import MAX_PIXELS
 from pipelines.data.jpeg import FastDecoder
 files = [bytes.fromhex(line) for line in sys.stdin.read().split()]
 random.seed(int(sys.argv[1]))
@@ -194,7 +196,7 @@ for number in range(int(sys.argv[2])):
         expected = images.to_tensor(images.open_image(data, "image"), 3)
     except TesseraError:
         expected = None
-    found = FastDecoder(3, images.MAX_PIXELS)(memoryview(data))
+    found = FastDecoder(3, MAX_PIXELS)(memoryview(data))
     if found is not None and expected is not None:
         assert torch.equal(found, expected), data.hex()
     try:
@@ -240,6 +242,7 @@ BOMB = """
 import sys
 from models.core.errors import TesseraError
 from pipelines.data import images
+from pipelines.data.image_reading import MAX_PIXELS
 import torchvision
 def peak():  # in kB; getrusage's would begin with that of the process that started this one
     with open("/proc/self/status") as file:

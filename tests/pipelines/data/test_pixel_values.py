@@ -150,18 +150,18 @@ def test_planes_of_8_bits_are_read() -> None:
 def test_the_highest_value_matters_where_the_file_doesnt_say(
     name: str, highest: int | None
 ) -> None:
-    assert images.undeclared_maximum(FILES[name], "x") == highest
+    assert images.undeclared_maximum(FILES[name], "x") == (highest and (highest, False))
 
 
 def test_the_highest_value_of_other_images() -> None:
     out = io.BytesIO()
     Image.fromarray(np.rint(RAMP * 4095).astype(np.uint16)).save(out, format="PNG")
-    assert images.undeclared_maximum(out.getvalue(), "x") == 4095
+    assert images.undeclared_maximum(out.getvalue(), "x") == (4095, False)
     out = io.BytesIO()
     Image.fromarray(TO_8_BITS).save(out, format="PNG")
     assert images.undeclared_maximum(out.getvalue(), "x") is None
     colours = tiff(ramp(4095) * 3, 32, 8, t258=(16,) * 3, t262=2, t277=3)
-    assert images.undeclared_maximum(colours, "x") == 15 * 256 + 255
+    assert images.undeclared_maximum(colours, "x") == (15 * 256 + 255, True)
 
 
 def test_a_range_does_not_apply_to_colours_of_16_bits() -> None:

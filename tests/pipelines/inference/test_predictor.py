@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +20,7 @@ import models
 from models.core.errors import TesseraError
 from models.core.family import DataSpec, Panel
 from pipelines import recipe as recipes
-from pipelines.data.image_reading import ImageReading
+from pipelines.data.image_reading import ImageReading, parse_options
 from pipelines.inference import predictor as predictor_module
 from pipelines.inference.inputs import ImageInput
 from pipelines.inference.predictor import Predictor, draw_panels, image_file_name
@@ -160,11 +164,77 @@ def test_dark_images_of_16_bits_need_a_range(predictor, tmp_path):
     Image.fromarray(dark * 16).save(tmp_path / "bright.png")
     paths = [tmp_path / "dark.png", tmp_path / "bright.png"]
     refused, bright = (r.output for r in predictor.predict(paths))
-    assert "--range 0..4095" in refused["error"]
+    assert "--option range=0..4095" in refused["error"]
     (scaled,) = (r.output for r in predictor.predict(paths[:1], ImageReading((0, 4095))))
     assert scaled["probability"] == pytest.approx(bright["probability"], abs=1e-3)
     (kept,) = (r.output for r in predictor.predict(paths[:1], ImageReading((0, 65535))))
     assert "error" not in kept
+
+
+def test_a_model_reads_images_as_its_training_data_was_read(tmp_path):
+    """The range that `pack` was told is known to the predictor; one that is given is preferred."""
+    values = np.random.default_rng(0).integers(0, 4096, (12, 16)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "dark.png")
+    Image.fromarray(values * 16).save(tmp_path / "bright.png")
+    weights = network().state_dict()
+    told = Predictor(RECIPE, SPEC, weights, reading=ImageReading((0, 4095)))
+    (dark,) = (r.output for r in told.predict([tmp_path / "dark.png"]))
+    (bright,) = (r.output for r in told.predict([tmp_path / "bright.png"], ImageReading()))
+    assert dark["probability"] == pytest.approx(bright["probability"], abs=1e-3)
+    (untold,) = (
+        r.output for r in Predictor(RECIPE, SPEC, weights).predict([tmp_path / "dark.png"])
+    )
+    assert "nearly black" in untold["error"]
+
+
+def test_an_image_over_the_limit_is_predicted_with_the_option_that_the_error_names(
+    predictor, tmp_path
+):
+    path = tmp_path / "wide.png"
+    Image.new("1", (20_000, 5_001)).save(path)
+    (refused,) = (r.output for r in predictor.predict([path]))
+    assert "more than 100,000,000" in refused["error"]
+    option = re.search(r"--option (max_pixels)=([0-9]+)", refused["error"])
+    assert option is not None
+    reading = parse_options({option[1]: option[2]})
+    (allowed,) = (r.output for r in predictor.predict([path], reading))
+    assert "error" not in allowed
+    (control,) = (r.output for r in predictor.predict([path], replace(reading, max_pixels=10**8)))
+    assert "error" in control
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from pipelines import recipe as recipes
+from pipelines.inference.predictor import Predictor
+from models.core.family import DataSpec
+import models
+torch.set_num_threads(1)
+spec = DataSpec("classification", 3, 12, 16, ("a", "b"))
+recipe = recipes.start("cnn", "tiny")
+weights = models.get("cnn").build(recipe.config(), spec).state_dict()
+paths = [Path(sys.argv[1])] * int(sys.argv[2])
+assert all(not "error" in r.output for r in Predictor(recipe, spec, weights).predict(paths))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_64_images_of_48_megapixels_take_the_memory_of_few(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (8_000, 6_000), "green").save(path, quality=50)
+
+    def peak_mib(images: int) -> int:
+        command = [sys.executable, "-c", PEAK, str(path), str(images)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    one, many = peak_mib(1), peak_mib(64)
+    decoded = 8_000 * 6_000 * 3 / 2**20
+    assert one > decoded  # the control: one image is held in its own size
+    assert many < one + 2.5 * decoded
 
 
 def test_bytes_that_are_kept_end_a_chunk(predictor, tmp_path, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 from layouts.base import picture
 from PIL import Image
 
-from models.core.errors import UsageError
+from models.core.errors import TesseraError, UsageError
+from pipelines.data import card as cards
 from pipelines.data.card import Card
+from pipelines.data.image_reading import ImageReading, parse_options
 from pipelines.data.images import decode_image
 from pipelines.data.packing.pack import pack
 from pipelines.data.shards import ShardReader
@@ -51,6 +56,74 @@ def test_one_bright_image_shows_that_all_have_16_bits(tmp_path: Path) -> None:
     folder = wide(tmp_path / "scans", 4095)
     Image.fromarray(np.full((16, 24), 60_000, np.uint16)).save(folder / "bright.png")
     assert packed(folder)[0].split("train").samples == 3
+
+
+def colours(folder: Path, largest: int) -> Path:
+    folder.mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, largest, (16, 24, 3)).astype(np.uint16)
+        (folder / f"{number}.png").write_bytes(png_of_16_bits(pixels))
+    return folder
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """Pillow writes no colours of 16 bits."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_the_hint_about_dark_colours_works(tmp_path: Path) -> None:
+    """Of colours only the upper 8 bits are read, so no other range fits."""
+    folder = colours(tmp_path / "scans", 4095)
+    with pytest.raises(UsageError, match="nearly black") as caught:
+        packed(folder)
+    assert "convert the colours to 8 bits" in (caught.value.hint or "")
+    named = re.findall(r"--option range=([0-9.]+)", caught.value.hint or "")
+    assert named == ["0..65535"]
+    assert packed(folder, range=named[0])[0].image.channels == 3
+
+
+def test_bright_colours_of_16_bits_are_packed(tmp_path: Path) -> None:
+    """The control."""
+    assert packed(colours(tmp_path / "scans", 65535))[0].image.range is None
+
+
+def test_the_card_keeps_how_files_were_read(tmp_path: Path) -> None:
+    folder = wide(tmp_path / "scans", 4095)
+    card, _ = packed(folder, range="0..4095", max_pixels="400")
+    assert card.image.reading == ImageReading((0, 4095), max_pixels=400)
+    assert cards.parse(card.to_json(), "x") == card
+    plain, _ = packed(folder, range="0..65535")
+    assert "max_pixels" not in plain.to_json()
+    assert plain.digest != card.digest
+
+
+def test_an_image_over_the_limit_is_packed_with_the_option_that_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / "scans" / f"{number}.png", number)
+    with pytest.raises(TesseraError, match="more than 100") as caught:
+        packed(tmp_path / "scans", max_pixels="100")
+    named = re.search(r"--option (max_pixels)=([0-9]+)", str(caught.value))
+    assert named is not None
+    card, _ = packed(tmp_path / "scans", **{named[1]: named[2]})
+    assert card.image.max_pixels == int(named[2])
+    assert card.spec().height == card.image.max_height
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1e9", "9" * 30])
+def test_a_limit_that_is_no_number_of_pixels_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="the option max_pixels can't be"):
+        parse_options({"max_pixels": text})
 
 
 def test_dark_images_can_be_kept_dark(tmp_path: Path) -> None:
