@@ -36,7 +36,9 @@ GROUP = "training"
     help="Packed data set: a folder or an address.",
 )
 @click.option(
-    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials."
+    "--trials",
+    type=click.IntRange(min=1),
+    help="Number of trials, by default 20; a grid has one for each combination.",
 )
 @click.option(
     "--workers-per-trial",
@@ -56,9 +58,7 @@ GROUP = "training"
 @click.option(
     "--scheduler",
     type=click.Choice(SCHEDULERS),
-    default="asha",
-    show_default=True,
-    help="How weak trials are stopped early.",
+    help="How weak trials are stopped early; by default asha.",
 )
 @click.option(
     "--space", metavar="FILE", help="Search space as a YAML file; by default the family's."
@@ -68,9 +68,7 @@ GROUP = "training"
 @click.option(
     "--reduction",
     type=click.FloatRange(min=1, min_open=True),
-    default=3.0,
-    show_default=True,
-    help="ASHA keeps one of this many trials at each rung.",
+    help="ASHA keeps one of this many trials at each rung; by default 3.",
 )
 @click.option("--interval", type=click.IntRange(min=1), help="Epochs of a generation of PBT.")
 @settings_options
@@ -98,14 +96,14 @@ GROUP = "training"
 def command(
     what: str | None,
     data: str | None,
-    trials: int,
+    trials: int | None,
     workers: int,
     kind: str,
-    scheduler: str,
+    scheduler: str | None,
     space: str | None,
     budget: str | None,
     grace: int | None,
-    reduction: float,
+    reduction: float | None,
     interval: int | None,
     overrides: tuple[str, ...],
     variant: str | None,

@@ -252,6 +252,54 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+DEFAULT_SCHEDULER: Scheduler = "asha"
+DEFAULT_TRIALS = 20
+DEFAULT_REDUCTION = 3.0
+_SCHEDULER_OF = {"grace": "asha", "reduction": "asha", "interval": "pbt"}
+
+
+def check_settings(
+    *,
+    search: str,
+    scheduler: str | None,
+    trials: int | None,
+    grace: int | None,
+    reduction: float | None,
+    interval: int | None,
+    epochs: int,
+) -> None:
+    """Raises UsageError for settings of a search that don't go together, or of which one would have
+    no effect. None are those that nobody has given."""
+    chosen = scheduler or DEFAULT_SCHEDULER
+    if search == "grid" and trials is not None:
+        raise UsageError(
+            "--search grid trains every combination and excludes --trials",
+            hint="leave --trials out, or use --search random",
+        )
+    given = {"grace": grace, "reduction": reduction, "interval": interval}
+    for name, value in given.items():
+        if value is not None and chosen != _SCHEDULER_OF[name]:
+            raise UsageError(
+                f"--{name} has no effect with --scheduler {chosen}",
+                hint=f"leave it out, or use --scheduler {_SCHEDULER_OF[name]}",
+            )
+    for name, number in {"trials": trials, "grace": grace, "interval": interval}.items():
+        if number is not None and number < 1:
+            raise UsageError(f"--{name} {number} is too small", hint="give 1 or more")
+    if reduction is not None and not 1 < reduction < math.inf:
+        raise UsageError(f"--reduction {reduction:g} keeps every trial", hint="as in 3: above 1")
+    if scheduler == "asha" and epochs == 1:
+        raise UsageError(
+            "--scheduler asha stops trials after epochs, and these have one",
+            hint="train for more (--set train.epochs=…), or use --scheduler none",
+        )
+    if grace is not None and grace > epochs:
+        raise UsageError(
+            f"--grace {grace} is more than the {epochs} epochs of a trial: none would be stopped",
+            hint="give a shorter one, or use --scheduler none",
+        )
+
+
 def check_choices(search: str, scheduler: str) -> None:
     """Raises UsageError for an unknown search or scheduler, and for two that exclude each other."""
     if scheduler == "pbt" and search in ("grid", "optuna"):

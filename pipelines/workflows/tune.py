@@ -8,6 +8,7 @@ environment.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -71,14 +72,14 @@ def tune(
     data: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     set: Mapping[str, Any] | None = None,
-    trials: int = 20,
+    trials: int | None = None,
     workers_per_trial: int = 1,
     search: str = "random",
-    scheduler: str = "asha",
+    scheduler: str | None = None,
     space: str | os.PathLike[str] | None = None,
     budget: str | float | None = None,
     grace: int | None = None,
-    reduction: float = 3.0,
+    reduction: float | None = None,
     interval: int | None = None,
     seed: int = 0,
     refit: bool = False,
@@ -96,14 +97,14 @@ def tune(
         data: A packed data set: a folder, an address, or what `pack` returned.
         variant: A variant of the family.
         set: Settings that are the same in all trials, by dotted path.
-        trials: Number of trials.
+        trials: Number of trials; 20 by default, and those of a grid.
         workers_per_trial: Data-parallel workers of a trial; 0 trains in the trial's own process.
         search: `random`, `optuna` or `grid`.
-        scheduler: What stops weak trials early: `asha`, `pbt` or `none`.
+        scheduler: What stops weak trials early: `asha` (default), `pbt` or `none`.
         space: The search space as a YAML file; the family's own by default.
         budget: Time after which no more trials start: seconds, or a text such as "30m".
         grace: Epochs before a trial may be stopped.
-        reduction: ASHA keeps one of this many trials at each rung.
+        reduction: ASHA keeps one of this many trials at each rung; 3 by default.
         interval: Epochs of a generation of PBT.
         seed: Random seed of the search.
         refit: Whether the best settings are trained in full and registered, as `model`.
@@ -121,7 +122,8 @@ def tune(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    search_space.check_choices(search, scheduler)
+    search_space.check_choices(search, scheduler or search_space.DEFAULT_SCHEDULER)
+    budget_seconds = None if budget is None else _parse_seconds(budget)
     if run is not None:
         run = named_runs.check_name(run)
     changes = {**(set or {}), "workers.count": workers_per_trial}
@@ -138,7 +140,7 @@ def tune(
         reduction=reduction,
         interval=interval,
         fixed=changes,
-        budget_seconds=_parse_seconds(budget) if budget else None,
+        budget_seconds=budget_seconds,
         name=run,
     )
     if run is not None:
@@ -207,11 +209,13 @@ def _parse_seconds(budget: str | float) -> float:
     from models.core.errors import UsageError
 
     if isinstance(budget, int | float):
-        return float(budget)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", budget.strip())
-    if not match or not float(match[1]):
+        seconds = float(budget)
+    else:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", budget.strip())
+        seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if not 0 < seconds < math.inf:
         raise UsageError(f"--budget {budget}", hint="give a time like 90s, 30m or 2h")
-    return float(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 def _refit(
@@ -247,9 +251,11 @@ def _make_spec(
     recipe: Recipe,
     *,
     space: str | os.PathLike[str] | None,
-    scheduler: str,
-    trials: int,
+    search: str,
+    scheduler: str | None,
+    trials: int | None,
     grace: int | None,
+    reduction: float | None,
     interval: int | None,
     fixed: Collection[str],
     name: str | None,
@@ -259,6 +265,17 @@ def _make_spec(
     from pipelines.search import population
     from pipelines.workflows import search_files, services, train
 
+    search_space.check_settings(
+        search=search,
+        scheduler=scheduler,
+        trials=trials,
+        grace=grace,
+        reduction=reduction,
+        interval=interval,
+        epochs=recipe.train.epochs,
+    )
+    scheduler = scheduler or search_space.DEFAULT_SCHEDULER
+    trials = trials or search_space.DEFAULT_TRIALS
     resources = services.known_resources(context) if recipe.workers.count else None
     if resources is not None:  # otherwise it is checked once the cluster is joined
         search_driver.trial_capacity(recipe, trials, resources)
@@ -278,8 +295,10 @@ def _make_spec(
         name=name,
         recipe=recipe.to_json(),
         space=search_space.to_plain(parsed),
+        search=search,
         scheduler=scheduler,
-        trials=len(search_space.grid(parsed)) if more["search"] == "grid" else trials,
+        reduction=search_space.DEFAULT_REDUCTION if reduction is None else reduction,
+        trials=len(search_space.grid(parsed)) if search == "grid" else trials,
         grace_epochs=min(grace or search_space.default_grace_epochs(recipe), epochs),
         interval_epochs=length,
         **more,

@@ -37,6 +37,31 @@ def test_pbt_with_settings_that_cannot_change_is_refused_and_creates_nothing(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--budget", "0s"], "--budget 0s"),
+        (["--budget", ""], "--budget"),
+        (["--search", "grid", "--trials", "3"], "excludes --trials"),
+        (["--grace", "3"], "--grace 3 is more than the 2 epochs"),
+        (["--interval", "1"], "--interval has no effect"),
+        (["--scheduler", "asha", "--set", "train.epochs=1"], "asha stops trials after epochs"),
+    ],
+)
+def test_settings_without_sense_are_refused_before_anything_starts(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    arguments = ["cnn", "--data", str(digits), "--set", "train.epochs=2", *more]
+    with pytest.raises(UsageError, match=message):
+        tune.command.main(arguments, standalone_mode=False)
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_search_has_only_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
     spec = search_board.SearchSpec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -185,6 +186,57 @@ def test_the_grace_period_covers_the_warm_up() -> None:
     assert search_space.default_grace_epochs(recipe) == 2
     assert search_space.default_grace_epochs(recipe.with_overrides({"schedule.warmup": 0.0})) == 2
     assert search_space.default_grace_epochs(recipe.with_overrides({"train.epochs": 1})) == 1
+
+
+NOT_GIVEN = {
+    "search": "random",
+    "scheduler": None,
+    "trials": None,
+    "grace": None,
+    "reduction": None,
+    "interval": None,
+    "epochs": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"search": "grid", "trials": 4}, "excludes --trials"),
+        ({"scheduler": "none", "grace": 2}, "--grace has no effect with --scheduler none"),
+        ({"scheduler": "none", "reduction": 2.0}, "--reduction has no effect"),
+        ({"scheduler": "pbt", "grace": 2}, "--grace has no effect with --scheduler pbt"),
+        ({"interval": 2}, "--interval has no effect with --scheduler asha"),
+        ({"trials": 0}, "--trials 0 is too small"),
+        ({"grace": 0}, "--grace 0 is too small"),
+        ({"scheduler": "pbt", "interval": -1}, "--interval -1 is too small"),
+        ({"reduction": 1.0}, "--reduction 1 keeps every trial"),
+        ({"reduction": float("nan")}, "keeps every trial"),
+        ({"scheduler": "asha", "epochs": 1}, "asha stops trials after epochs"),
+        ({"grace": 10}, "--grace 10 is more than the 9 epochs"),
+    ],
+)
+def test_settings_of_a_search_that_make_no_sense_together_are_refused(
+    given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        search_space.check_settings(**(NOT_GIVEN | given))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"epochs": 1},
+        {"search": "grid"},
+        {"scheduler": "none", "epochs": 1},
+        {"scheduler": "asha", "grace": 9, "reduction": 1.5},
+        {"scheduler": "pbt", "interval": 3, "trials": 4},
+    ],
+)
+def test_settings_that_make_sense_are_taken(given: dict[str, Any]) -> None:
+    """The control."""
+    search_space.check_settings(**(NOT_GIVEN | given))
 
 
 def test_unknown_searches_and_schedulers_are_refused() -> None:
