@@ -43,11 +43,21 @@ def check_classes(
         _check_lost(name, planned, counts, unseen)
         _report_few(counts["train"], unseen, notify)
         return
+    missing: dict[str, list[str]] = {}
     for label, count in counts["train"].items():
         if not count:
             others = [split for split in SPLITS if counts[split][label]]
-            also = f"; only {' and '.join(others)} images do" if others else ""
-            notify(f"no train image has the class {label!r}{also}")
+            missing.setdefault(" and ".join(others), []).append(label)
+    for splits, labels in missing.items():
+        also = f"; only {splits} images do" if splits else ""
+        notify(f"no train image has {_name(labels)}{also}")
+
+
+def _name(labels: Sequence[str]) -> str:
+    """The number of classes, and the names of the first ones."""
+    if len(labels) == 1:
+        return f"the class {labels[0]!r}"
+    return f"any of {len(labels):,} classes ({_shorten(labels)})"
 
 
 def _check_lost(name: str, planned: Counts, counts: Counts, unseen: frozenset[str]) -> None:

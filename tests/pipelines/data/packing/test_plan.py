@@ -133,6 +133,26 @@ def test_an_object_class_missing_in_train_is_reported(
     assert card.splits["test"].class_counts == {"a": 0, "b": 20, "c": 0}
 
 
+def test_many_classes_missing_in_train_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    from pipelines.data.importers import digits
+
+    classes = tuple(f"class {number}" for number in range(34))
+    original = source(40, splits=("train", "test"))
+    result = replace(
+        original, task="detection", classes=classes, annotate=partial(annotate, len(classes))
+    )
+    monkeypatch.setattr(digits, "read", lambda *_: result)
+    messages: list[str] = []
+    pack("digits", f"{tmp_path}/out", notify=messages.append)
+    missing = [line for line in messages if "no train image has" in line]
+    assert missing[0] == "no train image has the class 'class 1'; only test images do"
+    assert missing[1].startswith("no train image has any of 32 classes (class 2, class 3, ")
+    assert missing[1].endswith(", …)")
+    assert len(missing) == 2
+
+
 def labels_of(plan: PackPlan, split: str) -> set[int | None]:
     return {
         item.label
