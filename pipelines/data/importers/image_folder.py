@@ -1,7 +1,9 @@
 """A folder for each class: SOURCE/CLASS/…/IMAGE.jpg, or SOURCE/train/CLASS/…, SOURCE/test/CLASS/….
 
 In: a folder. Out: a `Source` for classification. Classes are the names of the class folders in
-alphabetical order, as in torchvision's `ImageFolder`. Hidden files are ignored.
+alphabetical order, as in torchvision's `ImageFolder`. Hidden files are ignored. Folders whose names
+differ only in the Unicode form of their letters are one class: copying between file systems makes
+such pairs, and they look the same.
 
 The class folders may also lie in one folder around all of them, in a folder of the same split
 (seg_train/seg_train), in parts (part_1/CLASS, part_2/CLASS), or around the splits (CLASS/train).
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +73,7 @@ def recognises(source: str) -> str:
     bases = _find_bases(folder)
     places = [place for base in bases for place in find_folders(base.path)]
     first = {place: next(find_images(place), None) for place in places}
-    names = {place.name for place in places if first[place]}
+    names = {_composed(place.name) for place in places if first[place]}
     # A single folder has no classes: its images have no labels, or a table has them.
     if len(names) < 2 or _is_other_layout(first) or _are_parts(names):
         return ""
@@ -120,14 +124,16 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         _check_levels(source, [parts for _, parts in located])
     _check_filled(folder, bases, paths)
     labels = [_class_name(parts, class_from) for _, parts in located]
-    return _make_source(folder, paths, labels, [split for split, _ in located])
+    found = _make_source(folder, paths, labels, [split for split, _ in located])
+    return replace(found, notes=(*found.notes, *_joined_splits(_unwrap(folder), bases)))
 
 
 def _make_source(
     folder: Path, paths: Sequence[str], labels: Sequence[str], splits: Sequence[Split | None]
 ) -> Source:
-    classes = tuple(sorted(set(map(_check_name, labels))))
-    numbers = {name: number for number, name in enumerate(classes)}
+    name_of, twice = _join_forms(set(map(_check_name, labels)))
+    classes = tuple(sorted(set(name_of.values())))
+    numbers = {label: classes.index(name) for label, name in name_of.items()}
     items = [
         Item(key, path, numbers[label], split)
         for key, path, label, split in zip(make_keys(paths), paths, labels, splits)
@@ -140,7 +146,39 @@ def _make_source(
         load=partial(_load, folder),
         files=partial(_files, folder),
         folder=folder,
+        notes=tuple(
+            f"folders named {name} in two Unicode forms, which look the same: they are one class"
+            for name in twice
+        ),
     )
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _join_forms(labels: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Label -> name of its class, the composed form if there are others; and those names."""
+    forms: dict[str, list[str]] = {}
+    for label in labels:
+        forms.setdefault(_composed(label), []).append(label)
+    names = {
+        label: name if len(alike) > 1 else label for name, alike in forms.items() for label in alike
+    }
+    return names, sorted(name for name, alike in forms.items() if len(alike) > 1)
+
+
+def _joined_splits(root: Path, bases: Sequence[_Base]) -> list[str]:
+    """A line for each split that is read from several folders, but for parts of one folder."""
+    folders: dict[str, set[str]] = {}
+    for base in bases:
+        if base.split:
+            folders.setdefault(base.split, set()).add(base.path.relative_to(root).parts[0])
+    return [
+        f"the folders {' and '.join(sorted(names))} are both read as {split}"
+        for split, names in folders.items()
+        if len(names) > 1
+    ]
 
 
 def _find_bases(folder: Path) -> list[_Base]:
@@ -210,7 +248,7 @@ def _find_splits(root: Path, inner: Sequence[Path]) -> dict[str, Split]:
         return {}
     words: dict[Split, set[str]] = {}
     for name, split in found.items():
-        words.setdefault(split, set()).add(re.sub(r"[\W\d_]+", "", name).lower())
+        words.setdefault(split, set()).add(re.sub(r"[\W\d_]+", "", _composed(name)).lower())
     for split, alike in words.items():
         if len(alike) > 1:
             names = ", ".join(name for name in found if found[name] == split)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -77,7 +78,8 @@ def find_splits(names: Iterable[str]) -> dict[str, Split]:
 def _split_word(name: str) -> tuple[str, tuple[str, ...]]:
     """(word of the split, the other words that mean something); the first is empty if no word or
     more than one means a split."""
-    words = [word for word in _BETWEEN_WORDS.split(_CAMEL.sub("_", name).lower()) if word]
+    plain = name if name.isascii() else unicodedata.normalize("NFC", name)
+    words = [word for word in _BETWEEN_WORDS.split(_CAMEL.sub("_", plain).lower()) if word]
     means = [word if word in SPLIT_NAMES else _GLUED.sub("", word) for word in words]
     found = [word for word in means if word in SPLIT_NAMES]
     others = tuple(

@@ -105,3 +105,57 @@ def test_a_single_class_folder_is_packed_without_classes(
     assert any(
         "all are in cat: with a single folder there are no classes" in line for line in messages
     )
+
+
+CAFE, CAFE_APART = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("splits", ["", "train/"])
+def test_class_folders_in_two_unicode_forms_are_one_class(
+    tmp_path: Path, make_folder: MakeFolder, splits: str
+) -> None:
+    folders = [splits + name for name in (CAFE, CAFE_APART, "tea")]
+    source = make_folder(tmp_path / "cups", folders, 6)
+    lines: list[str] = []
+    card = pack(str(source), tmp_path / "out", notify=lines.append)
+    assert card.classes == (CAFE, "tea")
+    counts = [split.class_counts for split in card.splits.values()]
+    assert sum(count[CAFE] for count in counts) == 12
+    assert any(CAFE in line and "two Unicode forms" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", [CAFE, CAFE_APART])
+def test_one_form_keeps_the_name_of_its_folder(
+    tmp_path: Path, make_folder: MakeFolder, name: str
+) -> None:
+    """The control: what worked before has the same digest."""
+    lines: list[str] = []
+    source = make_folder(tmp_path / "cups", [name, "tea"], 6)
+    assert pack(str(source), tmp_path / "out", notify=lines.append).classes == (name, "tea")
+    assert not any("Unicode" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("train", "Train", "test"), "the folders Train and train are both read as train"),
+        (("train", "test", "TEST", "val"), "the folders TEST and test are both read as test"),
+        (("train", "test"), ""),
+        (
+            ("caf\u00e9-train", "cafe\u0301-train", "caf\u00e9-test"),
+            "the folders cafe\u0301-train and caf\u00e9-train are both read as train",
+        ),
+    ],
+)
+def test_folders_of_one_split_that_differ_in_case_or_form_are_joined_and_said(
+    tmp_path: Path, make_folder: MakeFolder, names: tuple[str, ...], said: str
+) -> None:
+    places = [f"{split}/{label}" for split in names for label in ("cat", "dog")]
+    lines: list[str] = []
+    card = pack(
+        str(make_folder(tmp_path / "pets", places, 6)), tmp_path / "out", notify=lines.append
+    )
+    assert card.classes == ("cat", "dog")
+    assert sum(split.samples for split in card.splits.values()) == len(places) * 6
+    joined = [line for line in lines if "both read as" in line]
+    assert joined == ([said] if said else [])
