@@ -6,8 +6,13 @@ function of the samples seen: there is no state to save, and another batch size 
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -26,11 +31,23 @@ def build(module: nn.Module, settings: Optim) -> Optimizer:
     ]
     if settings.kind == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
-        return SGD(
+        return _without_compiler(SGD)(
             groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True
         )
     kind = Adam if settings.kind == "adam" else AdamW
-    return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    return _without_compiler(kind)(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+@cache
+def _without_compiler(kind: type[Any]) -> Callable[..., Optimizer]:
+    """The same optimizer, which doesn't load torch.compile. PyTorch wraps these methods so that the
+    compiler leaves them alone, and the wrappers import it at their first call: more than a second
+    and 150 MB in every worker, for something that no training uses."""
+    names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    made: type[Optimizer] = type(kind.__name__, (kind,), {**methods, "step": step})
+    return made
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
