@@ -78,6 +78,23 @@ def find_copies(fingerprints: Array) -> list[list[int]]:
     return sorted(group.tolist() for group in groups if len(group) > 1)
 
 
+def find_groups(fingerprints: Array, *, near: bool) -> list[list[int]]:
+    """Groups of images that belong together: each image has the same pixels as another one of its
+    group, or, with `near`, a near duplicate in it. Each group and all groups are in order.
+
+    Of images with more than `ENOUGH` near duplicates not all are compared with each other.
+
+    Args:
+        fingerprints: uint8 (N, `SIZE`).
+    """
+    groups = _Groups(np.ascontiguousarray(fingerprints, np.uint8))
+    for copies in find_copies(fingerprints):
+        groups.update(np.array(copies[1:]), np.array(copies[:-1]), np.zeros(len(copies) - 1, int))
+    if near:
+        _search_all(groups, groups)
+    return groups.found()
+
+
 def fingerprint(image: Image.Image) -> bytes:
     """`SIZE` bytes for an upright image of mode L or RGB.
 
@@ -185,6 +202,45 @@ class _Nearest:
         return np.asarray(self.hits[numbers] >= ENOUGH)
 
 
+class _Groups(_Nearest):
+    """The images of one set, and which of them belong together."""
+
+    def __init__(self, prints: Array) -> None:
+        super().__init__(prints)
+        self._root = np.arange(len(prints))
+        """A member of each image's group; that of the whole group points to itself."""
+
+    def update(self, numbers: Array, others: Array, distance: Array) -> None:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        np.add.at(self.hits, numbers, 1)
+        one, other = self._find(numbers), self._find(others)
+        new = one != other
+        if not new.any():
+            return
+        roots, at = np.unique(np.concatenate([one[new], other[new]]), return_inverse=True)
+        edges = (np.ones(len(at) // 2, bool), np.split(at, 2))
+        graph = coo_array(edges, shape=(len(roots), len(roots)))
+        _, component = connected_components(graph, directed=False)
+        first = np.full(len(roots), _NONE)
+        np.minimum.at(first, component, roots)
+        self._root[roots] = first[component]
+
+    def found(self) -> list[list[int]]:
+        roots = self._find(np.arange(len(self._root)))
+        order = np.argsort(roots, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(roots[order])) + 1)
+        return sorted(group.tolist() for group in groups if len(group) > 1)
+
+    def _find(self, numbers: Array) -> Array:
+        """The member that stands for the group of each image."""
+        roots = self._root[numbers]
+        while (self._root[roots] != roots).any():
+            roots = self._root[roots]
+        return np.asarray(roots)
+
+
 class _Hashes:
     """The hashes of some images, without the flag, and the images' numbers in their split."""
 
@@ -213,9 +269,7 @@ class _BandTable:
 def _near(left: Array, right: Array) -> list[tuple[int, int, int]]:
     """(number in left, number in right, distance) of each image and its nearest near duplicate."""
     a, b = _Nearest(left), _Nearest(right)
-    _search(a, a.rich, b, b.rich, LIMIT)
-    for of_a, of_b in ((a.flat, b.flat), (a.flat, b.rich), (a.rich, b.flat)):
-        _search(a, of_a, b, of_b, FLAT_LIMIT)
+    _search_all(a, b)
     found = set()
     for side, swapped in ((a, False), (b, True)):
         numbers = np.flatnonzero(side.nearest < _NONE)
@@ -223,6 +277,13 @@ def _near(left: Array, right: Array) -> list[tuple[int, int, int]]:
             pair = (number, best & (1 << _SHIFT) - 1)
             found.add((*(reversed(pair) if swapped else pair), best >> _SHIFT))
     return sorted(found)
+
+
+def _search_all(a: _Nearest, b: _Nearest) -> None:
+    """Updates both sides with their near duplicates."""
+    _search(a, a.rich, b, b.rich, LIMIT)
+    for of_a, of_b in ((a.flat, b.flat), (a.flat, b.rich), (a.rich, b.flat)):
+        _search(a, of_a, b, of_b, FLAT_LIMIT)
 
 
 def _search(a: _Nearest, of_a: _Hashes, b: _Nearest, of_b: _Hashes, limit: int) -> None:

@@ -85,6 +85,25 @@ class Fingerprints:
         rows = [_row(pair, names) for pair in pairs]
         return rows, NearDuplicates(near=len(pairs), images=len(positions))
 
+    def cuts_apart(self, splits: Sequence[Split], *, near: bool) -> bool:
+        """Whether an image of one of these splits has a copy in another, or a near duplicate."""
+        prints = {split: prints for split, prints in self._load().items() if split in splits}
+        return bool(duplicates.find_pairs(prints, ("exact", "near") if near else ("exact",)))
+
+    def groups(self, splits: Sequence[Split], *, near: bool) -> dict[str, str]:
+        """Key -> name of its group, of the images of these splits that belong together: those with
+        the same pixels, and near duplicates. The name is the first key of the group."""
+        prints = self._load()
+        positions = [(split, at) for split in splits for at in range(len(prints[split]))]
+        stacked = np.concatenate([prints[split] for split in splits])
+        found = duplicates.find_groups(stacked, near=near)
+        names = self._names([positions[number] for group in found for number in group])
+        result = {}
+        for group in found:
+            keys = sorted(names[positions[number]].key for number in group)
+            result.update(dict.fromkeys(keys, keys[0]))
+        return result
+
     def copies(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Images of one split with the same pixels: rows of `COPIES`."""
         groups = [

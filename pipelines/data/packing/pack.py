@@ -13,10 +13,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from models.core.errors import UsageError, unknown
 from pipelines.data import image_reading
-from pipelines.data.card import FILE, SPLITS, Card
+from pipelines.data.card import FILE, SPLITS, Card, Split
 from pipelines.data.image_reading import reading_images
 from pipelines.data.packing import account as account_file
 from pipelines.data.packing import formats, image_checks, in_place
@@ -121,13 +122,21 @@ def pack(
         _report_missing_splits(found, notify)
         if reading.all_frames:
             found = image_checks.expand_frames(found, seed)
-        plan = packing_plan.make_plan(
-            found, spec, seed=seed, shard_samples=shard_samples, unseen=labels
-        )
-        spec = replace(spec, plan=packing_plan.digest(plan, found, how))
+        planner = _Planner(found, spec, seed, shard_samples, labels, how)
+        plan, digest = planner({})
+        spec = replace(spec, plan=digest)
         remote = map_tasks if len(found.items) >= map_tasks_from else None
         note = _report_unseen(found, plan, notify)
-        run = PackRun(staged, plan, spec, map_tasks=remote, progress=progress, notify=notify)
+        run = PackRun(
+            staged,
+            plan,
+            spec,
+            map_tasks=remote,
+            progress=progress,
+            notify=notify,
+            # With unseen classes, what is packed depends on the cut.
+            planner=planner if len(planner.cut) > 1 and not labels else None,
+        )
         run.pack(allow_rejected, find_near=near_duplicates)
         source = f"{chosen.name}:{found.name}{note}"
         card = run.card(name=name or found.name, source=source, licence=licence)
@@ -135,6 +144,36 @@ def pack(
             staged.storage.write(account_file.FILE, account.to_json().encode())
         staged.storage.write(FILE, card.to_json().encode())
     return card
+
+
+class _Planner:
+    """Plans a source, as often as it is needed. `cut` are the splits that images can be moved
+    between: train, and those that the source lacks."""
+
+    def __init__(
+        self,
+        source: Source,
+        spec: PackSpec,
+        seed: int,
+        shard_samples: int | None,
+        unseen: frozenset[int],
+        how: Mapping[str, Any],
+    ) -> None:
+        self._source, self._spec, self._how = source, spec, how
+        self._seed, self._shard_samples, self._unseen = seed, shard_samples, unseen
+        self.cut: Sequence[Split] = ("train", *packing_plan.missing_splits(source))
+
+    def __call__(self, groups: packing_plan.Groups) -> tuple[packing_plan.PackPlan, str]:
+        """The plan that cuts none of the groups apart, and its digest."""
+        plan = packing_plan.make_plan(
+            self._source,
+            self._spec,
+            seed=self._seed,
+            shard_samples=self._shard_samples,
+            unseen=self._unseen,
+            groups=groups,
+        )
+        return plan, packing_plan.digest(plan, self._source, self._how)
 
 
 def _report_missing_splits(source: Source, notify: Callable[[str], None]) -> None:

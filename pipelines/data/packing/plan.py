@@ -4,7 +4,8 @@ In: a source's items. Out: a `PackPlan`, the same for the same input. Must not k
 packed.
 
 Existing splits are kept; a missing `val` or `test` split is taken from `train`: a tenth of each
-class, chosen by a hash of seed and key. Within a split the samples are in the order of a hash, so
+class, chosen by a hash of seed and key. Images that belong together, such as near duplicates, are
+cut as one. Within a split the samples are in the order of a hash, so
 that each shard is a mixture of classes. Classes can be kept for `test` only. The shards of a split
 differ in size by at most one sample.
 """
@@ -16,6 +17,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from models.core.errors import TesseraError
@@ -28,6 +30,11 @@ from pipelines.data.sources import Item, Source
 SHARE = 0.1
 """Share of each train class that a missing `val` or `test` gets: of three images or more, at least
 one."""
+CUT: tuple[Split, ...] = ("val", "test")
+"""The splits that are taken from train if the source lacks them."""
+Groups = Mapping[str, str]
+"""Key -> name of the group that the item belongs to; other items are on their own. The name is the
+key of one of the group."""
 SAMPLED = 32
 """Images that are loaded to estimate how many samples fill a shard of `SHARD_BYTES`."""
 _FORM = 1
@@ -66,15 +73,17 @@ def make_plan(
     seed: int,
     shard_samples: int | None,
     unseen: frozenset[int] = frozenset(),
+    groups: Groups = MappingProxyType({}),
 ) -> PackPlan:
     """Assigns the items of a source to splits, and the items of each split to shards.
 
-    Train and val get no image of the `unseen` classes, test gets no other. Raises TesseraError for
+    Train and val get no image of the `unseen` classes, test gets no other. Items of one of `groups`
+    aren't cut apart. Raises TesseraError for
     a source without train images, and for a class of val or test that train doesn't have.
     """
     _check_names(source)
     rejected: list[dict[str, str]] = []
-    splits = split_items(_without_duplicates(source.items, rejected), seed)
+    splits = split_items(_without_duplicates(source.items, rejected), seed, groups)
     found = sum(map(len, splits.values()))
     if unseen:
         splits = _keep_unseen_for_test(splits, source.classes, unseen)
@@ -104,8 +113,17 @@ def digest(plan: PackPlan, source: Source, how: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def split_items(items: Iterable[Item], seed: int) -> dict[Split, list[Item]]:
-    """Items by split, in the order in which they are packed."""
+def missing_splits(source: Source) -> list[Split]:
+    """The splits that the source lacks, and that are cut from train."""
+    existing = {item.split or "train" for item in source.items}
+    return [split for split in CUT if split not in existing]
+
+
+def split_items(
+    items: Iterable[Item], seed: int, groups: Groups = MappingProxyType({})
+) -> dict[Split, list[Item]]:
+    """Items by split, in the order in which they are packed. Where a split is cut from train, items
+    of one of `groups` stay together."""
     splits: dict[Split, list[Item]] = {split: [] for split in SPLITS}
     for item in items:
         splits[item.split or "train"].append(item)
@@ -113,9 +131,9 @@ def split_items(items: Iterable[Item], seed: int) -> dict[Split, list[Item]]:
         raise TesseraError(
             "the source has no train images", hint="name the folder of the train images `train`"
         )
-    missing: list[Split] = [split for split in ("val", "test") if not splits[split]]
+    missing = [split for split in CUT if not splits[split]]
     if missing:
-        splits.update(_cut_splits(splits["train"], missing, seed))
+        splits.update(_cut_splits(splits["train"], missing, seed, groups))
     return {
         split: sorted(members, key=lambda item: _rank(f"order {seed}", item.key))
         for split, members in splits.items()
@@ -144,19 +162,43 @@ def _keep_unseen_for_test(
     return {split: items for split, items in kept.items() if items}
 
 
-def _cut_splits(items: list[Item], missing: list[Split], seed: int) -> dict[Split, list[Item]]:
+def _cut_splits(
+    items: list[Item], missing: list[Split], seed: int, groups: Groups
+) -> dict[Split, list[Item]]:
     """The items of a source without the splits `missing`: what is left for train, and those."""
     splits: dict[Split, list[Item]] = {"train": [], **{split: [] for split in missing}}
-    by_class: dict[int | None, list[Item]] = {}
+    units: dict[str, list[Item]] = {}
     for item in items:
-        by_class.setdefault(item.label, []).append(item)
-    for members in by_class.values():
-        members.sort(key=lambda item: _rank(f"split {seed}", item.key))
-        count = max(int(len(members) * SHARE + 0.5), 1) if len(members) >= 3 else 0
-        for index, split in enumerate(missing):
-            splits[split] += members[index * count : (index + 1) * count]
-        splits["train"] += members[len(missing) * count :]
+        units.setdefault(groups.get(item.key, item.key), []).append(item)
+    by_class: dict[int | None, list[tuple[bytes, list[Item]]]] = {}
+    for name, members in units.items():
+        ranked = (_rank(f"split {seed}", name), members)
+        label = min(members, key=lambda item: item.key).label
+        by_class.setdefault(label, []).append(ranked)
+    for found in by_class.values():
+        left = [members for _, members in sorted(found, key=lambda one: one[0])]
+        total = sum(map(len, left))
+        count = max(int(total * SHARE + 0.5), 1) if total >= 3 else 0
+        for split in missing:
+            chosen = _choose(left, count)
+            left = [members for at, members in enumerate(left) if at not in chosen]
+            splits[split] += [item for members in chosen.values() for item in members]
+        splits["train"] += [item for members in left for item in members]
     return splits
+
+
+def _choose(units: Sequence[list[Item]], count: int) -> dict[int, list[Item]]:
+    """Units with `count` items together, by their position: the first ones that fit. If all are
+    larger, the smallest one, as long as another one is left for train."""
+    chosen: dict[int, list[Item]] = {}
+    for at, members in enumerate(units):
+        if len(members) <= count:
+            chosen[at] = members
+            count -= len(members)
+    if count and not chosen and len(units) > 1:
+        smallest = min(range(len(units)), key=lambda at: len(units[at]))
+        chosen[smallest] = units[smallest]
+    return chosen
 
 
 def _rank(salt: str, key: str) -> bytes:

@@ -6,13 +6,14 @@ not know formats, nor what runs the tasks.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,10 +22,10 @@ from pipelines.data.card import SPLITS, Card, NearDuplicates, Split, SplitCard
 from pipelines.data.packing import near_duplicates, shard_records
 from pipelines.data.packing.class_checks import check_classes, count_planned
 from pipelines.data.packing.near_duplicates import Fingerprints
-from pipelines.data.packing.plan import PackPlan
+from pipelines.data.packing.plan import Groups, PackPlan
 from pipelines.data.packing.shard import TWO_SPLITS, PackSpec, ShardPlan, find_record, pack_shard
 from pipelines.data.packing.shard_records import ShardRecord
-from pipelines.data.packing.staging import Stage
+from pipelines.data.packing.staging import WORK, Stage
 from pipelines.data.packing.statistics import (
     REJECTED,
     ImageStatistics,
@@ -36,6 +37,8 @@ from pipelines.data.packing.statistics import (
 )
 from pipelines.data.shards import finish_split
 
+_GROUPS = f"{WORK}/groups.json"
+"""Key -> name of its group, of images that the first plan has put apart."""
 Progress = Callable[[int, int], None]
 """Called with the number of samples done, and of all samples."""
 Work = Callable[[PackSpec, ShardPlan], Any]
@@ -52,9 +55,21 @@ def map_here(
         yield number, work(spec, shard_plan)
 
 
+class Planner(Protocol):
+    """How a pack whose splits are cut from train is planned again.
+
+    cut  the splits that images can be moved between: train, and those that are cut from it
+    """
+
+    cut: Sequence[Split]
+
+    def __call__(self, groups: Groups) -> tuple[PackPlan, str]:
+        """The plan that cuts none of the groups apart, and its digest."""
+
+
 class PackRun:
-    """One pack of a plan. `map_tasks` makes the shards elsewhere; None makes them in this
-    process."""
+    """One pack of a plan. `map_tasks` makes the shards elsewhere; None makes them in this process.
+    With a `planner`, copies and near duplicates aren't put into different splits by the cut."""
 
     def __init__(
         self,
@@ -65,8 +80,12 @@ class PackRun:
         map_tasks: MapTasks | None,
         progress: Progress | None,
         notify: Callable[[str], None],
+        planner: Planner | None = None,
     ) -> None:
         self._staged, self._plan, self._spec = staged, plan, spec
+        self._planner, self._first_plan = planner, plan
+        self._groups: Groups = {}
+        self._progress = progress
         self._map_tasks, self._notify = map_tasks, notify
         self._shards: list[ShardPlan] = list(plan.shards)
         self._records: dict[int, ShardRecord] = {}
@@ -87,8 +106,10 @@ class PackRun:
         self._spec = replace(self._spec, scratch=self._staged.scratch())
         try:
             if resumed:
+                self._follow_groups(self._stored_groups())
                 self._find_packed()
-            self._make([n for n in range(len(self._shards)) if n not in self._records])
+            self._make_rest()
+            self._keep_groups_together(find_near)
             self._reject(rejections)
             self._list_copies()
             if find_near:
@@ -147,6 +168,69 @@ class PackRun:
             self._notify(
                 f"resuming: {len(self._records)} of {len(self._shards)} shards are packed already"
             )
+
+    def _keep_groups_together(self, find_near: bool) -> None:
+        """Packs again if the cut has put copies or near duplicates into different splits. Which
+        images belong together doesn't depend on the plan, so the second plan is the last one."""
+        if self._planner is None:
+            return
+        while (groups := self._find_groups(self._planner.cut, find_near)) != self._groups:
+            count, images = len(set(groups.values())), len(groups)
+            alike = f"copies and near duplicates: {images:,} images in {count:,} groups"
+            if missing := self._lost_splits(groups):
+                self._notify(
+                    f"{alike}; without cutting a group apart nothing is left for "
+                    f"{' and '.join(missing)}, so the cut stays: metrics will be too good"
+                )
+                return
+            self._staged.storage.write(_GROUPS, json.dumps(groups, sort_keys=True).encode())
+            self._follow_groups(groups)
+            self._notify(f"{alike}; packing again with each group in one split")
+            self._make_rest()
+
+    def _lost_splits(self, groups: Groups) -> list[Split]:
+        """Splits that the first plan has, and the plan for these groups doesn't."""
+        assert self._planner is not None
+        plan, _ = self._planner(groups)
+        left = {shard_plan.split for shard_plan in plan.shards}
+        had = {shard_plan.split for shard_plan in self._first_plan.shards}
+        return [split for split in SPLITS if split in had - left]
+
+    def _find_groups(self, cut: Sequence[Split], find_near: bool) -> Groups:
+        """The images that belong together; none if the first plan puts no two of them apart."""
+        fingerprints = self._fingerprints()
+        if not self._groups and not fingerprints.cuts_apart(cut, near=find_near):
+            return {}
+        groups = fingerprints.groups(cut, near=find_near)
+        split_of = {item.key: plan.split for plan in self._first_plan.shards for item in plan.items}
+        apart = any(split_of[key] != split_of[name] for key, name in groups.items())
+        return groups if apart else {}
+
+    def _follow_groups(self, groups: Groups) -> None:
+        """Follows the plan for these groups from now on; removes the shards that it doesn't
+        have."""
+        if groups == self._groups or self._planner is None:
+            return
+        self._groups = groups
+        plan, digest = self._planner(groups)
+        kept = {shard_plan.path for shard_plan in plan.shards}
+        for shard_plan in self._shards:
+            if shard_plan.path not in kept:
+                self._staged.storage.remove(shard_plan.path)
+        self._plan, self._shards, self._records = plan, list(plan.shards), {}
+        self._spec = replace(self._spec, plan=digest)
+        self._counter = _ProgressCounter(plan.samples, self._progress)
+
+    def _stored_groups(self) -> Groups:
+        """The groups that an interrupted pack has found; none if it hasn't."""
+        storage = self._staged.storage
+        if storage.size(_GROUPS) is None:
+            return {}
+        groups: Groups = json.loads(storage.read(_GROUPS))
+        return groups
+
+    def _make_rest(self) -> None:
+        self._make([n for n in range(len(self._shards)) if n not in self._records])
 
     def _make(self, numbers: Sequence[int]) -> None:
         work = pack_shard if self._map_tasks else partial(pack_shard, step=self._counter.step)

@@ -299,3 +299,32 @@ def test_copies_are_grouped() -> None:
     assert duplicates.find_copies(prints) == [[0, 2, 5], [1, 4]]
     assert duplicates.find_copies(prints[[0, 1, 3]]) == []
     assert duplicates.find_copies(prints[:0]) == []
+
+
+def test_groups_join_copies_and_near_duplicates() -> None:
+    """1 and 4 are near, 4 and 6 have the same pixels; 0 and 5 are near, mirrored; the rest is
+    alone."""
+    rng = np.random.default_rng(5)
+    prints = random_prints(rng, 9)
+    prints[:, 16] &= 0x7F  # none is flat
+    prints[4, 16:] = prints[1, 16:]
+    prints[4, 17] ^= 0b111
+    prints[6] = prints[4]
+    prints[5, 16:] = prints[0, 16:] ^ duplicates._mirror()
+    prints[5, 16] &= 0x7F
+    assert duplicates.find_groups(prints, near=True) == [[0, 5], [1, 4, 6]]
+    assert duplicates.find_groups(prints, near=False) == [[4, 6]]
+    assert duplicates.find_groups(prints[:4], near=True) == []
+    assert duplicates.find_groups(prints[:0], near=True) == []
+
+
+def test_a_chain_of_near_duplicates_is_one_group() -> None:
+    """Each is near the next one, the first is far from the last."""
+    rng = np.random.default_rng(6)
+    prints = random_prints(rng, 6)
+    prints[:, 16] &= 0x7F
+    for number in range(1, 6):
+        prints[number, 16:] = prints[number - 1, 16:]
+        prints[number, 17 + 3 * number : 20 + 3 * number] ^= 0xFF
+    assert duplicates.find_groups(prints, near=True) == [[0, 1, 2, 3, 4, 5]]
+    assert duplicates.find_groups(prints[[0, 2, 4]], near=True) == []

@@ -1,4 +1,5 @@
-"""The same image in two splits is kept in the later one; near duplicates are only listed."""
+"""The same image in two splits of a source is kept in the later one, near duplicates are listed;
+where the splits are cut from train, both stay together."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ from PIL import Image
 from pipelines.data import card as cards
 from pipelines.data import shards
 from pipelines.data.card import Card
+from pipelines.data.importers import image_folder
 from pipelines.data.inspection.verify import verify
 from pipelines.data.packing import near_duplicates, statistics
 from pipelines.data.packing.pack import pack
+from pipelines.data.packing.plan import split_items
 
 MakeImage = Callable[..., Path]
 
@@ -200,17 +203,150 @@ def uncut(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def test_copies_that_only_our_cut_puts_apart_need_no_option(tmp_path: Path, uncut: Path) -> None:
+def splits_of(folder: Path) -> dict[str, str]:
+    """Key -> split."""
+    return {key: split for split in cards.read(folder).splits for key in keys(folder, split)}
+
+
+def first_cut(source: Path, seed: int = 0) -> dict[str, str]:
+    """Key -> split, if nothing is known of copies."""
+    items = image_folder.read(str(source), {}).items
+    parts = split_items(items, seed).items()
+    return {item.key: split for split, found in parts for item in found}
+
+
+def test_our_cut_puts_no_copies_apart(tmp_path: Path, uncut: Path) -> None:
     told: list[str] = []
     card = pack(str(uncut), tmp_path / "out", notify=told.append, near_duplicates=False)
-    rows = lines(tmp_path / "out" / statistics.REJECTED)
-    assert len(rows) == card.rejected > 0
-    assert f"copies of val and test images left out of train: {len(rows)}" in told
-    assert sum(split.samples for split in card.splits.values()) == 60 - card.rejected
+    out, first = splits_of(tmp_path / "out"), first_cut(uncut)
+    names = [key for key in out if "copy" not in key and f"{key}%20copy" in out]
+    assert len(names) == 20
+    assert any(first[name] != first[f"{name}%20copy"] for name in names), "the control"
+    assert all(out[name] == out[f"{name}%20copy"] for name in names)
+    assert (card.rejected, len(out)) == (0, 60)
+    assert any("40 images in 20 groups; packing again with each group in" in line for line in told)
     groups = lines(tmp_path / "out" / near_duplicates.COPIES)
-    copies = sum(len(group["images"]) - 1 for group in groups)
-    assert copies + card.rejected == 20, "each copy is either left out, or listed"
-    assert any(line.startswith(f"copies within a split: {copies} images") for line in told)
+    assert sum(len(group["images"]) - 1 for group in groups) == 20
+    assert not verify(tmp_path / "out").differences
+    for split in ("val", "test"):
+        assert card.splits[split].class_counts == {"cat": 3, "dog": 3}
+
+
+def test_the_cut_of_a_set_without_copies_is_what_it_was(tmp_path: Path, uncut: Path) -> None:
+    for path in uncut.glob("*/* copy.png"):
+        path.unlink()
+    told: list[str] = []
+    pack(str(uncut), tmp_path / "out", notify=told.append, seed=3)
+    assert splits_of(tmp_path / "out") == first_cut(uncut, seed=3)
+    assert not any("groups" in line for line in told)
+
+
+def test_copies_that_the_cut_has_not_put_apart_change_nothing(tmp_path: Path, uncut: Path) -> None:
+    apart = True
+    while apart:  # removing an image may move others
+        first = first_cut(uncut)
+        apart = False
+        for path in sorted(uncut.glob("*/* copy.png")):
+            key = f"{path.parent.name}/{path.stem.removesuffix(' copy')}"
+            if first[key] != first[f"{key}%20copy"]:
+                path.unlink()
+                apart = True
+    assert list(uncut.glob("*/* copy.png"))
+    pack(str(uncut), tmp_path / "out", near_duplicates=False)
+    assert splits_of(tmp_path / "out") == first_cut(uncut)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """5 videos of each of two classes with 6 frames each: near duplicates, none the same."""
+    for at, name in enumerate(("cat", "dog")):
+        for video in range(5):
+            folder = tmp_path / "videos" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.asarray(scene(100 * at + video)).astype(int)
+            for frame in range(6):
+                brighter = np.clip(pixels + 2 * frame, 0, 255).astype(np.uint8)
+                Image.fromarray(brighter).save(folder / f"{video}-{frame}.png")
+    return tmp_path / "videos"
+
+
+def test_frames_of_a_video_are_in_one_split(tmp_path: Path, videos: Path) -> None:
+    card = pack(str(videos), tmp_path / "out")
+    assert card.leakage == cards.NearDuplicates()
+    by_video: dict[str, set[str]] = {}
+    for key, split in splits_of(tmp_path / "out").items():
+        by_video.setdefault(key.rpartition("-")[0], set()).add(split)
+    assert len(by_video) == 10
+    assert all(len(splits) == 1 for splits in by_video.values())
+    for split in ("val", "test"):  # a tenth of 5 videos is less than one: the smallest is taken
+        assert card.splits[split].class_counts == {"cat": 6, "dog": 6}
+    assert len(set(first_cut(videos).values())) == 3, "the control: the first cut has all splits"
+    # Without the search for near duplicates the first cut stays.
+    pack(str(videos), tmp_path / "unsearched", near_duplicates=False)
+    assert splits_of(tmp_path / "unsearched") == first_cut(videos)
+
+
+@pytest.mark.slow
+def test_an_interrupted_pack_that_was_planned_again_has_the_same_bytes(
+    tmp_path: Path, videos: Path
+) -> None:
+    how: dict[str, Any] = {"shard_samples": 20}
+    pack(str(videos), tmp_path / "fresh", **how)
+    for calls in (1, 2):  # at the last image of the first plan, and of the second
+        left = calls
+
+        def stop(done: int, total: int) -> None:
+            nonlocal left
+            left -= done == total
+            if not left:
+                raise KeyboardInterrupt
+
+        out = tmp_path / f"out-{calls}"
+        with pytest.raises(KeyboardInterrupt):
+            pack(str(videos), out, progress=stop, **how)
+        told: list[str] = []
+        pack(str(videos), out, notify=told.append, **how)
+        assert any(line.startswith("resuming") for line in told)
+        # What the first plan was for is known from the stopped pack.
+        assert any("packing again" in line for line in told) == (calls == 1)
+        assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_images_that_are_all_alike_stay_cut_and_it_is_said(tmp_path: Path) -> None:
+    for name, seed in (("cat", 1), ("dog", 2)):
+        (tmp_path / "alike" / name).mkdir(parents=True)
+        pixels = np.asarray(scene(seed)).astype(int)
+        for frame in range(20):
+            brighter = np.clip(pixels + frame, 0, 255).astype(np.uint8)
+            Image.fromarray(brighter).save(tmp_path / "alike" / name / f"{frame}.png")
+    told: list[str] = []
+    pack(str(tmp_path / "alike"), tmp_path / "out", notify=told.append)
+    assert splits_of(tmp_path / "out") == first_cut(tmp_path / "alike")
+    (line,) = [line for line in told if "too good" in line]
+    assert "40 images in 2 groups" in line
+    assert "nothing is left for val and test" in line
+
+
+def test_an_own_test_split_stays_and_only_val_is_cut(tmp_path: Path, videos: Path) -> None:
+    (videos / "train").mkdir()
+    for name in ("cat", "dog"):
+        (videos / name).rename(videos / "train" / name)
+        (videos / "test" / name).mkdir(parents=True)
+        for frame in range(4):  # of a video that train has, too
+            name_of = f"0-{frame}.png"
+            (videos / "train" / name / name_of).rename(videos / "test" / name / name_of)
+    card = pack(str(videos), tmp_path / "out")
+    out = splits_of(tmp_path / "out")
+    assert {key for key, split in out.items() if split == "test"} == {
+        f"test/{name}/0-{frame}" for name in ("cat", "dog") for frame in range(4)
+    }
+    by_video: dict[str, set[str]] = {}
+    for key, split in out.items():
+        if split != "test":
+            by_video.setdefault(key.rpartition("-")[0], set()).add(split)
+    assert all(len(splits) == 1 for splits in by_video.values())
+    assert {"train", "val", "test"} == set(out.values())
+    assert card.leakage.near > 0, "those of the source's own splits are listed"
 
 
 def test_the_same_pixels_of_two_classes_are_named(tmp_path: Path, uncut: Path) -> None:

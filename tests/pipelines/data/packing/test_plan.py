@@ -209,3 +209,38 @@ def test_the_split_is_stratified_and_stable_when_images_are_added() -> None:
     assert split_items(items, 1) != parts
     more = [*items, *(Item(f"4/{n}", "", 4) for n in range(50))]
     assert {i.key for i in parts["val"]} <= {i.key for i in split_items(more, 0)["val"]}
+
+
+def test_groups_are_not_cut_apart_and_splits_keep_their_size() -> None:
+    items = [Item(f"{number:04d}", f"{number}.jpg", number % 2) for number in range(400)]
+    groups = {f"{number:04d}": f"{number // 10 * 10:04d}" for number in range(200)}
+    parts = split_items(items, 0, groups)
+    split_of = {item.key: split for split, found in parts.items() for item in found}
+    assert all(split_of[key] == split_of[name] for key, name in groups.items())
+    first = {item.key: split for split, found in split_items(items, 0).items() for item in found}
+    assert any(first[key] != first[name] for key, name in groups.items()), "the control"
+    assert {split: len(found) for split, found in parts.items()} == {
+        "train": 320,
+        "val": 40,
+        "test": 40,
+    }
+    assert split_items(items[::-1], 0, groups) == parts
+    assert split_items(items, 0, {}) == split_items(items, 0)
+
+
+def test_a_class_of_large_groups_has_one_in_each_split() -> None:
+    """Four groups of 10 images of each class: a tenth of a class is less than a group."""
+    items = [Item(f"{number:04d}", f"{number}.jpg", number // 40) for number in range(80)]
+    groups = {f"{number:04d}": f"{number // 10 * 10:04d}" for number in range(80)}
+    parts = split_items(items, 0, groups)
+    assert {split: len(found) for split, found in parts.items()} == {
+        "train": 40,
+        "val": 20,
+        "test": 20,
+    }
+    assert {item.label for item in parts["val"]} == {0, 1}
+    # Of two groups, train and val get one each; a single one stays in train.
+    for size, expected in ((20, {"train": 40, "val": 40}), (40, {"train": 80})):
+        few = {f"{number:04d}": f"{number // size * size:04d}" for number in range(80)}
+        parts = split_items(items, 0, few)
+        assert {split: len(found) for split, found in parts.items()} == expected
