@@ -35,8 +35,16 @@ from pipelines.tracking import mlflow_runs, mlflow_store
 if TYPE_CHECKING:
     from xdist.scheduler import Scheduling
 
-SLOW = {"ray_cluster", "mlflow_server", "start_mlflow", "make_server", "s3_server", "trained_home"}
-"""Fixtures that start processes or train a model; a test that needs one is slow."""
+SLOW = {
+    "ray_cluster",
+    "mlflow_server",
+    "start_mlflow",
+    "make_server",
+    "s3_server",
+    "prepared_store",
+}
+"""Fixtures that start processes, train a model or make a store of MLflow; a test that needs one is
+slow, as it takes seconds alone. Quick tests use `MemoryTracker` and `MemoryRegistry`."""
 
 LOADS_MLFLOW = re.compile(
     r"\bmlflow_settings\b|\b(own_home|prepared_store|store|trained|trained_home): Path\b"

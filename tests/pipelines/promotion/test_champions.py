@@ -22,7 +22,10 @@ from pipelines.tracking.mlflow_registry import MlflowRegistry
 pytestmark = pytest.mark.usefixtures("mlflow_settings")
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("http", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(params=["memory", *(pytest.param(p, marks=SLOW) for p in ("sqlite", "http"))])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[], Registry], str]:
     """A function that opens the registry, and the run that its models come from."""
     if request.param == "memory":

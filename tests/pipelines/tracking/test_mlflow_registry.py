@@ -30,7 +30,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("http", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(params=["memory", *(pytest.param(p, marks=SLOW) for p in ("sqlite", "http"))])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Registry, str]:
     """A registry, and the run of its models."""
     if request.param == "memory":

@@ -39,7 +39,7 @@ def open_here(root: Path, name: str = "first", **tags: str) -> mlflow_runs.Mlflo
 History = Callable[[str], list[tuple[int, int, float]]]
 
 
-@pytest.fixture(params=["memory", "mlflow"])
+@pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest) -> tuple[Tracker, History]:
     """A tracker, and a function that reads (step, time, value) of a metric."""
     if request.param == "memory":
