@@ -9,6 +9,7 @@ from cli_runner import Call
 from packed_sets import Sample, pack_set
 from PIL import Image
 
+from pipelines.data import card as cards
 from pipelines.data.card import Card
 
 
@@ -32,11 +33,16 @@ def test_the_corrections_are_shown_by_fix_and_inspect(tmp_path: Path, call: Call
     assert f"of      {folder}, digest {card.digest}" in done.out
     assert f"next: tessera inspect {tmp_path / 'new'}" in done.err
     shown = call("inspect", tmp_path / "new").out
-    assert f"1 relabelled, 1 dropped of the data set {card.digest}" in " ".join(shown.split())
+    made = cards.read(tmp_path / "new").corrections[0]
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "correction 1 1 relabelled, 1 dropped" in lines
+    assert f"correction 1 of data set {card.digest}" in lines
+    assert f"correction 1 by file with sha256 {made.file_sha256}" in lines
     assert "correction" not in call("inspect", folder).out
     page = tmp_path / "page.html"
     call("inspect", tmp_path / "new", "--html", page)
-    assert "1 relabelled, 1 dropped of the data set" in page.read_text()
+    for text in ("1 relabelled, 1 dropped", card.digest, made.file_sha256):
+        assert text in page.read_text()
 
 
 def test_a_wrong_correction_is_one_line_with_a_hint(tmp_path: Path, call: Call) -> None:

@@ -112,11 +112,10 @@ def facts(card: Card) -> Iterator[tuple[str, str]]:
     yield "size", f"{megabytes(total)} in {len(shards):,} shard{'s' * (len(shards) != 1)}"
     yield "source", card.source
     for number, made in enumerate(card.corrections, 1):
-        yield (
-            f"correction {number}",
-            f"{made.relabelled:,} relabelled, {made.dropped:,} dropped of the data set "
-            f"{made.data_digest}; corrections file: sha256 {made.file_sha256}",
-        )
+        counts = f"{made.relabelled:,} relabelled, {made.dropped:,} dropped"
+        yield f"correction {number}", counts
+        yield f"correction {number} of", f"data set {made.data_digest}"
+        yield f"correction {number} by", f"file with sha256 {made.file_sha256}"
     yield "shards in", card.root
     yield "licence", card.licence or "not given"
     yield "digest", card.digest
