@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,20 @@ def test_inspect_reports_a_truncated_shard(tmp_path: Path, pets: Path, call: Cal
     done = call("inspect", tmp_path / "out")
     assert done.status == 1
     assert "train/000000.tar" in done.err
+
+
+@pytest.mark.parametrize("mask", [0, 0o002, 0o077])
+def test_nobody_else_may_change_what_is_written_whatever_the_umask(
+    call: Call, tmp_path: Path, mask: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        (tmp_path / "control").mkdir()
+        assert call("pack", "digits", "--to", tmp_path / "out").status == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "control").stat().st_mode & 0o777 == 0o777 & ~mask
+    written = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(written) > 5
+    for path in written:
+        assert not path.stat().st_mode & (0o002 | mask), path
