@@ -140,6 +140,25 @@ def account_for(source: Source, allow_unused: Sequence[str] = ()) -> Account | N
     """Sorts all files below the folder of a source; None for a source without a folder."""
     if source.folder is None:
         return None
+    images, labels = _used(source)
+    return sort_files(source.folder, images, labels, allow_unused)
+
+
+def describe_without_folder(source: Source, given: str) -> str:
+    """A line for a source that has no account: which files are used, and why no others are looked
+    for. `given` is what the user named."""
+    images, labels = _used(source)
+    counts = {"images": len(images), "label files": len(labels)}
+    used = " + ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    if os.path.isfile(given):
+        why = f"{given} is a file, so nothing beside it is looked at"
+    else:
+        why = f"{given} has no folder of its own that could be searched for others"
+    return f"files: {used or 'no image files of its own'}; {why}"
+
+
+def _used(source: Source) -> tuple[set[str], set[str]]:
+    """The images, and the other files, that a source uses."""
     images: set[str] = set()
     labels: set[str] = {os.fspath(path) for path in source.shared_files}
     for item in source.items:
@@ -149,7 +168,7 @@ def account_for(source: Source, allow_unused: Sequence[str] = ()) -> Account | N
                 os.fspath(first)
             )
         labels.update(map(os.fspath, filter(None, rest)))
-    return sort_files(source.folder, images, labels - images, allow_unused)
+    return images, labels - images
 
 
 def sort_files(

@@ -105,6 +105,8 @@ def pack(
         if account:
             notify(str(account))
             account.check()
+        else:
+            notify(account_file.describe_without_folder(found, source))
         image_checks.check_range(found, reading)
         bare = replace(found, items=(), shared_files=())
         spec = PackSpec(bare, staged.storage.where, None, "", resize, quality, bool(drop), reading)

@@ -45,6 +45,30 @@ def test_a_pack_prints_and_keeps_its_account(tmp_path: Path, make_folder: MakeFo
     }
 
 
+def test_a_table_that_is_named_itself_says_what_it_uses(
+    tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    source = make_folder(tmp_path / "pets", ["images"], 6)
+    rows = [f"images/{number:03d}.jpg,{'cat' if number % 2 else 'dog'}" for number in range(5)]
+    table = source / "labels.csv"
+    table.write_text("\n".join(["file,label", *rows]))
+    lines: list[str] = []
+    pack(str(table), tmp_path / "out", notify=lines.append)
+    assert (
+        f"files: 5 images + 1 label files; {table} is a file, so nothing beside it is looked at"
+        in lines
+    )
+    with pytest.raises(TesseraError, match="no sample uses 1 picture"):  # the control: its folder
+        pack(str(source), tmp_path / "other", notify=lines.append)
+
+
+def test_a_source_without_files_says_so(tmp_path: Path) -> None:
+    lines: list[str] = []
+    pack("digits", tmp_path / "out", notify=lines.append)
+    (line,) = [line for line in lines if line.startswith("files: ")]
+    assert line.startswith("files: no image files of its own; digits has no folder")
+
+
 @pytest.mark.parametrize(
     ("stray", "message", "pattern"),
     [
