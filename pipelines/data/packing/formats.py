@@ -17,6 +17,7 @@ from pipelines.data import image_reading, importers
 from pipelines.data.card import SPLITS
 from pipelines.data.file_kinds import could_be_labels
 from pipelines.data.importers.support.reading import are_classes_in_names, class_in_name
+from pipelines.data.packing import label_tools
 from pipelines.data.sources import (
     IMAGE_SUFFIXES,
     TABLES,
@@ -152,10 +153,12 @@ def _unrecognised(source: str) -> TesseraError:
     labels = [path for path in find_files(folder) if could_be_labels(path)]
     if labels:
         shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" if labels[3:] else "")
+        tool = label_tools.find_tool(folder, labels)
+        looks = f": it looks like an export of {tool.name}; {tool.advice}" if tool else ""
         return AmbiguousError(
-            f"{source} has images, and {shown}, which no format recognises as labels",
+            f"{source} has images, and {shown}, which no format recognises as labels{looks}",
             hint="choose a format: --format NAME",
-            readings=_label_readings(labels),
+            readings=_label_readings(folder, labels, known=tool is not None),
         )
     if are_classes_in_names(find_images(folder)):
         names = sorted(set(map(class_in_name, find_images(folder))))
@@ -179,12 +182,15 @@ def _unrecognised(source: str) -> TesseraError:
     )
 
 
-def _label_readings(labels: list[str]) -> list[Reading]:
+def _label_readings(folder: Path, labels: list[str], *, known: bool) -> list[Reading]:
+    """How these labels could be read; those of a known tool can't."""
     readings = []
     if any(path.lower().endswith(TABLES) for path in labels):
         readings.append(Reading("csv", {}, "the labels are in a table; says which columns it has"))
-    if any(path.lower().endswith(".json") for path in labels):
-        readings.append(Reading("coco", {"train": labels[0]}, "the labels are COCO annotations"))
+    for path in [] if known else [path for path in labels if path.lower().endswith(".json")]:
+        if label_tools.could_be_coco(folder / path):
+            readings.append(Reading("coco", {"train": path}, "the labels are COCO annotations"))
+            break
     suffixes = dict.fromkeys(os.path.splitext(path)[1] for path in labels)
     patterns = tuple(f"*{suffix}" for suffix in suffixes)
     return [*readings, Reading(IMAGES, {}, "images without labels", patterns)]
