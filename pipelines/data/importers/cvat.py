@@ -94,6 +94,11 @@ def read(source: str, options: Mapping[str, str]) -> Source:
             split = _split(image.get("subset"), origin)
             images.append(ShapedImage(origin, listed, split, size, problem=problem))
     shared = [folder / path for path in files]
+    if notes and not any(image.shapes for image in images):
+        raise TesseraError(
+            f"{', '.join(files)[:200]}: the images have tags and no shapes, and tags are not read",
+            hint="export the task from CVAT as ImageNet: a folder for each class",
+        )
     return make_source(
         folder, images, options, classes=list(classes), shared_files=shared, notes=notes
     )

@@ -126,3 +126,13 @@ def test_videos_and_other_files_are_refused(tmp_path: Path) -> None:
 def test_tags_are_named(tmp_path: Path) -> None:
     one(tmp_path, '<tag label="red"/>')
     assert cvat.read(str(tmp_path), {}).notes == ("a.xml: 1 images have tags, which are not read",)
+
+
+def test_tags_alone_are_refused(tmp_path: Path) -> None:
+    """Otherwise a set of classes would be packed as one of boxes, all images without any."""
+    images(tmp_path, "images/{}.jpg", [0])
+    head, _, _ = cvat_xml([]).partition("</annotations>")
+    row = f'<image id="0" name="0.jpg" width="{WIDTH}" height="{HEIGHT}"><tag label="red"/></image>'
+    text(tmp_path / "a.xml", f"{head}{row}</annotations>")
+    with pytest.raises(TesseraError, match=r"have tags and no shapes.*a folder for each class"):
+        cvat.read(str(tmp_path), {})
