@@ -159,7 +159,8 @@ def _choose(
     if not listed:
         raise TesseraError(
             f"{place} has {len(_tables(place)) or 'no'} tables of images",
-            hint="give the file itself",
+            hint="give the file itself, as SOURCE: "
+            + ", ".join(str(path) for path, _ in _tables(place)[:3]),
         )
     return listed if len(listed) > 1 else [(listed[0][0], None)]
 
@@ -246,7 +247,8 @@ def _check_boxes(table: Table, options: Mapping[str, str]) -> None:
         raise UsageError(
             f"{table.path.name} has boxes or masks in the columns {', '.join(boxes)[:200]}, which "
             "a table of classes has not",
-            hint="to read only the classes: --option task=classification",
+            hint="to read only the classes: --format csv --option task=classification; "
+            "for the boxes: --format box_csv",
         )
 
 
