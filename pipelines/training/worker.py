@@ -85,6 +85,7 @@ def _train(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummar
     loader = _train_loader(setup, world)
     if world.leads:
         _report_environment(loader, emit)
+        _report_few_steps(setup, loader, emit)
     trainer = Trainer(
         setup=setup,
         loader=loader,
@@ -208,6 +209,21 @@ def _report_environment(loader: TrainLoader, emit: Emit) -> None:
     }
     emit({"kind": "tags", "values": tags})
     emit({"kind": "notice", "level": "info", "text": f"cache: {loader.cache_choice}"})
+
+
+FEW_STEPS = 3
+"""With fewer steps an epoch, a training says so."""
+
+
+def _report_few_steps(setup: TrainingSetup, loader: TrainLoader, emit: Emit) -> None:
+    """With one or two steps an epoch hardly anything is learned in the epochs that one expects."""
+    steps = loader.steps_per_epoch
+    if steps < FEW_STEPS and loader.samples > steps:
+        text = (
+            f"{loader.samples:,} training images in batches of {setup.recipe.train.batch_size:,} "
+            f"are {steps} steps an epoch: a smaller train.batch_size makes more"
+        )
+        emit({"kind": "notice", "level": "info", "text": text})
 
 
 def _summary(trainer: Trainer, progress: Progress) -> TrainingSummary:

@@ -246,10 +246,25 @@ def prepare(
     from pipelines.training import setup
     from pipelines.workflows import judges, services
 
+    if check_resources and not recipe.workers.count:
+        _check_own_gpu(recipe)
     checked = check_resources and recipe.workers.count
     resources = services.known_resources(context) if checked else None
     recipe = judges.pin(context, recipe)
     return setup.prepare(recipe, resources=resources, check_weights=not resumed)
+
+
+def _check_own_gpu(recipe: Recipe) -> None:
+    """Raises TesseraError if this process is to train on a GPU and sees none."""
+    import torch
+
+    from models.core.errors import TesseraError
+
+    if recipe.workers.gpus not in ("auto", 0) and not torch.cuda.is_available():
+        raise TesseraError(
+            "workers.gpus asks for a GPU, and this process, which trains, sees none",
+            hint="leave workers.gpus out to train on the CPU; tessera doctor shows the GPUs",
+        )
 
 
 def model_name(recipe: Recipe, card: Card) -> str:

@@ -167,3 +167,29 @@ def test_the_default_model_name_includes_a_task_other_than_that_of_the_data(digi
     card = cards.read(digits)
     assert train.model_name(recipes.start("cnn"), card) == "digits"
     assert train.model_name(recipes.start("embedding"), card).startswith("digits-")
+
+
+def test_a_gpu_that_this_process_has_not_is_refused(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the training would use the CPU without a word."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
+    changes = {**SMALL, "workers.gpus": 1}
+    with pytest.raises(TesseraError, match=r"asks for a GPU, and this process.* sees none"):
+        train.plan("cnn", data=digits, variant="tiny", set=changes, context=context)
+    plan = train.plan("cnn", data=digits, set={**SMALL, "workers.gpus": 0}, context=context)
+    assert plan.recipe.workers.gpus == 0
+
+
+@pytest.mark.parametrize(("batch_size", "noticed"), [(1000, True), (128, False)])
+def test_few_steps_an_epoch_are_noticed(
+    elsewhere: Context, digits: Path, batch_size: int, noticed: bool
+) -> None:
+    events: list[Any] = []
+    changes = {**SMALL, "train.batch_size": batch_size}
+    train.train(
+        "cnn", data=digits, variant="tiny", set=changes, progress=events.append, context=elsewhere
+    )
+    texts = [event["text"] for event in events if event["kind"] == "notice"]
+    assert any("steps an epoch: a smaller train.batch_size" in text for text in texts) == noticed
