@@ -117,7 +117,7 @@ def command(
             progress=not as_json,
             context=context,
         )
-        return _show(outcome, as_json)
+        return _show(outcome, as_json, data)
     if not what:
         raise UsageError("nothing to train", hint="name a family or a recipe: tessera families")
     if dry_run:
@@ -138,7 +138,7 @@ def command(
         progress=not as_json,
         context=context,
     )
-    return _show(outcome, as_json)
+    return _show(outcome, as_json, data)
 
 
 def check(parameters: Mapping[str, Any]) -> None:
@@ -196,7 +196,7 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
     return 0
 
 
-def _show(outcome: Outcome, as_json: bool) -> int:
+def _show(outcome: Outcome, as_json: bool, data: str | None) -> int:
     from jobs.shared.terminal import show_facts, show_json, show_next
     from pipelines.workflows import services
     from pipelines.workflows.context import Context
@@ -215,7 +215,7 @@ def _show(outcome: Outcome, as_json: bool) -> int:
         show_json(facts)
     else:
         show_facts({**facts, "page": services.page(Context.from_environment(), outcome.link)})
-        show_next("evaluate", facts["model"].removeprefix("models:/"), "--data", "DIR")
+        show_next("evaluate", facts["model"].removeprefix("models:/"), "--data", data or "DIR")
     return 0
 
 
