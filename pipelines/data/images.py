@@ -138,6 +138,7 @@ def _decode(data: bytes, where: str, convert: _Convert, frame: int = 0) -> Image
         # Pillow prints the buffer's address, which would make two reports of the same damage
         # differ.
         reason = re.sub(r"<[^>]*>", "the bytes", reason)
+        reason = reason.removeprefix("cannot identify image file the bytes") or "it is damaged"
         raise TesseraError(f"{where} can't be decoded as {form}: {reason}") from None
 
 

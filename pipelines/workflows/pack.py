@@ -83,7 +83,6 @@ def pack(
         shard_samples: Maximum number of samples in a shard; by default what fits in 64 MiB.
         resize: Shorter side in pixels; images with a longer one are shrunk to it.
         quality: JPEG quality of resized images, 1 to 100.
-        allow_rejected: Samples that may be rejected: a number, or a share as in "0.5%".
         allow_unused: Patterns of files that no sample has to use, as in "extra/*".
         allow_rejected: Images, and objects, that may be rejected: a number, or a share as in
             "0.5%".
