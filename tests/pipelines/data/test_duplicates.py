@@ -282,6 +282,7 @@ def test_cifar_10_has_near_duplicates_between_its_splits() -> None:
     assert 65 <= len({p.right for p in pairs}) <= 80
 
 
+@pytest.mark.slow
 def test_the_bundled_digits_have_few_false_pairs() -> None:
     from sklearn.datasets import load_digits
 

@@ -219,6 +219,7 @@ def pickles(file: Path) -> list[str]:
     return result
 
 
+@pytest.mark.slow
 def test_an_exported_file_has_no_pickle(tmp_path: Path) -> None:
     write("cnn", "pt2", tmp_path / "x.pt2")
     assert pickles(tmp_path / "x.pt2") == []

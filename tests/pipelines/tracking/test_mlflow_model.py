@@ -125,6 +125,7 @@ class Batchy(nn.Module):
         return image.float().reshape(2, 9, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Stubborn, Batchy])
 def test_a_network_that_cannot_be_exported_is_reported_with_the_reason(
     kind: type[nn.Module], package: Path, capfd: pytest.CaptureFixture[str]
