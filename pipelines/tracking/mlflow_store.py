@@ -22,6 +22,9 @@ from pathlib import Path
 
 from models.core.errors import TesseraError
 
+_MISREAD = re.compile(r"\?|%[0-9A-Fa-f]{2}")
+"""What has another meaning in the address of a database than in a path."""
+
 
 def embedded_uri(root: Path) -> str:
     """Address of the SQLite store in `root`."""
@@ -46,9 +49,10 @@ def prepare(root: Path) -> str:
     Raises TesseraError if the store or its folder of artifacts can't be used, or not be written.
     """
     database, artifacts = root.absolute() / "mlflow.db", embedded_artifacts(root)
-    if "?" in str(database):
+    if misread := _MISREAD.search(str(database)):
+        what = "a question mark" if misread[0] == "?" else f"{misread[0]}, which it decodes,"
         raise TesseraError(
-            f"MLflow can't keep a store in {root}: there is a question mark in its path",
+            f"MLflow can't keep a store in {root}: there is {what} in its path",
             hint="set TESSERA_HOME to another folder",
         )
     prepare_database(database, upgrade=True)

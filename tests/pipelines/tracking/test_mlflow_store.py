@@ -156,6 +156,16 @@ def test_a_folder_of_artifacts_that_cannot_be_written_is_an_error(store: Path) -
         mlflow_store.prepare(store)
     with pytest.raises(TesseraError, match="question mark"):
         mlflow_store.prepare(store / "what?")
+    with pytest.raises(TesseraError, match="%20, which it decodes, in its path"):
+        mlflow_store.prepare(store / "one%20two")
+
+
+def test_a_path_with_other_characters_keeps_a_store(tmp_path: Path) -> None:
+    """The control: neither of these has a meaning in the address."""
+    root = tmp_path / "a #1, 50% & more"
+    root.mkdir()
+    mlflow_store.prepare(root)
+    assert mlflow_store.exists(root)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql", "mysql+pymysql", "mssql"])
