@@ -123,7 +123,9 @@ def _read_image(folder: Path, path: str, named: str, known: frozenset[str]) -> S
     if not origin:
         origin = path
         last = (split_name(parts) or ("",))[-1][:100]
-        problem = ("missing image", f"{path}: there is no image {last!r}, nor one of its own name")
+        inside = "; the one inside, imageData, is not read" if content.get("imageData") else ""
+        reason = f"{path}: there is no image {last!r}, nor one of its own name{inside}"
+        problem = ("missing image", reason)
     size = tuple(_side(content.get(side)) for side in ("imageHeight", "imageWidth"))
     listed = [_shape(shape, f"{path}: shape {n}") for n, shape in enumerate(shapes)]
     return ShapedImage(

@@ -170,3 +170,13 @@ def test_other_json_files_are_not_shapes(tmp_path: Path) -> None:
         labelme.read(str(tmp_path), {})
     text(tmp_path / "0.json", '{"version": 1}')
     assert not labelme.recognises(str(tmp_path))
+
+
+def test_an_image_inside_of_the_json_is_named(tmp_path: Path) -> None:
+    images(tmp_path, "{}.jpg", [0])
+    content = json.loads(labelme_json(1))
+    text(tmp_path / "0.json", labelme_json(0))
+    text(tmp_path / "1.json", json.dumps({**content, "imageData": "AAAA"}))
+    problems = [item.problem for item in labelme.read(str(tmp_path), {}).items if item.problem]
+    assert len(problems) == 1
+    assert "nor one of its own name; the one inside, imageData, is not read" in problems[0][1]
