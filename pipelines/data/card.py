@@ -120,6 +120,11 @@ class ImageCard(_Frozen):
         return ImageReading(self.range, max_pixels=self.max_pixels or MAX_PIXELS)
 
 
+LEAKAGE_LIMIT = 0.02
+"""The share of a split's images that may be near duplicates of training images: small simple
+images, like digits, can look alike without being the same."""
+
+
 class NearDuplicates(_Frozen):
     """Near duplicates in different splits, listed in `near_duplicates.jsonl`: `near` pairs of
     `images` images. Images with identical pixels are rejected during packing and don't count."""

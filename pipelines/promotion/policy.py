@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.core.errors import UsageError, nearest, value_problem
 from pipelines import settings_file
+from pipelines.data.card import LEAKAGE_LIMIT
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -57,8 +58,7 @@ class Policy(_Frozen):
     `floors` and `ceilings`: limits of any metric or cost in the report, by name. `margin`: the
     required gain in the primary metric; the confidence interval of the gain must lie above it. A
     negative margin accepts a candidate that is slightly worse. `confidence`: of that interval.
-    `leakage`: the largest share of test images that may be near duplicates of training images;
-    small simple images, like digits, can look alike without being the same.
+    `leakage`: the largest share of test images that may be near duplicates of training images.
     """
 
     floors: dict[str, float] = {}
@@ -66,7 +66,7 @@ class Policy(_Frozen):
     margin: float = 0.0
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     largest_losses: Losses = Losses()
-    leakage: Annotated[float, Field(ge=0, le=1)] | None = 0.02
+    leakage: Annotated[float, Field(ge=0, le=1)] | None = LEAKAGE_LIMIT
 
     @property
     def needs_robustness(self) -> bool:

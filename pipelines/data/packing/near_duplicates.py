@@ -7,6 +7,7 @@ come from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,10 +86,15 @@ class Fingerprints:
         rows = [_row(pair, names) for pair in pairs]
         return rows, NearDuplicates(near=len(pairs), images=len(positions))
 
-    def cuts_apart(self, splits: Sequence[Split], *, near: bool) -> bool:
-        """Whether an image of one of these splits has a copy in another, or a near duplicate."""
+    def share_cut_apart(self, splits: Sequence[Split], *, near: bool) -> float:
+        """The share of a split's images that have a copy or a near duplicate in another of these
+        splits: the largest of val and test."""
         prints = {split: prints for split, prints in self._load().items() if split in splits}
-        return bool(duplicates.find_pairs(prints, ("exact", "near") if near else ("exact",)))
+        pairs = duplicates.find_pairs(prints, ("exact", "near") if near else ("exact",))
+        alike = {position for pair in pairs for position in (pair.left, pair.right)}
+        count = Counter(split for split, _ in alike)
+        others = [split for split in prints if split != "train" and len(prints[split])]
+        return max((count[split] / len(prints[split]) for split in others), default=0.0)
 
     def groups(self, splits: Sequence[Split], *, near: bool) -> dict[str, str]:
         """Key -> name of its group, of the images of these splits that belong together: those with

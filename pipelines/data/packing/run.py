@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.core.errors import TesseraError
-from pipelines.data.card import SPLITS, Card, NearDuplicates, Split, SplitCard
+from pipelines.data.card import LEAKAGE_LIMIT, SPLITS, Card, NearDuplicates, Split, SplitCard
 from pipelines.data.packing import near_duplicates, shard_records
 from pipelines.data.packing.class_checks import check_classes, count_planned
 from pipelines.data.packing.near_duplicates import Fingerprints
@@ -170,8 +170,8 @@ class PackRun:
             )
 
     def _keep_groups_together(self, find_near: bool) -> None:
-        """Packs again if the cut has put copies or near duplicates into different splits. Which
-        images belong together doesn't depend on the plan, so the second plan is the last one."""
+        """Packs again if the cut has put many copies or near duplicates into different splits.
+        Which images belong together doesn't depend on the plan, so the second plan is the last."""
         if self._planner is None:
             return
         while (groups := self._find_groups(self._planner.cut, find_near)) != self._groups:
@@ -197,9 +197,12 @@ class PackRun:
         return [split for split in SPLITS if split in had - left]
 
     def _find_groups(self, cut: Sequence[Split], find_near: bool) -> Groups:
-        """The images that belong together; none if the first plan puts no two of them apart."""
+        """The images that belong together; none if the first plan puts few of them apart."""
         fingerprints = self._fingerprints()
-        if not self._groups and not fingerprints.cuts_apart(cut, near=find_near):
+        few = not self._groups and (
+            fingerprints.share_cut_apart(cut, near=find_near) <= LEAKAGE_LIMIT
+        )
+        if few:
             return {}
         groups = fingerprints.groups(cut, near=find_near)
         split_of = {item.key: plan.split for plan in self._first_plan.shards for item in plan.items}

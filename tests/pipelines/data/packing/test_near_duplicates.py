@@ -241,6 +241,14 @@ def test_the_cut_of_a_set_without_copies_is_what_it_was(tmp_path: Path, uncut: P
     assert not any("groups" in line for line in told)
 
 
+def test_a_few_near_duplicates_leave_the_cut_as_it_is(digits: Path) -> None:
+    """Two pairs of digits look alike; 179 are in val, as many in test."""
+    card = cards.read(digits)
+    pairs = lines(digits / near_duplicates.FILE)
+    assert [pair["left"]["split"] != pair["right"]["split"] for pair in pairs] == [True, True]
+    assert card.splits["val"].samples == card.splits["test"].samples == 179
+
+
 def test_copies_that_the_cut_has_not_put_apart_change_nothing(tmp_path: Path, uncut: Path) -> None:
     apart = True
     while apart:  # removing an image may move others
