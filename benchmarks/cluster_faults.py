@@ -117,9 +117,10 @@ def report(arguments: argparse.Namespace, outcomes: list[Outcome], undisturbed: 
     heads = ["killed", "trainings", "good", "most epochs repeated", "commands", "longer by"]
     print(common.table(heads, rows))
     lines = [heads, ["---"] * len(heads), *rows]
-    common.write_measured(
-        "cluster faults", "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-    )
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text += f'\n\nAn undisturbed training took {undisturbed.seconds:.0f} s. "Longer by" is the '
+    text += "difference of the median.\n"
+    common.write_measured("cluster faults", text)
     bad = [
         f"{outcome.name}: {outcome.victim} after epoch {outcome.epoch}: {fault}"
         for outcome in outcomes

@@ -56,7 +56,10 @@ def version(library: str) -> str:
 def commit() -> str:
     """The commit, with "-dirty" if the working tree differs from it."""
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return done.stdout.strip() or "unknown"
 
