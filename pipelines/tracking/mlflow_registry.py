@@ -236,7 +236,7 @@ class MlflowRegistry:
         versions, and that is the order of the decisions."""
         with _explain_missing(f"model {name!r} has no version {decision.target}"):
             target = str(decision.target)
-            run_id = _retry(lambda: self._client.get_model_version(name, target)).run_id
+            version = _retry(lambda: self._client.get_model_version(name, target))
         record = f"{name}{RECORD}"
         query = f"name = {quoted(record)}"
         if not _retry(lambda: self._client.search_model_versions(query, max_results=1)):
@@ -245,12 +245,19 @@ class MlflowRegistry:
             f"{tag_names.DECISION_PREFIX}{key}": str(value)
             for key, value in asdict(decision).items()
         }
-        source = f"models:/{name}/{decision.target}"
-        _retry(
-            lambda: self._client.create_model_version(
-                record, source=source, run_id=run_id, tags=tags
-            )
-        )
+
+        def create() -> None:
+            with _default_store(self._client.tracking_uri):
+                # The version's own source: MLflow can't read models:/NAME/NUMBER with every name.
+                self._client.create_model_version(
+                    record,
+                    source=version.source,
+                    run_id=version.run_id,
+                    model_id=version.source.removeprefix("models:/"),
+                    tags=tags,
+                )
+
+        _retry(create)
 
     def _create_record(self, record: str, name: str) -> None:
         """Creates the model that holds the decisions, unless another client did so first."""

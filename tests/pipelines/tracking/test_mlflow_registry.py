@@ -10,7 +10,7 @@ import pytest
 from mlflow_server import MlflowServer
 
 from models.core.errors import TesseraError, UsageError
-from pipelines.interfaces import Registry
+from pipelines.interfaces import Decision, Registry
 from pipelines.tracking import mlflow_runs, mlflow_store
 from pipelines.tracking.memory import MemoryRegistry
 from pipelines.tracking.mlflow_registry import MlflowRegistry, check_name, valid_name
@@ -100,7 +100,9 @@ def test_a_server_without_users_answers_everybody(mlflow_server: MlflowServer) -
         assert response.status == 200
 
 
-@pytest.mark.parametrize("name", ["it's", 'say "hi"', "猫 😀", "cafe\u0301", "100%.`x`", "-- a;b"])
+@pytest.mark.parametrize(
+    "name", ["it's", 'say "hi"', "猫 😀", "cafe\u0301", "100%.`x`", "-- a;b", "a#b?c%2F"]
+)
 def test_a_model_has_any_name(name: str, store: Path, package: Path, tmp_path: Path) -> None:
     registry, run = open_here(store)
     version = registry.register(name, package, run_id=run.run_id, tags={})
@@ -110,6 +112,8 @@ def test_a_model_has_any_name(name: str, store: Path, package: Path, tmp_path: P
     assert registry.missing(version) == ""
     fetched = registry.download(version, tmp_path / "fetched")
     assert {p.name for p in fetched.iterdir()} == {p.name for p in package.iterdir()}
+    registry.decide(name, Decision(0, 0, 1, None, "promotion", "token"))
+    assert [decision.target for decision in registry.decisions(name)] == [1]
     assert registry.register(name, package, run_id=run.run_id, tags={}).number == 2
 
 
