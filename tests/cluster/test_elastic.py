@@ -37,6 +37,8 @@ import json, ray
 ray.init(logging_level="ERROR")
 print(json.dumps({n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}))
 """
+FEW_EPOCHS = 24
+"""For a comparison of losses: what the order of additions changes grows with every step."""
 LOSS_TOLERANCE = 1e-4
 
 
@@ -114,10 +116,10 @@ def test_a_group_waits_for_machines_then_grows_and_shrinks_and_no_sample_is_lost
 def test_a_group_that_became_smaller_has_the_losses_of_a_fixed_one(cluster: Cluster) -> None:
     """Of a network without BatchNorm, whose statistics are each worker's own."""
     have_two_workers(cluster)
-    command = f"{TRAIN} --variant tiny --epochs {EPOCHS} --batch-size 96"
+    command = f"{TRAIN} --variant tiny --epochs {FEW_EPOCHS} --batch-size 96"
     command += " --set train.precision=fp32 --set data.sample_log=true"
     training = cluster.start(f"{command} --workers 1:2 --model smaller", log="smaller.log")
-    cluster.wait_for_log("smaller.log", f"epoch 5/{EPOCHS}")
+    cluster.wait_for_log("smaller.log", f"epoch 3/{FEW_EPOCHS}")
     cluster.kill(cluster.training_machines()[0])
     status = cluster_lab.end_of(training, timeout_seconds=PATIENCE_SECONDS)
     assert status == 0, cluster.lab.log("smaller.log")
@@ -125,7 +127,7 @@ def test_a_group_that_became_smaller_has_the_losses_of_a_fixed_one(cluster: Clus
     fixed = cluster.user(f"{command} --workers 1 --model fixed")
     assert fixed.returncode == 0, fixed.stdout + fixed.stderr
     (one,), (other,) = cluster.runs("smaller"), cluster.runs("fixed")
-    assert one.points == other.points == list(range(1, EPOCHS + 1))
+    assert one.points == other.points == list(range(1, FEW_EPOCHS + 1))
     most = max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
     print(f"losses differ by at most {most:.1e}")
     assert 0 < most < LOSS_TOLERANCE, "0: the group never had two workers"
