@@ -151,7 +151,7 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
         atexit.register(_exit_without_cleanup)  # before Ray is loaded, so it runs after Ray's own
     # torch reads it when it is loaded: a waiting thread then leaves its CPU to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.umask(os.umask(0o077) | 0o002)  # a model or recipe that anybody may change is nobody's
+    os.umask(os.umask(0o077) | 0o002)  # no other user may change what is written
     verbose = "--verbose" in argv
     try:
         from pipelines.storage.base import use_cache

@@ -269,7 +269,7 @@ def check_settings(
     epochs: int,
 ) -> None:
     """Raises UsageError for settings of a search that don't go together, or of which one would have
-    no effect. None are those that nobody has given."""
+    no effect. A setting that was not given is None."""
     chosen = scheduler or DEFAULT_SCHEDULER
     if search == "grid" and trials is not None:
         raise UsageError(
@@ -287,10 +287,12 @@ def check_settings(
         if number is not None and number < 1:
             raise UsageError(f"--{name} {number} is too small", hint="give 1 or more")
     if reduction is not None and not 1 < reduction < math.inf:
-        raise UsageError(f"--reduction {reduction:g} keeps every trial", hint="as in 3: above 1")
+        raise UsageError(
+            f"--reduction {reduction:g} keeps every trial", hint="give a number above 1, such as 3"
+        )
     if scheduler == "asha" and epochs == 1:
         raise UsageError(
-            "--scheduler asha stops trials after epochs, and these have one",
+            "--scheduler asha stops trials after epochs, and a trial has only one here",
             hint="train for more (--set train.epochs=…), or use --scheduler none",
         )
     if grace is not None and grace > epochs:

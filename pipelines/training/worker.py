@@ -212,11 +212,12 @@ def _report_environment(loader: TrainLoader, emit: Emit) -> None:
 
 
 FEW_STEPS = 3
-"""With fewer steps an epoch, a training says so."""
+"""A training reports that it has fewer steps than these in an epoch."""
 
 
 def _report_few_steps(setup: TrainingSetup, loader: TrainLoader, emit: Emit) -> None:
-    """With one or two steps an epoch hardly anything is learned in the epochs that one expects."""
+    """Reports a batch that is so large that an epoch has one or two steps: the usual number of
+    epochs then trains hardly at all."""
     steps = loader.steps_per_epoch
     if steps < FEW_STEPS and loader.samples > steps:
         text = (

@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-_PEEK_BYTES = 1 << 16
+from pipelines.data.importers.support.json_peek import read_ends
+
 _PEEK_FILES = 8
 
 
 class LabelTool(NamedTuple):
-    """A tool, the words that its files begin with (any of several groups), and what to do."""
+    """A tool and what to do with its labels. A file is the tool's if its first bytes have all texts
+    of one of the groups in `words`."""
 
     name: str
     words: tuple[tuple[str, ...], ...]
@@ -52,7 +54,7 @@ _TOOLS = (
 def find_tool(folder: Path, labels: Iterable[str]) -> LabelTool | None:
     """The tool that wrote these files, judged by the first bytes of some of them."""
     for path in list(labels)[:_PEEK_FILES]:
-        text = peek(folder / path)
+        text = _text(folder / path)
         for tool in _TOOLS:
             if any(all(word in text for word in words) for words in tool.words):
                 return tool
@@ -61,14 +63,10 @@ def find_tool(folder: Path, labels: Iterable[str]) -> LabelTool | None:
 
 def could_be_coco(path: Path) -> bool:
     """Whether a JSON file has one of COCO's lists in its first bytes."""
-    text = peek(path)
+    text = _text(path)
     return any(f'"{word}"' in text for word in ("images", "annotations", "categories"))
 
 
-def peek(path: Path) -> str:
+def _text(path: Path) -> str:
     """The first bytes of a file as text; empty if it can't be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PEEK_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
+    return read_ends(path)[0].decode("utf-8", "replace")

@@ -26,18 +26,24 @@ class Peek(NamedTuple):
     words: frozenset[str]
 
 
-def peek(path: Path) -> Peek:
-    """Empty for a file that can't be read or isn't JSON."""
+def read_ends(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file, without those that are among the first. Empty for
+    what can't be read and for what isn't a regular file, as a FIFO."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return Peek(frozenset(), frozenset())
+                return b"", b""
             head = file.read(_BYTES)
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - _BYTES, len(head)))
-            tail = file.read(_BYTES)
+            return head, file.read(_BYTES)
     except OSError:
-        return Peek(frozenset(), frozenset())
+        return b"", b""
+
+
+def peek(path: Path) -> Peek:
+    """Empty for a file that can't be read or isn't JSON."""
+    head, tail = read_ends(path)
     words = {match.decode("utf-8", "replace") for match in _KEY.findall(head + b"\n" + tail)}
     return Peek(frozenset(_keys(head)), frozenset(words))
 
