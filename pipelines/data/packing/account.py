@@ -153,8 +153,8 @@ def describe_without_folder(source: Source, given: str) -> str:
     if os.path.isfile(given):
         why = f"{given} is a file, so nothing beside it is looked at"
     else:
-        why = f"{given} has no folder of its own that could be searched for others"
-    return f"files: {used or 'no image files of its own'}; {why}"
+        why = f"{given} isn't a folder, so no other files are looked for"
+    return f"files: {used}; {why}" if used else f"files: {why}"
 
 
 def _used(source: Source) -> tuple[set[str], set[str]]:

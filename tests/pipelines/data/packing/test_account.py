@@ -66,7 +66,7 @@ def test_a_source_without_files_says_so(tmp_path: Path) -> None:
     lines: list[str] = []
     pack("digits", tmp_path / "out", notify=lines.append)
     (line,) = [line for line in lines if line.startswith("files: ")]
-    assert line.startswith("files: no image files of its own; digits has no folder")
+    assert line == "files: digits isn't a folder, so no other files are looked for"
 
 
 @pytest.mark.parametrize(
