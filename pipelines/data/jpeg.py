@@ -3,10 +3,15 @@
 In: the bytes of a JPEG file. Out: its pixels, or None if Pillow has to decode it. Must not know
 shards, batches, or the images of a data set.
 
-For small images torchvision's decoder takes a third of Pillow's time, and for ordinary files it
-gives identical pixels. A file is ordinary if its markers alone show it: 8 bits, baseline or
-progressive, grey or YCbCr in one of the common samplings, upright, one image in the file. All other
-files, and those that the fast decoder refuses, are left to Pillow.
+simplejpeg is a thin layer over a libjpeg-turbo of its own. For small images it takes a sixth of
+Pillow's time, and for ordinary files it gives identical pixels, at full size and at 1/2, 1/4 and
+1/8 of it. A file is ordinary if its markers alone show it: 8 bits, baseline or progressive, grey or
+YCbCr in one of the common samplings, upright, one image in the file. All other files, and those
+that the fast decoder refuses, are left to Pillow.
+
+On a platform without simplejpeg, torchvision's decoder is used as long as torchvision has one, then
+Pillow. All of them give the same pixels. TorchCodec, to which torchvision moves its decoder, can't
+decode at a smaller size, and each of its versions needs one version of torch.
 """
 
 from __future__ import annotations
@@ -37,6 +42,9 @@ _IDS = (b"\1\2\3", b"\0\1\2")
 _UPRIGHT = (b"\x12\x01\x03\0\x01\0\0\0\x01\0", b"\x01\x12\0\x03\0\0\0\x01\0\x01")
 """The EXIF entry "orientation: upright", in both byte orders."""
 Header = tuple[int, int, int, int]
+SHRINKS = (8, 4, 2)
+"""By how much an image can be shrunk while it is decoded. libjpeg has other fractions of 8, but no
+vector code for them: 5/8 takes longer than full size."""
 
 
 def read_header(data: Sequence[int]) -> Header | None:
@@ -69,27 +77,36 @@ class FastDecoder:
     def __init__(self, channels: int, max_pixels: int) -> None:
         self._channels, self._max_pixels = channels, max_pixels
         self._seen = b""
-        self._large = False
+        self._size = (0, 0)
 
-    def __call__(self, data: memoryview, tensor: Tensor | None = None) -> Tensor | None:
-        """Decodes to uint8 (C, H, W), stored as (H, W, C); None if Pillow has to decode the file,
-        also if it is damaged. `tensor`, uint8 (N,), holds the same bytes if the caller has it,
-        which saves a copy."""
+    def size(self, data: memoryview) -> tuple[int, int] | None:
+        """Height and width of the file's image; None if Pillow has to decode the file."""
         # Files of one size by one program mostly have equal headers: then they are parsed once.
         if not self._seen or data[: len(self._seen)] != self._seen:
             header = read_header(data)
             if header is None or not self._accepts(*header[:3]):
                 return None
             self._seen = bytes(data[: header[3]])
-            self._large = header[0] * header[1] > LARGE_PIXELS
-        if self._large and bytes(data).count(SCAN) > MAX_SCANS:
+            self._size = header[:2]
+        return self._size
+
+    def __call__(
+        self, data: memoryview, tensor: Tensor | None = None, *, shrink: int = 1
+    ) -> Tensor | None:
+        """Decodes to uint8 (C, H, W), stored as (H, W, C); None if Pillow has to decode the file,
+        also if it is damaged.
+
+        `tensor`, uint8 (N,), holds the same bytes if the caller has it, which may save a copy. With
+        `shrink`, 1 or one of `SHRINKS`, the image has ceil(H / shrink) by ceil(W / shrink) pixels;
+        its shorter side must have 8 pixels or more.
+        """
+        size, decode = self.size(data), backend()
+        if size is None or decode is None:
             return None
-        try:
-            if tensor is None:
-                tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return _operator()(tensor, self._channels)
-        except RuntimeError:
+        if size[0] * size[1] > LARGE_PIXELS and bytes(data).count(SCAN) > MAX_SCANS:
             return None
+        least = (-(-size[0] // shrink), -(-size[1] // shrink))
+        return decode(data, tensor, self._channels, least if shrink > 1 else None)
 
     def _accepts(self, height: int, width: int, components: int) -> bool:
         if height * width > self._max_pixels:
@@ -121,9 +138,65 @@ def _is_plain(marker: int, segment: bytes) -> bool:
     return b"rientation" not in segment
 
 
-@cache
-def _operator() -> Callable[[Tensor, int], Tensor]:
-    import torchvision  # noqa: F401  (registers the operator)
+Decode = Callable[[memoryview, Tensor | None, int, tuple[int, int] | None], Tensor | None]
+"""From (bytes, the same bytes as a tensor or None, channels, height and width to shrink to or None)
+to pixels as `FastDecoder` returns them."""
 
-    operator: Any = torch.ops.image.decode_jpeg.default
-    return operator  # type: ignore[no-any-return]
+
+@cache
+def backend() -> Decode | None:
+    """The fastest decoder that this machine has; None if only Pillow is left. Decided once, so that
+    a missing library is never taken for a damaged file."""
+    return next((decode for make in BACKENDS.values() if (decode := make())), None)
+
+
+def _simplejpeg() -> Decode | None:
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+
+    def decode(
+        data: memoryview, tensor: Tensor | None, channels: int, least: tuple[int, int] | None
+    ) -> Tensor | None:
+        height, width = least or (0, 0)
+        try:
+            pixels = decode_jpeg(
+                data, "RGB" if channels == 3 else "GRAY", min_height=height, min_width=width
+            )
+        except ValueError:  # also for what libjpeg only warns of
+            return None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    return decode
+
+
+def _torchvision() -> Decode | None:
+    try:
+        import torchvision  # noqa: F401  (registers the operator)
+
+        operator: Any = torch.ops.image.decode_jpeg.default
+    except (ImportError, AttributeError, RuntimeError):
+        return None
+
+    def decode(
+        data: memoryview, tensor: Tensor | None, channels: int, least: tuple[int, int] | None
+    ) -> Tensor | None:
+        if least is not None:  # it decodes at full size only
+            return None
+        if tensor is None:
+            tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        try:
+            pixels: Tensor = operator(tensor, channels)
+        except RuntimeError:
+            return None
+        return pixels
+
+    return decode
+
+
+BACKENDS: dict[str, Callable[[], Decode | None]] = {
+    "simplejpeg": _simplejpeg,
+    "torchvision": _torchvision,
+}
+"""The fastest first. Each returns None where its library is missing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 
 import fresh_process
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 
 from models.core.errors import TesseraError
 from pipelines.data import images
+from pipelines.data import jpeg as jpegs
 from pipelines.data.image_reading import MAX_PIXELS
-from pipelines.data.jpeg import FastDecoder, read_header
+from pipelines.data.jpeg import BACKENDS, SHRINKS, FastDecoder, read_header
 
 SIZES = [(1, 1), (1, 7), (7, 1), (8, 8), (9, 17), (15, 16), (17, 33), (31, 32), (33, 31), (64, 65)]
 
@@ -42,8 +44,19 @@ def fast(data: bytes, channels: int = 3) -> torch.Tensor | None:
     return FastDecoder(channels, MAX_PIXELS)(memoryview(data))
 
 
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each decoder that this machine has, used for the test."""
+    decode = BACKENDS[request.param]()
+    if decode is None:
+        pytest.skip(f"{request.param} has no decoder on this machine")
+    monkeypatch.setattr(jpegs, "backend", lambda: decode)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.usefixtures("backend")
 def test_the_pixels_equal_pillows(subsampling: int, progressive: bool) -> None:
     for height, width in SIZES:
         for quality, restart in ((5, 0), (50, 1), (90, 3), (100, 0)):
@@ -60,6 +73,7 @@ def test_the_pixels_equal_pillows(subsampling: int, progressive: bool) -> None:
             assert torch.equal(result, by_pillow(data, 3))
 
 
+@pytest.mark.usefixtures("backend")
 def test_grey_pixels_equal_pillows_in_one_channel_and_in_three() -> None:
     for height, width in SIZES:
         for progressive in (False, True):
@@ -68,6 +82,50 @@ def test_grey_pixels_equal_pillows_in_one_channel_and_in_three() -> None:
                 result = fast(data, channels)
                 assert result is not None
                 assert torch.equal(result, by_pillow(data, channels))
+
+
+def test_without_a_fast_decoder_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that is missing, or has no decoder any more, is not taken for a damaged file."""
+    monkeypatch.setattr(jpegs, "backend", lambda: None)
+    data = jpeg(photo(33, 31))
+    assert fast(data) is None
+    assert torch.equal(images.decode_image(data, 3), by_pillow(data, 3))
+
+
+@pytest.mark.parametrize("missing", BACKENDS)
+def test_a_missing_library_leaves_the_next_one(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert BACKENDS[missing]() is None
+    jpegs.backend.cache_clear()
+    try:
+        assert jpegs.backend() is not None
+        data = jpeg(photo(33, 31))
+        assert torch.equal(images.decode_image(data, 3), by_pillow(data, 3))
+    finally:
+        jpegs.backend.cache_clear()
+
+
+@pytest.mark.parametrize(("mode", "subsampling"), [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)])
+def test_shrunk_pixels_equal_pillows(mode: str, subsampling: int, backend: str) -> None:
+    """libjpeg's own reduction, which Pillow calls a draft; torchvision has none."""
+    for height, width in SIZES:
+        for progressive in (False, True):
+            options = {"quality": 90, "subsampling": subsampling, "progressive": progressive}
+            data = jpeg(photo(height, width).convert(mode), **options)
+            for shrink in SHRINKS:
+                if min(height, width) < 8:
+                    continue
+                result = FastDecoder(3, MAX_PIXELS)(memoryview(data), shrink=shrink)
+                if backend == "torchvision":
+                    assert result is None
+                    continue
+                draft = Image.open(io.BytesIO(data))
+                draft.draft(None, (width // shrink, height // shrink))
+                assert result is not None
+                assert result.shape == (3, -(-height // shrink), -(-width // shrink))
+                assert torch.equal(result, images.to_tensor(draft, 3))
 
 
 def test_one_decoder_reads_several_files() -> None:
@@ -168,6 +226,7 @@ def test_colour_is_converted_to_grey_as_by_pillow() -> None:
 
 
 @pytest.mark.fault(21)
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_truncated_jpeg_is_refused(progressive: bool) -> None:
     data = jpeg(photo(40, 56), quality=85, progressive=progressive)
