@@ -19,7 +19,6 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from pipelines.cluster.group_control import note_termination
-from pipelines.cluster.rendezvous import GroupWithStore
 
 FORMING_SECONDS = 120.0
 """How long the workers may take to connect; torch's own limit of 1,800 s is that of a collective
@@ -188,21 +187,3 @@ def form(group: Any, connect: Callable[[], None]) -> None:
         raise GroupNotFormedError(
             f"the workers did not connect within {FORMING_SECONDS:.0f} s, on {places}"
         )
-
-
-def torch_config() -> Any:
-    """Ray Train's configuration of torch.distributed, with `form` around its start."""
-    from ray.train.torch import TorchConfig
-    from ray.train.torch.config import _TorchBackend
-
-    class Backend(_TorchBackend):  # type: ignore[misc]
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            start, group = super().on_start, GroupWithStore(worker_group)
-            form(worker_group, lambda: start(group, backend_config))
-
-    class Config(TorchConfig):  # type: ignore[misc]
-        @property
-        def backend_cls(self) -> type[Backend]:
-            return Backend
-
-    return Config()

@@ -1,7 +1,7 @@
 """ROOM: torch.distributed, where the workers of a group find each other: torch's TCPStore.
 
-In: the workers of a Ray Train group. Out: a process group whose store listens on the address of the
-first worker alone. Must not know what the workers do.
+In: a worker's rank, and the address of the first worker. Out: a process group whose store listens
+on that address alone. Must not know what the workers do.
 
 By itself torch listens on all addresses of the machine, without a password: a program that reaches
 the port reads and writes the keys with which the workers connect. With this store, no other machine
@@ -21,38 +21,29 @@ from urllib.parse import parse_qs, urlsplit
 SCHEME = "tessera"
 
 
-class GroupWithStore:
-    """A Ray Train worker group whose workers start torch.distributed with our store. Everything
-    else is passed on."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._group, name)
-
-    def __len__(self) -> int:
-        return len(self._group)
-
-    def execute_single_async(self, index: int, call: Any, *arguments: Any, **named: Any) -> Any:
-        from ray.train.torch.config import _setup_torch_process_group
-
-        if call is _setup_torch_process_group:
-            call = start_process_group
-        return self._group.execute_single_async(index, call, *arguments, **named)
-
-
-def start_process_group(**options: Any) -> None:
-    """Runs in a worker, in place of Ray's own function, after Ray has set MASTER_ADDR and
-    MASTER_PORT."""
-    from ray.train.torch.config import _setup_torch_process_group
+def start_process_group(backend: str, rank: int, size: int) -> None:
+    """Runs in a worker, after rank 0 has chosen MASTER_ADDR and MASTER_PORT for all of them."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
     from torch.distributed.rendezvous import register_rendezvous_handler
 
     with suppress(RuntimeError):  # a worker that is kept has it already
         register_rendezvous_handler(SCHEME, _rendezvous)  # type: ignore[no-untyped-call]
+    _set_torch_distributed_env_vars()
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     where = f"[{host}]" if ":" in host else host
-    _setup_torch_process_group(**{**options, "init_method": f"{SCHEME}://{where}:{port}"})
+    _setup_torch_process_group(backend, rank, size, f"{SCHEME}://{where}:{port}")
+
+
+def end_process_group(size: int) -> None:
+    """Runs in a worker, when its group ends."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=size > 1)
+
+
+def set_meeting_place(host: str, port: int) -> None:
+    """Runs in a worker: where rank 0 is going to open the store."""
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
 
 
 def _rendezvous(

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from models.core.errors import TesseraError
 from pipelines.cluster.event_sink import SinkEmit, on_beats, start_control, start_event_sink
 from pipelines.cluster.group_monitor import Forming, GroupMonitor
-from pipelines.cluster.network import GroupNotFormedError, torch_config
+from pipelines.cluster.group_start import make_trainer
+from pipelines.cluster.network import GroupNotFormedError
 from pipelines.cluster.worker_count import WorkerGroup, count_places, wait_until_fits
 from pipelines.interfaces import Emit, GroupStopped, World
 
@@ -72,6 +73,7 @@ def run_group(
 
     group = replace(group, gpus=wait_until_fits(group, say))
     sink = start_event_sink(emit)
+    packed = ray.cloudpickle.dumps((work, payload))
     failures = FailureCount(group.max_failures)
     forming = Forming(size=0)
     try:
@@ -79,12 +81,7 @@ def run_group(
             forming = replace(forming, size=_size(group, say))
             attempt = f"{ascii_name(name)}-{uuid.uuid4().hex[:6]}"
             ray.get(on_beats(sink.begin).remote(attempt))
-            config: _LoopConfig[Payload, Result] = {
-                "work": work,
-                "payload": payload,
-                "sink": sink,
-                "attempt": attempt,
-            }
+            config: _LoopConfig = {"work": packed, "sink": sink, "attempt": attempt}
             trainer = _make_trainer(config, group, forming.size, storage=storage, verbose=verbose)
             with GroupMonitor(sink, group, forming, emit) as monitor:
                 end = _fit(trainer)
@@ -200,17 +197,17 @@ class FailureCount:
         return f"{times} since the last checkpoint" if self._committed else times
 
 
-class _LoopConfig(TypedDict, Generic[Payload, Result]):
-    """`train_loop_config` of Ray Train, which must be a dict."""
+class _LoopConfig(TypedDict):
+    """`train_loop_config` of Ray Train, which must be a dict. `work` is the function with its
+    payload, pickled: Ray Train's controller unpickles the rest, and would load torch for it."""
 
-    work: Work[Payload, Result]
-    payload: Payload
+    work: bytes
     sink: Any
     attempt: str
 
 
 def _make_trainer(
-    config: _LoopConfig[Payload, Result],
+    config: _LoopConfig,
     group: WorkerGroup,
     size: int,
     *,
@@ -218,13 +215,11 @@ def _make_trainer(
     verbose: bool,
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     gpus = int(group.gpus)
-    return TorchTrainer(
+    return make_trainer(
         _loop,
-        train_loop_config=config,
-        torch_config=torch_config(),
+        dict(config),
         scaling_config=ScalingConfig(
             num_workers=size,
             use_gpu=gpus > 0,
@@ -282,17 +277,18 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip()[:200]
 
 
-def _loop(config: _LoopConfig[Payload, Result]) -> Result | _Stopped:
+def _loop(config: _LoopConfig) -> Any:
     """What Ray Train runs in each worker."""
-    import ray.train
+    import ray
     import ray.train.torch
 
+    work, payload = ray.cloudpickle.loads(config["work"])
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     control = start_control(config["sink"], config["attempt"], rank, size)
     world = World(rank, size, str(ray.train.torch.get_device()), control)
     try:
-        return config["work"](config["payload"], world, SinkEmit(config["sink"]))
+        return work(payload, world, SinkEmit(config["sink"]))
     except GroupStopped:
         return _Stopped()
     finally:

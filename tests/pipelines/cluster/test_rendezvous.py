@@ -48,20 +48,3 @@ def test_the_control_listens_on_all_addresses() -> None:
     store = TCPStore("127.0.0.1", port, 1, is_master=True, wait_for_workers=False)
     assert listening(port) - {"127.0.0.1"}
     del store
-
-
-def test_other_calls_of_the_group_are_passed_on() -> None:
-    class Group:
-        def __init__(self) -> None:
-            self.called: list[Any] = []
-
-        def __len__(self) -> int:
-            return 3
-
-        def execute_single_async(self, index: int, call: Any, *arguments: Any, **named: Any) -> Any:
-            self.called.append((index, call, arguments, named))
-
-    group = Group()
-    wrapped = rendezvous.GroupWithStore(group)
-    assert len(wrapped) == 3
-    assert wrapped.called is group.called
