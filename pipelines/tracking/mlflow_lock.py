@@ -21,6 +21,8 @@ PATIENCE_SECONDS = 120.0
 T = TypeVar("T")
 _UNWRITABLE = ("database or disk is full", "attempt to write a readonly database")
 _log = logging.getLogger("tessera")
+# mlflow.pytorch raises the level of the root logger to ERROR when it is imported.
+_log.setLevel(logging.WARNING)
 
 
 def wait_for_lock(call: Callable[[], T], uri: str) -> T:

@@ -63,6 +63,7 @@ class Impatient:
 def test_a_call_waits_for_the_lock_with_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     logger = logging.getLogger("tessera")
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)  # as importing mlflow.pytorch does
     monkeypatch.setattr(logger, "handle", lambda record: said.append(record.getMessage()))
     client = mlflow_lock.PatientClient(Impatient(threading.Event(), 3))
     assert client.log_batch() == "done"
