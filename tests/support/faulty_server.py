@@ -51,7 +51,11 @@ class FaultyWire:
 
     def down(self) -> None:
         """Ends all connections, and refuses new ones."""
-        self._server.close()
+
+        async def close() -> None:
+            self._server.close()
+
+        self._run(close())
         self.cut()
 
     def up(self) -> None:

@@ -22,9 +22,12 @@ def look(payload: Any, world: World, emit: Emit) -> dict[str, Any]:
 
     loaded = {}
     for process in psutil.process_iter():
-        title = " ".join(process.cmdline()).strip()
-        if title.startswith("ray::"):
+        try:
+            title = " ".join(process.cmdline()).strip()
             maps = Path(f"/proc/{process.pid}/maps").read_text()
+        except (psutil.Error, OSError):  # it has ended
+            continue
+        if title.startswith("ray::"):
             loaded[title.partition(".")[0]] = "libtorch" in maps
     distributed = torch.distributed
     return {
