@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,8 +160,7 @@ def check(parameters: Mapping[str, Any]) -> None:
     if parameters["workers"] is not None:
         changes["workers.count"] = parameters["workers"]
     what, data, variant = parameters["what"], parameters["data"], parameters["variant"]
-    recipe = train.make_recipe(what, data, variant, changes)
-    where = recipe.data.path
+    where = train.make_recipe(what, data, variant, changes).data.path
     if "://" not in where and not Path(where).exists():
         return
     try:
@@ -169,6 +169,7 @@ def check(parameters: Mapping[str, Any]) -> None:
         if "://" in where:  # the credentials may be the cluster's
             return
         raise
+    recipe, _ = train.fit_recipe(what, data, variant, changes)
     # The job runs elsewhere: neither this machine's CPUs nor its copy of the weights count.
     setup = TrainingSetup.of(judges.pin(Context.from_environment(), recipe), card)
     check_ready(setup, check_weights=False)
@@ -189,10 +190,14 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
     }
     recipe = plan.recipe.model_dump(mode="json")
     if as_json:
-        show_json({"recipe": recipe, "plan": facts})
+        fitted = {one.path: asdict(one) for one in plan.fitted}
+        show_json({"recipe": recipe, "plan": facts, "fitted": fitted})
         return 0
     click.echo(hide_passwords(yaml.safe_dump(recipe, sort_keys=False)))
     show_facts(facts)
+    if plan.fitted:
+        click.echo("\nfitted to the data; --set replaces any of them:")
+        show_facts({one.path: f"{one.value}  ({one.reason})" for one in plan.fitted})
     return 0
 
 

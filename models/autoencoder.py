@@ -22,7 +22,7 @@ What the network has to undo, noise or blanked squares, is set under `augment`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from models.core.errors import UsageError
 from models.core.export import ExportModule, unwrap
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, length, square
 from models.core.spaces import Choice, LogUniform, Space
 from models.metrics import image_quality
 from models.tasks.reconstruction import RECONSTRUCTION, inside
@@ -174,6 +175,16 @@ class Autoencoder(Family[AutoencoderConfig]):
         "schedule.warmup": 0.2,
     }
     variant_defaults = {"denoising": {"augment.noise": 0.3}, "inpainting": {"augment.mask": 0.25}}
+
+    def fitted_defaults(
+        self,
+        config: AutoencoderConfig,
+        facts: DataFacts,
+        settings: Mapping[str, Any],
+        kept: Container[str],
+    ) -> Iterable[Fitted]:
+        yield from square(facts, 128)
+        yield from length(facts, settings, kept, steps=4000)
 
     def build(self, config: AutoencoderConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)

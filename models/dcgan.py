@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from models.blocks.transfer import check_channels, check_choice
 from models.core.errors import UsageError
 from models.core.export import unwrap
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, length, square
 from models.core.spaces import Choice, LogUniform, Space
 from models.tasks.generation import GENERATION
 
@@ -211,6 +212,17 @@ class Dcgan(Family[DcganConfig]):
             "train.batch_size": 128,
         }
     }
+
+    def fitted_defaults(
+        self,
+        config: DcganConfig,
+        facts: DataFacts,
+        settings: Mapping[str, Any],
+        kept: Container[str],
+    ) -> Iterable[Fitted]:
+        yield from square(facts, 64)
+        # The balance of the two parts is known for this size of a batch.
+        yield from length(facts, settings, ("train.batch_size",), steps=5000)
 
     def build(self, config: DcganConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -41,11 +41,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from models.blocks.classifier import Classifier
+from models.blocks.classifier import Classifier, fitted_to_images
 from models.blocks.transfer import check_choice, check_shares, last_layer
 from models.core.errors import TesseraError, UsageError, unknown
 from models.core.export import ExportModule
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.verification import VERIFICATION
 
@@ -276,6 +277,15 @@ class Embedding(Family[EmbeddingConfig]):
         "schedule.kind": "cosine",
         "schedule.warmup": 0.2,
     }
+
+    def fitted_defaults(
+        self,
+        config: EmbeddingConfig,
+        facts: DataFacts,
+        settings: Mapping[str, Any],
+        kept: Container[str],
+    ) -> Iterable[Fitted]:
+        return fitted_to_images(facts, settings, kept, weights="")
 
     def build(self, config: EmbeddingConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)

@@ -19,9 +19,9 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from models.blocks.tiles import check_tiles, in_tiles
 from models.blocks.transfer import check_choice
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, length
 from models.core.spaces import Choice, LogUniform, Space
 from models.metrics import image_quality
 from models.tasks.upscaling import SCALES, UPSCALING, UpscalingAugment, to_pixels
@@ -203,6 +204,15 @@ class SuperResolution(Family[SuperResolutionConfig]):
         "srresnet": {"optim.model.lr": 1e-4, "augment.patch": 96},
         "edsr": {"optim.model.lr": 1e-4, "augment.patch": 96},
     }
+
+    def fitted_defaults(
+        self,
+        config: SuperResolutionConfig,
+        facts: DataFacts,
+        settings: Mapping[str, Any],
+        kept: Container[str],
+    ) -> Iterable[Fitted]:
+        return length(facts, settings, ("train.batch_size",), steps=1500)
 
     def build(self, config: SuperResolutionConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)

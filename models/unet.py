@@ -15,7 +15,7 @@ soft Dice loss of Milletari et al., V-Net, 2016, extended to several classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from models.blocks.transfer import check_choice, check_shares
 from models.core.errors import UsageError
 from models.core.export import ExportModule, unwrap
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, flip, frame, length, light
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
 
@@ -36,6 +37,9 @@ Up = Literal["transpose", "bilinear"]
 ClassWeights = Literal["none", "sqrt", "balanced"]
 GROUP_CHANNELS = 8
 """Channels of each group of a group norm."""
+LONGEST_SIDE, PATCH, STEPS = 1024, 256, 600
+"""Defaults that fit the data: the longest side of the input and the side of a training patch, in
+pixels, and the steps that a training needs."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,28 @@ class Unet(Family[UnetConfig]):
             "augment.elastic": 10.0,
         }
     }
+
+    def fitted_defaults(
+        self,
+        config: UnetConfig,
+        facts: DataFacts,
+        settings: Mapping[str, Any],
+        kept: Container[str],
+    ) -> Iterable[Fitted]:
+        yield from frame(facts, LONGEST_SIDE)
+        shrunk = min(1.0, LONGEST_SIDE / facts.longer_side)
+        shorter = int(facts.shorter_side * shrunk)
+        if shorter > PATCH:
+            patches = min(8, (shorter // PATCH) ** 2 * 2)
+            reason = f"an image has room for several patches of {PATCH}x{PATCH} pixels"
+            yield Fitted("augment.patch", PATCH, reason)
+            yield Fitted("augment.patches", patches, reason)
+            batch = max(1, settings["train.batch_size"] // patches)
+            yield Fitted("train.batch_size", batch, f"{patches} patches of each image")
+            settings = {**settings, "train.batch_size": batch}
+        yield from flip(facts)
+        yield from light(facts, brightness=0.1, contrast=0.2)
+        yield from length(facts, settings, ("train.batch_size",), steps=STEPS)
 
     def build(self, config: UnetConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)

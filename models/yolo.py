@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from models.blocks.anchor_free import Grid, Outputs, Truths, Weights
 from models.core.boxes import areas
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, flip, frame, length, light
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.detection import DETECTION
 
@@ -38,6 +40,10 @@ RARE = 0.01
 """P(object) of a new network: nearly no point has an object (Lin et al., Focal Loss, 2017)."""
 CANDIDATES = 1000
 """At most so many boxes of an image, those with the highest scores, go into the NMS."""
+
+LONGEST_SIDE, STEPS = 640, 2000
+"""Defaults that fit the data: the longest side of the input in pixels, and the steps that a
+training needs."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,18 @@ class Yolo(Family[YoloConfig]):
         "augment.shift": 0.1,
         "augment.mosaic": 0.3,
     }
+
+    def fitted_defaults(
+        self,
+        config: YoloConfig,
+        facts: DataFacts,
+        settings: Mapping[str, Any],
+        kept: Container[str],
+    ) -> Iterable[Fitted]:
+        yield from frame(facts, LONGEST_SIDE)
+        yield from flip(facts)
+        yield from light(facts, brightness=0.2, contrast=0.2, colour=0.1)
+        yield from length(facts, settings, kept, steps=STEPS)
 
     def build(self, config: YoloConfig, data: DataSpec) -> nn.Module:
         return Net(config, data)

@@ -8,7 +8,7 @@ how the network is built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -17,10 +17,18 @@ from torch.nn import functional as F
 
 from models.core.export import ExportModule
 from models.core.family import Batch, DataSpec, Defaults, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, flip, length, light, square
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.classification import CLASSIFICATION
 
 C = TypeVar("C")
+PHOTO_INPUT = 224
+"""Side in pixels of the input for photos, by default."""
+STEPS = 2000
+"""Steps that a network needs that begins with random weights."""
+TUNING_STEPS, TUNING_BATCH, TUNING_RATE = 600, 32, 1e-3
+"""For a network that begins with weights from elsewhere: its steps, the size of a batch, and the
+learning rate of AdamW."""
 
 
 class Classifier(Family[C], Generic[C]):
@@ -49,6 +57,42 @@ class Classifier(Family[C], Generic[C]):
     def exportable(self, module: nn.Module, data: DataSpec) -> nn.Module:
         """From uint8 (B, H, W, C) to probabilities (B, K)."""
         return _Probabilities(module, data)
+
+    def fitted_defaults(
+        self, config: C, facts: DataFacts, settings: Mapping[str, Any], kept: Container[str]
+    ) -> Iterable[Fitted]:
+        return fitted_to_images(facts, settings, kept, weights=getattr(config, "weights", ""))
+
+
+def fitted_to_images(
+    facts: DataFacts, settings: Mapping[str, Any], kept: Container[str], *, weights: str
+) -> Iterable[Fitted]:
+    """Settings for a network that classifies whole images. One that begins with `weights` from
+    elsewhere needs fewer steps, and smaller ones."""
+    yield from square(facts, PHOTO_INPUT)
+    if facts.are_photos:
+        reason = "what a photo shows may be of any size and at any place"
+        yield Fitted("augment.crop", "random_resized", reason)
+        yield Fitted("augment.label_smoothing", 0.1, "usual for photos")
+    else:
+        padding = max(1, facts.shorter_side // 14)
+        yield Fitted("augment.crop_padding", padding, f"small images, moved by {padding} pixels")
+    yield from flip(facts)
+    yield from light(facts, brightness=0.2, contrast=0.2, saturation=0.2)
+    if not weights:
+        yield from length(facts, settings, kept, steps=STEPS)
+        return
+    is_sgd = settings["optim.model.kind"] == "sgd"
+    tuning = {
+        "optim.model.kind": "adamw",
+        "optim.model.lr": TUNING_RATE if is_sgd else settings["optim.model.lr"] / 10,
+        "optim.model.weight_decay": 0.05,
+        "train.batch_size": TUNING_BATCH,
+    }
+    reason = "the network begins with weights from elsewhere"
+    yield from (Fitted(path, value, reason) for path, value in tuning.items())
+    settings = {**settings, **{path: v for path, v in tuning.items() if path not in kept}}
+    yield from length(facts, settings, kept, steps=TUNING_STEPS)
 
 
 class _Probabilities(ExportModule):

@@ -18,7 +18,7 @@ loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -30,6 +30,7 @@ from models.blocks import pyramids
 from models.blocks.transfer import Pretrained, check_choice, check_shares, read_pretrained
 from models.core.errors import UsageError
 from models.core.family import Batch, DataSpec, Family, Losses, Prediction
+from models.core.fitted import DataFacts, Fitted, flip, frame, length, light
 from models.core.spaces import Choice, LogUniform, Space
 from models.core.weights import load_weights
 
@@ -44,6 +45,9 @@ LOSS_NAMES = {
     "loss_box_reg": "box",
     "loss_mask": "mask",
 }
+LONGEST_SIDE, STEPS = 640, 1500
+"""Defaults that fit the data: the longest side of the input in pixels, and the steps that a
+training needs."""
 HEADS = ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits")
 """Layers whose shapes depend on the classes."""
 
@@ -185,6 +189,14 @@ class Rcnn(Family[C], Generic[C]):
 
     def build(self, config: C, data: DataSpec) -> nn.Module:
         return assemble(config, data, mask_layers=())
+
+    def fitted_defaults(
+        self, config: C, facts: DataFacts, settings: Mapping[str, Any], kept: Container[str]
+    ) -> Iterable[Fitted]:
+        yield from frame(facts, LONGEST_SIDE)
+        yield from flip(facts)
+        yield from light(facts, brightness=0.2, contrast=0.2, colour=0.1)
+        yield from length(facts, settings, kept, steps=STEPS)
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
         """The sum of the parts; each is a mean over the sampled anchors, regions or masks."""

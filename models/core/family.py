@@ -8,7 +8,7 @@ Knows nothing of files, network, cluster or tracking.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.core.errors import UsageError
+from models.core.fitted import DataFacts, Fitted
 from models.core.spaces import Space
 
 Batch = dict[str, Any]
@@ -331,6 +332,17 @@ class Family(ABC, Generic[C]):
     def search_space(self) -> Mapping[str, Space]:
         """Dotted path of the recipe -> the values that a search tries by default."""
         return {}
+
+    def fitted_defaults(
+        self, config: C, facts: DataFacts, settings: Mapping[str, Any], kept: Container[str]
+    ) -> Iterable[Fitted]:
+        """Settings that fit a data set better than `settings`, the recipe's by dotted path. Used
+        where a training begins with the family's name.
+
+        Those in `kept` stay as they are, whatever is returned: the user's, and the variant's. A
+        path that the recipe doesn't have is passed over.
+        """
+        return ()
 
     def parts(self, module: nn.Module) -> Mapping[str, nn.Module]:
         """The parts with an optimizer each, set by `optim.PART` in the recipe."""

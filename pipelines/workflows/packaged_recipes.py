@@ -55,6 +55,15 @@ def find(name: str) -> PackagedRecipe:
     )
 
 
+def is_family(what: str) -> bool:
+    """Whether `what` names a family, or a module with one, rather than a recipe."""
+    return not _is_file(what) and (what in models.names() or "." in what)
+
+
+def _is_file(what: str) -> bool:
+    return what.endswith((".yaml", ".yml", ".json")) or "/" in what
+
+
 def start(what: str, variant: str | None = None) -> Recipe:
     """The recipe called `what`: a recipe file (a path, or anything that ends in .yaml, .yml or
     .json), a family, or a packaged recipe. A family comes before a recipe of the same name.
@@ -63,9 +72,9 @@ def start(what: str, variant: str | None = None) -> Recipe:
     """
     from pipelines import recipe as recipes
 
-    is_file = what.endswith((".yaml", ".yml", ".json")) or "/" in what
-    if not is_file and (what in models.names() or "." in what):
+    if is_family(what):
         return recipes.start(what, variant)
+    is_file = _is_file(what)
     if not is_file and what not in names():
         raise unknown("family or recipe", what, [*models.names(), *names()], see="tessera families")
     if variant:

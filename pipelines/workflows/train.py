@@ -11,13 +11,14 @@ import os
 import shlex
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines import tag_names
 
 if TYPE_CHECKING:
+    from models.core.fitted import Fitted
     from pipelines.data.card import Card
     from pipelines.interfaces import Listener
     from pipelines.recipe import Recipe
@@ -33,12 +34,14 @@ EXPERIMENT = "tessera"
 @dataclass(frozen=True)
 class TrainingPlan:
     """What a call of `train` would train. `shape` is one image as the network sees it: (channels,
-    height, width); `samples` is the size of the training split."""
+    height, width); `samples` is the size of the training split; `fitted` are the settings that were
+    chosen to fit the data set."""
 
     recipe: Recipe
     data: str
     samples: int
     shape: tuple[int, ...]
+    fitted: tuple[Fitted, ...] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,7 +70,9 @@ def train(
     """Trains a new run and registers its best checkpoint as `challenger`.
 
     Args:
-        what: A family, the name or the file of a recipe, or a recipe.
+        what: A family, the name or the file of a recipe, or a recipe. For a family, settings that
+            you don't give are fitted to the data set; `plan` says to which values and why. A recipe
+            is trained as it is.
         data: A packed data set: a folder, an address, or what `pack` returned. May be left out if
             the recipe names one.
         variant: A variant of the family.
@@ -86,7 +91,7 @@ def train(
     Raises TesseraError if the recipe, the data set or the workers can't train. Then nothing is left
     behind. With `run`, also if the run of this name was begun with other settings.
     """
-    recipe = make_recipe(what, data, variant, _changes(set, workers))  # before torch is loaded
+    recipe, fitted = fit_recipe(what, data, variant, _changes(set, workers))
 
     from pipelines.tracking import mlflow_registry
     from pipelines.training import run as training_run
@@ -117,6 +122,7 @@ def train(
             context,
             new,
             setup,
+            fitted=fitted,
             experiment=experiment,
             tags=tags,
             verbose=verbose,
@@ -186,7 +192,8 @@ def plan(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    setup = prepare(context, make_recipe(what, data, variant, _changes(set, workers)))
+    recipe, fitted = fit_recipe(what, data, variant, _changes(set, workers))
+    setup = prepare(context, recipe)
     if context.ray_address and setup.recipe.workers.count:
         with services.joined(context):
             check_fits(worker_group(setup.recipe), connection.cluster_resources())
@@ -195,7 +202,33 @@ def plan(
         data=setup.card.name,
         samples=setup.card.split("train").samples,
         shape=tuple(setup.data.shape),
+        fitted=fitted,
     )
+
+
+def fit_recipe(
+    what: str | os.PathLike[str] | Recipe,
+    data: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[Recipe, tuple[Fitted, ...]]:
+    """The recipe for arguments of `train`, as `make_recipe`. If `what` is a family, the settings
+    that `changes` doesn't name are fitted to the data set; they are returned, too.
+
+    Raises TesseraError also if there is no data set.
+    """
+    from pipelines.workflows import packaged_recipes
+
+    recipe = make_recipe(what, data, variant, changes)  # before torch is loaded
+    if not isinstance(what, str) or not packaged_recipes.is_family(what):
+        return recipe, ()
+
+    from pipelines.data import card as cards
+    from pipelines.training import fitting
+
+    changes = {**(changes or {}), "data.path": recipe.data.path}
+    card = cards.read(recipe.data.path)
+    return fitting.fit(packaged_recipes.start(what, variant), card, changes)
 
 
 def make_recipe(
@@ -317,9 +350,10 @@ def execute(
     verbose: bool = False,
     progress: bool | Listener = True,
     patience_seconds: float = 0.0,
+    fitted: Sequence[Fitted] = (),
 ) -> Outcome:
     """Trains a run from its newest checkpoint to its last epoch, and registers it. Another driver
-    that works on it is waited for as `training_run.leased` does."""
+    that works on it is waited for as `training_run.leased` does. `fitted` are only shown."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pipelines.cluster import connection
@@ -368,6 +402,10 @@ def execute(
                 primary = setup.family.task.primary.name
                 page = services.page(context, tracker.link())
                 listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
+                if fitted:
+                    values = ", ".join(f"{one.path}={one.value}" for one in fitted)
+                    text = f"fitted to the data: {values} (--dry-run says why)"
+                    listener({"kind": "message", "text": text})
             try:
                 return training_driver.launch(
                     run,

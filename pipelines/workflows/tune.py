@@ -129,7 +129,7 @@ def tune(
     changes = {**(set or {}), "workers.count": workers_per_trial}
     spec = _make_spec(
         context,
-        train.make_recipe(what, data, variant, changes),
+        train.fit_recipe(what, data, variant, changes)[0],
         space=space,
         search=search,
         scheduler=scheduler,

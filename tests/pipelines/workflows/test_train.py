@@ -193,3 +193,18 @@ def test_few_steps_an_epoch_are_noticed(
     )
     texts = [event["text"] for event in events if event["kind"] == "notice"]
     assert any("steps an epoch: a smaller train.batch_size" in text for text in texts) == noticed
+
+
+def test_only_a_family_by_name_is_fitted_to_the_data(digits: Path, tmp_path: Path) -> None:
+    context = Context.from_environment({"TESSERA_HOME": str(tmp_path / "home")})
+    by_name = train.plan("cnn", data=digits, set={"train.epochs": 2}, context=context)
+    chosen = {one.path: one.value for one in by_name.fitted}
+    assert by_name.recipe.train.batch_size == chosen["train.batch_size"] < 128
+    assert by_name.recipe.train.epochs == 2
+    assert "train.epochs" not in chosen
+    explicit = recipes.start("cnn").with_overrides({"data.path": str(digits)})
+    (tmp_path / "mine.yaml").write_text(explicit.to_json())
+    for recipe in (explicit, str(tmp_path / "mine.yaml"), "digits"):
+        plan = train.plan(recipe, data=digits, context=context)
+        assert plan.fitted == ()
+    assert train.plan(explicit, context=context).recipe.train == explicit.train
