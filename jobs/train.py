@@ -188,6 +188,13 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
         "steps": f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch, {epochs} epochs)",
         "workers": plan.recipe.workers.count,
     }
+    if plan.estimate:
+        gib = plan.estimate.memory_bytes / (1 << 30)
+        facts["time"] = (
+            f"about {_duration(plan.estimate.seconds)}, {plan.estimate.step_seconds:.2g} s a "
+            f"step, as tried on this machine ({plan.estimate.device})"
+        )
+        facts["memory"] = f"about {gib:.2g} GiB a worker, besides libraries and cached images"
     recipe = plan.recipe.model_dump(mode="json")
     if as_json:
         fitted = {one.path: asdict(one) for one in plan.fitted}
@@ -199,6 +206,13 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> int:
         click.echo("\nfitted to the data; --set replaces any of them:")
         show_facts({one.path: f"{one.value}  ({one.reason})" for one in plan.fitted})
     return 0
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit * 1.5:
+            return f"{seconds / unit:.2g} {name}"
+    return f"{seconds:.2g} s"
 
 
 def _show(outcome: Outcome, as_json: bool, data: str | None) -> int:

@@ -73,8 +73,8 @@ def length(
 
     `steps` are those that a training needs: with fewer images it has more epochs than `settings`,
     at most `MOST_EPOCHS`. Unless its size is in `kept`, a batch is halved for few images, down to
-    `LEAST_BATCH`, or to the number of workers if there are more, and the learning rates of all parts with it: those of SGD by the same factor,
-    those of Adam by its square root.
+    `LEAST_BATCH`, or to the number of workers if there are more. The learning rates of all parts
+    follow it: those of SGD by the same factor, those of Adam by its square root.
     """
     images = f"{facts.samples:,} training images"
     usual: int = settings["train.batch_size"]

@@ -82,7 +82,7 @@ def _train(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummar
         agreed: dict[str, float] = distributed.broadcast(metrics, world)
         return agreed
 
-    loader = _train_loader(setup, world)
+    loader = train_loader(setup, world)
     if world.leads:
         _report_environment(loader, emit)
         _report_few_steps(setup, loader, emit)
@@ -252,7 +252,8 @@ def _open_sample_log(
     return SampleLog(files.run_dir, world, step=step, storage=storage)
 
 
-def _train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
+def train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
+    """The training batches of this rank, as the recipe wants them."""
     recipe, card, data = setup.recipe, setup.card, setup.data
     samples = card.split("train").samples
     options = _reading_options(recipe)

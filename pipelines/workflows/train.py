@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.interfaces import Listener
     from pipelines.recipe import Recipe
     from pipelines.training.driver import Outcome
+    from pipelines.training.estimate import Estimate
     from pipelines.training.run import Run
     from pipelines.training.setup import TrainingSetup
     from pipelines.workflows.context import Context
@@ -35,13 +36,14 @@ EXPERIMENT = "tessera"
 class TrainingPlan:
     """What a call of `train` would train. `shape` is one image as the network sees it: (channels,
     height, width); `samples` is the size of the training split; `fitted` are the settings that were
-    chosen to fit the data set."""
+    chosen to fit the data set; `estimate` is None unless the data set is on this machine."""
 
     recipe: Recipe
     data: str
     samples: int
     shape: tuple[int, ...]
     fitted: tuple[Fitted, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -184,9 +186,11 @@ def plan(
     set: Mapping[str, Any] | None = None,
     context: Context | None = None,
 ) -> TrainingPlan:
-    """What `train` would train with the same arguments. Creates nothing, raises as `train`."""
+    """What `train` would train with the same arguments, and how long it would take: two steps are
+    tried. Creates nothing, raises as `train`."""
     from pipelines.cluster import connection
     from pipelines.cluster.worker_count import check_fits
+    from pipelines.training.estimate import estimate
     from pipelines.training.setup import worker_group
     from pipelines.workflows import services
     from pipelines.workflows.context import Context
@@ -203,6 +207,7 @@ def plan(
         samples=setup.card.split("train").samples,
         shape=tuple(setup.data.shape),
         fitted=fitted,
+        estimate=estimate(setup) if "://" not in setup.recipe.data.path else None,
     )
 
 
