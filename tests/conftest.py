@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -120,6 +121,12 @@ def pytest_collection_finish() -> None:
     """What was imported and collected stays: the garbage collector need not look through it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_configure() -> None:
+    # With a handler, the root logger keeps its level when mlflow.pytorch is imported, so that what
+    # one test imports doesn't hide the warnings of another.
+    logging.root.addHandler(logging.NullHandler())
 
 
 def pytest_unconfigure() -> None:
