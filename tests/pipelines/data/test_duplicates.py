@@ -213,6 +213,7 @@ def _from_tar(name: str, inner: str, every: int = 1) -> list[Image.Image]:
         return [Image.open(io.BytesIO(file.read())).convert("RGB") for file in opened if file]
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "inner", "every", "bars"),
@@ -243,6 +244,7 @@ def _mnist(name: str) -> Iterator[Image.Image]:
     return map(Image.fromarray, pixels.reshape(-1, 28, 28))
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_mnist_has_few_false_pairs() -> None:
     """MNIST has no image twice; still, 8 of its 10,000 test images are in a pair."""
@@ -263,6 +265,7 @@ def _changed(images: list[Image.Image]) -> list[Image.Image]:
     return [jpeg(image, 50) for image in images[:300]]
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_cifar_10_has_near_duplicates_between_its_splits() -> None:
     """72 of the 10,000 test images; each was inspected and shows a scene of train."""

@@ -311,6 +311,7 @@ def nuclei(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_the_real_nuclei_have_the_documented_counts_and_masks(nuclei: Path) -> None:
     """The counts are those of the set's SOURCE.md; masks and areas agree with pycocotools."""

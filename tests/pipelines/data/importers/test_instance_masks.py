@@ -127,6 +127,7 @@ def test_invalid_options_are_refused(tmp_path: Path, options: dict[str, str]) ->
         instance_masks.read(str(tmp_path), options)
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 def test_the_real_nuclei_have_the_documented_counts(tmp_path: Path) -> None:
     """The counts are those of the set's SOURCE.md, which also describes its val split."""

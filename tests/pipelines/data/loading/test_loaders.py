@@ -132,7 +132,7 @@ def padded(start: int, samples: int, batch_size: int, world: World) -> RankPart:
 @pytest.mark.fault(16)
 @pytest.mark.slow
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

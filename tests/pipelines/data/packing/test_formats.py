@@ -111,6 +111,7 @@ REAL = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", list(REAL))
 def test_the_real_data_sets_are_recognised_by_file_names_alone(
