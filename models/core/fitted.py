@@ -84,7 +84,9 @@ def length(
     while batch > least and facts.samples < batch * STEPS_AN_EPOCH:
         batch = max(batch // 2, least)
     an_epoch = -(-facts.samples // batch)
-    wanted = min(MOST_EPOCHS, max(settings["train.epochs"], math.ceil(steps / an_epoch)))
+    wanted = settings["train.epochs"]
+    if "train.epochs" not in kept:
+        wanted = min(MOST_EPOCHS, max(wanted, math.ceil(steps / an_epoch)))
     yield Fitted("train.batch_size", batch, f"{images} make {an_epoch:,} steps an epoch")
     yield Fitted("train.epochs", wanted, f"{wanted * an_epoch:,} steps in all")
     yield Fitted(

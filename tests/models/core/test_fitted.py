@@ -80,6 +80,12 @@ def test_a_batch_of_the_users_keeps_its_rate() -> None:
     assert "optim.model.lr" not in chosen
 
 
+def test_the_patience_follows_the_users_epochs() -> None:
+    settings = {**SETTINGS, "train.epochs": 30}
+    chosen = values(length(PHOTOS, settings, ("train.epochs",), steps=2000))
+    assert (chosen["train.epochs"], chosen["train.patience"]) == (30, 10)
+
+
 @pytest.mark.parametrize(("workers", "batch"), [(12, 32), ("2:50", 50), (3000, 128)])
 def test_a_batch_has_an_image_for_each_worker(workers: int | str, batch: int) -> None:
     settings = {**SETTINGS, "workers.count": workers}
