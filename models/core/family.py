@@ -7,6 +7,7 @@ Knows nothing of files, network, cluster or tracking.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,30 @@ class BatchRng:
 
 Transform = Callable[[Batch, BatchRng], Batch]
 """From a batch of uint8 images on the device to the batch that the network sees."""
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random part of a training image, cut out before the image is resized: Szegedy et al., Going
+    Deeper with Convolutions, 2014, as torchvision's `RandomResizedCrop`.
+
+    `scale` are the smallest and the largest share of the image's area, `ratio` of width to height.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UsageError(
+                f"augment.crop_scale = {list(self.scale)}",
+                hint="give the smallest and the largest share of the area, above 0 and up to 1",
+            )
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise UsageError(
+                f"augment.crop_ratio = {list(self.ratio)}",
+                hint="give the smallest and the largest ratio of width to height, above 0",
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +224,11 @@ class Task(ABC):
     def augment(self, settings: Any, data: DataSpec, *, train: bool) -> Transform:
         """The transform of a batch with its annotations, on the device. It ends with normalised
         float images. Without `train`, it applies only what belongs to an evaluation."""
+
+    def crop(self, settings: Any) -> RandomCrop | None:
+        """What is cut out of each training image before it is resized; None for the whole image,
+        which `data.fit` brings to size. Only for tasks whose annotations have no positions."""
+        return None
 
     def prepare(self, settings: Any, data: DataSpec) -> Transform:
         """The transform of images without annotations, for predictions."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from models.core.family import (
     Metric,
     Panel,
     Prediction,
+    RandomCrop,
     Record,
     Target,
     Task,
@@ -54,6 +55,13 @@ class ClassificationAugment:
     """Side in pixels of a random square that is blanked; 0 for none."""
     label_smoothing: float = 0.0
     """Probability that is spread evenly over all classes."""
+    crop: Literal["none", "random_resized"] = "none"
+    """`random_resized` trains on random parts of the images, cut out at the images' own size and
+    then resized. `none` trains on whole images, resized as `data.fit` says."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest area of a random part, as a share of the image's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of width to height of a random part."""
 
     def __post_init__(self) -> None:
         for name, value in {"crop_padding": self.crop_padding, "cutout": self.cutout}.items():
@@ -63,6 +71,11 @@ class ClassificationAugment:
             raise UsageError(
                 f"augment.label_smoothing = {self.label_smoothing}", hint="give 0 or more, below 1"
             )
+        RandomCrop(self.crop_scale, self.crop_ratio)  # raises UsageError
+
+    @property
+    def random_crop(self) -> RandomCrop | None:
+        return RandomCrop(self.crop_scale, self.crop_ratio) if self.crop != "none" else None
 
 
 class Classification(Task):
@@ -83,6 +96,9 @@ class Classification(Task):
                 hint=f"give at most {min(data.height, data.width) - 1}",
             )
         return _Augment(settings if train else ClassificationAugment(), data)
+
+    def crop(self, settings: ClassificationAugment) -> RandomCrop | None:
+        return settings.random_crop
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`probabilities` (K,), `predicted` and `label`, the indices of the predicted and the true

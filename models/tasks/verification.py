@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from models.core.family import (
     Metric,
     Panel,
     Prediction,
+    RandomCrop,
     Record,
     Target,
     Task,
@@ -67,6 +68,13 @@ class VerificationAugment:
     """Make each side longer or shorter by up to this share."""
     cutout: int = 0
     """Side in pixels of a random square that is blanked; 0 for none."""
+    crop: Literal["none", "random_resized"] = "none"
+    """`random_resized` trains on random parts of the images, cut out at the images' own size and
+    then resized. `none` trains on whole images, resized as `data.fit` says."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest area of a random part, as a share of the image's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of width to height of a random part."""
 
     def __post_init__(self) -> None:
         self.as_classification()
@@ -81,7 +89,14 @@ class VerificationAugment:
         return bool(self.rotate or self.shear or self.zoom)
 
     def as_classification(self) -> ClassificationAugment:
-        return ClassificationAugment(self.flip, self.crop_padding, self.cutout)
+        return ClassificationAugment(
+            flip=self.flip,
+            crop_padding=self.crop_padding,
+            cutout=self.cutout,
+            crop=self.crop,
+            crop_scale=self.crop_scale,
+            crop_ratio=self.crop_ratio,
+        )
 
 
 class Verification(Task):
@@ -108,6 +123,9 @@ class Verification(Task):
             return {**batch, "image": _warp(batch["image"], settings, rng)}
 
         return warped
+
+    def crop(self, settings: VerificationAugment) -> RandomCrop | None:
+        return settings.as_classification().random_crop
 
     def make_record(self, prediction: Prediction, target: Target, data: DataSpec) -> Record:
         """`embedding` (D,), `label`, and `class`, its name."""

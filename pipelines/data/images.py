@@ -49,7 +49,11 @@ Fit = Literal["stretch", "crop", "pad"]
 pixels, "pad" shrinks a larger image without changing its aspect ratio, never enlarges it, and adds
 black on the right and at the bottom.
 """
+Size = tuple[int, int]
+"""Height and width in pixels."""
 _ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
 _Convert = Callable[[Image.Image, Encoding, str], Image.Image]
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -75,6 +79,26 @@ def open_image(data: bytes, where: str, frame: int = 0) -> Image.Image:
     """Decodes to an upright image of mode L (grey) or RGB. `where` names the image in errors;
     `frame` is that of an animation, or a page. Raises TesseraError as `decode_image` does."""
     return _decode(data, where, _convert, frame)
+
+
+def open_shrunk(data: bytes, where: str, shrink: Callable[[Size], int]) -> tuple[Image.Image, Size]:
+    """Decodes as `open_image` does, and returns the upright image's own size, too. If that is a
+    JPEG, it is decoded at 1/`shrink(size)` of this size, or whole: `shrink` returns 1, 2, 4 or
+    8."""
+    sizes: list[Size] = []
+
+    def draft(image: Image.Image, form: str) -> None:
+        (width, height), orientation = image.size, _orientation(image)
+        sizes.append((width, height) if orientation in _SIDEWAYS else (height, width))
+        factor = shrink(sizes[0]) if form == "JPEG" else 1
+        # Only the last row and column of a shrunk image may stand for fewer pixels than the others.
+        # A turned image would have them first.
+        if orientation not in (0, 1) and (width % factor or height % factor):
+            factor = 1
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))
+
+    return _decode(data, where, _convert, begin=draft), sizes[0]
 
 
 def open_unconverted(data: bytes, where: str) -> Image.Image:
@@ -111,7 +135,13 @@ def check_not_dark(data: bytes, where: str) -> None:
         )
 
 
-def _decode(data: bytes, where: str, convert: _Convert, frame: int = 0) -> Image.Image:
+def _decode(
+    data: bytes,
+    where: str,
+    convert: _Convert,
+    frame: int = 0,
+    begin: Callable[[Image.Image, str], None] | None = None,
+) -> Image.Image:
     form = sniff(data)
     if form is None:
         problem = "is empty" if not data else f"begins with {bytes(data[:8])!r}"
@@ -126,6 +156,8 @@ def _decode(data: bytes, where: str, convert: _Convert, frame: int = 0) -> Image
             if frame:
                 image.seek(frame)
             _check_size(image.size, where)
+            if begin is not None:
+                begin(image, form)
             image.load()
             encoding = encoding_of(image, data, where)
             return convert(_turn_upright(image), encoding, where)
@@ -256,11 +288,15 @@ def _check_size(size: tuple[int, int], where: str) -> None:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if _orientation(image) not in (0, 1) else image
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The value in the EXIF block; 1 is upright."""
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # an unreadable EXIF block does not make the image unreadable
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+        return 1
 
 
 def _convert(image: Image.Image, encoding: Encoding, where: str) -> Image.Image:

@@ -257,6 +257,9 @@ def train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
     recipe, card, data = setup.recipe, setup.card, setup.data
     samples = card.split("train").samples
     options = _reading_options(recipe)
+    crop = setup.family.task.crop(recipe.augment_settings())
+    if crop is not None:
+        options["cache"] = "none"
     choice = pixel_cache.choose(
         samples, data, cache=options["cache"], cache_bytes=options["cache_bytes"]
     )
@@ -269,6 +272,7 @@ def train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
         world=world,
+        crop=crop,
         **options,
     )
 

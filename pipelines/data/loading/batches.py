@@ -27,12 +27,14 @@ and, by the task that the data set is read for,
     images                 nothing
 
 Annotations are scaled or cropped with the image. An object of which nothing is left is dropped.
+Random crops are for annotations without positions: classes of whole images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,17 +44,39 @@ from models.core.errors import TesseraError
 from models.core.family import Batch, DataSpec
 from pipelines.data.annotations import check_masked, decode_mask, decode_objects
 from pipelines.data.image_reading import reading_images
-from pipelines.data.images import Fit, extents, fit_image, open_image, to_tensor
+from pipelines.data.images import (
+    Fit,
+    Size,
+    extents,
+    fit_image,
+    open_image,
+    open_shrunk,
+    to_tensor,
+)
 from pipelines.data.index import Rows
 from pipelines.data.jpeg import FastDecoder
 from pipelines.data.loading import targets
+from pipelines.data.loading.crops import Cut, View, cut_out, view_of
 from pipelines.data.loading.pixel_cache import PixelBuffer
-from pipelines.data.loading.targets import FittedObjects, Size
+from pipelines.data.loading.targets import FittedObjects
 from pipelines.data.shards import Piece, ShardReader
 
 Numbers = np.ndarray[Any, Any]
 Fields = dict[str, Any]
 """The fields of a batch other than its pixels: arrays, and the list of keys."""
+
+
+class _File(NamedTuple):
+    """The bytes of an image, twice, its row of the index, and its sample's number."""
+
+    data: memoryview
+    tensor: Tensor
+    row: Any
+    sample: int
+
+    @property
+    def where(self) -> str:
+        return f"the image of sample {_key(self.row)}"
 
 
 class BatchMaker:
@@ -63,10 +87,13 @@ class BatchMaker:
         self._has_objects = spec.task in ("detection", "instance_segmentation")
         self._decode_fast = FastDecoder(spec.channels, reader.reading.max_pixels)
 
-    def fill(self, samples: Numbers, pixels: PixelBuffer, positions: Numbers) -> Fields:
+    def fill(
+        self, samples: Numbers, pixels: PixelBuffer, positions: Numbers, cut: Cut | None = None
+    ) -> Fields:
         """Decodes samples, int64 (B,), into `pixels` at `positions`, int64 (B,), except those that
-        are already there. Returns the other fields of the batch. Raises TesseraError that names the
-        sample if it is damaged or its annotation is invalid."""
+        are already there. With `cut`, these are views: parts of the images. Returns the other
+        fields of the batch. Raises TesseraError that names the sample if it is damaged or its
+        annotation is invalid."""
         shards, rows = self._reader.index.gather(samples)
         missing = pixels.filled.numpy()[positions] == 0
         chosen = np.flatnonzero(missing | self._has_objects)
@@ -75,7 +102,8 @@ class BatchMaker:
         for piece in self._reader.pieces(samples[chosen], shards[chosen], rows[chosen]):
             part = chosen[at : at + len(piece.rows)]
             with reading_images(self._reader.reading):
-                self._decode(piece, missing[part], positions[part], pixels)
+                view = partial(self._cut, cut) if cut else self._fit_whole
+                self._decode(piece, missing[part], samples[part], positions[part], pixels, view)
             if self._has_objects:
                 objects += self._objects(piece, pixels.sizes.numpy()[positions[part]])
             at += len(part)
@@ -88,28 +116,57 @@ class BatchMaker:
         return fields
 
     def _decode(
-        self, piece: Piece, missing: Numbers, positions: Numbers, pixels: PixelBuffer
+        self,
+        piece: Piece,
+        missing: Numbers,
+        samples: Numbers,
+        positions: Numbers,
+        pixels: PixelBuffer,
+        view: Callable[[_File], tuple[Tensor, Size]],
     ) -> None:
-        spec, fit, fast = self._spec, self._fit, self._decode_fast
-        data, view = torch.from_numpy(piece.data), memoryview(piece.data)  # type: ignore[arg-type]
+        data, memory = torch.from_numpy(piece.data), memoryview(piece.data)  # type: ignore[arg-type]
         # For many small assignments NumPy is faster than torch.
         images, masks, sizes = (v.numpy() for v in (pixels.images, pixels.masks, pixels.sizes))
         begins = piece.starts + piece.rows["image"]
         ends = (begins + piece.rows["image_size"]).tolist()
         todo = np.flatnonzero(missing).tolist()
-        for number, start, position in zip(todo, begins[todo].tolist(), positions[todo].tolist()):
-            end = ends[number]
-            image = fast(view[start:end], data[start:end])
-            if image is None:
-                where = f"the image of sample {_key(piece.rows[number])}"
-                image = to_tensor(open_image(bytes(view[start:end]), where), spec.channels)
-            size = sizes[position] = image.size(1), image.size(2)
-            if size != (spec.height, spec.width):
-                image = fit_image(image, spec.height, spec.width, fit)
-            images[position] = image.numpy()
+        chosen = (v[todo].tolist() for v in (begins, positions, samples))
+        for number, start, position, sample in zip(todo, *chosen):
+            part = slice(start, ends[number])
+            image, size = view(_File(memory[part], data[part], piece.rows[number], sample))
+            sizes[position], images[position] = size, image.numpy()
             if len(masks):
                 masks[position] = self._mask(piece, number, size)
         pixels.filled.numpy()[positions[todo]] = 1
+
+    def _fit_whole(self, file: _File) -> tuple[Tensor, Size]:
+        """The image at the size that the network sees, and its own size."""
+        spec = self._spec
+        image = self._decode_fast(file.data, file.tensor)
+        if image is None:
+            image = to_tensor(open_image(bytes(file.data), file.where), spec.channels)
+        size = image.size(1), image.size(2)
+        if size != (spec.height, spec.width):
+            image = fit_image(image, spec.height, spec.width, self._fit)
+        return image, size
+
+    def _cut(self, cut: Cut, file: _File) -> tuple[Tensor, Size]:
+        """A view of the image at the size that the network sees, and the image's own size. JPEGs
+        are decoded at the smallest size that has all pixels of the view."""
+        to, image = (self._spec.height, self._spec.width), None
+
+        def view(size: Size) -> View:
+            return view_of(cut(file.sample, size), size, *to)
+
+        size = self._decode_fast.size(file.data)
+        if size is not None:
+            image = self._decode_fast(file.data, file.tensor, shrink=view(size).shrink)
+        if image is None or size is None:
+            opened, size = open_shrunk(bytes(file.data), file.where, lambda size: view(size).shrink)
+            image = to_tensor(opened, self._spec.channels)
+        shown = view(size)
+        scale = 1.0 if image.shape[-2:] == size else 1 / shown.shrink
+        return cut_out(image, shown.box, *to, (scale, scale)), size
 
     def _labels(self, rows: Rows) -> Numbers:
         labels = rows["label"].astype(np.int64)

@@ -18,8 +18,9 @@ from typing import Unpack
 import numpy as np
 
 from models.core.errors import TesseraError
-from models.core.family import Batch, DataSpec
+from models.core.family import Batch, DataSpec, RandomCrop
 from pipelines.data.card import Card
+from pipelines.data.loading.crops import RunCrops
 from pipelines.data.loading.order import EpochOrder, rank_part
 from pipelines.data.loading.source import BatchSource, LoadingOptions, Numbers
 from pipelines.interfaces import World
@@ -54,12 +55,17 @@ class TrainLoader:
         seed: int,
         world: World,
         split: str = "train",
+        crop: RandomCrop | None = None,
         **options: Unpack[LoadingOptions],
     ) -> None:
+        """With `crop`, a batch has views of the images: parts of them, others in each epoch."""
         self._batch_size, self._world = batch_size, world
         self._rows = TrainRows(card, split, seed, batch_size, world)
         max_rows = -(-batch_size // world.size)
-        self._source = BatchSource(where, card, spec, split, world, self._rows, max_rows, **options)
+        cuts = RunCrops(crop, seed) if crop else None
+        self._source = BatchSource(
+            where, card, spec, split, world, self._rows, max_rows, cuts=cuts, **options
+        )
         self.samples = card.split(split).samples
         self.steps_per_epoch = -(-self.samples // batch_size)
         self.cache_choice = self._source.cache_choice

@@ -25,6 +25,7 @@ from pipelines.data.card import Card
 from pipelines.data.images import Fit
 from pipelines.data.loading import pixel_cache
 from pipelines.data.loading.batches import BatchMaker, Fields, collect
+from pipelines.data.loading.crops import Cut
 from pipelines.data.loading.pixel_cache import PixelBuffer, SharedPixelBuffer
 from pipelines.data.loading.prefetch import (
     LoaderProcesses,
@@ -68,11 +69,12 @@ class _Filler:
         self,
         maker: BatchMaker,
         numbers: Callable[[Any], Numbers],
+        cuts: Callable[[Any], Cut] | None,
         rows: int,
         cache: PixelBuffer | None,
         ring: PixelBuffer | None,
     ) -> None:
-        self.maker, self.numbers = maker, numbers
+        self.maker, self.numbers, self._cuts = maker, numbers, cuts
         self._rows, self._cache, self._ring = rows, cache, ring
 
     def fill(self, item: tuple[int, Any]) -> Fields:
@@ -84,7 +86,12 @@ class _Filler:
             return self.maker.fill(samples, self._cache, samples)
         buffer = self.slot(slot, len(samples))
         buffer.filled.zero_()
-        return self.maker.fill(samples, buffer, np.arange(len(samples)))
+        return self.fill_buffer(key, samples, buffer)
+
+    def fill_buffer(self, key: Any, samples: Numbers, buffer: PixelBuffer) -> Fields:
+        """Makes the batch of `key` in a buffer of its own."""
+        cut = self._cuts(key) if self._cuts else None
+        return self.maker.fill(samples, buffer, np.arange(len(samples)), cut)
 
     def slot(self, slot: int, rows: int) -> PixelBuffer:
         """The ring's memory for a batch of `rows` samples."""
@@ -94,7 +101,7 @@ class _Filler:
 
 class BatchSource:
     """The batches of one rank. `numbers(key)` returns the sample numbers of a batch: int64, at most
-    `max_rows` of them."""
+    `max_rows` of them. `cuts(key)` returns the boxes of its views, if these are parts of images."""
 
     def __init__(
         self,
@@ -106,6 +113,7 @@ class BatchSource:
         numbers: Callable[[Any], Numbers],
         max_rows: int,
         *,
+        cuts: Callable[[Any], Cut] | None = None,
         fit: Fit = "stretch",
         cache: str = "auto",
         cache_bytes: int = CACHE_BYTES,
@@ -114,6 +122,8 @@ class BatchSource:
     ) -> None:
         self.reader = ShardReader(where, card, split)
         samples = len(self.reader)
+        if cuts:  # a view belongs to one batch, and fills all of its frame
+            cache, fit = "none", "stretch"
         choice = pixel_cache.choose(
             samples, spec, cache=cache, cache_bytes=cache_bytes, device=world.device
         )
@@ -134,7 +144,7 @@ class BatchSource:
         if loader_workers and self._cache is None:
             ring = pixel_cache.anonymous(self._slots * max_rows, spec)
         maker = BatchMaker(self.reader, spec, fit)
-        self._filler = _Filler(maker, numbers, max_rows, self._cache, ring)
+        self._filler = _Filler(maker, numbers, cuts, max_rows, self._cache, ring)
         self._processes = (
             LoaderProcesses(self._filler.fill, loader_workers, self._ahead)
             if loader_workers
@@ -169,7 +179,7 @@ class BatchSource:
             if self._cache is not None:
                 return self._from_cache(self._filler.maker.fill(samples, self._cache, samples))
             pixels = PixelBuffer(len(samples), self._spec)
-            fields = self._filler.maker.fill(samples, pixels, np.arange(len(samples)))
+            fields = self._filler.fill_buffer(key, samples, pixels)
         return self._batch(fields, pixels.images, pixels.masks, pixels.sizes)
 
     def _collect(self, fields: Fields, slot: int) -> Batch:
