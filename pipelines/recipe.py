@@ -46,9 +46,11 @@ class Data(_Frozen):
     """Height in pixels of the network's input; by default that of the largest image."""
     width: int | None = Field(default=None, ge=1)
     """Width in pixels of the network's input; by default that of the largest image."""
-    fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """How an image of another size is resized: `stretch` scales both sides, `crop` cuts out the
-    center, `pad` keeps the aspect ratio, shrinks the image if it is too large and pads the rest."""
+    fit: Literal["stretch", "crop", "pad", "resize_crop"] = "stretch"
+    """How an image of another size is brought to this size: `stretch` scales both sides, `crop`
+    cuts out the center at the image's own resolution, `resize_crop` scales the image so that it is
+    8/7 as large as needed and cuts out the center, `pad` keeps the aspect ratio, shrinks the image
+    if it is too large and pads the rest."""
     loader_workers: int = Field(default=0, ge=0)
     """Decoding processes of each worker; 0 decodes in a thread of the worker."""
     cache: Literal["auto", "none", "memory", "device"] = "auto"
@@ -223,6 +225,16 @@ class Recipe(_Frozen):
         for where, settings in typed.items():  # the same form from code (tuples) and JSON (lists)
             tree[where] = dataclasses.asdict(settings)
         return tree
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> Recipe:
+        task = models.get(self.family).task
+        if self.data.fit == "resize_crop" and task.has_positions:
+            raise UsageError(
+                f"data.fit = resize_crop is not for {task.name}, as it cuts off the edges",
+                hint="give stretch, crop or pad",
+            )
+        return self
 
     @field_validator("metrics")
     @classmethod

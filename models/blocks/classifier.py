@@ -73,6 +73,7 @@ def fitted_to_images(
     if facts.are_photos:
         reason = "what a photo shows may be of any size and at any place"
         yield Fitted("augment.crop", "random_resized", reason)
+        yield Fitted("data.fit", "resize_crop", "photos keep their proportions")
         yield Fitted("augment.label_smoothing", 0.1, "usual for photos")
     else:
         padding = max(1, facts.shorter_side // 14)

@@ -186,6 +186,8 @@ class Task(ABC):
     reads: ClassVar[str]
     """The annotations that are read, the kind of a data set (`card.ANNOTATION_EXTENSIONS`). Any
     data set can be read as "images", and one with instance masks as "detection"."""
+    has_positions: ClassVar[bool] = True
+    """Whether annotations or predictions have positions in the image."""
     primary: ClassVar[Metric]
     """The metric that selects the best checkpoint."""
     extra_metrics: ClassVar[tuple[str, ...]] = ()
@@ -227,7 +229,7 @@ class Task(ABC):
 
     def crop(self, settings: Any) -> RandomCrop | None:
         """What is cut out of each training image before it is resized; None for the whole image,
-        which `data.fit` brings to size. Only for tasks whose annotations have no positions."""
+        which `data.fit` brings to size. Only for tasks without `has_positions`."""
         return None
 
     def prepare(self, settings: Any, data: DataSpec) -> Transform:

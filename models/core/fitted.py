@@ -105,7 +105,6 @@ def square(facts: DataFacts, side: int) -> Iterator[Fitted]:
     if facts.are_photos:
         fitting = min(side, facts.shorter_side // 32 * 32)
         yield from _size(fitting, fitting, f"the images have up to {_pixels(facts)}")
-        yield Fitted("data.fit", "crop", "photos keep their proportions")
     elif not facts.one_size:
         shorter = facts.shorter_side
         yield from _size(shorter, shorter, f"the images have up to {_pixels(facts)}")

@@ -81,6 +81,7 @@ class ClassificationAugment:
 class Classification(Task):
     name = "classification"
     reads = "classification"
+    has_positions = False
     output_name = "probabilities"
     primary = Metric("accuracy", "max")
     augment_settings = ClassificationAugment

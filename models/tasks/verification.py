@@ -102,6 +102,7 @@ class VerificationAugment:
 class Verification(Task):
     name = "verification"
     reads = "classification"
+    has_positions = False
     bootstrap_samples = 100
     resample_with_replacement = False
     output_name = "embedding"

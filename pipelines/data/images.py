@@ -42,13 +42,16 @@ from pipelines.data.image_formats import PNG_START, SUPPORTED, check_structure, 
 from pipelines.data.jpeg import FastDecoder
 from pipelines.data.pixel_values import Encoding, Highest, encoding_of
 
-Fit = Literal["stretch", "crop", "pad"]
+Fit = Literal["stretch", "crop", "pad", "resize_crop"]
 """How an image of another size gets the size that the network sees.
 
 "stretch" scales both sides, "crop" cuts out the middle and extends smaller sides by their edge
 pixels, "pad" shrinks a larger image without changing its aspect ratio, never enlarges it, and adds
-black on the right and at the bottom.
+black on the right and at the bottom. "resize_crop" scales the image so that it covers 8/7 of the
+height and width, and cuts out the middle: for annotations and predictions without positions.
 """
+MIDDLE_SHARE = 7 / 8
+"""The share of the shorter side that "resize_crop" keeps, as usual for ImageNet: 224 of 256."""
 Size = tuple[int, int]
 """Height and width in pixels."""
 _ORIENTATION = 0x0112
@@ -234,8 +237,10 @@ def fit_image(image: Tensor, height: int, width: int, fit: Fit) -> Tensor:
     """uint8 (C, H, W) -> uint8 (C, height, width), for training and prediction alike."""
     if fit == "crop":
         return crop(image, height, width)
+    size = (image.shape[-2], image.shape[-1])
+    if fit == "resize_crop":
+        return crop(resize(image, *size_before_crop(size, height, width)), height, width)
     if fit == "pad":
-        size = (image.shape[-2], image.shape[-1])
         (inner,) = extents(torch.tensor([size]), height, width, fit).tolist()
         frame = image.new_zeros((image.shape[0], height, width))
         frame[:, : inner[0], : inner[1]] = resize(image, *inner)
@@ -253,14 +258,22 @@ def extents(sizes: Tensor, height: int, width: int, fit: Fit) -> Tensor:
     return (sizes * scale).round().long().clamp(min=1).minimum(frame)
 
 
+def size_before_crop(size: Size, height: int, width: int) -> Size:
+    """The size to which "resize_crop" resizes an image of `size`, before it takes the middle."""
+    scale = max(height / size[0], width / size[1]) / MIDDLE_SHARE
+    return max(round(size[0] * scale), height), max(round(size[1] * scale), width)
+
+
 def view(size: tuple[int, int], height: int, width: int, fit: Fit) -> View:
     """Where `fit_image` moves the pixels of an image of size (height, width)."""
     frame = (height, width)
-    if fit == "crop":
+    if fit in ("crop", "resize_crop"):
+        inner = size if fit == "crop" else size_before_crop(size, height, width)
         down, right = (
-            -((side - to) // 2) if side > to else (to - side) // 2 for side, to in zip(size, frame)
+            -((side - to) // 2) if side > to else (to - side) // 2 for side, to in zip(inner, frame)
         )
-        return View(size, frame, shift=(down, right))
+        scale = (inner[0] / size[0], inner[1] / size[1])
+        return View(size, frame, scale=scale, shift=(down, right))
     (inner,) = extents(torch.tensor([size]), height, width, fit).tolist()
     return View(size, frame, scale=(inner[0] / size[0], inner[1] / size[1]))
 

@@ -84,6 +84,12 @@ def test_a_wrong_file_is_refused_with_a_hint(tmp_path: Path, text: str, message:
     assert message in str(caught.value)
 
 
+def test_the_edges_are_only_cut_off_where_nothing_has_a_position() -> None:
+    assert recipes.start("resnet").with_overrides({"data.fit": "resize_crop"})
+    with pytest.raises(UsageError, match=r"data\.fit = resize_crop is not for detection"):
+        recipes.start("yolo").with_overrides({"data.fit": "resize_crop"})
+
+
 def test_the_tree_is_frozen_and_flat_is_complete() -> None:
     recipe = recipes.start("cnn")
     with pytest.raises(ValueError, match="frozen"):

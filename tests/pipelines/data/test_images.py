@@ -224,6 +224,33 @@ def test_a_crop_is_centred_and_extends_the_edge(height: int, width: int) -> None
     assert images.fit_image(image, height, width, "stretch").shape == (1, height, width)
 
 
+@pytest.mark.parametrize("size", [(348, 464), (224, 224), (1000, 230), (30, 50), (256, 256)])
+@pytest.mark.parametrize("to", [(224, 224), (96, 160)])
+def test_the_middle_is_that_of_torchvisions_evaluation(
+    size: tuple[int, int], to: tuple[int, int]
+) -> None:
+    """`Resize(256)` and `CenterCrop(224)`. The middle may lie a pixel beside theirs, where a side
+    is odd, so the images are smooth."""
+    from torchvision.transforms.v2 import functional
+
+    rows, columns = (torch.linspace(0, 3, side) for side in size)
+    image = (120 + 100 * (rows[:, None] + columns).sin()).expand(3, -1, -1).round().byte()
+    got = images.fit_image(image, *to, "resize_crop")
+    scale = max(to[0] / size[0], to[1] / size[1]) * 8 / 7
+    inner = [round(side * scale) for side in size]
+    assert min(a / b for a, b in zip(inner, to)) == pytest.approx(8 / 7, rel=0.01)
+    expected = functional.center_crop(functional.resize(image, inner, antialias=True), list(to))
+    assert (got.int() - expected.int()).abs().max() <= 6
+    stretched = images.fit_image(image, *to, "stretch")  # the control
+    assert (stretched.int() - expected.int()).abs().max() > 12
+    assert images.extents(torch.tensor([size]), *to, "resize_crop").tolist() == [list(to)]
+    where = images.view(size, *to, "resize_crop")
+    row, column = to[0] // 2, to[1] // 2
+    source = [(p - s) / f for p, s, f in zip((row, column), where.shift, where.scale)]
+    near = int(image[0, round(source[0]), round(source[1])])
+    assert int(got[0, row, column]) == pytest.approx(near, abs=12)
+
+
 @pytest.mark.fault(22)
 @pytest.mark.control(22)
 def test_pillows_warnings_are_ignored_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
