@@ -92,7 +92,7 @@ class DenseNet(Transfer[DenseNetConfig]):
         keep_map_sizes(net, data)
         return net
 
-    def rename(self, name: str) -> str:
+    def rename(self, name: str, module: nn.Module) -> str:
         return _OLD_NAME.sub(r"\1", name)
 
     def search_space(self) -> Mapping[str, Space]:

