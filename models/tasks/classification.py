@@ -37,6 +37,7 @@ from models.core.family import (
     Transform,
 )
 from models.metrics.average_precision import NAMED_CLASSES, metric_names
+from models.transforms.colour import ColourSettings, change_colours, erase
 
 CALIBRATION_BINS = 15
 """As in Guo et al., On Calibration of Modern Neural Networks, 2017."""
@@ -45,7 +46,7 @@ CHARTED_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class ClassificationAugment:
+class ClassificationAugment(ColourSettings):
     flip: bool = False
     """Mirror half of the training images, left to right."""
     crop_padding: int = 0
@@ -64,6 +65,7 @@ class ClassificationAugment:
     """Smallest and largest ratio of width to height of a random part."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in {"crop_padding": self.crop_padding, "cutout": self.cutout}.items():
             if value < 0:
                 raise UsageError(f"augment.{name} = {value}", hint="give 0 or more pixels")
@@ -273,7 +275,7 @@ def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
 
 
 class _Augment:
-    """The transform: one gather for shift and mirror, then normalisation, then cutout."""
+    """The transform: one gather for shift and mirror, then colours, normalisation, and blanks."""
 
     def __init__(self, settings: ClassificationAugment, data: DataSpec) -> None:
         self._settings = settings
@@ -290,9 +292,14 @@ class _Augment:
         self._offset = self._offset.to(images.device)
         if self._settings.flip or self._settings.crop_padding:
             images = self._shift(images, rng)
-        images = torch.addcmul(self._offset, images.float(), self._scale)
+        images = images.float()
+        if self._settings.changes_colours:
+            images = change_colours(images / 255, self._settings, rng) * 255
+        images = torch.addcmul(self._offset, images, self._scale)
         if self._settings.cutout:
             images = self._cut(images, rng)
+        if self._settings.erasing:
+            images = erase(images, self._settings.erasing, rng)
         batch = {**batch, "image": images}
         smoothing = self._settings.label_smoothing
         if smoothing:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -41,6 +41,7 @@ from models.core.family import (
     Transform,
 )
 from models.tasks.classification import CLASSIFICATION, ClassificationAugment
+from models.transforms.colour import ColourSettings
 
 BINS = 1 << 16
 """Bins for similarities from -1 to 1, so thresholds have a resolution of 2^-15 = 0.00003."""
@@ -54,7 +55,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class VerificationAugment:
+class VerificationAugment(ColourSettings):
     flip: bool = False
     """Mirror half of the training images, left to right."""
     crop_padding: int = 0
@@ -77,6 +78,7 @@ class VerificationAugment:
     """Smallest and largest ratio of width to height of a random part."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.as_classification()
         for name, most in {"rotate": 180.0, "shear": 1.0, "zoom": 0.5}.items():
             if not 0 <= getattr(self, name) <= most:
@@ -89,14 +91,8 @@ class VerificationAugment:
         return bool(self.rotate or self.shear or self.zoom)
 
     def as_classification(self) -> ClassificationAugment:
-        return ClassificationAugment(
-            flip=self.flip,
-            crop_padding=self.crop_padding,
-            cutout=self.cutout,
-            crop=self.crop,
-            crop_scale=self.crop_scale,
-            crop_ratio=self.crop_ratio,
-        )
+        known = {field.name for field in fields(ClassificationAugment)}
+        return ClassificationAugment(**{n: v for n, v in vars(self).items() if n in known})
 
 
 class Verification(Task):
