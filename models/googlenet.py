@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.blocks.classifier import sgd_defaults, sgd_search_space
 from models.blocks.transfer import (
@@ -107,16 +106,15 @@ class GoogLeNet(Transfer[GoogLeNetConfig]):
         return net
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """Cross-entropy of the logits, in training plus that of the auxiliary heads; `main_loss` is
+        """The loss of the logits, in training plus that of the auxiliary heads; `main_loss` is
         that of the logits alone."""
         outputs = module(batch["image"])
-        target = batch["target"] if "target" in batch else batch["label"]
         if isinstance(outputs, Tensor):
             logits, others = outputs.float(), []
         else:
             logits, *others = (o.float() for o in outputs if o is not None)
-        main = F.cross_entropy(logits, target)
-        added = [AUXILIARY_WEIGHT * F.cross_entropy(other, target) for other in others]
+        main = self.class_loss(logits, batch)
+        added = [AUXILIARY_WEIGHT * self.class_loss(other, batch) for other in others]
         correct = (logits.argmax(1) == batch["label"]).float()
         return {"loss": sum(added, start=main), "main_loss": main, "accuracy": correct.mean()}
 

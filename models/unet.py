@@ -15,7 +15,7 @@ soft Dice loss of Milletari et al., V-Net, 2016, extended to several classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,6 @@ from models.tasks.semantic_segmentation import IGNORED, SEMANTIC_SEGMENTATION
 
 Norm = Literal["batch", "group", "instance", "none"]
 Up = Literal["transpose", "bilinear"]
-ClassWeights = Literal["none", "sqrt", "balanced"]
 GROUP_CHANNELS = 8
 """Channels of each group of a group norm."""
 LONGEST_SIDE, PATCH, STEPS = 1024, 256, 600
@@ -57,9 +56,6 @@ class UnetConfig:
     interpolation."""
     dice: float = 1.0
     """Weight of the Dice loss. The cross-entropy has weight 1."""
-    class_weights: ClassWeights = "none"
-    """Weights of the classes in the cross-entropy: "balanced" is the inverse of the class's pixels
-    in the training split, "sqrt" the square root of that."""
     tile: int = 1024
     """An image with more than `tile` * `tile` pixels is predicted in tiles of that side."""
     overlap: int = 128
@@ -72,7 +68,6 @@ class UnetConfig:
             )
         check_choice("norm", self.norm, get_args(Norm))
         check_choice("up", self.up, get_args(Up))
-        check_choice("class_weights", self.class_weights, get_args(ClassWeights))
         check_shares(self, "dropout")
         if not 0 <= self.dice < math.inf:
             raise UsageError(f"model.dice = {self.dice}", hint="give 0 or more")
@@ -80,8 +75,6 @@ class UnetConfig:
 
 
 class Net(nn.Module):
-    class_weights: Tensor
-
     def __init__(self, config: UnetConfig, data: DataSpec) -> None:
         super().__init__()
         self.config = config
@@ -95,8 +88,6 @@ class Net(nn.Module):
         self.up = nn.ModuleList(_up(config, level) for level in channels[:-1])
         self.merge = nn.ModuleList(_block(config, 2 * level, level) for level in channels[:-1])
         self.head = nn.Conv2d(config.width, len(data.classes), 1)
-        weights = weights_of(data, config.class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 # In a transposed convolution of stride 2, each output depends on one input pixel.
@@ -160,21 +151,9 @@ def reflect(image: Tensor, unit: int) -> Tensor:
     return image
 
 
-def weights_of(data: DataSpec, kind: ClassWeights) -> Tensor:
-    """(K,): the weight of a pixel of each class. The mean over the pixels of the training split is
-    1; a class that it doesn't have gets 1."""
-    counts = torch.tensor(data.counts, dtype=torch.float64)
-    if kind == "none" or len(counts) != len(data.classes) or not counts.any():
-        return torch.ones(len(data.classes))
-    shares = counts / counts.sum()
-    weights = 1 / (shares if kind == "balanced" else shares.sqrt())
-    weights = weights.where(counts > 0, 0)
-    weights = weights / (weights * shares).sum()
-    return weights.where(counts > 0, 1).float()
-
-
-def losses_of(logits: Tensor, mask: Tensor, weights: Tensor, dice: float) -> Losses:
+def losses_of(logits: Tensor, mask: Tensor, weights: Sequence[float], dice: float) -> Losses:
     """Means over the images, from logits (B, K, H, W) and classes uint8 (B, H, W), 255 for none.
+    `weights` are those of the K classes in the cross-entropy, or empty.
 
     The cross-entropy of an image is the mean over its pixels with a class, 0 if there are none. Its
     Dice loss is 1 minus the mean of the soft Dice coefficients of the classes in it.
@@ -183,7 +162,9 @@ def losses_of(logits: Tensor, mask: Tensor, weights: Tensor, dice: float) -> Los
     pixels = known.flatten(1).sum(1).clamp(min=1)
     truth = mask.long().masked_fill(~known, 0)
     logs = logits.float().log_softmax(1)
-    nll = -logs.gather(1, truth[:, None])[:, 0] * weights[truth] * known
+    nll = -logs.gather(1, truth[:, None])[:, 0] * known
+    if weights:
+        nll = nll * torch.tensor(weights, device=nll.device)[truth]
     cross_entropy = nll.flatten(1).sum(1) / pixels
 
     classes = logits.shape[1]
@@ -206,6 +187,8 @@ def losses_of(logits: Tensor, mask: Tensor, weights: Tensor, dice: float) -> Los
 
 class Unet(Family[UnetConfig]):
     accepts_any_size = True
+    losses = ("cross_entropy",)
+    weighs_classes = True
     task = SEMANTIC_SEGMENTATION
     variants = {
         "base": UnetConfig(),
@@ -268,7 +251,8 @@ class Unet(Family[UnetConfig]):
         if image.ndim == 5:
             image, mask = image.flatten(0, 1), mask.flatten(0, 1)
         net: Net = unwrap(module)
-        return losses_of(module(image), mask, net.class_weights, net.config.dice)
+        weights = self.loss_settings.weights if self.loss_settings else ()
+        return losses_of(module(image), mask, weights, net.config.dice)
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:
@@ -304,7 +288,7 @@ class Unet(Family[UnetConfig]):
             "train.batch_size": Choice((2, 4, 8)),
             "model.width": Choice((16, 32, 64)),
             "model.dice": Uniform(0.0, 2.0),
-            "model.class_weights": Choice(("none", "sqrt", "balanced")),
+            "train.class_weights": Choice(("none", "sqrt", "balanced")),
             "augment.zoom": Uniform(0.0, 0.3),
         }
 

@@ -107,6 +107,13 @@ class Train(_Frozen):
     """Precision of the forward pass; `auto` is bf16 on hardware that supports it."""
     channels_last: bool = True
     """Use the channels-last memory format."""
+    loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
+    """Loss of classifiers: `focal` lets easy images count less, `bce` is the binary cross-entropy
+    of each class."""
+    class_weights: Literal["none", "sqrt", "balanced", "effective_number"] = "none"
+    """How much the images of a class count in the loss, or its pixels: `balanced` is the inverse of
+    their number in the training split, `sqrt` the square root of that, `effective_number` of Cui et
+    al., 2019, lies between `none` and `balanced`."""
     clip_norm: float = Field(default=0.0, ge=0)
     """Maximum norm of the gradient; 0 doesn't clip."""
     ema: float = Field(default=0.0, ge=0, lt=1)
@@ -225,6 +232,22 @@ class Recipe(_Frozen):
         for where, settings in typed.items():  # the same form from code (tuples) and JSON (lists)
             tree[where] = dataclasses.asdict(settings)
         return tree
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> Recipe:
+        family, train = models.get(self.family), self.train
+        if train.loss != "cross_entropy" and train.loss not in family.losses:
+            raise UsageError(
+                f"train.loss = {train.loss} is not for {self.family}, which has its own loss",
+                hint="leave train.loss out",
+            )
+        if train.class_weights != "none" and not family.weighs_classes:
+            raise UsageError(
+                f"train.class_weights = {train.class_weights} is not for {self.family}, whose loss "
+                "takes no weights",
+                hint="leave train.class_weights out",
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_fit(self) -> Recipe:

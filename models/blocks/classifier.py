@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from models.core.export import ExportModule
 from models.core.family import Batch, DataSpec, Defaults, Family, Losses, Prediction
 from models.core.fitted import DataFacts, Fitted, flip, length, light, square
+from models.core.losses import KINDS, class_losses
 from models.core.spaces import Choice, LogUniform, Space, Uniform
 from models.tasks.classification import CLASSIFICATION
 
@@ -35,13 +36,22 @@ class Classifier(Family[C], Generic[C]):
     """A family whose network returns logits. A subclass adds `variants` and `build`."""
 
     task = CLASSIFICATION
+    losses = KINDS
+    weighs_classes = True
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
-        """Cross-entropy with `target` (B, K) if the batch has it, otherwise with `label` (B,)."""
+        """The loss of the recipe, with `target` (B, K) if the batch has it, otherwise with `label`
+        (B,)."""
         logits = module(batch["image"]).float()
-        target = batch["target"] if "target" in batch else batch["label"]
         correct = (logits.argmax(1) == batch["label"]).float()
-        return {"loss": F.cross_entropy(logits, target), "accuracy": correct.mean()}
+        return {"loss": self.class_loss(logits, batch), "accuracy": correct.mean()}
+
+    def class_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The mean over the images."""
+        target = batch["target"] if "target" in batch else batch["label"]
+        if self.loss_settings is None:
+            return F.cross_entropy(logits, target)
+        return class_losses(logits, target, self.loss_settings).mean()
 
     @torch.no_grad()
     def predict(self, module: nn.Module, batch: Batch) -> list[Prediction]:

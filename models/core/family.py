@@ -7,6 +7,7 @@ Knows nothing of files, network, cluster or tracking.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from models.core.errors import UsageError
 from models.core.fitted import DataFacts, Fitted
+from models.core.losses import LossSettings
 from models.core.spaces import Space
 
 Batch = dict[str, Any]
@@ -329,6 +331,13 @@ class Family(ABC, Generic[C]):
     default."""
     defaults: ClassVar[Defaults] = {}
     """Settings of the recipe that are known to work with this family."""
+    losses: ClassVar[Sequence[str]] = ()
+    """The kinds of `train.loss` that the family can train with; empty for one with losses of its
+    own."""
+    weighs_classes: ClassVar[bool] = False
+    """Whether the family's losses follow `train.class_weights`."""
+    loss_settings: LossSettings | None = None
+    """Kind and class weights that `loss` follows; None for the cross-entropy."""
     accepts_any_size: ClassVar[bool] = False
     """Whether the network takes images of any size, not only of the size that it was built for."""
     variant_defaults: ClassVar[Mapping[str, Defaults]] = {}
@@ -347,6 +356,12 @@ class Family(ABC, Generic[C]):
         """Loads the pretrained weights that the config names, if any. Called on every rank when a
         training begins; not when one is resumed, nor when a trained model is loaded."""
         return
+
+    def with_loss(self, settings: LossSettings) -> Family[C]:
+        """The same family, whose losses follow these settings."""
+        family = copy.copy(self)
+        family.loss_settings = settings
+        return family
 
     def loss(self, module: nn.Module, batch: Batch) -> Losses:
         """The losses of a transformed batch. A family with several parts overrides `updates`

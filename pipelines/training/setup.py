@@ -19,6 +19,7 @@ from torch import nn
 import models
 from models.core.errors import TesseraError, UsageError
 from models.core.family import DataSpec, Family
+from models.core.losses import LossSettings
 from models.metrics import custom as custom_metrics
 from pipelines.cluster.connection import Resources
 from pipelines.cluster.worker_count import WorkerGroup, check_fits
@@ -62,7 +63,11 @@ class TrainingSetup:
             )
         if not recipe.data.digest:
             recipe = recipe.with_overrides({"data.digest": card.digest})
-        return cls(recipe, family, card, data_spec(recipe, card))
+        data, train = data_spec(recipe, card), recipe.train
+        if (train.loss, train.class_weights) != ("cross_entropy", "none"):
+            settings = LossSettings.of(train.loss, train.class_weights, data.counts)
+            family = family.with_loss(settings)
+        return cls(recipe, family, card, data)
 
     def build_module(self) -> nn.Module:
         """A fresh network on the CPU. Its weights depend on torch's seed alone."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import examples
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ from torch.nn import functional as F
 import models
 from models.core.errors import UsageError
 from models.core.family import BatchRng, DataSpec
-from models.unet import Unet, UnetConfig, losses_of, reflect, weights_of
+from models.core.losses import LossSettings
+from models.unet import Unet, UnetConfig, losses_of, reflect
 from pipelines import recipe as recipes
 from pipelines.inference.predictor import Predictor, save_image
 
@@ -117,7 +116,7 @@ def test_losses_agree_with_their_definitions():
     mask[1][mask[1] == 2] = 0
     mask[2] = 255
     weights = torch.tensor([0.5, 1.0, 3.0])
-    losses = losses_of(logits, mask.to(torch.uint8), weights, 0.7)
+    losses = losses_of(logits, mask.to(torch.uint8), weights.tolist(), 0.7)
     entropy, missed = plain_losses(logits, mask, weights)
     assert float(losses["cross_entropy"]) == pytest.approx(entropy, rel=1e-5)
     assert float(losses["dice_loss"]) == pytest.approx(missed, rel=1e-5)
@@ -126,15 +125,15 @@ def test_losses_agree_with_their_definitions():
     right = (logits.argmax(1) == mask).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
     assert float(losses["pixel_accuracy"]) == pytest.approx(float(right.mean()))
     cross = F.cross_entropy(logits[:1], mask[:1], ignore_index=255)
-    (first,) = (losses_of(logits[:1], mask[:1], torch.ones(3), 0.0)["loss"],)
+    (first,) = (losses_of(logits[:1], mask[:1], (), 0.0)["loss"],)
     assert float(first) == pytest.approx(float(cross), rel=1e-5)
 
 
 def test_losses_of_perfect_and_wrong_predictions():
     mask = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8)
     sure = 50.0 * F.one_hot(mask.long() % 255, 3).movedim(-1, 1)
-    assert float(losses_of(sure, mask, torch.ones(3), 1.0)["loss"]) < 1e-6
-    assert float(losses_of(sure.roll(1, 1), mask, torch.ones(3), 1.0)["loss"]) > 50
+    assert float(losses_of(sure, mask, (), 1.0)["loss"]) < 1e-6
+    assert float(losses_of(sure.roll(1, 1), mask, (), 1.0)["loss"]) > 50
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
@@ -149,15 +148,16 @@ def test_without_labelled_pixels_the_loss_is_zero(norm):
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_images():
     """Then it doesn't depend on how the batch is divided among ranks and accumulation steps."""
-    module = net(spec(), norm="group", class_weights="balanced")
+    module = net(spec(), norm="group")
     images = noise(4, 3, 32, 32)
     mask = torch.randint(0, 3, (4, 32, 32), generator=torch.Generator().manual_seed(2))
     mask[1, :30] = 255
     mask = mask.to(torch.uint8)
+    weighed = UNET.with_loss(LossSettings("cross_entropy", (0.5, 2.0, 1.0)))
     with torch.no_grad():
-        whole = UNET.loss(module, {"image": images, "mask": mask})["loss"]
+        whole = weighed.loss(module, {"image": images, "mask": mask})["loss"]
         each = [
-            UNET.loss(module, {"image": images[i : i + 1], "mask": mask[i : i + 1]})["loss"]
+            weighed.loss(module, {"image": images[i : i + 1], "mask": mask[i : i + 1]})["loss"]
             for i in range(4)
         ]
     torch.testing.assert_close(whole, torch.stack(each).mean())
@@ -171,19 +171,15 @@ def test_patches_have_the_weight_of_images():
     assert torch.equal(UNET.loss(module, patches)["loss"], flat)
 
 
-def test_class_weights_balance_the_classes():
-    data = spec(counts=(90, 9, 1))
-    assert weights_of(data, "none").tolist() == [1, 1, 1]
-    balanced = weights_of(data, "balanced")
-    shares = torch.tensor([0.9, 0.09, 0.01])
-    torch.testing.assert_close(balanced * shares, torch.full((3,), 1 / 3))
-    root = weights_of(data, "sqrt")
-    torch.testing.assert_close(root[2] / root[0], torch.tensor(math.sqrt(90)))
-    assert float((root * shares).sum()) == pytest.approx(1)
-    absent = weights_of(spec(counts=(90, 10, 0)), "balanced")
-    torch.testing.assert_close(absent, torch.tensor([0.5 / 0.9, 5.0, 1.0]))
-    assert weights_of(spec(counts=()), "balanced").tolist() == [1, 1, 1]
-    assert "class_weights" not in net(data).state_dict()
+def test_rare_classes_can_count_more():
+    weighed = UNET.with_loss(LossSettings("cross_entropy", (1.0, 5.0, 1.0)))
+    module, images = net(spec(), norm="group"), noise(2, 3, 32, 32)
+    batches = [
+        {"image": images, "mask": torch.full((2, 32, 32), k, dtype=torch.uint8)} for k in range(3)
+    ]
+    for batch, factor in zip(batches, (1, 5, 1)):
+        plain, other = (f.loss(module, batch)["cross_entropy"] for f in (UNET, weighed))
+        torch.testing.assert_close(other, factor * plain)
 
 
 def test_predictions_do_not_depend_on_padding():
@@ -337,7 +333,6 @@ def test_predictions_have_the_size_of_the_image(fit, tmp_path):
         {"width": 0},
         {"norm": "layer"},
         {"up": "nearest"},
-        {"class_weights": "some"},
         {"dropout": 1.0},
         {"dice": -1.0},
         {"dice": float("nan")},

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from models.core.errors import UsageError
 from models.core.family import BatchRng, DataSpec
@@ -29,6 +28,8 @@ def images(count: int = 6, channels: int = 3) -> Tensor:
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_each_change_is_torchvisions(name: str) -> None:
+    from torchvision.transforms.v2 import functional
+
     amounts = [-0.5, -0.2, 0.0, 0.1, 0.4, 0.5] if name == "hue" else [0.0, 0.3, 1.0, 1.2, 1.9, 0.7]
     given = torch.tensor(amounts)[:, None, None, None]
     got = getattr(colour, f"adjust_{name}")(images(), given)
