@@ -69,7 +69,7 @@ class Fitted:
 def length(
     facts: DataFacts, settings: Mapping[str, Any], kept: Container[str], *, steps: int
 ) -> Iterator[Fitted]:
-    """Batch size, epochs, patience and learning rates.
+    """Batch size, epochs, patience and learning rates. Epochs that are in `kept` are all trained.
 
     `steps` are those that a training needs: with fewer images it has more epochs than `settings`,
     at most `MOST_EPOCHS`. Unless its size is in `kept`, a batch is halved for few images, down to
@@ -84,14 +84,12 @@ def length(
     while batch > least and facts.samples < batch * STEPS_AN_EPOCH:
         batch = max(batch // 2, least)
     an_epoch = -(-facts.samples // batch)
-    wanted = settings["train.epochs"]
-    if "train.epochs" not in kept:
-        wanted = min(MOST_EPOCHS, max(wanted, math.ceil(steps / an_epoch)))
     yield Fitted("train.batch_size", batch, f"{images} make {an_epoch:,} steps an epoch")
-    yield Fitted("train.epochs", wanted, f"{wanted * an_epoch:,} steps in all")
-    yield Fitted(
-        "train.patience", max(5, wanted // 3), "stops after a third of the epochs without progress"
-    )
+    if "train.epochs" not in kept:
+        epochs = min(MOST_EPOCHS, max(settings["train.epochs"], math.ceil(steps / an_epoch)))
+        yield Fitted("train.epochs", epochs, f"{epochs * an_epoch:,} steps in all")
+        reason = "stops after a third of the epochs without progress"
+        yield Fitted("train.patience", max(5, epochs // 3), reason)
     share = batch / usual
     for path, rate in settings.items():
         if share < 1 and re.fullmatch(r"optim\.[^.]+\.lr", path):
