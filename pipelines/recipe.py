@@ -51,6 +51,10 @@ class Data(_Frozen):
     cuts out the center at the image's own resolution, `resize_crop` scales the image so that it is
     8/7 as large as needed and cuts out the center, `pad` keeps the aspect ratio, shrinks the image
     if it is too large and pads the rest."""
+    sampler: Literal["shuffle", "balanced", "sqrt"] = "shuffle"
+    """Which training images an epoch has: `shuffle` has each one once. `balanced` has each class
+    equally often, `sqrt` in proportion to the square root of its images; both repeat images of rare
+    classes and leave out some of the others, which change with each epoch."""
     loader_workers: int = Field(default=0, ge=0)
     """Decoding processes of each worker; 0 decodes in a thread of the worker."""
     cache: Literal["auto", "none", "memory", "device"] = "auto"
@@ -250,8 +254,14 @@ class Recipe(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _check_fit(self) -> Recipe:
+    def _check_data(self) -> Recipe:
         task = models.get(self.family).task
+        if self.data.sampler != "shuffle" and task.reads != "classification":
+            raise UsageError(
+                f"data.sampler = {self.data.sampler} is not for {task.name}, whose images have no "
+                "class",
+                hint="leave data.sampler out",
+            )
         if self.data.fit == "resize_crop" and task.has_positions:
             raise UsageError(
                 f"data.fit = resize_crop is not for {task.name}, as it cuts off the edges",

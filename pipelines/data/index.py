@@ -136,6 +136,12 @@ class Index:
                 self._kept.popitem(last=False)
         return rows
 
+    def labels(self) -> np.ndarray[Any, Any]:
+        """The labels of all samples, int64 (N,)."""
+        shards = range(len(self.starts) - 1)
+        parts = [self.rows(shard)["label"].astype(np.int64) for shard in shards]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
     def close(self) -> None:
         """Closes the local file, if there is one."""
         if self._file >= 0:

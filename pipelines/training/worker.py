@@ -273,6 +273,7 @@ def train_loader(setup: TrainingSetup, world: World) -> TrainLoader:
         seed=recipe.seed,
         world=world,
         crop=crop,
+        sampler=recipe.data.sampler,
         **options,
     )
 

@@ -22,7 +22,9 @@ from models.core.family import Batch, DataSpec, RandomCrop
 from pipelines.data.card import Card
 from pipelines.data.loading.crops import RunCrops
 from pipelines.data.loading.order import EpochOrder, rank_part
+from pipelines.data.loading.samplers import ClassSampler
 from pipelines.data.loading.source import BatchSource, LoadingOptions, Numbers
+from pipelines.data.shards import ShardReader
 from pipelines.interfaces import World
 
 
@@ -43,7 +45,7 @@ class TrainStep:
 
 class TrainLoader:
     """The training batches of one rank. Every rank gets the same number of steps, and every sample
-    is in exactly one global batch of an epoch."""
+    is in exactly one global batch of an epoch, unless a sampler repeats or leaves out some."""
 
     def __init__(
         self,
@@ -56,11 +58,18 @@ class TrainLoader:
         world: World,
         split: str = "train",
         crop: RandomCrop | None = None,
+        sampler: str = "shuffle",
         **options: Unpack[LoadingOptions],
     ) -> None:
-        """With `crop`, a batch has views of the images: parts of them, others in each epoch."""
+        """With `crop`, a batch has views of the images: parts of them, others in each epoch. With
+        another `sampler` than "shuffle", images of rare classes are used more often, see
+        `samplers.py`."""
         self._batch_size, self._world = batch_size, world
-        self._rows = TrainRows(card, split, seed, batch_size, world)
+        classes = None
+        if sampler != "shuffle":
+            labels = ShardReader(where, card, split).index.labels()
+            classes = ClassSampler(labels, sampler, f"{card.digest}\0{split}", seed)
+        self._rows = TrainRows(card, split, seed, batch_size, world, classes)
         max_rows = -(-batch_size // world.size)
         cuts = RunCrops(crop, seed) if crop else None
         self._source = BatchSource(
@@ -111,14 +120,23 @@ class TrainLoader:
 class TrainRows:
     """Returns a rank's sample numbers, int64, of the global batch that begins at (epoch, start)."""
 
-    def __init__(self, card: Card, split: str, seed: int, batch_size: int, world: World) -> None:
-        self._name = (card.digest, split)
+    def __init__(
+        self,
+        card: Card,
+        split: str,
+        seed: int,
+        batch_size: int,
+        world: World,
+        sampler: ClassSampler | None = None,
+    ) -> None:
+        self._name, self._sampler = (card.digest, split), sampler
         self._shards = np.array([shard.samples for shard in card.split(split).shards])
         self._seed, self._batch_size, self._world = seed, batch_size, world
         self._current: tuple[int, EpochOrder] | None = None
 
     def order(self, epoch: int) -> EpochOrder:
-        return EpochOrder(*self._name, self._shards, self._seed, epoch)
+        repeats = self._sampler.repeats(epoch) if self._sampler else None
+        return EpochOrder(*self._name, self._shards, self._seed, epoch, repeats=repeats)
 
     def __call__(self, key: tuple[int, int]) -> Numbers:
         epoch, start = key

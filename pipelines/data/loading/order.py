@@ -70,7 +70,8 @@ def rank_part(start: int, samples: int, batch_size: int, world: World) -> RankPa
 class EpochOrder:
     """One epoch's permutation of a split's sample numbers, computed window by window on demand.
 
-    `shard_sizes` is the number of samples of each shard. Not thread-safe.
+    `shard_sizes` is the number of samples of each shard. With `repeats`, int64, the epoch has each
+    sample so many times. Not thread-safe.
     """
 
     def __init__(
@@ -81,10 +82,15 @@ class EpochOrder:
         seed: int,
         epoch: int,
         window: int = WINDOW,
+        repeats: Numbers | None = None,
     ) -> None:
         self._name = f"{digest}\0{split}\0{seed}\0{epoch}"
         self._window = window
-        sizes = np.asarray(shard_sizes, np.int64)
+        sizes, self._samples = np.asarray(shard_sizes, np.int64), None
+        if repeats is not None:  # the order is that of a data set that has each sample so often
+            self._samples = np.repeat(np.arange(len(repeats)), repeats)
+            ends = np.concatenate([[0], np.cumsum(repeats)])[np.cumsum(sizes)]
+            sizes = np.diff(ends, prepend=0)
         self._shards = np.argsort(self._draw("shards", len(sizes)), kind="stable")
         self._sizes = sizes[self._shards]
         self._firsts = (np.cumsum(sizes) - sizes)[self._shards]
@@ -143,6 +149,8 @@ class EpochOrder:
         begins = np.cumsum(sizes) - sizes
         numbers = np.repeat(firsts - begins, sizes) + np.arange(total)
         chosen = np.argsort(self._draw(str(window), total), kind="stable")
+        if self._samples is not None:
+            numbers = self._samples[numbers]
         positions = np.repeat(begins / max(total, 1), sizes)
         kept = self._kept[window] = numbers[chosen], positions[chosen]
         if len(self._kept) > _KEPT_WINDOWS:
