@@ -37,6 +37,7 @@ from models.core.family import (
     Transform,
 )
 from models.metrics.average_precision import NAMED_CLASSES, metric_names
+from models.metrics.roc_auc import RocAuc
 from models.transforms.colour import ColourSettings, change_colours, erase
 
 CALIBRATION_BINS = 15
@@ -118,8 +119,10 @@ class Classification(Task):
 
     def metrics(self, records: Sequence[Record], data: DataSpec) -> dict[str, float]:
         """`accuracy`; `loss`, the mean negative log-likelihood in nats; `precision`, `recall` and
-        `f1`, macro averages over the classes that occur; `calibration_error`, the expected
-        calibration error over 15 bins; `top5` if there are more than 5 classes.
+        `f1`, macro averages over the classes that occur; `balanced_accuracy`, the mean recall of
+        the classes that images have; Cohen's `kappa`; `roc_auc`, the macro average of each class
+        against the rest; `calibration_error`, the expected calibration error over 15 bins; `top5`
+        if there are more than 5 classes.
 
         Sums are exact, so the order of the images and the number of threads change no digit.
         """
@@ -139,6 +142,7 @@ class Classification(Task):
         confidence = probabilities.gather(1, predicted[:, None])[:, 0]
         losses = torch.tensor([self.error_score(r) for r in records], dtype=torch.float64)
         best = probabilities.argsort(dim=1, descending=True, stable=True)[:, :5]
+        roc_auc = RocAuc(probabilities, truth)
         correct = predicted == truth
         in_best = (best == truth[:, None]).any(1)
 
@@ -149,6 +153,8 @@ class Classification(Task):
                 "accuracy": int(matrix.diagonal().sum()) / len(chosen),
                 "loss": math.fsum(losses[chosen].tolist()) / len(chosen),
                 **_macro(matrix),
+                **_corrected(matrix),
+                "roc_auc": roc_auc(chosen),
                 "calibration_error": _calibration_error(confidence[chosen], correct[chosen]),
             }
             if classes > 5:
@@ -243,6 +249,21 @@ def _macro(matrix: Tensor) -> dict[str, float]:
         "recall": math.fsum(hit / truth for hit, truth, _ in rows if truth) / len(rows),
         "f1": math.fsum(2 * hit / (truth + predicted) for hit, truth, predicted in rows)
         / len(rows),
+    }
+
+
+def _corrected(matrix: Tensor) -> dict[str, float]:
+    """Accuracies that the sizes of the classes don't raise. `kappa` is 0 if all images have one
+    class, and it was predicted for all."""
+    hits = matrix.diagonal().tolist()
+    truths, predictions = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    recalls = [hit / truth for hit, truth in zip(hits, truths) if truth]
+    count = sum(truths)
+    by_chance = sum(truth * predicted for truth, predicted in zip(truths, predictions))
+    possible = count * count - by_chance
+    return {
+        "balanced_accuracy": math.fsum(recalls) / len(recalls),
+        "kappa": (sum(hits) * count - by_chance) / possible if possible else 0.0,
     }
 
 

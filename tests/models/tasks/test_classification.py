@@ -66,6 +66,10 @@ def test_metrics_agree_with_scikit_learn(absent):
         "precision": precision,
         "recall": recall,
         "f1": f1,
+        "kappa": sklearn_metrics.cohen_kappa_score(truth, output),
+        "balanced_accuracy": sklearn_metrics.recall_score(
+            truth, output, average="macro", labels=sorted(set(truth.tolist()))
+        ),
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(float(value), rel=1e-12), name
