@@ -34,7 +34,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
     from pipelines.training.checkpoints import Progress
     from pipelines.training.run import JUDGE
     from pipelines.training.setup import data_spec
-    from pipelines.workflows import judges, model_reference, services
+    from pipelines.workflows import model_reference, services, used_models
 
     registry = services.open_registry(Context.from_environment())
     version = model_reference.resolve(registry, model)
@@ -42,7 +42,7 @@ def initial_frechet(model: str, data: str, split: str = "test") -> dict[str, Any
         judge = Path(scratch) / JUDGE
         trained = registry.download(version, Path(scratch))
         loaded = checkpoints.read_model(trained, services.registered_digest(version))
-        judges.fetch(loaded.recipe, registry, judge)
+        used_models.fetch_judge(loaded.recipe, registry, judge)
         torch.manual_seed(loaded.recipe.seed)  # as a training does
         family = models.get(loaded.recipe.family)
         module = family.build(loaded.recipe.config(), data_spec(loaded.recipe, loaded.card))

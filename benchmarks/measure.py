@@ -74,7 +74,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.training import hardware
-    from pipelines.workflows import judges
+    from pipelines.workflows import used_models
     from pipelines.workflows.context import Context
     from pipelines.workflows.evaluate import evaluate
     from pipelines.workflows.train import train
@@ -84,7 +84,7 @@ def measure(path: Path, data: str, seeds: int, overrides: Sequence[str] = ()) ->
     recipe = recipes.read(path).with_overrides(
         {**changes, "data.path": data, "data.digest": cards.read(data).digest}
     )
-    recipe = judges.pin(context, recipe)
+    recipe = used_models.pin(context, recipe)
     task = models.get(recipe.family).task
     commit = _git("rev-parse", "--short", "HEAD")  # before the training: it may change meanwhile
     metrics: dict[str, list[float]] = {}

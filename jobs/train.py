@@ -151,7 +151,7 @@ def check(parameters: Mapping[str, Any]) -> None:
     from pipelines import recipe as recipes
     from pipelines.data import card as cards
     from pipelines.training.setup import TrainingSetup, check_ready
-    from pipelines.workflows import judges, train
+    from pipelines.workflows import train, used_models
     from pipelines.workflows.context import Context
 
     if parameters["resume"] or not parameters["what"]:
@@ -171,7 +171,7 @@ def check(parameters: Mapping[str, Any]) -> None:
         raise
     recipe, _ = train.fit_recipe(what, data, variant, changes)
     # The job runs elsewhere: neither this machine's CPUs nor its copy of the weights count.
-    setup = TrainingSetup.of(judges.pin(Context.from_environment(), recipe), card)
+    setup = TrainingSetup.of(used_models.pin(Context.from_environment(), recipe), card)
     check_ready(setup, check_weights=False)
 
 

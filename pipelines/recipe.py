@@ -191,6 +191,11 @@ class Recipe(_Frozen):
     """Registered classifier, as `models:/NAME/3`, that judges the images a generator makes."""
     judge_digest: str = ""
     """Digest of the judge's files."""
+    start_from: str = ""
+    """Registered version of the same family, as `models:/NAME/3`, with whose weights the training
+    begins. Classes that both have keep their part of the head."""
+    start_from_digest: str = ""
+    """Digest of the files of that version."""
     metrics: tuple[str, ...] = ()
     """Additional metrics, functions of your own, as MODULE:FUNCTION."""
     model: dict[str, Any] = {}

@@ -56,6 +56,7 @@ MACHINES = Path(__file__).parent / "cluster"
 """Tests that need a cluster of machines."""
 
 RAY_IS_HELD = pytest.StashKey[bool]()
+PRIORITY_IS_SET = pytest.StashKey[bool]()
 
 
 # ── which worker process runs what, and when ──────────────────────────────────────────────────
@@ -139,8 +140,18 @@ def pytest_unconfigure() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs machines of namespaces where there can be none."""
+    _give_way_to_ray(item)
     if item.path.is_relative_to(MACHINES) and (reason := cluster_lab.missing()):
         pytest.skip(reason)
+
+
+def _give_way_to_ray(item: pytest.Item) -> None:
+    """Lowers the priority of each worker process but the one with Ray's cluster, whose tests, one
+    after the other, take longest."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.config.stash.get(PRIORITY_IS_SET, False):
+        item.config.stash[PRIORITY_IS_SET] = True
+        if _group(item.nodeid.split("::")[0]) != "ray":
+            os.nice(3)
 
 
 def _needs(item: pytest.Item | None, fixture: str) -> bool:

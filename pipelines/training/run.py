@@ -7,7 +7,8 @@ MLflow or Ray.
     events.jsonl    every event, in order      checkpoints/   step-NNNNNNNNN each
     pictures/       previews and curves        sample_log/    samples of each step, if recorded
     model/          what was registered        judge/         the classifier that judges, if needed
-    ray/            Ray Train's own files      lock           held while a driver works on the run
+    start/          the version begun with     lock           held while a driver works on the run
+    ray/            Ray Train's own files
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ MODEL_BYTES = 150
 """So many bytes of a model's name are in a run's: a folder's name has at most 255."""
 CHECKPOINTS = "checkpoints"
 JUDGE = "judge"
+START = "start"
 MODEL = "model"
 PICTURES = "pictures"
 """Folders within a run's folder."""

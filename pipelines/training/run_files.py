@@ -15,7 +15,7 @@ from pipelines.tracking import published_log
 from pipelines.tracking.events import EventLog
 from pipelines.tracking.published_log import PublishedEventLog, Publisher
 from pipelines.training import sample_log
-from pipelines.training.run import CHECKPOINTS, JUDGE, MODEL, Run
+from pipelines.training.run import CHECKPOINTS, JUDGE, MODEL, START, Run
 from pipelines.training.run_storage import PATIENCE, RunStorage
 
 Listener = Callable[[dict[str, Any]], None]
@@ -74,8 +74,9 @@ class PublishedFiles(RunFiles):
         folder = self._run.folder
         published_log.restore(self._run.event_log, self._storage.storage)
         self._storage.publish_file(folder / "recipe.json", "recipe.json")
-        if (folder / JUDGE).is_dir():
-            self._storage.publish_folder(folder / JUDGE, JUDGE)
+        for used in (JUDGE, START):
+            if (folder / used).is_dir():
+                self._storage.publish_folder(folder / used, used)
         self._storage.publish_file(folder / "run.json", "run.json")
 
     def open_log(self, listeners: Sequence[Listener]) -> EventLog:

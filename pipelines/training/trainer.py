@@ -21,12 +21,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models.core.family import Batch, BatchRng
 from pipelines.data.loading.loaders import TrainStep
 from pipelines.interfaces import Emit, GroupStopped, World
+from pipelines.recipe import Recipe
 from pipelines.training import checkpoints, distributed, optim
 from pipelines.training.checkpoint_store import CheckpointFolder
-from pipelines.training.checkpoints import Progress, State
+from pipelines.training.checkpoints import Model, Progress, State
 from pipelines.training.evaluator import autocast, to_device
 from pipelines.training.sample_log import SampleLog
 from pipelines.training.setup import TrainingSetup, optim_settings
+from pipelines.training.start import Started, begin_with
 from pipelines.training.step_errors import explain_memory_error, explain_norm_error
 from pipelines.training.train_metrics import NotFiniteError, TrainMetrics
 
@@ -84,6 +86,7 @@ class Trainer:
         emit: Emit,
         store: CheckpointFolder,
         state: State | None = None,
+        start: Model | None = None,
         on_first_batch: Callable[[Batch], None] | None = None,
         sample_log: SampleLog | None = None,
         until_epoch: int | None = None,
@@ -92,6 +95,7 @@ class Trainer:
         Args:
             store: Where checkpoints are saved.
             state: A checkpoint to continue from.
+            start: A trained network to begin with.
             on_first_batch: Called on rank 0 with the first transformed batch of the training.
             sample_log: Records the samples of each step.
             until_epoch: Stop after so many epochs. The learning rate still follows a schedule to
@@ -112,6 +116,10 @@ class Trainer:
         self.module = setup.build_module().to(world.device)
         if state:
             self.module.load_state_dict(state.training)
+        elif start:
+            started = begin_with(start, self.module, setup)
+            if world.leads:
+                emit({"kind": "notice", "level": "info", "text": _say(setup.recipe, started)})
         else:
             self.family.warm_start(self.config, self.module)
         if self.recipe.train.channels_last:
@@ -382,6 +390,12 @@ class Trainer:
                     hint="lower optim.model.lr or set train.clip_norm=1; the last checkpoint is "
                     "from before and can be resumed",
                 )
+
+
+def _say(recipe: Recipe, started: Started) -> str:
+    known = f"; {len(started.classes)} classes are known" if started.classes else ""
+    fresh = f"; new in part: {', '.join(started.fresh)}" if started.fresh else ""
+    return f"begins with the weights of {recipe.start_from}{known}{fresh}"
 
 
 def _split(batch: Batch, pieces: int) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ from pipelines.storage.base import use_cache_of
 from pipelines.tracking.published_log import EmitFiles
 from pipelines.training import checkpoints, distributed, hardware
 from pipelines.training.checkpoint_store import CheckpointFolder, PublishedCheckpoints
-from pipelines.training.checkpoints import Progress, State
+from pipelines.training.checkpoints import Model, Progress, State
 from pipelines.training.evaluator import (
     Evaluator,
     Predictions,
@@ -40,7 +40,7 @@ from pipelines.training.evaluator import (
 from pipelines.training.judge import open_judge
 from pipelines.training.payload import TrainingPayload, TrainingSummary
 from pipelines.training.previews import PreviewLogger
-from pipelines.training.run import CHECKPOINTS, JUDGE
+from pipelines.training.run import CHECKPOINTS, JUDGE, START
 from pipelines.training.run_storage import RunStorage, scratch_folder
 from pipelines.training.sample_log import SampleLog
 from pipelines.training.setup import TrainingSetup
@@ -94,6 +94,7 @@ def _train(payload: TrainingPayload, world: World, emit: Emit) -> TrainingSummar
         emit=emit,
         store=files.checkpoints,
         state=state,
+        start=None if state else _start(setup.recipe, files.run_dir),
         on_first_batch=previews.training_samples,
         sample_log=_open_sample_log(setup.recipe, files, world, state),
         until_epoch=payload.until_epoch,
@@ -135,8 +136,10 @@ class _Files:
             return cls(payload.run_dir, emit, CheckpointFolder(folder, emit, keep=keep))
         run_dir = scratch_folder(payload.run_dir)
         storage = RunStorage.open(payload.storage, has_responded=True, attempt=payload.attempt)
-        if payload.recipe.judge:
-            storage.fetch_folder(JUDGE, run_dir / JUDGE)
+        used = {JUDGE: payload.recipe.judge, START: payload.recipe.start_from}
+        for name, version in used.items():
+            if version:
+                storage.fetch_folder(name, run_dir / name)
         emit = EmitFiles(emit, run_dir)
         store = PublishedCheckpoints(run_dir / CHECKPOINTS, emit, storage, keep=keep)
         return cls(run_dir, emit, store, storage)
@@ -286,6 +289,13 @@ def _reading_options(recipe: Recipe) -> LoadingOptions:
         "cache_bytes": int(recipe.data.cache_gib * (1 << 30)),
         "loader_workers": recipe.data.loader_workers,
     }
+
+
+def _start(recipe: Recipe, run_dir: Path) -> Model | None:
+    """The version that the training begins with, if the recipe names one."""
+    if not recipe.start_from:
+        return None
+    return checkpoints.read_model(run_dir / START, recipe.start_from_digest)
 
 
 def _resume(

@@ -185,7 +185,7 @@ def measure(
     from pipelines.interfaces import NullEmit
     from pipelines.storage.base import cache_payload
     from pipelines.training.run import JUDGE
-    from pipelines.workflows import judges, services
+    from pipelines.workflows import services, used_models
 
     context.home.mkdir(parents=True, exist_ok=True)
     with (
@@ -198,7 +198,7 @@ def measure(
             downloaded = registry.download(version, folder)
             recipe = recipes.build(json.loads(version.tags[tag_names.RECIPE]))
             if recipe.judge:
-                judges.fetch(recipe, registry, folder / JUDGE)
+                used_models.fetch_judge(recipe, registry, folder / JUDGE)
             files.append(
                 ModelFiles(
                     name=f"models:/{version.name}/{version.number}",

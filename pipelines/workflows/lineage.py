@@ -33,6 +33,7 @@ class Lineage:
         family: Family and variant.
         data, data_digest: Name, location and digest of the data set.
         judge: The classifier that judged generated images, with the checksum of its files.
+        start_from: The version that the training began with, with the checksum of its files.
         code, command, user: Git commit, program and user of the training.
         ray_job: Id of the Ray job.
         workers, hardware, python: What it was trained with.
@@ -54,6 +55,7 @@ class Lineage:
     data: str
     data_digest: str
     judge: str
+    start_from: str
     code: str
     command: str
     user: str
@@ -110,7 +112,8 @@ def trace(model: str | Version, *, context: Context | None = None) -> Lineage:
         family=f"{tree['family']}, {tree['variant']}",
         data=f"{version.tags.get(tag_names.DATA_NAME, '')} in {tree['data']['path']}",
         data_digest=version.tags.get(tag_names.DATA_DIGEST, ""),
-        judge=f"{tree['judge']}, sha256 {tree['judge_digest']}" if tree.get("judge") else "",
+        judge=_used(tree, "judge"),
+        start_from=_used(tree, "start_from"),
         code=tags.get("mlflow.source.git.commit", ""),
         command=tags.get("mlflow.source.name", ""),
         user=tags.get("mlflow.user", ""),
@@ -125,3 +128,7 @@ def trace(model: str | Version, *, context: Context | None = None) -> Lineage:
         },
         settings=recipe,
     )
+
+
+def _used(tree: Mapping[str, Any], use: str) -> str:
+    return f"{tree[use]}, sha256 {tree[f'{use}_digest']}" if tree.get(use) else ""

@@ -84,7 +84,7 @@ def reproduce(
     from pipelines.training.payload import TrainingSummary
     from pipelines.training.setup import worker_group
     from pipelines.visuals.progress import show_progress
-    from pipelines.workflows import judges, model_reference, services, train
+    from pipelines.workflows import model_reference, services, train, used_models
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
@@ -110,7 +110,7 @@ def reproduce(
         run = training_run.find_or_create(
             Path(scratch), recipe, name="again", model=version.name, storage=address
         )
-        judges.fetch(recipe, registry, run.folder / training_run.JUDGE)
+        used_models.fetch(recipe, registry, run.folder)
         tracker = MemoryTracker()
         primary = models.get(recipe.family).task.primary.name
         group = worker_group(recipe)

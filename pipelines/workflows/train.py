@@ -282,13 +282,13 @@ def prepare(
     fit on this machine. The resources of a remote cluster are checked once it is joined.
     """
     from pipelines.training import setup
-    from pipelines.workflows import judges, services
+    from pipelines.workflows import services, used_models
 
     if check_resources and not recipe.workers.count:
         _check_own_gpu(recipe)
     checked = check_resources and recipe.workers.count
     resources = services.known_resources(context) if checked else None
-    recipe = judges.pin(context, recipe)
+    recipe = used_models.pin(context, recipe)
     return setup.prepare(recipe, resources=resources, check_weights=not resumed)
 
 
@@ -368,7 +368,7 @@ def execute(
     from pipelines.training import worker
     from pipelines.training.setup import worker_group
     from pipelines.visuals.progress import show_progress
-    from pipelines.workflows import judges, services
+    from pipelines.workflows import services, used_models
 
     recipe, group = setup.recipe, worker_group(setup.recipe)
     tags = {**services.tags_of(recipe), tag_names.MODEL: run.model, **(tags or {})}
@@ -396,7 +396,7 @@ def execute(
             say=lambda text: listener({"kind": "notice", "text": text}),
         ) as execute_work:
             versions = opening.result()
-            judges.fetch(recipe, versions, run.folder / training_run.JUDGE)
+            used_models.fetch(recipe, versions, run.folder)
             tracker = services.open_tracker(
                 context, run.name, experiment=experiment, tags=tags, run_id=run.run_id
             )

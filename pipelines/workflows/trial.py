@@ -245,12 +245,10 @@ def _train(
     from pipelines.training import run as training_run
     from pipelines.training import worker
     from pipelines.training.setup import open_setup, worker_group
-    from pipelines.workflows import judges
+    from pipelines.workflows import used_models
 
-    if recipe.judge:
-        judges.fetch(
-            recipe, services.open_registry(payload.context), run.folder / training_run.JUDGE
-        )
+    if recipe.judge or recipe.start_from:
+        used_models.fetch(recipe, services.open_registry(payload.context), run.folder)
     tags = {
         **(tags or {}),
         **services.tags_of(recipe),

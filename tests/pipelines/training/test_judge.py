@@ -30,7 +30,7 @@ from pipelines.training import judge as training_judge
 from pipelines.training.checkpoints import Progress
 from pipelines.training.run import JUDGE
 from pipelines.training.setup import data_spec, open_setup
-from pipelines.workflows import judges
+from pipelines.workflows import used_models
 
 WORK = Path(__file__).parents[2] / "support" / "rank_work.py"
 MADE = DataSpec("images", 1, 8, 8, (), (0.3,), (0.4,))
@@ -144,17 +144,17 @@ def test_a_judge_is_fetched_once_and_completely(
 ) -> None:
     _, digest = judge_files
     recipe = recipes.start("dcgan", "tiny")
-    judges.fetch(recipe, registry, tmp_path / "none")
+    used_models.fetch_judge(recipe, registry, tmp_path / "none")
     assert not (tmp_path / "none").exists(), "a recipe without a judge needs none"
     named = recipe.with_overrides({"judge": "models:/digits/1", "judge_digest": digest})
-    judges.fetch(named, registry, tmp_path / "judge")
+    used_models.fetch_judge(named, registry, tmp_path / "judge")
     assert checkpoints.verify(tmp_path / "judge") == digest
     before = (tmp_path / "judge").stat().st_mtime_ns
-    judges.fetch(named, registry, tmp_path / "judge")
+    used_models.fetch_judge(named, registry, tmp_path / "judge")
     assert (tmp_path / "judge").stat().st_mtime_ns == before
     other = named.with_overrides({"judge_digest": "0" * 64})
     with pytest.raises(TesseraError, match="not those that were registered"):
-        judges.fetch(other, registry, tmp_path / "other")
+        used_models.fetch_judge(other, registry, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
