@@ -1,4 +1,4 @@
-"""The area under the ROC curve of several classes, for all samples and for resamples of them.
+"""The area under the ROC curve of several classes, for all samples or a bootstrap sample of them.
 
 In: scores and true classes of samples. Out: the macro average, one class against the rest. Must not
 know tasks.

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from pipelines.recipe import Optim, Schedule
+from pipelines.recipe_sections import Optim, Schedule
 
 
 def build(module: nn.Module, settings: Optim) -> Optimizer:

@@ -1,7 +1,7 @@
 """Begins a training with the weights of a registered version, whose classes may be others.
 
 In: the files of the version, and a new network of the same family. Out: the network with the
-version's weights. What belongs to a class is taken over by the class's name; a class that the
+version's weights. What belongs to a class is copied by the class's name; a class that the
 version doesn't have keeps its new weights. Must not know where the files come from.
 
     K classes
@@ -28,7 +28,7 @@ from pipelines.training.setup import TrainingSetup
 
 @dataclass(frozen=True)
 class Started:
-    """Classes whose weights were taken over, and the tensors that stay new in part or whole."""
+    """Classes whose weights were copied, and the tensors that stay new in part or whole."""
 
     classes: tuple[str, ...]
     fresh: tuple[str, ...]
@@ -101,7 +101,7 @@ def _by_class(
     old: Tensor, new: Tensor, axis: int, before: Sequence[str], now: Sequence[str]
 ) -> tuple[Tensor, bool]:
     """The new tensor with the parts of the classes that the old one has, and whether these are all
-    of it. Parts that are not one for each class, as with a background, are taken over only if the
+    of it. Parts that are not one for each class, as with a background, are copied only if the
     classes are the same."""
     if tuple(before) == tuple(now) and old.shape == new.shape:
         return old, True

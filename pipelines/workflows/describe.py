@@ -156,6 +156,7 @@ def _defined(recipe: Any, path: str) -> tuple[str, str]:
     """Type and help of the setting at a path."""
     import models
     from pipelines import recipe as recipes
+    from pipelines.recipe_sections import Optim
 
     first, _, rest = path.partition(".")
     family = models.get(recipe.family)
@@ -166,7 +167,7 @@ def _defined(recipe: Any, path: str) -> tuple[str, str]:
     if first == "augment":
         return attributes(family.task.augment_settings).get(rest, ("", ""))
     if first == "optim":
-        return attributes(recipes.Optim).get(rest.rpartition(".")[2], ("", ""))
+        return attributes(Optim).get(rest.rpartition(".")[2], ("", ""))
     kind = recipes.Recipe.model_fields[first].annotation
     return attributes(kind).get(rest, ("", "")) if isinstance(kind, type) else ("", "")
 

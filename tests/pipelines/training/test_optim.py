@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.recipe import Optim, Schedule
+from pipelines.recipe_sections import Optim, Schedule
 from pipelines.training import optim
 
 

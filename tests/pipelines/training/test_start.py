@@ -1,4 +1,4 @@
-"""Trainings that begin with a registered version: what is taken over, and what stays new."""
+"""Trainings that begin with a registered version: what is copied, and what stays new."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_classes_keep_their_part_of_the_head(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in models.names() if n != "embedding"])
-def test_the_same_classes_take_over_everything(name: str) -> None:
+def test_the_same_classes_copy_everything(name: str) -> None:
     version, setup = trained(name, BEFORE, 1)
     module = setup.build_module()
     started = begin_with(version, module, setup)
