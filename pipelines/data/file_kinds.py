@@ -18,6 +18,15 @@ LABEL_SUFFIXES = frozenset(
     }
 )
 """Suffixes of files that may have labels."""
+_ARRAY_SUFFIXES = frozenset(
+    {
+        *("", ".mat", ".npy", ".npz", ".pkl", ".pickle", ".h5", ".hdf5", ".lst", ".lmdb", ".mdb"),
+        *(".db", ".sqlite", ".sqlite3", ".ods", ".arrow", ".feather", ".tfrecord", ".record"),
+    }
+)
+"""Suffixes of files in formats that aren't read. Where no other file has labels they may be in
+one of these; where others have, these are mostly copies, intermediate results or features."""
+_COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip"})
 _DOCUMENT_SUFFIXES = frozenset(
     {
         *(".md", ".rst", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".tex", ".bib", ".html", ".htm"),
@@ -49,8 +58,11 @@ _TOOL_FOLDERS = frozenset(
 
 
 def could_be_labels(path: str) -> bool:
-    """Whether a file may have the labels of a data set."""
-    return os.path.splitext(path)[1].lower() in LABEL_SUFFIXES and not is_document(path)
+    """Whether a file may have the labels of a data set, in a format that is read or not."""
+    stem, suffix = os.path.splitext(path.lower())
+    if suffix in _COMPRESSED:  # labels.json.gz
+        return os.path.splitext(stem)[1] in LABEL_SUFFIXES and not is_document(path)
+    return suffix in LABEL_SUFFIXES | _ARRAY_SUFFIXES and not is_document(path)
 
 
 def is_document(path: str) -> bool:
