@@ -2,7 +2,7 @@
 
 In: a `Source`, whose `folder` is walked, hidden files too. Out: an `Account`, which sorts each file
 into images, label files, documents, files that the user allows to be left out, and files that
-nothing uses. Must not know formats, nor where the account is written.
+nothing uses. Must not know formats of labels, nor where the account is written.
 
 A picture, a label file or a special file that no sample uses is an error: the source has more than
 is read of it. Other files that nothing uses are counted.
@@ -23,12 +23,16 @@ from typing import Any, Literal
 
 from models.core.errors import TesseraError
 from pipelines.data.file_kinds import LABEL_SUFFIXES, PICTURE_SUFFIXES, is_document
+from pipelines.data.image_formats import sniff
 from pipelines.data.packing.statistics import printable
-from pipelines.data.sources import Source
+from pipelines.data.sources import IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES, Source
 
 FILE = "account.json"
 """Name of the account in a packed data set."""
 _SHOWN_GROUPS, _EXAMPLES = 8, 3
+_HEAD_BYTES = 64
+_SURE_FORMATS = frozenset({"JPEG", "PNG", "WEBP", "GIF", "TIFF", "JPEG2000", "HEIF", "AVIF"})
+"""Formats whose first bytes no text and hardly any other file has."""
 ANY = "*"
 """In the folder of a group: several folders."""
 
@@ -131,9 +135,24 @@ class Account:
         raise TesseraError(
             f"{self.folder}: no sample uses {counted}: {shown}"
             + (f"; … in {more:,} more folders" if more > 0 else ""),
-            hint="if they belong to the data set, the source has another format (--format) or "
-            f"another layout; to leave them out: {options}",
+            hint=f"{_advice(self.unused)}; to leave them out: {options}",
         )
+
+
+def _advice(unused: Sequence[Group]) -> str:
+    """What to do with unused files that belong to the data set."""
+    pictures = {group.suffix.lower() for group in unused if group.kind == "picture"}
+    advice = []
+    if unread := sorted(pictures & UNREAD_IMAGE_SUFFIXES):
+        advice.append(f"{' '.join(unread)} is not read: convert such files to PNG or JPEG")
+    if pictures - PICTURE_SUFFIXES:
+        advice.append("give pictures the suffix of their format, such as .jpg")
+    if any(group.kind != "picture" for group in unused) or pictures & IMAGE_SUFFIXES:
+        advice.append(
+            "if they belong to the data set, the source has another format (--format) or another "
+            "layout"
+        )
+    return "; ".join(advice)
 
 
 def account_for(source: Source, allow_unused: Sequence[str] = ()) -> Account | None:
@@ -196,7 +215,7 @@ def sort_files(
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for path, detail in rest:
         suffix = _suffix(path)
-        unused: str = "special file" if detail else _kind(suffix)
+        unused: str = "special file" if detail else _kind(folder / path)
         if any(_fits(path, pattern) for pattern in allow_unused):
             counts["allowed"] += 1
         elif unused:
@@ -317,10 +336,19 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _kind(suffix: str) -> str:
+def _kind(path: Path) -> str:
+    """What a file may be that nothing uses; empty if it has neither a picture nor labels. One whose
+    suffix says nothing, as x.jpg?width=200 or none, is a picture if it begins as one."""
+    suffix = path.suffix.lower()
+    if suffix in LABEL_SUFFIXES:
+        return "label file"
     if suffix in PICTURE_SUFFIXES:
         return "picture"
-    return "label file" if suffix in LABEL_SUFFIXES else ""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return "picture" if sniff(file.read(_HEAD_BYTES)) in _SURE_FORMATS else ""
+    except OSError:
+        return ""
 
 
 def _fits(path: str, pattern: str) -> bool:

@@ -93,6 +93,33 @@ def test_what_no_sample_uses_is_an_error_and_the_hint_helps(
     account_for(image_folder.read(str(source), {})).check()
 
 
+@pytest.mark.parametrize("name", ["n0", "n0.jpg?width=200", "n0.jpg.1", "n0.download"])
+def test_a_picture_without_the_suffix_of_one_is_no_other_file(
+    tmp_path: Path, make_folder: MakeFolder, name: str
+) -> None:
+    """As browsers and scripts save them; a whole class can be such files."""
+    source = make_folder(tmp_path / "pets", ["cat", "dog"], 4)
+    (source / "cat" / name).write_bytes(b"P6 and other text that begins as an image may")
+    account_for(image_folder.read(str(source), {})).check()  # the control: no picture
+    (source / "cat" / "000.jpg").rename(source / "cat" / name)
+    with pytest.raises(TesseraError, match="no sample uses 1 picture") as caught:
+        account_for(image_folder.read(str(source), {})).check()
+    assert caught.value.hint.startswith("give pictures the suffix of their format")
+    pattern = shlex.split(caught.value.hint)[-1]
+    assert account_for(image_folder.read(str(source), {}), [pattern]).allowed == 1
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".CR2", ".psd"])
+def test_the_hint_for_a_picture_that_is_not_read(
+    tmp_path: Path, make_folder: MakeFolder, suffix: str
+) -> None:
+    source = touch(make_folder(tmp_path / "pets", ["cat", "dog"], 4), f"cat/x{suffix}")
+    with pytest.raises(TesseraError) as caught:
+        account_for(image_folder.read(str(source), {})).check()
+    assert caught.value.hint.startswith(f"{suffix.lower()} is not read: convert such files to PNG")
+    assert "another layout" not in caught.value.hint
+
+
 def test_many_files_are_shown_by_suffix_and_folder(tmp_path: Path) -> None:
     folder = touch(tmp_path, *(f"a/{n:03d}.jpg" for n in range(96)), "b/1.png", "b/1.txt")
     with pytest.raises(TesseraError) as caught:
