@@ -31,12 +31,13 @@ from pipelines.data.importers.support.coco_files import (
     to_id,
 )
 from pipelines.data.importers.support.coco_masks import read_mask
-from pipelines.data.importers.support.image_names import ImageNames
+from pipelines.data.importers.support.image_names import ImageNames, Located
 from pipelines.data.importers.support.object_lists import (
     EXIF_OPTION,
     ObjectList,
     open_canvas,
     read_exif_option,
+    rotated_box,
 )
 from pipelines.data.importers.support.reading import (
     SPLIT_ORDER,
@@ -50,7 +51,7 @@ from pipelines.data.importers.support.reading import (
 )
 from pipelines.data.safe_parsers import is_number
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Item, Source, find_images
+from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_images
 
 NAME = "coco"
 TASKS = ("instance_segmentation", "detection")
@@ -82,7 +83,8 @@ def recognises(source: str) -> str:
 def read(source: str, options: Mapping[str, str]) -> Source:
     """Reads the JSON files, of up to 1 GiB each; annotations are checked later, one by one.
 
-    Raises TesseraError for JSON that isn't COCO, and for images that two files list.
+    Raises TesseraError for JSON that isn't COCO, and for images that two files list; AmbiguousError
+    for keypoints, which no task reads, unless the option task is given.
     """
     folder = need_folder(source)
     files = _given(folder, options) or find_coco_files(folder)
@@ -119,7 +121,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         labels = {number: classes[name] for number, name in content.categories.items()}
         places = [""] if "images" in options else _places(file)
         located = names.locate([row.name for row in content.rows], places, file.split)
-        for row, (origin, problem) in zip(content.rows, located, strict=True):
+        for row, (origin, problem) in _join_rows(content.rows, located, file.path, notes):
             _refuse_twice(listed, origin, file.path)
             items.append(Item("", origin, None, file.split, len(images), problem))
             images.append(_Image(row, labels))
@@ -127,6 +129,7 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         raise no_images(source)
     keys = make_keys([_utf8(item.origin) for item in items])
     items = [replace(item, key=key) for item, key in zip(items, keys)]
+    _check_keypoints(source, images, options)
     task = choose(options, "task", TASKS, _task(images, notes))
     exif = read_exif_option(options)
     return Source(
@@ -189,6 +192,53 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _join_rows(
+    rows: Sequence[Row], located: Sequence[Located], path: str, notes: list[str]
+) -> list[tuple[Row, Located]]:
+    """The rows with their images. Rows of one image, as merged files have them, are one: otherwise
+    each would be a sample with a part of the annotations."""
+    joined: dict[str, tuple[Row, Located]] = {}
+    found = []
+    twice = 0
+    for row, place in zip(rows, located, strict=True):
+        first, _ = joined.setdefault(place.origin, (row, place))
+        if first is row or place.problem:
+            found.append((row, place))
+            continue
+        twice += 1
+        if (row.height, row.width) != (first.height, first.width):
+            why = f"{path} lists {place.origin} twice, with different sizes"
+            found.append((row, Located(place.origin, ("listed twice", why))))
+            continue
+        known = [_content(annotation) for annotation in first.objects]
+        first.objects.extend(one for one in row.objects if _content(one) not in known)
+    if twice:
+        notes.append(
+            f"{path} lists {twice} images again under another id: their annotations are joined, "
+            "equal ones once"
+        )
+    return found
+
+
+def _content(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in annotation.items() if name not in ("id", "image_id")}
+
+
+def _check_keypoints(source: str, images: Sequence[_Image], options: Mapping[str, str]) -> None:
+    objects = [annotation for image in images for annotation in image.row.objects]
+    count = sum(bool(annotation.get("keypoints")) for annotation in objects)
+    if not count or "task" in options:
+        return
+    readings = [Reading(NAME, {**options, "task": TASKS[1]}, "the boxes alone")]
+    if any(annotation.get("segmentation") for annotation in objects):
+        readings.insert(0, Reading(NAME, {**options, "task": TASKS[0]}, "the masks alone"))
+    raise AmbiguousError(
+        f"{count} of {len(objects)} objects of {source} have keypoints, which no task reads",
+        hint="choose what to take of them: --option task=NAME",
+        readings=readings,
+    )
+
+
 def _files(root: Path, jsons: tuple[Path, ...], item: Item) -> tuple[Path, ...]:
     return (root / item.origin, *jsons)
 
@@ -220,6 +270,8 @@ def _annotate(
             label = _label(annotation, labels, where)
             crowd = _crowd(annotation, where)
             segmentation, box, mask = annotation.get("segmentation"), annotation.get("bbox"), None
+            if not segmentation:
+                _refuse_rotated(annotation, where)
             if segmentation and (with_masks or box is None):
                 mask = read_mask(segmentation, canvas.height, canvas.width, where)
             shape = None if box is None and mask is not None else _box(box, where)
@@ -240,6 +292,14 @@ def _crowd(annotation: Mapping[str, Any], where: str) -> bool:
     if value not in (0, 1):
         raise SampleError("unreadable annotation", f"{where}: iscrowd is neither 0 nor 1")
     return bool(value)
+
+
+def _refuse_rotated(annotation: Mapping[str, Any], where: str) -> None:
+    """CVAT writes a rotated box as the upright one before its rotation, and the angle beside it."""
+    attributes = annotation.get("attributes")
+    angle: Any = attributes.get("rotation") if isinstance(attributes, dict) else 0
+    if is_number(angle) and angle % 360:
+        raise rotated_box(where, angle)
 
 
 def _box(given: Any, where: str) -> list[float]:

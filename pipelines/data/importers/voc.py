@@ -32,6 +32,7 @@ from pipelines.data.importers.support.object_lists import (
     ObjectList,
     open_canvas,
     read_exif_option,
+    rotated_box,
 )
 from pipelines.data.importers.support.pairs import pair, split_in_folders, split_path
 from pipelines.data.importers.support.reading import (
@@ -47,12 +48,21 @@ from pipelines.data.importers.support.reading import (
 from pipelines.data.importers.support.unlabelled import UNLABELLED_OPTION, add_unlabelled
 from pipelines.data.safe_parsers import read_xml
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Item, Source, find_files, is_image, read_file
+from pipelines.data.sources import (
+    AmbiguousError,
+    Item,
+    Reading,
+    Source,
+    find_files,
+    is_image,
+    read_file,
+)
 
 NAME = "voc"
 OPTIONS: Mapping[str, str] = {
     "difficult": "objects marked difficult: crowd (default, not trained on), keep or drop",
     "classes": "names of the classes, with commas; default those that occur",
+    "task": "detection takes the boxes of objects that have polygons too",
     **UNLABELLED_OPTION,
     **EXIF_OPTION,
 }
@@ -96,7 +106,10 @@ def recognises(source: str) -> str:
 
 
 def read(source: str, options: Mapping[str, str]) -> Source:
-    """Reads every XML file once for its classes, and again for its boxes when it is packed."""
+    """Reads every XML file once for its classes, and again for its boxes when it is packed.
+
+    Raises AmbiguousError for objects with polygons, unless the option task says to take the boxes.
+    """
     folder = need_folder(source)
     layout = _find_layout(source, _find_usual(source))
     if layout is None or not layout.pairs:
@@ -110,13 +123,16 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     items: list[Item] = []
     seen: set[str] = set()
     xmls: list[str] = []
+    polygons = ""
     for xml, image in sorted([*layout.pairs.items(), *((xml, "") for xml in layout.alone)]):
         stem = split_path(xml)[1]
         if splits and stem not in splits:
             continue
         problem = None
         try:
-            seen.update(_read_classes(folder, xml))
+            names, drawn = _read_classes(folder, xml)
+            seen.update(names)
+            polygons = polygons or (xml if drawn else "")
         except TesseraError as error:
             reason = getattr(error, "reason", "unreadable annotation")
             problem = (reason, f"{error.message}{': ' if error.hint else ''}{error.hint}")
@@ -135,6 +151,13 @@ def read(source: str, options: Mapping[str, str]) -> Source:
         notes.append(f"{left} annotations that are in no list of ImageSets are left out")
     if not items:
         raise no_images(source)
+    if polygons and not choose(options, "task", ("detection", ""), ""):
+        raise AmbiguousError(
+            f"{polygons} has polygons, which are not read from VOC files; for masks, export the "
+            "set as COCO",
+            hint="--option task=detection takes the boxes alone",
+            readings=[Reading(NAME, {**options, "task": "detection"}, "the boxes alone")],
+        )
     classes = _classes(options, seen, items)
     if not splits:
         labelled = set(layout.pairs.values())
@@ -279,10 +302,12 @@ def _parse(folder: Path, path: str) -> Element:
     return root
 
 
-def _read_classes(folder: Path, path: str) -> set[str]:
-    """The names of a file's objects; those that have no name are damaged."""
-    names = {_class(found) for found in _parse(folder, path).findall("object")}
-    return names - {""}
+def _read_classes(folder: Path, path: str) -> tuple[set[str], bool]:
+    """The names of a file's objects, of which those without one are damaged; and whether an object
+    has a polygon, as those of Roboflow and RectLabel may."""
+    objects = _parse(folder, path).findall("object")
+    drawn = any(found.find("polygon") is not None for found in objects)
+    return {_class(found) for found in objects} - {""}, drawn
 
 
 def _class(found: Element) -> str:
@@ -322,8 +347,21 @@ def _annotate(
     return objects.finish()
 
 
+def _rotation(found: Element) -> float:
+    """The angle of an object in degrees: an attribute in CVAT's files."""
+    for attribute in found.findall("attributes/attribute"):
+        if (attribute.findtext("name") or "").strip() == "rotation":
+            return _number(attribute.find("value"), 0)
+    return 0
+
+
 def _box(found: Element, where: str) -> list[float]:
     """Left, top, right, bottom, from 0."""
+    if angle := _rotation(found) % 360:
+        raise rotated_box(where, angle)
+    angle = _number(found.find("robndbox/angle"), 0)  # of roLabelImg, in radians
+    if found.find("robndbox") is not None and found.find("bndbox") is None:
+        raise rotated_box(where, math.degrees(angle))
     left, top, right, bottom = (_number(found.find(f"bndbox/{s}"), math.nan) for s in _SIDES)
     if left == right or top == bottom:
         shown = ", ".join(f"{side:g}" for side in (left, top, right, bottom))

@@ -83,6 +83,15 @@ def _read_orientation(data: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
+def rotated_box(where: str, angle: float) -> SampleError:
+    """The error for an object that is a rotated box."""
+    return SampleError(
+        "unsupported shape",
+        f"{where} is rotated by {angle:g} degrees, which no task reads",
+        hint="export it as a polygon, or leave it out with --drop boxes",
+    )
+
+
 class ObjectList:
     """The objects of an image so far. An object that raises SampleError is damaged."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from models.core.errors import TesseraError, UsageError
 from pipelines.data.annotations import Objects, check, count
 from pipelines.data.importers import voc
 from pipelines.data.sample_error import SampleError
-from pipelines.data.sources import Source
+from pipelines.data.sources import AmbiguousError, Source
 
 
 def annotated(source: Source, row: int = 0) -> Objects:
@@ -294,3 +295,37 @@ def test_a_damaged_object_doesn_t_hide_the_others(tmp_path: Path) -> None:
     found = annotated(voc.read(str(folder), {}))
     assert len(found.boxes) == 1
     assert [damage.reason for damage in found.damaged] == ["unknown class", "box without area"]
+
+
+ROTATED = {
+    "CVAT": "<attributes><attribute><name>rotation</name><value>{}</value></attribute>"
+    "</attributes>",
+    "roLabelImg": "<robndbox><cx>9</cx><cy>8</cy><w>6</w><h>4</h><angle>{}</angle></robndbox>",
+}
+
+
+@pytest.mark.parametrize("tool", list(ROTATED))
+def test_a_rotated_box_is_damaged(tmp_path: Path, tool: str) -> None:
+    each("{}.jpg", "{}.xml", voc_xml, tmp_path)
+    extra = ROTATED[tool].format("0.5")
+    xml = (tmp_path / "0.xml").read_text().replace("</name>", f"</name>{extra}")
+    if tool == "roLabelImg":
+        xml = re.sub("<bndbox>.*</bndbox>", "", xml)
+    (tmp_path / "0.xml").write_text(xml)
+    (damage,) = annotated(voc.read(str(tmp_path), {})).damaged
+    assert (damage.reason, "--drop boxes" in damage.hint) == ("unsupported shape", True)
+    (tmp_path / "0.xml").write_text(voc_xml(0).replace("</name>", "</name><attributes/>"))
+    assert not annotated(voc.read(str(tmp_path), {})).damaged  # the control
+
+
+def test_polygons_beside_boxes_are_asked_about(tmp_path: Path) -> None:
+    """Otherwise a set for masks would become one for boxes without a message."""
+    each("{}.jpg", "{}.xml", voc_xml, tmp_path)
+    assert voc.read(str(tmp_path), {}).task == "detection"  # the control
+    ring = "<polygon><x1>3</x1><y1>3</y1><x2>9</x2><y2>3</y2><x3>9</x3><y3>9</y3></polygon>"
+    (tmp_path / "3.xml").write_text(voc_xml(3).replace("<bndbox>", f"{ring}<bndbox>"))
+    with pytest.raises(AmbiguousError, match=r"3\.xml has polygons.*as COCO") as caught:
+        voc.read(str(tmp_path), {"difficult": "keep"})
+    (reading,) = caught.value.readings
+    assert reading.options == {"difficult": "keep", "task": "detection"}
+    assert len(annotated(voc.read(str(tmp_path), reading.options), 3).boxes) == 1

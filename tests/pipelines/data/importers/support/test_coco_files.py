@@ -15,7 +15,7 @@ from layouts.box_sets import COUNT, images
 from models.core.errors import TesseraError
 from pipelines.data.annotations import Objects
 from pipelines.data.importers import coco
-from pipelines.data.sources import Source
+from pipelines.data.sources import AmbiguousError, Source
 
 
 def annotated(source: Source, row: int = 0) -> Objects:
@@ -84,7 +84,53 @@ def test_keypoints_of_the_same_split_are_not_read_twice(tmp_path: Path) -> None:
     )
     assert [p.name for p in coco.read(str(tmp_path), {}).shared_files] == ["instances_train.json"]
     (tmp_path / "annotations" / "instances_train.json").unlink()  # the control: alone it is read
+    assert len(coco.read(str(tmp_path), {"task": "detection"}).items) == COUNT
+
+
+def test_keypoints_alone_are_asked_about(tmp_path: Path) -> None:
+    """Otherwise a set for poses would become one for boxes without a message."""
+    content = write(tmp_path)
+    rows = content["annotations"]
+    write(tmp_path, annotations=[{**rows[0], "keypoints": [1, 1, 2]}, *rows[1:]])
+    with pytest.raises(AmbiguousError, match=rf"1 of {len(rows)} objects .* have keypoints") as err:
+        coco.read(str(tmp_path), {"exif": "upright"})
+    offered = [dict(reading.options) for reading in err.value.readings]
+    assert [options.pop("exif") for options in offered] == ["upright"] * len(offered)
+    tasks = [options["task"] for options in offered]
+    assert [coco.read(str(tmp_path), options).task for options in offered] == tasks
+    assert tasks[-1] == "detection"
+    write(tmp_path, annotations=[{**rows[0], "keypoints": []}, *rows[1:]])  # the control
     assert len(coco.read(str(tmp_path), {}).items) == COUNT
+
+
+def test_an_image_under_two_ids_keeps_the_annotations_of_both(tmp_path: Path) -> None:
+    """As in files that scripts have merged."""
+    content = write(tmp_path)
+    before = annotated(coco.read(str(tmp_path), {})).boxes.tolist()
+    again = {**content["images"][0], "id": 99}
+    first = {**content["annotations"][0], "image_id": 99}
+    more = [{**first, "id": 98}, {**first, "id": 99, "bbox": [0, 0, 5, 5]}]
+    change = {"annotations": [*content["annotations"], *more]}
+    write(tmp_path, images=[*content["images"], again], **change)
+    source = coco.read(str(tmp_path), {})
+    assert len(source.items) == len({item.origin for item in source.items}) == COUNT
+    assert annotated(source).boxes.tolist() == [*before, [0, 0, 5, 5]]
+    assert any("lists 1 images again under another id" in note for note in source.notes)
+    write(tmp_path, images=[*content["images"], {**again, "width": 7}], **change)
+    (item,) = [item for item in coco.read(str(tmp_path), {}).items if item.problem]
+    assert item.problem
+    assert "0.jpg twice, with different sizes" in item.problem[1]
+
+
+@pytest.mark.parametrize("angle", [45.0, 318.3, -10])
+def test_a_rotated_box_is_damaged(tmp_path: Path, angle: float) -> None:
+    content = write(tmp_path)
+    rows = [{**row, "segmentation": []} for row in content["annotations"]]
+    for given in (angle, 0.0, 360):
+        turned = {**rows[0], "attributes": {"occluded": False, "rotation": given}}
+        write(tmp_path, annotations=[turned, *rows[1:]])
+        found = annotated(coco.read(str(tmp_path), {})).damaged
+        assert [one.reason for one in found] == ["unsupported shape"] * (given == angle)
 
 
 @pytest.mark.parametrize("form", [int, float, str, lambda n: f"{n}.0", lambda n: f"id-{n}"])
