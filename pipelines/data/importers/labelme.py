@@ -66,8 +66,9 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     pictures = [path for path in files if is_image(path)]
     pairs = pair(jsons, pictures)
     known, found = frozenset(files), []
+    flags: set[str] = set()
     for path in jsons:
-        image = _read_image(folder, path, pairs.get(path, ""), known)
+        image = _read_image(folder, path, pairs.get(path, ""), known, flags)
         if image is not None:
             found.append(image)
     if not found:
@@ -87,11 +88,26 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     labelled = {image.origin for image in found}
     places = {os.path.dirname(origin) for origin in labelled}
     without = [p for p in pictures if os.path.dirname(p) in places and p not in labelled]
-    notes: list[str] = []
+    notes = _report_flags(found, flags)
     taken = take_unlabelled(without, options, notes, "JSON file")
     found += [ShapedImage(path, split=split_in_folders(path)) for path in taken]
     listed = _find_names(folder, {shape.name for image in found for shape in image.shapes})
     return make_source(folder, found, options, notes=notes, shared_files=listed)
+
+
+def _report_flags(found: Sequence[ShapedImage], flags: set[str]) -> list[str]:
+    """A note on the flags of images, which labelme has for classes. Raises TesseraError where they
+    are all that the files have."""
+    if not flags:
+        return []
+    shown = ", ".join(sorted(flags)[:5]) + (", …" if len(flags) > 5 else "")
+    if not any(image.shapes for image in found):
+        raise TesseraError(
+            f"the labelme files have flags ({shown}) and no shapes, and flags are not read",
+            hint="for classes, move the images to a folder for each class, or list them in a table "
+            "with the columns path and label",
+        )
+    return [f"images have flags ({shown}), which are not read"]
 
 
 def _find_names(folder: Path, used: set[str]) -> list[Path]:
@@ -103,8 +119,10 @@ def _find_names(folder: Path, used: set[str]) -> list[Path]:
     return [path] if used - {""} <= {line.strip() for line in lines} else []
 
 
-def _read_image(folder: Path, path: str, named: str, known: frozenset[str]) -> ShapedImage | None:
-    """The image of a JSON file; None for a file of another kind."""
+def _read_image(
+    folder: Path, path: str, named: str, known: frozenset[str], flags: set[str]
+) -> ShapedImage | None:
+    """The image of a JSON file; None for a file of another kind. Adds its flags to `flags`."""
     try:
         content = read_json(read_inside(folder, path), path, MAX_JSON_BYTES)
     except TesseraError as error:
@@ -115,6 +133,9 @@ def _read_image(folder: Path, path: str, named: str, known: frozenset[str]) -> S
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
         return None
+    marks = content.get("flags")
+    if isinstance(marks, dict):
+        flags.update(name[:50] for name, value in marks.items() if value and name.isprintable())
     given = content.get("imagePath")
     parts = given.replace("\\", "/") if isinstance(given, str) else ""
     origin = posixpath.normpath(posixpath.join(os.path.dirname(path), parts)) if parts else ""

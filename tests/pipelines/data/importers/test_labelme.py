@@ -180,3 +180,15 @@ def test_an_image_inside_of_the_json_is_named(tmp_path: Path) -> None:
     problems = [item.problem for item in labelme.read(str(tmp_path), {}).items if item.problem]
     assert len(problems) == 1
     assert "nor one of its own name; the one inside, imageData, is not read" in problems[0][1]
+
+
+def test_flags_are_named_and_never_lost(tmp_path: Path) -> None:
+    flags = {"cat": True, "dog": False}
+    with pytest.raises(TesseraError, match=r"have flags \(cat\) and no shapes") as caught:
+        write(tmp_path, [], flags=flags)
+    assert "a folder for each class" in caught.value.hint
+    box = shape("rectangle", [[2, 3], [9, 8]])
+    assert write(tmp_path, [box], flags=flags).notes == (
+        "images have flags (cat), which are not read",
+    )
+    assert write(tmp_path, [box], flags={"cat": False}).notes == ()  # the control
