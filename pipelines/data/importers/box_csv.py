@@ -27,7 +27,12 @@ from pipelines.data.importers.support.image_names import ImageNames
 from pipelines.data.importers.support.pairs import split_in_folders
 from pipelines.data.importers.support.reading import choose, need_folder, split_of
 from pipelines.data.importers.support.shapes import SHAPE_OPTIONS, Shape, ShapedImage, make_source
-from pipelines.data.importers.support.tables import Table, read_table, usual_delimiter
+from pipelines.data.importers.support.tables import (
+    Table,
+    parse_rows,
+    read_table,
+    usual_delimiter,
+)
 from pipelines.data.safe_parsers import read_csv
 from pipelines.data.sources import Source, find_files, find_images, is_image, read_file
 
@@ -95,7 +100,7 @@ def _has_boxes(path: Path) -> bool:
             data = data.decode("utf-16", "ignore").encode()
         lines = data.splitlines(keepends=True)
         head = b"".join(lines[:20] if len(lines) > 20 or len(data) < _HEAD_BYTES else lines[:-1])
-        rows = read_csv(head, path.name, usual_delimiter(head))
+        rows = parse_rows(head, path.name)
         header = tuple(cell.strip() for cell in next(rows, []))
         return _find_columns(header) is not None
     except (OSError, TesseraError):
@@ -147,7 +152,14 @@ def read(source: str, options: Mapping[str, str]) -> Source:
                 )
             old = images.get(origin)
             shapes = (*(old.shapes if old else ()), *([row.shape] if row.shape else []))
-            part = row.split or split or split_in_folders(origin)
+            before = old.split if old else None
+            part = split_of(row.split) or before or split or split_in_folders(origin)
+            if not problem:
+                problem = old.problem if old else None
+            if not problem and row.split and not split_of(row.split):
+                problem = ("unknown split", f"{origin} has the split {row.split!r}")
+            if not problem and before and before != part:
+                problem = ("several splits", f"{origin} is in {before} and in {part}")
             images[origin] = ShapedImage(
                 origin, shapes, part, row.size, normalised=normalised, problem=problem
             )
@@ -168,7 +180,7 @@ class _Row(NamedTuple):
 
     image: str
     shape: Shape | None
-    split: Split | None
+    split: str
     size: tuple[int, int]
 
 
@@ -205,7 +217,8 @@ def _read_rows(
     named: Mapping[str, str],
     orphans: list[tuple[str, str]],
 ) -> list[_Row]:
-    columns = _find_columns(table.rows[0] if table.first == 1 and table.rows else table.header)
+    headerless = table.header[:1] == ("1",) and table.rows
+    columns = _find_columns(table.rows[0] if headerless else table.header)
     assert columns is not None
     only = options.get("classes", "").strip()
     if columns.label is None and (not only or "," in only):
@@ -214,6 +227,9 @@ def _read_rows(
             f"{', '.join(table.header)[:200]}",
             hint="if all objects are of one class, name it: --option classes=NAME",
         )
+    split = columns.split
+    if split is None:
+        split = tables.find_splits(table, columns.image)
     found = []
     for number, row in enumerate(table.rows, table.first):
         where = f"{path}, row {number}"
@@ -227,8 +243,7 @@ def _read_rows(
             size = (_side(row[columns.size[0]]), _side(row[columns.size[1]]))
         crowd = columns.crowd is not None and row[columns.crowd] == "1"
         shape = _shape([row[at] for at in columns.box], label, columns.sized, where, crowd)
-        split = split_of(row[columns.split]) if columns.split is not None else None
-        found.append(_Row(row[columns.image], shape, split, size))
+        found.append(_Row(row[columns.image], shape, row[split] if split is not None else "", size))
     return found
 
 

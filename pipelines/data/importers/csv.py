@@ -22,13 +22,21 @@ from pipelines.data.importers.support import tables
 from pipelines.data.importers.support.image_finder import ImageFinder
 from pipelines.data.importers.support.reading import choose, find_splits, load, make_keys, split_of
 from pipelines.data.importers.support.tables import Table, read_table
-from pipelines.data.sources import AmbiguousError, Item, Source, find_folders, find_images
+from pipelines.data.sources import (
+    AmbiguousError,
+    Item,
+    Reading,
+    Source,
+    find_folders,
+    find_images,
+)
 
 NAME = "csv"
 OPTIONS: Mapping[str, str] = {
     "path_column": "column with the paths of the images",
     "label_column": "column with the labels",
-    "split_column": "column with train, val or test",
+    "split_column": "column with train, val or test, or of a name as is_train with 1 and 0; empty "
+    "for no split",
     "delimiter": "column separator; by default the comma, semicolon, tab or bar of the header",
     "images": "folder that paths are relative to",
     "cells": "single: each cell is one class, even if it looks like several",
@@ -50,7 +58,11 @@ def recognises(source: str) -> str:
     folder = Path(source)
     if not folder.exists():
         return ""
-    found = _fitting(_tables(folder), {}, folder)
+    listed = _tables(folder)
+    if not listed:
+        return ""
+    root = folder.parent if folder.is_file() else folder
+    found = _fitting(listed, {}, root, ImageFinder(root, find_images(root)))
     shown = [
         path.name if folder.is_file() else path.relative_to(folder).as_posix() for path in found
     ]
@@ -63,17 +75,16 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     AmbiguousError if several columns could be the labels."""
     place = Path(source)
     folder = place.parent if place.is_file() else place
-    files = _choose(place, folder, options)
     root = folder / options.get("images", "")
     if not root.is_dir():
         raise UsageError(f"the option images: there is no folder {root}")
-    images = list(find_images(root))
+    images = ImageFinder(root, find_images(root))
+    files = _choose(place, folder, options, images)
     rows: list[_Row] = []
     found: list[tuple[str, tuple[str, str] | None]] = []
     for path, split in files:
         table = read_table(path, _delimiter(options))
-        near = "" if "images" in options else path.parent.relative_to(folder).as_posix()
-        finder = ImageFinder(root, images, "" if near == "." else near)
+        finder = images if "images" in options else images.beside(_near(path, folder))
         new = _rows(table, finder, options, split)
         rows += new
         found += finder.find_all([row.name for row in new], path.name)
@@ -134,14 +145,23 @@ def _tables(place: Path) -> list[tuple[Path, Split | None]]:
     return []
 
 
+def _near(path: Path, root: Path) -> str:
+    """The folder of a table, relative to the source; empty for the source itself."""
+    near = path.parent.relative_to(root).as_posix()
+    return "" if near == "." else near
+
+
 def _fitting(
-    listed: Sequence[tuple[Path, Split | None]], options: Mapping[str, str], place: Path
+    listed: Sequence[tuple[Path, Split | None]],
+    options: Mapping[str, str],
+    root: Path,
+    images: ImageFinder,
 ) -> dict[Path, list[str]]:
     """The tables that have images and labels, with the names of these columns: one, or several
     that are the splits."""
-    root = place.parent if place.is_file() else place
-    images = list(find_images(root)) if listed else []
-    found = {path: _used_columns(path, root, images, options) for path, _ in listed}
+    found = {
+        path: _used_columns(path, images.beside(_near(path, root)), options) for path, _ in listed
+    }
     fitting = {path: columns for path, columns in found.items() if columns}
     splits = [split for path, split in listed if path in fitting]
     if len(splits) > 1 and (None in splits or "train" not in splits):
@@ -150,30 +170,26 @@ def _fitting(
 
 
 def _choose(
-    place: Path, folder: Path, options: Mapping[str, str]
+    place: Path, folder: Path, options: Mapping[str, str], images: ImageFinder
 ) -> list[tuple[Path, Split | None]]:
-    listed = _tables(place)
+    tables_of_source = listed = _tables(place)
     if len(listed) > 1:
-        fitting = _fitting(listed, options, place)
+        fitting = _fitting(listed, options, folder, images)
         listed = [(path, split) for path, split in listed if path in fitting]
     if not listed:
         raise TesseraError(
-            f"{place} has {len(_tables(place)) or 'no'} tables of images",
+            f"{place} has {len(tables_of_source) or 'no'} tables of images",
             hint="give the file itself, as SOURCE: "
-            + ", ".join(str(path) for path, _ in _tables(place)[:3]),
+            + ", ".join(str(path) for path, _ in tables_of_source[:3]),
         )
     return listed if len(listed) > 1 else [(listed[0][0], None)]
 
 
-def _used_columns(
-    path: Path, root: Path, images: Sequence[str], options: Mapping[str, str]
-) -> list[str]:
+def _used_columns(path: Path, finder: ImageFinder, options: Mapping[str, str]) -> list[str]:
     """The names of the columns of images and labels; empty if a table hasn't both. Raises
     UsageError for a table of boxes, AmbiguousError if several columns could be the labels."""
     try:
         table = read_table(path, _delimiter(options))
-        near = path.parent.relative_to(root).as_posix()
-        finder = ImageFinder(root, images, "" if near == "." else near)
         if "path_column" not in options and tables.find_paths(table, finder) is None:
             return []
     except TesseraError:
@@ -209,7 +225,9 @@ def _rows(
         labels = [unicodedata.normalize("NFC", row[label_at]) for row in table.rows]
     rows = []
     for number, (cells, label) in enumerate(zip(table.rows, labels), table.first):
-        word = cells[split_at] if split_at is not None else ""
+        word = ""
+        if split_at is not None:
+            word = tables.split_word(table.header[split_at], cells[split_at])
         problem = None
         if not label:
             problem = ("missing label", f"row {number} ({cells[at]!r}) has no label")
@@ -224,21 +242,39 @@ def _columns(
 ) -> tuple[int, int | None, int | None]:
     """Positions of path, label and split in a row; no label for a column for each class."""
     at = _given(table, options, "path_column")
-    split = _given(table, options, "split_column")
+    split = _given(table, options, "split_column") if options.get("split_column") else None
     label = _given(table, options, "label_column")
-    if split is None:
-        split = tables.usual_column(table, tables.SPLITS)
     if at is None:
         at = tables.find_paths(table, finder)
     if at is None:
         at = tables.usual_column(table, tables.PATHS)
     if at is None:
         raise _no_column(table, "path_column", tables.PATHS)
+    if "split_column" not in options:
+        split = tables.find_splits(table, at)
+        if split is None:
+            _ask_about_flag(table, options)
     if label is None and not tables.one_hot_columns(table, [at, split]):
         label = tables.find_labels(table, at, split)
         if label is None:
             raise _no_column(table, "label_column", tables.LABELS)
     return at, label, split
+
+
+def _ask_about_flag(table: Table, options: Mapping[str, str]) -> None:
+    at = tables.find_flag(table)
+    if at is None:
+        return
+    name = table.header[at]
+    yes, no = tables.flagged_splits(name) or ("", "")
+    raise AmbiguousError(
+        f"{table.path.name} has a column {name} of 1 and 0, which could be splits",
+        hint=f"--option split_column={name}, or empty for no splits",
+        readings=[
+            Reading(NAME, {**options, "split_column": name}, f"1 is {yes}, 0 is {no}"),
+            Reading(NAME, {**options, "split_column": ""}, "the column is passed over"),
+        ],
+    )
 
 
 def _check_boxes(table: Table, options: Mapping[str, str]) -> None:

@@ -89,12 +89,19 @@ def read(source: str, options: Mapping[str, str]) -> Source:
 def _label_items(items: list[Item], labels: RowLabels) -> list[Item]:
     unique = list(dict.fromkeys(item.origin for item in items))
     keys = dict(zip(unique, make_keys(unique)))
+    named: dict[str, set[int | None]] = {}
+    for item, label in zip(items, labels.labels):
+        named.setdefault(item.origin, set()).add(label)
     made = []
     for item, label in zip(items, labels.labels):
-        problem = item.problem
-        if problem is None and label is None and labels.task == "classification":
-            problem = ("missing label", f"{item.origin} has no {labels.column}")
-        made.append(Item(keys[item.origin], item.origin, label, item.split, item.row, problem))
+        split, unknown = labels.split(item.row, item.split)
+        problem = item.problem or unknown
+        if problem is None and labels.task == "classification":
+            if label is None:
+                problem = ("missing label", f"{item.origin} has no {labels.column}")
+            elif len(named[item.origin]) > 1:
+                problem = ("several labels", f"{item.origin} has another {labels.column} elsewhere")
+        made.append(Item(keys[item.origin], item.origin, label, split, item.row, problem))
     return made
 
 

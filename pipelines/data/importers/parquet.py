@@ -26,12 +26,12 @@ from pipelines.data.images import make_key
 from pipelines.data.importers.support import huggingface_rows
 from pipelines.data.importers.support.huggingface_rows import RowLabels, read_labels
 from pipelines.data.importers.support.reading import need_folder, split_of
-from pipelines.data.sources import Item, Source, find_files
+from pipelines.data.sources import AmbiguousError, Item, Reading, Source, find_files
 
 NAME = "parquet"
 OPTIONS: Mapping[str, str] = {
     **huggingface_rows.OPTIONS,
-    "image_column": "column with the images; default the first one with bytes",
+    "image_column": "column with the images, if several have some",
 }
 CACHE_BYTES = 512 << 20
 MAX_GROUP_BYTES = 2 << 30
@@ -47,12 +47,15 @@ class _Place(NamedTuple):
 
 
 def recognises(source: str) -> str:
+    """Raises AmbiguousError for images in several columns."""
     folder = Path(source)
     if not folder.is_dir():
         return ""
     first = next(_find(folder), None)
     try:
         column = _image_column(folder / first, {}) if first else ""
+    except AmbiguousError:
+        raise
     except TesseraError:
         return ""
     return f"images in the column {column} of {first}" if column else ""
@@ -71,7 +74,8 @@ def read(source: str, options: Mapping[str, str]) -> Source:
     splits: list[Split | None] = []
     for path in paths:
         file = _open(folder / path)
-        others = [name for name in file.schema_arrow.names if name != column]
+        of_images = {column, *_image_columns(folder / path)}
+        others = [name for name in file.schema_arrow.names if name not in of_images]
         with _reading(folder / path):
             count = file.metadata.num_rows
             rows += file.read(columns=others).to_pylist() if others else [{}] * count
@@ -99,10 +103,10 @@ def _items(
 ) -> list[Item]:
     items = []
     counted: dict[str, int] = {}
-    for at, (place, split, label) in enumerate(zip(places, splits, labels.labels)):
+    for at, (place, given, label) in enumerate(zip(places, splits, labels.labels)):
         row = counted[place.path] = counted.get(place.path, -1) + 1
         origin = f"{place.path}[{row}]"
-        problem = None
+        split, problem = labels.split(at, given)
         if label is None and labels.task == "classification":
             problem = ("missing label", f"{origin} has no {labels.column}")
         key = make_key(f"{place.path.removesuffix('.parquet')}/{row:06d}")
@@ -137,11 +141,9 @@ def _open(path: Path) -> Any:
         return parquet.ParquetFile(path)
 
 
-def _image_column(path: Path, options: Mapping[str, str]) -> str:
-    """The column with the bytes of images. Raises TesseraError if there is none."""
+def _image_columns(path: Path) -> list[str]:
+    """The columns with the bytes of images."""
     import pyarrow
-
-    schema = _open(path).schema_arrow
 
     def has_bytes(kind: Any) -> bool:
         if pyarrow.types.is_struct(kind):
@@ -149,13 +151,28 @@ def _image_column(path: Path, options: Mapping[str, str]) -> str:
             return any(field.name == "bytes" and has_bytes(field.type) for field in inner)
         return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
-    fitting = [field.name for field in schema if has_bytes(field.type)]
+    return [field.name for field in _open(path).schema_arrow if has_bytes(field.type)]
+
+
+def _image_column(path: Path, options: Mapping[str, str]) -> str:
+    """The column of images. Raises TesseraError if there is none, AmbiguousError for several."""
+    fitting = _image_columns(path)
+    if len(fitting) > 1 and "image_column" not in options:
+        raise AmbiguousError(
+            f"{path.name} has images in several columns: {', '.join(fitting)[:200]}",
+            hint="choose one: --option image_column=NAME",
+            readings=[
+                Reading(NAME, {**options, "image_column": name}, f"the images in {name}")
+                for name in fitting[:6]
+            ],
+        )
     wanted = options.get("image_column", fitting[0] if fitting else "")
     if wanted not in fitting:
+        columns = _open(path).schema_arrow.names
         raise TesseraError(
             f"{path.name} has no column with the bytes of images"
             + (f" named {wanted}" if wanted else ""),
-            hint=f"its columns are {', '.join(schema.names)[:200]}",
+            hint=f"its columns are {', '.join(columns)[:200]}",
         )
     return wanted
 
@@ -204,10 +221,10 @@ class _Groups:
     """The images of the row groups that were read last."""
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
 
     def get(self, path: Path, group: int, column: str) -> Any:
-        key = (str(path), group)
+        key = (str(path), group, column)
         if key not in self._groups:
             file = _open(path)
             with _reading(path):

@@ -11,6 +11,7 @@ the same name elsewhere.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import unicodedata
@@ -51,6 +52,12 @@ class ImageFinder:
             name = plain.rpartition("/")[2]
             for form in {name, os.path.splitext(name)[0]}:
                 self._by_name.setdefault(form, []).append(path)
+
+    def beside(self, near: str) -> ImageFinder:
+        """The same images, found from a table in another folder. Nothing is indexed again."""
+        other = copy.copy(self)
+        other._near = near
+        return other
 
     def find_all(self, names: Sequence[str], table: str = "") -> list[Found]:
         """Where each name is. `table` is the name of the table: train.csv is about train/."""

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.core.errors import TesseraError, UsageError
+from pipelines.data.card import Split
 from pipelines.data.importers.support.image_finder import ImageFinder
+from pipelines.data.importers.support.reading import split_of
 from pipelines.data.safe_parsers import read_csv
 from pipelines.data.sources import AmbiguousError, Reading, is_image, read_file
 
@@ -29,7 +31,12 @@ _BOX = re.compile(
     r"|bx|by|bw|bh|encoded_?pixels|rle|segmentation|polygon|points|region_shape_attributes",
     re.I,
 )
+_FLAG = re.compile(r"is[-_ ]?(train|val|test)[a-z]*([-_ ][a-z]+)?", re.I)
+_FLAGGED: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
+_YES, _NO = frozenset({"1", "1.0", "true"}), frozenset({"0", "0.0", "false"})
 _SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
+_SEPARATOR_LINE = re.compile(rb"(?:\xef\xbb\xbf)?sep=([,;|\t])\r?\n", re.I)
+"""The line that Excel reads before a header."""
 _TRIED = 300
 
 
@@ -49,10 +56,12 @@ class Table:
 def read_table(path: Path, delimiter: str | None = None) -> Table:
     """Reads a CSV or TSV file: UTF-8 or UTF-16, with or without a header. Raises TesseraError for a
     damaged one, and for a row with more or fewer columns than the header."""
-    listed = parse_rows(read_file(path, path.name), path.name, delimiter)
+    data = read_file(path, path.name)
+    listed = parse_rows(data, path.name, delimiter)
+    first = 3 if _SEPARATOR_LINE.match(_to_utf8(data[:64])) else 2
     header = tuple(cell.strip() for cell in next(listed, []))
     rows = []
-    for number, row in enumerate(listed, 2):
+    for number, row in enumerate(listed, first):
         if not row:
             continue
         if len(row) != len(header):
@@ -63,16 +72,24 @@ def read_table(path: Path, delimiter: str | None = None) -> Table:
         rows.append(tuple(cell.strip() for cell in row))
     if any(map(is_image, header)):  # the first row is a row of data
         rows.insert(0, header)
-        return Table(path, tuple(str(at) for at in range(1, len(header) + 1)), tuple(rows), 1)
-    return Table(path, header, tuple(rows))
+        names = tuple(str(at) for at in range(1, len(header) + 1))
+        return Table(path, names, tuple(rows), first - 1)
+    return Table(path, header, tuple(rows), first)
 
 
 def parse_rows(data: bytes, where: str, delimiter: str | None = None) -> Iterator[list[str]]:
     """The rows of a table with its header, from a file in UTF-8 or UTF-16. Raises TesseraError for
     a damaged one."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        data = data.decode("utf-16", "replace").encode()
+    data = _to_utf8(data)
+    if match := _SEPARATOR_LINE.match(data):
+        data, delimiter = data[match.end() :], delimiter or match[1].decode()
     return read_csv(data, where, delimiter or usual_delimiter(data))
+
+
+def _to_utf8(data: bytes) -> bytes:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace").encode()
+    return data
 
 
 def usual_delimiter(data: bytes) -> str:
@@ -114,18 +131,67 @@ def find_paths(table: Table, finder: ImageFinder) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def find_splits(table: Table, paths: int) -> int | None:
+    """The column of splits: one of a usual name, or the only one whose values all mean a split, as
+    those of `phase`, train among them. None if there is none."""
+    usual = usual_column(table, SPLITS)
+    if usual is not None:
+        return usual
+    fitting = []
+    for at, name in enumerate(table.header):
+        if at == paths or name.lower() in (*PATHS, *LABELS):
+            continue
+        words = set(table.column(at)) - {""}
+        if len(words) > 1 and all(map(split_of, words)) and "train" in map(split_of, words):
+            fitting.append(at)
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def find_flag(table: Table) -> int | None:
+    """The column that says by 0 and 1 whether an image is of a split, as `is_train`."""
+    for at, name in enumerate(table.header):
+        if _FLAG.fullmatch(name):
+            values = {value.lower() for value in table.column(at)}
+            if len(values) > 1 and values <= _YES | _NO:
+                return at
+    return None
+
+
+def flagged_splits(name: str) -> tuple[Split, Split] | None:
+    """What 1 and 0 mean in a column of this name: the others of val and test are train, those of
+    train are test. None for another column."""
+    match = _FLAG.fullmatch(name)
+    if match is None:
+        return None
+    split: Split = _FLAGGED[match[1].lower()]
+    return split, "test" if split == "train" else "train"
+
+
+def split_word(name: str, value: str) -> str:
+    """The word for a split in a column of this name: train for a 1 in `is_train`."""
+    meant = flagged_splits(name)
+    if meant is None or value.lower() not in _YES | _NO:
+        return value
+    return meant[value.lower() in _NO]
+
+
 def find_labels(table: Table, paths: int, split: int | None, format: str = "csv") -> int | None:
     """The column of labels: one of a usual name, or the only one that can be. None if no column
     can. Raises AmbiguousError for several."""
     usual = usual_column(table, LABELS)
-    if usual is not None and usual != paths:
-        return usual
+    usual = None if usual == paths else usual
     few = max(len(table.rows) // 2, 2)
     fitting = []
-    for at in range(len(table.header)):
-        values = set(table.column(at)) if at not in (paths, split) else set()
+    for at, name in enumerate(table.header):
+        if at in (paths, split) or (usual is not None and name.lower() not in LABELS):
+            continue
+        values = set(table.column(at))
         if 2 <= len(values - {""}) <= few:
             fitting.append(at)
+    if usual is not None:
+        others = [at for at in fitting if not _are_same_classes(table, usual, at)]
+        if usual not in fitting or not others:
+            return usual
     if len(fitting) > 1:
         names = [table.header[at] for at in fitting]
         raise AmbiguousError(
@@ -142,6 +208,12 @@ def find_labels(table: Table, paths: int, split: int | None, format: str = "csv"
             ],
         )
     return fitting[0] if fitting else None
+
+
+def _are_same_classes(table: Table, one: int, other: int) -> bool:
+    """Whether two columns divide the rows alike, as a number and a name of each class do."""
+    pairs = {(row[one], row[other]) for row in table.rows}
+    return len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
 
 
 def box_columns(table: Table) -> list[str]:

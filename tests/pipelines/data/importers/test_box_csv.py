@@ -107,6 +107,24 @@ def test_tables_for_each_split_and_a_column_of_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("train", "val"), None),
+        (("train", "holdout"), "unknown split"),
+        (("train", "train", "val"), "several splits"),
+    ],
+)
+def test_a_split_that_is_not_clear_is_rejected(
+    tmp_path: Path, words: tuple[str, ...], problem: str | None
+) -> None:
+    images(tmp_path, "{}.jpg", range(2))
+    rows = [f"{word},{tensorflow_row(n % 2)}\n" for n, word in enumerate(words)]
+    text(tmp_path / "a.csv", f"split,{HEADER}" + "".join(rows))
+    items = box_csv.read(str(tmp_path), {}).items
+    assert {item.problem[0] for item in items if item.problem} == ({problem} if problem else set())
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ("0.jpg,24,16,red,a,1,2,3", "unreadable annotation"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sample_sources
 
 from models.core.errors import TesseraError, UsageError
+from pipelines.data import sources
 from pipelines.data.importers import csv
 from pipelines.data.sources import AmbiguousError
 
@@ -59,9 +61,9 @@ def test_invalid_rows_are_rejected(tmp_path: Path) -> None:
 def test_columns_delimiter_and_folder_can_be_set(tmp_path: Path) -> None:
     folder = sample_sources.table(tmp_path / "set")
     (folder / "labels.csv").unlink()
-    text = "id;breed;fold\n0.jpg;10;train\n1.jpg;9;test\n"
+    text = "id;breed;owner;fold\n0.jpg;10;x;train\n1.jpg;9;y;test\n"
     (folder / "my.csv").write_text(text)
-    with pytest.raises(AmbiguousError, match="labels in one of several: breed, fold"):
+    with pytest.raises(AmbiguousError, match="labels in one of several: breed, owner"):
         csv.recognises(str(folder))
     options = {
         "path_column": "id",
@@ -136,6 +138,7 @@ def test_a_table_of_boxes_is_no_table_of_classes(tmp_path: Path) -> None:
 def test_tables_of_the_splits_are_joined(tmp_path: Path) -> None:
     folder = sample_sources.table(tmp_path / "set")
     head, *rows = (folder / "labels.csv").read_text().replace("Split", "Fold").splitlines()
+    rows = [row.rpartition(",")[0] + ",1" for row in rows]
     (folder / "labels.csv").unlink()
     for name, part in (("train", rows[:4]), ("valid", rows[4:])):
         (folder / f"{name}.csv").write_text("\n".join([head, *part]))
@@ -145,3 +148,42 @@ def test_tables_of_the_splits_are_joined(tmp_path: Path) -> None:
     (folder / "other.csv").write_text("\n".join([head, *rows]))  # no split: which is meant?
     with pytest.raises(TesseraError, match="has 3 tables"):
         csv.read(str(folder), {"label_column": "label"})
+
+
+def test_the_images_of_a_source_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tables it has: listing a million images takes seconds."""
+    folder = sample_sources.table(tmp_path / "set")
+    head, *rows = (folder / "labels.csv").read_text().splitlines()
+    (folder / "labels.csv").unlink()
+    for name, part in (("train", rows[:2]), ("valid", rows[2:4]), ("test", rows[4:])):
+        (folder / f"{name}.csv").write_text("\n".join([head, *part]))
+    listed = []
+
+    def find_images(root: Path) -> Iterator[str]:
+        listed.append(root)
+        return sources.find_images(root)
+
+    monkeypatch.setattr(csv, "find_images", find_images)
+    assert csv.recognises(str(folder))
+    assert len(csv.read(str(folder), {}).items) == len(rows)
+    assert listed == [folder, folder]
+
+
+def test_a_flag_of_a_split_is_asked_about(tmp_path: Path) -> None:
+    """Otherwise other splits would be made than those that the table has."""
+    folder = sample_sources.table(tmp_path / "set")
+    head, *rows = (folder / "labels.csv").read_text().replace("Split", "is_train").splitlines()
+    cells = [row.split(",") for row in rows]
+    at = head.split(",").index("is_train")
+    for number, row in enumerate(cells):
+        row[at] = str(int(number < 4))
+    (folder / "labels.csv").write_text("\n".join([head, *map(",".join, cells)]))
+    with pytest.raises(AmbiguousError, match="a column is_train of 1 and 0") as caught:
+        csv.recognises(str(folder))
+    splits = [
+        [item.split for item in csv.read(str(folder), reading.options).items]
+        for reading in caught.value.readings
+    ]
+    assert splits == [["train"] * 4 + ["test"] * 2, [None] * 6]

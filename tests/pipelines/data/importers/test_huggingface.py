@@ -11,6 +11,7 @@ from layouts.base import json_lines, picture
 
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.importers import huggingface
+from pipelines.data.sources import AmbiguousError
 
 
 def made(folder: Path, rows: list[dict[str, Any]], count: int = 4) -> Path:
@@ -81,3 +82,50 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, message: str) -> Non
     (folder / "metadata.jsonl").write_text(f"{json.dumps(first)}\n{line}\n")
     with pytest.raises(TesseraError, match=message):
         huggingface.read(str(folder), {})
+
+
+def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
+    words = ["train", "validation", "", "extra"]
+    rows = [{"file_name": f"{n}.jpg", "label": n % 2, "split": words[n]} for n in range(4)]
+    items = huggingface.read(str(made(tmp_path, rows)), {}).items
+    assert [item.split for item in items] == ["train", "val", None, None]
+    assert [item.problem and item.problem[0] for item in items] == [None] * 3 + ["unknown split"]
+    folds = [{**row, "split": n} for n, row in enumerate(rows)]  # the control: other numbers
+    items = huggingface.read(str(made(tmp_path, folds)), {}).items
+    assert {(item.split, item.problem) for item in items} == {(None, None)}
+    box = {"bbox": [[1, 2, 5, 6]], "categories": [0]}
+    rows = [{"file_name": f"{n}.jpg", "objects": box, "split": words[n]} for n in range(3)]
+    items = huggingface.read(str(made(tmp_path, rows)), {}).items
+    assert [item.split for item in items] == ["train", "val", None]
+
+
+def test_an_image_with_two_labels_is_rejected(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{n % 4}.jpg", "label": "ab"[n % 2]} for n in range(5)]
+    source = huggingface.read(str(made(tmp_path, rows)), {})
+    assert not any(item.problem for item in source.items)  # the control: the same label
+    rows[4]["label"] = "b"
+    items = huggingface.read(str(made(tmp_path, rows)), {}).items
+    assert [item.row for item in items if item.problem] == [0, 4]
+    assert {item.problem[0] for item in items if item.problem} == {"several labels"}
+
+
+@pytest.mark.parametrize(
+    ("more", "of_object", "words"),
+    [
+        ({"label": "day"}, {}, "classes of the images in label"),
+        ({}, {"segmentation": [[[1, 2, 6, 2, 6, 8]]]}, "segmentation in objects"),
+        ({}, {"keypoints": [[3, 3, 2]]}, "keypoints in objects"),
+    ],
+)
+def test_what_boxes_leave_out_is_asked_about(
+    tmp_path: Path, more: dict[str, Any], of_object: dict[str, Any], words: str
+) -> None:
+    box = {"bbox": [[1, 2, 5, 6]], "categories": ["a"]}
+    rows = [{"file_name": f"{n}.jpg", "objects": {**box, **of_object}, **more} for n in range(4)]
+    folder = str(made(tmp_path, rows))
+    with pytest.raises(AmbiguousError, match=f"and also {words}") as caught:
+        huggingface.read(folder, {})
+    tasks = [huggingface.read(folder, reading.options).task for reading in caught.value.readings]
+    assert tasks == ["detection", *["classification"] * bool(more)]
+    rows = [{"file_name": f"{n}.jpg", "objects": box, "label": None} for n in range(4)]
+    assert huggingface.read(str(made(tmp_path, rows)), {}).task == "detection"  # the control

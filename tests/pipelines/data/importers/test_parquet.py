@@ -13,6 +13,7 @@ from pyarrow import parquet as writer
 
 from models.core.errors import TesseraError
 from pipelines.data.importers import parquet
+from pipelines.data.sources import AmbiguousError
 
 
 def write(folder: Path, columns: dict[str, Any], name: str = "train.parquet") -> str:
@@ -61,3 +62,25 @@ def test_what_has_no_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(TesseraError, match=r"train\.parquet can't be read"):
         parquet.read(folder, {})
+
+
+def test_several_columns_of_images_are_asked_about(tmp_path: Path) -> None:
+    """Otherwise the images of all but one would be lost without a message."""
+    data = [picture(tmp_path / "x.png", n).read_bytes() for n in range(4)]
+    (tmp_path / "x.png").unlink()
+    columns = {"left": data[:2], "right": data[2:], "label": ["b", "a"]}
+    folder = write(tmp_path, columns)
+    with pytest.raises(AmbiguousError, match=r"images in several columns: left, right") as caught:
+        parquet.recognises(folder)
+    sources = [parquet.read(folder, reading.options) for reading in caught.value.readings]
+    assert [source.load(source.items[1]) for source in sources] == [data[1], data[3]]
+    assert [source.classes for source in sources] == [("a", "b")] * 2
+
+
+def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
+    data = [picture(tmp_path / "x.png", n).read_bytes() for n in range(3)]
+    (tmp_path / "x.png").unlink()
+    columns = {"image": data, "label": ["b", "a", "b"], "split": ["train", "test", "other"]}
+    items = parquet.read(write(tmp_path, columns, "data.parquet"), {}).items
+    assert [item.split for item in items] == ["train", "test", None]
+    assert [item.problem and item.problem[0] for item in items] == [None, None, "unknown split"]
