@@ -115,6 +115,8 @@ def infer_classes(
     if not by_index:
         seen.check_soft_edges()
     seen.check_objects(by_index)
+    if not names:
+        seen.check_two_scales(grey)
     return _of_values(grey, names, by_index)
 
 
@@ -136,6 +138,8 @@ class _Seen:
         self._differ = ""
         self._counts = np.zeros(256, np.int64)
         self._looked_at: list[Array] = []
+        self._of_ones, self._of_255 = "", ""  # files with 1 or 255, and no other value but 0
+        self._has_both = False
 
     def add(self, raw: MaskPixels, where: str) -> None:
         self.masks += 1
@@ -154,6 +158,9 @@ class _Seen:
             self._colours.update(found)
         else:
             self._grey.update(found)
+            self._of_ones = where if found[-1] == 1 else self._of_ones
+            self._of_255 = where if found in ([0, IGNORED], [IGNORED]) else self._of_255
+            self._has_both |= IGNORED in found and 1 in found
             if raw.pixels.dtype == np.uint8:
                 self._counts += np.bincount(raw.pixels.ravel(), minlength=256)
         if self._check and not raw.colours and len(self._looked_at) < _LOOKED_AT:
@@ -233,6 +240,20 @@ class _Seen:
                 readings=[
                     Reading("instance_masks", {}, "each value is an object of one class"),
                     Reading("masks", {"classes": names}, "each value is a class; name them"),
+                ],
+            )
+
+    def check_two_scales(self, values: set[int]) -> None:
+        """Raises UsageError where some masks have 0 and 1 and others 0 and 255, as two programs
+        write the same: by the rule for class numbers 255 would be ignored."""
+        if values == {0, 1, IGNORED} and self._of_ones and self._of_255 and not self._has_both:
+            named = {"classes": "background,foreground"}
+            raise AmbiguousError(
+                f"some masks have the values 0 and 1, as {self._of_ones}, and some 0 and 255, as "
+                f"{self._of_255}",
+                readings=[
+                    Reading("masks", {"threshold": "1"}, "1 and 255 are both the foreground"),
+                    Reading("masks", named, "1 is the foreground, 255 is ignored"),
                 ],
             )
 

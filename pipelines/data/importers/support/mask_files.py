@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.data.image_formats import sniff
+from pipelines.data.image_formats import list_frames, sniff
 from pipelines.data.images import open_image, open_unconverted
 from pipelines.data.sample_error import SampleError
 
@@ -54,6 +54,12 @@ def read_mask(data: bytes, where: str) -> MaskPixels:
             "unreadable mask",
             f"{where} is a {form} file, which doesn't keep values exactly: export the masks as "
             "PNG, or, for masks of two classes, give --option threshold=128",
+        )
+    if (count := len(list_frames(data))) > 1:
+        raise SampleError(
+            "unreadable mask",
+            f"{where} has {count} pages, and a mask has one",
+            hint="save the page with the classes as a file of its own",
         )
     image = open_unconverted(data, where)
     if image.mode == "1":

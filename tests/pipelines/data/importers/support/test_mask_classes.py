@@ -53,6 +53,18 @@ def test_values_far_apart_are_levels_and_others_are_numbers(
     assert pixels[regions(0, len(values)) == len(values) - 1].tolist()[0] == last
 
 
+def test_masks_of_two_programs_are_asked_about() -> None:
+    """0 and 1 in some files, 0 and 255 in others: 255 may be the same class, or ignored."""
+    mixed = [*grey(0, 1), *grey(0, 255)]
+    with pytest.raises(AmbiguousError, match=r"0 and 1, as 2\.png, and some 0 and 255") as caught:
+        infer_classes(mixed)
+    options = [dict(reading.options) for reading in caught.value.readings]
+    assert options == [{"threshold": "1"}, {"classes": "background,foreground"}]
+    assert infer_classes(mixed, ["background", "foreground"]).ignored == (IGNORED,)
+    for others in (grey(0, 1, 255), grey(0, 2)):  # the control: numbers of classes
+        assert infer_classes([*mixed, *others]).ignored == (IGNORED,)
+
+
 def test_values_can_be_named() -> None:
     inferred = infer_classes(grey(255, 128, 0), values="cup=0, disc=128,ignored=255")
     assert inferred.classes == ("cup", "disc")

@@ -61,3 +61,17 @@ def test_a_mask_in_the_transparency_is_refused() -> None:
 def test_a_photo_does_not_look_like_a_mask(tmp_path, suffix: str) -> None:
     path = picture(tmp_path / f"x{suffix}", width=64, height=48)
     assert not looks_like_mask(path.read_bytes(), "x")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF"])
+def test_a_mask_of_several_pages_is_refused(form: str) -> None:
+    """Otherwise the classes on the others would be lost without a message."""
+    pages = [Image.fromarray(np.full((8, 6), value, np.uint8)) for value in (0, 90)]
+    for more in ([], pages[1:]):
+        out = io.BytesIO()
+        pages[0].save(out, format=form, save_all=True, append_images=more)
+        if more:
+            with pytest.raises(SampleError, match="x has 2 pages, and a mask has one"):
+                read_mask(out.getvalue(), "x")
+        else:
+            assert not read_mask(out.getvalue(), "x").pixels.any()  # the control
