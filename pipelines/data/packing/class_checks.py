@@ -6,6 +6,8 @@ lost all it had, and lines about classes that are hard to learn. Must not know s
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,6 +16,8 @@ from pipelines.data.card import SPLITS, Split
 from pipelines.data.packing.formats import SHOWN_CLASSES
 from pipelines.data.sources import Source
 
+_BETWEEN = re.compile(r"[\s_-]+")
+_ZEROS = re.compile(r"^([0-9]+)\.0*$", re.ASCII)
 FEW = 5
 """A class with fewer train images is named."""
 
@@ -39,6 +43,8 @@ def check_classes(
 ) -> None:
     """Refuses a class that lost all images of a split where each image has a class; for other
     tasks, a class that no train image has is named. Unseen classes are meant to have none."""
+    for one, other in find_alike(source.classes).items():
+        notify(f"the classes {one!r} and {other!r} are two, and have nearly the same name")
     if source.task == "classification":
         _check_lost(name, planned, counts, unseen)
         _report_few(counts["train"], unseen, notify)
@@ -58,6 +64,19 @@ def _name(labels: Sequence[str]) -> str:
     if len(labels) == 1:
         return f"the class {labels[0]!r}"
     return f"any of {len(labels):,} classes ({_shorten(labels)})"
+
+
+def find_alike(classes: Sequence[str]) -> dict[str, str]:
+    """Class -> an earlier one whose name differs only in case, spaces, hyphens and underscores, or
+    is the same number, as 1 and 1.0."""
+    first: dict[str, str] = {}
+    alike = {}
+    for name in classes:
+        plain = _BETWEEN.sub(" ", unicodedata.normalize("NFKC", name).casefold()).strip()
+        plain = _ZEROS.sub(r"\1", plain)
+        if plain and first.setdefault(plain, name) != name:
+            alike[name] = first[plain]
+    return alike
 
 
 def _check_lost(name: str, planned: Counts, counts: Counts, unseen: frozenset[str]) -> None:

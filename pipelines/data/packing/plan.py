@@ -22,6 +22,7 @@ from typing import Any
 
 from models.core.errors import TesseraError
 from pipelines.data.card import SPLITS, Split
+from pipelines.data.packing.class_checks import find_alike
 from pipelines.data.packing.shard import PackSpec, ShardPlan, prepare
 from pipelines.data.packing.statistics import rejection
 from pipelines.data.shards import SHARD_BYTES, SHARD_SAMPLES
@@ -241,10 +242,14 @@ def _check_classes(
         labels = {item.label for item in items} - trained
         unknown = [label for label in range(len(classes)) if label in labels]
         if unknown:
-            raise TesseraError(
-                f"{source}: {split} has the class {classes[unknown[0]]!r}, train doesn't",
-                hint="each class needs train images; check the names of the class folders",
-            )
+            name = classes[unknown[0]]
+            hint = "each class needs train images; check the names of the class folders"
+            pairs = find_alike(classes)
+            twin = pairs.get(name) or next((one for one in pairs if pairs[one] == name), "")
+            if twin:
+                hint = f"if it is the class {twin!r}, give both the same name"
+            message = f"{source}: {split} has the class {name!r}, train doesn't"
+            raise TesseraError(message, hint=hint)
 
 
 def _samples_in_a_shard(spec: PackSpec, items: Sequence[Item]) -> int:
