@@ -47,6 +47,7 @@ run("evaluate", sys.argv[1] + "@challenger", "--data", data)
 run("registry", sys.argv[1])
 images = sorted(Path(sources).rglob("*.jpg"))
 run("predict", sys.argv[1], *images[:3], "--out", "predictions 猫.jsonl")
+run("export", sys.argv[1], "--format", "pt2", "--out", "model 猫's.pt2")
 connection.disconnect()
 os._exit(0)
 """
@@ -77,6 +78,7 @@ def test_everything_works_under_names_with_any_characters(
     lines = (project / "predictions 猫.jsonl").read_text(encoding="utf-8").splitlines()
     predicted = [json.loads(line) for line in lines]
     assert len(predicted) == 3
+    assert (project / "model 猫's.pt2").stat().st_size > 1000
     known = {unicodedata.normalize("NFC", name) for name in CLASSES}
     assert {unicodedata.normalize("NFC", one["class"]) for one in predicted} <= known
     runs = [json.loads(f.read_text()) for f in (project / ".tessera").glob("runs/*/run.json")]

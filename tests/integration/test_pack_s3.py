@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from s3_server import missing
 
+from pipelines.data import card as cards
 from pipelines.data.inspection.verify import verify
+from pipelines.data.packing.fix import fix
 from pipelines.data.packing.pack import pack
 from pipelines.data.packing.staging import SHARDS
 from pipelines.storage.base import Storage
@@ -62,3 +64,18 @@ def test_a_pack_that_is_killed_twice_resumes(
     }
     assert {name: storage.read(name) for name in storage.names()} == here
     assert not verify(s3).differences
+    _check_corrections(tmp_path, s3)
+
+
+def _check_corrections(tmp_path: Path, data: str) -> None:
+    """Two corrections in a row, from address to address: the last card lists both."""
+    file = tmp_path / "corrections.csv"
+    digests = []
+    for number, row in enumerate(("cat/000,dog", "dog/001,drop")):
+        file.write_text(f"sample,action\n{row}\n")
+        digests.append(cards.read(data).digest)
+        card = fix(data, file, f"{data}-{number}")
+        data = f"{data}-{number}"
+        assert not verify(data).differences
+    assert [made.data_digest for made in card.corrections] == digests
+    assert [(made.relabelled, made.dropped) for made in card.corrections] == [(1, 0), (0, 1)]

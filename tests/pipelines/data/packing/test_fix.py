@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import foreign_shards
 import numpy as np
 import pytest
 from packed_sets import Sample, pack_set, pair
@@ -17,6 +20,7 @@ from pipelines.data import card as cards
 from pipelines.data.annotations import Mask, Objects
 from pipelines.data.card import Card
 from pipelines.data.inspection.verify import verify
+from pipelines.data.packing import in_place
 from pipelines.data.packing.fix import fix
 from pipelines.data.packing.pack import pack
 from pipelines.data.shards import ShardReader
@@ -264,3 +268,42 @@ def test_a_card_without_corrections_does_not_mention_them(data: Path, tmp_path: 
     changed: Card = cards.parse(text, "here").model_copy(update={"corrections": ()})
     with pytest.raises(TesseraError, match="its digest does not match"):
         cards.parse(changed.to_json(), "here")
+
+
+ODD = [
+    *("a,b", "c;d", 'q"uote', "it's", "x%20y", "#1", "?", "{}", "-rf", "a=b", "100%", "$HOME"),
+    *("*", "[x]", "~", "class:x", "drop", "日本語", "🎉", unicodedata.normalize("NFD", "élan")),
+]
+
+
+def test_names_with_any_character_keep_their_labels(
+    make_folder: Callable[..., Path], make_image: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_folder(tmp_path / "猫 😀 #1", ODD, 3)
+    for number, name in enumerate(ODD):
+        make_image(source / name / f"{name}.jpg", seed=90_000 + number)
+    card = pack(str(source), tmp_path / "it's 100%", near_duplicates=False)
+    assert (card.name, card.classes) == ("猫 😀 #1", tuple(sorted(ODD)))
+    old = content(tmp_path / "it's 100%", "train")
+    by_label = {label: key for key, (_, _, label) in old.items()}
+    following = {key: (label + 1) % len(ODD) for label, key in by_label.items()}
+    with (tmp_path / "corrections.csv").open("w", newline="") as file:
+        rows = [(key, f"class:{card.classes[label]}") for key, label in following.items()]
+        csv.writer(file).writerows([("sample", "action"), *rows])
+    old_place, new_place = str(tmp_path / "it's 100%"), tmp_path / "new $x"
+    fixed = fix(old_place, tmp_path / "corrections.csv", new_place)
+    assert fixed.corrections[0].relabelled == len(ODD)
+    assert not verify(str(tmp_path / "new $x")).differences
+    for key, (image, _, label) in content(tmp_path / "new $x", "train").items():
+        assert (image, label) == (old[key][0], following.get(key, old[key][2]))
+
+
+def test_a_set_that_is_used_in_place_is_named(tmp_path: Path) -> None:
+    """Its shards are somebody else's: they are not copied and never written."""
+    for number, split in enumerate(("train", "val")):
+        samples = foreign_shards.samples(*range(10 * number, 10 * number + 10))
+        foreign_shards.write_tar(tmp_path / "wds" / f"set-{split}-000000.tar", samples)
+    in_place.index(str(tmp_path / "wds"), tmp_path / "set", options={})
+    with pytest.raises(TesseraError, match=r"has only an index: its shards are those of .*wds"):
+        fix(str(tmp_path / "set"), write(tmp_path, "s0001,drop"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
