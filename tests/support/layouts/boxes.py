@@ -42,6 +42,24 @@ def coco_official(folder: Path) -> None:
     text(folder / "annotations" / "captions_train2017.json", json.dumps(captions))
 
 
+def coco_keypoints(folder: Path) -> None:
+    """A file for poses, as COCO's and CVAT's: objects have boxes, masks and keypoints."""
+    images(folder, "images/{}.jpg")
+    path = write_coco(
+        folder / "annotations" / "person_keypoints_default.json",
+        [f"{number}.jpg" for number in range(COUNT)],
+    )
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        row |= {"keypoints": [4, 4, 2, 6, 5, 1], "num_keypoints": 2}
+    text(path, json.dumps(content))
+
+
+def voc_polygons(folder: Path) -> None:
+    ring = "<polygon><x1>3</x1><y1>3</y1><x2>9</x2><y2>3</y2><x3>9</x3><y3>7</y3></polygon>"
+    each("{}.jpg", "{}.xml", lambda n: voc_xml(n).replace("<bndbox>", f"{ring}<bndbox>"), folder)
+
+
 def yolo_lists(folder: Path, settings: dict[str, str]) -> None:
     each("images/{}.jpg", "labels/{}.txt", yolo_line, folder)
     for split, numbers in splits():
@@ -162,6 +180,20 @@ COCO = [
 ]
 VOC = [
     Layout(
+        "COCO: keypoints",
+        "COCO 2017, CVAT",
+        coco_keypoints,
+        refused=r"6 of 6 objects .* keypoints.*task=instance_segmentation.*task=detection",
+    ),
+    Layout(
+        "COCO: the boxes of keypoints",
+        "COCO 2017, CVAT",
+        coco_keypoints,
+        **BOXES,
+        format="coco",
+        options={"task": "detection"},
+    ),
+    Layout(
         "VOC: JPEGImages, Annotations, ImageSets",
         "PASCAL VOC, CVAT",
         voc_lists,
@@ -200,6 +232,19 @@ VOC = [
     ),
 ]
 YOLO = [
+    Layout(
+        "VOC: polygons beside the boxes",
+        "Roboflow, RectLabel",
+        voc_polygons,
+        refused=r"polygons, .*export the set as COCO.*task=detection",
+    ),
+    Layout(
+        "VOC: the boxes of objects with polygons",
+        "Roboflow, RectLabel",
+        voc_polygons,
+        **BY_NAME,
+        options={"task": "detection"},
+    ),
     Layout(
         "YOLO: images/train and labels/train",
         "Ultralytics",

@@ -33,8 +33,8 @@ def objects(folder: Path) -> Path:
     )
 
 
-def parquet(folder: Path, *, objects: bool = False) -> Path:
-    """Parquet files as Hugging Face's `push_to_hub` writes them."""
+def parquet(folder: Path, *, objects: bool = False, pairs: bool = False) -> Path:
+    """Parquet files as Hugging Face's `push_to_hub` writes them. `pairs` adds a second image."""
     import pyarrow
     from pyarrow import parquet as writer
 
@@ -43,6 +43,8 @@ def parquet(folder: Path, *, objects: bool = False) -> Path:
         columns: dict[str, Any] = {
             "image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]
         }
+        if pairs:
+            columns["mask"] = columns["image"]
         names = {"names": list(PETS), "_type": "ClassLabel"}
         features: dict[str, Any] = {"image": {"_type": "Image"}}
         if objects:
@@ -275,6 +277,15 @@ LAYOUTS = [
         objects=12,
     ),
     Layout(
+        "metadata.jsonl with objects, and a label for each image",
+        "Hugging Face: imagefolder",
+        lambda folder: metadata(
+            folder,
+            lambda n: {"label": n % 2, "objects": {"bbox": [[2, 3, 8, 9]], "categories": [0]}},
+        ),
+        refused=r"and also classes .* label.*label_column=objects.*label_column=label",
+    ),
+    Layout(
         "metadata.jsonl with captions",
         "Hugging Face: imagefolder",
         lambda folder: metadata(folder, lambda n: {"text": f"photo number {n}"}),
@@ -295,6 +306,21 @@ LAYOUTS = [
         classes=PETS,
         samples={"train": 8, "val": 2, "test": 2},
         objects=12,
+    ),
+    Layout(
+        "Parquet files with two images in a row",
+        "Hugging Face: sets of pairs, or of images and masks",
+        lambda folder: parquet(folder, pairs=True),
+        refused=r"several columns: image, mask.*image_column=image.*image_column=mask",
+    ),
+    Layout(
+        "Parquet files with two images in a row, of which one is taken",
+        "Hugging Face: sets of pairs, or of images and masks",
+        lambda folder: parquet(folder, pairs=True),
+        format="parquet",
+        options={"image_column": "image"},
+        classes=PETS,
+        samples={"train": 8, "val": 2, "test": 2},
     ),
     Layout(
         "images without labels",
@@ -325,5 +351,11 @@ LAYOUTS = [
         "tools of one's own",
         lambda folder: class_folders(folder, {"": 8}) or text(folder / "my_labels.json", "{}"),
         refused=r"my_labels\.json, which no .* labels.*--format images --allow-unused '\*\.json'",
+    ),
+    Layout(
+        "images with labels for MATLAB",
+        "Oxford Flowers, Stanford Cars",
+        lambda folder: class_folders(folder, {"jpg": 8}) or text(folder / "labels.mat", "MATLAB"),
+        refused=r"labels\.mat, which no format recognises as labels",
     ),
 ]

@@ -22,7 +22,14 @@ def table(
     rows = [header]
     for n in range(8):
         label = PETS[n % 2]
-        values = {"n": n, "label": label, "folder": folder.resolve(), "part": n % 2 + 1}
+        values = {
+            "n": n,
+            "label": label,
+            "folder": folder.resolve(),
+            "part": n % 2 + 1,
+            "flag": int(n < 6),
+            "phase": "train" if n < 6 else "valid",
+        }
         picture(folder / images.format(**values), n)
         rows.append(row.format(**values))
     text(folder / name, end.join(rows) + end, encoding)
@@ -174,6 +181,28 @@ LAYOUTS = [
         lambda folder: table(folder, row="https://host/a/{n}.jpg?v=1,{label}"),
         classes=PETS,
         samples=CUT,
+    ),
+    Layout(
+        "a table with a column of splits of any name",
+        "pandas, scripts",
+        lambda folder: table(folder, header="path,label,phase", row="{n}.jpg,{label},{phase}"),
+        classes=PETS,
+        samples={"train": 4, "val": 2, "test": 2},
+    ),
+    Layout(
+        "a table with a column is_train of 1 and 0",
+        "CUB-200-2011, scripts",
+        lambda folder: table(folder, header="path,label,is_train", row="{n}.jpg,{label},{flag}"),
+        refused=r"is_train of 1 and 0.*split_column=is_train.*split_column=",
+    ),
+    Layout(
+        "a table with a column is_train, which is used",
+        "CUB-200-2011, scripts",
+        lambda folder: table(folder, header="path,label,is_train", row="{n}.jpg,{label},{flag}"),
+        format="csv",
+        options={"split_column": "is_train"},
+        classes=PETS,
+        samples={"train": 4, "val": 2, "test": 2},
     ),
     Layout(
         "a table and files with accents in two forms",
