@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import sample_sources
 from models.core.errors import TesseraError, UsageError
 from pipelines.data.images import decode_image
 from pipelines.data.importers import cifar10
+from pipelines.data.packing.pack import pack
 from pipelines.data.sources import Source
 
 
@@ -145,3 +147,28 @@ def test_labels_and_pixels_must_agree(tmp_path: Path) -> None:
         (folder / "data_batch_1").write_bytes(batch)
         with pytest.raises(TesseraError, match=f"^data_batch_1 .*{message}"):
             cifar10.read(str(folder), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "digest"),
+    [
+        (
+            "cifar",
+            sample_sources.cifar_python,
+            "7162f8d66cafc1c7d3f259fa5772fe897f0541c9f4d08dddf207c325c1137c25",
+        ),
+        (
+            "cifarb",
+            sample_sources.cifar_binary,
+            "81d8a2d2905bea87e2d27b9d6495648286a7a8ce5dc37076e463fd49a8543231",
+        ),
+    ],
+)
+def test_a_pack_keeps_its_digest(
+    tmp_path: Path, name: str, make: Callable[[Path], Path], digest: str
+) -> None:
+    """The digests that commit 23d2f4f gives: measured results name them."""
+    card = pack(str(make(tmp_path / name)), tmp_path / "out")
+    assert card.digest == digest
+    other = pack(str(tmp_path / name), tmp_path / "other", seed=1)
+    assert other.digest != digest  # the control: another cut

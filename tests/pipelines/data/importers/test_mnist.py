@@ -51,6 +51,15 @@ def test_mnist_is_packed_with_val_taken_from_train(tmp_path: Path) -> None:
     assert (card.image.channels, card.image.max_height, card.image.max_width) == (1, 5, 4)
 
 
+def test_a_pack_keeps_its_digest(tmp_path: Path) -> None:
+    """The digest that commit 23d2f4f gives: measured results name it."""
+    digest = "077904e728d82b4a9942b000f2b28bc331e14cf54344d77e95b8e8045a12f8c8"
+    write_mnist(tmp_path / "mnist", {"train": 200, "t10k": 30})
+    assert pack(str(tmp_path / "mnist"), tmp_path / "out").digest == digest
+    other = pack(str(tmp_path / "mnist"), tmp_path / "other", seed=1)
+    assert other.digest != digest  # the control: another cut
+
+
 def spoiled(data: bytes) -> dict[str, tuple[bytes, str]]:
     return {
         "empty": (b"", "is not an idx file"),
