@@ -33,10 +33,17 @@ def command_page() -> str:
     """Every verb with its help and its options, as `--help` prints them."""
     import click
 
-    from jobs.cli import tessera
+    from jobs.cli import EXIT_STATUSES, tessera
 
     context = click.Context(tessera, info_name="tessera")
     lines = ["# Command", "", "The help of every verb. `tessera VERB --help` prints the same.", ""]
+    lines += ["## Exit status", "", "| status | meaning |", "|---|---|"]
+    lines += [f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()]
+    lines += [
+        "",
+        "A process that a signal ended has 128 + the number of the signal.",
+    ]
+    lines += ["`tessera submit` returns the status of the verb that it ran on the cluster.", ""]
     for name in tessera.list_commands(context):
         command = tessera.get_command(context, name)
         assert command is not None

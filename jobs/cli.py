@@ -1,6 +1,6 @@
 """The `tessera` command. Every other module of this folder is a verb.
 
-In: argv. Out: the exit status: 0 done, 1 refused or failed, 2 wrong usage. A verb's module has a
+In: argv. Out: the exit status, one of `EXIT_STATUSES`. A verb's module has a
 click command called `command`. The list of verbs is read from the files without importing them, and
 a verb imports its heavy libraries only when it runs, so help and shell completion are immediate.
 """
@@ -57,6 +57,17 @@ SYNONYMS = {
     "--version": "version",
 }
 """A verb -> words that other tools use for it. Typing one of these words gives a hint."""
+
+
+EXIT_STATUSES = {
+    0: "Done. Also if the reader of the output closed it, as `head` does.",
+    1: "Failed or refused: an error, a refused promotion, a difference that `verify` found, "
+    "a check of `doctor` that failed.",
+    2: "Wrong usage: an unknown verb, option or setting, or a missing argument. Nothing was begun.",
+    130: "Stopped with Ctrl-C. What can be resumed is named on stderr.",
+}
+"""Exit status of every verb -> what it means. A process that a signal ended has 128 + its number;
+`submit` returns the status of the verb that it ran on the cluster."""
 
 
 def verbs() -> list[str]:
@@ -178,6 +189,8 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
         _complain(error.message, hint=error.hint)
         _leave(error.exit_code)
     except OSError as error:  # a full disk, a folder that may not be written
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            _leave(0)
         if verbose:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -190,6 +203,15 @@ def _complain(message: str, hint: str = "") -> None:
     print(f"tessera: {hide_passwords(message)}", file=sys.stderr)
     if hint:
         print(f"         {hide_passwords(hint)}", file=sys.stderr)
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of stdout has closed it. What couldn't be written is still there."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _leave(status: int) -> NoReturn:
