@@ -13,7 +13,7 @@
 Every function does what the verb of the same name does, with the same defaults. `data` is a path,
 an address or what `pack` returned; a model is a reference (`NAME`, `NAME/2`, `NAME@champion`) or a
 version that a function returned. Bad input raises `TesseraError` with the text that the command
-prints.
+prints, and a wrong argument or setting `UsageError`, which is one.
 
 In: plain arguments. Out: the typed results of `pipelines/workflows`. Importing this module loads
 nothing else of Tessera; a function is loaded when it is first used.
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from models.core.errors import TesseraError as TesseraError
+    from models.core.errors import UsageError as UsageError
     from pipelines.workflows.context import Context as Context
     from pipelines.workflows.evaluate import evaluate as evaluate
     from pipelines.workflows.export import export as export
@@ -57,11 +58,13 @@ _MODULES = {
     "export": "pipelines.workflows.export",
     "Context": "pipelines.workflows.context",
     "TesseraError": "models.core.errors",
+    "UsageError": "models.core.errors",
 }
 
 __all__ = [
     "Context",
     "TesseraError",
+    "UsageError",
     "evaluate",
     "export",
     "fix",

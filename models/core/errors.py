@@ -9,6 +9,10 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# The errors below say that they are of this module. cloudpickle copies a class, in place of naming
+# it, if the module that it says isn't loaded.
+import tessera  # noqa: F401
+
 
 class TesseraError(Exception):
     """An error that the user can act on. Never printed with a traceback.
@@ -18,6 +22,7 @@ class TesseraError(Exception):
     \\x1b. Passwords of addresses are hidden.
     """
 
+    __module__ = "tessera"  # where users find it: a traceback says tessera.TesseraError
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -37,6 +42,7 @@ class TesseraError(Exception):
 class UsageError(TesseraError):
     """The command, a setting or an argument is wrong."""
 
+    __module__ = "tessera"
     exit_code = 2
 
 

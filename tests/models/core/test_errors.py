@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+import traceback
 
 import pytest
 
-from models.core.errors import TesseraError, hide_passwords, nearest, unknown
+import tessera
+from models.core.errors import TesseraError, UsageError, hide_passwords, nearest, unknown
 
 SETTINGS = [
     "optim.model.lr",
@@ -70,3 +75,31 @@ def test_passwords_are_hidden(text: str, shown: str) -> None:
     error = TesseraError(text, hint=text)
     assert (error.message, error.hint) == (shown, shown)
     assert "hunter2" not in str(pickle.loads(pickle.dumps(error)))
+
+
+@pytest.mark.parametrize("kind", [TesseraError, UsageError])
+def test_a_traceback_names_the_class_that_users_import(kind: type[TesseraError]) -> None:
+    error = kind("what is wrong", hint="what to do")
+    (line,) = traceback.format_exception_only(error)
+    assert line == f"tessera.{kind.__name__}: what is wrong. what to do\n"
+    assert getattr(tessera, kind.__name__) is kind
+
+
+def test_the_class_is_pickled_by_name() -> None:
+    """A copy of it on the other side would not be caught as a TesseraError. This process may have
+    loaded `tessera` for another reason, so a new one does it."""
+    code = (
+        "import cloudpickle, pickle, pickletools\n"
+        "from models.core.errors import UsageError\n"
+        "data = cloudpickle.dumps(UsageError('a', hint='b'))\n"
+        "assert type(pickle.loads(data)) is UsageError\n"
+        "print(b'_make_skeleton_class' in data or b'exit_code' in data)\n"
+    )
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
