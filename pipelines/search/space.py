@@ -258,20 +258,40 @@ DEFAULT_REDUCTION = 3.0
 _SCHEDULER_OF = {"grace": "asha", "reduction": "asha", "interval": "pbt"}
 
 
-def check_settings(
-    *,
-    search: str,
-    scheduler: str | None,
-    trials: int | None,
-    grace: int | None,
-    reduction: float | None,
-    interval: int | None,
-    epochs: int,
-) -> None:
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search runs, as it was asked for: what was not given is None.
+
+    search, scheduler  one of `Search` and of `Scheduler`
+    trials             their number
+    grace              epochs before ASHA may stop a trial
+    reduction          ASHA keeps one of this many trials at each rung
+    interval           epochs of a generation of PBT
+    seed               of the search
+    budget_seconds     after which no more trials start
+    """
+
+    search: str = "random"
+    scheduler: str | None = None
+    trials: int | None = None
+    grace: int | None = None
+    reduction: float | None = None
+    interval: int | None = None
+    seed: int = 0
+    budget_seconds: float | None = None
+
+    @property
+    def chosen_scheduler(self) -> str:
+        return self.scheduler or DEFAULT_SCHEDULER
+
+
+def check_settings(settings: SearchSettings, epochs: int) -> None:
     """Raises UsageError for settings of a search that don't go together, or of which one would have
-    no effect. A setting that was not given is None."""
-    chosen = scheduler or DEFAULT_SCHEDULER
-    if search == "grid" and trials is not None:
+    no effect. `epochs` are those of a trial."""
+    scheduler, chosen = settings.scheduler, settings.chosen_scheduler
+    trials, grace, interval = settings.trials, settings.grace, settings.interval
+    reduction = settings.reduction
+    if settings.search == "grid" and trials is not None:
         raise UsageError(
             "--search grid trains every combination and excludes --trials",
             hint="leave --trials out, or use --search random",

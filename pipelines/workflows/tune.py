@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import tag_names
 from pipelines.search import space as search_space
+from pipelines.search.space import SearchSettings
 from pipelines.workflows import search_driver
 from pipelines.workflows.search_board import SearchSpec
 
@@ -122,25 +123,27 @@ def tune(
     from pipelines.workflows.context import Context
 
     context = context or Context.from_environment()
-    search_space.check_choices(search, scheduler or search_space.DEFAULT_SCHEDULER)
-    budget_seconds = None if budget is None else _parse_seconds(budget)
+    settings = SearchSettings(
+        search=search,
+        scheduler=scheduler,
+        trials=trials,
+        grace=grace,
+        reduction=reduction,
+        interval=interval,
+        seed=seed,
+        budget_seconds=None if budget is None else _parse_seconds(budget),
+    )
+    search_space.check_choices(search, settings.chosen_scheduler)
     if run is not None:
         run = named_runs.check_name(run)
     changes = {**(set or {}), "workers.count": workers_per_trial}
     spec = _make_spec(
         context,
         train.fit_recipe(what, data, variant, changes)[0],
+        settings,
         space=space,
-        search=search,
-        scheduler=scheduler,
-        trials=trials,
-        seed=seed,
-        experiment=experiment,
-        grace=grace,
-        reduction=reduction,
-        interval=interval,
         fixed=changes,
-        budget_seconds=budget_seconds,
+        experiment=experiment,
         name=run,
     )
     if run is not None:
@@ -249,33 +252,20 @@ def _refit(
 def _make_spec(
     context: Context,
     recipe: Recipe,
+    settings: SearchSettings,
     *,
     space: str | os.PathLike[str] | None,
-    search: str,
-    scheduler: str | None,
-    trials: int | None,
-    grace: int | None,
-    reduction: float | None,
-    interval: int | None,
     fixed: Collection[str],
+    experiment: str,
     name: str | None,
-    **more: Any,
 ) -> SearchSpec:
-    """Builds the spec of a search. Raises UsageError if it can't be searched."""
+    """Builds the spec of a search. `fixed` are the paths that the space may not change. Raises
+    UsageError if it can't be searched."""
     from pipelines.search import population
     from pipelines.workflows import search_files, services, train
 
-    search_space.check_settings(
-        search=search,
-        scheduler=scheduler,
-        trials=trials,
-        grace=grace,
-        reduction=reduction,
-        interval=interval,
-        epochs=recipe.train.epochs,
-    )
-    scheduler = scheduler or search_space.DEFAULT_SCHEDULER
-    trials = trials or search_space.DEFAULT_TRIALS
+    search_space.check_settings(settings, recipe.train.epochs)
+    trials, reduction = settings.trials or search_space.DEFAULT_TRIALS, settings.reduction
     resources = services.known_resources(context) if recipe.workers.count else None
     if resources is not None:  # otherwise it is checked once the cluster is joined
         search_driver.trial_capacity(recipe, trials, resources)
@@ -284,8 +274,8 @@ def _make_spec(
     parsed = search_space.space_of(recipe, Path(space) if space else None, fixed=fixed)
     search_space.check_trainable(setup, parsed)
     epochs = recipe.train.epochs
-    length = interval or population.default_interval_epochs(epochs)
-    if scheduler == "pbt":
+    length = settings.interval or population.default_interval_epochs(epochs)
+    if settings.chosen_scheduler == "pbt":
         population.check_size(trials, epochs, length)
         population.check_space(recipe, parsed, setup.data)
     name = name or _name(setup)
@@ -295,13 +285,15 @@ def _make_spec(
         name=name,
         recipe=recipe.to_json(),
         space=search_space.to_plain(parsed),
-        search=search,
-        scheduler=scheduler,
+        search=settings.search,
+        scheduler=settings.chosen_scheduler,
         reduction=search_space.DEFAULT_REDUCTION if reduction is None else reduction,
-        trials=len(search_space.grid(parsed)) if search == "grid" else trials,
-        grace_epochs=min(grace or search_space.default_grace_epochs(recipe), epochs),
+        trials=len(search_space.grid(parsed)) if settings.search == "grid" else trials,
+        grace_epochs=min(settings.grace or search_space.default_grace_epochs(recipe), epochs),
         interval_epochs=length,
-        **more,
+        seed=settings.seed,
+        experiment=experiment,
+        budget_seconds=settings.budget_seconds,
     )
 
 

@@ -15,6 +15,7 @@ from models.core.family import Metric
 from models.core.spaces import Choice, Integer, LogInteger, LogUniform, Uniform, examples
 from pipelines import recipe as recipes
 from pipelines.search import space as search_space
+from pipelines.search.space import SearchSettings
 from pipelines.training import setup as training_setup
 
 UP, DOWN = Metric("accuracy", "max"), Metric("loss", "min")
@@ -188,17 +189,6 @@ def test_the_grace_period_covers_the_warm_up() -> None:
     assert search_space.default_grace_epochs(recipe.with_overrides({"train.epochs": 1})) == 1
 
 
-NOT_GIVEN = {
-    "search": "random",
-    "scheduler": None,
-    "trials": None,
-    "grace": None,
-    "reduction": None,
-    "interval": None,
-    "epochs": 9,
-}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -219,8 +209,9 @@ NOT_GIVEN = {
 def test_settings_of_a_search_that_make_no_sense_together_are_refused(
     given: dict[str, Any], message: str
 ) -> None:
+    epochs = given.pop("epochs", 9)
     with pytest.raises(UsageError, match=message):
-        search_space.check_settings(**(NOT_GIVEN | given))
+        search_space.check_settings(SearchSettings(**given), epochs)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +227,8 @@ def test_settings_of_a_search_that_make_no_sense_together_are_refused(
 )
 def test_settings_that_make_sense_are_taken(given: dict[str, Any]) -> None:
     """The control."""
-    search_space.check_settings(**(NOT_GIVEN | given))
+    epochs = given.pop("epochs", 9)
+    search_space.check_settings(SearchSettings(**given), epochs)
 
 
 def test_unknown_searches_and_schedulers_are_refused() -> None:
