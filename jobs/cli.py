@@ -163,7 +163,7 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
     # torch reads it when it is loaded: a waiting thread then leaves its CPU to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.umask(os.umask(0o077) | 0o002)  # no other user may change what is written
-    verbose = "--verbose" in argv
+    verbose, stdout = "--verbose" in argv, sys.stdout
     try:
         from pipelines.storage.base import use_cache
         from pipelines.workflows.context import Context
@@ -180,6 +180,10 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
             hint=f"see: {context.command_path} --help" if context else "",
         )
         _leave(error.exit_code)
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        _leave(0)  # the reader of the output has closed it, and click has replaced it
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         _leave(130)
@@ -189,8 +193,6 @@ def run(command: click.Command, name: str, argv: list[str] | None = None) -> NoR
         _complain(error.message, hint=error.hint)
         _leave(error.exit_code)
     except OSError as error:  # a full disk, a folder that may not be written
-        if isinstance(error, BrokenPipeError) and _output_is_closed():
-            _leave(0)
         if verbose:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -203,15 +205,6 @@ def _complain(message: str, hint: str = "") -> None:
     print(f"tessera: {hide_passwords(message)}", file=sys.stderr)
     if hint:
         print(f"         {hide_passwords(hint)}", file=sys.stderr)
-
-
-def _output_is_closed() -> bool:
-    """Whether the reader of stdout has closed it. What couldn't be written is still there."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
 
 
 def _leave(status: int) -> NoReturn:
