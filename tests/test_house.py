@@ -296,6 +296,71 @@ def test_every_test_file_is_named_after_a_module() -> None:
     check(f"tests/{path.as_posix()}" for path in mirrored_tests() if not module_tested_by(path))
 
 
+TESTED_WITH = {
+    "pipelines/cluster/event_sink.py": "pipelines/cluster/test_workers.py",
+    "pipelines/cluster/jobs.py": "jobs/test_submit.py",
+    "pipelines/evaluation/report.py": "pipelines/evaluation/test_job.py",
+    "pipelines/evaluation/robustness.py": "pipelines/evaluation/test_job.py",
+    "pipelines/tracking/mlflow_files.py": "pipelines/tracking/test_mlflow_registry.py",
+    "pipelines/training/loaded_model.py": "pipelines/evaluation/test_job.py",
+    "pipelines/training/previews.py": "pipelines/training/test_trainer.py",
+    "pipelines/workflows/copy_model.py": "jobs/test_promote.py",
+    "pipelines/workflows/prediction_files.py": "pipelines/workflows/test_predict.py",
+}
+"""Modules that do something only on a cluster, with a service or with a trained model: the tests
+that have one call them too."""
+
+
+def has_logic(path: Path) -> bool:
+    """Whether a function of the module has two statements or more."""
+    functions = [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef)]
+    return any(len(f.body) - bool(ast.get_docstring(f)) > 1 for f in functions)
+
+
+def files_named_after(path: Path) -> set[Path]:
+    """Test files of a module: `test_NAME.py` or `test_NAME_MORE.py` in its folder of tests, or in
+    `integration`. The tests of NAME_PART.py may be those of NAME.py beside it, and a verb and its
+    workflow may share theirs."""
+    name = name_of(path.with_suffix(""))
+    folder, _, stem = name.rpartition("/")
+    stems = [stem]
+    words = stem.split("_")
+    stems += [
+        s
+        for n in range(1, len(words))
+        if (path.parent / f"{(s := '_'.join(words[:n]))}.py").exists()
+    ]
+    folders = [folder, "integration"]
+    shared = {"jobs": "pipelines/workflows", "pipelines/workflows": "jobs"}.get(folder)
+    if shared and (ROOT / shared / path.name).exists():
+        folders.append(shared)
+    return {
+        test
+        for room in folders
+        for test in (TESTS / room).glob("test_*.py")
+        if any(f"{test.stem}_".startswith(f"test_{one}_") for one in stems)
+    }
+
+
+def test_every_module_has_tests_of_its_name() -> None:
+    """The families are tested by the contract of all of them."""
+    modules = [p for p in FILES if p.stem not in ("__init__", "tessera")]
+    modules = [p for p in modules if p.parent != ROOT / "models" and has_logic(p)]
+    check(
+        f"{name_of(path)} has no test file of its name"
+        for path in modules
+        if not files_named_after(path) and name_of(path) not in TESTED_WITH
+    )
+
+
+def test_the_modules_that_are_tested_with_others_have_no_tests_of_their_own() -> None:
+    check(
+        f"{module} in TESTED_WITH"
+        for module, test in TESTED_WITH.items()
+        if files_named_after(ROOT / module) or not (TESTS / test).is_file()
+    )
+
+
 # ── the rules bite ────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import tune
-from models.core.errors import TesseraError, UsageError
-from pipelines import recipe as recipes
-from pipelines.training import run
-from pipelines.workflows import search_board
+from models.core.errors import UsageError
 
 
 def space_file(tmp_path: Path, text: str) -> Path:
@@ -60,27 +57,3 @@ def test_settings_without_sense_are_refused_before_anything_starts(
     with pytest.raises(UsageError, match=message):
         tune.command.main(arguments, standalone_mode=False)
     assert not (tmp_path / "home").exists()
-
-
-def test_a_search_has_only_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
-    spec = search_board.SearchSpec(
-        folder=tmp_path / "home" / "searches" / "one",
-        name="one",
-        recipe=recipes.start("cnn").to_json(),
-        space={},
-        search="random",
-        scheduler="pbt",
-        trials=2,
-        seed=0,
-        experiment="tessera",
-        grace_epochs=1,
-        reduction=3.0,
-        budget_seconds=None,
-    )
-    spec.write()
-    with (
-        run.locked(spec),
-        pytest.raises(TesseraError, match=r"one is being trained by host .*, process \d+"),
-    ):
-        tune.command.main(["--resume", "one"], standalone_mode=False)
