@@ -22,6 +22,7 @@ from source_tree import (
     ROOT,
     TESTS,
     check,
+    facts,
     imports,
     name_of,
     text_of,
@@ -224,9 +225,7 @@ def _run(code: str, folder: Path) -> None:
 
 
 def test_every_module_has_a_docstring() -> None:
-    check(
-        name_of(path) for path in FILES if (code := tree(path)).body and not ast.get_docstring(code)
-    )
+    check(name_of(path) for path in FILES if not facts(path).has_docstring)
 
 
 def test_no_file_is_too_long() -> None:
@@ -311,12 +310,6 @@ TESTED_WITH = {
 that have one call them too."""
 
 
-def has_logic(path: Path) -> bool:
-    """Whether a function of the module has two statements or more."""
-    functions = [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef)]
-    return any(len(f.body) - bool(ast.get_docstring(f)) > 1 for f in functions)
-
-
 def files_named_after(path: Path) -> set[Path]:
     """Test files of a module: `test_NAME.py` or `test_NAME_MORE.py` in its folder of tests, or in
     `integration`. The tests of NAME_PART.py may be those of NAME.py beside it, and a verb and its
@@ -345,7 +338,7 @@ def files_named_after(path: Path) -> set[Path]:
 def test_every_module_has_tests_of_its_name() -> None:
     """The families are tested by the contract of all of them."""
     modules = [p for p in FILES if p.stem not in ("__init__", "tessera")]
-    modules = [p for p in modules if p.parent != ROOT / "models" and has_logic(p)]
+    modules = [p for p in modules if p.parent != ROOT / "models" and facts(p).has_logic]
     check(
         f"{name_of(path)} has no test file of its name"
         for path in modules

@@ -1,13 +1,15 @@
 """The source of the project, for the tests of its rules.
 
-In: the files of the working tree. Out: their texts, syntax trees and imports. A tree is made anew
-for each caller, because keeping all of them would slow down the garbage collector.
+In: the files of the working tree. Out: their texts, syntax trees, and facts about them. A tree is
+made anew for each caller, because keeping all of them would slow down the garbage collector. What
+several tests need of every file is a field of `Facts`, which are read once.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -26,15 +28,38 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(text_of(path))
 
 
-def imports(path: Path, *, top_only: bool = False) -> tuple[str, ...]:
-    """Dotted names that a file imports; with `top_only` those that importing the file imports."""
-    everywhere, on_top = _imports(path)
-    return on_top if top_only else everywhere
+@dataclass(frozen=True)
+class Facts:
+    """Of a file.
+
+    imports, on_top  dotted names that it imports, and those that importing the file imports
+    has_docstring    also if the file is empty
+    has_logic        whether a function has two statements or more
+    """
+
+    imports: tuple[str, ...]
+    on_top: tuple[str, ...]
+    has_docstring: bool
+    has_logic: bool
 
 
 @cache
-def _imports(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def facts(path: Path) -> Facts:
     module = tree(path)
+    functions = [n for n in ast.walk(module) if isinstance(n, ast.FunctionDef)]
+    return Facts(
+        *_imports(module, path),
+        has_docstring=not module.body or bool(ast.get_docstring(module)),
+        has_logic=any(len(f.body) - bool(ast.get_docstring(f)) > 1 for f in functions),
+    )
+
+
+def imports(path: Path, *, top_only: bool = False) -> tuple[str, ...]:
+    """Dotted names that a file imports; with `top_only` those that importing the file imports."""
+    return facts(path).on_top if top_only else facts(path).imports
+
+
+def _imports(module: ast.Module, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     on_top = {id(node) for node in _statements(module, top_only=True)}
     names: list[tuple[str, bool]] = []
     for node in _statements(module):
