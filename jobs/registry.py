@@ -111,10 +111,12 @@ def row(version: Version) -> dict[str, Any]:
 
 
 def _primary(version: Version) -> str:
-    """Name of the primary metric of the version's family; empty for an unknown family."""
+    """Name of the version's primary metric; empty for an unknown family."""
     import models
     from models.core.errors import TesseraError
 
+    if chosen := _json(version.tags.get(tag_names.RECIPE, "")).get("primary_metric"):
+        return str(chosen)
     try:
         return models.get(version.tags.get(tag_names.FAMILY, "")).task.primary.name
     except TesseraError:  # a family that isn't installed here

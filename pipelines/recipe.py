@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -38,6 +38,9 @@ from pipelines.recipe_sections import (
     Workers,
 )
 
+if TYPE_CHECKING:  # loads torch
+    from models.core.family import Metric
+
 
 class Recipe(Frozen):
     """Everything that a training depends on. Digests are filled in when a training starts."""
@@ -57,6 +60,12 @@ class Recipe(Frozen):
     """Digest of the files of that version."""
     metrics: tuple[str, ...] = ()
     """Additional metrics, functions of your own, as MODULE:FUNCTION."""
+    primary_metric: str = ""
+    """The metric that selects the best checkpoint and the best trial, stops a training early and
+    decides a promotion: one of the task's, or of `metrics`. By default the task's primary one."""
+    primary_direction: Literal["", "max", "min"] = ""
+    """Whether higher (`max`) or lower (`min`) values of `primary_metric` are better; by default as
+    its function declares."""
     model: dict[str, Any] = {}
     """Settings of the network: the family's dataclass."""
     augment: dict[str, Any] = {}
@@ -138,6 +147,14 @@ class Recipe(Frozen):
     def _check_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         custom_metrics.check_names(names)
         return names
+
+    def primary(self) -> Metric:
+        """The metric that selects the best checkpoint. Raises UsageError if there is none of this
+        name, or if it is not known whether higher or lower values are better."""
+        task = models.get(self.family).task
+        return custom_metrics.choose_primary(
+            task, self.metrics, self.primary_metric, self.primary_direction
+        )
 
     def config(self) -> Any:
         """The network's settings as the family's dataclass."""

@@ -7,7 +7,9 @@ It returns a number, or a dict of numbers:
     def balanced_accuracy(records, data):
         return sum(recall(records, k) for k in range(len(data.classes))) / len(data.classes)
 
-It is reported under the function's name; of a dict each value as NAME_KEY. Must not know tasks.
+It is reported under the function's name; of a dict each value as NAME_KEY. `@higher_is_better` or
+`@lower_is_better` above the function says which values are better, so that a recipe can name it as
+`primary_metric`. Must not know tasks.
 """
 
 from __future__ import annotations
@@ -16,18 +18,34 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from models.core import outside
-from models.core.errors import TesseraError, UsageError
+from models.core.errors import TesseraError, UsageError, unknown
 
 if TYPE_CHECKING:  # loads torch, which nothing that only reads a recipe needs
-    from models.core.family import DataSpec, Record, Task
+    from models.core.family import DataSpec, Metric, Record, Task
 
     MetricFunction = Callable[[Sequence[Record], DataSpec], float | Mapping[str, float]]
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+
+def higher_is_better(function: _Function) -> _Function:
+    """Declares that higher values of a metric are better."""
+    return _declare(function, "max")
+
+
+def lower_is_better(function: _Function) -> _Function:
+    """Declares that lower values of a metric are better."""
+    return _declare(function, "min")
+
+
+def _declare(function: _Function, direction: Literal["max", "min"]) -> _Function:
+    function.direction = direction  # type: ignore[attr-defined]
+    return function
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -60,6 +78,47 @@ def get(name: str) -> MetricFunction:
             hint=f"define it like this: {example}",
         )
     return function  # type: ignore[no-any-return]
+
+
+def choose_primary(task: Task, names: Sequence[str], chosen: str, direction: str = "") -> Metric:
+    """The metric that selects the best checkpoint.
+
+    Args:
+        task: Its primary metric is the result if nothing is chosen.
+        names: The recipe's metrics, as MODULE:FUNCTION.
+        chosen: Name of a metric of the task, or of one of `names`; empty for the task's.
+        direction: "max" or "min"; empty for the direction that the function declares, which is
+            imported only to read that.
+
+    Raises UsageError if there is no metric of this name, or if its direction is not known.
+    """
+    primary = task.primary
+    if chosen in ("", primary.name):
+        if chosen and direction not in ("", primary.direction):
+            raise UsageError(
+                f"primary_direction = {direction}: of {task.name}'s {chosen} "
+                f"{_WORDS[primary.direction]} values are better",
+                hint="leave primary_direction out",
+            )
+        return primary
+    functions = {_function_name(name): name for name in names}
+    function = next((f for f in functions if chosen == f or chosen.startswith(f"{f}_")), None)
+    if function is None and chosen not in task.headline_metrics:
+        raise unknown("metric", chosen, [*task.headline_metrics, *functions])
+    if function is not None and not direction:
+        direction = str(getattr(get(functions[function]), "direction", ""))
+    if direction not in _WORDS:
+        declare = "write @higher_is_better or @lower_is_better, from models.metrics, above it, or "
+        raise UsageError(
+            f"primary_metric = {chosen}: it isn't known whether higher or lower values are better",
+            hint=f"{declare if function else ''}set primary_direction to max or min",
+        )
+    from models.core.family import Metric
+
+    return Metric(chosen, "max" if direction == "max" else "min")
+
+
+_WORDS = {"max": "higher", "min": "lower"}
 
 
 def metrics(
@@ -105,6 +164,12 @@ def bootstrap_metrics(
         return values
 
     return of
+
+
+def merge(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
+    """All metrics of two recipes; of two with the same function name, that of the first."""
+    names = {_function_name(name): name for name in (*second, *first)}
+    return tuple(names.values())
 
 
 def _function_name(name: str) -> str:

@@ -22,6 +22,7 @@ from pipelines.evaluation.evaluated import EvaluatedModel
 from pipelines.evaluation.payload import EvaluationPayload, EvaluationResults, ModelFiles
 from pipelines.evaluation.results import Comparison, EvaluationResult, SliceMetrics
 from pipelines.interfaces import Emit, World
+from pipelines.recipe import Recipe
 from pipelines.storage.base import use_cache_of
 from pipelines.training import distributed, evaluator, hardware, loaded_model
 from pipelines.training.evaluator import Predictions
@@ -38,7 +39,8 @@ def evaluate_models(payload: EvaluationPayload, world: World, emit: Emit) -> Eva
         payload = exchange.fetch_models(payload)
     evaluated: list[EvaluatedModel] = []
     for files in payload.models:
-        one = _evaluate(files, payload, world)
+        first = evaluated[0].model.model.recipe if evaluated else None
+        one = _evaluate(files, payload, world, first)
         if one is not None:
             if evaluated:
                 _check_comparable(evaluated[0].result, one.result)
@@ -58,7 +60,11 @@ def evaluate_models(payload: EvaluationPayload, world: World, emit: Emit) -> Eva
     return EvaluationResults(tuple(one.result for one in evaluated), tuple(comparisons))
 
 
-def _evaluate(files: ModelFiles, payload: EvaluationPayload, world: World) -> EvaluatedModel | None:
+def _evaluate(
+    files: ModelFiles, payload: EvaluationPayload, world: World, first: Recipe | None
+) -> EvaluatedModel | None:
+    """`first` is the recipe of the model that this one is compared with: both get its metrics, and
+    its primary one. Rank 0 alone has it, and needs it."""
     split = payload.split
     model = loaded_model.load_model(
         files.folder, files.digest, payload.data, world, judge=files.judge
@@ -72,15 +78,17 @@ def _evaluate(files: ModelFiles, payload: EvaluationPayload, world: World) -> Ev
         world,
         describe=slices.describe if task.takes_images else None,
     )
-    robust = robustness.measure(model, split, payload.robustness, world)
+    names = custom_metrics.merge(first.metrics if first else (), model.model.recipe.metrics)
+    primary = (first or model.model.recipe).primary()
+    robust = robustness.measure(
+        model, split, payload.robustness, world, metrics=names, primary=primary.name
+    )
     measured = _costs(model, files.folder, split) if payload.costs and world.leads else {}
     # The other ranks wait here: they would take time from what is being measured.
     distributed.broadcast(None, world)
     if predictions is None:
         return None
-    select = custom_metrics.bootstrap_metrics(
-        task, model.model.recipe.metrics, predictions.records, data
-    )
+    select = custom_metrics.bootstrap_metrics(task, names, predictions.records, data)
     count = len(predictions.records)
     metrics = select(range(count))
     bootstrap_samples = task.bootstrap_samples if payload.intervals else 0
@@ -92,8 +100,8 @@ def _evaluate(files: ModelFiles, payload: EvaluationPayload, world: World) -> Ev
         digest=model.model.digest,
         family=model.family.name,
         task=task.name,
-        primary=task.primary.name,
-        direction=task.primary.direction,
+        primary=primary.name,
+        direction=primary.direction,
         data=model.card.name,
         data_digest=model.card.digest,
         split=split,
@@ -104,6 +112,7 @@ def _evaluate(files: ModelFiles, payload: EvaluationPayload, world: World) -> Ev
         costs=measured,
         hardware=hardware.describe(),
         judge_digest=model.model.recipe.judge_digest,
+        class_direction=task.primary.direction,
     )
     return EvaluatedModel(model, predictions, metrics, resampled, result)
 

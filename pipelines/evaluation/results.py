@@ -44,7 +44,9 @@ class Robustness:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Everything measured of a model. `metrics` are of all images; names of `costs` have units."""
+    """Everything measured of a model. `metrics` are of all images; names of `costs` have units.
+    `direction` is "max" or "min": whether higher or lower values of the primary metric are better;
+    `class_direction` is that of metrics by class."""
 
     model: str
     digest: str
@@ -62,6 +64,7 @@ class EvaluationResult:
     costs: Mapping[str, float] = field(default_factory=dict)
     hardware: str = ""
     judge_digest: str = ""
+    class_direction: str = "max"
 
     def values(self) -> dict[str, float]:
         """Every value that a policy can limit, by name."""

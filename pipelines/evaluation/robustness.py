@@ -6,7 +6,7 @@ are corrupted or attacked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,10 +22,19 @@ EPSILONS = (2, 8)
 """Strengths of the attacks: the largest change of a channel's value, of 255 levels."""
 
 
-def measure(model: LoadedModel, split: str, count: int, world: World) -> Robustness | None:
+def measure(
+    model: LoadedModel,
+    split: str,
+    count: int,
+    world: World,
+    *,
+    metrics: Sequence[str] = (),
+    primary: str,
+) -> Robustness | None:
     """Called by all ranks. Returns None for a count of 0, and if the target is the image itself.
 
-    Uses `count` images, evenly spread over the split; only rank 0 has the values.
+    Measures the metric `primary`, which is one of the task's or of `metrics`, MODULE:FUNCTION. Uses
+    `count` images, evenly spread over the split; only rank 0 has the values.
     """
     family, data = model.family, model.data
     if not count or family.task.reads == "images":
@@ -37,7 +46,7 @@ def measure(model: LoadedModel, split: str, count: int, world: World) -> Robustn
         predictions = evaluator.predict_split(family, predict_batch, data, loader, world)
         if predictions is None:
             return 0.0
-        return predictions.metrics(family, data)[family.task.primary.name]
+        return predictions.metrics(family, data, metrics)[primary]
 
     def loader() -> EvalLoader:
         return model.loader(split, world, only=chosen)

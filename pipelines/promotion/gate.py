@@ -266,7 +266,7 @@ def _class_rules(
 ) -> list[Rule]:
     """For each metric by class: the class with the largest statistically significant loss. With
     few images per class, some class is always worse by chance."""
-    sign = 1 if candidate.direction == "max" else -1
+    sign = 1 if candidate.class_direction == "max" else -1
     worst: dict[str, tuple[float, str]] = {}
     for name, estimate in champion.metrics.items():
         metric, slash, class_name = name.partition("/")

@@ -63,6 +63,10 @@ class TrainingSetup:
             )
         if not recipe.data.digest:
             recipe = recipe.with_overrides({"data.digest": card.digest})
+        if recipe.primary_metric and not recipe.primary_direction:
+            # A trained model is usable where the function that declares it is not installed.
+            direction = recipe.primary().direction
+            recipe = recipe.with_overrides({"primary_direction": direction})
         data, train = data_spec(recipe, card), recipe.train
         if (train.loss, train.class_weights) != ("cross_entropy", "none"):
             settings = LossSettings.of(train.loss, train.class_weights, data.counts)
@@ -107,6 +111,7 @@ def check_ready(
     recipe, card, where = setup.recipe, setup.card, setup.recipe.data.path
     for metric in recipe.metrics:
         custom_metrics.get(metric)
+    recipe.primary()
     workers, batch_size = recipe.workers.largest, recipe.train.batch_size
     preflight.check_feedable(card, workers=workers, batch_size=batch_size, where=where)
     preflight.check_files(where, card, "val")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.core.errors import unknown
 from models.core.family import Batch, BatchRng
 from pipelines.data.loading.loaders import TrainStep
 from pipelines.interfaces import Emit, GroupStopped, World
@@ -104,7 +105,7 @@ class Trainer:
         self.setup, self.recipe, self.family = setup, setup.recipe, setup.family
         self.loader, self.validate, self.world, self.emit = loader, validate, world, emit
         self.store, self.on_first_batch, self.sample_log = store, on_first_batch, sample_log
-        self.config = self.recipe.config()
+        self.config, self.primary = self.recipe.config(), self.recipe.primary()
         self.precision = resolve_precision(self.recipe.train.precision, world.device)
         self.transform = self.family.augment(self.recipe.augment_settings(), setup.data, train=True)
         self.progress = state.progress if state else Progress()
@@ -241,7 +242,9 @@ class Trainer:
         seconds = time.perf_counter() - began
         progress.epoch += 1
         progress.consumed = 0
-        primary = self.family.task.primary
+        primary = self.primary
+        if primary.name not in metrics:
+            raise unknown("metric", primary.name, metrics)
         value = metrics[primary.name]
         best = progress.best_value
         improved = best is None or primary.better(value, best)

@@ -74,7 +74,6 @@ def reproduce(
 
     Raises TesseraError if its files or its data are not those that it was registered with.
     """
-    import models
     from pipelines import recipe as recipes
     from pipelines.storage.base import absolute_location
     from pipelines.tracking.memory import MemoryTracker
@@ -112,7 +111,7 @@ def reproduce(
         )
         used_models.fetch(recipe, registry, run.folder)
         tracker = MemoryTracker()
-        primary = models.get(recipe.family).task.primary.name
+        primary = recipe.primary().name
         group = worker_group(recipe)
         with (
             show_progress(progress) as listener,

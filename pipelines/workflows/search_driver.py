@@ -67,7 +67,6 @@ def run(
 
     Raises TesseraError if no trial fits into the cluster, or if every trial failed.
     """
-    import models
     from pipelines.cluster import connection, shared_folder
     from pipelines.training import run as training_run
 
@@ -90,7 +89,7 @@ def run(
         say(f"search {spec.name}")
         say(f"watch {services.page(context, parent.link())}")
         say(f"{spec.trials} trials, {capacity.at_once} at a time: {capacity.reason}")
-        metric = models.get(recipe.family).task.primary
+        metric = recipe.primary()
         board = Leaderboard(context, spec, metric, recipe.train.epochs, parent, say)
         board.end_runs_again()
         try:
@@ -105,7 +104,6 @@ def run(
 
 def finished(context: Context, spec: SearchSpec, recipe: Recipe) -> FinishedSearch | None:
     """The result of a search that has ended; None of any other."""
-    import models
 
     trials = search_trials.read(spec.folder / search_trials.TRIALS)
     if not (spec.folder / WINNER).exists() or not all(trial.over for trial in trials):
@@ -113,7 +111,7 @@ def finished(context: Context, spec: SearchSpec, recipe: Recipe) -> FinishedSear
     tracker = services.attach_tracker(context, spec.parent)
     if tracker.status() != "FINISHED":
         return None
-    metric = models.get(recipe.family).task.primary
+    metric = recipe.primary()
     ranked = search_trials.ranked(trials, metric)
     return FinishedSearch(
         winner=search_trials.winner(trials, metric), trials=tuple(ranked), page=tracker.link()
@@ -145,10 +143,9 @@ def _run_trials(
     *,
     restore: bool,
 ) -> None:
-    import models
     from pipelines.cluster import tuner
 
-    metric = models.get(recipe.family).task.primary
+    metric = recipe.primary()
     payload = TrialPayload(
         context=context,
         search=spec.name,
@@ -189,7 +186,6 @@ def _known(trials: Sequence[Trial]) -> list[KnownTrial]:
 
 
 def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) -> TunerOptions:
-    import models
     from pipelines.cluster import tuner
 
     return tuner.TunerOptions(
@@ -199,7 +195,7 @@ def _tuner_options(spec: SearchSpec, recipe: Recipe, capacity: TrialCapacity) ->
         scheduler=spec.scheduler,
         trials=spec.trials,
         at_once=capacity.at_once,
-        direction=models.get(recipe.family).task.primary.direction,
+        direction=recipe.primary().direction,
         most_epochs=recipe.train.epochs,
         grace_epochs=spec.grace_epochs,
         reduction=spec.reduction,

@@ -404,7 +404,7 @@ def execute(
                 tracker.start_system_metrics()
                 if group.workers:
                     tags[tag_names.RAY_JOB] = connection.job_id()
-                primary = setup.family.task.primary.name
+                primary = setup.recipe.primary().name
                 page = services.page(context, tracker.link())
                 listener({"kind": "run", "name": run.name, "metric": primary, "page": page})
                 if fitted:

@@ -178,7 +178,6 @@ def _run(
     verbose: bool,
     progress: bool | Listener,
 ) -> SearchResult:
-    import models
     from pipelines import recipe as recipes
     from pipelines.visuals.progress import show_progress
 
@@ -194,7 +193,7 @@ def _run(
     result = SearchResult(
         name=spec.name,
         folder=spec.folder,
-        metric=models.get(recipe.family).task.primary.name,
+        metric=recipe.primary().name,
         winner=search.winner,
         trials=search.trials,
         page=search.page,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import Done
@@ -173,6 +174,14 @@ FAMILY = MIXER.replace("    variants =", "    task = Parity()\n    variants =").
     "\nfrom torch", "\nfrom oddlab.tasks import Parity\nfrom torch"
 )
 METRICS = """
+from models.metrics import lower_is_better
+
+@lower_is_better
+def largest_label_share(records, data):
+    # The share of images that get the most frequent prediction: 0.1 is the best for digits.
+    predicted = [int(r["predicted"]) for r in records]
+    return max(predicted.count(k) for k in range(len(data.classes))) / len(predicted)
+
 def zeros(records, data):
     return sum(r["label"] == 0 for r in records) / len(records)
 
@@ -219,6 +228,41 @@ def test_an_external_task_family_and_metric_are_trained_and_evaluated(
     assert {"same_parity", "zeros", "counts_images", "counts_classes"} == result.keys()
     assert result["counts_classes"] == {"value": 10, "low": 10, "high": 10}
     assert result["zeros"]["low"] < result["zeros"]["value"] < result["zeros"]["high"]
+
+
+def test_an_external_metric_that_is_better_when_lower_selects_and_promotes(
+    oddlab: None, own_home: Path, digits: Path, call: Callable[..., Done]
+) -> None:
+    """The first version, which learns nothing, doesn't name the metric: the second one's metric
+    compares them."""
+
+    def train(*settings: str) -> list[dict[str, Any]]:
+        before = set(own_home.glob("runs/*"))
+        words = [word for setting in settings for word in ("--set", setting)]
+        done = call(
+            "train", "oddlab.odd", "--data", digits, "--workers", "0", "--model", "m", *words
+        )
+        assert done.status == 0, done.err
+        (run,) = set(own_home.glob("runs/*")) - before
+        return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+    train("train.epochs=1", "train.precision=fp32", "optim.model.lr=1e-12")
+    evaluated = ("--data", digits, "--json")
+    assert call("evaluate", "m/1", *evaluated).status == 0
+    assert call("promote", "m/1").status == 0
+    name = "largest_label_share"
+    chosen = [f"metrics=[oddlab.metrics:{name}]", f"primary_metric={name}"]
+    events = train("train.epochs=9", "train.patience=1", "train.precision=fp32", *chosen)
+    values = [e["values"][f"val/{name}"] for e in events if f"val/{name}" in e.get("values", ())]
+    assert values[0] > min(values)
+    assert 2 < len(values) < 9
+    assert values.index(min(values)) == len(values) - 2  # the last epoch alone was no better
+
+    (result,) = json.loads(call("evaluate", "m/2", *evaluated).out)["models"]
+    assert (result["primary"], result["direction"]) == (name, "min")
+    done = call("promote", "m/2", "--json")
+    assert done.status == 0, done.out + done.err
+    assert f"better: {name} " in done.out
 
 
 @pytest.mark.parametrize(

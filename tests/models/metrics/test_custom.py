@@ -10,13 +10,24 @@ import pytest
 import torch
 
 from models.core.errors import TesseraError, UsageError
-from models.core.family import DataSpec
+from models.core.family import DataSpec, Metric
 from models.metrics import custom
 from models.tasks.classification import CLASSIFICATION
+from models.tasks.detection import DETECTION
 
 DATA = DataSpec("classification", 1, 8, 8, ("a", "b"))
 CODE = """
+from models.metrics import higher_is_better, lower_is_better
+
 THREE = 3
+
+@higher_is_better
+def good(records, data):
+    return 1.0
+
+@lower_is_better
+def bad(records, data):
+    return {"a": 0.0, "b": 1.0}
 
 def share(records, data):
     return sum(r["label"] == 1 for r in records) / len(records)
@@ -98,3 +109,48 @@ def test_two_metrics_of_one_name_are_refused() -> None:
 def test_an_object_that_is_not_a_function_is_refused() -> None:
     with pytest.raises(UsageError, match="of type int, not a function"):
         custom.get("metric_lab:THREE")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "direction", "expected"),
+    [
+        ("", "", Metric("map", "max")),
+        ("map50", "max", Metric("map50", "max")),
+        ("good", "", Metric("good", "max")),
+        ("bad_a", "", Metric("bad_a", "min")),
+        ("share", "min", Metric("share", "min")),
+        ("good", "min", Metric("good", "min")),
+    ],
+)
+def test_the_primary_metric_and_its_direction(
+    chosen: str, direction: str, expected: Metric
+) -> None:
+    names = ["metric_lab:good", "metric_lab:bad", "metric_lab:share"]
+    assert custom.choose_primary(DETECTION, names, chosen, direction) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "direction", "message", "hint"),
+    [
+        ("share", "", "higher or lower values are better", "@lower_is_better"),
+        ("shard", "", "unknown metric 'shard'", "did you mean 'share'"),
+        ("map", "min", "higher values are better", "leave primary_direction out"),
+        ("map50", "", "higher or lower values are better", "set primary_direction"),
+    ],
+)
+def test_a_primary_metric_without_a_direction_is_refused(
+    chosen: str, direction: str, message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        custom.choose_primary(DETECTION, ["metric_lab:share"], chosen, direction)
+    assert hint in caught.value.hint
+
+
+def test_a_direction_that_the_recipe_knows_needs_no_import() -> None:
+    """As where a trained model is used and its metric is not installed."""
+    metric = custom.choose_primary(DETECTION, ["nowhere:cost"], "cost", "min")
+    assert metric == Metric("cost", "min")
+
+
+def test_of_two_functions_with_one_name_the_first_is_used() -> None:
+    assert set(custom.merge(["a:x"], ["b:x", "b:y"])) == {"a:x", "b:y"}

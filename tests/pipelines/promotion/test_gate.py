@@ -157,6 +157,19 @@ def test_each_limit_on_losses_is_checked() -> None:
     assert decide(candidate, champion, maybe, largest_losses={"classes": 0.05}).passed
 
 
+def test_metrics_by_class_have_a_direction_of_their_own() -> None:
+    """Of the primary metric, an error, lower values are better; of recall higher ones."""
+    candidate = result(0.1, direction="min", metrics={"recall/cat": 0.9})
+    champion = result(0.2, direction="min", metrics={"recall/cat": 0.5})
+    gained = {"recall/cat": Difference(0.4, 0.3, 0.5)}
+    lead = compared(-0.12, -0.08, classes=gained)
+    assert decide(candidate, champion, lead, largest_losses={"classes": 0.0}).passed
+    lost = {"recall/cat": Difference(-0.4, -0.5, -0.3)}
+    lead = compared(-0.12, -0.08, classes=lost)
+    verdict = decide(champion, candidate, lead, largest_losses={"classes": 0.0})
+    assert failed(verdict) == ["largest significant loss of recall in a class"]
+
+
 def test_a_class_that_the_candidate_never_predicts_is_a_total_loss() -> None:
     candidate, champion = result(0.95), result(0.9, metrics={"precision/cat": 0.2})
     verdict = decide(candidate, champion, compared(0.01, 0.1), largest_losses={"classes": 0.9})

@@ -38,6 +38,7 @@ def spec(**changes: Any) -> SearchSpec:
     [
         ("cnn", {}, "max"),
         ("autoencoder", {}, "min"),
+        ("autoencoder", {"primary_metric": "psnr", "primary_direction": "max"}, "max"),
     ],
 )
 def test_the_tuner_gets_the_direction_of_the_primary_metric(
