@@ -4,8 +4,8 @@ In: names, and the records of a split. Out: their values. Such a metric is a fun
 that the task makes (`Task.make_record`, one an image, in the data set's order) and the data spec.
 It returns a number, or a dict of numbers:
 
-    def balanced_accuracy(records, data):
-        return sum(recall(records, k) for k in range(len(data.classes))) / len(data.classes)
+    def worst_recall(records, data):
+        return min(recall(records, k) for k in range(len(data.classes)))
 
 It is reported under the function's name; of a dict each value as NAME_KEY. `@higher_is_better` or
 `@lower_is_better` above the function says which values are better, so that a recipe can name it as
@@ -55,7 +55,7 @@ def check_names(names: Sequence[str]) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"metrics: {name!r} is not the name of a metric",
-                hint="give MODULE:FUNCTION, like mylab.metrics:balanced_accuracy",
+                hint="give MODULE:FUNCTION, like mylab.metrics:worst_recall",
             )
     functions = [_function_name(name) for name in names]
     for function in functions:
