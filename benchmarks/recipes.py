@@ -69,6 +69,11 @@ def super_resolution(archives: Path, to: Path) -> Path:
     return to
 
 
+def grocery_fruit(archives: Path, to: Path) -> Path:
+    _extract(archives / "grocery-fruit/grocery-fruit.tar", to)
+    return to
+
+
 def nuclei(archives: Path, to: Path) -> Path:
     """170 images for train, from which `pack` takes val; the images of its own val are the test."""
     source = archives / "dsb2018-fluorescence"
@@ -82,6 +87,7 @@ DATA_SETS = {
     "mnist": DataSet(mnist),
     "mnist-unseen": DataSet(mnist, ("--unseen", "7,8,9")),
     "cifar10": DataSet(cifar10),
+    "grocery-fruit": DataSet(grocery_fruit),
     "bccd": DataSet(bccd, ("--allow-rejected", "2")),
     "isbi": DataSet(isbi, ("--option", "classes=membrane,cell")),
     "sr-bsd68-set5": DataSet(super_resolution, ("--format", "images")),
@@ -108,6 +114,7 @@ RECIPES = {
     "mnist-backbone": "mnist",
     "cifar10": "cifar10",
     "cifar10-airbench": "cifar10",
+    "grocery-efficientnet": "grocery-fruit",
     "bccd-yolo": "bccd",
     "nuclei-mask-rcnn": "nuclei",
     "nuclei-faster-rcnn": "nuclei",
