@@ -127,7 +127,8 @@ class BatchSource:
         choice = pixel_cache.choose(
             samples, spec, cache=cache, cache_bytes=cache_bytes, device=world.device
         )
-        self.cache_choice = str(choice)
+        reason = "each epoch has other parts of the images" if cuts else choice.reason
+        self.cache_choice = f"{choice.kind}: {reason}"
         self._spec, self._fit = spec, fit
         self._lock = threading.Lock()
         self._device = torch.device(world.device) if choice.kind == "device" else None
