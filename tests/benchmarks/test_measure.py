@@ -101,7 +101,7 @@ def test_docs_contain_a_row_for_every_recipe() -> None:
 
 def test_readme_contains_the_best_result_of_each_task_and_data_set() -> None:
     best = measure.best_results(measure.read_results())
-    assert len(best) == 10
+    assert len(best) == 11
     assert best["mnist"]["family"] == "cnn"
     assert measure.table(best) in measure.README.read_text()
 
