@@ -66,7 +66,8 @@ def trained(
         patch.setenv("TESSERA_HOME", str(root))
         patch.setenv("MLFLOW_PUBLIC_URL", server.uri)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        settings = f"--set train.epochs={EPOCHS} --set train.log_every_steps=1"
+        settings = f"--set train.epochs={EPOCHS} --set train.batch_size=128"
+        settings += " --set train.log_every_steps=1"
         output = call(f"train cnn --workers 0 --data {digits} {settings} --json")
         call(f"evaluate digits --data {digits} --json")
         call("promote digits/1 --json")
